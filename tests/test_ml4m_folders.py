@@ -38,7 +38,7 @@ from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.evaluation_data import pairs_of
 from zoo_backbone.ml4m import folders
 from zoo_backbone.ml4m.commands import export_command, import_command
-from zoo_backbone.ml4m.folders import Told, export_folder, import_folders, modality_of, share_tokenizers
+from zoo_backbone.ml4m.folders import TableRow, export_folder, import_folders, modality_of, share_tokenizers
 from zoo_backbone.ml4m.modalities import size_in
 from zoo_backbone.model import FourM
 from zoo_backbone.run import Run
@@ -396,7 +396,7 @@ def test_a_second_import_into_a_folder_is_refused_meanwhile(tmp_path: Path, monk
         with pytest.raises(FolderError, match="another process writes it right now"):
             import_folders(tmp_path / "human_poses", out, None)
 
-    def meanwhile(*arguments: Any) -> Told:
+    def meanwhile(*arguments: Any) -> TableRow:
         with ThreadPoolExecutor() as pool:
             pool.submit(second).result()
         return real(*arguments)

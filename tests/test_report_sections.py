@@ -25,7 +25,7 @@ from tokenizers_zoo.report.pictures import Pictures
 from tokenizers_zoo.report.samples import retrieval_section
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.train.report import write_pictures
-from zoo_backbone.retrieval.query import framed, write_hits
+from zoo_backbone.retrieval.query import mark_correct, write_hits
 from zoo_backbone.transfer.cli import transfer as command
 from zoo_backbone.transfer.results import compare
 
@@ -53,7 +53,7 @@ def entry(query: str, target: str, share: float) -> dict[str, Any]:
 def searched(run: Path) -> Path:
     """A run with figures and galleries of retrieval."""
     red, green, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue"))
-    hits = [[red, framed(green), blue], [framed(red), green]]
+    hits = [[red, mark_correct(green), blue], [mark_correct(red), green]]
     write_hits(
         run / "retrieval/gallery/caption-finds-depth.png", ["query: caption"], [["a <b>red</b> ball"], ["two"]], hits
     )

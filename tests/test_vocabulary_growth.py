@@ -194,7 +194,7 @@ def test_older_tokens_are_those_of_a_backbone_that_was_trained_after_the_growth(
     settings = EmbeddingConfig(space="plain")
     for run in (world.run, world.folder / "later"):
         embedder = Embedder(run, zoo, settings)
-        assert len(embedder.stored("test", ["caption"])) == 4
+        assert len(embedder.load_split("test", ["caption"])) == 4
     specs = [zoo["caption"].spec]
     for trained_on in (embedder.model.trained_on, Embedder(world.run, zoo, settings).model.trained_on):
         codec = dataclasses.replace(TokenMetadata.of(zoo["caption"], {}), fingerprint="0" * 64)

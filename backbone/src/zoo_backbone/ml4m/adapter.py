@@ -152,18 +152,18 @@ def config_of(
     checkpoint: PublishedCheckpoint, modalities: Sequence[PublishedModality], names: Mapping[str, str]
 ) -> PublishedConfig:
     """Return our config of a published one. Raises CheckpointError for unknown keys and unsupported models."""
-    where = f"{checkpoint.place}/config.json"
+    config_path = f"{checkpoint.place}/config.json"
     if unknown := sorted(set(checkpoint.config) - {*DEFAULTS, *TRAINING_KEYS, *SHAPE_KEYS}):
-        raise CheckpointError(f"{where}: unknown key {unknown[0]}; expected the configuration of a 4M backbone")
+        raise CheckpointError(f"{config_path}: unknown key {unknown[0]}; expected the configuration of a 4M backbone")
     table = {**DEFAULTS, **checkpoint.config}
     for key, only in (("decoder_causal_mask", False), ("decoder_sep_mask", True)):
         if table[key] != only:
-            raise CheckpointError(f"{where}: {key} = {table[key]}: expected {only}, as in all published models")
+            raise CheckpointError(f"{config_path}: {key} = {table[key]}: expected {only}, as in all published models")
     for key in (*BIASES, "share_modality_embeddings"):
         if not isinstance(table[key], bool):
-            raise CheckpointError(f"{where}: {key} {table[key]!r}: expected true or false")
+            raise CheckpointError(f"{config_path}: {key} {table[key]!r}: expected true or false")
     if table["act_layer"] not in [*ACTIVATIONS]:
-        raise CheckpointError(f"{where}: act_layer {table['act_layer']}: expected {' or '.join(ACTIVATIONS)}")
+        raise CheckpointError(f"{config_path}: act_layer {table['act_layer']}: expected {' or '.join(ACTIVATIONS)}")
     tokens = [item for item in modalities if item.kind == "tokens"]
     same = "encoder_depth", "decoder_depth", "mlp_ratio", "gated_mlp", "qk_norm", "share_modality_embeddings"
     ours = {
@@ -177,7 +177,7 @@ def config_of(
     try:
         return from_mapping(PublishedConfig, ours)
     except ConfigError as error:
-        raise CheckpointError(f"{where}: {error}") from None
+        raise CheckpointError(f"{config_path}: {error}") from None
 
 
 def import_backbone(checkpoint: PublishedCheckpoint, specs: Mapping[str, ModalitySpec], folder: Path) -> str:
@@ -206,8 +206,9 @@ def import_backbone(checkpoint: PublishedCheckpoint, specs: Mapping[str, Modalit
         if name in zeros and tensor.any():
             raise CheckpointError(f"{checkpoint.place}: {name} is not zero, and config.json says norm_bias = false")
         if name not in zeros and not name.endswith(".mod_emb"):
-            what = f"unknown tensor {name}: not a 4M backbone, or config.json is of another"
-            raise CheckpointError(f"{checkpoint.place}: {what}")
+            raise CheckpointError(
+                f"{checkpoint.place}: unknown tensor {name}: not a 4M backbone, or config.json is of another"
+            )
     # Tensors that the file ties are separate here.
     tensors = {pair.ours: pair.join(checkpoint.tensors, shapes[pair.ours]).float().clone() for pair in pairs}
     tensors |= {name: torch.zeros(shape) for name, shape in shapes.items() if name not in tensors}
@@ -223,9 +224,9 @@ def import_backbone(checkpoint: PublishedCheckpoint, specs: Mapping[str, Modalit
         "dtypes": {name: str(tensor.dtype) for name, tensor in checkpoint.tensors.items()
                    if tensor.dtype != torch.float32},
     }  # fmt: skip
-    stored = stored_config(config, model.layout.specs)
-    stored |= {"fingerprints": {}, PUBLISHED: origin}
-    return save_checkpoint(folder, tensors, stored, model_card(model))
+    config_json = stored_config(config, model.layout.specs)
+    config_json |= {"fingerprints": {}, PUBLISHED: origin}
+    return save_checkpoint(folder, tensors, config_json, model_card(model))
 
 
 def export_backbone(folder: Path) -> PublishedCheckpoint:
@@ -233,13 +234,13 @@ def export_backbone(folder: Path) -> PublishedCheckpoint:
 
     Raises CheckpointError for any other backbone, and after a training with other modalities or vocabularies.
     """
-    tensors, stored = load_checkpoint(folder, CLASS, SHAPE)
-    if PUBLISHED not in stored:
+    tensors, config_json = load_checkpoint(folder, CLASS, SHAPE)
+    if PUBLISHED not in config_json:
         raise CheckpointError(f"{folder}: was not imported from a published checkpoint, and cannot be exported as one")
-    origin = stored[PUBLISHED]
-    config = model_config(stored)
+    origin = config_json[PUBLISHED]
+    config = model_config(config_json)
     assert isinstance(config, PublishedConfig)
-    specs = {spec.name: spec for spec in stored_specs(stored)}
+    specs = {spec.name: spec for spec in stored_specs(config_json)}
     names: dict[str, str] = origin["names"]
     modalities = [from_mapping(PublishedModality, item) for item in origin["modalities"]]
     if added := sorted(set(specs) - set(names.values())):
@@ -248,8 +249,8 @@ def export_backbone(folder: Path) -> PublishedCheckpoint:
         name = names[item.published]
         if name not in specs:
             raise CheckpointError(f"{folder}: was trained without the modality {name}, which the published model has")
-        if problem := misfit(specs[name], item):
-            raise CheckpointError(f"{folder}: {name} cannot be exported as {item.published}: it has {problem}")
+        if mismatch := misfit(specs[name], item):
+            raise CheckpointError(f"{folder}: {name} cannot be exported as {item.published}: it has {mismatch}")
     published: dict[str, Tensor] = {}
     for pair in pairs_of(config, modalities, names):
         published |= dict(pair.split(tensors[pair.ours]))
@@ -258,13 +259,13 @@ def export_backbone(folder: Path) -> PublishedCheckpoint:
     }
     for name in [name.removeprefix(EXTRA) for name in tensors if name.startswith(EXTRA)]:
         published[name] = tensors[EXTRA + name]
-        if "start" in stored and config.share_modality_embeddings:  # trained: the second copy follows the decoder
+        if "start" in config_json and config.share_modality_embeddings:  # trained: the second copy follows the decoder
             published[name] = published.get(name.replace("encoder_", "decoder_", 1), published[name]).clone()
     same_as = {
-        name: kept for name, kept in origin["same_as"].items()
-        if name not in published or torch.equal(published[name], published[kept])  # else training separated them
+        name: original for name, original in origin["same_as"].items()
+        if name not in published or torch.equal(published[name], published[original])  # else training separated them
     }  # fmt: skip
-    published |= {name: published[kept] for name, kept in same_as.items()}
+    published |= {name: published[original] for name, original in same_as.items()}
     for name, dtype in origin["dtypes"].items():
         published[name] = published[name].to(getattr(torch, dtype.removeprefix("torch.")))
     return PublishedCheckpoint(

@@ -42,14 +42,14 @@ def import_command(source: str, out: Path, name: str | None) -> None:
         raise CheckpointError(f"{path}: no such file")
     with disk_errors(out):
         folder = path if path.exists() else resolve_folder(source)
-        registry, told = import_folders(folder, out, name, None if path.exists() else path.name.partition("@")[0])
+        registry, rows = import_folders(folder, out, name, None if path.exists() else path.name.partition("@")[0])
     table = plain_table("published", "here", "note")
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
-    for item in told:
-        table.add_row(item.published, item.ours, item.note)
+    for row in rows:
+        table.add_row(*row)
     show_table(table)
-    if lacking := [handle.name for handle in Zoo.from_toml(registry).handles() if not handle.has_tokenizer]:
-        echo(f"no tokenizer yet: {', '.join(lacking)}; import theirs, too, to make and show them")
+    if without_tokenizer := [handle.name for handle in Zoo.from_toml(registry).handles() if not handle.has_tokenizer]:
+        echo(f"no tokenizer yet: {', '.join(without_tokenizer)}; import theirs, too, to make and show them")
     echo(f"use it by: zoo --registry {registry} ...")
 
 

@@ -22,7 +22,7 @@ from tokenizers_zoo.ml4m.source import KNOWN_AS, SUFFIX, known_fingerprint, publ
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
 from tokenizers_zoo.run_folder import RUN, locked, replacing_folder
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
-from zoo_backbone.checkpoint import CLASS, PUBLISHED, backbone_config, spec_from_json
+from zoo_backbone.checkpoint import CLASS, PUBLISHED, backbone_config, stored_specs
 from zoo_backbone.ml4m.adapter import export_backbone, import_backbone
 from zoo_backbone.ml4m.modalities import (
     NO_TOKENIZER,
@@ -32,8 +32,8 @@ from zoo_backbone.ml4m.modalities import (
     TOKENIZERS,
     by_published_name,
     published_modalities,
-    shown_size,
     size_for,
+    size_text,
     specs_of,
 )
 from zoo_backbone.run import Run
@@ -41,24 +41,17 @@ from zoo_backbone.run import Run
 BACKBONE, REGISTRY, TOKENS = "backbone", "registry.toml", "tokens"
 SOURCE = "source.json"
 """File in an imported folder with the digest of the published weights, which identifies them."""
-CHOSEN = "size.json"
+SIZE_FILE = "size.json"
 """File of a tokenizer with the size that its import selected, which a backbone may change."""
-HERE = "is there already"
+ALREADY_IMPORTED = "is there already"
+TableRow = tuple[str, str, str]
+"""A row of the import's table: the published name of a checkpoint or modality, our name, and a note."""
 HEADER = """\
 # Written by zoo import-ml4m: the modalities of the published checkpoints beside this file. Use it by
 #   zoo --registry {path} ...
 # A later import into this folder reads it and writes it anew: what is set here stays, comments do not.
 
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class Told:
-    """A row of the import's table: an imported checkpoint or modality."""
-
-    published: str
-    ours: str
-    note: str = ""
 
 
 def sources(source: Path) -> tuple[list[Path], list[Path]]:
@@ -76,13 +69,13 @@ def sources(source: Path) -> tuple[list[Path], list[Path]]:
         return [source], []
     if not source.is_dir():
         raise CheckpointError(f"{source}: expected a folder with a {CONFIG}, a {SUFFIX} or a .json file")
-    weights = [path for place in ("", "*/") for path in source.glob(f"{place}[!.]*{SUFFIX}")]
-    found = [path.parent for path in source.glob(f"*/{CONFIG}")]
-    found += [path for path in weights if not (path.parent / CONFIG).is_file()]
+    weights = [*source.glob(f"[!.]*{SUFFIX}"), *source.glob(f"*/[!.]*{SUFFIX}")]
+    checkpoints = [path.parent for path in source.glob(f"*/{CONFIG}")]
+    checkpoints += [path for path in weights if not (path.parent / CONFIG).is_file()]
     files = sorted(path for path in source.glob("[!.]*.json") if _is_text_tokenizer(path))
-    if not found and not files:
+    if not checkpoints and not files:
         raise CheckpointError(f"{source}: no published checkpoint here: neither {CONFIG} nor a {SUFFIX} file")
-    return sorted(found), files
+    return sorted(checkpoints), files
 
 
 def _is_text_tokenizer(path: Path) -> bool:
@@ -94,22 +87,22 @@ def _is_text_tokenizer(path: Path) -> bool:
     return isinstance(table, dict) and {"added_tokens", "model"} <= set(table)
 
 
-def _title(source: Path) -> str:
+def _title(path: Path) -> str:
     """Return the name of a checkpoint: its folder's name, or its file's name if that is not generic."""
-    if source.is_dir():
-        return Path(os.path.abspath(source)).name  # of a link its own name
-    return source.absolute().parent.name if source.name == WEIGHTS else source.stem
+    if path.is_dir():
+        return Path(os.path.abspath(path)).name  # of a link its own name
+    return path.absolute().parent.name if path.name == WEIGHTS else path.stem
 
 
-def import_folders(source: Path, out: Path, name: str | None, called: str | None = None) -> tuple[Path, list[Told]]:
+def import_folders(source: Path, out: Path, name: str | None, title: str | None = None) -> tuple[Path, list[TableRow]]:
     """Import the checkpoints at `source` into `out`; return the path of their registry.toml, and a table row for each.
 
-    `name` is the modality of a single tokenizer, by our name or its published name. `called` replaces the name of the
+    `name` is the modality of a single tokenizer, by our name or its published name. `title` replaces the name of the
     source folder, as in a hub cache. Existing files in `out` are kept, so a killed import resumes. Raises
     CheckpointError, ConfigError, UnknownNameError, and FolderError while another import writes into `out`.
     """
     folders, files = sources(source)
-    titles = {folder: called if called and folder == source else _title(folder) for folder in folders}
+    titles = {folder: title if title and folder == source else _title(folder) for folder in folders}
     registry, installed = out / REGISTRY, Zoo.installed()
     if name is not None:
         if (ours := by_published_name(installed).get(name)) is None:
@@ -118,8 +111,8 @@ def import_folders(source: Path, out: Path, name: str | None, called: str | None
     configs = {folder: published_config(folder) for folder in folders}
     backbones = [folder for folder, config in configs.items() if "domains_in" in config]
     if len(backbones) > 1:
-        shown = ", ".join(titles[folder] for folder in backbones)
-        raise ConfigError(f"{source}: holds {len(backbones)} backbones ({shown}); import each into a folder of its own")
+        names = ", ".join(titles[folder] for folder in backbones)
+        raise ConfigError(f"{source}: holds {len(backbones)} backbones ({names}); import each into a folder of its own")
     if name is not None and (files or backbones or len(folders) > 1):
         raise ConfigError(f"--as {name}: is for one tokenizer, and {source} holds more; give the tokenizer's folder")
     owners = {
@@ -131,23 +124,23 @@ def import_folders(source: Path, out: Path, name: str | None, called: str | None
         Zoo.from_tables(tables, registry)  # check it before anything is added
         tables.setdefault("zoo", {}).setdefault("checkpoints", CHECKPOINTS)
         tables.setdefault("modalities", {})
-        told = []
+        rows = []
         for path in files:
-            told.append(import_text(path, out, tables))
+            rows.append(import_text(path, out, tables))
             write_registry(registry, tables)
         for folder, owner in owners.items():
-            told.append(import_tokenizer(folder, titles[folder], owner, out, tables))
+            rows.append(import_tokenizer(folder, titles[folder], owner, out, tables))
             share_tokenizers(tables, registry)
             write_registry(registry, tables)
         for folder in backbones:
-            told += import_model(folder, titles[folder], out, tables, installed)
+            rows += import_model(folder, titles[folder], out, tables, installed)
         backbone = out / BACKBONE
         if all((backbone / file).is_file() for file in (RUN, CONFIG)) and PUBLISHED in backbone_config(backbone):
             run = Run.load(backbone)
             if run.registry is None or run.registry.resolve() != registry.resolve():  # a moved or copied folder
                 dataclasses.replace(run, tokens=out / TOKENS, registry=registry).save(backbone)
             note_fingerprints(backbone, registry)
-    return registry, told
+    return registry, rows
 
 
 def note_fingerprints(backbone: Path, registry: Path) -> None:
@@ -156,15 +149,15 @@ def note_fingerprints(backbone: Path, registry: Path) -> None:
     Its fingerprint stays, as its weights and their meaning are unchanged.
     """
     config, zoo = backbone_config(backbone), Zoo.from_toml(registry)
-    known = config["fingerprints"]
-    specs = [spec for spec in map(spec_from_json, config["specs"]) if spec.name in zoo and not spec.continuous]
-    found = {spec.name: zoo[spec.name] for spec in specs if spec.name not in known}
-    if new := {name: handle.fingerprint for name, handle in found.items() if handle.has_tokenizer}:
-        fingerprints = {**known, **new}
-        write_table(backbone / CONFIG, {**config, "fingerprints": fingerprints, KNOWN_AS: known_fingerprint(backbone)})
+    fingerprints = config["fingerprints"]
+    discrete = [spec for spec in stored_specs(config) if spec.name in zoo and not spec.continuous]
+    handles = {spec.name: zoo[spec.name] for spec in discrete if spec.name not in fingerprints}
+    if new_fingerprints := {name: handle.fingerprint for name, handle in handles.items() if handle.has_tokenizer}:
+        config["fingerprints"] = {**fingerprints, **new_fingerprints}
+        write_table(backbone / CONFIG, {**config, KNOWN_AS: known_fingerprint(backbone)})
 
 
-def import_text(path: Path, out: Path, tables: dict[str, Any]) -> Told:
+def import_text(path: Path, out: Path, tables: dict[str, Any]) -> TableRow:
     """Convert the published text tokenizer to the shared text vocabulary, at the registry's path."""
     folder = Zoo.from_tables({"zoo": tables["zoo"]}, out / REGISTRY).checkpoints / TEXT
     tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
@@ -176,9 +169,9 @@ def import_text(path: Path, out: Path, tables: dict[str, Any]) -> Told:
     if (folder / CONFIG).is_file():
         if TextVocabulary.load(folder).published != vocabulary.published:
             raise CheckpointError(f"{folder}: holds another vocabulary than {path}; give another OUT")
-        return Told(path.name, f"vocabulary {TEXT}", HERE)
+        return path.name, f"vocabulary {TEXT}", ALREADY_IMPORTED
     vocabulary.save(folder)
-    return Told(path.name, f"vocabulary {TEXT}", f"{vocabulary.used} ids")
+    return path.name, f"vocabulary {TEXT}", f"{vocabulary.used} ids"
 
 
 def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
@@ -188,51 +181,51 @@ def modality_of(folder: str, config: Mapping[str, Any], installed: Zoo) -> str:
     """
     if config.get("class") == CLASS:
         raise ConfigError(f"{folder}: a run of this program, no published checkpoint; it is used as it is")
-    known = by_published_name(installed)
-    found = [str(config.get("domain", ""))]
-    if found[0] not in known:
-        found = [alias for alias in known if re.search(rf"(?:^|[_.-]){re.escape(alias)}(?:[_.-]|$)", folder)]
-    if not found:
+    names_by_alias = by_published_name(installed)
+    aliases = [str(config.get("domain", ""))]
+    if aliases[0] not in names_by_alias:
+        aliases = [alias for alias in names_by_alias if re.search(rf"(?:^|[_.-]){re.escape(alias)}(?:[_.-]|$)", folder)]
+    if not aliases:
         raise ConfigError(f"{folder}: its name does not say which modality it is a tokenizer of; add --as NAME")
-    return known[max(found, key=len)]
+    return names_by_alias[max(aliases, key=len)]
 
 
-def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dict[str, Any]) -> Told:
+def import_tokenizer(folder: Path, title: str, name: str, out: Path, tables: dict[str, Any]) -> TableRow:
     """Import a published tokenizer as the checkpoint of a modality, and register it.
 
     The modality's settings in the registry are kept, unless the tokenizer determines them. A size that the registry
     does not state is recorded with the tokenizer, so that a backbone may change it.
     """
-    target, known = out / TOKENIZERS / name, tables["modalities"].get(name, {})
+    target, old_entry = out / TOKENIZERS / name, tables["modalities"].get(name, {})
 
-    def zoo_of(table: Mapping[str, Any], **more: Any) -> Zoo:
+    def zoo_of(table: Mapping[str, Any], **sections: Any) -> Zoo:
         enabled = {**tables["zoo"], "modalities": [name]}
-        return Zoo.from_tables({"zoo": enabled, "modalities": {name: table}, **more}, out / REGISTRY)
+        return Zoo.from_tables({"zoo": enabled, "modalities": {name: table}, **sections}, out / REGISTRY)
 
-    stated, there = zoo_of(known), target
+    zoo, checkpoint = zoo_of(old_entry), target
     with contextlib.suppress(ZooError):
-        there = stated[name].checkpoint if stated[name].has_tokenizer else target
-    if (there / CONFIG).is_file():
-        check_same(folder, there, ORIGIN)
-        if "sha256" in known:
-            return Told(title, name, HERE)
-    said = {key: value for key, value in known.items() if key not in ("preset", "checkpoint", "sha256")}
+        checkpoint = zoo[name].checkpoint if zoo[name].has_tokenizer else target
+    if (checkpoint / CONFIG).is_file():
+        check_same(folder, checkpoint, ORIGIN)
+        if "sha256" in old_entry:
+            return title, name, ALREADY_IMPORTED
+    settings = {key: value for key, value in old_entry.items() if key not in ("preset", "checkpoint", "sha256")}
     published = read_published(folder)
-    table = zoo_of(said)[name].import_published(published, target)
-    own = {**said, **table, "checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(target)}
-    own |= {key: said[key] for key in ("colours",) if key in said}  # of the registry, not of the tokenizer
-    built = {key: own[key] for key in SIZES if key in table}
-    size, is_stated, note = size_for(stated, name, own, built, title, published.config.get("image_size"))
-    own |= size
-    (target / CHOSEN).unlink(missing_ok=True)
+    table = zoo_of(settings)[name].import_published(published, target)
+    entry = {**settings, **table, "checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(target)}
+    entry |= {key: settings[key] for key in ("colours",) if key in settings}  # of the registry, not of the tokenizer
+    built = {key: entry[key] for key in SIZES if key in table}
+    size, is_stated, note = size_for(zoo, name, entry, built, title, published.config.get("image_size"))
+    entry |= size
+    (target / SIZE_FILE).unlink(missing_ok=True)
     if size and not is_stated:
-        write_table(target / CHOSEN, size)
+        write_table(target / SIZE_FILE, size)
     write_table(target / SOURCE, {"sha256": weights_digest(folder)})
-    tables["modalities"][name] = own
+    tables["modalities"][name] = entry
     enable(tables, [name])
-    if zoo_of(own, vocabularies={TEXT: {"preset": PRESET}})[name].spec.vocabulary == TEXT:
+    if zoo_of(entry, vocabularies={TEXT: {"preset": PRESET}})[name].spec.vocabulary == TEXT:
         tables.setdefault("vocabularies", {}).setdefault(TEXT, {"preset": PRESET})
-    return Told(title, name, note)
+    return title, name, note
 
 
 def share_tokenizers(tables: dict[str, Any], registry: Path) -> None:
@@ -248,84 +241,91 @@ def share_tokenizers(tables: dict[str, Any], registry: Path) -> None:
         shared = {key: value for key, value in of_plugin.items() if key not in ("preset", *SIZES)} | table
         changed = {**tables, "modalities": {**modalities, name: shared}}
         try:
-            before, after = (Zoo.from_tables(each, registry)[name] for each in (tables, changed))
+            before, after = (Zoo.from_tables(settings, registry)[name] for settings in (tables, changed))
         except ZooError:
             continue  # impossible settings, or not enabled
-        alike = (before.spec.layout, before.spec.vocab_size) == (after.spec.layout, after.spec.vocab_size)
-        if alike and not before.has_tokenizer and after.files.published:
+        same_tokens = (before.spec.layout, before.spec.vocab_size) == (after.spec.layout, after.spec.vocab_size)
+        if same_tokens and not before.has_tokenizer and after.files.published:
             modalities[name] = shared
 
 
-def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], installed: Zoo) -> list[Told]:
+def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], installed: Zoo) -> list[TableRow]:
     """Import a published backbone as a run, and add its modalities to the registry; run.json is written last.
 
     An existing run is not changed; its modalities without a table in the registry get their tables again.
     """
-    target, known = out / BACKBONE, tables["modalities"]
-    lacking: set[str] = set()
-    if there := (target / RUN).is_file():
+    target, entries = out / BACKBONE, tables["modalities"]
+    missing: set[str] = set()
+    if imported := (target / RUN).is_file():
         check_same(folder, target, PUBLISHED)
         config = backbone_config(target)
         names = config[PUBLISHED]["names"].values()
-        own = [spec for spec in map(spec_from_json, config["specs"]) if spec.name in names]
-        lacking = {spec.name for spec in own if spec.value.description != NO_TOKENIZER} - known.keys()
-        if not lacking:
-            return [Told(title, BACKBONE, HERE)]
+        run_specs = [spec for spec in stored_specs(config) if spec.name in names]
+        missing = {spec.name for spec in run_specs if spec.value.description != NO_TOKENIZER} - entries.keys()
+        if not missing:
+            return [(title, BACKBONE, ALREADY_IMPORTED)]
     checkpoint = read_published(folder)
     modalities = published_modalities(checkpoint)
-    free = set()  # modalities whose size is the choice of their tokenizer's import
-    for name, table in known.items():
-        chosen = out / TOKENIZERS / name / CHOSEN
-        if chosen.is_file() and all(table.get(key) == side for key, side in read_table(chosen).items()):
-            free.add(name)
-    specs, found, notes = specs_of(checkpoint, modalities, installed, out / REGISTRY, known, free)
-    brought = {name: table for name, table in found["modalities"].items() if name in lacking or not there}
-    moved = {name: brought[name] for name in free & brought.keys()}
-    sized = {name: f"{shown_size(table)}, as this backbone has it; it was {shown_size(known[name])}"
-             for name, table in moved.items() if table != known[name]}  # fmt: skip
-    enable(tables, brought)
-    tables["zoo"] = found["zoo"] | tables["zoo"]
-    tables["vocabularies"] = found["vocabularies"] | tables.get("vocabularies", {})
-    tables["modalities"] = brought | known | moved
+    resizable = set()  # modalities whose size is the choice of their tokenizer's import
+    for name, entry in entries.items():
+        size_file = out / TOKENIZERS / name / SIZE_FILE
+        if size_file.is_file() and all(entry.get(key) == side for key, side in read_table(size_file).items()):
+            resizable.add(name)
+    specs, published_tables, notes = specs_of(checkpoint, modalities, installed, out / REGISTRY, entries, resizable)
+    new_entries = {
+        name: entry for name, entry in published_tables["modalities"].items() if name in missing or not imported
+    }
+    resized = {name: new_entries[name] for name in resizable & new_entries.keys()}
+    size_notes = {
+        name: f"{size_text(entry)}, as this backbone has it; it was {size_text(entries[name])}"
+        for name, entry in resized.items() if entry != entries[name]
+    }  # fmt: skip
+    enable(tables, new_entries)
+    tables["zoo"] = published_tables["zoo"] | tables["zoo"]
+    tables["vocabularies"] = published_tables["vocabularies"] | tables.get("vocabularies", {})
+    tables["modalities"] = new_entries | entries | resized
     share_tokenizers(tables, out / REGISTRY)
     zoo = Zoo.from_tables(tables, out / REGISTRY)
-    if not there:
+    if not imported:
         import_backbone(checkpoint, specs, target)
         write_table(target / SOURCE, {"sha256": weights_digest(folder)})
     for item in modalities:
         name = specs[item.published].name
-        if item.kind != "tokens" and name in brought:
-            place = out / TOKENIZERS / name
-            if not (place / CONFIG).is_file():
-                zoo[name].import_published(checkpoint, place)
-            tables["modalities"][name] |= {"checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(place)}
+        if item.kind != "tokens" and name in new_entries:
+            tokenizer = out / TOKENIZERS / name
+            if not (tokenizer / CONFIG).is_file():
+                zoo[name].import_published(checkpoint, tokenizer)
+            tables["modalities"][name] |= {"checkpoint": f"{TOKENIZERS}/{name}", "sha256": fingerprint(tokenizer)}
     write_registry(out / REGISTRY, tables)
-    if not there:
+    if not imported:
         Run(tokens=out / TOKENS, registry=out / REGISTRY).save(target)
-    told = [Told(title, BACKBONE, HERE if there else count_of(len(modalities), "modality", "modalities"))]
+    note = ALREADY_IMPORTED if imported else count_of(len(modalities), "modality", "modalities")
+    rows = [(title, BACKBONE, note)]
     for item in modalities:
         name = specs[item.published].name
-        if name in brought or not there:
+        if name in new_entries or not imported:
             side = "an input only" if not item.made else "made only, no input" if not item.read else ""
-            note = notes.get(item.published, sized.get(name, ""))
-            told.append(Told(item.published, name, "; ".join(filter(None, (side, note)))))
-    return told
+            note = notes.get(item.published, size_notes.get(name, ""))
+            rows.append((item.published, name, "; ".join(filter(None, (side, note)))))
+    return rows
 
 
-def check_same(folder: Path, there: Path, origin: str) -> None:
-    """Raise CheckpointError unless `there` was imported from the files of `folder`.
+def check_same(folder: Path, imported: Path, origin: str) -> None:
+    """Raise CheckpointError unless `imported` was imported from the files of `folder`.
 
     `origin` is the key of its config.json that holds the published configuration.
     """
-    config = load_config(there, shape={f"{origin}?": {"config": dict}})
+    config = load_config(imported, shape={f"{origin}?": {"config": dict}})
     if origin not in config:
-        raise CheckpointError(f"{there}: holds a {config['class']} that was not imported; give another OUT")
-    other = difference(config[origin]["config"], published_config(folder), CONFIG)
-    if not other and (there / SOURCE).is_file():
-        kept = read_table(there / SOURCE, {"sha256": str})["sha256"]
-        other = "" if kept == weights_digest(folder) else "the weights differ"
-    if other:
-        raise CheckpointError(f"{there}: holds another published checkpoint than {folder} ({other}); give another OUT")
+        raise CheckpointError(f"{imported}: holds a {config['class']} that was not imported; give another OUT")
+    mismatch = difference(config[origin]["config"], published_config(folder), CONFIG)
+    if not mismatch and (imported / SOURCE).is_file():
+        digest = read_table(imported / SOURCE, {"sha256": str})["sha256"]
+        mismatch = "" if digest == weights_digest(folder) else "the weights differ"
+    if mismatch:
+        raise CheckpointError(
+            f"{imported}: holds another published checkpoint than {folder} ({mismatch}); give another OUT"
+        )
 
 
 def enable(tables: dict[str, Any], names: Iterable[str]) -> None:

@@ -84,46 +84,46 @@ def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModal
     """
     config, tensors = checkpoint.config, checkpoint.tensors
 
-    def problem(text: str) -> CheckpointError:
+    def error(text: str) -> CheckpointError:
         return CheckpointError(f"{checkpoint.place}: {text}")
 
     for key in ("domains_in", "domains_out"):
-        given = config.get(key)
-        if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
-            raise problem(f"config.json: {key} {given!r}: expected a list of names")
+        names = config.get(key)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise error(f"config.json: {key} {names!r}: expected a list of names")
     for key in ("image_size", "patch_size"):
         pixels = config.get(key, 1)
         if type(pixels) is not int or pixels < 1:
-            raise problem(f"config.json: {key} {pixels!r}: expected a number of pixels")
-    found = []
+            raise error(f"config.json: {key} {pixels!r}: expected a number of pixels")
+    modalities = []
     for name in sorted({*config["domains_in"], *config["domains_out"]}):
         inputs, targets = f"encoder_embeddings.{name}.", f"decoder_embeddings.{name}."
         read = name in config["domains_in"] and f"{inputs}pos_emb" in tensors
-        made = name in config["domains_out"] and f"{targets}pos_emb" in tensors
-        if not read and not made:
-            raise problem(f"config.json names {name}, and there is no tensor of it")
+        predicted = name in config["domains_out"] and f"{targets}pos_emb" in tensors
+        if not read and not predicted:
+            raise error(f"config.json names {name}, and there is no tensor of it")
         side = inputs if read else targets
         leaf = next((leaf for leaf in KINDS if side + leaf in tensors), None)
         if leaf is None:
-            raise problem(f"{name} has none of {', '.join(KINDS)}: an embedding of another kind")
+            raise error(f"{name} has none of {', '.join(KINDS)}: an embedding of another kind")
         kind, weight, table = KINDS[leaf], tensors[side + leaf], tensors[f"{side}pos_emb"]
         if weight.ndim != 2 or table.ndim != 3 or not table.numel():
             shapes = f"a table of {list(weight.shape)} and positions of {list(table.shape)}"
-            raise problem(f"{name} has {shapes}; copy the folder again")
+            raise error(f"{name} has {shapes}; copy the folder again")
         positions, pixels = table.shape[-2], 0
         if kind == "patches":
             size = size_in(name) or config.get("image_size", 0)
             if not size:
-                raise problem(f"config.json: image_size: required, as the name {name} does not say its pixels")
+                raise error(f"config.json: image_size: required, as the name {name} does not say its pixels")
             pixels = size**2 // positions
             if pixels and weight.shape[1] % pixels:
                 grid = f"{positions} patches of {size} x {size} pixels have {pixels} each"
-                raise problem(f"{name} has {weight.shape[1]} numbers per patch, and {grid}")
-        found.append(PublishedModality(
-            published=name, read=read, made=made, kind=kind, ids=len(weight) if kind == "tokens" else 0,
+                raise error(f"{name} has {weight.shape[1]} numbers per patch, and {grid}")
+        modalities.append(PublishedModality(
+            published=name, read=read, made=predicted, kind=kind, ids=len(weight) if kind == "tokens" else 0,
             dim=0 if kind == "tokens" else weight.shape[1], positions=positions, pixels=pixels,
         ))  # fmt: skip
-    return found
+    return modalities
 
 
 def by_published_name(installed: Zoo) -> dict[str, str]:
@@ -136,29 +136,28 @@ def specs_of(
     modalities: Sequence[PublishedModality],
     installed: Zoo,
     path: Path,
-    known: Mapping[str, Any] | None = None,
-    free: Collection[str] = (),
+    entries: Mapping[str, Any] | None = None,
+    resizable: Collection[str] = (),
 ) -> tuple[dict[str, ModalitySpec], dict[str, Any], dict[str, str]]:
     """Return the spec of each published modality by its published name, tables of a registry.toml for `path`, and
     notes.
 
     A published name is an instance of the installed plugin that has it among its aliases; a second resolution of a
     plugin is an instance `<plugin>_<size>`. A modality without a plugin, or whose plugin has other tokens, gets a
-    separate spec and a note with the reason. `known` are tables that stay, except for sizes of `free` modalities. Other
-    tables get the published size where only the size differs.
+    separate spec and a note with the reason. `entries` are tables that stay, except for sizes of `resizable`
+    modalities. Other tables get the published size where only the size differs.
     """
-    config, known, ours = checkpoint.config, known or {}, by_published_name(installed)
+    config, entries, ours = checkpoint.config, entries or {}, by_published_name(installed)
     tables: dict[str, Any] = {
         "zoo": {**{key: config[key] for key in ("image_size", "patch_size") if key in config},
                 "checkpoints": TOKENIZERS},
-        "vocabularies": {TEXT: {"preset": PRESET}},
+        "vocabularies": {TEXT: {"preset": PRESET}}, "modalities": {},
     }  # fmt: skip
     specs: dict[str, ModalitySpec] = {}
     notes: dict[str, str] = {}
-    used: dict[str, dict[str, Any]] = {}
     instances = set[str]()
 
-    def fitting(name: str, table: dict[str, Any], item: PublishedModality) -> tuple[ModalitySpec | None, str]:
+    def check_fit(name: str, table: dict[str, Any], item: PublishedModality) -> tuple[ModalitySpec | None, str]:
         zoo = Zoo.from_tables({**tables, "modalities": {name: table}}, path)
         try:
             return zoo[name].spec, misfit(zoo[name].spec, item)
@@ -170,34 +169,35 @@ def specs_of(
             notes[item.published] = "no installed plugin has this name among its aliases"
             continue
         handle = installed[ours[item.published]]
-        has = handle.known_settings()
+        settings = handle.known_settings()
         name = handle.name
-        table: dict[str, Any] = {"preset": PRESET} if "preset" in has else {}
+        table: dict[str, Any] = {"preset": PRESET} if "preset" in settings else {}
         if name in instances:
             name, table["plugin"] = f"{handle.name}_{item.size}", handle.name
         instances.add(name)
-        if item.size is not None and item.size != config.get("image_size") and "image_size" in has:
+        if item.size is not None and item.size != config.get("image_size") and "image_size" in settings:
             table["image_size"] = item.size
-        table = dict(known.get(name, table))
-        spec, problem = fitting(name, table, item)
-        if problem and spec is not None and (name not in known or name in free) and item.kind == "tokens" and item.size:
+        table = dict(entries.get(name, table))
+        spec, mismatch = check_fit(name, table, item)
+        may_resize = item.kind == "tokens" and (name not in entries or name in resizable)
+        if mismatch and spec is not None and may_resize and item.size:
             # The size of a grid as a setting of its plugin: vectors by positions, pixels by name.
-            side = math.isqrt(item.positions) if "map_size" in has else item.size
-            key = "map_size" if "map_size" in has else "image_size"
-            if key in has and (key == "image_size" or side * side == item.positions):
-                resized = fitting(name, table | {key: side}, item)
+            side = math.isqrt(item.positions) if "map_size" in settings else item.size
+            key = "map_size" if "map_size" in settings else "image_size"
+            if key in settings and (key == "image_size" or side * side == item.positions):
+                resized = check_fit(name, table | {key: side}, item)
                 if not resized[1]:
-                    table, (spec, problem) = table | {key: side}, resized
-        if spec is not None and not problem:
-            specs[item.published], used[name] = spec, table
+                    table, (spec, mismatch) = table | {key: side}, resized
+        if spec is not None and not mismatch:
+            specs[item.published], tables["modalities"][name] = spec, table
         else:
-            notes[item.published] = f"the plugin {name} has other tokens: {problem}"
-    tables["modalities"], tables["zoo"]["modalities"] = used, sorted(used)
-    taken = {spec.name for spec in specs.values()} | set(installed.names())
+            notes[item.published] = f"the plugin {name} has other tokens: {mismatch}"
+    tables["zoo"]["modalities"] = sorted(tables["modalities"])
+    used_names = {spec.name for spec in specs.values()} | set(installed.names())
     for item in modalities:
         if item.published not in specs:
-            specs[item.published] = plain_spec(item, taken)
-            taken.add(specs[item.published].name)
+            specs[item.published] = plain_spec(item, used_names)
+            used_names.add(specs[item.published].name)
     return specs, tables, notes
 
 
@@ -222,14 +222,14 @@ def misfit(spec: ModalitySpec, item: PublishedModality) -> str:
     return "" if layout.length == item.positions else f"{layout.length} tokens, and these have {item.positions}"
 
 
-def plain_spec(item: PublishedModality, taken: Collection[str]) -> ModalitySpec:
+def plain_spec(item: PublishedModality, used_names: Collection[str]) -> ModalitySpec:
     """Return a spec for a modality that no plugin fits, by its tensors and by 4M's naming.
 
     Names of grids begin with `tok_`; other tokens are sequences of the text vocabulary.
     """
     name = re.sub(r"[^a-z0-9_]+", "_", item.published.lower()).strip("_")
     name = name if re.match(r"[a-z]", name) else f"m_{name}"
-    while name in taken:
+    while name in used_names:
         name += "_4m"
     side = math.isqrt(item.positions)
     shape = (side, side) if side * side == item.positions else (item.positions,)
@@ -255,40 +255,40 @@ def plain_spec(item: PublishedModality, taken: Collection[str]) -> ModalitySpec:
 # --- sizes of tokenizers: as stated in the registry, else from the name, else as built
 
 
-def shown_size(size: Mapping[str, Any]) -> str:
+def size_text(size: Mapping[str, Any]) -> str:
     """Return the size among settings in the form of registry.toml."""
     return ", ".join(f"{key} = {size[key]}" for key in SIZES if key in size)
 
 
 def size_for(
-    zoo: Zoo, name: str, own: Mapping[str, Any], built: Mapping[str, Any], title: str, pixels: Any
+    zoo: Zoo, name: str, entry: Mapping[str, Any], built: Mapping[str, Any], title: str, pixels: Any
 ) -> tuple[dict[str, Any], bool, str]:
     """Return the size for a tokenizer's modality as settings, whether the registry states it, and a note about it.
 
-    `own` are the modality's settings, `built` the size that the tokenizer was built for. Published tokenizers were
+    `entry` are the modality's settings, `built` the size that the tokenizer was built for. Published tokenizers were
     trained at several sizes and built for the largest, `pixels`; the 4M models use the smallest, as in the name
     `rgb_16k_224-448`. `zoo` is the registry before the import, `title` the tokenizer's name.
     """
-    said = zoo.tables["modalities"].get(name, {})
-    stated = [key for key in built if key in said or "preset" in said or key in zoo.tables["zoo"]]
-    wanted: dict[str, Any] = {}
+    old_entry = zoo.tables["modalities"].get(name, {})
+    stated = [key for key in built if key in old_entry or "preset" in old_entry or key in zoo.tables["zoo"]]
+    overrides: dict[str, Any] = {}
     if stated:
-        known = zoo[name].known_settings()
-        wanted = {key: list(known[key]) if isinstance(known[key], tuple) else known[key] for key in stated}
-    for smaller, larger in [] if stated else re.findall(r"(?<![^_.-])(\d+)-(\d+)(?![^_.-])", title):
-        low, high = int(smaller), int(larger)
-        whole = all(isinstance(side, int) and side * low % high == 0 for side in built.values())
-        if high == pixels and 0 < low < high and whole:
-            wanted = {key: side * low // high for key, side in built.items()}
-            break
-    size = {**built, **wanted}
-    if all(size[key] in (built[key], [built[key]] * 2) for key in wanted):
+        settings = zoo[name].known_settings()
+        overrides = {key: list(settings[key]) if isinstance(settings[key], tuple) else settings[key] for key in stated}
+    else:
+        for low, high in (map(int, sizes) for sizes in re.findall(r"(?<![^_.-])(\d+)-(\d+)(?![^_.-])", title)):
+            divisible = all(isinstance(side, int) and side * low % high == 0 for side in built.values())
+            if high == pixels and 0 < low < high and divisible:
+                overrides = {key: side * low // high for key, side in built.items()}
+                break
+    size = {**built, **overrides}
+    if all(size[key] in (built[key], [built[key]] * 2) for key in overrides):
         return size, bool(stated), ""
-    why = "as the registry says" if stated else "as the 4M models use it"
+    source = "as the registry says" if stated else "as the 4M models use it"
     try:
-        _ = Zoo.from_tables({**zoo.tables, "modalities": {name: {**own, **wanted}}}, zoo.path)[name]
+        _ = Zoo.from_tables({**zoo.tables, "modalities": {name: {**entry, **overrides}}}, zoo.path)[name]
     except ConfigError as error:
-        problem = str(error).removeprefix(f"{zoo.path}: ")
-        note = f"{shown_size(built)}, its own: {shown_size(wanted)}, {why}, does not do: {problem}"
+        reason = str(error).removeprefix(f"{zoo.path}: ")
+        note = f"{size_text(built)}, its own: {size_text(overrides)}, {source}, does not do: {reason}"
         return dict(built), False, note
-    return size, bool(stated), f"{shown_size(wanted)}, {why}; it was built for {shown_size(built)}"
+    return size, bool(stated), f"{size_text(overrides)}, {source}; it was built for {size_text(built)}"

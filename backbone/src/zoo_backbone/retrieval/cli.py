@@ -147,11 +147,11 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
         show_table(table)
     if out is not None:
         with disk_errors(out), locked(out):
-            problem = write_results(
+            reason = write_results(
                 index, zoo, out, results, sources=sources, find=find, split=split or index.split, weights=scale
             )  # fmt: skip
-        if problem:
-            echo(f"no picture: {problem}", err=True)
+        if reason:
+            echo(f"no picture: {reason}", err=True)
         if not as_json:
             echo(f"hits in {out}")
 
@@ -180,37 +180,37 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
           --out here
     """
     from tokenizers_zoo.data.samples import TEST, TRAIN
-    from zoo_backbone.retrieval.query import AT, FILE, FOLDER, evaluate_retrieval
+    from zoo_backbone.retrieval.query import FILE, FOLDER, RECALL_AT, evaluate_retrieval
 
-    place = out or folder / (FOLDER if split == TEST else f"{FOLDER}-{split}")
+    out = out or folder / (FOLDER if split == TEST else f"{FOLDER}-{split}")
     config = EmbeddingConfig(via=via, space=space)
     _, zoo = open_run(folder)
-    with disk_errors(place):
+    with disk_errors(out):
         result = evaluate_retrieval(
-            folder, zoo, place, embedding=config, samples=samples, galleries=galleries, split=split,
+            folder, zoo, out, embedding=config, samples=samples, galleries=galleries, split=split,
             modalities=modalities, device=device,
         )  # fmt: skip
     if as_json:
         show_json(result)
         return
     echo("R@k: % found among the first k hits / by chance")
-    table = plain_table("query", "target", *(f">R@{k}" for k in AT), ">median", ">of")
+    table = plain_table("query", "target", *(f">R@{k}" for k in RECALL_AT), ">median", ">of")
     for entry in [*result["pairs"], {"query": "[mean]", "target": "", "samples": "", **result["mean"]}]:
         random = entry["chance"]
-        shares = [f"{100 * entry['recall'][str(k)]:.1f}/{100 * random['recall'][str(k)]:.1f}" for k in AT]
+        shares = [f"{100 * entry['recall'][str(k)]:.1f}/{100 * random['recall'][str(k)]:.1f}" for k in RECALL_AT]
         median = f"{entry['median_rank']:.0f}/{random['median_rank']:.0f}"
         table.add_row(entry["query"], entry["target"], *shares, median, str(entry["samples"]))
     show_table(table)
     if split == TRAIN:
         echo("these are training samples of the backbone: not held-out figures")
-    echo(f"written to {place / FILE}")
+    echo(f"written to {out / FILE}")
 
 
-def _inputs(inputs: Sequence[str], stored: bool) -> list[str]:
+def _inputs(inputs: Sequence[str], by_key: bool) -> list[str]:
     """Return names of modalities of stored samples; none if the inputs are files and values. Raises UsageError."""
     from zoo_backbone.generate.sources import written_sources
 
-    if stored:
+    if by_key:
         if wrong := [item for item in inputs if "=" in item]:
             raise click.UsageError(f"--input {wrong[0]}: expected NAMES with --keys, or files without --keys")
         return list(dict.fromkeys(name for item in inputs for name in split_names(item)))

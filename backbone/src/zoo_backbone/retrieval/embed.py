@@ -126,10 +126,10 @@ def _shared(centred: Mapping[str, Floats], present: Mapping[str, npt.NDArray[np.
     names = list(centred)
     ends = np.cumsum([0, *(maps[name].shape[1] for name in names)])
     correlations = np.eye(ends[-1])
-    for i, one in enumerate(names):
-        for j, other in enumerate(names[:i]):
-            pairs = max(1, (present[one] & present[other]).sum())
-            block = white[one].T @ white[other] / pairs  # absent rows are zero
+    for i, row_name in enumerate(names):
+        for j, column_name in enumerate(names[:i]):
+            pairs = max(1, (present[row_name] & present[column_name]).sum())
+            block = white[row_name].T @ white[column_name] / pairs  # absent rows are zero
             correlations[ends[i] : ends[i + 1], ends[j] : ends[j + 1]] = block
             correlations[ends[j] : ends[j + 1], ends[i] : ends[i + 1]] = block.T
     strengths, directions = np.linalg.eigh(correlations)
@@ -176,33 +176,31 @@ class Embedder:
         """Return the fingerprints of all tokenizers that vectors depend on."""
         return data.fingerprints | ({self.config.via: self.via.fingerprint} if self.config.via else {})
 
-    def names(self, wanted: Sequence[str] | None, split: str) -> list[str]:
-        """Return the modalities to embed, in the backbone's order: `wanted`, or all modalities of its token store.
+    def names(self, modalities: Sequence[str] | None, split: str) -> list[str]:
+        """Return the modalities to embed, in the backbone's order: `modalities`, or all modalities of its token store.
 
         Raises UnknownNameError, ConfigError for a modality that is no input, and DataError if the store has none.
         """
-        if wanted:
-            for name in wanted:
-                if name != self.config.via:
-                    self.layout.check_read([name], "embed")
-            found = {self.layout.spec(name).name for name in wanted}
-            return [name for name in self.layout.names if name in found]
+        if modalities:
+            self.layout.check_read([name for name in modalities if name != self.config.via], "embed")
+            selected = {self.layout.spec(name).name for name in modalities}
+            return [name for name in self.layout.names if name in selected]
         store = TokenStore(self.run.tokens)
-        needed = [split] if self.config.space == "plain" else [split, TRAIN]
-        there = [set(store.modalities(part)) for part in needed]
+        splits = [split] if self.config.space == "plain" else [split, TRAIN]
+        available = [set(store.modalities(part)) for part in splits]
         excluded = self.layout.targets_only - {self.config.via}
-        names = [name for name in self.layout.names if name not in excluded and all(name in part for part in there)]
+        names = [name for name in self.layout.names if name not in excluded and all(name in part for part in available)]
         if not names:
-            raise DataError(f"{self.run.tokens}: has no modality of {self.folder} in {' and '.join(needed)}")
+            raise DataError(f"{self.run.tokens}: has no modality of {self.folder} in {' and '.join(splits)}")
         return names
 
-    def stored(self, split: str, names: Sequence[str]) -> TokenData:
+    def load_split(self, split: str, names: Sequence[str]) -> TokenData:
         """Return the stored samples of a split. Raises DataError if the tokens are of other tokenizers."""
         specs = [self.layout.spec(name) for name in names]
         return stored_samples(self.run.tokens, split, specs, self.model.trained_on, self.zoo, str(self.folder))
 
     @torch.inference_mode()
-    def raw(self, name: str, tokens: Any) -> Vectors:
+    def embed_raw(self, name: str, tokens: Any) -> Vectors:
         """Return vectors `(samples, dim)` of a modality's tokens, before the space."""
         if not self.config.via:
             pooled = self.encoder(*self.encoder.prepare({name: tokens}))
@@ -214,16 +212,16 @@ class Embedder:
 
     def embed(self, name: str, tokens: Any) -> Vectors:
         """Return unit vectors `(samples, dims)` of a modality's tokens, in the space."""
-        return self.spaces[name](self.raw(name, tokens))
+        return self.spaces[name](self.embed_raw(name, tokens))
 
     def embed_stored(
-        self, samples: TokenData, name: str, places: npt.NDArray[np.int64], advance: Advance, *, raw: bool = False
+        self, samples: TokenData, name: str, indices: npt.NDArray[np.int64], advance: Advance, *, raw: bool = False
     ) -> Vectors:
-        """Return the vectors of the samples at these places."""
-        embed = self.raw if raw else self.embed
+        """Return the vectors of the samples with these indices."""
+        embed = self.embed_raw if raw else self.embed
         parts = []
-        for start in range(0, len(places), BATCH):
-            rows = samples.rows(places[start : start + BATCH])
+        for start in range(0, len(indices), BATCH):
+            rows = samples.rows(indices[start : start + BATCH])
             parts.append(embed(name, samples.columns[name].take(rows)))
             advance(len(rows))
         return np.concatenate(parts)
@@ -242,9 +240,9 @@ class Embedder:
         if self.config.space == "plain":
             self.spaces = {name: Affine(mean=np.zeros(1, np.float32)) for name in names}
             return
-        samples = self.stored(TRAIN, names)
-        places = np.array(spread(len(samples), FIT_SAMPLES), np.int64)
-        present = samples.present(samples.rows(places))
+        samples = self.load_split(TRAIN, names)
+        indices = np.array(spread(len(samples), FIT_SAMPLES), np.int64)
+        present = samples.present(samples.rows(indices))
         for name, has in zip(names, present.T, strict=True):
             if not has.any():
                 raise ConfigError(f"{name}: no training sample has it, and no space can be fitted; leave it out")
@@ -256,9 +254,9 @@ class Embedder:
         vectors: dict[str, Vectors] = {}
         with progress_bar("fit the space", int(present.sum())) as advance:
             for name, has in zip(names, present.T, strict=True):
-                found = self.embed_stored(samples, name, places[has], advance, raw=True)
-                vectors[name] = np.full((len(places), found.shape[1]), np.nan, np.float32)
-                vectors[name][has] = found
+                rows = self.embed_stored(samples, name, indices[has], advance, raw=True)
+                vectors[name] = np.full((len(indices), rows.shape[1]), np.nan, np.float32)
+                vectors[name][has] = rows
         self.spaces = fit(self.config.space, vectors)
 
 
@@ -266,5 +264,5 @@ def check_via(layout: EmbeddingLayout, via: str) -> None:
     """Raise ConfigError if `via` is not a modality of vectors of numbers that the backbone can predict."""
     spec = layout.spec(via)
     if not (spec.name in layout.discrete and isinstance(spec.layout, VectorLayout) and spec.value.kind == "array"):
-        got = f"{spec.value} as {spec.layout}"
-        raise ConfigError.expected(f"--via {via}", "a vector modality that the backbone predicts", got)
+        actual = f"{spec.value} as {spec.layout}"
+        raise ConfigError.expected(f"--via {via}", "a vector modality that the backbone predicts", actual)

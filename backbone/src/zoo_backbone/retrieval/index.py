@@ -58,7 +58,7 @@ LARGE = 100_000
 """Indexes of more samples are approximate by default."""
 RECALL = 0.97
 """Share of the ten nearest that stored vectors find as queries; it decides how many cells a query searches."""
-DAMAGED = "build it again with --overwrite"
+REBUILD = "build it again with --overwrite"
 SHAPE = {
     "fingerprint": str, "split": str, "search": frozenset(get_args(Search)), "embedding": dict,
     "tokenizers": {str: str}, "modalities": {str: int},
@@ -90,7 +90,7 @@ def build(
     run, out = Path(run), Path(out)
     embedder = Embedder(run, zoo, config, device)
     names = embedder.names(modalities, split)
-    samples = embedder.stored(split, names)
+    samples = embedder.load_split(split, names)
     present = samples.present(samples.rows(np.arange(len(samples))))
     counts = dict(zip(names, present.sum(0).tolist(), strict=True))
     if empty := [name for name, count in counts.items() if not count]:
@@ -101,23 +101,23 @@ def build(
         "modalities": counts, "tokenizers": embedder.tokenizers(samples), "samples": samples.contents(),
     }  # fmt: skip
     with RunFolder(out, INDEX, identity, {"run": str(run.resolve())}).open(overwrite) as folder:
-        kept = folder.finished is not None
-        if not kept:
+        complete = folder.finished is not None
+        if not complete:
             if folder.resuming:
                 embedder.spaces = _spaces(load_checkpoint(out, CLASS)[0], names)
             else:
                 embedder.fit(names)
-                arrays = {f"{name}.mean": space.mean for name, space in embedder.spaces.items()}
-                for name, space in embedder.spaces.items():
-                    if space.projection is not None:
-                        arrays[f"{name}.projection"] = space.projection
-                tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+                tensors = {
+                    f"{name}.{part}": torch.from_numpy(array)
+                    for name, space in embedder.spaces.items() for part, array in vars(space).items()
+                    if array is not None
+                }  # fmt: skip
                 save_checkpoint(out, tensors, {"class": CLASS, **identity}, _card(identity, len(samples)))
                 write_table(out / INDEX.state, {"files": {}})
             files = _write_vectors(out, embedder, samples, present, names, kind)
             folder.finish(samples=len(samples), files=files)
     index = Index(out)
-    for name in (TOGETHER, *index.names) if kept else ():
+    for name in (TOGETHER, *index.names) if complete else ():
         index.open(name)  # raises CheckpointError if it is damaged
     return index
 
@@ -134,23 +134,23 @@ def _write_vectors(
     together = np.zeros(0, np.float32)
     with progress_bar(f"embed {max(names, key=len)}", int(present.sum())) as advance:
         for name, has in zip(names, present.T, strict=True):
-            path, places = out / file_of(name), np.flatnonzero(has)
+            path, indices = out / file_of(name), np.flatnonzero(has)
             try:
-                vectors = read_vectors(path, len(places), files.get(path.name), kind)["vectors"]
-                advance(len(places))
+                vectors = read_vectors(path, len(indices), files.get(path.name), kind)["vectors"]
+                advance(len(indices))
             except CheckpointError:
-                vectors = embedder.embed_stored(samples, name, places, partial(advance, title=f"embed {name}"))
+                vectors = embedder.embed_stored(samples, name, indices, partial(advance, title=f"embed {name}"))
                 write_vectors(path, vectors, kind)
                 files[path.name] = file_digest(path)
                 write_table(out / INDEX.state, {"files": files})
             if not len(together):
                 together = np.zeros((len(samples), vectors.shape[1]), np.float32)
-            together[places] += vectors
+            together[indices] += vectors
             del vectors  # before the next modality is embedded
     write_vectors(out / file_of(TOGETHER), unit(together), kind)
     files[file_of(TOGETHER)] = file_digest(out / file_of(TOGETHER))
-    lacks = {name: np.flatnonzero(~has).tolist() for name, has in zip(names, present.T, strict=True)}
-    write_table(out / KEYS, {"keys": samples.sample_keys(), "lacks": lacks})
+    missing = {name: np.flatnonzero(~has).tolist() for name, has in zip(names, present.T, strict=True)}
+    write_table(out / KEYS, {"keys": samples.sample_keys(), "lacks": missing})
     return files
 
 
@@ -197,24 +197,24 @@ def new_index(vectors: Vectors, centroids: Any = None, cells: Any = None, probes
 def read_vectors(path: Path, count: int, sha256: str | None, kind: Search) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of a file of `count` vectors. Raises CheckpointError if it is missing or damaged."""
     if not path.exists() or file_digest(path) != sha256:
-        raise CheckpointError(f"{path}: missing, or damaged: not the file that was written; {DAMAGED}")
+        raise CheckpointError(f"{path}: missing, or damaged: not the file that was written; {REBUILD}")
     try:
         arrays = {name: tensor.numpy() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError, TypeError, ValueError) as error:  # numpy has no bfloat16
-        raise CheckpointError(f"{path}: damaged: {error}; {DAMAGED}") from None
+        raise CheckpointError(f"{path}: damaged: {error}; {REBUILD}") from None
     sizes = {name: (str(array.dtype), *array.shape) for name, array in arrays.items()}
     dims, cell_count = sizes.get("vectors", (0,))[-1], sizes.get("centroids", (0, 0))[1:2]
     expected: dict[str, tuple[Any, ...]] = {"vectors": ("float32", count, dims)}
     if kind == "approximate":
         expected |= {"centroids": ("float32", *cell_count, dims), "cells": ("int32", count), "probes": ("int32", 1)}
     if sizes != expected:
-        raise CheckpointError(f"{path}: damaged: has {sizes}, expected {expected}; {DAMAGED}")
+        raise CheckpointError(f"{path}: damaged: has {sizes}, expected {expected}; {REBUILD}")
     sound = all(array.size and math.isfinite(np.vdot(array, array)) for array in arrays.values())
     if sound and kind == "approximate":
         cells, probes = arrays["cells"], arrays["probes"]
         sound = cells.min() >= 0 and cells.max() < len(arrays["centroids"]) and probes[0] > 0
     if not sound:
-        raise CheckpointError(f"{path}: damaged: numbers are missing, out of range, or not finite; {DAMAGED}")
+        raise CheckpointError(f"{path}: damaged: numbers are missing, out of range, or not finite; {REBUILD}")
     return arrays
 
 
@@ -252,10 +252,10 @@ class Index:
                 f"{folder}: no finished index; run zoo retrieve build RUN --out {shlex.quote(str(folder))}"
             )
         tensors, config = load_checkpoint(self.folder, CLASS, SHAPE)
-        if problem := shape_problem(record, {"finished": {"files": {str: str}}}):
-            raise CheckpointError(f"{self.folder}: damaged: {problem}; {DAMAGED}")
+        if reason := shape_problem(record, {"finished": {"files": {str: str}}}):
+            raise CheckpointError(f"{self.folder}: damaged: {reason}; {REBUILD}")
         self._files: Mapping[str, str] = record["finished"]["files"]
-        self.keys, self._lacks = _read_keys(self.folder / KEYS)
+        self.keys, self._missing = _read_keys(self.folder / KEYS)
         self.run = run or Path(record["places"].get("run") or "nowhere")
         if not self.run.is_dir():
             raise CheckpointError(f"{self.folder}: its backbone was in {self.run}, which is gone; give --run RUN")
@@ -266,7 +266,7 @@ class Index:
         try:
             self._spaces = _spaces(tensors, self.names)
         except KeyError as error:
-            raise CheckpointError(f"{self.folder}: its space lacks {error}; {DAMAGED}") from None
+            raise CheckpointError(f"{self.folder}: its space lacks {error}; {REBUILD}") from None
         self._opened: dict[str, Any] = {}
 
     def embedder(self, zoo: Zoo, device: str = "cpu") -> Embedder:
@@ -278,25 +278,25 @@ class Index:
                 f"{embedder.fingerprint[:12]}; give --run RUN, or build the index again with --overwrite"
             )
         if (via := self.embedding.via) and self.tokenizers.get(via) != embedder.via.fingerprint:
-            raise CheckpointError(f"{self.folder}: built with another tokenizer of {via}; {DAMAGED}")
+            raise CheckpointError(f"{self.folder}: built with another tokenizer of {via}; {REBUILD}")
         embedder.spaces = dict(self._spaces)
         return embedder
 
     def check(self, names: Sequence[str]) -> None:
-        """Raise UnknownNameError for a modality that the index does not have."""
+        """Raise UnknownNameError for a modality, other than TOGETHER, that the index does not have."""
         for name in names:
-            if name not in self.names:
+            if name not in (TOGETHER, *self.names):
                 raise UnknownNameError.of("modality of this index", name, self.names)
 
     def size(self, find: str = TOGETHER) -> int:
         """Return the number of samples with the modality `find`, or of all samples."""
-        return len(self.keys) - len(self._lacks.get(find, ()))
+        return len(self.keys) - len(self._missing.get(find, ()))
 
     def keys_of(self, find: str) -> Sequence[str]:
         """Return the keys of the samples with the modality `find`, in the order of its vectors."""
         if self.size(find) == len(self.keys):
             return self.keys
-        return [self.keys[sample] for sample in np.delete(np.arange(len(self.keys)), self._lacks[find])]
+        return [self.keys[sample] for sample in np.delete(np.arange(len(self.keys)), self._missing[find])]
 
     def search(
         self, queries: Vectors, k: int, find: str = TOGETHER, exclude: Sequence[str] | None = None
@@ -305,19 +305,19 @@ class Index:
         keys, index = self.keys_of(find), self.open(find)
         if queries.shape[1] != index.d:
             raise CheckpointError(
-                f"{self.folder}: has vectors of {index.d} numbers, expected {queries.shape[1]}; {DAMAGED}"
+                f"{self.folder}: has vectors of {index.d} numbers, expected {queries.shape[1]}; {REBUILD}"
             )
-        wanted = min(k + (exclude is not None), len(keys))
+        hit_count = min(k + (exclude is not None), len(keys))
         options = {}
         if self.search_kind == "approximate":  # all cells for a quarter of the vectors
-            probes = index.nprobe + 4 * wanted * index.nlist // len(keys)
+            probes = index.nprobe + 4 * hit_count * index.nlist // len(keys)
             options["params"] = faiss().SearchParametersIVF(nprobe=probes)
-        cosines, rows = index.search(np.ascontiguousarray(queries, np.float32), wanted, **options)
-        found = []
+        cosines, rows = index.search(np.ascontiguousarray(queries, np.float32), hit_count, **options)
+        hits_by_query = []
         for number, (near, similar) in enumerate(zip(rows.tolist(), cosines.tolist(), strict=True)):
             hits = [Hit(key=keys[row], cosine=cosine) for row, cosine in zip(near, similar, strict=True) if row >= 0]
-            found.append([hit for hit in hits if exclude is None or hit.key != exclude[number]][:k])
-        return found
+            hits_by_query.append([hit for hit in hits if exclude is None or hit.key != exclude[number]][:k])
+        return hits_by_query
 
     def open(self, find: str) -> Any:
         """Return the FAISS index of a modality. Raises CheckpointError if its file is damaged."""
@@ -334,20 +334,16 @@ def file_of(name: str) -> str:
 
 
 def _spaces(tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str, Affine]:
-    found = {}
-    for name in names:
-        projection = tensors.get(f"{name}.projection")
-        found[name] = Affine(
-            mean=tensors[f"{name}.mean"].numpy(), projection=None if projection is None else projection.numpy()
-        )
-    return found
+    """Return the map of each modality, from the tensors of model.safetensors. Raises KeyError."""
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return {name: Affine(mean=arrays[f"{name}.mean"], projection=arrays.get(f"{name}.projection")) for name in names}
 
 
 def _read_keys(path: Path) -> tuple[list[str], dict[str, npt.NDArray[np.int64]]]:
     """Return all keys, and the numbers of the samples that lack each modality. Raises CheckpointError."""
     table = read_table(path, {"keys": [str], "lacks": {str: [int]}})
-    lacks = {name: np.array(numbers, np.int64) for name, numbers in table["lacks"].items()}
-    for name, numbers in lacks.items():
+    missing = {name: np.array(numbers, np.int64) for name, numbers in table["lacks"].items()}
+    for name, numbers in missing.items():
         if numbers.size and not ((np.diff(numbers) > 0).all() and numbers[0] >= 0 and numbers[-1] < len(table["keys"])):
-            raise CheckpointError(f"{path}: damaged (bad sample numbers of {name}); {DAMAGED}")
-    return table["keys"], lacks
+            raise CheckpointError(f"{path}: damaged (bad sample numbers of {name}); {REBUILD}")
+    return table["keys"], missing

@@ -46,7 +46,7 @@ from zoo_backbone.retrieval.embed import Embedder, Vectors, unit
 from zoo_backbone.retrieval.index import TOGETHER, Hit, Index
 from zoo_backbone.run import Run
 
-SHORTEST = 1e-6
+MIN_LENGTH = 1e-6
 """Shorter weighted sums have no direction."""
 HITS, PICTURE = "hits.json", "hits.png"
 HITS_SHOWN, QUERIES_SHOWN = 10, 100
@@ -55,8 +55,8 @@ FRAME = 20
 FOLDER, FILE, GALLERY = "retrieval", "retrieval.json", "gallery"
 QUERIES, NEAREST = 4, 5
 """Queries in a gallery of an evaluation, and their hits."""
-AT = (1, 5, 10)
-SAME = 1e-6
+RECALL_AT = (1, 5, 10)
+TIE_TOLERANCE = 1e-6
 """Cosines that differ by less are ties."""
 BLOCK_BYTES = 64 << 20
 """Memory for the cosines of a block of queries."""
@@ -82,7 +82,7 @@ def weighted_sum(vectors: Mapping[str, Vectors], weights: Mapping[str, float]) -
         if name not in vectors:
             raise ConfigError(f"--weights {name}: is not an input; inputs: {', '.join(vectors)}")
     total = np.sum([weights.get(name, 1.0) * rows for name, rows in vectors.items()], axis=0)
-    if bool((np.linalg.norm(total, axis=1) < SHORTEST).any()):
+    if bool((np.linalg.norm(total, axis=1) < MIN_LENGTH).any()):
         raise ConfigError("--weights: the weighted sum of the inputs is zero; change the weights")
     return unit(total.astype(np.float32))
 
@@ -92,7 +92,7 @@ def query_values(
     device: str = "cpu",
 ) -> list[Result]:  # fmt: skip
     """Query with one sample, given as files or values as text, by modality."""
-    index.check([*sources, *([find] if find else [])])
+    index.check([*sources, find])
     embedder = index.embedder(zoo, device)
     vectors = {name: embedder.embed_value(name, source) for name, source in sources.items()}
     (hits,) = index.search(weighted_sum(vectors, weights), k, find)
@@ -108,26 +108,26 @@ def query_keys(
     `exclude_self` excludes the query's own sample, if it is of the index's split. Raises UnknownNameError or DataError
     for a sample that is not there, or lacks a modality.
     """
-    index.check([*inputs, *([find] if find else [])])
+    index.check([*inputs, find])
     embedder, split = index.embedder(zoo, device), split or index.split
-    where = embedder.run.tokens / split
-    samples = embedder.stored(split, inputs)
+    split_folder = embedder.run.tokens / split
+    samples = embedder.load_split(split, inputs)
     rows = []
     for key in keys:
         number = samples.split.find(key)
         if number is None:
-            known = [samples.split.key(row) for row in spread(samples.split.samples, 1000)]
-            raise UnknownNameError.of("sample", key, known, f"(in {where}; see --split)")
+            example_keys = [samples.split.key(row) for row in spread(samples.split.samples, 1000)]
+            raise UnknownNameError.of("sample", key, example_keys, f"(in {split_folder}; see --split)")
         rows.append(number * samples.split.crops)
     vectors = {}
     present = samples.present(np.array(rows, np.int64))
     for name, has in zip(inputs, present.T, strict=True):
         if not has.all():
-            raise DataError(f"{where}: sample {keys[int(has.argmin())]!r} has no {name}")
+            raise DataError(f"{split_folder}: sample {keys[int(has.argmin())]!r} has no {name}")
         vectors[name] = embedder.embed(name, samples.columns[name].take(rows))
-    own = keys if exclude_self and split == index.split else None
-    hits = index.search(weighted_sum(vectors, weights), k, find, own)
-    return [Result(key=key, inputs=tuple(inputs), hits=found) for key, found in zip(keys, hits, strict=True)]
+    excluded_keys = keys if exclude_self and split == index.split else None
+    hits = index.search(weighted_sum(vectors, weights), k, find, excluded_keys)
+    return [Result(key=key, inputs=tuple(inputs), hits=key_hits) for key, key_hits in zip(keys, hits, strict=True)]
 
 
 # ---------------------------------------------------------------- results on disk
@@ -145,24 +145,24 @@ def write_results(
     by = find or ranked_names([zoo[name].spec for name in index.names])[0]
     data = Run.load(index.run).data
     store = ValueStore(data) if data is not None and data.is_dir() else None
-    problem = ""
+    reason = ""
     if store is None or by not in store.modalities(index.split):
-        problem = f"there are no values of {by} in {data}"
+        reason = f"there are no values of {by} in {data}"
     else:
         queries: list[list[Shown]] = []
         hits: list[list[Shown]] = []
-        for result in (results[place] for place in spread(len(results), QUERIES_SHOWN)):
+        for result in (results[i] for i in spread(len(results), QUERIES_SHOWN)):
             if result.key is not None:
                 queries.append([shown(store, zoo[name], split, result.key) for name in result.inputs])
             else:
                 items = [(zoo[name], item_of_source(zoo[name], source)) for name, source in sources.items()]
                 queries.append([handle.render(handle.fitted(item)) for handle, item in items])
             cells = [(hit.key, shown(store, zoo[by], index.split, hit.key)) for hit in result.hits[:HITS_SHOWN]]
-            own = result.key if split == index.split else None
-            hits.append([framed(cell) if key == own else cell for key, cell in cells])
+            query_key = result.key if split == index.split else None
+            hits.append([mark_correct(cell) if key == query_key else cell for key, cell in cells])
         if not write_hits(out / PICTURE, [f"query: {name}" for name in results[0].inputs], queries, hits):
-            problem = "queries and hits are texts"
-    if problem:
+            reason = "queries and hits are texts"
+    if reason:
         (out / PICTURE).unlink(missing_ok=True)  # of an earlier query
     record = {
         "index": str(index.folder.resolve()), "fingerprint": index.fingerprint, "find": find, "split": split,
@@ -170,10 +170,10 @@ def write_results(
         "queries": [dataclasses.asdict(result) for result in results],
     }  # fmt: skip
     write_table(out / HITS, record)
-    return problem
+    return reason
 
 
-def framed(cell: Shown) -> Shown:
+def mark_correct(cell: Shown) -> Shown:
     """Mark a cell as correct: images by a frame, texts by a prefix."""
     if isinstance(cell, str):
         return MARK + cell
@@ -184,9 +184,9 @@ def write_hits(
     path: Path, headers: Sequence[str], queries: Sequence[Sequence[Shown]], hits: Sequence[Sequence[Shown]]
 ) -> bool:
     """Write an image with a row per query: its inputs (with `headers`), then its hits. False if all cells are text."""
-    most = max(len(row) for row in hits)
-    columns = [*headers, *(f"{number}" for number in range(1, most + 1))]
-    rows = [[*inputs, *found, *[""] * (most - len(found))] for inputs, found in zip(queries, hits, strict=True)]
+    hit_count = max(len(row) for row in hits)
+    columns = [*headers, *map(str, range(1, hit_count + 1))]
+    rows = [[*inputs, *cells, *[""] * (hit_count - len(cells))] for inputs, cells in zip(queries, hits, strict=True)]
     return write_sheet(path, columns, rows)
 
 
@@ -205,30 +205,30 @@ def evaluate_retrieval(
     names = embedder.names(modalities, split)
     if len(names) < 2:
         raise ConfigError(f"retrieve eval: expected at least two modalities, got {', '.join(names)}")
-    stored = embedder.stored(split, names)
-    chosen = np.array(spread(len(stored), samples), np.int64)
-    present = stored.present(stored.rows(chosen))
+    token_data = embedder.load_split(split, names)
+    indices = np.array(spread(len(token_data), samples), np.int64)
+    present = token_data.present(token_data.rows(indices))
     has = dict(zip(names, present.T, strict=True))
-    both = {pair: np.flatnonzero(has[pair[0]] & has[pair[1]]) for pair in itertools.permutations(names, 2)}
-    both = {pair: found for pair, found in both.items() if len(found) > 1}
-    if not both:
+    rows_by_pair = {pair: np.flatnonzero(has[pair[0]] & has[pair[1]]) for pair in itertools.permutations(names, 2)}
+    rows_by_pair = {pair: rows for pair, rows in rows_by_pair.items() if len(rows) > 1}
+    if not rows_by_pair:
         raise DataError(f"{embedder.run.tokens / split}: no two samples have two of {', '.join(names)}")
     embedder.fit(names)
     with locked(out):
         vectors: dict[str, Vectors] = {}  # unit vectors of each modality; zero where a sample lacks it
         with progress_bar("embed", int(present.sum())) as advance:
             for name in (name for name in names if has[name].any()):
-                found = embedder.embed_stored(stored, name, chosen[has[name]], advance)
-                vectors[name] = np.zeros((len(chosen), found.shape[1]), np.float32)
-                vectors[name][has[name]] = found
+                embedded = embedder.embed_stored(token_data, name, indices[has[name]], advance)
+                vectors[name] = np.zeros((len(indices), embedded.shape[1]), np.float32)
+                vectors[name][has[name]] = embedded
         pairs = [
             {"query": query, "target": target, "samples": len(rows),
              **recall(vectors[query][rows], vectors[target][rows]), "chance": chance(len(rows))}
-            for (query, target), rows in both.items()
+            for (query, target), rows in rows_by_pair.items()
         ]  # fmt: skip
-        every = stored.sample_keys()
-        keys = [every[sample] for sample in chosen]
-        drawn = []
+        all_keys = token_data.sample_keys()
+        keys = [all_keys[sample] for sample in indices]
+        gallery_entries = []
         if embedder.run.data is not None and embedder.run.data.is_dir():
             store = ValueStore(embedder.run.data)
 
@@ -237,20 +237,20 @@ def evaluate_retrieval(
 
             (out / FILE).unlink(missing_ok=True)  # so that a kill leaves no figures with pictures of others
             # First the pairs with the modality that is best to look at.
-            first, *others = ranked_names([embedder.layout.spec(name) for name in names])
-            ordered = [pair for other in others for pair in ((other, first), (first, other))]
-            ordered += itertools.permutations(others, 2)
-            drawn = [
-                _gallery(out, pair, vectors, both[pair], keys, show)
-                for pair in [pair for pair in ordered if pair in both][:galleries]
+            best, *lower_ranked = ranked_names([embedder.layout.spec(name) for name in names])
+            ordered = [pair for name in lower_ranked for pair in ((name, best), (best, name))]
+            ordered += itertools.permutations(lower_ranked, 2)
+            gallery_entries = [
+                _gallery(out, pair, vectors, rows_by_pair[pair], keys, show)
+                for pair in [pair for pair in ordered if pair in rows_by_pair][:galleries]
             ]
         result = {
             "identity": {
                 "fingerprint": embedder.fingerprint, "embedding": dataclasses.asdict(embedding), "split": split,
-                "tokenizers": embedder.tokenizers(stored), "settings": {"samples": samples},
+                "tokenizers": embedder.tokenizers(token_data), "settings": {"samples": samples},
             },
             "pairs": pairs, "mean": {**_mean(pairs), "chance": _mean([pair["chance"] for pair in pairs])},
-            "galleries": drawn, "seconds": round(time.perf_counter() - started, 3),
+            "galleries": gallery_entries, "seconds": round(time.perf_counter() - started, 3),
         }  # fmt: skip
         write_table(out / FILE, result)
     return result
@@ -267,45 +267,45 @@ def recall(queries: Vectors, targets: Vectors) -> dict[str, Any]:
     for start in range(0, count, step):
         block = slice(start, start + step)
         cosines = queries[block].astype(np.float64) @ exact
-        own = np.diagonal(cosines, start)[:, None]
-        closer[block] = (cosines > own + SAME).sum(1)
-        equal[block] = (np.abs(cosines - own) <= SAME).sum(1)  # includes the correct one
+        correct = np.diagonal(cosines, start)[:, None]
+        closer[block] = (cosines > correct + TIE_TOLERANCE).sum(1)
+        equal[block] = (np.abs(cosines - correct) <= TIE_TOLERANCE).sum(1)  # includes the correct one
     ranks = closer + (equal + 1) / 2
-    shares = {str(k): round(float(np.clip((k - closer) / equal, 0, 1).mean()), 6) for k in AT}
+    shares = {str(k): round(float(np.clip((k - closer) / equal, 0, 1).mean()), 6) for k in RECALL_AT}
     return {"recall": shares, "median_rank": float(np.median(ranks))}
 
 
 def chance(samples: int) -> dict[str, Any]:
     """Return recall and median rank of random order."""
-    return {"recall": {str(k): round(min(1.0, k / samples), 6) for k in AT}, "median_rank": (samples + 1) / 2}
+    return {"recall": {str(k): round(min(1.0, k / samples), 6) for k in RECALL_AT}, "median_rank": (samples + 1) / 2}
 
 
 def _mean(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    shares = {str(k): round(float(np.mean([entry["recall"][str(k)] for entry in entries])), 6) for k in AT}
+    shares = {str(k): round(float(np.mean([entry["recall"][str(k)] for entry in entries])), 6) for k in RECALL_AT}
     return {"recall": shares, "median_rank": float(np.mean([entry["median_rank"] for entry in entries]))}
 
 
 def _gallery(
-    out: Path, pair: tuple[str, str], vectors: Mapping[str, Vectors], both: Any, keys: Sequence[str],
+    out: Path, pair: tuple[str, str], vectors: Mapping[str, Vectors], rows: Any, keys: Sequence[str],
     show: Callable[[str, int], Shown],
 ) -> dict[str, Any]:  # fmt: skip
     """Write a picture of queries and their hits; return its entry of "galleries"."""
     query, target = pair
-    chosen = both[spread(len(both), QUERIES)]
-    cosines = vectors[query][chosen] @ vectors[target][both].T
-    nearest = both[np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]]
-    queries = [[show(query, own)] for own in chosen]
+    query_rows = rows[spread(len(rows), QUERIES)]
+    cosines = vectors[query][query_rows] @ vectors[target][rows].T
+    nearest = rows[np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]]
+    queries = [[show(query, row)] for row in query_rows]
     hits = [
-        [framed(show(target, hit)) if hit == own else show(target, hit) for hit in found]
-        for own, found in zip(chosen, nearest, strict=True)
+        [mark_correct(show(target, hit)) if hit == row else show(target, hit) for hit in hit_rows]
+        for row, hit_rows in zip(query_rows, nearest, strict=True)
     ]
     header, picture = f"query: {query}", f"{GALLERY}/{query}-finds-{target}.png"
     has_images = write_hits(out / picture, [header], queries, hits)
     return {
         "query": query, "target": target, "picture": picture if has_images else None,
-        "columns": [header, *(str(number + 1) for number in range(nearest.shape[1]))],
+        "columns": [header, *map(str, range(1, nearest.shape[1] + 1))],
         "rows": [
-            {"key": keys[own], "hits": [keys[hit] for hit in found], "cells": list(map(text_of, (*first, *row)))}
-            for own, found, first, row in zip(chosen, nearest, queries, hits, strict=True)
+            {"key": keys[row], "hits": [keys[hit] for hit in hit_rows], "cells": list(map(text_of, inputs + cells))}
+            for row, hit_rows, inputs, cells in zip(query_rows, nearest, queries, hits, strict=True)
         ],
     }  # fmt: skip

@@ -47,9 +47,9 @@ from zoo_backbone.serve.jobs import BusyError, Job, Jobs
 
 PAGE = Path(__file__).parent / "page"
 NEAREST = PIL.Image.Resampling.NEAREST
-UPLOADED = 256 << 20
+UPLOAD_CACHE_BYTES = 256 << 20
 """Bytes of uploaded files and their values that are kept."""
-EDITED = 64
+MAX_EDITABLE = 64
 """Numbers in an array that the page shows as a list to edit, such as the colours of a palette."""
 SAMPLES = 50
 """Held-out samples that the page offers."""
@@ -117,7 +117,7 @@ class Search(Query):
 
 
 @contextmanager
-def added_to(errors: list[str], name: str) -> Iterator[None]:
+def collect_error(errors: list[str], name: str) -> Iterator[None]:
     """Add an error about a modality, with its name, instead of raising it."""
     try:
         yield
@@ -129,7 +129,7 @@ def kind_of(spec: ModalitySpec) -> str:
     """Return the kind of a modality's values on the page: an array of few numbers is an object, a list to edit."""
     kind, shape = spec.value.kind, spec.value.shape
     fixed = kind == "array" and all(isinstance(size, int) for size in shape)
-    return "object" if fixed and math.prod(map(int, shape)) <= EDITED else kind
+    return "object" if fixed and math.prod(map(int, shape)) <= MAX_EDITABLE else kind
 
 
 def sample_of(handle: ModalityHandle, value: Any) -> Sample:
@@ -149,7 +149,7 @@ class Uploads:
         key = secrets.token_urlsafe(12)
         self.sizes[key] = size + getattr(value, "nbytes", 0)  # first: another thread may drop it at once
         self.values[key] = (name, value)
-        while sum(self.sizes.values()) > UPLOADED and len(self.values) > 1:
+        while sum(self.sizes.values()) > UPLOAD_CACHE_BYTES and len(self.values) > 1:
             del self.sizes[self.values.popitem(last=False)[0]]
         return key
 
@@ -180,7 +180,7 @@ class Server:
             raise UnknownNameError.of("modality", name, {*self.inputs, *self.targets})
         return self.model.zoo[name]
 
-    def facts(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return modalities, samples and limits for the page."""
         modalities = {}
         for name in dict.fromkeys((*self.inputs, *self.targets)):  # pictures first
@@ -202,26 +202,26 @@ class Server:
             "limits": {"upload_bytes": self.limits.upload_bytes, "samples": DRAWS},
         }  # fmt: skip
 
-    def value(self, name: str, given: Value) -> Any:
+    def value(self, name: str, origin: Value) -> Any:
         """Return an input for AnyToAny. Raises ZooErrors."""
-        handle, asked = self.handle(name), given.model_dump(exclude_none=True)
-        if len(asked) != 1:
-            expected = "one of upload, sample, text, data and result"
-            raise InvalidValueError.expected(name, expected, ", ".join(asked) or "nothing")
-        if given.upload is not None:
-            owner, value = self.uploads.values.get(given.upload, ("", None))
+        handle, fields = self.handle(name), origin.model_dump(exclude_none=True)
+        if len(fields) != 1:
+            origins = "one of upload, sample, text, data and result"
+            raise InvalidValueError.expected(name, origins, ", ".join(fields) or "nothing")
+        if origin.upload is not None:
+            owner, value = self.uploads.values.get(origin.upload, ("", None))
             if owner != name:
                 raise InvalidValueError(f"{name}: the uploaded value is gone; upload it again")
             return value
-        if given.sample is not None:
-            return self.stored(name, given.sample)
-        if given.result is not None:
-            return self.generated(name, given.result)
+        if origin.sample is not None:
+            return self.sample_value(name, origin.sample)
+        if origin.result is not None:
+            return self.generated_sample(name, origin.result)
         kind = kind_of(handle.spec)
-        if (given.text is not None) != (kind == "text") or kind == "array":
-            wanted = {"text": "a text", "object": "data", "array": "a file"}[kind]
-            raise InvalidValueError.expected(name, wanted, ", ".join(asked))
-        value = given.text if given.text is not None else given.data
+        if (origin.text is not None) != (kind == "text") or kind == "array":
+            expected = {"text": "a text", "object": "data", "array": "a file"}[kind]
+            raise InvalidValueError.expected(name, expected, ", ".join(fields))
+        value = origin.text if origin.text is not None else origin.data
         if handle.spec.value.kind == "array":
             try:
                 value = np.asarray(value, handle.spec.value.dtype)
@@ -230,56 +230,55 @@ class Server:
         handle.check(value)
         return sample_of(handle, value)
 
-    def stored(self, name: str, key: str) -> Any:
+    def sample_value(self, name: str, key: str) -> Any:
         """Return the value of a held-out sample. Raises ZooErrors."""
         if self.values is None or key not in self.keys:
             raise UnknownNameError.of("sample", key, self.keys)
         return self.values.read_key(self.handle(name), TEST, key)
 
-    def generated(self, name: str, place: str) -> Sample:
+    def generated_sample(self, name: str, result_path: str) -> Sample:
         """Return a generated sample of `name` by JOB/TARGET/NUMBER. Raises InvalidValueError."""
-        job_id, _, rest = place.partition("/")
+        job_id, _, rest = result_path.partition("/")
         target, _, number = rest.partition("/")
         job, index = self.jobs.get(job_id), int(number) if re.fullmatch(r"\d{1,9}", number) else -1
-        found = job.result.get(target, []) if job is not None and job.finished and job.result is not None else []
-        if not 0 <= index < len(found) or name != target:
+        samples: list[Sample] = (job.result or {}).get(target, []) if job is not None and job.finished else []
+        if not 0 <= index < len(samples) or name != target:
             raise InvalidValueError(f"{name}: the generated value is gone; generate it again")
-        sample: Sample = found[index]
-        return sample
+        return samples[index]
 
-    def shown(self, name: str, value: Any) -> dict[str, Any]:
+    def display(self, name: str, value: Any) -> dict[str, Any]:
         """Return a value for the page: a picture as a data URL, or a text; and JSON values to edit."""
         handle = self.handle(name)
-        shown = handle.render(value)
-        told: dict[str, Any] = {"text": shown} if isinstance(shown, str) else {"image": data_uri(png_bytes(shown))}
+        cell = handle.render(value)
+        entry: dict[str, Any] = {"text": cell} if isinstance(cell, str) else {"image": data_uri(png_bytes(cell))}
         if kind_of(handle.spec) != "array":
-            told["data"] = value.tolist() if isinstance(value, np.ndarray) else value
-        return told
+            entry["data"] = value.tolist() if isinstance(value, np.ndarray) else value
+        return entry
 
     # ------------------------------------------------------------------ jobs
 
-    def opened(self, query: Query, errors: list[str]) -> dict[str, Any]:
+    def read_inputs(self, query: Query, errors: list[str]) -> dict[str, Any]:
         """Return the inputs, by modality. Adds an error for each that does not fit."""
         values = {}
         for name, origin in query.inputs.items():
-            with added_to(errors, name):
+            with collect_error(errors, name):
                 if name not in self.inputs:
                     raise UnknownNameError.of("input", name, self.inputs)
                 values[name] = self.value(name, origin)
         return values
 
-    def prepared(self, query: Generation) -> Prepared:
+    def prepare(self, query: Generation) -> Prepared:
         """Return the generation with its tokens. Raises InvalidValueError with an argument for each wrong part."""
         errors: list[str] = []
-        values = self.opened(query, errors)
+        values = self.read_inputs(query, errors)
         for name in query.targets:
-            with added_to(errors, name):
+            with collect_error(errors, name):
                 if name not in self.targets:
                     raise UnknownNameError.of("target", name, self.targets)
         with tempfile.TemporaryDirectory() as folder:
             regions = {}
             for name, region in query.inpaint.items():
-                with added_to(errors, name):
+                with collect_error(errors, name):
                     regions[name] = self.region(name, region, Path(folder))
             if errors:
                 raise InvalidValueError(*errors)
@@ -287,18 +286,18 @@ class Server:
             return self.model.prepare(GenerationPlan.of(**settings, inpaint=regions, draws=query.num_samples), values)
 
     def generate(self, prepared: Prepared, job: Job) -> dict[str, list[Sample]]:
-        """Generate, telling each decoding step."""
+        """Generate, with an event for each decoding step."""
         step = 0
 
         def on_step(name: str, tokens: Any) -> None:
             nonlocal step
             step += 1
-            job.tell({"target": name, "step": step, "shown": self.partial(name, tokens)})
+            job.add_event({"target": name, "step": step, "shown": self.partial(name, tokens)})
 
         samples_by_target = {name: list(samples) for name, samples in self.model.draw(prepared, on_step).items()}
         for name, samples in samples_by_target.items():
-            values = [self.shown(name, sample.value) for sample in samples]
-            job.tell({"target": name, "values": [{**value, "result": f"{job.id}/{name}/{number}"}
+            values = [self.display(name, sample.value) for sample in samples]
+            job.add_event({"target": name, "values": [{**value, "result": f"{job.id}/{name}/{number}"}
                                                  for number, value in enumerate(values)]})  # fmt: skip
         return samples_by_target
 
@@ -307,79 +306,78 @@ class Server:
         handle = self.handle(name)
         if isinstance(handle.spec.layout, SequenceLayout):
             return [{"text": f"{len(row)} tokens"} for row in tokens]
-        known = tokens >= 0
+        masks = tokens >= 0
         values = handle.decode(tokens.clamp(min=0), trusted=True)
-        shown = []
-        for mask, value in zip(known, values, strict=True):
+        entries = []
+        for mask, value in zip(masks, values, strict=True):
             picture = handle.render(value)
             if isinstance(picture, str):
-                shown.append({"text": f"{int(mask.sum())} of {mask.numel()} tokens"})
+                entries.append({"text": f"{int(mask.sum())} of {mask.numel()} tokens"})
                 continue
             cells = mask.reshape(*handle.spec.places, -1).all(-1) if len(handle.spec.places) == 2 else torch.ones(1, 1)
             shade = PIL.Image.fromarray(np.uint8(cells.numpy()) * 255).resize(picture.size, NEAREST)
             grey = PIL.Image.new("RGB", picture.size, "grey")
             shaded = PIL.Image.composite(picture.convert("RGB"), grey, shade)
-            shown.append({"image": data_uri(png_bytes(shaded))})
-        return shown
+            entries.append({"image": data_uri(png_bytes(shaded))})
+        return entries
 
-    def region(self, name: str, asked: Region, place: Path) -> str:
+    def region(self, name: str, region: Region, folder: Path) -> str:
         """Return a region for AnyToAny; cells become a mask file. Raises ConfigError."""
-        if asked.region is not None and "mask:" not in asked.region:
-            return asked.region
+        if region.region is not None and "mask:" not in region.region:
+            return region.region
         spec = self.handle(name).spec
-        if not asked.cells or len(spec.places) != 2:
+        if not region.cells or len(spec.places) != 2:
             raise ConfigError(f"inpaint {name}: expected cells of its token grid")
         mask = np.zeros(spec.places, bool)
-        for row, column in asked.cells:
+        for row, column in region.cells:
             if not (0 <= row < mask.shape[0] and 0 <= column < mask.shape[1]):
                 raise ConfigError.expected(f"inpaint {name}", f"cells of a grid {by(mask.shape)}", f"{row}, {column}")
             mask[row, column] = True
-        np.save(place / f"{name}.npy", mask)
-        return f"mask:{place / f'{name}.npy'}"
+        np.save(folder / f"{name}.npy", mask)
+        return f"mask:{folder / f'{name}.npy'}"
 
-    def queried(self, query: Search) -> dict[str, Any]:
+    def query_inputs(self, query: Search) -> dict[str, Any]:
         """Return the inputs. Raises InvalidValueError with an argument for each part that does not fit."""
         errors: list[str] = []
-        values = self.opened(query, errors)
+        values = self.read_inputs(query, errors)
         if self.index is None or not query.inputs:
             no_index = "the server has no index; start it with --index FOLDER"
             errors.append(f"retrieval: {'expected at least one input' if self.index else no_index}")
         else:
             names = [name for name in values if self.model.input_forms.get(name) not in self.index.names]
-            for name in (*names, *filter(None, [query.find])):
-                with added_to(errors, name):
+            for name in (*names, query.find):
+                with collect_error(errors, name):
                     self.index.check([name])
         if errors:
             raise InvalidValueError(*errors)
         return values
 
     def search(self, query: Search, values: dict[str, Any], job: Job) -> None:
-        """Search the index, and tell the hits."""
+        """Search the index; the hits are an event."""
         assert self.index is not None and self.embedder is not None
         tokens = self.model.tokenize(values)
-        self.index.check([*tokens, *([query.find] if query.find else [])])
         vectors = {name: self.embedder.embed(name, batch) for name, batch in tokens.items()}
         (hits,) = self.index.search(weighted_sum(vectors, {}), query.count, query.find)
-        told = []
+        entries = []
         for hit in hits:
             entry: dict[str, Any] = {"key": hit.key, "cosine": round(hit.cosine, 4)}
             if self.values is not None:
                 name = query.find if query.find in self.inputs else self.inputs[0]
-                entry |= self.shown(name, self.values.read_key(self.handle(name), self.index.split, hit.key))
-            told.append(entry)
-        job.tell({"hits": told})
+                entry |= self.display(name, self.values.read_key(self.handle(name), self.index.split, hit.key))
+            entries.append(entry)
+        job.add_event({"hits": entries})
 
-    def tokens(self, name: str, given: Value) -> dict[str, Any]:
+    def tokens(self, name: str, origin: Value) -> dict[str, Any]:
         """Return the token ids of a value of a grid."""
         handle = self.handle(name)
         if not isinstance(handle.spec.layout, GridLayout) or len(handle.spec.places) != 2:
             raise ConfigError(f"{name}: its tokens are no grid of rows and columns")
-        value = self.value(name, given)
+        value = self.value(name, origin)
         ids = value.tokens if isinstance(value, Sample) else handle.encode([handle.fitted(value)], trusted=True)[0]
         return {"ids": ids.reshape(*handle.spec.places, -1).tolist(), "vocabulary": handle.spec.vocab_size}
 
 
-async def refused(request: Request, error: Exception) -> border.Answer:
+async def answer_error(request: Request, error: Exception) -> border.Answer:
     """Answer an error; an error about several parts of a request has an argument for each."""
     if isinstance(error, RequestValidationError):
         parts = [(".".join(map(str, item["loc"][1:])) or "body", item["msg"]) for item in error.errors()]
@@ -396,7 +394,9 @@ def build_app(server: Server, is_local: bool = False) -> border.Border:
     app = FastAPI(
         title="tokenizers-zoo", openapi_url="/api/schema", docs_url=None, redoc_url=None,
         default_response_class=border.Answer,
-        exception_handlers=dict.fromkeys((OneLineError, RequestValidationError, HTTPException, Exception), refused),
+        exception_handlers=dict.fromkeys(
+            (OneLineError, RequestValidationError, HTTPException, Exception), answer_error
+        ),
     )  # fmt: skip
 
     @app.get("/", include_in_schema=False)
@@ -406,12 +406,12 @@ def build_app(server: Server, is_local: bool = False) -> border.Border:
     @app.get("/api/model")
     def model() -> dict[str, Any]:
         """The modalities, samples and limits of the model."""
-        return server.facts()
+        return server.describe()
 
     @app.get("/api/samples/{key}/{name}")
     def sample(key: str, name: str) -> dict[str, Any]:
         """A value of a held-out sample."""
-        return server.shown(name, server.stored(name, key))
+        return server.display(name, server.sample_value(name, key))
 
     @app.post(border.UPLOADS + "{name}")
     async def upload(name: str, request: Request, filename: str = "") -> dict[str, Any]:
@@ -423,25 +423,25 @@ def build_app(server: Server, is_local: bool = False) -> border.Border:
             value = handle.read(data, Path(filename).suffix)
             value = handle.transform(value, handle.middle(value), trusted=True)  # `fitted` takes a str for a path
             item = value if isinstance(value, np.ndarray) else sample_of(handle, value)
-            return {"upload": server.uploads.add(name, item, len(data)), **server.shown(name, value)}
+            return {"upload": server.uploads.add(name, item, len(data)), **server.display(name, value)}
 
         return await asyncio.to_thread(read)
 
     @app.post("/api/tokens/{name}")
-    def tokens(name: str, given: Value) -> dict[str, Any]:
+    def tokens(name: str, origin: Value) -> dict[str, Any]:
         """The token ids of a value of a grid modality."""
-        return server.tokens(name, given)
+        return server.tokens(name, origin)
 
     @app.post("/api/generate")
     def generate(query: Generation) -> dict[str, str]:
         """Start a generation; its events are at /api/jobs/JOB."""
-        prepared = server.prepared(query)
+        prepared = server.prepare(query)
         return {"job": server.jobs.add(lambda job: server.generate(prepared, job)).id}
 
     @app.post("/api/search")
     def search(query: Search) -> dict[str, str]:
         """Start a search of the index; its events are at /api/jobs/JOB."""
-        inputs = server.queried(query)
+        inputs = server.query_inputs(query)
         return {"job": server.jobs.add(lambda job: server.search(query, inputs, job)).id}
 
     @app.get("/api/jobs/{job_id}", response_class=StreamingResponse)
@@ -463,7 +463,7 @@ def build_app(server: Server, is_local: bool = False) -> border.Border:
     def result(job_id: str, name: str, number: str) -> Response:
         """The file of a generated value."""
         handle = server.handle(name)
-        data, extension = handle.write(server.generated(name, f"{job_id}/{name}/{number}").value)
+        data, extension = handle.write(server.generated_sample(name, f"{job_id}/{name}/{number}").value)
         attached = f'attachment; filename="{re.sub(r"[^A-Za-z0-9_-]", "_", name)}.{extension}"'
         return Response(data, media_type="application/octet-stream", headers={"Content-Disposition": attached})
 

@@ -77,10 +77,10 @@ class Border:
             return await refusal(error[0], [error[1]])(scope, receive, send)
         messages: list[Message] = [{"type": "http.request", "body": bytes(body)}]
 
-        async def received() -> Message:
+        async def receive_body() -> Message:
             return messages.pop() if messages else await receive()
 
-        return await self.app(scope, received, send)
+        return await self.app(scope, receive_body, send)
 
     def _origin_error(self, method: str, headers: Headers) -> tuple[int, str] | None:
         """Return status and text for a request for another host, or one from another site that is not a GET."""

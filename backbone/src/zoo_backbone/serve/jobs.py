@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers_zoo.errors import OneLineError, ZooError
 
-KEPT = 50
+MAX_JOBS = 50
 """Finished jobs that are kept."""
 Event = dict[str, Any]
 
@@ -34,7 +34,7 @@ class Job:
     cancelled: bool = False
     deadline: float = float("inf")
 
-    def tell(self, event: Event) -> None:
+    def add_event(self, event: Event) -> None:
         """Add an event. Raises ZooError if the job was cancelled or takes too long."""
         if self.cancelled:
             raise ZooError("cancelled")
@@ -65,7 +65,7 @@ class Jobs:
             raise BusyError("too many requests are waiting; try again in a minute") from None
         with self._lock:
             self._jobs[job.id] = job
-            while len(self._jobs) > KEPT:
+            while len(self._jobs) > MAX_JOBS:
                 self._jobs.popitem(last=False)
         return job
 
@@ -79,7 +79,7 @@ class Jobs:
             job = self._queue.get()
             job.deadline = time.monotonic() + self._seconds
             try:
-                job.tell({"started": True})
+                job.add_event({"started": True})
                 job.result = job.work(job)
                 job.events.append({"done": True})
             except OneLineError as error:

@@ -58,8 +58,8 @@ def transfer() -> None:
 @click.option("--head", type=click.Choice(get_args(HeadName)), help="Default: depends on the kind of label.")
 @click.option("--labels", metavar="SHARE|COUNT", help="Training labels used: a share such as 0.1, or a number of "
               "samples. Default: 1.0 (all).")  # fmt: skip
-@click.option("--as", "wanted", type=click.Choice(get_args(As)), help="How labels are predicted. Default: depends on "
-              "the labels.")  # fmt: skip
+@click.option("--as", "target_kind", type=click.Choice(get_args(As)), help="How labels are predicted. Default: depends "
+              "on the labels.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Seed of weights, order and choice of labels.")  # fmt: skip
 @click.option("--data", type=PATH, help="Values with the labels. Default: the values of RUN.")
@@ -70,7 +70,7 @@ def transfer() -> None:
 @PRINT_CONFIG
 @settings_option("A key of [transfer], such as steps=500; docs/settings.md lists them.")
 def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, tuning: str | None, head: str | None,
-                  labels: str | None, wanted: Any, seed: int, data: Path | None, config_file: Path | None,
+                  labels: str | None, target_kind: Any, seed: int, data: Path | None, config_file: Path | None,
                   overwrite: bool, device: str, as_json: bool, print_config: bool,
                   assignments: tuple[str, ...]) -> None:  # fmt: skip
     """Train a probe: a head on the encoder of RUN.
@@ -90,29 +90,30 @@ def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, 
     from zoo_backbone.transfer.results import score_table, summary
     from zoo_backbone.transfer.train import FOLDER, train_probe
 
-    stored = read_tables(config_file)["transfer"]
-    table = stored | parse_assignments(assignments)
+    file_table = read_tables(config_file)["transfer"]
+    table = file_table | parse_assignments(assignments)
     number = labels and parse_assignments([f"labels={labels}"])["labels"]
     options = {"tuning": tuning, "head": head, "labels": number}
     table |= {key: value for key, value in options.items() if value is not None}
     config = transfer_config(table, Origin(path=config_file, table="transfer"))
     if print_config:
         base = Layer(TUNING.get(config.tuning, {}), f"tuning {config.tuning}")
-        show_config("transfer", config, [base, *given_layers(stored, config_file, "transfer", assignments, **options)])
+        layers = given_layers(file_table, config_file, "transfer", assignments, **options)
+        show_config("transfer", config, [base, *layers])
         return
     _, zoo = open_run(folder)
-    place = out or folder / FOLDER / default_name(task, inputs, config, seed)
-    with disk_errors(place):
-        train_probe(folder, zoo, task, inputs, place, config, seed=seed, wanted=wanted, data=data, overwrite=overwrite,
-                    device=device)  # fmt: skip
-    metrics = read_probe(place)
+    out = out or folder / FOLDER / default_name(task, inputs, config, seed)
+    with disk_errors(out):
+        train_probe(folder, zoo, task, inputs, out, config, seed=seed, target_kind=target_kind, data=data,
+                    overwrite=overwrite, device=device)  # fmt: skip
+    metrics = read_probe(out)
     if as_json:
         show_json(metrics)
         return
     show_table(score_table(metrics["metrics"]))
     for line in summary(metrics):
         echo(line)
-    echo(f"written to {place}")
+    echo(f"written to {out}")
 
 
 @transfer.command("eval")
@@ -178,8 +179,8 @@ def predict_command(folder: Path, out: Path, samples: int, keys: list[str] | Non
     probe = load(folder, open_zoo() if asked_registry() else None, run=run, device=device)
     stores = probe.stores(split, tokens, data)
     with disk_errors(out):
-        found = predict_to_folder(probe, stores, out, split=split, samples=samples, keys=keys)
-    echo(f"predicted {probe.task.title} of {len(found)} samples, in {out}")
+        predicted_keys = predict_to_folder(probe, stores, out, split=split, samples=samples, keys=keys)
+    echo(f"predicted {probe.task.title} of {len(predicted_keys)} samples, in {out}")
 
 
 @transfer.command("compare")

@@ -76,8 +76,8 @@ class TransferConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
-        most = 1 if isinstance(self.labels, float) else math.inf
-        if isinstance(self.labels, bool) or not 0 < self.labels <= most:
+        limit = 1 if isinstance(self.labels, float) else math.inf
+        if isinstance(self.labels, bool) or not 0 < self.labels <= limit:
             raise ValueError(f"labels: expected a share in (0, 1] or a number of samples, got {self.labels}")
         check_interval(self, "(0, 1]", "layer_decay")
         check_counts(self, "neighbours", "lora_rank", "lora_alpha")

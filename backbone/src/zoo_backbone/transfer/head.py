@@ -40,7 +40,7 @@ class Grid:
         if not shapes:
             raise ConfigError(f"--input {','.join(inputs)}: predicting a map needs an input with a grid of two axes")
         shape = next(iter(shapes.values()))
-        return cls(names=tuple(name for name, other in shapes.items() if other == shape), shape=shape)
+        return cls(names=tuple(name for name, grid_shape in shapes.items() if grid_shape == shape), shape=shape)
 
 
 class Head(nn.Module):
@@ -90,9 +90,9 @@ class Attentive(Head):
 
     def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
         query = self.query.expand(len(features), -1, -1)
-        seen = *self.attention.keys_and_values(features, None), _attention_mask(mask)
-        found = self.attention(query, None, [seen])
-        return self.out(self.norm(found[:, 0]))
+        context = *self.attention.keys_and_values(features, None), _attention_mask(mask)
+        pooled = self.attention(query, None, [context])
+        return self.out(self.norm(pooled[:, 0]))
 
 
 class Neighbours(Head):

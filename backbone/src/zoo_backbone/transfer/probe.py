@@ -65,7 +65,7 @@ SHAPE = {
 PLACES = {"task": str, "run": str, "tokens": str, "registry": (str, None)}
 """Shape of the places of run.json."""
 TABLE, PICTURE = "predictions.csv", "predictions.png"
-SHOWN = 100
+MAX_PICTURED = 100
 """Maximum number of samples in the picture."""
 
 
@@ -125,11 +125,11 @@ class Probe(nn.Module):
 
     def __init__(
         self, network: Network, task: Task, target: Target, zoo: Zoo, config: Mapping[str, Any],
-        places: Mapping[str, Any], constant_baseline: Any,
+        sources: Mapping[str, Any], constant_baseline: Any,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network, self.task, self.target, self.zoo = network, task, target, zoo
-        self.config, self.places, self.constant_baseline = config, places, constant_baseline
+        self.config, self.sources, self.constant_baseline = config, sources, constant_baseline
         self.inputs: tuple[str, ...] = tuple(config["inputs"])
         network.encoder.zoo, network.encoder.model.record = zoo, config["backbone"]
         self.eval()
@@ -146,20 +146,19 @@ class Probe(nn.Module):
 
         Raises ConfigError if an input is missing, InvalidValueError for tokens that do not fit.
         """
-        chosen = self._select(tokens)
-        prepared = self.network.encoder.prepare(chosen)
+        prepared = self.network.encoder.prepare(self._select(tokens))
         return self.task.predictions(self.target, self.network(*prepared))
 
     def predict_values(self, values: Mapping[str, Any]) -> list[Any]:
         """Predict from values of all inputs. Raises DataError if a tokenizer is not the backbone's."""
         return self.predict(self.network.encoder.tokenize(self._select(values)))
 
-    def predict_samples(self, samples: Samples, places: Sequence[int]) -> list[Any]:
-        """Return the predictions for the samples at these places, with a progress bar."""
+    def predict_samples(self, samples: Samples, indices: Sequence[int]) -> list[Any]:
+        """Return the predictions for the samples with these indices, with a progress bar."""
         predicted: list[Any] = []
-        with progress_bar("predict", len(places)) as advance:
-            for start in range(0, len(places), BATCH):
-                batch = places[start : start + BATCH]
+        with progress_bar("predict", len(indices)) as advance:
+            for start in range(0, len(indices), BATCH):
+                batch = indices[start : start + BATCH]
                 predicted += self.predict(samples.tokens(batch))
                 advance(len(batch))
         return predicted
@@ -191,22 +190,24 @@ class Probe(nn.Module):
         `tokens` alone implies the values that were encoded to these tokens. Raises CheckpointError if the labels are
         not found, DataError if `data` alone may hold other samples than the tokens of the training.
         """
-        store = TokenStore(tokens or Path(self.places["tokens"]))
-        recorded = self.places["data"] if tokens is None else store.data
-        place = data or (Path(recorded) if recorded else None)
-        if data is None and not (place and place.is_dir()):
+        store = TokenStore(tokens or Path(self.sources["tokens"]))
+        recorded = self.sources["data"] if tokens is None else store.data
+        data_folder = data or (Path(recorded) if recorded else None)
+        if data is None and not (data_folder and data_folder.is_dir()):
             if self.task.handle is not None:
-                raise CheckpointError(f"{self.task.text}: its labels were in {place}, which is gone; give --data DATA")
-            place = None
+                raise CheckpointError(
+                    f"{self.task.text}: its labels were in {data_folder}, which is gone; give --data DATA"
+                )
+            data_folder = None
         elif data is not None and tokens is None:
-            known = split in store.splits() and store.split(split).source and ValueStore(data).source(split)
-            if not known and store.data not in (None, data.resolve()):
+            same_source = split in store.splits() and store.split(split).source and ValueStore(data).source(split)
+            if not same_source and store.data not in (None, data.resolve()):
                 raise DataError(
                     f"{data}: the probe's tokens {store.root} were made of {store.data}, other samples; "
                     "give the tokens of these values with --tokens TOKENS"
                 )
         return Stores(
-            tokens=store.root, values=ValueStore(place) if place else None, zoo=self.zoo,
+            tokens=store.root, values=ValueStore(data_folder) if data_folder else None, zoo=self.zoo,
             owner=f"the probe of {self.task.text}", trained_on=self.network.encoder.model.trained_on,
             specs=[self.network.encoder.layout.spec(name) for name in self.inputs],
         )  # fmt: skip
@@ -234,22 +235,22 @@ def load(
     record = read_run(folder)
     if record is None or not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no finished probe; train one with zoo transfer train")
-    places = record["places"]
-    tensors, stored = load_checkpoint(folder, CLASS, SHAPE)
-    if problem := shape_problem(places, PLACES):
-        raise CheckpointError(f"{folder}: damaged: {problem}; {AGAIN}")
+    sources = record["places"]
+    tensors, config_json = load_checkpoint(folder, CLASS, SHAPE)
+    if damage := shape_problem(sources, PLACES):
+        raise CheckpointError(f"{folder}: damaged: {damage}; {AGAIN}")
     with fitting(folder):
-        config = from_mapping(TransferConfig, stored["settings"])
-        target = target_from_json(stored["target"])
-        if stored["head"] not in HEADS[target.kind]:
-            raise ValueError(f"head {stored['head']} cannot predict {target.kind}")
-    zoo = zoo or zoo_of(folder, Path(places["registry"]) if places["registry"] else None)
-    task = Task.parse(places["task"], zoo, stored["task"]["wanted"])
+        config = from_mapping(TransferConfig, config_json["settings"])
+        target = target_from_json(config_json["target"])
+        if config_json["head"] not in HEADS[target.kind]:
+            raise ValueError(f"head {config_json['head']} cannot predict {target.kind}")
+    zoo = zoo or zoo_of(folder, Path(sources["registry"]) if sources["registry"] else None)
+    task = Task.parse(sources["task"], zoo, config_json["task"]["wanted"])
     if isinstance(target, Tokens) and task.handle is not None:
         check_handle(task.handle, target.fingerprint)
-    if problem := difference(stored.get("value"), task.value):
+    if mismatch := difference(config_json.get("value"), task.value):
         advice = "use the registry of its training, or train again"
-        raise CheckpointError(f"{folder}: the labels of {task.text} have changed: {problem}; {advice}")
+        raise CheckpointError(f"{folder}: the labels of {task.text} have changed: {mismatch}; {advice}")
     head_tensors, tuned = (
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         for prefix in (HEAD, ENCODER)
@@ -257,15 +258,15 @@ def load(
     if config.tuning == "lora":
         require_peft()
     with loading(), fitting(folder):
-        encoder = _load_encoder(folder, stored, config, run or Path(places["run"]), tuned)
-        grid = Grid.of(encoder.layout, stored["inputs"]) if target.kind.endswith("map") else None
-        if stored["head"] == "knn":
+        encoder = _load_encoder(folder, config_json, config, run or Path(sources["run"]), tuned)
+        grid = Grid.of(encoder.layout, config_json["inputs"]) if target.kind.endswith("map") else None
+        if config_json["head"] == "knn":
             head = _neighbours(head_tensors, target, config, encoder.model.config.dim)
         else:
-            build = partial(build_head, stored["head"], target, config, encoder.model.config, grid)
+            build = partial(build_head, config_json["head"], target, config, encoder.model.config, grid)
             check_sizes(folder, head_tensors, lambda: build().state_dict())
             head = build()
-        constant = tensors[BASELINE].numpy() if BASELINE in tensors else stored["constant_baseline"]
+        constant = tensors[BASELINE].numpy() if BASELINE in tensors else config_json["constant_baseline"]
         if target.kind == "numbers" and not isinstance(constant, float | int | np.ndarray):
             raise ValueError(f"constant_baseline of numbers is {constant!r}")
         head.load_state_dict(head_tensors)
@@ -274,7 +275,7 @@ def load(
             raise ValueError(f"encoder weight {min(expected ^ set(tuned))} is missing or unexpected")
         encoder.model.load_state_dict(tuned, strict=False)
     network = Network(encoder, head, grid).requires_grad_(False).to(device)
-    return Probe(network, task, target, zoo, stored, places, constant)
+    return Probe(network, task, target, zoo, config_json, sources, constant)
 
 
 def _neighbours(tensors: Mapping[str, Tensor], target: Any, config: TransferConfig, dim: int) -> Head:
@@ -290,10 +291,10 @@ def _neighbours(tensors: Mapping[str, Tensor], target: Any, config: TransferConf
 
 
 def _load_encoder(
-    folder: Path, stored: Mapping[str, Any], config: TransferConfig, run: Path, tuned: Mapping[str, Tensor]
+    folder: Path, config_json: Mapping[str, Any], config: TransferConfig, run: Path, tuned: Mapping[str, Tensor]
 ) -> FourMEncoder:
     """Return the encoder before its `tuned` weights are loaded."""
-    backbone = stored["backbone"]
+    backbone = config_json["backbone"]
     if config.tuning in ("full", "scratch"):
         shape, specs = model_config(backbone), stored_specs(backbone)
         model = architecture_for(shape)
@@ -320,28 +321,28 @@ def predict_to_folder(
     """
     task, target, values = probe.task, probe.target, stores.values
     with replacing_folder(out) as folder:
-        found = stores.samples(task, split)
-        places = spread(len(found), samples) if keys is None else [found.find(key) for key in keys]
-        chosen = [found.key(place) for place in places]
-        whole = None if target.kind == "classes" else task.whole
-        for key in chosen if whole is not None else ():
-            if problem := key_problem(key):
-                raise DataError(f"{stores.tokens / split}: sample {key!r}: {problem}; cannot be a file name")
-        predicted = probe.predict_samples(found, places)
-        truth = [task.truth(target, found.labels[place]) for place in places]
-        if whole is not None:
-            for key, value in zip(chosen, predicted, strict=True):
-                data, extension = whole.write(value)
+        labelled = stores.samples(task, split)
+        indices = spread(len(labelled), samples) if keys is None else [labelled.find(key) for key in keys]
+        keys = [labelled.key(index) for index in indices]
+        handle = None if target.kind == "classes" else task.value_modality
+        for key in keys if handle is not None else ():
+            if reason := key_problem(key):
+                raise DataError(f"{stores.tokens / split}: sample {key!r}: {reason}; cannot be a file name")
+        predicted = probe.predict_samples(labelled, indices)
+        truth = [task.truth(target, labelled.labels[index]) for index in indices]
+        if handle is not None:
+            for key, value in zip(keys, predicted, strict=True):
+                data, extension = handle.write(value)
                 path = folder / f"{key}.{extension}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
         else:
             with open(folder / TABLE, "w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows([("key", "predicted", "true"), *zip(chosen, predicted, truth, strict=True)])
+                csv.writer(file).writerows([("key", "predicted", "true"), *zip(keys, predicted, truth, strict=True)])
         inputs = [name for name in probe.inputs if values is not None and name in values.modalities(split)]
         rows = []
-        for place in spread(len(chosen), SHOWN):
-            cells = [shown(values, probe.zoo[name], split, chosen[place]) for name in inputs if values is not None]
-            rows.append([*cells, task.render(target, predicted[place]), task.render(target, truth[place])])
+        for i in spread(len(keys), MAX_PICTURED):
+            cells = [shown(values, probe.zoo[name], split, keys[i]) for name in inputs if values is not None]
+            rows.append([*cells, task.render(target, predicted[i]), task.render(target, truth[i])])
         write_sheet(folder / PICTURE, [*inputs, f"{task.title} predicted", f"true {task.title}"], rows)
-    return chosen
+    return keys

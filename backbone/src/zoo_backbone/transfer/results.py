@@ -31,7 +31,7 @@ from tokenizers_zoo.intervals import SPREAD
 from tokenizers_zoo.report.transfer import compared, read_probe, shown_row
 
 CLASSES_SHOWN = 5
-ALWAYS = "task", "inputs", "tuning", "labels", "metric", "score", "baseline"
+FIXED_COLUMNS = "task", "inputs", "tuning", "labels", "metric", "score", "baseline"
 """Columns of every comparison."""
 
 
@@ -58,8 +58,8 @@ def unseen_text(unseen: Mapping[str, int]) -> str:
     if not unseen:
         return ""
     names = [f"{name!r} ({count})" for name, count in unseen.items()]
-    shown = ", ".join(names[:CLASSES_SHOWN]) + and_others(max(0, len(names) - CLASSES_SHOWN))
-    return f"{sum(unseen.values())} test labels are of classes without a training label: {shown}"
+    listed = ", ".join(names[:CLASSES_SHOWN]) + and_others(max(0, len(names) - CLASSES_SHOWN))
+    return f"{sum(unseen.values())} test labels are of classes without a training label: {listed}"
 
 
 def summary(metrics: Mapping[str, Any]) -> list[str]:
@@ -70,7 +70,7 @@ def summary(metrics: Mapping[str, Any]) -> list[str]:
         for split in (TRAIN, TEST) for reason, count in metrics["dropped"][split].items()
     }  # fmt: skip
     counts["keys of the table that are in no split"] = metrics["dropped"]["unknown_keys"]
-    dropped = [f"{count} {what}" for what, count in counts.items() if count]
+    dropped = [f"{count} {description}" for description, count in counts.items() if count]
     labels, best = metrics["labels"], metrics.get("validation")
     lines = [
         f"dropped samples: {', '.join(dropped)}" if dropped else "",
@@ -94,8 +94,9 @@ def probe_card(metrics: Mapping[str, Any]) -> str:
         for row in metrics["metrics"]
     ]  # fmt: skip
     labels, parameters = metrics["labels"], metrics["parameters"]
-    own = metrics["tuning"] in ("full", "scratch")
-    notes = [*summary(metrics), *([] if own else ["the encoder's weights are loaded from the run of its training"])]
+    notes = summary(metrics)
+    if metrics["tuning"] not in ("full", "scratch"):
+        notes.append("the encoder's weights are loaded from the run of its training")
     return f"""# {metrics["task"]["name"]} from {", ".join(metrics["inputs"])}
 
 A 4M encoder ({metrics["tuning"]}) with the head {metrics["head"]}, which predicts {metrics["task"]["kind"]}.
@@ -143,10 +144,10 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         "backbone": "backbone", "labels": ">labels", "held_out": ">held-out", "metric": "metric", "score": ">score",
         "baseline": ">constant baseline",
     }  # fmt: skip
-    kept = [key for key in columns if key in ALWAYS or len({text[key] for text in texts}) > 1]
-    table = plain_table(*(columns[key] for key in kept))
+    visible = [key for key in columns if key in FIXED_COLUMNS or len({text[key] for text in texts}) > 1]
+    table = plain_table(*(columns[key] for key in visible))
     for text in texts:
-        table.add_row(*(text[key] for key in kept))
+        table.add_row(*(text[key] for key in visible))
     if any(row["half"] is not None for row in rows):
         table.caption, table.caption_justify = f"mean over seeds {SPREAD}", "left"
     return table

@@ -56,38 +56,38 @@ class Task:
     """The field of the modality's values; empty for whole values."""
     file: Path | None = None
     """The table."""
-    wanted: As | None = None
+    target_kind: As | None = None
     """The kind of target requested with --as."""
 
     @classmethod
-    def parse(cls, text: str, zoo: Zoo, wanted: As | None = None) -> Task:
+    def parse(cls, text: str, zoo: Zoo, target_kind: As | None = None) -> Task:
         """Parse NAME, NAME.FIELD or FILE.csv. Raises UnknownNameError or ConfigError."""
         if text.lower().endswith(".csv"):
-            return cls(text=str(Path(text).resolve()), file=Path(text).resolve(), wanted=wanted)
+            return cls(text=str(Path(text).resolve()), file=Path(text).resolve(), target_kind=target_kind)
         name, _, field = text.partition(".")
         handle = zoo[name]
         value = handle.spec.value
         if field and value.kind != "object":
             raise ConfigError(f"--task {text}: {name} is {value} and has no fields; use --task {name}")
-        declared = [known for known, _ in value.fields]
+        declared = [field_name for field_name, _ in value.fields]
         if field and declared and field not in declared:
             raise UnknownNameError.of(f"field of {name}", field, declared)
-        return cls(text=text, handle=handle, field=field, wanted=wanted)
+        return cls(text=text, handle=handle, field=field, target_kind=target_kind)
 
     @cached_property
     def table(self) -> dict[str, Any]:
         """Labels of a table, by key. Raises DataError."""
-        return {} if self.file is None else read_csv(self.file, self.wanted)
+        return {} if self.file is None else read_csv(self.file, self.target_kind)
 
     @property
-    def whole(self) -> ModalityHandle | None:
+    def value_modality(self) -> ModalityHandle | None:
         """The modality if labels are whole values, else None."""
         return None if self.field else self.handle
 
     @property
     def value(self) -> dict[str, Any] | None:
         """The shape, type, bounds and classes of labels that are whole values, else None."""
-        return None if self.whole is None else value_identity(self.whole)
+        return None if self.value_modality is None else value_identity(self.value_modality)
 
     @property
     def title(self) -> str:
@@ -96,17 +96,17 @@ class Task:
 
     def kind(self, labels: Sequence[Any]) -> str:
         """Return the kind of target, from the modality's declared values and the labels. Raises ConfigError."""
-        if self.whole is not None:
-            return kind_of_values(self.whole.spec, self.wanted, self.text)
-        if self.wanted == "tokens":
+        if self.value_modality is not None:
+            return kind_of_values(self.value_modality.spec, self.target_kind, self.text)
+        if self.target_kind == "tokens":
             raise ConfigError(f"--as tokens: {self.text} is not a modality and has no tokens")
-        if all(map(is_number, labels)) and self.wanted != "classes":
+        if all(map(is_number, labels)) and self.target_kind != "classes":
             return "numbers"
-        odd = next((label for label in labels if not isinstance(label, str | bool | int | float)), None)
-        if odd is not None:
+        unsupported = next((label for label in labels if not isinstance(label, str | bool | int | float)), None)
+        if unsupported is not None:
             raise ConfigError(
-                f"--task {self.text}: expected texts or numbers, got {str(odd)[:40]!r}; use another field, a table "
-                "(--task FILE.csv), or --as classes, where each distinct value is a class"
+                f"--task {self.text}: expected texts or numbers, got {str(unsupported)[:40]!r}; use another field, a "
+                "table (--task FILE.csv), or --as classes, where each distinct value is a class"
             )
         return "classes"
 
@@ -115,15 +115,14 @@ class Task:
 
         Raises ConfigError or DataError if nothing can be learned from the labels.
         """
-        kind = self.kind([] if self.whole is not None else labels)
-        spec = self.whole.spec if self.whole is not None else None
+        kind = self.kind([] if self.value_modality is not None else labels)
+        spec = self.value_modality.spec if self.value_modality is not None else None
         if kind in ("classes", "numbers") and all(np.array_equal(label, labels[0]) for label in labels):
             raise DataError(f"--task {self.text}: all {len(labels)} labels are {labels[0]}; nothing to learn")
         if kind == "tokens":
             assert self.handle is not None
-            starts = range(0, len(labels), BATCH)
-            batches = (self.handle.encode(labels[start : start + BATCH]) for start in starts)
-            tokens = [np.asarray(row) for batch in batches for row in batch]
+            batches = (labels[start : start + BATCH] for start in range(0, len(labels), BATCH))
+            tokens = [np.asarray(row) for batch in batches for row in self.handle.encode(batch)]
             return Tokens.fit(tokens, self.handle.spec, self.handle.fingerprint), tokens
         if kind == "classes":
             names = list(map(str, labels))
@@ -135,8 +134,8 @@ class Task:
             height, width = map(int, spec.value.shape)
             classes, unscored = spec.value.classes, spec.value.unscored
             return ClassMap(names=classes, size=(height, width), dtype=spec.value.dtype, unscored=unscored), labels
-        chosen = spread(len(labels), STATISTICS_SAMPLES if kind == "number map" else len(labels))
-        return Numbers.fit((labels[index] for index in chosen), spec), labels
+        indices = spread(len(labels), STATISTICS_SAMPLES if kind == "number map" else len(labels))
+        return Numbers.fit((labels[index] for index in indices), spec), labels
 
     def predictions(self, target: Target, outputs: Any) -> list[Any]:
         """Return a head's outputs as values of the task."""
@@ -150,32 +149,32 @@ class Task:
         """Return a label in the form of predictions."""
         return str(label) if target.kind == "classes" else label
 
-    def _judge(self, target: Any) -> Any:
+    def _scorer(self, target: Any) -> Any:
         """The modality if its own metrics apply, else the target."""
-        whole = self.whole
-        if whole is not None and (target.kind == "tokens" or (target.kind != "classes" and whole.implements("score"))):
-            return whole
-        return target
+        modality = self.value_modality
+        if modality is None or target.kind == "classes":
+            return target
+        return modality if target.kind == "tokens" or modality.implements("score") else target
 
     def metrics(self, target: Any) -> tuple[Metric, ...]:
         """Return the metrics, the main metric first."""
-        judge = self._judge(target)
-        return target.metrics if judge is target else judge.spec.metrics
+        scorer = self._scorer(target)
+        return target.metrics if scorer is target else scorer.spec.metrics
 
     def score(self, target: Any, predicted: Sequence[Any], labels: Sequence[Any]) -> dict[str, float]:
-        return dict(self._judge(target).score(predicted, [self.truth(target, label) for label in labels]))
+        return dict(self._scorer(target).score(predicted, [self.truth(target, label) for label in labels]))
 
     def constant_baseline(self, target: Any, labels: Sequence[Any]) -> Any:
         """Return the best constant prediction for the labels, or for BASELINE_SAMPLES of them."""
-        judge = self._judge(target)
-        few = judge is target and target.kind in ("classes", "numbers")
-        places = spread(len(labels), len(labels) if few else BASELINE_SAMPLES)
-        return judge.constant_baseline([self.truth(target, labels[place]) for place in places])
+        scorer = self._scorer(target)
+        use_all = scorer is target and target.kind in ("classes", "numbers")
+        indices = spread(len(labels), len(labels) if use_all else BASELINE_SAMPLES)
+        return scorer.constant_baseline([self.truth(target, labels[index]) for index in indices])
 
     def render(self, target: Target, value: Any) -> Any:
         """Return a prediction as an image or a text."""
-        if self.whole is not None and target.kind != "classes":
-            return self.whole.render(value)
+        if self.value_modality is not None and target.kind != "classes":
+            return self.value_modality.render(value)
         return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
     def spec(self, target: Target) -> ModalitySpec:
@@ -192,25 +191,25 @@ def is_number(label: Any) -> bool:
     return isinstance(label, int | float) and not isinstance(label, bool)
 
 
-def kind_of_values(spec: ModalitySpec, wanted: As | None, text: str) -> str:
-    """Return the kind of target for whole values of a modality. Raises ConfigError if it contradicts `wanted`."""
+def kind_of_values(spec: ModalitySpec, target_kind: As | None, text: str) -> str:
+    """Return the kind of target for whole values of a modality. Raises ConfigError if it contradicts `target_kind`."""
     value, axes, kind = spec.value, len(spec.value.shape), "tokens"
     fixed = value.kind == "array" and all(isinstance(size, int) for size in value.shape)
     numbers = np.dtype(value.dtype).kind if fixed else ""
-    if wanted != "tokens" and value.kind == "text" and (value.classes or wanted == "classes"):
+    if target_kind != "tokens" and value.kind == "text" and (value.classes or target_kind == "classes"):
         kind = "classes"
-    elif wanted != "tokens" and numbers in ("i", "u") and axes == 2 and value.classes:
+    elif target_kind != "tokens" and numbers in ("i", "u") and axes == 2 and value.classes:
         kind = "class map"
-    elif wanted != "tokens" and numbers == "f" and axes != 2 and axes < 4:
+    elif target_kind != "tokens" and numbers == "f" and axes != 2 and axes < 4:
         kind = "number map" if axes == 3 else "numbers"
-    if wanted not in (None, kind):
-        raise ConfigError(f"--as {wanted}: {text} is {value} and is predicted as {kind}; leave --as out")
+    if target_kind not in (None, kind):
+        raise ConfigError(f"--as {target_kind}: {text} is {value} and is predicted as {kind}; leave --as out")
     if kind == "tokens" and spec.continuous:
         raise ConfigError(f"--task {text}: is continuous and has no token ids to predict; use another task")
     return kind
 
 
-def read_csv(path: Path, wanted: As | None) -> dict[str, Any]:
+def read_csv(path: Path, target_kind: As | None) -> dict[str, Any]:
     """Read a table with the columns key and label. Labels are numbers if nearly all look like numbers, else texts.
 
     Empty labels are skipped. Raises DataError for a bad table, and for a bad label in a numeric table.
@@ -232,7 +231,7 @@ def read_csv(path: Path, wanted: As | None) -> dict[str, Any]:
             labels[key] = label
     numbers = {key: float(label) for key, label in labels.items() if NUMBER.fullmatch(label)}
     finite = {key: number for key, number in numbers.items() if abs(number) < LARGEST}
-    if wanted == "classes" or not finite or len(numbers) < (1 - MISTAKES) * len(labels):
+    if target_kind == "classes" or not finite or len(numbers) < (1 - MISTAKES) * len(labels):
         return dict(labels)
     if key := next((key for key in labels if key not in finite), ""):
         raise DataError(
@@ -265,21 +264,21 @@ class Samples:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def key(self, place: int) -> str:
-        """Return the key of the sample at a place."""
-        return self.inputs.split.key(int(self.numbers[place]))
+    def key(self, index: int) -> str:
+        """Return the key of a sample by its index."""
+        return self.inputs.split.key(int(self.numbers[index]))
 
     def find(self, key: str) -> int:
-        """Return the place of a sample. Raises DataError if it lacks inputs or a label."""
+        """Return the index of a sample by its key. Raises DataError if it lacks inputs or a label."""
         number = self.inputs.split.find(key)
-        places = np.flatnonzero(self.numbers == number)
-        if number is None or not len(places):
+        indices = np.flatnonzero(self.numbers == number)
+        if number is None or not len(indices):
             raise DataError(f"--keys {key}: no such sample with inputs and a label; keys look like {self.key(0)!r}")
-        return int(places[0])
+        return int(indices[0])
 
-    def tokens(self, places: Sequence[int]) -> dict[str, Any]:
-        """Return the input tokens of the samples at these places, by modality."""
-        rows = self.numbers[list(places)] * self.inputs.split.crops
+    def tokens(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Return the input tokens of the samples with these indices, by modality."""
+        rows = self.numbers[list(indices)] * self.inputs.split.crops
         return {name: column.take(rows) for name, column in self.inputs.columns.items()}
 
 
@@ -314,16 +313,16 @@ class Stores:
         else:
             assert self.values is not None
             handle, values = task.handle, self.values
-            there = values.rows(split, [handle.name])
-            place = partial(inputs.split.locate_in, values.split(split))
-            numbers = [number for number in numbers if (at := place(number)) is not None and at in there]
-            no_input = len(there) - len(numbers)
+            value_rows = values.rows(split, [handle.name])
+            locate = partial(inputs.split.locate_in, values.split(split))
+            numbers = [number for number in numbers if (row := locate(number)) is not None and row in value_rows]
+            no_input = len(value_rows) - len(numbers)
 
             def read(number: int) -> Any:
-                return values.read(handle, split, *(place(int(number)) or ()))
+                return values.read(handle, split, *(locate(int(number)) or ()))
 
-            labels = _of_field(task, handle.name, numbers, read) if task.field else {}  # whole values are read later
-        if task.whole is None:
+            labels = _field_labels(task, handle.name, numbers, read) if task.field else {}  # whole values: read later
+        if task.value_modality is None:
             numbers = list(labels)
         if not numbers:
             raise DataError(
@@ -337,16 +336,16 @@ class Stores:
                     "expected a number as in the training split; remove it, or train with --as classes"
                 )
         dropped = {"no_input": no_input, "no_label": len(inputs) - len(numbers)}
-        read_label = read if task.whole is not None else labels.__getitem__
+        read_label = read if task.value_modality is not None else labels.__getitem__
         return Samples(inputs=inputs, numbers=np.array(numbers, np.int64), read=read_label, dropped=dropped)
 
     def digest(self, task: Task, split: str, samples: Samples) -> dict[str, str]:
         """Return hashes of input tokens, and of labels: of small ones themselves, of arrays of their shards."""
-        if task.whole is None or task.whole.spec.value.kind == "text":
+        if task.value_modality is None or task.value_modality.spec.value.kind == "text":
             labels = json.dumps(list(samples.labels), sort_keys=True, default=str)
         else:
             assert self.values is not None
-            labels = self.values.contents(split, task.whole.name)
+            labels = self.values.contents(split, task.value_modality.name)
         parts = {"inputs": samples.inputs.contents(), "labels": labels}
         return {
             f"{split} {name}": hashlib.sha256(samples.numbers.tobytes() + part.encode()).hexdigest()[:DIGEST]
@@ -355,25 +354,26 @@ class Stores:
 
     def unknown_keys(self, task: Task) -> int:
         """Return how many keys of a table no split has. Raises DataError for a key of both training and test."""
-        store, known = TokenStore(self.tokens), dict[str, set[str]]()
+        store, keys_by_split = TokenStore(self.tokens), dict[str, set[str]]()
         for split in map(store.split, store.splits() if task.table else ()):
-            known[split.name] = {key for shard in range(split.shards) for key in split.keys(shard)} & task.table.keys()
-        if both := known.get(TRAIN, set()) & known.get(TEST, set()):
+            keys = {key for shard in range(split.shards) for key in split.keys(shard)}
+            keys_by_split[split.name] = keys & task.table.keys()
+        if shared_keys := keys_by_split.get(TRAIN, set()) & keys_by_split.get(TEST, set()):
             raise DataError(
-                f"--task {task.text}: the key {min(both)!r} is in both splits {TRAIN} and {TEST} of {self.tokens}; "
-                "rename the samples"
+                f"--task {task.text}: the key {min(shared_keys)!r} is in both splits {TRAIN} and {TEST} of "
+                f"{self.tokens}; rename the samples"
             )
-        return len(task.table.keys() - set().union(*known.values()))
+        return len(task.table.keys() - set().union(*keys_by_split.values()))
 
 
-def _of_field(task: Task, name: str, numbers: Sequence[int], read: Callable[[int], Any]) -> dict[int, Any]:
+def _field_labels(task: Task, name: str, numbers: Sequence[int], read: Callable[[int], Any]) -> dict[int, Any]:
     """Return the field of the values of `name` that have it, by sample number. Raises DataError if none has it."""
     labels, fields = dict[int, Any](), set[str]()
     for number in numbers:
         value = read(number)  # not kept: only the field stays in memory
         fields |= value.keys()
         if (label := value.get(task.field)) is not None:
-            labels[number] = str(label) if task.wanted == "classes" else label
+            labels[number] = str(label) if task.target_kind == "classes" else label
     if numbers and not labels:
         raise UnknownNameError.of(f"field of {name}", task.field, sorted(fields - {task.field}))
     return labels
@@ -385,72 +385,72 @@ def _of_field(task: Task, name: str, numbers: Sequence[int], read: Callable[[int
 def select_labels(
     ranks: npt.NDArray[np.int64], amount: int | float, classes: Sequence[str] | None = None
 ) -> npt.NDArray[np.int64]:
-    """Return the places of a share (float) or a number (int) of samples in the order of their random `ranks`.
+    """Return the indices of a share (float) or a number (int) of samples in the order of their random `ranks`.
 
     Fewer labels are always a subset of more. With `classes`, each class keeps its share and at least one sample.
     """
     order = np.argsort(ranks, kind="stable")
     count = max(1, round(amount * len(order))) if isinstance(amount, float) else min(amount, len(order))
     if classes is not None:
-        names, of, sizes = np.unique(np.array(classes), return_inverse=True, return_counts=True)
-        order = order[np.argsort(_earlier(of[order]) / sizes[of[order]], kind="stable")]
+        names, class_ids, sizes = np.unique(np.array(classes), return_inverse=True, return_counts=True)
+        order = order[np.argsort(_count_earlier(class_ids[order]) / sizes[class_ids[order]], kind="stable")]
         count = max(count, len(names))
     return order[:count]
 
 
 def select_validation(
-    count: int, share: float, most: int, seed: int, classes: Sequence[str] | None = None
+    count: int, share: float, limit: int, seed: int, classes: Sequence[str] | None = None
 ) -> npt.NDArray[np.bool_]:
-    """Return which of `count` samples, in the order of `select_labels`, are for validation: about `share`, at most
-    `most`.
+    """Return a mask of `count` samples, in the order of `select_labels`: about `share`, at most `limit`, validate.
 
     Each class keeps its share, and its first sample stays in training. The choice depends on the order only, so that
     the training (validation) samples of fewer labels are a subset of those of more labels.
     """
-    names, of = np.unique(np.array([""] * count if classes is None else classes), return_inverse=True)
+    names, class_ids = np.unique(np.array([""] * count if classes is None else classes), return_inverse=True)
     # Systematic sampling: every (1 / share)-th sample of a class, from a random start.
     digests = [hashlib.sha256(f"validation:{seed}:{name}".encode()).digest() for name in names]
     starts = np.array([int.from_bytes(digest[:4]) / 2**32 * (1 - share) for digest in digests])
-    nth, start = _earlier(of), starts[of] if count else np.zeros(0)
-    chosen = np.floor(share * (nth + 1) + start) > np.floor(share * nth + start)
-    return np.asarray(chosen & (np.cumsum(chosen) <= most))
+    nth, start = _count_earlier(class_ids), starts[class_ids] if count else np.zeros(0)
+    selected = np.floor(share * (nth + 1) + start) > np.floor(share * nth + start)
+    return np.asarray(selected & (np.cumsum(selected) <= limit))
 
 
-def _earlier(classes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return for each place how many earlier places have the same class."""
+def _count_earlier(classes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return for each sample how many earlier samples have the same class."""
     order = np.argsort(classes, kind="stable")
-    found = np.empty(len(classes), np.int64)
-    found[order] = np.arange(len(classes)) - np.searchsorted(classes[order], classes[order])
-    return found
+    counts = np.empty(len(classes), np.int64)
+    counts[order] = np.arange(len(classes)) - np.searchsorted(classes[order], classes[order])
+    return counts
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSplit:
-    """The samples whose labels are used, split into training and validation (places in `samples`)."""
+    """The samples whose labels are used, split into training and validation (indices of `samples`)."""
 
     samples: Samples
     training: Sequence[int]
     validation: Sequence[int]
-    problem: str = ""
+    reason: str = ""
     """Why there is no validation although it was requested."""
 
 
-def split_labels(task: Task, known: Samples, config: TransferConfig, seed: int) -> LabelSplit:
+def split_labels(task: Task, labelled: Samples, config: TransferConfig, seed: int) -> LabelSplit:
     """Select the labels that are used and split them. knn has no validation samples."""
     classes: list[str] | None = None
-    if task.whole is None or task.whole.spec.value.kind == "text":
-        labels = list(known.labels)
+    if task.value_modality is None or task.value_modality.spec.value.kind == "text":
+        labels = list(labelled.labels)
         classes = list(map(str, labels)) if task.kind(labels) == "classes" else None
-    ranks = permuted(known.numbers, known.inputs.split.samples, seed)  # the same for all inputs and labels
+    ranks = permuted(labelled.numbers, labelled.inputs.split.samples, seed)  # the same for all inputs and labels
     order = select_labels(ranks, config.labels, classes)
     share = 0.0 if config.head == "knn" else config.validation
-    of = None if classes is None else [classes[place] for place in order]
-    apart = select_validation(len(order), share, config.eval_samples, seed, of)
-    problem = ""
-    if share and apart.sum() < MIN_VALIDATION:
-        problem = f"{apart.sum()} validation samples of {len(order)} labels are too few, {MIN_VALIDATION} are needed"
-        apart[:] = False
-    places = np.argsort(order)
-    chosen = replace(known, numbers=known.numbers[order[places]])
-    training, validation = (np.flatnonzero(mask[places]).tolist() for mask in (~apart, apart))
-    return LabelSplit(samples=chosen, training=training, validation=validation, problem=problem)
+    selected_classes = None if classes is None else [classes[index] for index in order]
+    validation_mask = select_validation(len(order), share, config.eval_samples, seed, selected_classes)
+    reason = ""
+    if share and validation_mask.sum() < MIN_VALIDATION:
+        count = validation_mask.sum()
+        reason = f"{count} validation samples of {len(order)} labels are too few, {MIN_VALIDATION} are needed"
+        validation_mask[:] = False
+    ascending = np.argsort(order)
+    selected = replace(labelled, numbers=labelled.numbers[order[ascending]])
+    training, validation = (np.flatnonzero(mask[ascending]).tolist() for mask in (~validation_mask, validation_mask))
+    return LabelSplit(samples=selected, training=training, validation=validation, reason=reason)

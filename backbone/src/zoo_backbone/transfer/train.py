@@ -61,8 +61,8 @@ CACHE_BATCH = 16
 @float32_by_default()
 def train_probe(
     run: Path, zoo: Zoo, task: str, inputs: Sequence[str], out: Path, config: TransferConfig, *, seed: int = 0,
-    wanted: Any = None, data: Path | None = None, overwrite: bool = False, on_step: Callable[[int], None] | None = None,
-    device: str = AUTO,
+    target_kind: Any = None, data: Path | None = None, overwrite: bool = False,
+    on_step: Callable[[int], None] | None = None, device: str = AUTO,
 ) -> Path:  # fmt: skip
     """Train a probe on the run's stored tokens of `inputs`, write it to `out`, and return `out`.
 
@@ -70,9 +70,9 @@ def train_probe(
     `rgb` as `rgb_patches`, stands for that form. Resumes a killed training, to the same weights. A finished probe is
     kept, with its places updated. Errors are raised before anything is written.
     """
-    training = ProbeTask(Path(run), zoo, task, inputs, config, seed, wanted, data, resolved_device(device))
+    training = ProbeTask(Path(run), zoo, task, inputs, config, seed, target_kind, data, resolved_device(device))
     if training.head == "knn":
-        training.without_steps(out, overwrite)
+        training.train_knn(out, overwrite)
     else:
         train(training, training.samples, config, out, seed, on_step, overwrite, training.device)
     return out
@@ -81,7 +81,7 @@ def train_probe(
 class ProbeTask(LoopTask):
     """The probe as the training loop sees it; see `Task` in tokenizers_zoo.train.loop.
 
-    The loop's training samples are places in `split.samples`, its held-out samples places in `held_out`.
+    The loop's training samples are indices of `split.samples`, its held-out samples indices of `held_out`.
     """
 
     kind_of_run = PROBE
@@ -89,7 +89,7 @@ class ProbeTask(LoopTask):
 
     def __init__(
         self, run: Path, zoo: Zoo, task: str, inputs: Sequence[str], config: TransferConfig, seed: int,
-        wanted: Any, data: Path | None, device: str,
+        target_kind: Any, data: Path | None, device: str,
     ) -> None:  # fmt: skip
         self.started = time.perf_counter()
         if not 0 <= seed < 2**63:
@@ -102,7 +102,7 @@ class ProbeTask(LoopTask):
         layout.check_read(inputs, "--input")
         if len(set(inputs)) != len(inputs):
             raise ConfigError(f"--input {','.join(inputs)}: expected each modality once")
-        self.task = parsed = Task.parse(task, zoo, wanted)
+        self.task = parsed = Task.parse(task, zoo, target_kind)
         if parsed.handle is not None and parsed.handle.name in inputs:
             raise ConfigError(f"--task {task}: {parsed.handle.name} is also an input; leave one out")
         if config.tuning == "lora":
@@ -114,14 +114,14 @@ class ProbeTask(LoopTask):
             specs=[layout.spec(name) for name in inputs], trained_on=backbone["fingerprints"],
         )  # fmt: skip
         unknown_keys = stores.unknown_keys(parsed)
-        known = stores.samples(parsed, TRAIN)
-        self.split = split_labels(parsed, known, config, seed)
+        labelled = stores.samples(parsed, TRAIN)
+        self.split = split_labels(parsed, labelled, config, seed)
         if config.patience is not None and not self.split.validation:
-            raise ConfigError(f"patience: needs validation samples; {self.split.problem or 'leave patience out'}")
+            raise ConfigError(f"patience: needs validation samples; {self.split.reason or 'leave patience out'}")
         self.target, self.targets = parsed.fit(self.split.samples.labels)
         """The kind of target, and the labels of `split.samples` as `target.encode` expects them."""
         self.test = stores.samples(parsed, TEST, self.target)
-        self.dropped = {TRAIN: dict(known.dropped), TEST: dict(self.test.dropped), "unknown_keys": unknown_keys}
+        self.dropped = {TRAIN: labelled.dropped, TEST: self.test.dropped, "unknown_keys": unknown_keys}
         self.head = head_for(self.target.kind, config)
         self.grid = Grid.of(layout, inputs) if self.target.kind.endswith("map") else None
         if self.head == "linear" and self.grid is None and config.batch_size < 2:
@@ -133,9 +133,9 @@ class ProbeTask(LoopTask):
             train=self.split.training, test=self.split.validation or range(len(self.test)), provenance=provenance
         )
         self.probe_config: dict[str, Any] = {
-            "class": CLASS, "task": {"name": parsed.title, "wanted": wanted}, "target": target_to_json(self.target),
-            "value": parsed.value, "inputs": inputs, "head": self.head, "settings": dataclasses.asdict(config),
-            "seed": seed, "backbone": {key: backbone[key] for key in BACKBONE},
+            "class": CLASS, "task": {"name": parsed.title, "wanted": target_kind},
+            "target": target_to_json(self.target), "value": parsed.value, "inputs": inputs, "head": self.head,
+            "settings": dataclasses.asdict(config), "seed": seed, "backbone": {key: backbone[key] for key in BACKBONE},
         }  # fmt: skip
         self.places: Mapping[str, Any] = {
             "task": parsed.text, "run": str(run.resolve()), "tokens": str(record.tokens),
@@ -163,42 +163,41 @@ class ProbeTask(LoopTask):
 
     def build(self, train: Sequence[Any], rng: np.random.Generator) -> nn.Module:
         """Return the module to train: the head on a frozen encoder, else the whole network."""
-        if self.split.problem:
-            say(
-                console(),
-                f"{self.title}: {self.split.problem}; training on all labels, keeping the last step",
-                warning=True,
-            )
+        if self.split.reason:
+            warning = f"{self.title}: {self.split.reason}; training on all labels, keeping the last step"
+            say(console(), warning, warning=True)
         encoder = build_encoder(self.run, self.config, self.seed)
         head = build_head(self.head, self.target, self.config, encoder.model.config, self.grid)
         self.network = Network(encoder.to(self.device), head, self.grid)
         module: nn.Module = head if self.frozen else self.network
         self.trained_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
         if self.frozen:
-            for part in (self.split.samples, self.test):
-                self.features[id(part)] = FeatureCache(self.network, part, self.config.batch_size)
-            places = self.split.validation or spread(len(self.test), self.config.eval_samples)
-            part, places = (self.split.samples, self.split.training) if self.head == "knn" else (self.held_out, places)
-            self.features[id(part)].fill(places)
+            for samples in (self.split.samples, self.test):
+                self.features[id(samples)] = FeatureCache(self.network, samples, self.config.batch_size)
+            if self.head == "knn":
+                self.features[id(self.split.samples)].fill(self.split.training)
+            else:
+                indices = self.split.validation or spread(len(self.test), self.config.eval_samples)
+                self.features[id(self.held_out)].fill(indices)
         return module
 
-    def _inputs(self, samples: Samples, places: Sequence[int]) -> Any:
+    def _inputs(self, samples: Samples, indices: Sequence[int]) -> Any:
         """Return the inputs of the trained module: features, or tokens."""
         if self.frozen:
-            return collate_features(self.features[id(samples)].get(places))
-        return self.network.encoder.prepare(samples.tokens(places))
+            return collate_features(self.features[id(samples)].get(indices))
+        return self.network.encoder.prepare(samples.tokens(indices))
 
     def parameter_groups(self, module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         """Return groups whose rates decay from layer to layer of the encoder; the head trains at the full rate."""
         network, decay = self.network, self.config.layer_decay
         tuned = [] if self.frozen else parameter_groups(network.encoder, 1.0, decay=decay, weight_decay=weight_decay)
-        groups = [{"params": of["params"], "weight_decay": of["weight_decay"], "rate": of["lr"]} for of in tuned]
+        groups = [{"params": g["params"], "weight_decay": g["weight_decay"], "rate": g["lr"]} for g in tuned]
         return groups + super().parameter_groups(network.head, weight_decay)
 
     # ------------------------------------------------------------------ steps
 
     def batch(self, values: list[Any], rng: np.random.Generator) -> Any:
-        return self._inputs(self.split.samples, values), self.target.encode([self.targets[place] for place in values])
+        return self._inputs(self.split.samples, values), self.target.encode([self.targets[index] for index in values])
 
     def losses(self, module: nn.Module, batch: Any) -> dict[str, Tensor]:
         inputs, targets = batch
@@ -214,7 +213,7 @@ class ProbeTask(LoopTask):
         return predicted, None
 
     def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
-        return self.task.score(self.target, predicted, [self.held_out.labels[place] for place in target])
+        return self.task.score(self.target, predicted, [self.held_out.labels[index] for index in target])
 
     def render(self, value: Any) -> Any:
         """Return a prediction, or the label of a held-out sample (an int), as an image or text."""
@@ -224,10 +223,10 @@ class ProbeTask(LoopTask):
 
     # ------------------------------------------------------------------ the end
 
-    def without_steps(self, out: Path, overwrite: bool) -> None:
+    def train_knn(self, out: Path, overwrite: bool) -> None:
         """Write a knn probe, which stores features and labels."""
-        known = identity(self, self.samples, self.config, self.seed)
-        with RunFolder(out, PROBE, known, self.places).open(overwrite) as run:
+        run_identity = identity(self, self.samples, self.config, self.seed)
+        with RunFolder(out, PROBE, run_identity, self.places).open(overwrite) as run:
             if run.finished is not None:
                 return
             with seeded(self.seed):
@@ -246,7 +245,7 @@ class ProbeTask(LoopTask):
         config = {**self.probe_config, "train_classes": sorted(set(self.targets)) if target.kind == "classes" else []}
         baseline = self.task.constant_baseline(target, samples.labels)
         probe = Probe(self.network, self.task, target, self.zoo, config, self.places, baseline)
-        kept = {} if best is None else {
+        best_metrics = {} if best is None else {
             "best_step": best.step, "validation": {"name": self.spec.metrics[0].name, "score": best.score}
         }  # fmt: skip
         metrics = {
@@ -256,11 +255,11 @@ class ProbeTask(LoopTask):
                        "validation": len(self.split.validation), "test": len(self.test)},
             "metrics": probe.score(self.test),
             "settings": config["settings"],
-            "dropped": dict(self.dropped),
+            "dropped": self.dropped,
             "unseen_classes": probe.unseen_classes(self.test.labels),
             "backbone": {"weights_sha256": config["backbone"]["weights_sha256"]},
             "parameters": {"trained": self.trained_parameters, "all": sum(p.numel() for p in probe.parameters())},
-            "steps": steps, **kept,
+            "steps": steps, **best_metrics,
             "seconds": {"training": round(seconds, 1), "all": round(time.perf_counter() - self.started, 1)},
         }  # fmt: skip
         tensors, config["constant_baseline"] = probe.tensors()
@@ -290,42 +289,42 @@ class FeatureCache:
             self.lengths[spec.name] = min(samples.inputs.columns[spec.name].longest + end, spec.layout.length)
         self.lock = threading.Lock()
 
-    def get(self, places: Sequence[int]) -> list[Tensor]:
-        """Return the features of the samples at these places, without padding."""
+    def get(self, indices: Sequence[int]) -> list[Tensor]:
+        """Return the features of the samples with these indices, without padding."""
         with self.lock:
-            found: dict[int, Tensor] = {}
-            missing = [place for place in dict.fromkeys(places) if place not in self.cached]
+            computed: dict[int, Tensor] = {}
+            missing = [index for index in dict.fromkeys(indices) if index not in self.cached]
             for start in range(0, len(missing), self.batch_size):
                 batch = missing[start : start + self.batch_size]
-                found.update(zip(batch, self._compute(batch), strict=True))
-            for place, features in found.items():
+                computed.update(zip(batch, self._compute(batch), strict=True))
+            for index, features in computed.items():
                 if features.nbytes <= self.room:
                     self.room -= features.nbytes
-                    self.cached[place] = features
-            return [found[place] if place in found else self.cached[place] for place in places]
+                    self.cached[index] = features
+            return [computed[index] if index in computed else self.cached[index] for index in indices]
 
-    def fill(self, places: Sequence[int]) -> None:
+    def fill(self, indices: Sequence[int]) -> None:
         """Compute features in advance, with a progress bar."""
-        with progress_bar("features", len(places)) as advance:
-            for start in range(0, len(places), self.batch_size):
-                batch = places[start : start + self.batch_size]
+        with progress_bar("features", len(indices)) as advance:
+            for start in range(0, len(indices), self.batch_size):
+                batch = indices[start : start + self.batch_size]
                 self.get(batch)
                 advance(len(batch))
 
-    def _compute(self, places: Sequence[int]) -> list[Tensor]:
-        filled = [*places, *[places[-1]] * (self.batch_size - len(places))]
+    def _compute(self, indices: Sequence[int]) -> list[Tensor]:
+        padded = [*indices, *[indices[-1]] * (self.batch_size - len(indices))]
         # Evaluations run in inference mode, whose tensors cannot be trained on.
         with torch.inference_mode(False), torch.no_grad():
-            tokens, used = self.network.encoder.prepare(self.samples.tokens(filled))
+            tokens, used = self.network.encoder.prepare(self.samples.tokens(padded))
             for name, mask in used.items():
-                more = self.lengths[name] - mask.shape[1]
-                used[name] = F.pad(mask, (0, more))
-                tokens[name] = F.pad(tokens[name], (0, more) if tokens[name].ndim == 2 else (0, 0, 0, more))
-            features, seen = self.network.features(tokens, used)
+                padding = self.lengths[name] - mask.shape[1]
+                used[name] = F.pad(mask, (0, padding))
+                tokens[name] = F.pad(tokens[name], (0, padding) if tokens[name].ndim == 2 else (0, 0, 0, padding))
+            features, feature_mask = self.network.features(tokens, used)
             rows = list(features.cpu())
-            if seen is not None:
-                rows = [row[kept] for row, kept in zip(rows, seen.cpu(), strict=True)]
-            return [row.clone() for row in rows[: len(places)]]  # not views of the whole batch
+            if feature_mask is not None:
+                rows = [row[row_mask] for row, row_mask in zip(rows, feature_mask.cpu(), strict=True)]
+            return [row.clone() for row in rows[: len(indices)]]  # not views of the whole batch
 
 
 def collate_features(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -173,8 +173,8 @@ function boxRows(rows, data, keep, again) {
   };
   let from = null;
   const at = (event) => {
-    const place = canvas.getBoundingClientRect();
-    return [(event.clientX - place.left) / place.width, (event.clientY - place.top) / place.height]
+    const bounds = canvas.getBoundingClientRect();
+    return [(event.clientX - bounds.left) / bounds.width, (event.clientY - bounds.top) / bounds.height]
       .map((number) => Math.min(1, Math.max(0, Number(number.toFixed(3)))));
   };
   canvas.addEventListener("pointerdown", (event) => { from = at(event); });
@@ -251,9 +251,9 @@ function pictureEditor(input) {
     }
   };
   const mark = (event) => {
-    const place = canvas.getBoundingClientRect();
-    const row = Math.floor(((event.clientY - place.top) / place.height) * modality.grid[0]);
-    const column = Math.floor(((event.clientX - place.left) / place.width) * modality.grid[1]);
+    const bounds = canvas.getBoundingClientRect();
+    const row = Math.floor(((event.clientY - bounds.top) / bounds.height) * modality.grid[0]);
+    const column = Math.floor(((event.clientX - bounds.left) / bounds.width) * modality.grid[1]);
     if (row < 0 || column < 0 || row >= modality.grid[0] || column >= modality.grid[1]) return;
     input.cells.add(`${row},${column}`);
     paint();
