@@ -73,8 +73,8 @@ def export_bundle(
         handles = [zoo[name] for name in model.layout.names]
         for handle in handles:
             model.check_tokenizer(handle)
-        places, included = Run.load(run), None
-        sample = _held_out(places.data, {handle.name: handle for handle in handles})
+        source, included = Run.load(run), None
+        sample = _held_out(source.data, {handle.name: handle for handle in handles})
         plugins = dict(handle.distribution.split(" ", 1) for handle in handles)
         requires = {"tokenizers-zoo": __version__, "zoo-backbone": version("zoo-backbone"), **plugins}
         card = card_of(model, run, out.absolute().name, requires, with_plugins)
@@ -82,18 +82,21 @@ def export_bundle(
         (folder / REGISTRY).write_text(tomli_w.dumps(registry_of(zoo, handles)), encoding="utf-8")
         for handle in handles:
             _copy_tokenizer(handle, folder, dtype)
-        own = Zoo.from_toml(folder / REGISTRY)
-        config |= {"fingerprints": {handle.name: own[handle.name].fingerprint for handle in handles}, "start": None}
-        save_checkpoint(folder, stored_as(tensors, dtype), config, "")
+        bundle_zoo = Zoo.from_toml(folder / REGISTRY)
+        config |= {
+            "fingerprints": {handle.name: bundle_zoo[handle.name].fingerprint for handle in handles},
+            "start": None,
+        }
+        save_checkpoint(folder, as_dtype(tensors, dtype), config, "")
         if samples:
             included = folder / SAMPLES
-            copy_samples(ValueStore(places.values()), [handle.name for handle in handles], included, samples)
-            tokenize(own, included, folder / TOKENS, device=device)
+            copy_samples(ValueStore(source.values()), [handle.name for handle in handles], included, samples)
+            tokenize(bundle_zoo, included, folder / TOKENS, device=device)
         Run(tokens=folder / TOKENS, data=included, registry=folder / REGISTRY).save(folder)
         model = load_model(folder, device=device).eval()
         for name in model.layout.names:
-            own[name].device = device
-        golden = golden_sample(model, own, sample, folder)
+            bundle_zoo[name].device = device
+        golden = golden_sample(model, bundle_zoo, sample, folder)
         listed = REGISTRY, *golden["files"].values(), *(f"{WHEELS}/{name}" for name in wheels)
         files = {name: file_digest(folder / name) for name in listed}
         write_table(folder / BUNDLE, {"requires": requires, "files": files, "golden": golden})
@@ -104,7 +107,7 @@ def registry_of(zoo: Zoo, handles: Sequence[ModalityHandle]) -> dict[str, Any]:
     """Return the tables of a registry.toml for these modalities, with their tokenizers in one folder."""
     names = sorted(handle.name for handle in handles)
     tables = {name: zoo.tables["modalities"].get(name, {}) for name in names}
-    kept = {
+    settings = {
         name: {key: value for key, value in table.items() if key not in ("checkpoint", "sha256", "enabled")}
         for name, table in tables.items()
     }
@@ -114,7 +117,7 @@ def registry_of(zoo: Zoo, handles: Sequence[ModalityHandle]) -> dict[str, Any]:
     return {
         "zoo": {**shared, "checkpoints": TOKENIZERS, "modalities": names},
         "vocabularies": {name: table for name, table in zoo.tables["vocabularies"].items() if name in vocabularies},
-        "modalities": {name: table for name, table in kept.items() if table},
+        "modalities": {name: table for name, table in settings.items() if table},
     }
 
 
@@ -125,29 +128,31 @@ def _copy_tokenizer(handle: ModalityHandle, folder: Path, dtype: str) -> None:
     if spec.own_tokenizer and not spec.continuous:
         sources.setdefault(spec.vocabulary, handle.files.vocabulary_folder())
     for name, source in sources.items():
-        place = folder / TOKENIZERS / name
-        if place.is_dir() or not (source / CONFIG).is_file():
+        target = folder / TOKENIZERS / name
+        if target.is_dir() or not (source / CONFIG).is_file():
             continue
         tensors, config = load_checkpoint(source)
         card = source / CARD
-        save_checkpoint(place, stored_as(tensors, dtype), config, (read_regular(card) or b"").decode())
+        save_checkpoint(target, as_dtype(tensors, dtype), config, (read_regular(card) or b"").decode())
 
 
 def copy_samples(values: ValueStore, names: Sequence[str], out: Path, count: int) -> None:
     """Write the first held-out samples with all modalities that the values have among `names` as a folder of values."""
-    there = [name for name in names if name in values.modalities(TEST)]
-    places = list(islice(values.rows(TEST, there), count))
-    split = Split(out, TEST, len(places), max(len(places), 1))
-    digest = split.write_keys(0, [values.split(TEST).keys(place.shard)[place.row] for place in places])
+    available = [name for name in names if name in values.modalities(TEST)]
+    positions = list(islice(values.rows(TEST, available), count))
+    split = Split(out, TEST, len(positions), max(len(positions), 1))
+    digest = split.write_keys(0, [values.split(TEST).keys(position.shard)[position.row] for position in positions])
     write_record(out / DATASET, {"splits": {TEST: {"samples": split.samples, "shard_size": split.shard_size}}})
-    for name in there:
+    for name in available:
         with writing_shard(out / TEST / name, 0) as writer:
-            for place in places:
-                writer.add(values.split(TEST).keys(place.shard)[place.row], *values.read_bytes(TEST, name, *place))
+            for position in positions:
+                writer.add(
+                    values.split(TEST).keys(position.shard)[position.row], *values.read_bytes(TEST, name, *position)
+                )
             writer.finish(keys=digest, inputs="copied", record={})
 
 
-def stored_as(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+def as_dtype(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     """Convert float32 tensors whose numbers all fit into the type."""
     smaller = {name: tensor.to(DTYPES[dtype]) for name, tensor in tensors.items() if tensor.dtype == torch.float32}
     return {**tensors, **{name: tensor for name, tensor in smaller.items() if tensor.isfinite().all()}}
@@ -164,8 +169,8 @@ def golden_sample(model: FourM, zoo: Zoo, sample: Mapping[str, Any], folder: Pat
     handles = {name: zoo[name] for name in model.layout.names}
     if not sample:
         plans = [TargetPlan(name=name, temperature=0) for name in model.layout.discrete]
-        drawn = generate(model, {}, plans, 0, [0])
-        sample = {name: handles[name].decode(tokens)[0] for name, tokens in drawn.items()}
+        generated = generate(model, {}, plans, 0, [0])
+        sample = {name: handles[name].decode(tokens)[0] for name, tokens in generated.items()}
     files = {}
     for name, value in sample.items():
         data, extension = handles[name].write(value)
@@ -183,8 +188,8 @@ def _held_out(data: Path | None, handles: Mapping[str, ModalityHandle]) -> dict[
         if data is None:
             raise DataError("the run names no data")
         values = ValueStore(data)
-        for place in values.rows(TEST, list(handles)):
-            return {name: values.read(handle, TEST, *place) for name, handle in handles.items()}
+        for position in values.rows(TEST, list(handles)):
+            return {name: values.read(handle, TEST, *position) for name, handle in handles.items()}
         raise DataError(f"{data}: no held-out sample has all modalities")
     except ZooError as error:
         say(console(), f"the golden sample of the bundle is generated, not held out ({error})")
@@ -196,8 +201,8 @@ def _computed(folder: Path, model: FourM, zoo: Zoo, golden: Mapping[str, Any]) -
     encoded = {name: zoo[name].encode([folder / file]) for name, file in golden["files"].items()}
     source = golden["input"]
     plans = [TargetPlan(name=name, temperature=0, steps=1) for name in model.layout.discrete if name != source]
-    given = {source: encoded[source]}
-    predicted = {plan.name: generate(model, given, [plan], 0)[plan.name] for plan in plans}
+    inputs = {source: encoded[source]}
+    predicted = {plan.name: generate(model, inputs, [plan], 0)[plan.name] for plan in plans}
     discrete = {name: tokens for name, tokens in encoded.items() if name in model.layout.discrete}
     return {
         "tokens": {name: tokens[0].tolist() for name, tokens in discrete.items()},
@@ -219,10 +224,10 @@ def verify(folder: Path, model: FourM, zoo: Zoo) -> dict[str, float]:
         raise CheckpointError(f"{folder / BUNDLE}: has no golden value of {golden['input']}; export it again")
     if unverified := sorted(set(golden["files"].values()) - set(record["files"])):
         raise CheckpointError(f"{folder / BUNDLE}: has no checksum of {unverified[0]}; export it again")
-    found = _computed(folder, model, zoo, golden)
+    computed = _computed(folder, model, zoo, golden)
     try:
         shares = {
-            f"{prefix}{name}": agreement(tokens, found[key][name])
+            f"{prefix}{name}": agreement(tokens, computed[key][name])
             for key, prefix in (("tokens", ""), ("predicted", "predicted "))
             for name, tokens in golden[key].items()
         }

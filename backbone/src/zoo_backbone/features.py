@@ -95,10 +95,10 @@ class FourMFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         for first in range(0, len(samples), self.batch_size):
             batch = samples[first : first + self.batch_size]
             if isinstance(batch[0], Mapping):
-                given = {name: [sample[name] for sample in batch] for name in batch[0]}
+                inputs = {name: [sample[name] for sample in batch] for name in batch[0]}
             else:
-                given = {self.modality_: batch}
-            parts.append(model.embed(given, crop=self.crop))
+                inputs = {self.modality_: batch}
+            parts.append(model.embed(inputs, crop=self.crop))
         return np.concatenate(parts)
 
     def _samples(self, X: Any, reset: bool) -> list[Any]:
@@ -125,9 +125,9 @@ class FourMFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """Return the model, loaded again after unpickling."""
         if not hasattr(self, "_loaded"):
             self._loaded = AnyToAny.from_pretrained(self.model, device=self.device)
-            if (found := fingerprint(self._loaded.folder)) != self.fingerprint_:
+            if (loaded_fingerprint := fingerprint(self._loaded.folder)) != self.fingerprint_:
                 raise CheckpointError(
-                    f"{self.model}: the model changed since fit: its fingerprint is {found[:12]}, it was"
+                    f"{self.model}: the model changed since fit: its fingerprint is {loaded_fingerprint[:12]}, it was"
                     f" {self.fingerprint_[:12]}; fit again"
                 )
         return self._loaded
@@ -147,7 +147,9 @@ def _check_same_modalities(samples: Sequence[Any]) -> None:
     named = [sample.keys() if isinstance(sample, Mapping) else None for sample in samples]
     for number, names in enumerate(named):
         if names != named[0]:
-            first, other = ("no dict" if each is None else ", ".join(each) or "none" for each in (named[0], names))
+            first, other = (
+                "no dict" if modalities is None else ", ".join(modalities) or "none" for modalities in (named[0], names)
+            )
             raise InvalidValueError.expected(
                 f"FourMFeatures: sample {number}", f"the modalities of sample 0 ({first})", other,
                 "transform samples with other modalities separately",

@@ -74,12 +74,14 @@ class Muon:
                 continue
             momentum = self.momentum[weight].lerp_(weight.grad, 1 - MOMENTUM)
             ahead = weight.grad.lerp(momentum, MOMENTUM)  # Nesterov's
-            moved[weight] = list(whole(ahead).chunk(parts))
+            moved[weight] = list(gathered(ahead).chunk(parts))
             for part, matrix in enumerate(moved[weight]):
                 by_shape[tuple(matrix.shape)].append((weight, part, matrix))
-        for shape, found in by_shape.items():
+        for shape, entries in by_shape.items():
             scale = ADAM_SIZE * math.sqrt(max(shape))
-            for (weight, part, _), update in zip(found, orthogonal(torch.stack([m for *_, m in found])), strict=True):
+            for (weight, part, _), update in zip(
+                entries, orthogonal(torch.stack([m for *_, m in entries])), strict=True
+            ):
                 moved[weight][part] = update * scale
         for weight, updates in moved.items():
             update = sharded_like(weight, torch.cat(updates))
@@ -107,8 +109,8 @@ def peak_rate(config: TrainConfig, width: int) -> float:
     """
     peak = config.learning_rate or (for_width(5e-3, width) if config.optimizer == "muon" else 1e-3)
     if config.min_learning_rate > peak:
-        wanted = f"expected at most the peak, {peak:.3g}"
-        raise ConfigError(f"min_learning_rate: {wanted}, got {config.min_learning_rate:g}")
+        expected = f"expected at most the peak, {peak:.3g}"
+        raise ConfigError(f"min_learning_rate: {expected}, got {config.min_learning_rate:g}")
     return peak
 
 
@@ -185,7 +187,7 @@ class Optimizer:
         *,
         sparse: bool = True,
         frozen: Mapping[str, Tensor] | None = None,
-        known: Mapping[str, Tensor] | None = None,
+        pretrained_rows: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config = config
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -196,7 +198,7 @@ class Optimizer:
         self.slow_rows: dict[Tensor, Tensor] = {}
         """The known rows of the others."""
         factors, scale = None, config.pretrained_lr_scale
-        for name, rows in (known or {}).items() if scale != 1 else ():
+        for name, rows in (pretrained_rows or {}).items() if scale != 1 else ():
             if name == TOKEN_TABLE and rows.any():
                 rows = rows_like(self.parameters[name], rows)
                 factors = torch.where(rows, scale, 1.0).unsqueeze(1)
@@ -212,16 +214,16 @@ class Optimizer:
         # A start backbone has all blocks or none.
         self.muon = Muon(matrices, config.weight_decay)
         self.muon_factor = scale if slow.issuperset(matrices) else 1.0
-        others = {name: p for name, p in self.parameters.items() if name != TOKEN_TABLE and p not in matrices}
+        dense_parameters = {name: p for name, p in self.parameters.items() if name != TOKEN_TABLE and p not in matrices}
         groups = defaultdict[tuple[float, float], list[Tensor]](list)
-        for name, parameter in others.items():
+        for name, parameter in dense_parameters.items():
             # A table with frozen rows has no weight decay, because AdamW decays a whole parameter.
             decay = config.weight_decay if decays(name, parameter) and parameter not in self.frozen else 0.0
             groups[decay, scale if parameter in slow else 1.0].append(parameter)
         of_groups = [{"params": of, "weight_decay": decay, "factor": factor} for (decay, factor), of in groups.items()]
         # Each step sets the learning rate.
         self.dense = torch.optim.AdamW(of_groups, lr=0.0, betas=config.betas, eps=EPSILON, fused=True)
-        for parameter in others.values():
+        for parameter in dense_parameters.values():
             # The fused kernel reads its steps on the device of the parameter.
             first, second = (torch.zeros_like(parameter, requires_grad=False) for _ in range(2))
             step = torch.zeros((), device=parameter.device)
@@ -242,7 +244,7 @@ class Optimizer:
                 local(gradient)[rows] = 0.0
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         parts = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
-        norm = float(whole(torch.nn.utils.get_total_norm(parts)))
+        norm = float(gathered(torch.nn.utils.get_total_norm(parts)))
         if self.config.gradient_clip and norm > self.config.gradient_clip:
             torch._foreach_mul_(parts, self.config.gradient_clip / norm)
         for group in self.dense.param_groups:
@@ -293,7 +295,7 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     return hasattr(tensor, "placements")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gathered(tensor: Tensor) -> Tensor:
     """Gather a sharded tensor from all processes; return any other tensor unchanged."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 

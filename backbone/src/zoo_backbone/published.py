@@ -54,7 +54,7 @@ class PublishedLayout(EmbeddingLayout):
     def __init__(self, specs: Sequence[ModalitySpec], config: ModelConfig | None = None) -> None:
         config = config or PublishedConfig()
         assert isinstance(config, PublishedConfig)
-        self.stored = config.stored_positions
+        self.stored_positions = config.stored_positions
         self.inputs_only, self.targets_only = frozenset(config.inputs_only), frozenset(config.targets_only)
         super().__init__(specs, config)
 
@@ -62,17 +62,19 @@ class PublishedLayout(EmbeddingLayout):
         return spec.name
 
     def position_key(self, spec: ModalitySpec) -> tuple[Positions, Any]:
-        return ("stored", spec.name) if spec.name in self.stored else EmbeddingLayout.position_key(self, spec)
+        return ("stored", spec.name) if spec.name in self.stored_positions else EmbeddingLayout.position_key(self, spec)
 
     def num_positions_of(self, spec: ModalitySpec) -> int:
-        if spec.name not in self.stored:
+        if spec.name not in self.stored_positions:
             return EmbeddingLayout.num_positions_of(self, spec)
         # Targets of a sequence are its masked tokens, and a sentinel before each span; kept tokens separate spans.
-        needed = spec.layout.length + isinstance(spec.layout, SequenceLayout)
-        if self.stored[spec.name] < needed:
-            stored = f"the model stores {self.stored[spec.name]}; give it a shorter length or a smaller grid"
-            raise ConfigError(f"backbone: {spec.name} needs {needed} positions, and {stored}")
-        return self.stored[spec.name]
+        required = spec.layout.length + isinstance(spec.layout, SequenceLayout)
+        if self.stored_positions[spec.name] < required:
+            available = (
+                f"the model stores {self.stored_positions[spec.name]}; give it a shorter length or a smaller grid"
+            )
+            raise ConfigError(f"backbone: {spec.name} needs {required} positions, and {available}")
+        return self.stored_positions[spec.name]
 
 
 class PublishedFourM(FourM):
@@ -126,12 +128,12 @@ class PublishedFourM(FourM):
         return content + (self.embed_positions(positions, self.target_positions) + modality)
 
     def encoder_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        content, place, rotation, mask = super().encoder_inputs(inputs)
+        content, position, rotation, mask = super().encoder_inputs(inputs)
         if not (count := self.num_registers):
-            return content, place, rotation, mask
+            return content, position, rotation, mask
         content = torch.cat([self.registers.to(content.dtype).expand(len(content), -1, -1), content], 1)
         if rotation is not None:  # registers have no place: cosines are 1, sines 0
             still = torch.ones_like(rotation[:, :1].expand(-1, count, -1))
             still[..., still.shape[-1] // 2 :] = 0
             rotation = torch.cat([still, rotation], dim=1)
-        return content, F.pad(place, (0, 0, count, 0)), rotation, F.pad(mask, (count, 0), value=True)
+        return content, F.pad(position, (0, 0, count, 0)), rotation, F.pad(mask, (count, 0), value=True)

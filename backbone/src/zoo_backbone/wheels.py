@@ -62,7 +62,7 @@ def _pack(dist: Distribution, folder: Path) -> None:
     scripts = {entry.name for entry in dist.entry_points if entry.group in ("console_scripts", "gui_scripts")}
     info = re.findall(r"^([^/]+)\.dist-info/METADATA,", record, re.MULTILINE)[0]
     tags = zip(*(tag.split("-") for tag in message_from_string(about).get_all("Tag", [])), strict=True)
-    tag, kept = "-".join(".".join(sorted(set(part))) for part in tags), list[str]()
+    tag, record_lines = "-".join(".".join(sorted(set(part))) for part in tags), list[str]()
     with ZipFile(folder / f"{info}-{tag}.whl", "w") as wheel:
         for line in sorted(record.splitlines()):
             ((name, digest, _),) = csv.reader([line])
@@ -76,6 +76,6 @@ def _pack(dist: Distribution, folder: Path) -> None:
                 reason = "is outside of site-packages" if outside else "has changed since it was installed"
                 raise PluginError(f"{dist.name}: no wheel can be made of it: {path} {reason}")
             wheel.writestr(ZipInfo(name), data, ZIP_DEFLATED)
-            kept.append(line)
+            record_lines.append(line)
         name = f"{info}.dist-info/RECORD"
-        wheel.writestr(ZipInfo(name), "\n".join([*kept, f"{name},,", ""]), ZIP_DEFLATED)
+        wheel.writestr(ZipInfo(name), "\n".join([*record_lines, f"{name},,", ""]), ZIP_DEFLATED)

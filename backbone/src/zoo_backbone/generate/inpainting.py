@@ -40,7 +40,7 @@ from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
 from tokenizers_zoo.validation import array_of
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate.plans import is_count, ranges
-from zoo_backbone.packing import EncoderInputs, accepted, shown_end
+from zoo_backbone.packing import EncoderInputs, checked_batch, input_end
 
 UNKNOWN = -1
 
@@ -55,12 +55,12 @@ def partial_of(spec: ModalitySpec, tokens: Any, region: str) -> Any:
     """
     if isinstance(spec.layout, SequenceLayout):
         return [_partial_sequence(spec.name, row, region) for row in tokens]
-    whole = torch.as_tensor(tokens).cpu()
-    mask = torch.from_numpy(region_mask(spec.name, spec.places or whole.shape[1:], region))
+    ids = torch.as_tensor(tokens).cpu()
+    mask = torch.from_numpy(region_mask(spec.name, spec.places or ids.shape[1:], region))
     if mask.all() or not mask.any():
-        problem = "covers all tokens; make it smaller" if mask.all() else "no token lies in it; make it larger"
-        raise ConfigError(f"inpaint {spec.name}={region:.80}: {problem}")
-    return torch.where(mask.reshape(*mask.shape, *[1] * (whole.ndim - 1 - mask.ndim)), UNKNOWN, whole)
+        reason = "covers all tokens; make it smaller" if mask.all() else "no token lies in it; make it larger"
+        raise ConfigError(f"inpaint {spec.name}={region:.80}: {reason}")
+    return torch.where(mask.reshape(*mask.shape, *[1] * (ids.ndim - 1 - mask.ndim)), UNKNOWN, ids)
 
 
 def region_mask(name: str, shape: Sequence[int], region: str) -> Mask:
@@ -84,13 +84,13 @@ def region_mask(name: str, shape: Sequence[int], region: str) -> Mask:
     starts, ends = numbers[: len(sizes)], numbers[len(sizes) :]
     mask = np.ones(shape, dtype=bool)
     for axis, (size, start, end) in enumerate(zip(sizes, starts, ends, strict=True), len(axes) - len(sizes)):
-        most = 1.0 if kind == "box" else float(size)
-        if not 0 <= start < end <= most or (kind == "cells" and (start % 1 or end % 1)):
+        limit = 1.0 if kind == "box" else float(size)
+        if not 0 <= start < end <= limit or (kind == "cells" and (start % 1 or end % 1)):
             numbers_of = "fractions of the picture" if kind == "box" else "whole numbers"
-            raise _wrong(name, region, f"0 <= start < end <= {most:g}, {numbers_of}")
+            raise _wrong(name, region, f"0 <= start < end <= {limit:g}, {numbers_of}")
         centre = (np.arange(size) + 0.5) / (size if kind == "box" else 1)
         inside = (start <= centre) & (centre < end)
-        mask &= inside.reshape([size if other == axis else 1 for other in range(len(axes))])
+        mask &= inside.reshape([size if dimension == axis else 1 for dimension in range(len(axes))])
     return mask
 
 
@@ -113,8 +113,8 @@ def _mask_of_file(name: str, shape: Sequence[int], path: Path) -> Mask:
     factors = [size // cells for size, cells in zip(pixels.shape, grid, strict=False)]
     expected = tuple(factor * cells for factor, cells in zip(factors, grid, strict=False))
     if pixels.ndim != len(grid) or 0 in factors or expected != pixels.shape:
-        wanted = f"the grid's {by(grid)}, or a multiple of it"
-        raise ConfigError(f"inpaint {name}: mask:{path}: expected {wanted}; got {by(pixels.shape)}")
+        allowed_sizes = f"the grid's {by(grid)}, or a multiple of it"
+        raise ConfigError(f"inpaint {name}: mask:{path}: expected {allowed_sizes}; got {by(pixels.shape)}")
     parts = [number for pair in zip(grid, factors, strict=True) for number in pair]
     return (pixels != 0).reshape(parts).any(axis=tuple(range(1, 2 * len(grid), 2)))
 
@@ -130,13 +130,13 @@ def _partial_sequence(name: str, row: Ids, region: str) -> Ids:
     inverted = kind == "not" and rest.startswith("tokens:")
     if kind != "tokens" and not inverted:
         raise _wrong(name, region, "after, after:N, tokens:0-3,8 or gaps:N")
-    chosen = np.zeros(len(row), dtype=bool)
+    selected = np.zeros(len(row), dtype=bool)
     for first, last in ranges(rest.removeprefix("tokens:"), f"inpaint {name}={region:.80}"):
         if last >= len(row):
-            there = f"tokens from 0 to {len(row) - 1}" if len(row) else "another region"
-            raise _wrong(name, region, f"{there}: a sample has {len(row)} tokens")
-        chosen[first : last + 1] = True
-    return np.where(chosen != inverted, UNKNOWN, row)
+            allowed = f"tokens from 0 to {len(row) - 1}" if len(row) else "another region"
+            raise _wrong(name, region, f"{allowed}: a sample has {len(row)} tokens")
+        selected[first : last + 1] = True
+    return np.where(selected != inverted, UNKNOWN, row)
 
 
 def _wrong(name: str, region: str, expected: str) -> ConfigError:
@@ -154,15 +154,15 @@ def checked_partial(layout: EmbeddingLayout, name: str, tokens: Any, batch: int,
     positions for.
     """
     spec, positions = layout.spec(name), layout.positions[name]
-    others = f"the batch has {batch}"
+    count_reason = f"the batch has {batch}"
     rows: Any
     if not isinstance(spec.layout, SequenceLayout):
         grid = torch.as_tensor(tokens).cpu()
-        accepted(spec, torch.where(grid == UNKNOWN, 0, grid), batch, others)
+        checked_batch(spec, torch.where(grid == UNKNOWN, 0, grid), batch, count_reason)
         rows = grid.reshape(batch, -1)
     else:
         rows = [np.asarray(row) for row in tokens]
-        accepted(spec, [row[row != UNKNOWN] for row in rows], batch, others)
+        checked_batch(spec, [row[row != UNKNOWN] for row in rows], batch, count_reason)
         rows = [row[~((row == UNKNOWN) & (np.roll(row, 1) == UNKNOWN) & (np.arange(len(row)) > 0))] for row in rows]
     for number, row in enumerate(rows):
         gaps = int((row == UNKNOWN).sum())
@@ -171,12 +171,12 @@ def checked_partial(layout: EmbeddingLayout, name: str, tokens: Any, batch: int,
         if not isinstance(spec.layout, SequenceLayout):
             continue
         if gaps > spec.layout.num_sentinels:
-            most = f"the modality has sentinels for {spec.layout.num_sentinels}; choose fewer, longer regions"
-            raise InvalidValueError(f"{name}: sample {number} has {count_of(gaps, 'gap')}, and {most}")
+            limit = f"the modality has sentinels for {spec.layout.num_sentinels}; choose fewer, longer regions"
+            raise InvalidValueError(f"{name}: sample {number} has {count_of(gaps, 'gap')}, and {limit}")
         if len(row) > (room := positions.stop - positions.start):
-            kept = f"{count_of(len(row) - gaps, 'token')} with {count_of(gaps, 'gap')}"
-            most = f"the model has {room} positions for both; choose a larger region"
-            raise InvalidValueError(f"{name}: sample {number} keeps {kept}, and {most}")
+            content = f"{count_of(len(row) - gaps, 'token')} with {count_of(gaps, 'gap')}"
+            limit = f"the model has {room} positions for both; choose a larger region"
+            raise InvalidValueError(f"{name}: sample {number} keeps {content}, and {limit}")
     return rows
 
 
@@ -208,7 +208,7 @@ def sees_end(layout: EmbeddingLayout, name: str, row: Ids) -> bool:
     """Return whether the model sees that a partial sequence ends with its last token."""
     spec = layout.spec(name)
     reaches_end = not len(row) or row[-1] != UNKNOWN
-    return shown_end(layout, spec) is not None and len(row) < spec.layout.length and bool(reaches_end)
+    return input_end(layout, spec) is not None and len(row) < spec.layout.length and bool(reaches_end)
 
 
 def with_gaps_filled(row: Ids, stream: Sequence[int], layout: SequenceLayout) -> Ids:

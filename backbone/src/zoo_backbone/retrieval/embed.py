@@ -184,7 +184,7 @@ class Embedder:
         if wanted:
             for name in wanted:
                 if name != self.config.via:
-                    self.layout.check_read([name], "embed")
+                    self.layout.check_inputs([name], "embed")
             found = {self.layout.spec(name).name for name in wanted}
             return [name for name in self.layout.names if name in found]
         store = TokenStore(self.run.tokens)
