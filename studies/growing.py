@@ -24,7 +24,7 @@ from transfer import asked, generalist
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.checkpoint import ids_in_use, initial_model
-from zoo_backbone.grow import Trained, growing_config, grown_specs, next_replay_mixtures, write_report
+from zoo_backbone.grow import Trained, growing_config, grown_specs, replay_mixtures, write_report
 from zoo_backbone.train import train
 
 SHARES = "0.2"
@@ -95,7 +95,7 @@ class Growing:
         specs = self.specs(trained)
         config = growing_config(trained, specs, tokens, table)
         folder = self.study.folder(f"{how}-{self.new}-{share:g}", self.seed)
-        asked = next_replay_mixtures(trained, specs, table)
+        asked = replay_mixtures(trained, specs, table)
         return train(
             folder, tokens, specs, trained.model, config, start=start, ids=self.ids(start), replay_mixtures=asked
         )

@@ -44,7 +44,7 @@ from zoo_backbone.grow import (
     growing_config,
     growing_mixtures,
     grown_specs,
-    next_replay_mixtures,
+    replay_mixtures,
     skills,
     write_report,
 )
@@ -265,7 +265,7 @@ def test_growing_respects_input_only_and_output_only_modalities() -> None:
 def test_added_modality_is_old_when_the_run_grows_again(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
     trained, specs = Trained.load(old_run), [*all_layouts(), ADDED]
     config = growing_config(trained, specs, new_tokens, {"steps": 1})
-    asked = next_replay_mixtures(trained, specs, {})
+    asked = replay_mixtures(trained, specs, {})
     train(tmp_path / "once", new_tokens, specs, SMALL, config, start=old_run, replay_mixtures=asked)
     once = dataclasses.replace(Trained.load(tmp_path / "once"), run=Run(tokens=new_tokens))
     assert once.train.masking.mixtures == asked == trained.train.masking.mixtures != config.masking.mixtures
@@ -276,7 +276,7 @@ def test_added_modality_is_old_when_the_run_grows_again(old_run: Path, new_token
     part = Mixture(inputs=("picture",), targets=("words",))
     masking = dataclasses.replace(trained.train.masking, mixtures=(part,))
     named = dataclasses.replace(trained, train=dataclasses.replace(trained.train, masking=masking))
-    asked = next_replay_mixtures(named, [*specs, NEW[3]], {})
+    asked = replay_mixtures(named, [*specs, NEW[3]], {})
     assert asked == (dataclasses.replace(part, targets=("words", "height")),), "patches cannot be made"
 
 

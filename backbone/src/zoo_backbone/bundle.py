@@ -83,10 +83,8 @@ def export_bundle(
         for handle in handles:
             _copy_tokenizer(handle, folder, dtype)
         bundle_zoo = Zoo.from_toml(folder / REGISTRY)
-        config |= {
-            "fingerprints": {handle.name: bundle_zoo[handle.name].fingerprint for handle in handles},
-            "start": None,
-        }
+        fingerprints = {handle.name: bundle_zoo[handle.name].fingerprint for handle in handles}
+        config |= {"fingerprints": fingerprints, "start": None}
         save_checkpoint(folder, as_dtype(tensors, dtype), config, "")
         if samples:
             included = folder / SAMPLES
@@ -141,14 +139,13 @@ def copy_samples(values: ValueStore, names: Sequence[str], out: Path, count: int
     available = [name for name in names if name in values.modalities(TEST)]
     positions = list(islice(values.rows(TEST, available), count))
     split = Split(out, TEST, len(positions), max(len(positions), 1))
-    digest = split.write_keys(0, [values.split(TEST).keys(position.shard)[position.row] for position in positions])
+    keys = [values.split(TEST).keys(position.shard)[position.row] for position in positions]
+    digest = split.write_keys(0, keys)
     write_record(out / DATASET, {"splits": {TEST: {"samples": split.samples, "shard_size": split.shard_size}}})
     for name in available:
         with writing_shard(out / TEST / name, 0) as writer:
-            for position in positions:
-                writer.add(
-                    values.split(TEST).keys(position.shard)[position.row], *values.read_bytes(TEST, name, *position)
-                )
+            for key, position in zip(keys, positions, strict=True):
+                writer.add(key, *values.read_bytes(TEST, name, *position))
             writer.finish(keys=digest, inputs="copied", record={})
 
 
@@ -240,11 +237,11 @@ def verify(folder: Path, model: FourM, zoo: Zoo) -> dict[str, float]:
     return shares
 
 
-def agreement(stored: Any, found: Any) -> float:
+def agreement(expected: Any, actual: Any) -> float:
     """Return the share of equal tokens; those beyond the end of the shorter sequence differ."""
-    one, other = np.ravel(stored), np.ravel(found)
-    shorter, longer = sorted((len(one), len(other)))
-    return float((one[:shorter] == other[:shorter]).sum()) / longer if longer else 1.0
+    expected, actual = np.ravel(expected), np.ravel(actual)
+    shorter, longer = sorted((len(expected), len(actual)))
+    return float((expected[:shorter] == actual[:shorter]).sum()) / longer if longer else 1.0
 
 
 # --- the model card

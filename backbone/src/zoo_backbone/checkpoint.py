@@ -98,12 +98,14 @@ def layout_for(config: ModelConfig, specs: Sequence[ModalitySpec]) -> EmbeddingL
     return architecture_for(config).layout_class(specs, config)
 
 
-def model_tensors(model: FourM, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a state dict of `model` by their names on disk; tables are split by vocabulary and
-    modality."""
+def model_tensors(model: FourM, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a state dict of `model`, by default its own, by their names on disk.
+
+    Tables are split by vocabulary and modality.
+    """
     layout, stored_positions = model.layout, model.layout.positions_of("stored")
     named: dict[str, Tensor] = {}
-    for key, tensor in state.items():
+    for key, tensor in (model.state_dict() if state is None else state).items():
         if prefix := model.table_rows.get(key):
             named |= {f"{prefix}.{name}": tensor[rows] for name, rows in layout.token_tables.items()}
         elif prefix := model.modality_rows.get(key):
@@ -130,7 +132,7 @@ def save_model(
     of `extra_tensors` are written as they are.
     """
     config = {**stored_config(model.config, model.layout.specs), **(extra or {})}
-    tensors = {**model_tensors(model, model.state_dict() if state is None else state), **(extra_tensors or {})}
+    tensors = {**model_tensors(model, state), **(extra_tensors or {})}
     return save_checkpoint(folder, tensors, config, model_card(model))
 
 
@@ -163,8 +165,8 @@ def _load(
     with fitting(folder):
         checkpoint_specs, shape = stored_specs(config), model_config(config)
     with loading():
-        check_sizes(folder, tensors, lambda: _described(shape, checkpoint_specs))
-        whole, specs = specs is None, checkpoint_specs if specs is None else specs
+        check_sizes(folder, tensors, lambda: model_tensors(architecture_for(shape)(shape, checkpoint_specs)))
+        may_grow, specs = specs is not None, checkpoint_specs if specs is None else specs
         old = {spec.name: spec for spec in checkpoint_specs}
         for spec in specs:
             if spec.name in old:
@@ -177,13 +179,13 @@ def _load(
         }  # fmt: skip
         shape = dataclasses.replace(shape, position_lengths=changed)
         model = architecture_for(shape).seeded(shape, specs, seed)
-        state = model.state_dict()
-        loaded_rows = {name: torch.zeros(len(x) if x.ndim else 1, dtype=torch.bool) for name, x in state.items()}
+        sizes = {name: len(tensor) if tensor.ndim else 1 for name, tensor in model.state_dict().items()}
+        loaded_rows = {name: torch.zeros(size, dtype=torch.bool) for name, size in sizes.items()}
         rows = model_tensors(model, loaded_rows)
         with torch.no_grad():
-            for name, target in model_tensors(model, state).items():  # parts of it, to be written to
+            for name, target in model_tensors(model).items():  # parts of the model, to be written to
                 source = tensors.get(name)
-                grows = not whole and name.startswith(GROWING)
+                grows = may_grow and name.startswith(GROWING)
                 if source is None:  # of a new modality
                     continue
                 if source.shape[grows:] != target.shape[grows:] or (grows and len(source) > len(target)):
@@ -192,12 +194,6 @@ def _load(
                 (rows[name][: len(source)] if grows else rows[name]).fill_(True)
         model.record = config
         return model.to(device), loaded_rows, tensors
-
-
-def _described(config: ModelConfig, specs: Sequence[ModalitySpec]) -> dict[str, Tensor]:
-    """Return the tensors on disk of an untrained model."""
-    model = architecture_for(config)(config, specs)
-    return model_tensors(model, model.state_dict())
 
 
 def _check_same_tokens(folder: Path, old: ModalitySpec, new: ModalitySpec) -> None:
@@ -346,10 +342,8 @@ def ids_in_use(start: Path, handles: Iterable[ModalityHandle]) -> dict[str, int]
     CheckpointError if a vocabulary is missing.
     """
     start_config = backbone_config(start)
-    old, trained_on = (
-        {spec["name"]: spec["vocabulary"] for spec in start_config["specs"]},
-        start_config.get("fingerprints", {}),
-    )
+    old = {spec["name"]: spec["vocabulary"] for spec in start_config["specs"]}
+    trained_on = start_config.get("fingerprints", {})
     text_handles = [handle for handle in handles if handle.writes_text]
     folders = {handle.spec.vocabulary: handle.files.vocabulary_folder() for handle in text_handles}
     vocabularies = {name: TextVocabulary.load(folder) for name, folder in folders.items()}
@@ -359,16 +353,12 @@ def ids_in_use(start: Path, handles: Iterable[ModalityHandle]) -> dict[str, int]
         if trained_on.get(name) in lengths:
             counts[name] = lengths[trained_on[name]]
             by_vocabulary[vocabulary] = max(by_vocabulary.get(vocabulary, 0), counts[name])
-    counts = {
-        name: by_vocabulary[vocabulary] for name, vocabulary in old.items() if vocabulary in by_vocabulary
-    } | counts
+    counts = {name: by_vocabulary[table] for name, table in old.items() if table in by_vocabulary} | counts
     for handle in text_handles:
         if handle.name not in old:
             shared = vocabularies[handle.spec.vocabulary]
-            special_tokens = [
-                Special(token) for token in handle.vocabulary_tokens() if token in shared.all_special_tokens
-            ]
-            counts[handle.name] = max(shared.encode(special_tokens), default=-1) + 1
+            specials = [Special(token) for token in handle.vocabulary_tokens() if token in shared.all_special_tokens]
+            counts[handle.name] = max(shared.encode(specials), default=-1) + 1
     return counts
 
 

@@ -29,8 +29,8 @@ class TokenData:
     """The samples of one split of a token store, numbered from 0, in stored order.
 
     By default a sample may lack modalities, but not every one; with `aligned` it has each modality. Every view (crop)
-    is a sample, unless `uncropped` keeps only the views of whole values. `names` are the modalities to read, by default all of
-    `specs`; samples lack the others. The number of the stored row of each sample is kept in memory.
+    is a sample, unless `uncropped` keeps only the views of whole values. `names` are the modalities to read, by default
+    all of `specs`; samples lack the others. The number of the stored row of each sample is kept in memory.
 
     Raises DataError where a modality has no tokens, is unfinished, or does not fit its spec.
     """
@@ -144,11 +144,9 @@ def _check_fits(column: TokenColumn, spec: ModalitySpec) -> None:
         same = same and (stored_layout.end, stored_layout.sentinel_start) == (layout.end, layout.sentinel_start)
     if not same:
         raise OtherLayoutError.of(column.folder, spec.name, stored_layout, layout, "tokenize again")
-    if column.metadata.vocabulary != spec.vocabulary:
-        vocabulary = column.metadata.vocabulary
-        raise DataError(
-            f"{column.folder}: ids of vocabulary {vocabulary!r}, expected {spec.vocabulary!r}; tokenize again"
-        )
+    if (vocabulary := column.metadata.vocabulary) != spec.vocabulary:
+        reason = f"ids of vocabulary {vocabulary!r}, expected {spec.vocabulary!r}"
+        raise DataError(f"{column.folder}: {reason}; tokenize again")
     if column.needed_vocab_size > spec.vocab_size and not spec.continuous:
         has = f"vocabulary {spec.vocabulary!r} has {spec.vocab_size}"
         raise DataError(f"{column.folder}: holds ids up to {column.needed_vocab_size - 1}, and {has}; tokenize again")
@@ -172,15 +170,13 @@ def datasets_of(tokens: Path, config: TrainConfig) -> tuple[Dataset, ...]:
 
 def names_in(datasets: Sequence[Dataset]) -> list[str]:
     """Return the modalities of all training splits, each once."""
-    return list(
-        dict.fromkeys(name for dataset in datasets for name in _names_read(dataset, TokenStore(dataset.tokens)))
-    )
+    return list(dict.fromkeys(name for dataset in datasets for name in _names_read(dataset)))
 
 
 def check_tokenizers(datasets: Sequence[Dataset], handles: Iterable[ModalityHandle]) -> None:
     """Raise DataError where another tokenizer than a handle's wrote a store, or no store has the modality."""
     for handle in handles:
-        stores = [dataset for dataset in datasets if handle.name in _names_read(dataset, TokenStore(dataset.tokens))]
+        stores = [dataset for dataset in datasets if handle.name in _names_read(dataset)]
         for dataset in stores or datasets[:1]:
             TokenStore(dataset.tokens).open(TRAIN, handle.name).check_tokenizer(handle)
 
@@ -195,35 +191,31 @@ def open_sources(
 ) -> list[Source]:
     """Open a split of all stores of a run; stores without held-out samples are left out of the test split.
 
-    `layout` says which modalities may be inputs and targets, by default all of `specs`. `optional_names` are modalities that may
-    lack tokens, because the backbone that training starts from knows them. Raises DataError where any other modality
+    `layout` says which modalities may be inputs and targets, by default all of `specs`. The modalities `optional_names`
+    may lack tokens, because the backbone that training starts from knows them. Raises DataError where another modality
     has no tokens, or a dataset lacks a modality that it names; UnknownNameError where it names a modality that the run
     lacks; ConfigError for a store without inputs or targets for the run, or without a modality that the others have.
     """
     sources: list[Source] = []
     run_names = [spec.name for spec in specs]
     for dataset in datasets_of(tokens, config):
-        store, split_folder = TokenStore(dataset.tokens), dataset.tokens / split
+        store, folder = TokenStore(dataset.tokens), dataset.tokens / split
         if split != TRAIN and split not in store.splits():
             continue
         available = ", ".join(store.modalities(split))
-        alone = (
-            split == TRAIN and not config.datasets and not optional_names
-        )  # has all modalities, or reports the missing ones
-        names = run_names if alone else [name for name in run_names if name in _names_read(dataset, store, split)]
+        # A single store has all modalities, or reports the missing ones.
+        alone = split == TRAIN and not config.datasets and not optional_names
+        names_read = run_names if alone else _names_read(dataset, split)
+        names = [name for name in run_names if name in names_read]
         for name in dataset.modalities:
             if name not in run_names:
                 raise UnknownNameError.of(f"modality of this run, in datasets, {dataset.tokens}:", name, run_names)
             if split == TRAIN and name not in names:
-                raise DataError(
-                    f"datasets: {split_folder}: has no tokens of {name}; it has {available}; tokenize it too"
-                )
+                raise DataError(f"datasets: {folder}: has no tokens of {name}; it has {available}; tokenize it too")
         if names:
             sources.append(Source(data=TokenData(dataset.tokens, split, specs, names=names), dataset=dataset))
         elif split == TRAIN:
-            raise ConfigError(
-                f"{split_folder}: has {available}, and the run {', '.join(run_names)}: nothing to train on"
-            )
+            raise ConfigError(f"{folder}: has {available}, and the run {', '.join(run_names)}: nothing to train on")
     if split == TRAIN:
         if len(sources) > 1:
             _check_connected(sources, config, layout or EmbeddingLayout(specs))
@@ -233,9 +225,10 @@ def open_sources(
     return sources
 
 
-def _names_read(dataset: Dataset, store: TokenStore, split: str = TRAIN) -> list[str]:
+def _names_read(dataset: Dataset, split: str = TRAIN) -> list[str]:
     """Return the modalities of a split that a dataset is read for."""
-    return [name for name in store.modalities(split) if not dataset.modalities or name in dataset.modalities]
+    names = TokenStore(dataset.tokens).modalities(split)
+    return [name for name in names if not dataset.modalities or name in dataset.modalities]
 
 
 def _check_connected(sources: Sequence[Source], config: TrainConfig, layout: EmbeddingLayout) -> None:
@@ -244,9 +237,7 @@ def _check_connected(sources: Sequence[Source], config: TrainConfig, layout: Emb
     for source in (*sources[1:], sources[0]):
         has = source.data.columns
         prefix = f"datasets: {source.dataset.tokens} has {', '.join(has)}"
-        other_names = {
-            name for other_source in sources if other_source is not source for name in other_source.data.columns
-        }
+        other_names = {name for peer in sources if peer is not source for name in peer.data.columns}
         if not other_names & has.keys():
             raise ConfigError(f"{prefix}, and the others have {', '.join(sorted(other_names))}: no modality is shared")
         if side := Masker(layout, masking_of(source, config)).missing_side(has):
@@ -259,11 +250,9 @@ def fingerprints_of(sources: Sequence[Source]) -> dict[str, str]:
     fingerprints: dict[str, str] = {}
     for source in sources:
         for name, fingerprint in source.data.fingerprints.items():
-            if fingerprints.setdefault(name, fingerprint) != fingerprint:
+            if (first := fingerprints.setdefault(name, fingerprint)) != fingerprint:
                 owner, remedy = "another store of this run", "tokenize both with one tokenizer"
-                raise OtherTokenizerError.of(
-                    source.dataset.tokens, name, fingerprint, fingerprints[name], owner, remedy
-                )
+                raise OtherTokenizerError.of(source.dataset.tokens, name, fingerprint, first, owner, remedy)
     return fingerprints
 
 

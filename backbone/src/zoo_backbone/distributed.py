@@ -126,9 +126,6 @@ def ranks(device: str = AUTO) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-Part = Callable[[], dict[str, Tensor]]
-
-
 class TrainingState:
     """Weights, further `parts` and the step in FOLDER/training_state/step-N, with one safetensors file per process.
 
@@ -136,7 +133,9 @@ class TrainingState:
     Unlike DCP's own format, it has no pickle. checksums-N.json, one per process, have the sha256 of the files.
     """
 
-    def __init__(self, folder: Path, model: FourM, parts: Mapping[str, Part], ranks: Ranks) -> None:
+    def __init__(
+        self, folder: Path, model: FourM, parts: Mapping[str, Callable[[], dict[str, Tensor]]], ranks: Ranks
+    ) -> None:
         self.folder = folder / BACKBONE.state
         self.model, self.parts, self.ranks = model, parts, ranks
         self.seconds = torch.zeros((), dtype=torch.float64)

@@ -131,15 +131,14 @@ class FourMEncoder(nn.Module):
         # A sample without tokens attends to its empty slots: a row without any key would give NaN.
         key_mask = rearrange(mask | ~mask.any(1, keepdim=True), "b n -> b 1 1 n") if used else None
         x = content + positions
-        block_outputs: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
         for number, block in enumerate(self.model.encoder):
             x = block(x, rotation, key_mask)
             if number in self.out_indices:
-                block_outputs[number] = x
+                outputs[number] = x
         registers = self.model.num_registers
         last, *intermediates = (
-            self.model.encoder_norm(features)[:, registers:]
-            for features in (x, *map(block_outputs.get, self.out_indices))
+            self.model.encoder_norm(features)[:, registers:] for features in (x, *map(outputs.get, self.out_indices))
         )
         return last, intermediates, inputs.mask
 

@@ -26,17 +26,16 @@ from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.model import FourM
 from zoo_backbone.run import check_stored
 
-CACHED_SETS = 4
+CACHED = 4
 """Sets of samples, and of their true values, that are kept in memory."""
 Pair = tuple[tuple[str, ...], str]
 """Input modalities and a target."""
-Scores = dict[str, float | None]
 
 
 class Measured(NamedTuple):
     """Scores of predictions; None for a number that is not finite."""
 
-    scores: Scores
+    scores: dict[str, float | None]
     resampled: list[float | None]
     """The main metric over bootstrap resamples of the samples."""
 
@@ -80,10 +79,8 @@ class EvaluationData:
                 handle.device = device
         if TRAIN not in self.values.splits():
             raise DataError(f"{values}: no split {TRAIN!r}, which the constant baseline is fitted to")
-        self.samples = lru_cache(CACHED_SETS)(self._samples)
-        self.truth = lru_cache(CACHED_SETS)(
-            lambda name, samples: list(self._read(name, TEST, map(self._position, samples)))
-        )
+        self.samples = lru_cache(CACHED)(self._samples)
+        self.truth = lru_cache(CACHED)(lambda name, samples: list(self._read(name, TEST, map(self._position, samples))))
         self.constant = cache(self._constant)
         self.bounds = cache(self._bounds)
         self._rows = cache(lambda name: self.values.rows(TEST, [name]))

@@ -147,10 +147,8 @@ def _check_same_modalities(samples: Sequence[Any]) -> None:
     named = [sample.keys() if isinstance(sample, Mapping) else None for sample in samples]
     for number, names in enumerate(named):
         if names != named[0]:
-            first, other = (
-                "no dict" if modalities is None else ", ".join(modalities) or "none" for modalities in (named[0], names)
-            )
+            expected, actual = ("no dict" if keys is None else ", ".join(keys) or "none" for keys in (named[0], names))
             raise InvalidValueError.expected(
-                f"FourMFeatures: sample {number}", f"the modalities of sample 0 ({first})", other,
+                f"FourMFeatures: sample {number}", f"the modalities of sample 0 ({expected})", actual,
                 "transform samples with other modalities separately",
             )  # fmt: skip

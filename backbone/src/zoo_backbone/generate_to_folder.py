@@ -114,10 +114,9 @@ def _generate_rows(model: FourM, request: Request, out: Path, scorer: Scorer | N
                 if scorer:
                     sample_scores = scores[first : first + draws]
                     order = best_first(sample_scores)
-                    by = request.plan.rank or "scorer"
-                    write_table(
-                        folder / RANKING, {"by": by, "draws": order, "scores": [sample_scores[draw] for draw in order]}
-                    )
+                    ranked_scores = [sample_scores[draw] for draw in order]
+                    ranking = {"by": request.plan.rank or "scorer", "draws": order, "scores": ranked_scores}
+                    write_table(folder / RANKING, ranking)
                 for rank, draw in enumerate(order):
                     for samples in generated.values():
                         samples[first + draw].save(folder / str(rank))

@@ -173,13 +173,11 @@ def grow(
         fingerprints={**trained.fingerprints, **training_fingerprints(out, handles.values())},
         ids=ids_in_use(trained.folder, handles.values()),
         run=Run(tokens=tokens, data=store.data, registry=zoo.place), show=show,
-        replay_mixtures=next_replay_mixtures(trained, specs, table), overwrite=overwrite, device=device,
+        replay_mixtures=replay_mixtures(trained, specs, table), overwrite=overwrite, device=device,
     )  # fmt: skip
 
 
-def next_replay_mixtures(
-    trained: Trained, specs: Sequence[ModalitySpec], table: Mapping[str, Any]
-) -> tuple[Mixture, ...]:
+def replay_mixtures(trained: Trained, specs: Sequence[ModalitySpec], table: Mapping[str, Any]) -> tuple[Mixture, ...]:
     """Return the mixtures that the grown backbone replays when it grows again.
 
     They are those of `trained`, with the added modalities as further targets where targets are named; nothing if
@@ -222,8 +220,8 @@ def growing_mixtures(
 ) -> tuple[Mixture, ...]:
     """Return mixtures that teach new modalities and keep old ones.
 
-    Most samples have new targets, with the inputs, weights and shares of the components of `base_mixtures`. Unless `frozen`,
-    the rest of their target budget goes to the old targets of any component. For each `NEW_TARGETS` of these samples,
+    Most samples have new targets, with the inputs, weights and shares of `base_mixtures`. Unless `frozen`, the rest of
+    their target budget goes to the old targets of any of these. For each `NEW_TARGETS` of these samples,
     one has new inputs and old targets, and one has any inputs and targets.
     """
     layout = layout_for(model or ModelConfig(), specs)
@@ -235,14 +233,12 @@ def growing_mixtures(
     if read and new_targets:
         components = [part for part in base_mixtures if not part.inputs or set(part.inputs) & set(read)] or [Mixture()]
         scale = NEW_TARGETS / sum(part.weight for part in components)
+        fallback = () if frozen else targets
         for part in components:
-            inputs = tuple(name for name in part.inputs or read if name in read)
-            fallback = () if frozen else targets
-            weight = scale * part.weight
-            changed = dataclasses.replace(
-                part, weight=weight, inputs=inputs, targets=new_targets, fallback_targets=fallback
+            weight, inputs = scale * part.weight, tuple(name for name in part.inputs or read if name in read)
+            parts.append(
+                dataclasses.replace(part, weight=weight, inputs=inputs, targets=new_targets, fallback_targets=fallback)
             )
-            parts.append(changed)
     if old_targets:
         parts.append(Mixture(inputs=tuple(added), targets=old_targets))
     return tuple(parts)
@@ -295,9 +291,8 @@ def growing_config(
         config = dataclasses.replace(config, masking=masking)
         # Whether new targets of full length leave enough budget and tokens for the old targets of fixed length.
         new = sum(spec.layout.length for spec in discrete if spec.name in added)
-        old_tokens = sum(
-            spec.layout.length for spec in discrete if spec.name not in added and has_fixed_length(spec.layout)
-        )
+        old_specs = [spec for spec in discrete if spec.name not in added and has_fixed_length(spec.layout)]
+        old_tokens = sum(spec.layout.length for spec in old_specs)
         room = min(masking.target_budget - new, old_tokens - masking.input_budget)
         asks_for_old = old == trained.names and not config.datasets and room >= OLD_TARGETS * masking.target_budget
     if replay is None:
@@ -306,11 +301,9 @@ def growing_config(
         return config
     stores = trained.stores(tokens)
     if not stores:
-        folders = " and ".join(str(store) for store in (trained.run and trained.run.tokens, tokens) if store)
+        paths = " and ".join(str(store) for store in (trained.run and trained.run.tokens, tokens) if store)
         advice = "restore the token store of its training, or give --replay 0"
-        raise ConfigError(
-            f"--replay {replay:g}: {folders} has no tokens of the modalities of {trained.folder}; {advice}"
-        )
+        raise ConfigError(f"--replay {replay:g}: {paths} has no tokens of the modalities of {trained.folder}; {advice}")
     scale = replay / (1 - replay) * (1 + sum(d.weight for d in config.datasets)) / sum(d.weight for d in stores)
     replayed = tuple(dataclasses.replace(dataset, weight=scale * dataset.weight) for dataset in stores)
     return dataclasses.replace(config, datasets=config.datasets + replayed)

@@ -70,9 +70,6 @@ class LossBalance:
         return {NAME: self.adam.table, **self.adam.state(NAME)} if self.learned else {}
 
 
-Compute = Callable[[PackedBatch], Losses]
-
-
 class GradAccumulation:
     """Sums the gradients of `count` parts of a batch, whose losses add up to the loss of the batch.
 
@@ -99,7 +96,7 @@ class GradAccumulation:
             self._pool.shutdown()
             torch.set_num_threads(self.cores)
 
-    def backward(self, batch: PackedBatch, compute: Compute, scale: float = 1.0) -> Losses:
+    def backward(self, batch: PackedBatch, compute: Callable[[PackedBatch], Losses], scale: float = 1.0) -> Losses:
         """Add the gradient of `scale` times the loss to `.grad`, and return the losses of the whole batch."""
 
         def with_gradients(part: PackedBatch) -> tuple[Losses, Sequence[Tensor | None]]:

@@ -391,13 +391,11 @@ def fill(log_shares: Floats, capacity: Ints, budget: Ints, offset: Floats) -> In
     # Next to the greatest share all faint ones look alike; once the others are full, share the rest among the faint.
     faint = (room > 0) & (log_shares - peak < SMALLEST_LOG_SHARE)
     done = np.take_along_axis(full, np.argsort(order, axis=1), axis=1) & ~faint
-    refill_rows = np.flatnonzero(faint.any(axis=1) & done.any(axis=1))
-    if len(refill_rows):
-        granted = np.where(done, room, 0)[refill_rows]
-        left = budget[refill_rows] - granted.sum(axis=1)
-        result[refill_rows] = granted + fill(
-            log_shares[refill_rows], room[refill_rows] - granted, left, offset[refill_rows]
-        )
+    rows = np.flatnonzero(faint.any(axis=1) & done.any(axis=1))
+    if len(rows):
+        granted = np.where(done, room, 0)[rows]
+        left = budget[rows] - granted.sum(axis=1)
+        result[rows] = granted + fill(log_shares[rows], room[rows] - granted, left, offset[rows])
     return result
 
 

@@ -74,7 +74,7 @@ class FourM(nn.Module):
     layout_class: ClassVar[type[EmbeddingLayout]] = EmbeddingLayout
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
     table_rows: ClassVar[Mapping[str, str]] = {"token_embedding.weight": "tokens"}
-    """Entries of the state dict that hold all embedding tables, and their names on disk; see `checkpoint.model_tensors`."""
+    """Entries of the state dict with all embedding tables, and their names on disk (`checkpoint.model_tensors`)."""
     modality_rows: ClassVar[Mapping[str, str]] = {
         "modality_embedding.weight": "modalities", "mask_embedding.weight": "masks",
     }  # fmt: skip
@@ -220,12 +220,10 @@ class FourM(nn.Module):
         mask = _key_mask(used)
         x = self.context_projection(self._encode(content + position, rotation, mask)) + position
         blocks = cast(Iterable[DecoderBlock], self.decoder)
-        keys_and_values = tuple(block.keys_and_values(x, rotation) for block in blocks)
+        pairs = tuple(block.keys_and_values(x, rotation) for block in blocks)
         if mask is not None and not bool((conditioned := used.any(dim=1)).all()):
-            keys_and_values = tuple(
-                (key, value * rearrange(conditioned, "b -> b 1 1 1")) for key, value in keys_and_values
-            )
-        return Context(keys_and_values=keys_and_values, mask=mask)
+            pairs = tuple((key, value * rearrange(conditioned, "b -> b 1 1 1")) for key, value in pairs)
+        return Context(keys_and_values=pairs, mask=mask)
 
     # ------------------------------------------------------------------ decoder
 
@@ -291,9 +289,9 @@ class FourM(nn.Module):
         """Return the cross-entropy of the targets.
 
         `loss` is "modality" (mean over modalities with targets, 4M section 2.3) or "token" (mean over targets). Where
-        the batch is a part of a larger one, `batch_counts` has the `target_counts` of that one: the losses of the parts add up
-        to its loss. `weights` (`modalities`) scale the terms of each modality. With `use_all` every parameter gets a
-        gradient, as processes that exchange gradients need.
+        the batch is a part of a larger one, `batch_counts` has the `target_counts` of the larger one: the losses of the
+        parts add up to its loss. `weights` (`modalities`) scale the terms of each modality. With `use_all` every
+        parameter gets a gradient, as processes that exchange gradients need.
         """
         targets = batch.targets
         hidden = self.decode_targets(batch)

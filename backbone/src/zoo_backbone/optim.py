@@ -77,11 +77,9 @@ class Muon:
             moved[weight] = list(gathered(ahead).chunk(parts))
             for part, matrix in enumerate(moved[weight]):
                 by_shape[tuple(matrix.shape)].append((weight, part, matrix))
-        for shape, entries in by_shape.items():
+        for shape, group in by_shape.items():
             scale = ADAM_SIZE * math.sqrt(max(shape))
-            for (weight, part, _), update in zip(
-                entries, orthogonal(torch.stack([m for *_, m in entries])), strict=True
-            ):
+            for (weight, part, _), update in zip(group, orthogonal(torch.stack([m for *_, m in group])), strict=True):
                 moved[weight][part] = update * scale
         for weight, updates in moved.items():
             update = sharded_like(weight, torch.cat(updates))
@@ -176,8 +174,8 @@ class Optimizer:
 
     With `config.optimizer` "muon", Muon updates the matrices of the blocks. Output rows of a vocabulary without targets
     have no gradient and do not change. `frozen` marks rows of parameters (bool `rows`) that do not change. Rows marked
-    in `known` have `config.pretrained_lr_scale` times the learning rate. `sparse` gives the token table a sparse
-    gradient, which sharded parameters cannot have; the updates are the same.
+    in `pretrained_rows` have `config.pretrained_lr_scale` times the learning rate. `sparse` gives the token table a
+    sparse gradient, which sharded parameters cannot have; the updates are the same.
     """
 
     def __init__(

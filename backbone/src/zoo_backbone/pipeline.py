@@ -278,7 +278,6 @@ class AnyToAny:
         forms = {name: form for name, form in self.input_forms.items() if form in tokens}
         targets = replace(plan, guidance=plan.guidance.renamed(forms)).target_plans()
         layout, partial = self.model.layout, {}
-        layout.check_targets((target.name for target in targets), "generate")
         count = len(next(iter(tokens.values()))) if tokens else 1
         for name, region in plan.inpaint.items():
             if name not in tokens:

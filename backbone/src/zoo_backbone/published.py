@@ -65,16 +65,15 @@ class PublishedLayout(EmbeddingLayout):
         return ("stored", spec.name) if spec.name in self.stored_positions else EmbeddingLayout.position_key(self, spec)
 
     def num_positions_of(self, spec: ModalitySpec) -> int:
-        if spec.name not in self.stored_positions:
+        available = self.stored_positions.get(spec.name)
+        if available is None:
             return EmbeddingLayout.num_positions_of(self, spec)
         # Targets of a sequence are its masked tokens, and a sentinel before each span; kept tokens separate spans.
         required = spec.layout.length + isinstance(spec.layout, SequenceLayout)
-        if self.stored_positions[spec.name] < required:
-            available = (
-                f"the model stores {self.stored_positions[spec.name]}; give it a shorter length or a smaller grid"
-            )
-            raise ConfigError(f"backbone: {spec.name} needs {required} positions, and {available}")
-        return self.stored_positions[spec.name]
+        if available < required:
+            reason = f"needs {required} positions, and the model stores {available}"
+            raise ConfigError(f"backbone: {spec.name} {reason}; give it a shorter length or a smaller grid")
+        return available
 
 
 class PublishedFourM(FourM):

@@ -162,40 +162,34 @@ def _samples_by_key(keys: Sequence[str], samples: Iterable[tuple[str, int]], fol
     """Return the samples with these keys. Raises UnknownNameError."""
     remaining = iter(samples)
     first = list(islice(remaining, SUGGESTED))
-    samples_by_key = {
-        key: (number, key, row) for number, (key, row) in enumerate(chain(first, remaining)) if key in keys
-    }
+    matches = {key: (number, key, row) for number, (key, row) in enumerate(chain(first, remaining)) if key in keys}
     for key in keys:
-        if key not in samples_by_key:
+        if key not in matches:
             hint = f"(in {folder}; --split chooses another split)"
             raise UnknownNameError.of("sample", key, (sample_key for sample_key, _ in first), hint)
-    return [samples_by_key[key] for key in keys]
+    return [matches[key] for key in keys]
 
 
 def _samples_by_number(
-    numbers: Sequence[int], text: str, samples: Iterable[tuple[str, int]], folder: Path
+    numbers: Sequence[int], setting: str, samples: Iterable[tuple[str, int]], folder: Path
 ) -> list[StoredSample]:
-    """Return the samples with these numbers, which `text` says. Raises DataError or ConfigError."""
+    """Return the samples with these numbers, given by the plan as `setting`. Raises DataError or ConfigError."""
     listed = [(number, key, row) for number, (key, row) in enumerate(islice(samples, max(numbers) + 1))]
     if not listed:
         raise DataError(f"{folder}: no sample has tokens of all inputs")
-    if not text or is_count(text):  # a number is an upper bound
+    if not setting or is_count(setting):  # a number is an upper bound
         return listed
     if max(numbers) >= len(listed):
         available = f"{len(listed)} samples with all inputs, numbers 0 to {len(listed) - 1}"
-        raise ConfigError(f"samples {text}: {folder} has {available}")
+        raise ConfigError(f"samples {setting}: {folder} has {available}")
     return [listed[number] for number in numbers]
 
 
 def extensions_of(pipeline: AnyToAny, name: str) -> set[str]:
     """Return the extensions that belong to a modality, or to the modality whose input form it is."""
-    modalities = [name, *(plain for plain, form in pipeline.input_forms.items() if form == name)]
-    return {
-        extension
-        for modality in modalities
-        if modality in pipeline.zoo
-        for extension in pipeline.zoo[modality].spec.extensions
-    }
+    names = [name, *(plain for plain, form in pipeline.input_forms.items() if form == name)]
+    handles = [pipeline.zoo[modality] for modality in names if modality in pipeline.zoo]
+    return {extension for handle in handles for extension in handle.spec.extensions}
 
 
 def files_by_name(sources: Mapping[str, str], extensions: Mapping[str, Collection[str]]) -> dict[str, dict[str, Path]]:

@@ -84,18 +84,16 @@ def generate(
     for name, tokens in inputs.items():
         checked_batch(layout.spec(name), tokens, count, f"the batch has {count}")
     targets = {target.name for target in resolved}
-    partial_tokens = {
-        name: checked_partial(layout, name, tokens, count, name in targets) for name, tokens in partial.items()
-    }
+    partial = {name: checked_partial(layout, name, tokens, count, name in targets) for name, tokens in partial.items()}
     rows: dict[int, dict[str, Any]] = {}
-    for group in alike(partial_tokens, count):  # samples that lack equally many cells
+    for group in alike(partial, count):  # samples that lack equally many cells
         draw_rows = [row * draws + draw for row in group for draw in range(draws)]
         encoded = EncoderInputs(layout, len(group), model.token_embedding.weight.device, draws)
         for name in (*inputs, *partial, *(target.name for target in resolved)):
             encoded.mark_open(name)
         for name, tokens in inputs.items():
             encoded.add_whole(name, rows_of(tokens, group))
-        for name, tokens in partial_tokens.items():
+        for name, tokens in partial.items():
             add_partial(encoded, layout.spec(name), rows_of(tokens, group))
         generated: dict[str, Any] = {}
         for target in resolved:
@@ -103,27 +101,20 @@ def generate(
             name, spec = target.name, layout.spec(target.name).layout
             noise = Noise(seed, [numbers[row] for row in draw_rows], name)
             passes = Passes.of(target.guidance, name, encoded.names)
-            target_partial = (
-                rows_of(partial_tokens[name], [row // draws for row in draw_rows]) if name in partial_tokens else None
-            )
+            tokens = rows_of(partial[name], [row // draws for row in draw_rows]) if name in partial else None
             if isinstance(spec, SequenceLayout):
-                target_partial = [np.array([UNKNOWN])] * len(draw_rows) if target_partial is None else target_partial
+                tokens = [np.array([UNKNOWN])] * len(draw_rows) if tokens is None else tokens
                 generated[name] = decode_sequence(
-                    model, encoded, target, noise, passes, target_partial, once.get(name, ()), on_step
+                    model, encoded, target, noise, passes, tokens, once.get(name, ()), on_step
                 )
                 encoded.remove(name)  # known tokens with their sentinels
                 encoded.add_whole(name, generated[name])
             else:
-                target_partial = (
-                    torch.full((len(draw_rows), spec.length), UNKNOWN) if target_partial is None else target_partial
-                )
-                generated[name] = decode_grid(model, encoded, target, noise, passes, target_partial, on_step)
+                tokens = torch.full((len(draw_rows), spec.length), UNKNOWN) if tokens is None else tokens
+                generated[name] = decode_grid(model, encoded, target, noise, passes, tokens, on_step)
         rows |= {row: {name: tokens[i] for name, tokens in generated.items()} for i, row in enumerate(draw_rows)}
     joined = {target.name: [rows[row][target.name] for row in range(len(numbers))] for target in resolved}
-    return {
-        name: torch.stack(draws_of_target) if isinstance(draws_of_target[0], Tensor) else draws_of_target
-        for name, draws_of_target in joined.items()
-    }
+    return {name: torch.stack(batch) if isinstance(batch[0], Tensor) else batch for name, batch in joined.items()}
 
 
 def rows_of(tokens: Any, rows: Sequence[int]) -> Any:
@@ -180,14 +171,9 @@ def decode_grid(
         # MaskGIT compares the confidences of all remaining cells. The other schemes know the next cells beforehand.
         cells = remaining if plan.scheme == "maskgit" else remaining[:, :count]
         # A row of logits per draw, or per sample while its draws share their inputs.
-        queried_cells = cells[:: inputs.draws] if plan.scheme == "maskgit" else cells
+        queried = cells[:: inputs.draws] if plan.scheme == "maskgit" else cells
         logits = target_logits(
-            model,
-            plan.name,
-            torch.full_like(queried_cells, -1),
-            queried_cells,
-            contexts_of(model, inputs, passes),
-            passes,
+            model, plan.name, torch.full_like(queried, -1), queried, contexts_of(model, inputs, passes), passes
         )
         inputs.split_draws()
         uniform = noise.uniform(IDS, step, layout.length).to(inputs.device).gather(1, cells)
@@ -272,7 +258,7 @@ def decode_sequence(
 
 
 class _Filling:
-    """The streams that fill the gaps of `known`: the ids written so far, and the ids that may come next.
+    """The streams that fill the gaps of `partial`: the ids written so far, and the ids that may come next.
 
     Tensors hold all samples; `alive` are the numbers of the samples in the batch of a step.
     """

@@ -198,7 +198,7 @@ class Passes:
 
     @classmethod
     def of(cls, guidance: Guidance, target: str, available: Sequence[str]) -> Passes:
-        """Return the passes for `target`, given the modalities `available` so far. Raises ConfigError for unknown names.
+        """Return the passes for `target` with the modalities `available` so far. Raises ConfigError for unknown names.
 
         Known tokens of the target are never hidden. With u the logits without any condition and c_i the logits with
         condition i alone, the result is u + sum_i w_i (c_i - u) = (1 - sum_i w_i) u + sum_i w_i c_i. Passes of weight 0
