@@ -73,7 +73,7 @@ def export_bundle(
         handles = [zoo[name] for name in model.layout.names]
         for handle in handles:
             model.check_tokenizer(handle)
-        source, included = Run.load(run), None
+        source, samples_folder = Run.load(run), None
         sample = _held_out(source.data, {handle.name: handle for handle in handles})
         plugins = dict(handle.distribution.split(" ", 1) for handle in handles)
         requires = {"tokenizers-zoo": __version__, "zoo-backbone": version("zoo-backbone"), **plugins}
@@ -87,16 +87,16 @@ def export_bundle(
         config |= {"fingerprints": fingerprints, "start": None}
         save_checkpoint(folder, as_dtype(tensors, dtype), config, "")
         if samples:
-            included = folder / SAMPLES
-            copy_samples(ValueStore(source.values()), [handle.name for handle in handles], included, samples)
-            tokenize(bundle_zoo, included, folder / TOKENS, device=device)
-        Run(tokens=folder / TOKENS, data=included, registry=folder / REGISTRY).save(folder)
+            samples_folder = folder / SAMPLES
+            copy_samples(ValueStore(source.values()), [handle.name for handle in handles], samples_folder, samples)
+            tokenize(bundle_zoo, samples_folder, folder / TOKENS, device=device)
+        Run(tokens=folder / TOKENS, data=samples_folder, registry=folder / REGISTRY).save(folder)
         model = load_model(folder, device=device).eval()
         for name in model.layout.names:
             bundle_zoo[name].device = device
         golden = golden_sample(model, bundle_zoo, sample, folder)
-        listed = REGISTRY, *golden["files"].values(), *(f"{WHEELS}/{name}" for name in wheels)
-        files = {name: file_digest(folder / name) for name in listed}
+        file_names = REGISTRY, *golden["files"].values(), *(f"{WHEELS}/{name}" for name in wheels)
+        files = {name: file_digest(folder / name) for name in file_names}
         write_table(folder / BUNDLE, {"requires": requires, "files": files, "golden": golden})
         (folder / CARD).write_text(card, encoding="utf-8")
 
@@ -151,8 +151,8 @@ def copy_samples(values: ValueStore, names: Sequence[str], out: Path, count: int
 
 def as_dtype(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     """Convert float32 tensors whose numbers all fit into the type."""
-    smaller = {name: tensor.to(DTYPES[dtype]) for name, tensor in tensors.items() if tensor.dtype == torch.float32}
-    return {**tensors, **{name: tensor for name, tensor in smaller.items() if tensor.isfinite().all()}}
+    converted = {name: tensor.to(DTYPES[dtype]) for name, tensor in tensors.items() if tensor.dtype == torch.float32}
+    return {**tensors, **{name: tensor for name, tensor in converted.items() if tensor.isfinite().all()}}
 
 
 # --- the golden sample
@@ -176,7 +176,7 @@ def golden_sample(model: FourM, zoo: Zoo, sample: Mapping[str, Any], folder: Pat
         (folder / files[name]).write_bytes(data)
     specs = [handles[name].spec for name in sample if name in model.layout.readable]
     record = {"files": files, "input": ranked_names(specs)[0]}
-    return {**record, **_computed(folder, model, zoo, record)}
+    return {**record, **_golden_tokens(folder, model, zoo, record)}
 
 
 def _held_out(data: Path | None, handles: Mapping[str, ModalityHandle]) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _held_out(data: Path | None, handles: Mapping[str, ModalityHandle]) -> dict[
         return {}
 
 
-def _computed(folder: Path, model: FourM, zoo: Zoo, golden: Mapping[str, Any]) -> dict[str, Any]:
+def _golden_tokens(folder: Path, model: FourM, zoo: Zoo, golden: Mapping[str, Any]) -> dict[str, Any]:
     """Return tokens of the golden values, and the most likely tokens that the model predicts from one of them."""
     encoded = {name: zoo[name].encode([folder / file]) for name, file in golden["files"].items()}
     source = golden["input"]
@@ -221,7 +221,7 @@ def verify(folder: Path, model: FourM, zoo: Zoo) -> dict[str, float]:
         raise CheckpointError(f"{folder / BUNDLE}: has no golden value of {golden['input']}; export it again")
     if unverified := sorted(set(golden["files"].values()) - set(record["files"])):
         raise CheckpointError(f"{folder / BUNDLE}: has no checksum of {unverified[0]}; export it again")
-    computed = _computed(folder, model, zoo, golden)
+    computed = _golden_tokens(folder, model, zoo, golden)
     try:
         shares = {
             f"{prefix}{name}": agreement(tokens, computed[key][name])
@@ -252,7 +252,7 @@ def card_of(model: FourM, run: Path, title: str, requires: Mapping[str, str], wi
     from huggingface_hub import EvalResult, ModelCardData
 
     results, rows = [], []
-    for pair, metrics in _evaluated(run):
+    for pair, metrics in _scored_pairs(run):
         title_of_pair = title_of(pair_of(pair))
         skill = "-" if pair["skill"] is None else f"{pair['skill']:.2f}"
         rows.append(f"| {title_of_pair} | {skill} | {metrics[0]} {pair['score'][metrics[0]]:.3g} | {pair['samples']} |")
@@ -272,7 +272,7 @@ def card_of(model: FourM, run: Path, title: str, requires: Mapping[str, str], wi
     return f"---\n{data.to_yaml()}\n---\n\n{model_card(model)}\n    pip install {install}\n{table}"
 
 
-def _evaluated(run: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
+def _scored_pairs(run: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
     """Yield the scored pairs of a run's evaluation, each with the names of its metrics, the main one first."""
     file = run / FOLDER / FILE
     if file.is_file():

@@ -172,12 +172,12 @@ def _load(
             if spec.name in old:
                 _check_same_tokens(folder, old[spec.name], spec)
         lengths = {spec.name: spec.layout.length for spec in checkpoint_specs} | dict(shape.position_lengths)
-        changed = {
+        changed_lengths = {
             spec.name: lengths[spec.name] for spec in specs
             if isinstance(spec.layout, SequenceLayout | EmbeddingsLayout)
             and lengths.get(spec.name, spec.layout.length) != spec.layout.length
         }  # fmt: skip
-        shape = dataclasses.replace(shape, position_lengths=changed)
+        shape = dataclasses.replace(shape, position_lengths=changed_lengths)
         model = architecture_for(shape).seeded(shape, specs, seed)
         sizes = {name: len(tensor) if tensor.ndim else 1 for name, tensor in model.state_dict().items()}
         loaded_rows = {name: torch.zeros(size, dtype=torch.bool) for name, size in sizes.items()}
@@ -338,7 +338,7 @@ def ids_in_use(start: Path, handles: Iterable[ModalityHandle]) -> dict[str, int]
 
     For modalities of the backbone `start`, this is the length of the vocabulary in its training. If that is unknown,
     the length of another modality with the same vocabulary is used; otherwise the modality is left out. For added
-    modalities, it is the last of their special tokens plus 1: all other text pieces exist from the initial. Raises
+    modalities, it is the last of their special tokens plus 1: all other text pieces exist from the beginning. Raises
     CheckpointError if a vocabulary is missing.
     """
     start_config = backbone_config(start)

@@ -53,12 +53,12 @@ class TokenData:
             _check_fits(self.columns[spec.name], spec)
         self.split = store.split(split)
         crops, combine = self.split.crops, np.logical_and if aligned else np.logical_or
-        views, small = np.arange(1 if uncropped else crops), np.min_scalar_type(self.split.size)
-        parts = [np.zeros(0, small)]
+        views, row_dtype = np.arange(1 if uncropped else crops), np.min_scalar_type(self.split.size)
+        parts = [np.zeros(0, row_dtype)]
         for shard in range(self.split.shards) if self.columns else ():
             usable = combine.reduce([column.present_in(shard) for column in self.columns.values()])
             samples = np.flatnonzero(usable)[:, None] + shard * self.split.shard_size
-            parts.append((samples * crops + views).ravel().astype(small))
+            parts.append((samples * crops + views).ravel().astype(row_dtype))
         self._rows = np.concatenate(parts)
         if not len(self):
             reason = "no sample has all of" if aligned else "there are no samples of"
@@ -204,8 +204,8 @@ def open_sources(
             continue
         available = ", ".join(store.modalities(split))
         # A single store has all modalities, or reports the missing ones.
-        alone = split == TRAIN and not config.datasets and not optional_names
-        names_read = run_names if alone else _names_read(dataset, split)
+        is_only_store = split == TRAIN and not config.datasets and not optional_names
+        names_read = run_names if is_only_store else _names_read(dataset, split)
         names = [name for name in run_names if name in names_read]
         for name in dataset.modalities:
             if name not in run_names:
@@ -235,12 +235,12 @@ def _check_connected(sources: Sequence[Source], config: TrainConfig, layout: Emb
     """Raise ConfigError for a store that shares no modality with the others, or has no targets or inputs in its
     mixtures."""
     for source in (*sources[1:], sources[0]):
-        has = source.data.columns
-        prefix = f"datasets: {source.dataset.tokens} has {', '.join(has)}"
+        columns = source.data.columns
+        prefix = f"datasets: {source.dataset.tokens} has {', '.join(columns)}"
         other_names = {name for peer in sources if peer is not source for name in peer.data.columns}
-        if not other_names & has.keys():
+        if not other_names & columns.keys():
             raise ConfigError(f"{prefix}, and the others have {', '.join(sorted(other_names))}: no modality is shared")
-        if side := Masker(layout, masking_of(source, config)).missing_side(has):
+        if side := Masker(layout, masking_of(source, config)).missing_side(columns):
             advice = "give it mixtures of its own, or leave it out"
             raise ConfigError(f"{prefix}, and none of them are {side} in its mixtures: {advice}")
 

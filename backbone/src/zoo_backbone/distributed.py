@@ -201,12 +201,12 @@ class TrainingState:
         failure: ZooError | None = None
         try:
             records = [read_table(file, RECORD, remedy=REMEDY) for file in path.glob("checksums-*.json")]
-            written = {name: digest for record in records for name, digest in record["files"].items()}
-            complete = written.keys() == {file.name for file in path.glob("*.safetensors")}
+            digest_by_file = {name: digest for record in records for name, digest in record["files"].items()}
+            complete = digest_by_file.keys() == {file.name for file in path.glob("*.safetensors")}
             if not records or not complete or records[0]["processes"] != len(records):
                 raise _damaged(path, "expected the files of all processes that wrote it, some are missing")
             for file in self._files_of_rank(path):
-                if file_digest(file) != written[file.name]:
+                if file_digest(file) != digest_by_file[file.name]:
                     raise _damaged(path, f"{file.name} has another checksum than when it was written")
         except ZooError as error:
             failure = error

@@ -191,10 +191,10 @@ def sincos_grid(shape: tuple[int, ...], dim: int, steps: tuple[int, ...] | None 
     `steps` replaces n: with one n for both, a shorter axis has the first rows of a longer one.
     """
     share = dim // len(shape) // 2
-    fall = torch.arange(share, dtype=torch.float64) / max(share - 1, 1)
+    exponents = torch.arange(share, dtype=torch.float64) / max(share - 1, 1)
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij")
     angles = [
-        axis.flatten().unsqueeze(1) * (math.pi / 2 * (2 * n) ** -fall)
+        axis.flatten().unsqueeze(1) * (math.pi / 2 * (2 * n) ** -exponents)
         for axis, n in zip(axes, steps or shape, strict=True)
     ]
     table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)

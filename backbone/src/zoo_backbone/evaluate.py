@@ -158,12 +158,12 @@ class _Evaluation:
             if entry["picture"] is None or (self.folder / entry["picture"]).is_file()
         ]  # fmt: skip
         finished_galleries = {pair_of(entry) for entry in result["galleries"]}
-        scored = {pair_of(entry) for entry in result["pairs"] if entry["samples"] == self._count(pair_of(entry))}
+        scored = {pair_of(entry) for entry in result["pairs"] if entry["samples"] == self._sample_count(pair_of(entry))}
         longest = max(map(title_of, pairs), key=len, default="")
         with progress_bar(f"evaluate {longest}", len(pairs)) as advance:
             for pair in pairs:
                 advance(0, f"evaluate {title_of(pair)}")
-                if pair in scored or self._possible(pair):
+                if pair in scored or self._can_score(pair):
                     if pair not in scored:
                         score = self._score(*pair)
                         result["pairs"] = [entry for entry in result["pairs"] if pair_of(entry) != pair] + [score]
@@ -178,13 +178,13 @@ class _Evaluation:
             result[key].sort(key=lambda entry: order.get(pair_of(entry), len(order)))
         self._write()
 
-    def _count(self, pair: Pair) -> int:
+    def _sample_count(self, pair: Pair) -> int:
         """Return the number of samples that a pair of this or an earlier evaluation is scored over now."""
         inputs, target = pair
         is_usable = all(name in self.data.handles for name in (*inputs, target))
         return len(self.data.samples((*inputs, target), self.config.samples)) if is_usable else 0
 
-    def _possible(self, pair: Pair) -> bool:
+    def _can_score(self, pair: Pair) -> bool:
         """Return whether a pair has samples and training values; note the reason, or raise it for a named pair."""
         inputs, target = pair
         try:
@@ -201,13 +201,13 @@ class _Evaluation:
     def _draw(self, inputs: Sequence[str], samples: Sequence[int], draws: int, plan: TargetPlan) -> list[Any]:
         """Return values of the target, with `draws` consecutive draws per sample."""
         data, target = self.data, plan.name
-        once = {target: data.handles[target].single_ids()}
+        single_ids = {target: data.handles[target].single_ids()}
         values: list[Any] = []
         for start in range(0, len(samples), self.config.batch_size):
             batch = samples[start : start + self.config.batch_size]
             numbers = range(start * draws, (start + len(batch)) * draws)
             tokens = {name: data.tokens(name, batch) for name in inputs}
-            generated = generate(data.model, tokens, [plan], self.config.seed, numbers, draws=draws, once=once)
+            generated = generate(data.model, tokens, [plan], self.config.seed, numbers, draws=draws, once=single_ids)
             values += data.decoded(target, generated[target])
         return values
 
@@ -221,18 +221,18 @@ class _Evaluation:
         if draws > 1:
             of_samples = (values[first : first + draws] for first in range(0, len(values), draws))
             values = [data.handles[target].constant_baseline(of_sample) for of_sample in of_samples]
-        score, (baseline, best) = data.score(target, values, samples), data.bounds(target, samples)
+        score, (baseline, reconstruction) = data.score(target, values, samples), data.bounds(target, samples)
         main = data.handles[target].spec.metrics[0]
         skill = partial(skill_score, higher_is_better=main.higher_is_better)
-        resampled = map(skill, score.resampled, baseline.resampled, best.resampled)
+        resampled = map(skill, score.resampled, baseline.resampled, reconstruction.resampled)
         return {
             "inputs": list(inputs),
             "target": target,
             "samples": len(samples),
             "score": score.scores,
             "constant_baseline": baseline.scores,
-            "reconstruction": best.scores,
-            "skill": skill(score.scores[main.name], baseline.scores[main.name], best.scores[main.name]),
+            "reconstruction": reconstruction.scores,
+            "skill": skill(score.scores[main.name], baseline.scores[main.name], reconstruction.scores[main.name]),
             "resampled_skill": [None if number is None else round(number, 5) for number in resampled],
         }
 
@@ -244,8 +244,8 @@ class _Evaluation:
         columns = {name: data.truth(name, samples) for name in inputs}
         columns |= {f"{target} {draw + 1}": values[draw::draws] for draw in range(draws)}
         columns[f"true {target}"] = data.truth(target, samples)
-        of = [*inputs, *[target] * (draws + 1)]
-        rendered = (map(data.handles[name].render, column) for name, column in zip(of, columns.values(), strict=True))
+        handles = [data.handles[name] for name in (*inputs, *[target] * (draws + 1))]
+        rendered = (map(handle.render, column) for handle, column in zip(handles, columns.values(), strict=True))
         rows = list(zip(*rendered, strict=True))
         picture = f"{GALLERY}/{sheet_name(inputs, target)}"
         return {

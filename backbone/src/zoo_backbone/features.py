@@ -75,8 +75,8 @@ class FourMFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self._loaded = AnyToAny.from_pretrained(self.model, device=self.device)
         self.fingerprint_ = fingerprint(self._loaded.folder)
         layout, forms = self._loaded.model.layout, self._loaded.input_forms
-        usual = [*forms.values(), *ranked_names([layout.spec(name) for name in layout.readable])][0]
-        self.modality_ = usual if self.modality is None else forms.get(self.modality, self.modality)
+        default = [*forms.values(), *ranked_names([layout.spec(name) for name in layout.readable])][0]
+        self.modality_ = default if self.modality is None else forms.get(self.modality, self.modality)
         self._loaded.handle(self.modality_)
         self._n_features_out = self._loaded.encoder.num_features
         self._samples(X, reset=True)
@@ -144,10 +144,11 @@ class FourMFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
 def _check_same_modalities(samples: Sequence[Any]) -> None:
     """Raise InvalidValueError unless all samples are dicts of the same modalities, or none is a dict."""
-    named = [sample.keys() if isinstance(sample, Mapping) else None for sample in samples]
-    for number, names in enumerate(named):
-        if names != named[0]:
-            expected, actual = ("no dict" if keys is None else ", ".join(keys) or "none" for keys in (named[0], names))
+    modalities = [sample.keys() if isinstance(sample, Mapping) else None for sample in samples]
+    for number, names in enumerate(modalities):
+        if names != modalities[0]:
+            pair = modalities[0], names
+            expected, actual = ("no dict" if keys is None else ", ".join(keys) or "none" for keys in pair)
             raise InvalidValueError.expected(
                 f"FourMFeatures: sample {number}", f"the modalities of sample 0 ({expected})", actual,
                 "transform samples with other modalities separately",

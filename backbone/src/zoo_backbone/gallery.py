@@ -74,10 +74,10 @@ def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Show
     if not (any(pictured) or always):
         return False
     widths = [CELL if picture else TEXT for picture in pictured]
-    cells = [[_drawn_cell(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    cells = [[_cell_image(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     heights = [max(CELL, *(cell.height for cell in row)) for row in cells]
     lefts = list(accumulate((width + GAP for width in widths), initial=0))
-    titles = [_written(header, width - GAP, TITLE_LINES) for header, width in zip(headers, widths, strict=True)]
+    titles = [_text_image(header, width - GAP, TITLE_LINES) for header, width in zip(headers, widths, strict=True)]
     top = max(title.height for title in titles) + GAP
     tops = list(accumulate((height + GAP for height in heights), initial=top))
     sheet = Image.new("RGB", (lefts.pop() - GAP, tops.pop() - GAP), "white")
@@ -99,10 +99,10 @@ def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Show
     return True
 
 
-def _drawn_cell(cell: Shown, width: int) -> Image.Image:
+def _cell_image(cell: Shown, width: int) -> Image.Image:
     """Return a picture that fits into a cell, or a text in lines of about `width` pixels."""
     if isinstance(cell, str):
-        return _written(cell, width - GAP, LINES)
+        return _text_image(cell, width - GAP, LINES)
     picture = cell.convert("RGB")
     factor = -(-CELL // max(picture.size))
     if factor > 1:
@@ -110,7 +110,7 @@ def _drawn_cell(cell: Shown, width: int) -> Image.Image:
     return ImageOps.contain(picture, (CELL, CELL), Image.Resampling.LANCZOS) if max(picture.size) > CELL else picture
 
 
-def _written(text: str, width: int, most_lines: int) -> Image.Image:
+def _text_image(text: str, width: int, most_lines: int) -> Image.Image:
     """Return a picture of a text, in lines of at most `width` pixels that end after spaces or underscores."""
     font, lines = ImageFont.load_default(12), list[str]()
     for part in text.splitlines()[: most_lines + 1] or [""]:

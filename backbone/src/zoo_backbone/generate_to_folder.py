@@ -93,9 +93,9 @@ def generate_to_folder(
 def _generate_rows(model: FourM, request: Request, out: Path, scorer: Scorer | None, done: set[str]) -> None:
     """Draw, decode, rank and write the samples that are not `done`. Several samples fit into a batch."""
     draws, handles = request.plan.draws, request.handles
-    todo = [row for row, name in enumerate(request.names) if name not in done]
-    with progress_bar("generate", len(todo) * draws) as advance:
-        for rows in blocks(todo, max(1, BATCH // draws)):
+    remaining_rows = [row for row, name in enumerate(request.names) if name not in done]
+    with progress_bar("generate", len(remaining_rows) * draws) as advance:
+        for rows in blocks(remaining_rows, max(1, BATCH // draws)):
             inputs, partial = request.rows(rows)
             numbers = [request.numbers[row] for row in rows]
             generated = draw_samples(

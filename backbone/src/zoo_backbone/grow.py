@@ -89,7 +89,7 @@ class Trained:
     model: ModelConfig
     train: TrainConfig
     """Settings of its training, defaults if it was imported. If it has grown before, with the mixtures that
-    `next_replay_mixtures` returned then."""
+    `replay_mixtures` returned then."""
     fingerprints: Mapping[str, str]
     run: Run | None
     """The folder of its tokens; None if it was imported."""
@@ -152,8 +152,8 @@ def grow(
         data = shlex.quote(str(store.data or "DATA"))
         commands = [] if zoo[name].has_tokenizer else [f"zoo tokenizer train {name} --data {data}"]
         commands.append(f"zoo tokenize {data} --out {shlex.quote(str(tokens))} --modalities {name}")
-        have = f"has no tokens of {name}; it has {', '.join(available)}"
-        raise DataError(f"{tokens}: {have}; make them: {', then '.join(commands)}")
+        reason = f"has no tokens of {name}; it has {', '.join(available)}"
+        raise DataError(f"{tokens}: {reason}; make them: {', then '.join(commands)}")
     handles = {name: zoo[name] for name in [*old_names, *added]}
     specs = grown_specs(trained, {name: handle.spec for name, handle in handles.items()}, added)
     check_tokenizers([Dataset(tokens=tokens)], handles.values())
@@ -164,15 +164,15 @@ def grow(
         for name in replayed.modalities(TRAIN):
             if name in trained.names and (not dataset.modalities or name in dataset.modalities):
                 check_stored(replayed.open(TRAIN, name), trained.fingerprints.get(name), zoo, str(trained.folder))
-    show = None
+    previews = None
     if config.preview_every:  # also of modalities that only replayed stores have
         preview_handles = {name: zoo[name] for name in [*trained.names, *added] if name in zoo}
-        show = Previews(preview_handles, tokens, config, model=trained.model, inherited="previews" not in table)
+        previews = Previews(preview_handles, tokens, config, model=trained.model, inherited="previews" not in table)
     train(
         out, tokens, specs, trained.model, config, start=trained.folder,
         fingerprints={**trained.fingerprints, **training_fingerprints(out, handles.values())},
         ids=ids_in_use(trained.folder, handles.values()),
-        run=Run(tokens=tokens, data=store.data, registry=zoo.place), show=show,
+        run=Run(tokens=tokens, data=store.data, registry=zoo.place), show=previews,
         replay_mixtures=replay_mixtures(trained, specs, table), overwrite=overwrite, device=device,
     )  # fmt: skip
 
@@ -192,8 +192,8 @@ def replay_mixtures(trained: Trained, specs: Sequence[ModalitySpec], table: Mapp
     )
 
 
-def grown_specs(trained: Trained, now: Mapping[str, ModalitySpec], added: Sequence[str]) -> list[ModalitySpec]:
-    """Return the old modalities in their order, then the added ones; `now` has the current specs by name.
+def grown_specs(trained: Trained, zoo_specs: Mapping[str, ModalitySpec], added: Sequence[str]) -> list[ModalitySpec]:
+    """Return the old modalities in their order, then the added ones; `zoo_specs` has the registry's specs by name.
 
     A vocabulary gets the largest size among its modalities. Raises ConfigError for a known modality.
     """
@@ -202,7 +202,7 @@ def grown_specs(trained: Trained, now: Mapping[str, ModalitySpec], added: Sequen
         raise ConfigError(f"{trained.folder}: has {repeated[0]} already; {advice}")
     if not added or len(set(added)) != len(added):
         raise ConfigError(f"--add: expected names of new modalities, each once; got {', '.join(added) or 'none'}")
-    specs = [now.get(spec.name, spec) for spec in trained.specs] + [now[name] for name in added]
+    specs = [zoo_specs.get(spec.name, spec) for spec in trained.specs] + [zoo_specs[name] for name in added]
     longest: dict[str, int] = {}
     for spec in specs:
         longest[spec.vocabulary] = max(longest.get(spec.vocabulary, 0), spec.vocab_size)
@@ -225,20 +225,20 @@ def growing_mixtures(
     one has new inputs and old targets, and one has any inputs and targets.
     """
     layout = layout_for(model or ModelConfig(), specs)
-    read = [name for name in old if name in layout.readable]
+    old_inputs = [name for name in old if name in layout.readable]
     parts = [Mixture()]
     new_targets, old_targets = (tuple(name for name in names if name in layout.discrete) for names in (added, old))
     aims = [(*part.targets, *part.fallback_targets) or old_targets for part in base_mixtures]
     targets = tuple(name for name in old_targets if any(name in aim for aim in aims))
-    if read and new_targets:
-        components = [part for part in base_mixtures if not part.inputs or set(part.inputs) & set(read)] or [Mixture()]
+    if old_inputs and new_targets:
+        usable = [part for part in base_mixtures if not part.inputs or set(part.inputs) & set(old_inputs)]
+        components = usable or [Mixture()]
         scale = NEW_TARGETS / sum(part.weight for part in components)
         fallback = () if frozen else targets
         for part in components:
-            weight, inputs = scale * part.weight, tuple(name for name in part.inputs or read if name in read)
-            parts.append(
-                dataclasses.replace(part, weight=weight, inputs=inputs, targets=new_targets, fallback_targets=fallback)
-            )
+            inputs = tuple(name for name in part.inputs or old_inputs if name in old_inputs)
+            part = dataclasses.replace(part, weight=scale * part.weight, inputs=inputs)
+            parts.append(dataclasses.replace(part, targets=new_targets, fallback_targets=fallback))
     if old_targets:
         parts.append(Mixture(inputs=tuple(added), targets=old_targets))
     return tuple(parts)
@@ -274,7 +274,7 @@ def growing_config(
     config = from_mapping(TrainConfig, merged(dataclasses.asdict(base), table), origin)
     added = [spec.name for spec in specs if spec.name not in trained.names]
     discrete = [spec for spec in specs if not spec.continuous]
-    asks_for_old = False
+    has_old_targets = False
     if "mixtures" in table.get("masking", {}):
         parts = [*config.masking.mixtures, *(part for dataset in config.datasets for part in dataset.mixtures)]
         named = [spec.name for spec in discrete]
@@ -290,13 +290,13 @@ def growing_config(
         masking = dataclasses.replace(config.masking, mixtures=mixtures)
         config = dataclasses.replace(config, masking=masking)
         # Whether new targets of full length leave enough budget and tokens for the old targets of fixed length.
-        new = sum(spec.layout.length for spec in discrete if spec.name in added)
+        new_tokens = sum(spec.layout.length for spec in discrete if spec.name in added)
         old_specs = [spec for spec in discrete if spec.name not in added and has_fixed_length(spec.layout)]
         old_tokens = sum(spec.layout.length for spec in old_specs)
-        room = min(masking.target_budget - new, old_tokens - masking.input_budget)
-        asks_for_old = old == trained.names and not config.datasets and room >= OLD_TARGETS * masking.target_budget
+        room = min(masking.target_budget - new_tokens, old_tokens - masking.input_budget)
+        has_old_targets = old == trained.names and not config.datasets and room >= OLD_TARGETS * masking.target_budget
     if replay is None:
-        replay = 0.0 if config.freeze else REPLAY if asks_for_old else REPLAY_APART
+        replay = 0.0 if config.freeze else REPLAY if has_old_targets else REPLAY_APART
     if not replay:
         return config
     stores = trained.stores(tokens)
@@ -322,19 +322,19 @@ def write_report(folder: Path, trained: Trained, tokens: Path, device: str = AUT
     record = config["start"]
     specs = stored_specs(config)
     old = [spec for spec in specs if spec.name in trained.names]
-    grown = dataclasses.replace(from_mapping(TrainConfig, config["train"]), datasets=())
+    new_config = dataclasses.replace(from_mapping(TrainConfig, config["train"]), datasets=())
     torch_device = Ranks(device).device
-    at_once = max(1, grown.batch_size // (grown.grad_accum_steps * processes()))  # as in training
+    max_batch_size = max(1, new_config.batch_size // (new_config.grad_accum_steps * processes()))  # as in training
     before: dict[str, tuple[float, int]] = {}
     after: dict[str, tuple[float, int]] = {}
     if stores := trained.stores(tokens, skip_missing=True):
         own_store, *other_stores = stores
-        measuring = dataclasses.replace(trained.train, datasets=tuple(other_stores))
+        old_config = dataclasses.replace(trained.train, datasets=tuple(other_stores))
         before, after = (
-            losses_of(backbone, old, own_store.tokens, measuring, trained.names, torch_device, at_once)
+            losses_of(backbone, old, own_store.tokens, old_config, trained.names, torch_device, max_batch_size)
             for backbone in (trained.folder, folder)
         )
-    now = losses_of(folder, specs, tokens, grown, trained.names, torch_device, at_once)
+    grown_losses = losses_of(folder, specs, tokens, new_config, trained.names, torch_device, max_batch_size)
     sizes = {spec.name: spec.vocab_size for spec in specs}
     result = {
         "start": record,
@@ -342,8 +342,8 @@ def write_report(folder: Path, trained: Trained, tokens: Path, device: str = AUT
             name: {"before": loss, "after": after[name][0], "targets": count} for name, (loss, count) in before.items()
         },
         "new": {
-            name: {"after": now[name][0], "uniform": math.log(sizes[name]), "targets": now[name][1]}
-            for name in record["added"] if name in now
+            name: {"after": grown_losses[name][0], "uniform": math.log(sizes[name]), "targets": grown_losses[name][1]}
+            for name in record["added"] if name in grown_losses
         },
         "skills": skills(trained.folder, folder),
     }  # fmt: skip

@@ -146,7 +146,7 @@ class Masker:
             draws.positions[:, : longest + 1],
         )  # fmt: skip
         spans = Spans.of(masked)  # a row is `sample * sequences + sequence`
-        target_shares = after_others(log_shares[:, 1], self._fallbacks[component])
+        target_shares = deferred_shares(log_shares[:, 1], self._fallbacks[component])
         targets, selected = self._share_targets(
             raw, draws, target_shares, targets_allowed, targets_first, inputs, spans
         )
@@ -250,11 +250,11 @@ class Masker:
         rest = np.where(self.layout.causal & ~without_inputs, 0, capacity - counts)
         counts += fill(log_shares, rest, budget - counts.sum(axis=1), draws.rounding[:, 2])
         # Where all first targets are spans that are too long, predict a prefix of them.
-        met = np.where(first, quota, 0).any(axis=1, keepdims=True)
-        bare = ~np.where(first | ~met, counts, 0).any(axis=1)
-        counts[bare] = quota[bare]
-        bare = np.repeat(bare, shape[1])
-        return counts, selected | bare[spans.row]
+        has_quota = np.where(first, quota, 0).any(axis=1, keepdims=True)
+        untargeted = ~np.where(first | ~has_quota, counts, 0).any(axis=1)
+        counts[untargeted] = quota[untargeted]
+        untargeted = np.repeat(untargeted, shape[1])
+        return counts, selected | untargeted[spans.row]
 
     def _pack(
         self, raw: RawBatch, draws: Draws, inputs: Ints, targets: Ints, spans: Spans, selected: Bools
@@ -413,7 +413,7 @@ def fill_with_limit(
     return counts
 
 
-def after_others(log_shares: Floats, last: Bools) -> Floats:
+def deferred_shares(log_shares: Floats, last: Bools) -> Floats:
     """Return shares that serve the modalities of `last` (`rows modalities`) after all others."""
     rows = np.flatnonzero(last.any(axis=1))
     if not len(rows):

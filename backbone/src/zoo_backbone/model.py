@@ -302,17 +302,17 @@ class FourM(nn.Module):
         order = torch.argsort(groups, stable=True)
         sizes = torch.bincount(groups, minlength=len(self.layout.token_tables)).tolist()
         # At least float32, whatever autocast says: the sum over a vocabulary loses too much in bfloat16.
-        exact = torch.promote_types(hidden.dtype, torch.float32)
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
         rows_of, ids_of = torch.split(hidden[order], sizes), torch.split(ids[order], sizes)
         token_losses = [
-            F.cross_entropy(self.logits(rows, name).to(exact), target_ids - span.start, reduction="none")
+            F.cross_entropy(self.logits(rows, name).to(dtype), target_ids - span.start, reduction="none")
             for (name, span), rows, target_ids in zip(self.layout.token_tables.items(), rows_of, ids_of, strict=True)
             if len(rows)
         ]
         kinds = kinds[order]
-        zeros = hidden.new_zeros(len(self.layout), dtype=exact)
+        zeros = hidden.new_zeros(len(self.layout), dtype=dtype)
         sums = zeros.index_add(0, kinds, torch.cat(token_losses)) if token_losses else zeros + hidden.sum()
-        counts = self.target_counts(targets).to(exact)
+        counts = self.target_counts(targets).to(dtype)
         batch_counts = counts if batch_counts is None else batch_counts
         weighted = sums if weights is None else sums * weights
         if loss == "token":

@@ -68,20 +68,20 @@ class Muon:
     def step(self, rate: float) -> None:
         """Update all matrices that have a gradient."""
         by_shape = defaultdict[tuple[int, ...], list[tuple[Tensor, int, Tensor]]](list)
-        moved: dict[Tensor, list[Tensor]] = {}
+        updates_by_weight: dict[Tensor, list[Tensor]] = {}
         for weight, parts in self.matrices.items():
             if weight.grad is None:
                 continue
             momentum = self.momentum[weight].lerp_(weight.grad, 1 - MOMENTUM)
-            ahead = weight.grad.lerp(momentum, MOMENTUM)  # Nesterov's
-            moved[weight] = list(gathered(ahead).chunk(parts))
-            for part, matrix in enumerate(moved[weight]):
+            nesterov = weight.grad.lerp(momentum, MOMENTUM)
+            updates_by_weight[weight] = list(gathered(nesterov).chunk(parts))
+            for part, matrix in enumerate(updates_by_weight[weight]):
                 by_shape[tuple(matrix.shape)].append((weight, part, matrix))
         for shape, group in by_shape.items():
             scale = ADAM_SIZE * math.sqrt(max(shape))
             for (weight, part, _), update in zip(group, orthogonal(torch.stack([m for *_, m in group])), strict=True):
-                moved[weight][part] = update * scale
-        for weight, updates in moved.items():
+                updates_by_weight[weight][part] = update * scale
+        for weight, updates in updates_by_weight.items():
             update = sharded_like(weight, torch.cat(updates))
             weight.mul_(1 - rate * self.weight_decay).sub_(update, alpha=rate)
 
@@ -191,7 +191,7 @@ class Optimizer:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.frozen = {self.parameters[name]: rows_like(self.parameters[name], rows)
                        for name, rows in (frozen or {}).items()}  # fmt: skip
-        slow = set[Tensor]()
+        pretrained = set[Tensor]()
         """Parameters that are known as a whole."""
         self.slow_rows: dict[Tensor, Tensor] = {}
         """The known rows of the others."""
@@ -201,7 +201,7 @@ class Optimizer:
                 rows = rows_like(self.parameters[name], rows)
                 factors = torch.where(rows, scale, 1.0).unsqueeze(1)
             elif name in self.parameters and rows.all():
-                slow.add(self.parameters[name])
+                pretrained.add(self.parameters[name])
             elif name in self.parameters and rows.any():
                 self.slow_rows[self.parameters[name]] = rows_like(self.parameters[name], rows)
         model.token_embedding.sparse = sparse
@@ -211,16 +211,16 @@ class Optimizer:
         matrices = {p: parts for p, parts in block_matrices(blocks).items() if muon and p.requires_grad}
         # A start backbone has all blocks or none.
         self.muon = Muon(matrices, config.weight_decay)
-        self.muon_factor = scale if slow.issuperset(matrices) else 1.0
+        self.muon_factor = scale if pretrained.issuperset(matrices) else 1.0
         dense_parameters = {name: p for name, p in self.parameters.items() if name != TOKEN_TABLE and p not in matrices}
         groups = defaultdict[tuple[float, float], list[Tensor]](list)
         for name, parameter in dense_parameters.items():
             # A table with frozen rows has no weight decay, because AdamW decays a whole parameter.
             decay = config.weight_decay if decays(name, parameter) and parameter not in self.frozen else 0.0
-            groups[decay, scale if parameter in slow else 1.0].append(parameter)
-        of_groups = [{"params": of, "weight_decay": decay, "factor": factor} for (decay, factor), of in groups.items()]
+            groups[decay, scale if parameter in pretrained else 1.0].append(parameter)
+        param_groups = [{"params": p, "weight_decay": decay, "factor": factor} for (decay, factor), p in groups.items()]
         # Each step sets the learning rate.
-        self.dense = torch.optim.AdamW(of_groups, lr=0.0, betas=config.betas, eps=EPSILON, fused=True)
+        self.dense = torch.optim.AdamW(param_groups, lr=0.0, betas=config.betas, eps=EPSILON, fused=True)
         for parameter in dense_parameters.values():
             # The fused kernel reads its steps on the device of the parameter.
             first, second = (torch.zeros_like(parameter, requires_grad=False) for _ in range(2))
@@ -260,11 +260,11 @@ class Optimizer:
     @contextlib.contextmanager
     def _slowed(self) -> Iterator[None]:
         """Scale the update of known rows within the block."""
-        moved = {p: rows for p, rows in self.slow_rows.items() if p.grad is not None}
+        rows_by_parameter = {p: rows for p, rows in self.slow_rows.items() if p.grad is not None}
         with torch.no_grad():
-            before = {p: local(p)[rows] for p, rows in moved.items()}
+            before = {p: local(p)[rows] for p, rows in rows_by_parameter.items()}
             yield
-            for p, rows in moved.items():
+            for p, rows in rows_by_parameter.items():
                 local(p)[rows] = before[p].lerp(local(p)[rows], self.config.pretrained_lr_scale)
 
     def state(self) -> dict[str, Tensor]:

@@ -205,30 +205,30 @@ class AnyToAny:
                 item = [sample.value for sample in generated]
             elif ids is not None:
                 item = self.handle(name).decode(ids)
-            opened[form] = self._opened(self.handle(form), item)
+            opened[form] = self._open_values(self.handle(form), item)
         handles = {name: self.handle(name) for name in opened}
         counts = {name: len(batch) for name, batch in (tokens | opened).items()}
         if len(set(counts.values())) > 1:
-            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise InvalidValueError(f"inputs: expected equally many samples of each; got {listed}")
-        fitted: dict[str, list[Any]] = {name: [] for name in opened}
+            counts_text = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise InvalidValueError(f"inputs: expected equally many samples of each; got {counts_text}")
+        cropped: dict[str, list[Any]] = {name: [] for name in opened}
         for sample in zip(*opened.values(), strict=True):
             values = dict(zip(opened, sample, strict=True))
             crops = [handles[name].middle(value) for name, value in values.items() if handles[name].is_picture]
             shared = min(crops, key=lambda part: part.height * part.width, default=WHOLE)
             for name, value in values.items():
                 part = handles[name].middle(value, shared) if crop == "middle" else WHOLE
-                fitted[name].append(handles[name].transform(value, part, trusted=True))
-        return tokens | {name: handles[name].encode(values, trusted=True) for name, values in fitted.items()}
+                cropped[name].append(handles[name].transform(value, part, trusted=True))
+        return tokens | {name: handles[name].encode(values, trusted=True) for name, values in cropped.items()}
 
-    def _opened(self, handle: ModalityHandle, item: Any) -> list[Any]:
+    def _open_values(self, handle: ModalityHandle, item: Any) -> list[Any]:
         """Return the values, at their own sizes, of one item or of a list or array of them."""
         spec = handle.spec.value
-        is_one = spec.kind == "object" and is_object(spec, item)  # a value may be a list itself
-        is_many = (isinstance(item, list | tuple) and not is_one) or (
+        is_single = spec.kind == "object" and is_object(spec, item)  # a value may be a list itself
+        is_batch = (isinstance(item, list | tuple) and not is_single) or (
             spec.kind == "array" and getattr(item, "ndim", 0) == len(spec.shape) + 1 and is_batched(spec)
         )
-        return [handle.open(value) for value in (item if is_many else [item])]
+        return [handle.open(value) for value in (item if is_batch else [item])]
 
     # ------------------------------------------------------------------ generation
 
@@ -364,11 +364,11 @@ def token_batch(spec: ModalitySpec, item: Any) -> Any:
 
     An array is tokens if it has their type and shape, and is not a value of the modality.
     """
-    listed = isinstance(item, list)
-    arrays = item if listed else [item]
+    is_list = isinstance(item, list)
+    arrays = item if is_list else [item]
     if not all(hasattr(array, "dtype") and value_problem(spec.value, as_array(array)) for array in arrays):
         return None
-    for batch in (item,) if listed else ([item], item):
+    for batch in (item,) if is_list else ([item], item):
         tokens, error = checked_tokens(spec, batch)
         if not error:
             return tokens
@@ -433,12 +433,12 @@ def draw_samples(
 
     The draws of a sample are consecutive. More than BATCH draws are only possible for a single sample.
     """
-    once = {plan.name: handles[plan.name].single_ids() for plan in plans}
+    single_ids = {plan.name: handles[plan.name].single_ids() for plan in plans}
     samples: dict[str, list[Sample]] = {plan.name: [] for plan in plans}
     for part in blocks(range(draws), BATCH):
         draw_numbers = [number + draw * DRAW for number in numbers for draw in part]
         generated = generate(
-            model, inputs, plans, seed, draw_numbers, partial=partial, draws=len(part), once=once, on_step=on_step
+            model, inputs, plans, seed, draw_numbers, partial=partial, draws=len(part), once=single_ids, on_step=on_step
         )
         for name, ids in generated.items():
             values = handles[name].decode(ids, trusted=True)

@@ -102,17 +102,17 @@ class PublishedFourM(FourM):
         self.num_registers = self.config.registers
         self.mask_embedding = nn.Embedding(1, dim)
         self.read_embedding = nn.Embedding(self.layout.num_tokens, dim)
-        added: list[Tensor] = [self.mask_embedding.weight, self.read_embedding.weight]
+        new_tables: list[Tensor] = [self.mask_embedding.weight, self.read_embedding.weight]
         if not self.config.share_modality_embeddings:
             self.target_modality_embedding = nn.Embedding(len(self.layout), dim)
-            added.append(self.target_modality_embedding.weight)
+            new_tables.append(self.target_modality_embedding.weight)
         if self.num_registers:
             self.registers = nn.Parameter(torch.empty(self.num_registers, dim))
-            added.append(self.registers)
+            new_tables.append(self.registers)
         for spec in specs:
             if isinstance(spec.layout, PatchesLayout):
                 self.projections[spec.name] = nn.Linear(spec.layout.dim, dim, bias=False).apply(initialise)
-        for table in added:
+        for table in new_tables:
             nn.init.normal_(table, std=EMBEDDING_STD)
         for name, runs in self.layout.ordered_ids.items():
             init_ordered_ids(self.read_embedding.weight[self.layout.token_tables[name]], runs, EMBEDDING_STD)
@@ -132,7 +132,7 @@ class PublishedFourM(FourM):
             return content, position, rotation, mask
         content = torch.cat([self.registers.to(content.dtype).expand(len(content), -1, -1), content], 1)
         if rotation is not None:  # registers have no place: cosines are 1, sines 0
-            still = torch.ones_like(rotation[:, :1].expand(-1, count, -1))
-            still[..., still.shape[-1] // 2 :] = 0
-            rotation = torch.cat([still, rotation], dim=1)
+            unrotated = torch.ones_like(rotation[:, :1].expand(-1, count, -1))
+            unrotated[..., unrotated.shape[-1] // 2 :] = 0
+            rotation = torch.cat([unrotated, rotation], dim=1)
         return content, F.pad(position, (0, 0, count, 0)), rotation, F.pad(mask, (count, 0), value=True)

@@ -58,8 +58,8 @@ class Request:
         model.layout.check_inputs(targets if ranking else (), f"rank {plan.rank} of")
         self.handles = handles = {name: pipeline.handle(name) for name in (*sources, *targets, *ranking)}
         self.values: dict[str, Any] = {}
-        several = {name: source.content for name, source in sources.items() if source.kind == "files"}
-        self.files = files_by_name(several, {name: extensions_of(pipeline, name) for name in several})
+        file_sources = {name: source.content for name, source in sources.items() if source.kind == "files"}
+        self.files = files_by_name(file_sources, {name: extensions_of(pipeline, name) for name in file_sources})
         single = [Path(source.content) for source in sources.values() if source.kind in ("file", "tokens")]
         masks = [Path(region.partition(MASK)[2]) for region in plan.inpaint.values() if MASK in region]
         read = (*single, *masks, *chain.from_iterable(files.values() for files in self.files.values()))
@@ -72,9 +72,9 @@ class Request:
                 items[name] = item_of_source(handles[name], source)
         self.values |= pipeline.tokenize(items, crop=plan.crop, as_tokens=plan.inpaint)
         self.stored: dict[str, TokenColumn] = {}
-        self._rows: list[int] = []
         if self.files and (plan.reads_store or plan.keys):
             raise ConfigError(f"input {next(iter(self.files))}: files of several samples cannot go with stored samples")
+        choices: list[RequestedSample]
         if plan.reads_store:
             store = TokenStore(tokens)
             self.stored = {name: store.open(plan.split, name) for name in sources if name not in self.values}
@@ -85,22 +85,21 @@ class Request:
                 choices = _samples_by_key(plan.keys, samples, folder)
             else:
                 choices = _samples_by_number(numbers, plan.samples, samples, folder)
-            self.numbers, self.names, self._rows = map(list, zip(*choices, strict=True))
         elif plan.keys or plan.split != DEFAULT_SPLIT:
             setting = f"keys {', '.join(plan.keys)}" if plan.keys else f"split {plan.split}"
             raise ConfigError(f"{setting}: no modality of stored samples is an input; leave it out")
         elif self.files:
-            keys = list(next(iter(self.files.values())))
-            folder = Path(sources[next(iter(self.files))].content)
+            name, files = next(iter(self.files.items()))
+            keys = [(key, row) for row, key in enumerate(files)]
             numbers = numbers if plan.samples else list(range(len(keys)))
-            choices = _samples_by_number(numbers, plan.samples, [(key, row) for row, key in enumerate(keys)], folder)
-            self.numbers, self.names, self._rows = map(list, zip(*choices, strict=True))
+            choices = _samples_by_number(numbers, plan.samples, keys, Path(sources[name].content))
         elif self.values:
             if plan.samples not in ("", "1"):
                 raise ConfigError(f"samples {plan.samples}: values make one sample; use --draws for several results")
-            self.numbers, self.names = [0], [single[0].stem.removesuffix(Path(TOKENS).stem) if single else "sample"]
+            choices = [(0, single[0].stem.removesuffix(Path(TOKENS).stem) if single else "sample", 0)]
         else:
-            self.numbers, self.names = numbers, [f"sample-{number:03}" for number in numbers]
+            choices = [(number, f"sample-{number:03}", 0) for number in numbers]
+        self.numbers, self.names, self._rows = map(list, zip(*choices, strict=True))
         self.partial: dict[str, Any] = {}
         for name, region in plan.inpaint.items():
             inputs, _ = self.rows(range(len(self.names)), [name])
@@ -110,12 +109,12 @@ class Request:
     def rows(self, rows: Sequence[int], names: Collection[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return whole and partial tokens of the samples `rows`; `names` are the modalities, by default all inputs."""
         names = self.inputs if names is None else names
-        store_rows = [self._rows[row] for row in rows] if self._rows else []
+        store_rows = [self._rows[row] for row in rows]
         inputs = {name: column.take(store_rows) for name, column in self.stored.items() if name in names}
-        several = {
+        file_batches = {
             name: [files[self.names[row]] for row in rows] for name, files in self.files.items() if name in names
         }
-        inputs |= self.pipeline.tokenize(several, crop=self.plan.crop, as_tokens=self.plan.inpaint)
+        inputs |= self.pipeline.tokenize(file_batches, crop=self.plan.crop, as_tokens=self.plan.inpaint)
         inputs |= {name: rows_of(tokens, [0] * len(rows)) for name, tokens in self.values.items() if name in names}
         return inputs, {name: rows_of(tokens, rows) for name, tokens in self.partial.items()}
 
@@ -149,16 +148,16 @@ def with_input_forms(
         and (forms[name] in stored_names if source.kind == "stored" else source.kind != "tokens")
     }  # fmt: skip
     inputs = inputs_of({renamed.get(name, name): source for name, source in sources.items()})
-    guiding = renamed | {target.name: target.name for target in plan.targets}
-    targets = [replace(item, guidance=item.guidance and item.guidance.renamed(guiding)) for item in plan.targets]
-    return replace(plan, inputs=tuple(inputs), guidance=plan.guidance.renamed(guiding), targets=tuple(targets))
+    guidance_names = renamed | {target.name: target.name for target in plan.targets}
+    targets = [replace(item, guidance=item.guidance and item.guidance.renamed(guidance_names)) for item in plan.targets]
+    return replace(plan, inputs=tuple(inputs), guidance=plan.guidance.renamed(guidance_names), targets=tuple(targets))
 
 
-StoredSample = tuple[int, str, int]
-"""Number among the samples with all inputs, key, and row in the store."""
+RequestedSample = tuple[int, str, int]
+"""Number among the samples with all inputs, key, and row in the store (0 without one)."""
 
 
-def _samples_by_key(keys: Sequence[str], samples: Iterable[tuple[str, int]], folder: Path) -> list[StoredSample]:
+def _samples_by_key(keys: Sequence[str], samples: Iterable[tuple[str, int]], folder: Path) -> list[RequestedSample]:
     """Return the samples with these keys. Raises UnknownNameError."""
     remaining = iter(samples)
     first = list(islice(remaining, SUGGESTED))
@@ -172,7 +171,7 @@ def _samples_by_key(keys: Sequence[str], samples: Iterable[tuple[str, int]], fol
 
 def _samples_by_number(
     numbers: Sequence[int], setting: str, samples: Iterable[tuple[str, int]], folder: Path
-) -> list[StoredSample]:
+) -> list[RequestedSample]:
     """Return the samples with these numbers, given by the plan as `setting`. Raises DataError or ConfigError."""
     listed = [(number, key, row) for number, (key, row) in enumerate(islice(samples, max(numbers) + 1))]
     if not listed:

@@ -62,17 +62,17 @@ def mask_spans(
     `positions` (`rows width+1`) are random keys.
     """
     width = cuts.shape[1]
-    part = (quota > 0) & (quota < lengths)
-    missing = np.where(part, lengths - quota, 0)
+    is_partial = (quota > 0) & (quota < lengths)
+    missing = np.where(is_partial, lengths - quota, 0)
     # `count` spans of s tokens shorten the input by count * (s - 1).
     count = np.floor(missing / max(span_length - 1, 1e-9) + offset)
-    spans = np.where(part, np.clip(count, 1, np.minimum(limits, (quota + 1) // 2)), 0).astype(np.int64)
-    hidden = np.where(part, missing + spans, 0)
+    spans = np.where(is_partial, np.clip(count, 1, np.minimum(limits, (quota + 1) // 2)), 0).astype(np.int64)
+    hidden = np.where(is_partial, missing + spans, 0)
     # Lengths of the spans: cut the hidden tokens at random places. Their places: random gaps between kept tokens.
     starts_new = choose(cuts[:, : width - 1], np.maximum(spans - 1, 0), np.maximum(hidden - 1, 0))
     span_of = np.zeros(cuts.shape, np.int64)
     np.cumsum(starts_new, axis=1, out=span_of[:, 1:])
-    gaps = choose(positions, spans, np.where(part, lengths - hidden + 1, 0))
+    gaps = choose(positions, spans, np.where(is_partial, lengths - hidden + 1, 0))
     kept_before = np.nonzero(gaps)[1]
     rows, columns = ragged(hidden)
     masked_columns = columns + kept_before[(np.cumsum(spans) - spans)[rows] + span_of[rows, columns]]
@@ -120,26 +120,26 @@ class Spans:
         """
         need = self.cost()
         selected = (need <= budget)[self.row]
-        tight = np.flatnonzero(need > budget)
-        if not len(tight):
+        over_budget = np.flatnonzero(need > budget)
+        if not len(over_budget):
             return selected
         counts = self.starts.sum(axis=1)
-        first = (np.cumsum(counts) - counts)[tight]
-        order = sorted_draw(keys[tight], counts[tight])
+        first = (np.cumsum(counts) - counts)[over_budget]
+        order = sorted_draw(keys[over_budget], counts[over_budget])
         if adjacent:
             order = order[:, :1] + np.arange(order.shape[1])
-        left = budget[tight].copy()
-        for turn in range(int(counts[tight].max())):
-            live = np.flatnonzero((turn < counts[tight]) & (left >= 2))
-            live = live[order[live, turn] < counts[tight[live]]]
-            if not len(live):
+        left = budget[over_budget].copy()
+        for turn in range(int(counts[over_budget].max())):
+            active = np.flatnonzero((turn < counts[over_budget]) & (left >= 2))
+            active = active[order[active, turn] < counts[over_budget[active]]]
+            if not len(active):
                 break
-            span = first[live] + order[live, turn]
-            fits = self.length[span] + 1 <= left[live]
+            span = first[active] + order[active, turn]
+            fits = self.length[span] + 1 <= left[active]
             selected[span[fits]] = True
-            left[live[fits]] -= self.length[span[fits]] + 1
+            left[active[fits]] -= self.length[span[fits]] + 1
             if adjacent:
-                left[live[~fits]] = 0
+                left[active[~fits]] = 0
         return selected
 
     def last(self, selected: Bools) -> Ints:
@@ -171,14 +171,14 @@ class Spans:
         is_target = self.masked.copy()
         is_target[is_target] = selected[self.index[is_target]]
         starts = self.starts & is_target
-        through = np.cumsum(is_target, axis=1) + np.cumsum(starts, axis=1)
-        lengths = np.maximum(through[:, -1], 1)
+        stream_ends = np.cumsum(is_target, axis=1) + np.cumsum(starts, axis=1)
+        lengths = np.maximum(stream_ends[:, -1], 1)
         read = np.zeros((len(tokens), int(lengths.max(initial=1))), np.int64)
         read[:, 0] = sentinel
         rows, columns = np.nonzero(is_target)
-        read[rows, through[rows, columns] - 1] = tokens[rows, columns]
+        read[rows, stream_ends[rows, columns] - 1] = tokens[rows, columns]
         rows, columns = np.nonzero(starts)
-        read[rows, through[rows, columns] - 2] = sentinel[rows] + self.rank[rows, columns]
+        read[rows, stream_ends[rows, columns] - 2] = sentinel[rows] + self.rank[rows, columns]
         ids = np.empty_like(read)
         ids[:, :-1] = read[:, 1:]
         ids[np.arange(len(ids)), lengths - 1] = closing

@@ -130,8 +130,8 @@ def train(
         preset=preset, config_file=config_file, start=start, steps=steps, seed=seed, assignments=assignments
     )
     if print_config:
-        usual = dataclasses.asdict(type(size)())
-        differing = {key: value for key, value in dataclasses.asdict(size).items() if value != usual[key]}
+        defaults = dataclasses.asdict(type(size)())
+        differing = {key: value for key, value in dataclasses.asdict(size).items() if value != defaults[key]}
         base = Layer(differing, f"preset {preset or 'nano'}" if start_config is None or preset else str(start))
         show_config("model", model, [base, *given_layers(tables["model"], config_file, "model", ())])
         echo()

@@ -65,21 +65,22 @@ def partial_of(spec: ModalitySpec, tokens: Any, region: str) -> Any:
 
 def region_mask(name: str, shape: Sequence[int], region: str) -> Mask:
     """Return a bool array of the grid's `shape`, True in the region. Raises ConfigError."""
-    if nots := re.match("(?:not:)+", region):
-        mask = region_mask(name, shape, region[nots.end() :])
-        return mask if nots.end() // len("not:") % 2 == 0 else ~mask
+    if negations := re.match("(?:not:)+", region):
+        mask = region_mask(name, shape, region[negations.end() :])
+        return mask if negations.end() // len("not:") % 2 == 0 else ~mask
     kind, _, rest = region.partition(":")
     if kind == "mask":
         return _mask_of_file(name, shape, Path(rest))
     if kind not in ("box", "cells"):
-        raise _wrong(name, region, "box:TOP,LEFT,BOTTOM,RIGHT, cells:..., mask:FILE or not:...")
+        raise _region_error(name, region, "box:TOP,LEFT,BOTTOM,RIGHT, cells:..., mask:FILE or not:...")
     axes = list(shape)
     try:
         numbers = [float(part) for part in rest.split(",")]
     except ValueError:
         numbers = []
     if len(numbers) % 2 or not 0 < len(numbers) <= 2 * len(axes):
-        raise _wrong(name, region, f"starts, then ends, for up to {len(axes)} axes: {2 * min(len(axes), 2)} numbers")
+        expected = f"starts, then ends, for up to {len(axes)} axes: {2 * min(len(axes), 2)} numbers"
+        raise _region_error(name, region, expected)
     sizes = axes[-len(numbers) // 2 :]
     starts, ends = numbers[: len(sizes)], numbers[len(sizes) :]
     mask = np.ones(shape, dtype=bool)
@@ -87,7 +88,7 @@ def region_mask(name: str, shape: Sequence[int], region: str) -> Mask:
         limit = 1.0 if kind == "box" else float(size)
         if not 0 <= start < end <= limit or (kind == "cells" and (start % 1 or end % 1)):
             numbers_of = "fractions of the picture" if kind == "box" else "whole numbers"
-            raise _wrong(name, region, f"0 <= start < end <= {limit:g}, {numbers_of}")
+            raise _region_error(name, region, f"0 <= start < end <= {limit:g}, {numbers_of}")
         centre = (np.arange(size) + 0.5) / (size if kind == "box" else 1)
         inside = (start <= centre) & (centre < end)
         mask &= inside.reshape([size if dimension == axis else 1 for dimension in range(len(axes))])
@@ -123,23 +124,23 @@ def _partial_sequence(name: str, row: Ids, region: str) -> Ids:
     kind, _, rest = region.partition(":")
     if kind in ("after", "gaps"):
         if (kind == "gaps" or rest) and not (is_count(rest) and int(rest)):
-            raise _wrong(name, region, "a number from 1 on")
+            raise _region_error(name, region, "a number from 1 on")
         if kind == "after":
             return np.append(row[: int(rest)] if rest else row, UNKNOWN)
         return np.insert(row, [*range(0, len(row), int(rest)), len(row)], UNKNOWN)
     inverted = kind == "not" and rest.startswith("tokens:")
     if kind != "tokens" and not inverted:
-        raise _wrong(name, region, "after, after:N, tokens:0-3,8 or gaps:N")
+        raise _region_error(name, region, "after, after:N, tokens:0-3,8 or gaps:N")
     selected = np.zeros(len(row), dtype=bool)
     for first, last in ranges(rest.removeprefix("tokens:"), f"inpaint {name}={region:.80}"):
         if last >= len(row):
             allowed = f"tokens from 0 to {len(row) - 1}" if len(row) else "another region"
-            raise _wrong(name, region, f"{allowed}: a sample has {len(row)} tokens")
+            raise _region_error(name, region, f"{allowed}: a sample has {len(row)} tokens")
         selected[first : last + 1] = True
     return np.where(selected != inverted, UNKNOWN, row)
 
 
-def _wrong(name: str, region: str, expected: str) -> ConfigError:
+def _region_error(name: str, region: str, expected: str) -> ConfigError:
     return ConfigError(f"inpaint {name}={region:.80}: expected {expected}")
 
 
@@ -187,7 +188,8 @@ def add_partial(inputs: EncoderInputs, spec: ModalitySpec, tokens: Any) -> None:
     """
     if not isinstance(spec.layout, SequenceLayout):
         grid = tokens.to(inputs.device)
-        cells = (grid != UNKNOWN).nonzero()[:, 1].view(inputs.batch, -1)  # equally many per sample, see `alike`
+        # Equally many cells per sample, see `group_by_missing`.
+        cells = (grid != UNKNOWN).nonzero()[:, 1].view(inputs.batch, -1)
         inputs.add(spec.name, grid.gather(1, cells), cells)
         return
     rows = []
@@ -227,7 +229,7 @@ def with_gaps_filled(row: Ids, stream: Sequence[int], layout: SequenceLayout) ->
     return np.array([token for part in parts for token in part], dtype=np.int64)
 
 
-def alike(partial: Mapping[str, Any], batch: int) -> list[list[int]]:
+def group_by_missing(partial: Mapping[str, Any], batch: int) -> list[list[int]]:
     """Group the samples by the number of missing cells of each grid, so that a group is decoded in step."""
     groups: dict[tuple[int, ...], list[int]] = {}
     grids = [tokens for tokens in partial.values() if isinstance(tokens, Tensor)]

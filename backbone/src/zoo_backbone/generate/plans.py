@@ -134,9 +134,9 @@ def resolved_plan(
     if not plan:
         raise ConfigError("generate: expected at least one target")
     names = [*inputs, *(target.name for target in plan)]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         advice = "to generate a part, add --inpaint"
-        raise ConfigError(f"generate: {', '.join(twice)}: is input and target, or twice a target; {advice}")
+        raise ConfigError(f"generate: {', '.join(repeated)}: is input and target, or twice a target; {advice}")
     for name in partial:
         if (spec := layout.spec(name)).continuous:
             raise ConfigError(f"generate {name}: a {spec.layout.kind} modality cannot be inpainted; leave it out")

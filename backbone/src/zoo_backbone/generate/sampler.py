@@ -17,8 +17,8 @@ from zoo_backbone.generate.inpainting import (
     UNKNOWN,
     Ids,
     add_partial,
-    alike,
     checked_partial,
+    group_by_missing,
     sees_end,
     with_gaps_filled,
 )
@@ -86,7 +86,7 @@ def generate(
     targets = {target.name for target in resolved}
     partial = {name: checked_partial(layout, name, tokens, count, name in targets) for name, tokens in partial.items()}
     rows: dict[int, dict[str, Any]] = {}
-    for group in alike(partial, count):  # samples that lack equally many cells
+    for group in group_by_missing(partial, count):  # samples that lack equally many cells
         draw_rows = [row * draws + draw for row in group for draw in range(draws)]
         encoded = EncoderInputs(layout, len(group), model.token_embedding.weight.device, draws)
         for name in (*inputs, *partial, *(target.name for target in resolved)):
@@ -161,13 +161,13 @@ def decode_grid(
     layout = model.layout.spec(plan.name).layout
     remaining = (partial == UNKNOWN).nonzero()[:, 1].view(len(partial), -1).to(inputs.device)  # equally many per sample
     counts = tokens_per_step(remaining.shape[1], plan.steps, plan.schedule)
-    heat = temperatures(counts, plan.temperature, plan.final_temperature, plan.temperature_schedule)
+    step_temperatures = temperatures(counts, plan.temperature, plan.final_temperature, plan.temperature_schedule)
     filters = plan.top_k, plan.top_p, plan.filter_before_temperature
     tokens = partial.to(inputs.device).clone()
     if plan.scheme == "roar":
         order = noise.uniform(ORDER, 0, layout.length).argsort(dim=1)
         remaining = order[(partial == UNKNOWN).gather(1, order)].view(remaining.shape).to(inputs.device)
-    for step, (count, temperature) in enumerate(zip(counts, heat, strict=True)):
+    for step, (count, temperature) in enumerate(zip(counts, step_temperatures, strict=True)):
         # MaskGIT compares the confidences of all remaining cells. The other schemes know the next cells beforehand.
         cells = remaining if plan.scheme == "maskgit" else remaining[:, :count]
         # A row of logits per draw, or per sample while its draws share their inputs.
@@ -227,10 +227,10 @@ def decode_sequence(
     start = model.layout.token_rows(plan.name).start
     uniform = noise.uniform(IDS, 0, max(filling.bound, 1)).to(inputs.device)
     contexts = contexts_of(model, inputs, passes)
-    sharing = inputs.draws  # rows of a step that share a row of the context
-    if sharing > 1 and not shares_keys(inputs.device):
-        rows = torch.arange(inputs.batch, device=inputs.device).repeat_interleave(sharing)
-        contexts, sharing = [context.select(rows) for context in contexts], 1
+    draws_per_row = inputs.draws  # rows of a step that share a row of the context
+    if draws_per_row > 1 and not shares_keys(inputs.device):
+        rows = torch.arange(inputs.batch, device=inputs.device).repeat_interleave(draws_per_row)
+        contexts, draws_per_row = [context.select(rows) for context in contexts], 1
     inputs.split_draws()
     like = contexts[0].keys_and_values[0][0]
     caches = [KeyValueCache.empty(len(passes) * inputs.batch, filling.bound, model.config, like) for _ in model.decoder]
@@ -242,7 +242,7 @@ def decode_sequence(
             rows = filling.active[alive].nonzero().squeeze(1)
             of_passes = torch.cat([rows + number * len(alive) for number in range(len(passes))])
             alive, last = alive[rows], last[rows]
-            contexts, sharing = [context.select(rows // sharing) for context in contexts], 1
+            contexts, draws_per_row = [context.select(rows // draws_per_row) for context in contexts], 1
             caches = [KeyValueCache(cache.keys[of_passes], cache.values[of_passes], cache.length) for cache in caches]
         ranks = torch.full((len(alive), 1), done, device=inputs.device)
         logits = target_logits(model, plan.name, last.unsqueeze(1) + start, ranks, contexts, passes, caches).squeeze(1)
@@ -288,36 +288,36 @@ class _Filling:
         self.gap, self.count = torch.zeros_like(self.gaps), torch.zeros_like(self.gaps)
         self.once = torch.zeros(spec.vocab_size, dtype=torch.bool, device=device)
         self.once[[number for number in once if number < len(self.once)]] = True  # the vocabulary may have grown
-        self.spent = torch.zeros(len(partial), len(self.once), dtype=torch.bool, device=device)
+        self.used_once = torch.zeros(len(partial), len(self.once), dtype=torch.bool, device=device)
         for number, row in enumerate(partial):
-            self.spent[number, torch.from_numpy(row[row != UNKNOWN]).to(device)] = True
-        self.spent &= self.once
+            self.used_once[number, torch.from_numpy(row[row != UNKNOWN]).to(device)] = True
+        self.used_once &= self.once
 
     def allowed(self, logits: Tensor, alive: Tensor) -> Tensor:
         """Return logits `alive ids` with -inf at ids that may not come next.
 
         The id that ends a gap gets the summed probability of all sentinels, or the end, that end it.
         """
-        onward, _ = self._onward(alive)
-        ends = self.marks == onward.unsqueeze(1)
+        closing_ids, _ = self._closing_ids(alive)
+        ends = self.marks == closing_ids.unsqueeze(1)
         if self.any_end:
             # Models that do not see ends are trained on some gaps only, so the sentinel of any later gap may follow.
             numbers = torch.arange(len(self.marks), device=self.marks.device)
             ends = (numbers > self.gap[alive].unsqueeze(1)) & (numbers < self.gaps[alive].unsqueeze(1))
             ends[:, -1] = True
-        logits = logits.masked_fill(self.spent[alive], -torch.inf)
+        logits = logits.masked_fill(self.used_once[alive], -torch.inf)
         ending = logits[:, self.marks].masked_fill(~ends, -torch.inf).logsumexp(1, keepdim=True)
-        return logits.index_fill(1, self.marks, -torch.inf).scatter(1, onward.unsqueeze(1), ending)
+        return logits.index_fill(1, self.marks, -torch.inf).scatter(1, closing_ids.unsqueeze(1), ending)
 
     def append(self, sampled: Tensor, alive: Tensor, step: int) -> Tensor:
         """Store the sampled ids; return them, with the end for samples that have ended."""
-        onward, is_last = self._onward(alive)
-        moved = sampled == onward
-        last = torch.where(self.active[alive] & ~(moved & is_last), sampled, self.layout.end)
+        closing_ids, is_last = self._closing_ids(alive)
+        closes_gap = sampled == closing_ids
+        last = torch.where(self.active[alive] & ~(closes_gap & is_last), sampled, self.layout.end)
         self.tokens[alive, step] = last
-        self.spent[alive, last] |= self.once[last]
-        self.gap[alive] += (moved & ~is_last).long()
-        self.count[alive] += (~moved).long()
+        self.used_once[alive, last] |= self.once[last]
+        self.gap[alive] += (closes_gap & ~is_last).long()
+        self.count[alive] += (~closes_gap).long()
         self.active[alive] = (last != self.layout.end) & (self.count[alive] < self.room[alive])
         return last
 
@@ -329,7 +329,7 @@ class _Filling:
             sequences.append(with_gaps_filled(row, content, self.layout))
         return sequences
 
-    def _onward(self, alive: Tensor) -> tuple[Tensor, Tensor]:
+    def _closing_ids(self, alive: Tensor) -> tuple[Tensor, Tensor]:
         """Return the id that ends the current gap of each sample, and whether that is its last gap."""
         is_last = self.gap[alive] + 1 >= self.gaps[alive]
         return torch.where(is_last, self.closing[alive], self.layout.sentinel_start + self.gap[alive] + 1), is_last

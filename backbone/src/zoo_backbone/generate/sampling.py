@@ -87,8 +87,8 @@ class Noise:
 
     def gumbel(self, purpose: int, step: int, count: int) -> Tensor:
         """Return float32 `samples count` of the standard Gumbel distribution."""
-        tiny = torch.finfo(torch.float32).eps / 2
-        return -torch.log(-torch.log(self.uniform(purpose, step, count).clamp(tiny, 1 - tiny)))
+        epsilon = torch.finfo(torch.float32).eps / 2
+        return -torch.log(-torch.log(self.uniform(purpose, step, count).clamp(epsilon, 1 - epsilon)))
 
 
 def filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -223,5 +223,5 @@ class Passes:
         passes = [(everything, 1 - sum(weights))]
         passes += [(everything - condition, weight) for condition, weight in zip(conditions, weights, strict=True)]
         used = [(hidden, weight) for hidden, weight in passes if weight]
-        hidden, weighed = tuple(name for name, _ in used), tuple(weight for _, weight in used)
-        return cls(hidden=hidden, weights=weighed, marked=not guidance.weights)
+        hidden, pass_weights = tuple(name for name, _ in used), tuple(weight for _, weight in used)
+        return cls(hidden=hidden, weights=pass_weights, marked=not guidance.weights)
