@@ -221,7 +221,7 @@ def growing_mixtures(
     """Return mixtures that teach new modalities and keep old ones.
 
     Most samples have new targets, with the inputs, weights and shares of `base_mixtures`. Unless `frozen`, the rest of
-    their target budget goes to the old targets of any of these. For each `NEW_TARGETS` of these samples,
+    their target budget goes to the old targets of all components. For each `NEW_TARGETS` of these samples,
     one has new inputs and old targets, and one has any inputs and targets.
     """
     layout = layout_for(model or ModelConfig(), specs)
