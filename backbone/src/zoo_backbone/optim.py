@@ -192,9 +192,9 @@ class Optimizer:
         self.frozen = {self.parameters[name]: rows_like(self.parameters[name], rows)
                        for name, rows in (frozen or {}).items()}  # fmt: skip
         pretrained = set[Tensor]()
-        """Parameters that are known as a whole."""
-        self.slow_rows: dict[Tensor, Tensor] = {}
-        """The known rows of the others."""
+        """Parameters that the start backbone has completely."""
+        self.pretrained_rows: dict[Tensor, Tensor] = {}
+        """Rows of the start backbone in the other parameters."""
         factors, scale = None, config.pretrained_lr_scale
         for name, rows in (pretrained_rows or {}).items() if scale != 1 else ():
             if name == TOKEN_TABLE and rows.any():
@@ -203,9 +203,9 @@ class Optimizer:
             elif name in self.parameters and rows.all():
                 pretrained.add(self.parameters[name])
             elif name in self.parameters and rows.any():
-                self.slow_rows[self.parameters[name]] = rows_like(self.parameters[name], rows)
+                self.pretrained_rows[self.parameters[name]] = rows_like(self.parameters[name], rows)
         model.token_embedding.sparse = sparse
-        self.rows = RowAdam(model.token_embedding.weight, config.betas, factors)
+        self.row_adam = RowAdam(model.token_embedding.weight, config.betas, factors)
         blocks = [*model.encoder, *model.decoder]
         muon = config.optimizer == "muon"
         matrices = {p: parts for p, parts in block_matrices(blocks).items() if muon and p.requires_grad}
@@ -232,7 +232,7 @@ class Optimizer:
 
         Nothing is updated if the norm is not finite.
         """
-        table = self.rows.table
+        table = self.row_adam.table
         if table.grad is not None and table.grad.is_sparse:
             table.grad = table.grad.coalesce()
         for parameter, rows in self.frozen.items():
@@ -252,15 +252,15 @@ class Optimizer:
             with self._slowed():
                 self.dense.step()
             if table.grad is not None:
-                self.rows.step(table.grad, rate)
+                self.row_adam.step(table.grad, rate)
         for parameter in self.parameters.values():
             parameter.grad = None
         return norm
 
     @contextlib.contextmanager
     def _slowed(self) -> Iterator[None]:
-        """Scale the update of known rows within the block."""
-        rows_by_parameter = {p: rows for p, rows in self.slow_rows.items() if p.grad is not None}
+        """Scale the update of pretrained rows within the block."""
+        rows_by_parameter = {p: rows for p, rows in self.pretrained_rows.items() if p.grad is not None}
         with torch.no_grad():
             before = {p: local(p)[rows] for p, rows in rows_by_parameter.items()}
             yield
@@ -269,7 +269,7 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """Return moments and steps by `<parameter>.first`, `.second` and `.ticks`."""
-        tensors = self.rows.state(TOKEN_TABLE)
+        tensors = self.row_adam.state(TOKEN_TABLE)
         for name, parameter in self.parameters.items():
             if parameter in self.muon.momentum:
                 tensors[names_of(name)[0]] = self.muon.momentum[parameter]

@@ -32,16 +32,16 @@ SUGGESTED = 1000
 class Request:
     """A plan applied to a pipeline and a token store: tokenizers, targets, and samples with their input tokens.
 
-    `written` is the plan with absolute paths, `plan` has input forms, too. `titles` are the inputs' names in `written`.
+    `absolute_plan` is the plan with absolute paths, `plan` has input forms, too. `titles` are the inputs' names in `absolute_plan`.
     `names` and `numbers` have an entry per sample. `values` are tokens of one sample, which are inputs of all samples;
-    tokens of `stored` samples and of the `files` of several samples are read when `rows` asks for them.
+    tokens of stored samples (`columns`) and of the `files` of several samples are read when `rows` asks for them.
     """
 
     def __init__(self, plan: GenerationPlan, pipeline: AnyToAny, tokens: Path) -> None:
         """Check the plan, choose the samples, and open the inputs and the tokenizers. Raises ZooErrors."""
         self.pipeline, model = pipeline, pipeline.model
         stored_names = TokenStore(tokens).modalities(plan.split) if plan.reads_store and tokens.is_dir() else []
-        self.written = plan = plan.with_absolute_paths(Path.cwd(), pipeline.zoo)
+        self.absolute_plan = plan = plan.with_absolute_paths(Path.cwd(), pipeline.zoo)
         sources = sources_of(plan.inputs, pipeline.zoo, Path.cwd())
         self.plan = plan = with_input_forms(plan, sources, pipeline.input_forms, stored_names)
         self.titles = dict(zip(written_sources(plan.inputs), sources, strict=True))
@@ -71,16 +71,16 @@ class Request:
             elif source.kind not in ("stored", "files"):
                 items[name] = item_of_source(handles[name], source)
         self.values |= pipeline.tokenize(items, crop=plan.crop, as_tokens=plan.inpaint)
-        self.stored: dict[str, TokenColumn] = {}
+        self.columns: dict[str, TokenColumn] = {}
         if self.files and (plan.reads_store or plan.keys):
             raise ConfigError(f"input {next(iter(self.files))}: files of several samples cannot go with stored samples")
         choices: list[RequestedSample]
         if plan.reads_store:
             store = TokenStore(tokens)
-            self.stored = {name: store.open(plan.split, name) for name in sources if name not in self.values}
-            for name, column in self.stored.items():
+            self.columns = {name: store.open(plan.split, name) for name in sources if name not in self.values}
+            for name, column in self.columns.items():
                 column.check_tokenizer(self.handles[name])
-            samples, folder = whole_samples(list(self.stored.values())), tokens / plan.split
+            samples, folder = whole_samples(list(self.columns.values())), tokens / plan.split
             if plan.keys:
                 choices = _samples_by_key(plan.keys, samples, folder)
             else:
@@ -110,7 +110,7 @@ class Request:
         """Return whole and partial tokens of the samples `rows`; `names` are the modalities, by default all inputs."""
         names = self.inputs if names is None else names
         store_rows = [self._rows[row] for row in rows]
-        inputs = {name: column.take(store_rows) for name, column in self.stored.items() if name in names}
+        inputs = {name: column.take(store_rows) for name, column in self.columns.items() if name in names}
         file_batches = {
             name: [files[self.names[row]] for row in rows] for name, files in self.files.items() if name in names
         }
