@@ -23,9 +23,8 @@ from transfer import asked, generalist
 
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
 from tokenizers_zoo.spec import ModalitySpec
-from zoo_backbone.checkpoint import begin as begin_model
-from zoo_backbone.checkpoint import ids_in_use
-from zoo_backbone.grow import Trained, asked_from_now, growing_config, grown_specs, write_report
+from zoo_backbone.checkpoint import ids_in_use, initial_model
+from zoo_backbone.grow import Trained, growing_config, grown_specs, replay_mixtures, write_report
 from zoo_backbone.train import train
 
 SHARES = "0.2"
@@ -74,7 +73,7 @@ class Growing:
     def kinds(self, start: Path) -> list[tuple[str, float]]:
         """B for each share, and C where the new modality has rows of its own that could move."""
         trained = Trained.load(start)
-        begun = begin_model(self.specs(trained), trained.model, self.seed, start, self.ids(start))
+        begun = initial_model(self.specs(trained), trained.model, self.seed, start, self.ids(start))
         grown = [(GROWN, share) for share in self.shares]
         return grown if begun.without_rows else [*grown, (FROZEN, self.shares[0])]
 
@@ -96,8 +95,10 @@ class Growing:
         specs = self.specs(trained)
         config = growing_config(trained, specs, tokens, table)
         folder = self.study.folder(f"{how}-{self.new}-{share:g}", self.seed)
-        asked = asked_from_now(trained, specs, table)
-        return train(folder, tokens, specs, trained.model, config, start=start, ids=self.ids(start), asked=asked)
+        asked = replay_mixtures(trained, specs, table)
+        return train(
+            folder, tokens, specs, trained.model, config, start=start, ids=self.ids(start), replay_mixtures=asked
+        )
 
     def skills(self, folder: Path, targets: Sequence[str] | None = None) -> dict[str, float | None]:
         """By target, by default all, the skill score given the picture."""

@@ -30,7 +30,7 @@ from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import Crop
 from zoo_backbone import AnyToAny, FourM
-from zoo_backbone.bundle import agreement, registry_of, stored_as
+from zoo_backbone.bundle import agreement, as_dtype, registry_of
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import Guidance, TargetPlan
@@ -494,7 +494,7 @@ def test_a_missing_plugin_is_named_with_the_wheels(carrying: Path, tmp_path: Pat
 def test_parts_of_a_bundle() -> None:
     zoo = Zoo.from_tables({"modalities": {"depth": {"checkpoint": "elsewhere", "tokenizer": {"steps": 3}}}})
     assert registry_of(zoo, [zoo["depth"]])["modalities"] == {"depth": {"tokenizer": {"steps": 3}}}
-    stored = stored_as({"small": torch.ones(1), "large": torch.full((1,), 1e6)}, "float16")
+    stored = as_dtype({"small": torch.ones(1), "large": torch.full((1,), 1e6)}, "float16")
     assert stored["small"].dtype == torch.float16 and stored["large"].dtype == torch.float32
     assert agreement([1, 2], [1, 2, 3, 4]) == 0.5 and agreement([], []) == 1 and agreement([], [1]) == 0
 

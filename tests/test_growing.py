@@ -37,14 +37,14 @@ from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, PatchesLayout, VectorLayout
 from zoo_backbone.batch import PackedBatch
-from zoo_backbone.checkpoint import begin, freeze, load_model
+from zoo_backbone.checkpoint import freeze, initial_model, load_model
 from zoo_backbone.config import MaskingConfig, Mixture, TrainConfig
 from zoo_backbone.grow import (
     Trained,
-    asked_from_now,
     growing_config,
     growing_mixtures,
     grown_specs,
+    replay_mixtures,
     skills,
     write_report,
 )
@@ -99,7 +99,7 @@ def assert_same(old: FourM, new: FourM) -> None:
 
 
 def test_old_outputs_are_unchanged_before_the_first_step(old_run: Path) -> None:
-    beginning = begin(grown(), SMALL, 7, old_run)
+    beginning = initial_model(grown(), SMALL, 7, old_run)
     assert_same(load_model(old_run), beginning.model)
     assert beginning.record is not None
     assert beginning.record["knows"] == [item.name for item in all_layouts()]
@@ -119,7 +119,7 @@ def test_a_published_backbone_grows(variant: str, tmp_path: Path) -> None:
     specs = grown_specs(trained, {"height": added}, ["height"])
     write_store(tmp_path / "tokens", [trained.specs[0], added], 8)
     config = growing_config(trained, specs, tmp_path / "tokens", {"steps": 2, "batch_size": 4, "freeze": True}, 0.0)
-    first = begin(specs, trained.model, 0, tmp_path / "backbone").model
+    first = initial_model(specs, trained.model, 0, tmp_path / "backbone").model
     folder = train(tmp_path / "run", tmp_path / "tokens", specs, trained.model, config, start=tmp_path / "backbone")
     after = load_model(folder)
     for model in (first, after):
@@ -137,11 +137,11 @@ def test_freeze_changes_only_new_rows(old_run: Path, new_tokens: Path, tmp_path:
     config = growing_config(trained, grown(), new_tokens, settings, 0.0)
     folder = train(tmp_path / "run", new_tokens, grown(), SMALL, config, start=old_run)
     assert_same(load_model(old_run), load_model(folder))
-    first, last = begin(grown(), SMALL, config.seed, old_run), load_model(folder).state_dict()
+    first, last = initial_model(grown(), SMALL, config.seed, old_run), load_model(folder).state_dict()
     for name, parameter in first.model.named_parameters():
         moved = (last[name] != parameter).flatten(1 if parameter.dim() > 1 else 0)
         moved = moved.any(1) if parameter.dim() > 1 else moved
-        assert not moved[first.known[name]].any(), name
+        assert not moved[first.pretrained_rows[name]].any(), name
         if name.startswith(("output.height", "projections.raw", "modality_emb", "mask_emb")):
             assert moved.any(), name
     assert last["output.text"][100:].ne(first.model.output["text"][100:]).any(), "new ids of an old vocabulary move"
@@ -159,7 +159,7 @@ def test_frozen_weights_stay_fixed_when_sequences_become_longer(
     folder = train(tmp_path / "run", new_tokens, specs, SMALL, config, start=old_run)
     assert_same(load_model(old_run), load_model(folder))
     assert Trained.load(folder).model.position_lengths == {"words": 20}
-    assert begin(specs, SMALL, 0, folder).model.config.position_lengths == {"words": 20}, "trained on, it stays"
+    assert initial_model(specs, SMALL, 0, folder).model.config.position_lengths == {"words": 20}, "trained on, it stays"
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -167,7 +167,7 @@ def test_pretrained_weights_move_by_their_fraction_of_a_step(
     optimizer: str, old_run: Path, new_tokens: Path, tmp_path: Path
 ) -> None:
     trained = Trained.load(old_run)
-    first = begin(grown(), SMALL, trained.train.seed, old_run)
+    first = initial_model(grown(), SMALL, trained.train.seed, old_run)
     weights = {name: parameter.detach() for name, parameter in first.model.named_parameters()}
     steps = {}
     for share in (1.0, 0.25):
@@ -178,7 +178,7 @@ def test_pretrained_weights_move_by_their_fraction_of_a_step(
         config = growing_config(trained, grown(), new_tokens, settings, 0.0)
         last = load_model(train(tmp_path / f"{share}", new_tokens, grown(), SMALL, config, start=old_run)).state_dict()
         steps[share] = {name: last[name] - weight for name, weight in weights.items()}
-    for name, known in first.known.items():
+    for name, known in first.pretrained_rows.items():
         whole, slow = steps[1.0][name], steps[0.25][name]
         torch.testing.assert_close(slow[~known], whole[~known], rtol=1e-5, atol=1e-8, msg=name)
         torch.testing.assert_close(slow[known], 0.25 * whole[known], rtol=1e-3, atol=1e-6, msg=name)
@@ -190,14 +190,14 @@ def test_slower_and_frozen_weights_need_a_start_that_fits(old_run: Path, new_tok
     with pytest.raises(ConfigError, match=r"pretrained_lr_scale 0\.1: expected a backbone to start from"):
         train(tmp_path / "run", new_tokens, NEW, SMALL, config)
     with pytest.raises(ConfigError, match="expected a backbone to start from"):
-        freeze(begin(all_layouts(), SMALL, 0, None))
+        freeze(initial_model(all_layouts(), SMALL, 0, None))
     with pytest.raises(ConfigError, match="expected a modality that it starts without"):
-        freeze(begin(all_layouts(), SMALL, 0, old_run))
+        freeze(initial_model(all_layouts(), SMALL, 0, old_run))
     larger = {"picture": GridLayout(shape=(8, 8)), "pixels": PatchesLayout(shape=(8, 8), dim=12)}
     for name, layout in larger.items():
         specs = [dataclasses.replace(item, layout=layout) if item.name == name else item for item in grown()]
         with pytest.raises(ConfigError, match=f"freeze: expected {name} to be a grid of the shape that it was trained"):
-            freeze(begin(specs, SMALL, 0, old_run))
+            freeze(initial_model(specs, SMALL, 0, old_run))
 
 
 def test_replay_takes_its_share_of_the_samples(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
@@ -265,8 +265,8 @@ def test_growing_respects_input_only_and_output_only_modalities() -> None:
 def test_added_modality_is_old_when_the_run_grows_again(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
     trained, specs = Trained.load(old_run), [*all_layouts(), ADDED]
     config = growing_config(trained, specs, new_tokens, {"steps": 1})
-    asked = asked_from_now(trained, specs, {})
-    train(tmp_path / "once", new_tokens, specs, SMALL, config, start=old_run, asked=asked)
+    asked = replay_mixtures(trained, specs, {})
+    train(tmp_path / "once", new_tokens, specs, SMALL, config, start=old_run, replay_mixtures=asked)
     once = dataclasses.replace(Trained.load(tmp_path / "once"), run=Run(tokens=new_tokens))
     assert once.train.masking.mixtures == asked == trained.train.masking.mixtures != config.masking.mixtures
     again = growing_config(once, [*specs, NEW[1]], new_tokens, {}, 0.5)
@@ -276,7 +276,7 @@ def test_added_modality_is_old_when_the_run_grows_again(old_run: Path, new_token
     part = Mixture(inputs=("picture",), targets=("words",))
     masking = dataclasses.replace(trained.train.masking, mixtures=(part,))
     named = dataclasses.replace(trained, train=dataclasses.replace(trained.train, masking=masking))
-    asked = asked_from_now(named, [*specs, NEW[3]], {})
+    asked = replay_mixtures(named, [*specs, NEW[3]], {})
     assert asked == (dataclasses.replace(part, targets=("words", "height")),), "patches cannot be made"
 
 
@@ -392,8 +392,8 @@ def test_two_processes_grow_like_one(how: dict[str, object], old_run: Path, tmp_
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (load_model(tmp_path / folder).state_dict() for folder in ("one", "two"))
-    first = begin([*all_layouts(), ADDED], SMALL, TRAINING.seed, old_run)
-    for name, known in first.known.items():
+    first = initial_model([*all_layouts(), ADDED], SMALL, TRAINING.seed, old_run)
+    for name, known in first.pretrained_rows.items():
         before = first.model.state_dict()[name]
         assert torch.equal(two[name][known], before[known]) or "freeze" not in how, name
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)

@@ -24,7 +24,7 @@ from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, grow_vocabulary, text_vocabularies
 from tokenizers_zoo.text_vocab import TextVocabulary
-from zoo_backbone.checkpoint import begin, freeze, ids_in_use, load_model, save_model
+from zoo_backbone.checkpoint import freeze, ids_in_use, initial_model, load_model, save_model
 from zoo_backbone.config import Dataset, EvaluationConfig, MaskingConfig, ModelConfig, TrainConfig
 from zoo_backbone.data import TokenData, check_tokenizers, stored_samples
 from zoo_backbone.evaluate import evaluate
@@ -309,9 +309,9 @@ def test_new_ids_of_a_grown_vocabulary_count_as_unknown(world: World, add_mood: 
     ids = ids_in_use(world.run, handles)
     assert ids == {"caption": used, "web_text": used, "mood": used + 2}
     specs, config = [handle.spec for handle in handles], load_model(world.run).config
-    beginning = begin(specs, config, 0, world.run, ids)
+    beginning = initial_model(specs, config, 0, world.run, ids)
     for name in ("token_embedding.weight", "output.text"):
-        known = beginning.known[name]
+        known = beginning.pretrained_rows[name]
         assert len(known) == 900 and known[:used].all() and not known[used:].any(), name
     frozen = freeze(beginning)
     moving = {name for name, parameter in beginning.model.named_parameters() if parameter.requires_grad}
@@ -325,6 +325,7 @@ def test_freeze_is_refused_for_a_modality_without_rows_of_its_own(world: World, 
     config = load_model(world.run).config
     caption, later = zoo["caption"], world.folder / "without_web_text"
     save_model(FourM.seeded(config, [caption.spec], 0), later, {"fingerprints": {"caption": caption.fingerprint}})
-    beginning = begin([caption.spec, zoo["web_text"].spec], config, 0, later, ids_in_use(later, [zoo["web_text"]]))
+    ids = ids_in_use(later, [zoo["web_text"]])
+    beginning = initial_model([caption.spec, zoo["web_text"].spec], config, 0, later, ids)
     with pytest.raises(ConfigError, match="freeze: web_text writes in the vocabulary text, whose rows stay"):
         freeze(beginning)

@@ -52,7 +52,7 @@ class Packed:
         fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
 
-    def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Apply `change` to each tensor with one row per sample."""
         return dataclasses.replace(self, **{name: change(tensor) for name, tensor in self.tensors().items()})
 
@@ -94,7 +94,7 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         vectors = {name: (index.to(device), rows.to(device)) for name, (index, rows) in self.inputs.vectors.items()}
-        return self._changed(lambda tensor: tensor.to(device), lambda tensor: tensor.to(device), vectors)
+        return self._map_sides(lambda tensor: tensor.to(device), lambda tensor: tensor.to(device), vectors)
 
     @classmethod
     def join(cls, parts: Sequence[PackedBatch]) -> PackedBatch:
@@ -124,28 +124,28 @@ class PackedBatch:
             name: (index // budget * inputs + index % budget, rows)
             for name, (index, rows) in self.inputs.vectors.items()
         }
-        return self._changed(lambda x: x[:, :inputs].contiguous(), lambda x: x[:, :targets].contiguous(), vectors)
+        return self._map_sides(lambda x: x[:, :inputs].contiguous(), lambda x: x[:, :targets].contiguous(), vectors)
 
     def split(self, parts: int) -> list[PackedBatch]:
         """Split into up to `parts` batches whose sizes differ by at most one."""
         size, budget = self.inputs.ids.shape
         edges = [size * part // parts for part in range(parts + 1)]
-        found = []
+        batches = []
         for rows in (slice(first, end) for first, end in itertools.pairwise(edges) if first < end):
             vectors = {}
             for name, (index, values) in self.inputs.vectors.items():
-                here = (index >= rows.start * budget) & (index < rows.stop * budget)
-                if bool(here.any()):
-                    vectors[name] = index[here] - rows.start * budget, values[here]
-            found.append(self._changed(operator.itemgetter(rows), operator.itemgetter(rows), vectors))
-        return found
+                in_rows = (index >= rows.start * budget) & (index < rows.stop * budget)
+                if bool(in_rows.any()):
+                    vectors[name] = index[in_rows] - rows.start * budget, values[in_rows]
+            batches.append(self._map_sides(operator.itemgetter(rows), operator.itemgetter(rows), vectors))
+        return batches
 
-    def _changed(
+    def _map_sides(
         self,
         inputs: Callable[[Tensor], Tensor],
         targets: Callable[[Tensor], Tensor],
         vectors: dict[str, tuple[Tensor, Tensor]],
     ) -> PackedBatch:
         """Apply changes to the tensors of either side, and replace the vectors."""
-        changed = dataclasses.replace(self.inputs.changed(inputs), vectors=vectors)
-        return PackedBatch(inputs=changed, targets=self.targets.changed(targets))
+        changed = dataclasses.replace(self.inputs.map_tensors(inputs), vectors=vectors)
+        return PackedBatch(inputs=changed, targets=self.targets.map_tensors(targets))

@@ -73,8 +73,8 @@ def export_bundle(
         handles = [zoo[name] for name in model.layout.names]
         for handle in handles:
             model.check_tokenizer(handle)
-        places, included = Run.load(run), None
-        sample = _held_out(places.data, {handle.name: handle for handle in handles})
+        source, samples_folder = Run.load(run), None
+        sample = _held_out(source.data, {handle.name: handle for handle in handles})
         plugins = dict(handle.distribution.split(" ", 1) for handle in handles)
         requires = {"tokenizers-zoo": __version__, "zoo-backbone": version("zoo-backbone"), **plugins}
         card = card_of(model, run, out.absolute().name, requires, with_plugins)
@@ -82,20 +82,21 @@ def export_bundle(
         (folder / REGISTRY).write_text(tomli_w.dumps(registry_of(zoo, handles)), encoding="utf-8")
         for handle in handles:
             _copy_tokenizer(handle, folder, dtype)
-        own = Zoo.from_toml(folder / REGISTRY)
-        config |= {"fingerprints": {handle.name: own[handle.name].fingerprint for handle in handles}, "start": None}
-        save_checkpoint(folder, stored_as(tensors, dtype), config, "")
+        bundle_zoo = Zoo.from_toml(folder / REGISTRY)
+        fingerprints = {handle.name: bundle_zoo[handle.name].fingerprint for handle in handles}
+        config |= {"fingerprints": fingerprints, "start": None}
+        save_checkpoint(folder, as_dtype(tensors, dtype), config, "")
         if samples:
-            included = folder / SAMPLES
-            copy_samples(ValueStore(places.values()), [handle.name for handle in handles], included, samples)
-            tokenize(own, included, folder / TOKENS, device=device)
-        Run(tokens=folder / TOKENS, data=included, registry=folder / REGISTRY).save(folder)
+            samples_folder = folder / SAMPLES
+            copy_samples(ValueStore(source.values()), [handle.name for handle in handles], samples_folder, samples)
+            tokenize(bundle_zoo, samples_folder, folder / TOKENS, device=device)
+        Run(tokens=folder / TOKENS, data=samples_folder, registry=folder / REGISTRY).save(folder)
         model = load_model(folder, device=device).eval()
         for name in model.layout.names:
-            own[name].device = device
-        golden = golden_sample(model, own, sample, folder)
-        listed = REGISTRY, *golden["files"].values(), *(f"{WHEELS}/{name}" for name in wheels)
-        files = {name: file_digest(folder / name) for name in listed}
+            bundle_zoo[name].device = device
+        golden = golden_sample(model, bundle_zoo, sample, folder)
+        file_names = REGISTRY, *golden["files"].values(), *(f"{WHEELS}/{name}" for name in wheels)
+        files = {name: file_digest(folder / name) for name in file_names}
         write_table(folder / BUNDLE, {"requires": requires, "files": files, "golden": golden})
         (folder / CARD).write_text(card, encoding="utf-8")
 
@@ -104,7 +105,7 @@ def registry_of(zoo: Zoo, handles: Sequence[ModalityHandle]) -> dict[str, Any]:
     """Return the tables of a registry.toml for these modalities, with their tokenizers in one folder."""
     names = sorted(handle.name for handle in handles)
     tables = {name: zoo.tables["modalities"].get(name, {}) for name in names}
-    kept = {
+    settings = {
         name: {key: value for key, value in table.items() if key not in ("checkpoint", "sha256", "enabled")}
         for name, table in tables.items()
     }
@@ -114,7 +115,7 @@ def registry_of(zoo: Zoo, handles: Sequence[ModalityHandle]) -> dict[str, Any]:
     return {
         "zoo": {**shared, "checkpoints": TOKENIZERS, "modalities": names},
         "vocabularies": {name: table for name, table in zoo.tables["vocabularies"].items() if name in vocabularies},
-        "modalities": {name: table for name, table in kept.items() if table},
+        "modalities": {name: table for name, table in settings.items() if table},
     }
 
 
@@ -125,32 +126,33 @@ def _copy_tokenizer(handle: ModalityHandle, folder: Path, dtype: str) -> None:
     if spec.own_tokenizer and not spec.continuous:
         sources.setdefault(spec.vocabulary, handle.files.vocabulary_folder())
     for name, source in sources.items():
-        place = folder / TOKENIZERS / name
-        if place.is_dir() or not (source / CONFIG).is_file():
+        target = folder / TOKENIZERS / name
+        if target.is_dir() or not (source / CONFIG).is_file():
             continue
         tensors, config = load_checkpoint(source)
         card = source / CARD
-        save_checkpoint(place, stored_as(tensors, dtype), config, (read_regular(card) or b"").decode())
+        save_checkpoint(target, as_dtype(tensors, dtype), config, (read_regular(card) or b"").decode())
 
 
 def copy_samples(values: ValueStore, names: Sequence[str], out: Path, count: int) -> None:
     """Write the first held-out samples with all modalities that the values have among `names` as a folder of values."""
-    there = [name for name in names if name in values.modalities(TEST)]
-    places = list(islice(values.rows(TEST, there), count))
-    split = Split(out, TEST, len(places), max(len(places), 1))
-    digest = split.write_keys(0, [values.split(TEST).keys(place.shard)[place.row] for place in places])
+    available = [name for name in names if name in values.modalities(TEST)]
+    positions = list(islice(values.rows(TEST, available), count))
+    split = Split(out, TEST, len(positions), max(len(positions), 1))
+    keys = [values.split(TEST).keys(position.shard)[position.row] for position in positions]
+    digest = split.write_keys(0, keys)
     write_record(out / DATASET, {"splits": {TEST: {"samples": split.samples, "shard_size": split.shard_size}}})
-    for name in there:
+    for name in available:
         with writing_shard(out / TEST / name, 0) as writer:
-            for place in places:
-                writer.add(values.split(TEST).keys(place.shard)[place.row], *values.read_bytes(TEST, name, *place))
+            for key, position in zip(keys, positions, strict=True):
+                writer.add(key, *values.read_bytes(TEST, name, *position))
             writer.finish(keys=digest, inputs="copied", record={})
 
 
-def stored_as(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+def as_dtype(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     """Convert float32 tensors whose numbers all fit into the type."""
-    smaller = {name: tensor.to(DTYPES[dtype]) for name, tensor in tensors.items() if tensor.dtype == torch.float32}
-    return {**tensors, **{name: tensor for name, tensor in smaller.items() if tensor.isfinite().all()}}
+    converted = {name: tensor.to(DTYPES[dtype]) for name, tensor in tensors.items() if tensor.dtype == torch.float32}
+    return {**tensors, **{name: tensor for name, tensor in converted.items() if tensor.isfinite().all()}}
 
 
 # --- the golden sample
@@ -164,8 +166,8 @@ def golden_sample(model: FourM, zoo: Zoo, sample: Mapping[str, Any], folder: Pat
     handles = {name: zoo[name] for name in model.layout.names}
     if not sample:
         plans = [TargetPlan(name=name, temperature=0) for name in model.layout.discrete]
-        drawn = generate(model, {}, plans, 0, [0])
-        sample = {name: handles[name].decode(tokens)[0] for name, tokens in drawn.items()}
+        generated = generate(model, {}, plans, 0, [0])
+        sample = {name: handles[name].decode(tokens)[0] for name, tokens in generated.items()}
     files = {}
     for name, value in sample.items():
         data, extension = handles[name].write(value)
@@ -174,7 +176,7 @@ def golden_sample(model: FourM, zoo: Zoo, sample: Mapping[str, Any], folder: Pat
         (folder / files[name]).write_bytes(data)
     specs = [handles[name].spec for name in sample if name in model.layout.readable]
     record = {"files": files, "input": ranked_names(specs)[0]}
-    return {**record, **_computed(folder, model, zoo, record)}
+    return {**record, **_golden_tokens(folder, model, zoo, record)}
 
 
 def _held_out(data: Path | None, handles: Mapping[str, ModalityHandle]) -> dict[str, Any]:
@@ -183,21 +185,21 @@ def _held_out(data: Path | None, handles: Mapping[str, ModalityHandle]) -> dict[
         if data is None:
             raise DataError("the run names no data")
         values = ValueStore(data)
-        for place in values.rows(TEST, list(handles)):
-            return {name: values.read(handle, TEST, *place) for name, handle in handles.items()}
+        for position in values.rows(TEST, list(handles)):
+            return {name: values.read(handle, TEST, *position) for name, handle in handles.items()}
         raise DataError(f"{data}: no held-out sample has all modalities")
     except ZooError as error:
         say(console(), f"the golden sample of the bundle is generated, not held out ({error})")
         return {}
 
 
-def _computed(folder: Path, model: FourM, zoo: Zoo, golden: Mapping[str, Any]) -> dict[str, Any]:
+def _golden_tokens(folder: Path, model: FourM, zoo: Zoo, golden: Mapping[str, Any]) -> dict[str, Any]:
     """Return tokens of the golden values, and the most likely tokens that the model predicts from one of them."""
     encoded = {name: zoo[name].encode([folder / file]) for name, file in golden["files"].items()}
     source = golden["input"]
     plans = [TargetPlan(name=name, temperature=0, steps=1) for name in model.layout.discrete if name != source]
-    given = {source: encoded[source]}
-    predicted = {plan.name: generate(model, given, [plan], 0)[plan.name] for plan in plans}
+    inputs = {source: encoded[source]}
+    predicted = {plan.name: generate(model, inputs, [plan], 0)[plan.name] for plan in plans}
     discrete = {name: tokens for name, tokens in encoded.items() if name in model.layout.discrete}
     return {
         "tokens": {name: tokens[0].tolist() for name, tokens in discrete.items()},
@@ -219,10 +221,10 @@ def verify(folder: Path, model: FourM, zoo: Zoo) -> dict[str, float]:
         raise CheckpointError(f"{folder / BUNDLE}: has no golden value of {golden['input']}; export it again")
     if unverified := sorted(set(golden["files"].values()) - set(record["files"])):
         raise CheckpointError(f"{folder / BUNDLE}: has no checksum of {unverified[0]}; export it again")
-    found = _computed(folder, model, zoo, golden)
+    computed = _golden_tokens(folder, model, zoo, golden)
     try:
         shares = {
-            f"{prefix}{name}": agreement(tokens, found[key][name])
+            f"{prefix}{name}": agreement(tokens, computed[key][name])
             for key, prefix in (("tokens", ""), ("predicted", "predicted "))
             for name, tokens in golden[key].items()
         }
@@ -235,11 +237,11 @@ def verify(folder: Path, model: FourM, zoo: Zoo) -> dict[str, float]:
     return shares
 
 
-def agreement(stored: Any, found: Any) -> float:
+def agreement(expected: Any, actual: Any) -> float:
     """Return the share of equal tokens; those beyond the end of the shorter sequence differ."""
-    one, other = np.ravel(stored), np.ravel(found)
-    shorter, longer = sorted((len(one), len(other)))
-    return float((one[:shorter] == other[:shorter]).sum()) / longer if longer else 1.0
+    expected, actual = np.ravel(expected), np.ravel(actual)
+    shorter, longer = sorted((len(expected), len(actual)))
+    return float((expected[:shorter] == actual[:shorter]).sum()) / longer if longer else 1.0
 
 
 # --- the model card
@@ -250,7 +252,7 @@ def card_of(model: FourM, run: Path, title: str, requires: Mapping[str, str], wi
     from huggingface_hub import EvalResult, ModelCardData
 
     results, rows = [], []
-    for pair, metrics in _evaluated(run):
+    for pair, metrics in _scored_pairs(run):
         title_of_pair = title_of(pair_of(pair))
         skill = "-" if pair["skill"] is None else f"{pair['skill']:.2f}"
         rows.append(f"| {title_of_pair} | {skill} | {metrics[0]} {pair['score'][metrics[0]]:.3g} | {pair['samples']} |")
@@ -270,7 +272,7 @@ def card_of(model: FourM, run: Path, title: str, requires: Mapping[str, str], wi
     return f"---\n{data.to_yaml()}\n---\n\n{model_card(model)}\n    pip install {install}\n{table}"
 
 
-def _evaluated(run: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
+def _scored_pairs(run: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
     """Yield the scored pairs of a run's evaluation, each with the names of its metrics, the main one first."""
     file = run / FOLDER / FILE
     if file.is_file():

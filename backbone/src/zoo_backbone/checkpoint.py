@@ -50,13 +50,13 @@ CLASS = "FourM"
 ARCHITECTURES: dict[str, type[FourM]] = {"FourM": FourM, "PublishedFourM": PublishedFourM}
 PUBLISHED = "ml4m"
 """Key in config.json, and prefix of tensors, for the export of an imported backbone."""
-ASKED = "asked"
+REPLAY_MIXTURES = "asked"
 """Key in config.json: the mixtures that a grown backbone uses when it grows again. Its own training mostly had new
 modalities as targets."""
 SHAPE = {
     "architecture": frozenset(ARCHITECTURES), "model": dict,
     "specs": [{"name": str, "vocabulary": str, "layout": dict}], "fingerprints?": {str: str}, "train?": dict,
-    f"{PUBLISHED}?": {"config": dict, "names": {str: str}, "modalities": [dict]}, f"{ASKED}?": [dict],
+    f"{PUBLISHED}?": {"config": dict, "names": {str: str}, "modalities": [dict]}, f"{REPLAY_MIXTURES}?": [dict],
 }  # fmt: skip
 """Shape of config.json."""
 LEARNED = "learned_positions."
@@ -98,18 +98,20 @@ def layout_for(config: ModelConfig, specs: Sequence[ModalitySpec]) -> EmbeddingL
     return architecture_for(config).layout_class(specs, config)
 
 
-def model_tensors(model: FourM, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a state dict of `model` by their names on disk; tables are split by vocabulary and
-    modality."""
-    layout, stored = model.layout, model.layout.positions_of("stored")
+def model_tensors(model: FourM, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a state dict of `model`, by default its own, by their names on disk.
+
+    Tables are split by vocabulary and modality.
+    """
+    layout, stored_positions = model.layout, model.layout.positions_of("stored")
     named: dict[str, Tensor] = {}
-    for key, tensor in state.items():
+    for key, tensor in (model.state_dict() if state is None else state).items():
         if prefix := model.table_rows.get(key):
             named |= {f"{prefix}.{name}": tensor[rows] for name, rows in layout.token_tables.items()}
         elif prefix := model.modality_rows.get(key):
             named |= {f"{prefix}.{name}": tensor[index] for index, name in enumerate(layout.names)}
         elif prefix := model.stored_rows.get(key):
-            named |= {f"{prefix}.{name}": tensor[rows] for name, rows in stored.items()}
+            named |= {f"{prefix}.{name}": tensor[rows] for name, rows in stored_positions.items()}
         elif key.startswith(LEARNED):
             named[f"positions.{key.removeprefix(LEARNED)}"] = tensor
         else:
@@ -122,15 +124,15 @@ def save_model(
     folder: Path,
     extra: Mapping[str, Any] | None = None,
     state: Mapping[str, Tensor] | None = None,
-    beside: Mapping[str, Tensor] | None = None,
+    extra_tensors: Mapping[str, Tensor] | None = None,
 ) -> str:
     """Write a backbone atomically and return its fingerprint.
 
     `extra` is added to config.json. `state` has the (gathered) tensors of a model whose parameters are sharded; tensors
-    of `beside` are written as they are.
+    of `extra_tensors` are written as they are.
     """
     config = {**stored_config(model.config, model.layout.specs), **(extra or {})}
-    tensors = {**model_tensors(model, model.state_dict() if state is None else state), **(beside or {})}
+    tensors = {**model_tensors(model, state), **(extra_tensors or {})}
     return save_checkpoint(folder, tensors, config, model_card(model))
 
 
@@ -161,29 +163,29 @@ def _load(
     """Return a loaded model, the rows that were loaded by entry of its state dict, and all stored tensors."""
     tensors, config = load_checkpoint(folder, CLASS, SHAPE)
     with fitting(folder):
-        stored, shape = stored_specs(config), model_config(config)
+        checkpoint_specs, shape = stored_specs(config), model_config(config)
     with loading():
-        check_sizes(folder, tensors, lambda: _described(shape, stored))
-        whole, specs = specs is None, stored if specs is None else specs
-        old = {spec.name: spec for spec in stored}
+        check_sizes(folder, tensors, lambda: model_tensors(architecture_for(shape)(shape, checkpoint_specs)))
+        may_grow, specs = specs is not None, checkpoint_specs if specs is None else specs
+        old = {spec.name: spec for spec in checkpoint_specs}
         for spec in specs:
             if spec.name in old:
                 _check_same_tokens(folder, old[spec.name], spec)
-        lengths = {spec.name: spec.layout.length for spec in stored} | dict(shape.position_lengths)
-        changed = {
+        lengths = {spec.name: spec.layout.length for spec in checkpoint_specs} | dict(shape.position_lengths)
+        changed_lengths = {
             spec.name: lengths[spec.name] for spec in specs
             if isinstance(spec.layout, SequenceLayout | EmbeddingsLayout)
             and lengths.get(spec.name, spec.layout.length) != spec.layout.length
         }  # fmt: skip
-        shape = dataclasses.replace(shape, position_lengths=changed)
+        shape = dataclasses.replace(shape, position_lengths=changed_lengths)
         model = architecture_for(shape).seeded(shape, specs, seed)
-        state = model.state_dict()
-        known = {name: torch.zeros(len(x) if x.ndim else 1, dtype=torch.bool) for name, x in state.items()}
-        rows = model_tensors(model, known)
+        sizes = {name: len(tensor) if tensor.ndim else 1 for name, tensor in model.state_dict().items()}
+        loaded_rows = {name: torch.zeros(size, dtype=torch.bool) for name, size in sizes.items()}
+        rows = model_tensors(model, loaded_rows)
         with torch.no_grad():
-            for name, target in model_tensors(model, state).items():  # parts of it, to be written to
+            for name, target in model_tensors(model).items():  # parts of the model, to be written to
                 source = tensors.get(name)
-                grows = not whole and name.startswith(GROWING)
+                grows = may_grow and name.startswith(GROWING)
                 if source is None:  # of a new modality
                     continue
                 if source.shape[grows:] != target.shape[grows:] or (grows and len(source) > len(target)):
@@ -191,13 +193,7 @@ def _load(
                 (target[: len(source)] if grows else target).copy_(source)
                 (rows[name][: len(source)] if grows else rows[name]).fill_(True)
         model.record = config
-        return model.to(device), known, tensors
-
-
-def _described(config: ModelConfig, specs: Sequence[ModalitySpec]) -> dict[str, Tensor]:
-    """Return the tensors on disk of an untrained model."""
-    model = architecture_for(config)(config, specs)
-    return model_tensors(model, model.state_dict())
+        return model.to(device), loaded_rows, tensors
 
 
 def _check_same_tokens(folder: Path, old: ModalitySpec, new: ModalitySpec) -> None:
@@ -205,15 +201,15 @@ def _check_same_tokens(folder: Path, old: ModalitySpec, new: ModalitySpec) -> No
 
     def meaning(spec: ModalitySpec) -> dict[str, Any]:
         keys = ["end", "sentinel_start", "dim"] + ["length"] * isinstance(spec.layout, VectorLayout)
-        found = {key: getattr(spec.layout, key) for key in keys if hasattr(spec.layout, key)}
-        return {"layout": spec.layout.kind, "vocabulary": spec.vocabulary, **found}
+        attributes = {key: getattr(spec.layout, key) for key in keys if hasattr(spec.layout, key)}
+        return {"layout": spec.layout.kind, "vocabulary": spec.vocabulary, **attributes}
 
-    problem = difference(meaning(old), meaning(new))
-    if not problem and old.vocab_size > new.vocab_size:
-        problem = f"vocabulary had {old.vocab_size} ids and has {new.vocab_size}; a vocabulary only grows"
-    if problem:
+    mismatch = difference(meaning(old), meaning(new))
+    if not mismatch and old.vocab_size > new.vocab_size:
+        mismatch = f"vocabulary had {old.vocab_size} ids and has {new.vocab_size}; a vocabulary only grows"
+    if mismatch:
         remedy = "give it another name, or use the registry of the backbone's training"
-        raise CheckpointError(f"{folder}: {old.name} is not the modality of its training: its {problem}; {remedy}")
+        raise CheckpointError(f"{folder}: {old.name} is not the modality of its training: its {mismatch}; {remedy}")
 
 
 def model_card(model: FourM) -> str:
@@ -247,17 +243,17 @@ model = AnyToAny.from_pretrained("this folder")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beginning:
+class InitialModel:
     """The initial model of a run."""
 
     model: FourM
-    known: Mapping[str, Tensor] = field(default_factory=dict)
+    pretrained_rows: Mapping[str, Tensor] = field(default_factory=dict)
     """Rows (bool `rows`) that the start backbone has, by parameter or buffer."""
     unused: Mapping[str, Tensor] = field(default_factory=dict)
     """Rows of vocabulary ids that have no meaning yet."""
     record: Mapping[str, Any] | None = None
     """Record of the start backbone for config.json; None for a new model."""
-    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    extra_tensors: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors of an imported backbone that are not part of the model."""
     reshaped: tuple[str, ...] = ()
     """Known grids whose shape, and so positions, have changed."""
@@ -273,47 +269,47 @@ class Beginning:
         return (seed + int(self.record["weights_sha256"][:15], 16)) % 2**63 if self.record else seed
 
 
-def begin(
+def initial_model(
     specs: Sequence[ModalitySpec],
     config: ModelConfig,
     seed: int,
     start: Path | None,
     ids: Mapping[str, int] | None = None,
-) -> Beginning:
+) -> InitialModel:
     """Return a new model, or one with the weights of the backbone `start`.
 
     `ids` are the results of `ids_in_use`; by default the start backbone knows all ids of its vocabularies. Raises
     CheckpointError, and ConfigError if its shape differs from `config`.
     """
     if start is None:
-        return Beginning(model=architecture_for(config).seeded(config, specs, seed))
-    model, known, tensors = _load(start, specs, "cpu", seed)
-    stored = model.record
+        return InitialModel(model=architecture_for(config).seeded(config, specs, seed))
+    model, pretrained_rows, tensors = _load(start, specs, "cpu", seed)
+    start_config = model.record
     config = dataclasses.replace(config, position_lengths=model.config.position_lengths)
-    if problem := difference(dataclasses.asdict(model.config), dataclasses.asdict(config)):
-        raise ConfigError(f"{start}: cannot be the start of a model of another shape: {problem}")
-    ids, trained = ids or {}, stored_specs(stored)
+    if mismatch := difference(dataclasses.asdict(model.config), dataclasses.asdict(config)):
+        raise ConfigError(f"{start}: cannot be the start of a model of another shape: {mismatch}")
+    ids, trained = ids or {}, stored_specs(start_config)
     old = {spec.name: spec for spec in trained}
     added = [spec for spec in specs if spec.name not in old]
     used = _ids_by_table(model, trained, ids)
     in_use = _ids_by_table(model, [*trained, *added], ids)
-    beside = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{PUBLISHED}.")}
-    unused = {name: torch.zeros_like(rows) for name, rows in known.items()}
-    for side, counts, mark in ((known, used, False), (unused, in_use, True)):
+    extra_tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{PUBLISHED}.")}
+    unused = {name: torch.zeros_like(rows) for name, rows in pretrained_rows.items()}
+    for side, counts, mark in ((pretrained_rows, used, False), (unused, in_use, True)):
         for name, rows in model_tensors(model, side).items():  # parts of those, to be written to
             if name.startswith(GROWING):
                 rows[counts.get(name.partition(".")[2], 0) :] = mark
     with torch.no_grad():  # new modality embeddings and mask tokens are the mean of the known ones
         for name, table in model.named_parameters():
-            if name in model.modality_rows and known[name].any():
-                table[~known[name]] = table[known[name]].mean(0)
+            if name in model.modality_rows and pretrained_rows[name].any():
+                table[~pretrained_rows[name]] = table[pretrained_rows[name]].mean(0)
     record = {
-        "folder": str(Path(start).resolve()), "weights_sha256": stored["weights_sha256"],
+        "folder": str(Path(start).resolve()), "weights_sha256": start_config["weights_sha256"],
         "knows": [spec.name for spec in specs if spec.name in old], "added": [spec.name for spec in added],
     }  # fmt: skip
     shapes = {spec.name: getattr(spec.layout, "shape", ()) for spec in trained}
-    return Beginning(
-        model=model, known=known, unused=unused, record=record, beside=beside,
+    return InitialModel(
+        model=model, pretrained_rows=pretrained_rows, unused=unused, record=record, extra_tensors=extra_tensors,
         reshaped=tuple(spec.name for spec in specs
                        if shapes.get(spec.name, ()) not in ((), getattr(spec.layout, "shape", ()))),
         without_rows=tuple(spec for spec in added
@@ -345,49 +341,50 @@ def ids_in_use(start: Path, handles: Iterable[ModalityHandle]) -> dict[str, int]
     modalities, it is the last of their special tokens plus 1: all other text pieces exist from the beginning. Raises
     CheckpointError if a vocabulary is missing.
     """
-    stored = backbone_config(start)
-    old, trained_on = {spec["name"]: spec["vocabulary"] for spec in stored["specs"]}, stored.get("fingerprints", {})
-    texts = [handle for handle in handles if handle.writes_text]
-    folders = {handle.spec.vocabulary: handle.files.vocabulary_folder() for handle in texts}
+    start_config = backbone_config(start)
+    old = {spec["name"]: spec["vocabulary"] for spec in start_config["specs"]}
+    trained_on = start_config.get("fingerprints", {})
+    text_handles = [handle for handle in handles if handle.writes_text]
+    folders = {handle.spec.vocabulary: handle.files.vocabulary_folder() for handle in text_handles}
     vocabularies = {name: TextVocabulary.load(folder) for name, folder in folders.items()}
-    found, by_vocabulary = {}, dict[str, int]()
+    counts, by_vocabulary = {}, dict[str, int]()
     for name, vocabulary in old.items():
         lengths = vocabularies[vocabulary].compatible_fingerprints if vocabulary in vocabularies else {}
         if trained_on.get(name) in lengths:
-            found[name] = lengths[trained_on[name]]
-            by_vocabulary[vocabulary] = max(by_vocabulary.get(vocabulary, 0), found[name])
-    found = {name: by_vocabulary[vocabulary] for name, vocabulary in old.items() if vocabulary in by_vocabulary} | found
-    for handle in texts:
+            counts[name] = lengths[trained_on[name]]
+            by_vocabulary[vocabulary] = max(by_vocabulary.get(vocabulary, 0), counts[name])
+    counts = {name: by_vocabulary[table] for name, table in old.items() if table in by_vocabulary} | counts
+    for handle in text_handles:
         if handle.name not in old:
             shared = vocabularies[handle.spec.vocabulary]
-            own = [Special(token) for token in handle.vocabulary_tokens() if token in shared.all_special_tokens]
-            found[handle.name] = max(shared.encode(own), default=-1) + 1
-    return found
+            specials = [Special(token) for token in handle.vocabulary_tokens() if token in shared.all_special_tokens]
+            counts[handle.name] = max(shared.encode(specials), default=-1) + 1
+    return counts
 
 
-def freeze(beginning: Beginning) -> dict[str, Tensor]:
+def freeze(initial: InitialModel) -> dict[str, Tensor]:
     """Exclude known parameters from training; return the frozen rows of partly known parameters.
 
     Rows of ids without a meaning are frozen, too. Raises ConfigError if nothing or everything is known, if an added
     modality has no rows of its own, or if a known grid has other positions now.
     """
-    if beginning.reshaped:
-        wanted = f"{beginning.reshaped[0]} to be a grid of the shape that it was trained with"
-        raise ConfigError(f"freeze: expected {wanted}; set that shape, or leave freeze out")
-    for spec in beginning.without_rows:
+    if initial.reshaped:
+        expected = f"{initial.reshaped[0]} to be a grid of the shape that it was trained with"
+        raise ConfigError(f"freeze: expected {expected}; set that shape, or leave freeze out")
+    for spec in initial.without_rows:
         reason = f"writes in the vocabulary {spec.vocabulary}, whose rows stay: it has nothing to train"
         raise ConfigError(f"freeze: {spec.name} {reason}; leave freeze out")
-    partly, moves = {}, False
-    for name, parameter in beginning.model.named_parameters():
-        known = beginning.known.get(name, torch.zeros(1, dtype=torch.bool))
-        if not known.all():
-            moves = True
+    frozen_rows, has_new_rows = {}, False
+    for name, parameter in initial.model.named_parameters():
+        pretrained_rows = initial.pretrained_rows.get(name, torch.zeros(1, dtype=torch.bool))
+        if not pretrained_rows.all():
+            has_new_rows = True
         elif name != TOKEN_TABLE:
             parameter.requires_grad_(False)
             continue
-        if known.any():
-            partly[name] = known | beginning.unused[name]
-    if beginning.record is None or not moves:
-        missing = "a backbone to start from" if beginning.record is None else "a modality that it starts without"
+        if pretrained_rows.any():
+            frozen_rows[name] = pretrained_rows | initial.unused[name]
+    if initial.record is None or not has_new_rows:
+        missing = "a backbone to start from" if initial.record is None else "a modality that it starts without"
         raise ConfigError(f"freeze: expected {missing}, so that some rows are new and the others are kept")
-    return partly
+    return frozen_rows

@@ -14,10 +14,10 @@ from tokenizers_zoo.nn.config import MOST_BLOCKS, WIDEST
 from tokenizers_zoo.train.config import BATCHES
 
 
-def expect(config: Any, key: str, holds: bool, wanted: str) -> None:
-    """Raise SettingError for a field that is not as `wanted`."""
+def expect(config: Any, key: str, holds: bool, expected: str) -> None:
+    """Raise SettingError for a field that is not as `expected`."""
     if not holds:
-        raise SettingError(f"{key}: expected {wanted}, got {getattr(config, key)}")
+        raise SettingError(f"{key}: expected {expected}, got {getattr(config, key)}")
 
 
 Biased = Literal["qkv", "out", "mlp", "norm"]

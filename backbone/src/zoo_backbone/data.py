@@ -29,8 +29,8 @@ class TokenData:
     """The samples of one split of a token store, numbered from 0, in stored order.
 
     By default a sample may lack modalities, but not every one; with `aligned` it has each modality. Every view (crop)
-    is a sample, unless `whole` keeps the whole views alone. `names` are the modalities to read, by default all of
-    `specs`; samples lack the others. The number of the stored row of each sample is kept in memory.
+    is a sample, unless `uncropped` keeps only the views of whole values. `names` are the modalities to read, by default
+    all of `specs`; samples lack the others. The number of the stored row of each sample is kept in memory.
 
     Raises DataError where a modality has no tokens, is unfinished, or does not fit its spec.
     """
@@ -42,7 +42,7 @@ class TokenData:
         specs: Sequence[ModalitySpec],
         *,
         aligned: bool = False,
-        whole: bool = False,
+        uncropped: bool = False,
         names: Collection[str] | None = None,
     ) -> None:
         store = TokenStore(root)
@@ -53,16 +53,16 @@ class TokenData:
             _check_fits(self.columns[spec.name], spec)
         self.split = store.split(split)
         crops, combine = self.split.crops, np.logical_and if aligned else np.logical_or
-        views, small = np.arange(1 if whole else crops), np.min_scalar_type(self.split.size)
-        parts = [np.zeros(0, small)]
+        views, row_dtype = np.arange(1 if uncropped else crops), np.min_scalar_type(self.split.size)
+        parts = [np.zeros(0, row_dtype)]
         for shard in range(self.split.shards) if self.columns else ():
             usable = combine.reduce([column.present_in(shard) for column in self.columns.values()])
             samples = np.flatnonzero(usable)[:, None] + shard * self.split.shard_size
-            parts.append((samples * crops + views).ravel().astype(small))
+            parts.append((samples * crops + views).ravel().astype(row_dtype))
         self._rows = np.concatenate(parts)
         if not len(self):
-            wanted = "no sample has all of" if aligned else "there are no samples of"
-            raise DataError(f"{root / split}: {wanted} {', '.join(self.columns)}; tokenize the same data")
+            reason = "no sample has all of" if aligned else "there are no samples of"
+            raise DataError(f"{root / split}: {reason} {', '.join(self.columns)}; tokenize the same data")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -82,11 +82,11 @@ class TokenData:
 
     def present(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return whether each row has tokens of each modality of `specs`, bool `(rows, modalities)`."""
-        found = np.zeros((len(rows), len(self.specs)), bool)
+        present = np.zeros((len(rows), len(self.specs)), bool)
         for number, spec in enumerate(self.specs):
             if spec.name in self.columns:
-                found[:, number] = self.columns[spec.name].present(rows)
-        return found
+                present[:, number] = self.columns[spec.name].present(rows)
+        return present
 
     def sample_keys(self) -> list[str]:
         """Return the key of every sample; views of one sample have the same key."""
@@ -99,17 +99,17 @@ class TokenData:
         lengths = np.zeros(present.shape, np.int64)
         tokens: dict[str, npt.NDArray[Any]] = {}
         for number, spec in enumerate(self.specs):
-            here = np.flatnonzero(present[:, number])
-            taken = self.columns[spec.name].take(rows[here]) if len(here) else np.zeros(0, np.int64)
+            indices = np.flatnonzero(present[:, number])
+            values = self.columns[spec.name].take(rows[indices]) if len(indices) else np.zeros(0, np.int64)
             dim = getattr(spec.layout, "dim", None)
             shape = (len(rows), spec.layout.length) + (() if dim is None else (dim,))
             variable = isinstance(spec.layout, SequenceLayout | EmbeddingsLayout)
             array = np.zeros(shape, np.int64 if dim is None else np.float32)
             if not variable:
-                array[here] = taken.reshape(len(here), *shape[1:])
-            for sample, row in zip(here, taken, strict=True) if variable else ():
+                array[indices] = values.reshape(len(indices), *shape[1:])
+            for sample, row in zip(indices, values, strict=True) if variable else ():
                 array[sample, : len(row)] = row
-            lengths[here, number] = list(map(len, taken)) if variable else spec.layout.length
+            lengths[indices, number] = list(map(len, values)) if variable else spec.layout.length
             tokens[spec.name] = array
         return RawBatch(tokens=tokens, lengths=lengths, present=present)
 
@@ -128,7 +128,7 @@ def stored_samples(
     `aligned` keeps samples that have every modality; `owner` is the model's name in messages. Raises DataError where
     another tokenizer wrote the tokens.
     """
-    data = TokenData(tokens, split, specs, aligned=aligned, whole=True)
+    data = TokenData(tokens, split, specs, aligned=aligned, uncropped=True)
     for name, column in data.columns.items():
         check_stored(column, trained_on.get(name), zoo, owner)
     return data
@@ -136,17 +136,17 @@ def stored_samples(
 
 def _check_fits(column: TokenColumn, spec: ModalitySpec) -> None:
     """Raise DataError where stored tokens do not fit `spec`."""
-    stored, layout = column.metadata.layout, spec.layout
-    same = same_layout(stored, layout)
+    stored_layout, layout = column.metadata.layout, spec.layout
+    same = same_layout(stored_layout, layout)
     if isinstance(layout, SequenceLayout | EmbeddingsLayout):  # a longer limit does not change the stored ids
         same = same and column.longest <= layout.length
-    if isinstance(layout, SequenceLayout) and isinstance(stored, SequenceLayout):
-        same = same and (stored.end, stored.sentinel_start) == (layout.end, layout.sentinel_start)
+    if isinstance(layout, SequenceLayout) and isinstance(stored_layout, SequenceLayout):
+        same = same and (stored_layout.end, stored_layout.sentinel_start) == (layout.end, layout.sentinel_start)
     if not same:
-        raise OtherLayoutError.of(column.folder, spec.name, stored, layout, "tokenize again")
-    if column.metadata.vocabulary != spec.vocabulary:
-        found = column.metadata.vocabulary
-        raise DataError(f"{column.folder}: ids of vocabulary {found!r}, expected {spec.vocabulary!r}; tokenize again")
+        raise OtherLayoutError.of(column.folder, spec.name, stored_layout, layout, "tokenize again")
+    if (vocabulary := column.metadata.vocabulary) != spec.vocabulary:
+        reason = f"ids of vocabulary {vocabulary!r}, expected {spec.vocabulary!r}"
+        raise DataError(f"{column.folder}: {reason}; tokenize again")
     if column.needed_vocab_size > spec.vocab_size and not spec.continuous:
         has = f"vocabulary {spec.vocabulary!r} has {spec.vocab_size}"
         raise DataError(f"{column.folder}: holds ids up to {column.needed_vocab_size - 1}, and {has}; tokenize again")
@@ -170,14 +170,14 @@ def datasets_of(tokens: Path, config: TrainConfig) -> tuple[Dataset, ...]:
 
 def names_in(datasets: Sequence[Dataset]) -> list[str]:
     """Return the modalities of all training splits, each once."""
-    return list(dict.fromkeys(name for dataset in datasets for name in _read(dataset, TokenStore(dataset.tokens))))
+    return list(dict.fromkeys(name for dataset in datasets for name in _names_read(dataset)))
 
 
 def check_tokenizers(datasets: Sequence[Dataset], handles: Iterable[ModalityHandle]) -> None:
     """Raise DataError where another tokenizer than a handle's wrote a store, or no store has the modality."""
     for handle in handles:
-        having = [dataset for dataset in datasets if handle.name in _read(dataset, TokenStore(dataset.tokens))]
-        for dataset in having or datasets[:1]:
+        stores = [dataset for dataset in datasets if handle.name in _names_read(dataset)]
+        for dataset in stores or datasets[:1]:
             TokenStore(dataset.tokens).open(TRAIN, handle.name).check_tokenizer(handle)
 
 
@@ -186,71 +186,74 @@ def open_sources(
     split: str,
     specs: Sequence[ModalitySpec],
     config: TrainConfig,
-    known: Collection[str] = (),
+    optional_names: Collection[str] = (),
     layout: EmbeddingLayout | None = None,
 ) -> list[Source]:
     """Open a split of all stores of a run; stores without held-out samples are left out of the test split.
 
-    `layout` says which modalities may be inputs and targets, by default all of `specs`. `known` are modalities that may
-    lack tokens, because the backbone that training starts from knows them. Raises DataError where any other modality
+    `layout` says which modalities may be inputs and targets, by default all of `specs`. The modalities `optional_names`
+    may lack tokens, because the backbone that training starts from knows them. Raises DataError where another modality
     has no tokens, or a dataset lacks a modality that it names; UnknownNameError where it names a modality that the run
     lacks; ConfigError for a store without inputs or targets for the run, or without a modality that the others have.
     """
     sources: list[Source] = []
-    wanted = [spec.name for spec in specs]
+    run_names = [spec.name for spec in specs]
     for dataset in datasets_of(tokens, config):
-        store, place = TokenStore(dataset.tokens), dataset.tokens / split
+        store, folder = TokenStore(dataset.tokens), dataset.tokens / split
         if split != TRAIN and split not in store.splits():
             continue
-        there = ", ".join(store.modalities(split))
-        alone = split == TRAIN and not config.datasets and not known  # has all modalities, or reports the missing ones
-        names = wanted if alone else [name for name in wanted if name in _read(dataset, store, split)]
+        available = ", ".join(store.modalities(split))
+        # A single store has all modalities, or reports the missing ones.
+        is_only_store = split == TRAIN and not config.datasets and not optional_names
+        names_read = run_names if is_only_store else _names_read(dataset, split)
+        names = [name for name in run_names if name in names_read]
         for name in dataset.modalities:
-            if name not in wanted:
-                raise UnknownNameError.of(f"modality of this run, in datasets, {dataset.tokens}:", name, wanted)
+            if name not in run_names:
+                raise UnknownNameError.of(f"modality of this run, in datasets, {dataset.tokens}:", name, run_names)
             if split == TRAIN and name not in names:
-                raise DataError(f"datasets: {place}: has no tokens of {name}; it has {there}; tokenize it too")
+                raise DataError(f"datasets: {folder}: has no tokens of {name}; it has {available}; tokenize it too")
         if names:
             sources.append(Source(data=TokenData(dataset.tokens, split, specs, names=names), dataset=dataset))
         elif split == TRAIN:
-            raise ConfigError(f"{place}: has {there}, and the run {', '.join(wanted)}: nothing to train on")
+            raise ConfigError(f"{folder}: has {available}, and the run {', '.join(run_names)}: nothing to train on")
     if split == TRAIN:
         if len(sources) > 1:
             _check_connected(sources, config, layout or EmbeddingLayout(specs))
-        found = {name for source in sources for name in source.data.columns}
-        if missing := [name for name in wanted if name not in found | set(known)]:
+        names_with_tokens = {name for source in sources for name in source.data.columns}
+        if missing := [name for name in run_names if name not in names_with_tokens | set(optional_names)]:
             raise DataError(f"{tokens / TRAIN}: no tokens of {missing[0]}, nor in another dataset; tokenize it too")
     return sources
 
 
-def _read(dataset: Dataset, store: TokenStore, split: str = TRAIN) -> list[str]:
+def _names_read(dataset: Dataset, split: str = TRAIN) -> list[str]:
     """Return the modalities of a split that a dataset is read for."""
-    return [name for name in store.modalities(split) if not dataset.modalities or name in dataset.modalities]
+    names = TokenStore(dataset.tokens).modalities(split)
+    return [name for name in names if not dataset.modalities or name in dataset.modalities]
 
 
 def _check_connected(sources: Sequence[Source], config: TrainConfig, layout: EmbeddingLayout) -> None:
     """Raise ConfigError for a store that shares no modality with the others, or has no targets or inputs in its
     mixtures."""
     for source in (*sources[1:], sources[0]):
-        has = source.data.columns
-        where = f"datasets: {source.dataset.tokens} has {', '.join(has)}"
-        others = {name for other in sources if other is not source for name in other.data.columns}
-        if not others & has.keys():
-            raise ConfigError(f"{where}, and the others have {', '.join(sorted(others))}: no modality is shared")
-        if side := Masker(layout, masking_of(source, config)).lacks(has):
+        columns = source.data.columns
+        prefix = f"datasets: {source.dataset.tokens} has {', '.join(columns)}"
+        other_names = {name for peer in sources if peer is not source for name in peer.data.columns}
+        if not other_names & columns.keys():
+            raise ConfigError(f"{prefix}, and the others have {', '.join(sorted(other_names))}: no modality is shared")
+        if side := Masker(layout, masking_of(source, config)).missing_side(columns):
             advice = "give it mixtures of its own, or leave it out"
-            raise ConfigError(f"{where}, and none of them are {side} in its mixtures: {advice}")
+            raise ConfigError(f"{prefix}, and none of them are {side} in its mixtures: {advice}")
 
 
 def fingerprints_of(sources: Sequence[Source]) -> dict[str, str]:
     """Return the tokenizer's fingerprint by modality. Raises DataError where two stores have different ones."""
-    found: dict[str, str] = {}
+    fingerprints: dict[str, str] = {}
     for source in sources:
         for name, fingerprint in source.data.fingerprints.items():
-            if found.setdefault(name, fingerprint) != fingerprint:
-                other, remedy = "another store of this run", "tokenize both with one tokenizer"
-                raise OtherTokenizerError.of(source.dataset.tokens, name, fingerprint, found[name], other, remedy)
-    return found
+            if (first := fingerprints.setdefault(name, fingerprint)) != fingerprint:
+                owner, remedy = "another store of this run", "tokenize both with one tokenizer"
+                raise OtherTokenizerError.of(source.dataset.tokens, name, fingerprint, first, owner, remedy)
+    return fingerprints
 
 
 class Mix:
@@ -266,7 +269,7 @@ class Mix:
         self._shares = [weight / sum(weights[i:]) for i, weight in enumerate(weights)]
         self.maskers = [Masker(layout, masking_of(source, config)) for source in sources]
 
-    def taken(self, samples: int) -> list[int]:
+    def sample_counts(self, samples: int) -> list[int]:
         """Return how many of the first `samples` samples come from each store; the numbers never decrease as `samples`
         grows."""
         counts = []
@@ -278,7 +281,7 @@ class Mix:
     def batch(self, step: int, size: int, first: int, count: int) -> PackedBatch:
         """Return the slots `first` to `first + count - 1` of the batch of `size` samples of a step."""
         packed, start = [], 0
-        counts = zip(self.taken(step * size), self.taken((step + 1) * size), strict=True)
+        counts = zip(self.sample_counts(step * size), self.sample_counts((step + 1) * size), strict=True)
         for number, (before, after) in enumerate(counts):
             source, masker = self.sources[number], self.maskers[number]
             low, high = max(first, start), min(first + count, start + after - before)

@@ -32,7 +32,7 @@ from zoo_backbone.run import BACKBONE
 
 TIMEOUT = timedelta(hours=2)
 """Processes wait this long for the first one, which reads and hashes inputs and writes results alone."""
-ANEW = "remove it to start again"
+REMEDY = "remove it to start again"
 RECORD = {"files": {str: str}, "processes": int}
 """Shape of the checksums of a training state."""
 
@@ -88,7 +88,7 @@ class Ranks:
             if not count:
                 parameter.grad = None
 
-    def whole_state(self, model: FourM) -> dict[str, Tensor]:
+    def full_state(self, model: FourM) -> dict[str, Tensor]:
         """Return the model's state dict; complete in the first process only."""
         if self.size == 1:
             return model.state_dict()
@@ -126,9 +126,6 @@ def ranks(device: str = AUTO) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-Part = Callable[[], dict[str, Tensor]]
-
-
 class TrainingState:
     """Weights, further `parts` and the step in FOLDER/training_state/step-N, with one safetensors file per process.
 
@@ -136,7 +133,9 @@ class TrainingState:
     Unlike DCP's own format, it has no pickle. checksums-N.json, one per process, have the sha256 of the files.
     """
 
-    def __init__(self, folder: Path, model: FourM, parts: Mapping[str, Part], ranks: Ranks) -> None:
+    def __init__(
+        self, folder: Path, model: FourM, parts: Mapping[str, Callable[[], dict[str, Tensor]]], ranks: Ranks
+    ) -> None:
         self.folder = folder / BACKBONE.state
         self.model, self.parts, self.ranks = model, parts, ranks
         self.seconds = torch.zeros((), dtype=torch.float64)
@@ -157,7 +156,7 @@ class TrainingState:
         self.seconds.fill_(seconds)
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         save(self._tensors(), storage_writer=writer, no_dist=self.ranks.size == 1)
-        digests = {file.name: file_digest(file) for file in self._own_share(temporary)}
+        digests = {file.name: file_digest(file) for file in self._files_of_rank(temporary)}
         write_table(
             temporary / f"checksums-{self.ranks.rank:05}.json", {"files": digests, "processes": self.ranks.size}
         )
@@ -189,31 +188,31 @@ class TrainingState:
         return int(path.name.removeprefix("step-")), float(self.seconds)
 
     def _remove_others(self, path: Path) -> None:
-        for other in self.folder.iterdir():
-            if other != path:
-                remove_folder(other)
+        for entry in self.folder.iterdir():
+            if entry != path:
+                remove_folder(entry)
 
-    def _own_share(self, path: Path) -> list[Path]:
+    def _files_of_rank(self, path: Path) -> list[Path]:
         """Return the files that this process hashes."""
         return sorted(path.glob("*.safetensors"))[self.ranks.rank :: self.ranks.size]
 
     def _verify(self, path: Path) -> None:
         """Raise CheckpointError, in all processes, unless all files have their checksums."""
-        problem: ZooError | None = None
+        failure: ZooError | None = None
         try:
-            records = [read_table(file, RECORD, remedy=ANEW) for file in path.glob("checksums-*.json")]
-            written = {name: digest for record in records for name, digest in record["files"].items()}
-            complete = written.keys() == {file.name for file in path.glob("*.safetensors")}
+            records = [read_table(file, RECORD, remedy=REMEDY) for file in path.glob("checksums-*.json")]
+            digest_by_file = {name: digest for record in records for name, digest in record["files"].items()}
+            complete = digest_by_file.keys() == {file.name for file in path.glob("*.safetensors")}
             if not records or not complete or records[0]["processes"] != len(records):
                 raise _damaged(path, "expected the files of all processes that wrote it, some are missing")
-            for file in self._own_share(path):
-                if file_digest(file) != written[file.name]:
+            for file in self._files_of_rank(path):
+                if file_digest(file) != digest_by_file[file.name]:
                     raise _damaged(path, f"{file.name} has another checksum than when it was written")
         except ZooError as error:
-            problem = error
-        if self.ranks.total(torch.tensor(float(problem is not None), device=self.ranks.device)):
-            raise problem or _damaged(path, "see the message of another process")
+            failure = error
+        if self.ranks.total(torch.tensor(float(failure is not None), device=self.ranks.device)):
+            raise failure or _damaged(path, "see the message of another process")
 
 
-def _damaged(state: Path, problem: str) -> CheckpointError:
-    return CheckpointError(f"{state}: damaged: {problem}; {ANEW}")
+def _damaged(state: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{state}: damaged: {reason}; {REMEDY}")

@@ -135,21 +135,21 @@ class EmbeddingLayout:
         """Names of the modalities that can be inputs."""
         return tuple(name for name in self.names if name not in self.targets_only)
 
-    def check_made(self, names: Iterable[str], what: str) -> None:
-        """Raise ConfigError, starting with `what`, for a modality that cannot be a target."""
+    def check_targets(self, names: Iterable[str], prefix: str) -> None:
+        """Raise ConfigError, starting with `prefix`, for a modality that cannot be a target."""
         for name in names:
             if (spec := self.spec(name)).continuous:
-                raise ConfigError(f"{what} {name}: a {spec.layout.kind} modality is an input only")
+                raise ConfigError(f"{prefix} {name}: a {spec.layout.kind} modality is an input only")
             if name in self.inputs_only:
                 predicted = ", ".join(self.discrete) or "nothing"
-                raise ConfigError(f"{what} {name}: it is only an input of this model, which predicts {predicted}")
+                raise ConfigError(f"{prefix} {name}: it is only an input of this model, which predicts {predicted}")
 
-    def check_read(self, names: Iterable[str], what: str) -> None:
-        """Raise ConfigError, starting with `what`, for a modality that cannot be an input."""
+    def check_inputs(self, names: Iterable[str], prefix: str) -> None:
+        """Raise ConfigError, starting with `prefix`, for a modality that cannot be an input."""
         for name in names:
             if self.spec(name).name in self.targets_only:
                 read = ", ".join(self.readable) or "nothing"
-                raise ConfigError(f"{what} {name}: it is only a target of this model, which reads {read}")
+                raise ConfigError(f"{prefix} {name}: it is only a target of this model, which reads {read}")
 
 
 def consecutive(counts: Iterable[int]) -> list[slice]:
@@ -191,10 +191,10 @@ def sincos_grid(shape: tuple[int, ...], dim: int, steps: tuple[int, ...] | None 
     `steps` replaces n: with one n for both, a shorter axis has the first rows of a longer one.
     """
     share = dim // len(shape) // 2
-    fall = torch.arange(share, dtype=torch.float64) / max(share - 1, 1)
+    exponents = torch.arange(share, dtype=torch.float64) / max(share - 1, 1)
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in shape), indexing="ij")
     angles = [
-        axis.flatten().unsqueeze(1) * (math.pi / 2 * (2 * n) ** -fall)
+        axis.flatten().unsqueeze(1) * (math.pi / 2 * (2 * n) ** -exponents)
         for axis, n in zip(axes, steps or shape, strict=True)
     ]
     table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
@@ -220,8 +220,8 @@ def grid_angles(shape: tuple[int, ...], pairs: int) -> Tensor:
     share = int(ROTATED * pairs) // len(shape)
     slow, fast = CYCLES
     cycles = slow * (fast / slow) ** (torch.arange(share, dtype=torch.float64) / max(share - 1, 1))
-    places = [(torch.arange(n, dtype=torch.float64) + 0.5) / n for n in shape]
-    axes = torch.meshgrid(*places, indexing="ij")
+    centres = [(torch.arange(n, dtype=torch.float64) + 0.5) / n for n in shape]
+    axes = torch.meshgrid(*centres, indexing="ij")
     angles = torch.cat([2 * math.pi * cycles * axis.flatten().unsqueeze(1) for axis in axes], dim=1)
     return F.pad(angles, (0, pairs - angles.shape[1])).float()
 

@@ -101,21 +101,21 @@ class FourMEncoder(nn.Module):
         """
         if self.zoo is None:
             raise ConfigError("FourMEncoder: has no zoo to encode values; give one, or tokens")
-        self.layout.check_read(values, "features of")
+        self.layout.check_inputs(values, "features of")
         for name in values:
             self.model.check_tokenizer(self.zoo[name])
         return {name: self.zoo[name].encode(batch) for name, batch in values.items()}
 
-    def prepare(self, given: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def prepare(self, tokens: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return tokens as tensors on the encoder's device, and masks for modalities of variable length.
 
         Raises InvalidValueError for tokens that do not fit their modality, ConfigError without any modality or for a
         modality that is only a target.
         """
-        if not given:
+        if not tokens:
             raise ConfigError("FourMEncoder: expected at least one modality")
-        self.layout.check_read(given, "features of")
-        return padded(self.layout, given, self.device)
+        self.layout.check_inputs(tokens, "features of")
+        return padded(self.layout, tokens, self.device)
 
     # ------------------------------------------------------------------ features
 
@@ -127,20 +127,20 @@ class FourMEncoder(nn.Module):
         All features are normed. The mask is True at tokens of the sample.
         """
         inputs = packed(self.layout, tokens, used or {})
-        content, place, turns, mask = self.model.encoder_inputs(inputs)
+        content, positions, rotation, mask = self.model.encoder_inputs(inputs)
         # A sample without tokens attends to its empty slots: a row without any key would give NaN.
-        seen = rearrange(mask | ~mask.any(1, keepdim=True), "b n -> b 1 1 n") if used else None
-        x = content + place
-        taken: dict[int, Tensor] = {}
+        key_mask = rearrange(mask | ~mask.any(1, keepdim=True), "b n -> b 1 1 n") if used else None
+        x = content + positions
+        outputs: dict[int, Tensor] = {}
         for number, block in enumerate(self.model.encoder):
-            x = block(x, turns, seen)
+            x = block(x, rotation, key_mask)
             if number in self.out_indices:
-                taken[number] = x
+                outputs[number] = x
         registers = self.model.num_registers
-        last, *between = (
-            self.model.encoder_norm(features)[:, registers:] for features in (x, *map(taken.get, self.out_indices))
+        last, *intermediates = (
+            self.model.encoder_norm(features)[:, registers:] for features in (x, *map(outputs.get, self.out_indices))
         )
-        return last, between, inputs.mask
+        return last, intermediates, inputs.mask
 
     def forward_features(
         self, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor] | None = None
@@ -186,9 +186,9 @@ class FourMEncoder(nn.Module):
         scales = SCALES[-blocks:] if scales is None else tuple(scales)
         if len(scales) != blocks or min(scales) <= 0:
             raise ConfigError(f"scales: expected {blocks} numbers above 0, one a block of out_indices; got {scales}")
-        _, between, _ = self.forward_intermediates(tokens, used)
+        _, intermediates, _ = self.forward_intermediates(tokens, used)
         maps = []
-        for features, scale in zip(between, scales, strict=True):
+        for features, scale in zip(intermediates, scales, strict=True):
             grid = rearrange(features[:, span], "b (h w) d -> b d h w", h=shape[0])
             rows, columns = (max(1, math.floor(side * scale)) for side in shape)
             if scale > 1:
@@ -210,8 +210,8 @@ def _without_decoder(model: FourM) -> FourM:
     """Return a model of the same weights that lacks the modules of the decoder."""
     encoder = copy.copy(model)
     for group in ("_modules", "_parameters", "_buffers"):
-        kept = {name: item for name, item in getattr(model, group).items() if name not in DECODER_ONLY}
-        setattr(encoder, group, kept)
+        entries = {name: item for name, item in getattr(model, group).items() if name not in DECODER_ONLY}
+        setattr(encoder, group, entries)
     return encoder
 
 

@@ -91,8 +91,8 @@ def evaluate(
     model = load_model(Path(run), device=device).eval()
     data = EvaluationData(model, zoo, Path(tokens_root), Path(data_root), config or EvaluationConfig(), device)
     pairs = data.pairs()
-    places = {"run": Path(run), "tokens": data.tokens_root, "data": data.values.root}
-    recorded = {key: str(place.resolve()) for key, place in places.items()}
+    folders = {"run": Path(run), "tokens": data.tokens_root, "data": data.values.root}
+    recorded = {key: str(path.resolve()) for key, path in folders.items()}
     with RunFolder(folder, EVALUATION, data.identity(), recorded).open(overwrite) as state, locked(folder):
         evaluation = _Evaluation(folder, data)
         evaluation.measure_loss()
@@ -107,8 +107,8 @@ class _Evaluation:
 
     def __init__(self, folder: Path, data: EvaluationData) -> None:
         self.folder, self.data, self.config = folder, data, data.config
-        found = next((folder / name for name in (UNFINISHED, FILE) if (folder / name).is_file()), None)
-        earlier = {} if found is None else read_table(found, records.SCORES)
+        record_file = next((folder / name for name in (UNFINISHED, FILE) if (folder / name).is_file()), None)
+        earlier = {} if record_file is None else read_table(record_file, records.SCORES)
         self.result: dict[str, Any] = {"pairs": [], "galleries": [], "unreadable": {}, "seconds": 0.0, **earlier}
         self.result |= {
             "identity": data.identity(),
@@ -122,14 +122,14 @@ class _Evaluation:
                 }
                 for name, handle in data.handles.items()
             },
-            "skipped": dict(data.problems),
+            "skipped": dict(data.skipped),
         }
         self._started = time.perf_counter() - self.result["seconds"]
 
     def _write(self) -> None:
         self.result["seconds"] = round(time.perf_counter() - self._started, 3)
-        for place, reasons in self.data.unreadable.items():
-            self.result["unreadable"].setdefault(place, {}).update(reasons)
+        for column, reasons in self.data.unreadable.items():
+            self.result["unreadable"].setdefault(column, {}).update(reasons)
         write_table(self.folder / UNFINISHED, self.result)
 
     def measure_loss(self) -> None:
@@ -157,18 +157,18 @@ class _Evaluation:
             entry for entry in result["galleries"]
             if entry["picture"] is None or (self.folder / entry["picture"]).is_file()
         ]  # fmt: skip
-        drawn = {pair_of(entry) for entry in result["galleries"]}
-        scored = {pair_of(entry) for entry in result["pairs"] if entry["samples"] == self._count(pair_of(entry))}
+        finished_galleries = {pair_of(entry) for entry in result["galleries"]}
+        scored = {pair_of(entry) for entry in result["pairs"] if entry["samples"] == self._sample_count(pair_of(entry))}
         longest = max(map(title_of, pairs), key=len, default="")
         with progress_bar(f"evaluate {longest}", len(pairs)) as advance:
             for pair in pairs:
                 advance(0, f"evaluate {title_of(pair)}")
-                if pair in scored or self._possible(pair):
+                if pair in scored or self._can_score(pair):
                     if pair not in scored:
                         score = self._score(*pair)
                         result["pairs"] = [entry for entry in result["pairs"] if pair_of(entry) != pair] + [score]
                         self._write()
-                    if pair not in drawn and number < self.config.gallery_pairs:
+                    if pair not in finished_galleries and number < self.config.gallery_pairs:
                         result["galleries"].append(self._gallery(*pair))
                         self._write()
                     number += 1
@@ -178,13 +178,13 @@ class _Evaluation:
             result[key].sort(key=lambda entry: order.get(pair_of(entry), len(order)))
         self._write()
 
-    def _count(self, pair: Pair) -> int:
+    def _sample_count(self, pair: Pair) -> int:
         """Return the number of samples that a pair of this or an earlier evaluation is scored over now."""
         inputs, target = pair
-        known = all(name in self.data.handles for name in (*inputs, target))
-        return len(self.data.samples((*inputs, target), self.config.samples)) if known else 0
+        is_usable = all(name in self.data.handles for name in (*inputs, target))
+        return len(self.data.samples((*inputs, target), self.config.samples)) if is_usable else 0
 
-    def _possible(self, pair: Pair) -> bool:
+    def _can_score(self, pair: Pair) -> bool:
         """Return whether a pair has samples and training values; note the reason, or raise it for a named pair."""
         inputs, target = pair
         try:
@@ -201,15 +201,15 @@ class _Evaluation:
     def _draw(self, inputs: Sequence[str], samples: Sequence[int], draws: int, plan: TargetPlan) -> list[Any]:
         """Return values of the target, with `draws` consecutive draws per sample."""
         data, target = self.data, plan.name
-        once = {target: data.handles[target].single_ids()}
-        found: list[Any] = []
+        single_ids = {target: data.handles[target].single_ids()}
+        values: list[Any] = []
         for start in range(0, len(samples), self.config.batch_size):
-            here = samples[start : start + self.config.batch_size]
-            numbers = range(start * draws, (start + len(here)) * draws)
-            tokens = {name: data.tokens(name, here) for name in inputs}
-            drawn = generate(data.model, tokens, [plan], self.config.seed, numbers, draws=draws, once=once)
-            found += data.decoded(target, drawn[target])
-        return found
+            batch = samples[start : start + self.config.batch_size]
+            numbers = range(start * draws, (start + len(batch)) * draws)
+            tokens = {name: data.tokens(name, batch) for name in inputs}
+            generated = generate(data.model, tokens, [plan], self.config.seed, numbers, draws=draws, once=single_ids)
+            values += data.decoded(target, generated[target])
+        return values
 
     def _score(self, inputs: Sequence[str], target: str) -> dict[str, Any]:
         """Return an entry of "pairs"."""
@@ -221,18 +221,18 @@ class _Evaluation:
         if draws > 1:
             of_samples = (values[first : first + draws] for first in range(0, len(values), draws))
             values = [data.handles[target].constant_baseline(of_sample) for of_sample in of_samples]
-        score, (baseline, best) = data.score(target, values, samples), data.bounds(target, samples)
+        score, (baseline, reconstruction) = data.score(target, values, samples), data.bounds(target, samples)
         main = data.handles[target].spec.metrics[0]
         skill = partial(skill_score, higher_is_better=main.higher_is_better)
-        resampled = map(skill, score.resampled, baseline.resampled, best.resampled)
+        resampled = map(skill, score.resampled, baseline.resampled, reconstruction.resampled)
         return {
             "inputs": list(inputs),
             "target": target,
             "samples": len(samples),
             "score": score.scores,
             "constant_baseline": baseline.scores,
-            "reconstruction": best.scores,
-            "skill": skill(score.scores[main.name], baseline.scores[main.name], best.scores[main.name]),
+            "reconstruction": reconstruction.scores,
+            "skill": skill(score.scores[main.name], baseline.scores[main.name], reconstruction.scores[main.name]),
             "resampled_skill": [None if number is None else round(number, 5) for number in resampled],
         }
 
@@ -244,9 +244,9 @@ class _Evaluation:
         columns = {name: data.truth(name, samples) for name in inputs}
         columns |= {f"{target} {draw + 1}": values[draw::draws] for draw in range(draws)}
         columns[f"true {target}"] = data.truth(target, samples)
-        of = [*inputs, *[target] * (draws + 1)]
-        shown = (map(data.handles[name].render, column) for name, column in zip(of, columns.values(), strict=True))
-        rows = list(zip(*shown, strict=True))
+        handles = [data.handles[name] for name in (*inputs, *[target] * (draws + 1))]
+        rendered = (map(handle.render, column) for handle, column in zip(handles, columns.values(), strict=True))
+        rows = list(zip(*rendered, strict=True))
         picture = f"{GALLERY}/{sheet_name(inputs, target)}"
         return {
             "inputs": list(inputs),
@@ -271,15 +271,15 @@ def cross_entropy(data: EvaluationData) -> dict[str, Any]:
     if not set(names) & set(layout.discrete):
         raise DataError(f"{data.tokens_root / TEST}: has no tokens to predict from a tokenizer of the training")
     masking = from_mapping(MaskingConfig, model.record.get("train", {}).get("masking", {}))  # imported models have none
-    stored = TokenData(data.tokens_root, TEST, layout.specs, names=names)
-    chosen = np.random.default_rng(config.seed).permutation(len(stored))[: config.loss_samples]
+    token_data = TokenData(data.tokens_root, TEST, layout.specs, names=names)
+    samples = np.random.default_rng(config.seed).permutation(len(token_data))[: config.loss_samples]
     device = model.token_embedding.weight.device
     sums, counts = np.zeros(len(layout)), np.zeros(len(layout))
-    for batch in stored.batches(chosen, config.batch_size, Masker(layout, masking), config.seed):
+    for batch in token_data.batches(samples, config.batch_size, Masker(layout, masking), config.seed):
         losses = model(batch.to(device))
         sums, counts = sums + losses.sums.cpu().numpy(), counts + losses.counts.cpu().numpy()
     return {
-        "samples": len(chosen),
+        "samples": len(samples),
         "tokens_of": list(names),
         "modalities": {
             spec.name: {"nats": total / count, "uniform": math.log(spec.vocab_size), "targets": int(count)}

@@ -26,17 +26,16 @@ from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.model import FourM
 from zoo_backbone.run import check_stored
 
-HELD = 4
+CACHED = 4
 """Sets of samples, and of their true values, that are kept in memory."""
 Pair = tuple[tuple[str, ...], str]
 """Input modalities and a target."""
-Scores = dict[str, float | None]
 
 
 class Measured(NamedTuple):
     """Scores of predictions; None for a number that is not finite."""
 
-    scores: Scores
+    scores: dict[str, float | None]
     resampled: list[float | None]
     """The main metric over bootstrap resamples of the samples."""
 
@@ -44,7 +43,7 @@ class Measured(NamedTuple):
 class EvaluationData:
     """Test tokens and test values of a backbone's modalities. Samples are numbers in the token store.
 
-    `handles` and `columns` hold the usable modalities, in the backbone's order; `problems` says why others are not.
+    `handles` and `columns` hold the usable modalities, in the backbone's order; `skipped` says why others are not.
     `tokens_of` are those with test tokens of the training's tokenizer, with or without values. `unreadable` holds the
     reasons of unreadable values by `test/NAME` and key. Raises DataError without training values.
     """
@@ -56,7 +55,7 @@ class EvaluationData:
         self.values = ValueStore(values)
         self.handles: dict[str, ModalityHandle] = {}
         self.columns: dict[str, TokenColumn] = {}
-        self.problems: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
         self.tokens_of: list[str] = []
         self.unreadable: dict[str, dict[str, str]] = {}
         store = TokenStore(tokens)
@@ -74,22 +73,22 @@ class EvaluationData:
             except ReadError:
                 raise  # an error of the disk, not of the modality
             except ZooError as error:
-                self.problems[name] = str(error)
+                self.skipped[name] = str(error)
             else:
                 self.handles[name], self.columns[name] = handle, column
                 handle.device = device
         if TRAIN not in self.values.splits():
             raise DataError(f"{values}: no split {TRAIN!r}, which the constant baseline is fitted to")
-        self.samples = lru_cache(HELD)(self._samples)
-        self.truth = lru_cache(HELD)(lambda name, samples: list(self._read(name, TEST, map(self._place, samples))))
+        self.samples = lru_cache(CACHED)(self._samples)
+        self.truth = lru_cache(CACHED)(lambda name, samples: list(self._read(name, TEST, map(self._position, samples))))
         self.constant = cache(self._constant)
         self.bounds = cache(self._bounds)
         self._rows = cache(lambda name: self.values.rows(TEST, [name]))
-        self._readable = cache(lambda name, place: any(True for _ in self._read(name, TEST, [place])))
+        self._readable = cache(lambda name, position: any(True for _ in self._read(name, TEST, [position])))
 
     def identity(self) -> dict[str, Any]:
         """Return everything that the scores depend on."""
-        there = {split: self.values.modalities(split) for split in (TEST, TRAIN)}
+        available = {split: self.values.modalities(split) for split in (TEST, TRAIN)}
         return {
             "weights": self.model.record["weights_sha256"],
             # Pairs can be added, and scored again over another number of samples.
@@ -98,7 +97,7 @@ class EvaluationData:
             "samples": samples_digest(self.columns),
             "values": {
                 f"{split}/{name}": self.values.contents(split, name) if name in names else ""
-                for split, names in there.items() for name in self.handles
+                for split, names in available.items() for name in self.handles
             },
             "decoders": {name: _decoder_of(handle) for name, handle in self.handles.items()},
         }  # fmt: skip
@@ -113,15 +112,15 @@ class EvaluationData:
         if inputs is not None:
             inputs = tuple(tuple(dict.fromkeys(forms.get(name, name) for name in names)) for names in inputs)
         named = [name for names in inputs or () for name in names]
-        layout.check_read(named, "evaluate")
-        layout.check_made(targets or (), "evaluate")
+        layout.check_inputs(named, "evaluate")
+        layout.check_targets(targets or (), "evaluate")
         for name in (*named, *(targets or ())):
             if name not in self.handles:
-                raise DataError(f"evaluate {name}: {self.problems[name].removeprefix(f'{name}: ')}")
+                raise DataError(f"evaluate {name}: {self.skipped[name].removeprefix(f'{name}: ')}")
         specs = [handle.spec for handle in self.handles.values()]
         pairs = pairs_of(specs, layout, inputs, targets)
-        if not pairs and not (inputs or targets) and self.problems:
-            raise DataError(f"no modality can be predicted from another one; {left_out_text(self.problems)}")
+        if not pairs and not (inputs or targets) and self.skipped:
+            raise DataError(f"no modality can be predicted from another one; {left_out_text(self.skipped)}")
         if not pairs and (inputs or targets):
             raise ConfigError("evaluate: every target is one of its inputs; expected another target")
         return pairs
@@ -132,37 +131,37 @@ class EvaluationData:
         All pairs take them from one random order, so that they use the same samples where possible. Raises DataError if
         there are none.
         """
-        found = tuple(islice(self._candidates(names), count))
-        if not found:
+        samples = tuple(islice(self._candidates(names), count))
+        if not samples:
             raise DataError(f"{self.values.root / TEST}: no sample has values and tokens of {', '.join(names)}")
-        return found
+        return samples
 
     def _candidates(self, names: Sequence[str]) -> Iterator[int]:
         numbers = permuted(np.arange(self.split.samples), self.split.samples, self.config.seed)
         for name in names:
             numbers = numbers[self.columns[name].present(numbers * self.split.crops)]
         for number in numbers.tolist():
-            place = self._place(number)
-            if place and all(place in self._rows(name) and self._readable(name, place) for name in names):
+            position = self._position(number)
+            if position and all(position in self._rows(name) and self._readable(name, position) for name in names):
                 yield number
 
-    def _place(self, sample: int) -> tuple[int, int] | None:
+    def _position(self, sample: int) -> tuple[int, int] | None:
         """Return shard and row of a token store's test sample among the values, or None."""
         return self.split.locate_in(self.values.split(TEST), sample)
 
-    def _read(self, name: str, split: str, places: Iterable[tuple[int, int] | None]) -> Iterator[Any]:
+    def _read(self, name: str, split: str, positions: Iterable[tuple[int, int] | None]) -> Iterator[Any]:
         """Yield the readable values; the reasons of the others go to `unreadable`.
 
         Raises ReadError or MachineError for errors of the disk or the machine.
         """
-        for place in places:
-            assert place is not None
+        for position in positions:
+            assert position is not None
             try:
-                value = self.values.read(self.handles[name], split, *place)
+                value = self.values.read(self.handles[name], split, *position)
             except ReadError:
                 raise
             except ZooError as error:
-                shard, row = place
+                shard, row = position
                 key = self.values.split(split).keys(shard)[row]
                 self.unreadable.setdefault(f"{split}/{name}", {})[key] = str(error)
             else:
@@ -178,8 +177,8 @@ class EvaluationData:
         values = list(islice(self._read(name, TRAIN, map(rows.__getitem__, order)), self.config.baseline_samples))
         if not values:
             key, reason = next(iter(self.unreadable.get(f"{TRAIN}/{name}", {}).items()), ("no key", "it is empty"))
-            where = self.values.folder(TRAIN, name)
-            raise DataError(f"{where}: none of {len(rows)} values can be read; {key}: {reason}")
+            folder = self.values.folder(TRAIN, name)
+            raise DataError(f"{folder}: none of {len(rows)} values can be read; {key}: {reason}")
         return self.handles[name].constant_baseline(values)
 
     def _bounds(self, name: str, samples: tuple[int, ...]) -> tuple[Measured, Measured]:
@@ -198,8 +197,8 @@ class EvaluationData:
         handle, truth = self.handles[name], self.truth(name, samples)
         main = handle.spec.metrics[0].name
 
-        def main_score(places: Sequence[int]) -> float:
-            return handle.score([predicted[place] for place in places], [truth[place] for place in places])[main]
+        def main_score(indices: Sequence[int]) -> float:
+            return handle.score([predicted[index] for index in indices], [truth[index] for index in indices])[main]
 
         def finite(number: float) -> float | None:
             return number if math.isfinite(number) else None
@@ -214,10 +213,10 @@ def _decoder_of(handle: ModalityHandle) -> str:
     return hashlib.sha256(repr((tokenizer, handle.known_settings())).encode()).hexdigest()
 
 
-def left_out_text(problems: Mapping[str, str]) -> str:
+def left_out_text(reasons: Mapping[str, str]) -> str:
     """Return a line with all modalities that were left out, and the reason of the first."""
-    name, reason = next(iter(problems.items()))
-    return f"not evaluated: {', '.join(problems)}; first: {name}: {reason.removeprefix(f'{name}: ')}"
+    name, reason = next(iter(reasons.items()))
+    return f"not evaluated: {', '.join(reasons)}; first: {name}: {reason.removeprefix(f'{name}: ')}"
 
 
 # --- pairs of inputs and target
@@ -243,7 +242,7 @@ def ranked_names(specs: Sequence[ModalitySpec]) -> list[str]:
     """Sort names by how well they show a sample: pictures first, then modalities with derived ones."""
 
     def rank(spec: ModalitySpec) -> tuple[bool, bool, int, str]:
-        children = sum(spec.name in other.derived_from for other in specs)
+        children = sum(spec.name in candidate.derived_from for candidate in specs)
         return len(spec.places) != 2, bool(spec.derived_from), -children, spec.name
 
     return [spec.name for spec in sorted(specs, key=rank)]
@@ -262,8 +261,8 @@ def pairs_of(
     """
     names = ranked_names(specs)
     sources = [(name,) for name in names if name in layout.readable] if inputs is None else inputs
-    wanted = [name for name in names if name in layout.discrete] if targets is None else targets
-    pairs = dict.fromkeys((tuple(names), target) for names in sources for target in wanted if target not in names)
+    target_names = [name for name in names if name in layout.discrete] if targets is None else targets
+    pairs = dict.fromkeys((tuple(names), target) for names in sources for target in target_names if target not in names)
     if inputs is not None or targets is not None:
         return list(pairs)
-    return sorted(pairs, key=lambda pair: (pair[0] != sources[0], pair[1] != wanted[0]))
+    return sorted(pairs, key=lambda pair: (pair[0] != sources[0], pair[1] != target_names[0]))

@@ -15,7 +15,7 @@ from tokenizers_zoo.export import CHECKED, Format, Network, Port, example_values
 from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, ModalitySpec, PatchesLayout, layout_to_json
 from tokenizers_zoo.validation import has_fixed_length
 from zoo_backbone.encoder import FourMEncoder
-from zoo_backbone.packing import shown_end
+from zoo_backbone.packing import input_end
 
 USED = "_used"
 """Ending of the name of the mask of a modality of variable length."""
@@ -32,13 +32,13 @@ class Features(nn.Module):
         """Return features `batch tokens dim` and their mean over the used tokens `batch dim`."""
         tokens: dict[str, Tensor] = {}
         used: dict[str, Tensor] = {}
-        given = iter(inputs)
+        tensors = iter(inputs)
         for name in self.names:
             spec = self.encoder.layout.spec(name)
-            content = next(given)
+            content = next(tensors)
             tokens[name] = content if spec.continuous else content.flatten(1)
             if not has_fixed_length(spec.layout):
-                used[name] = next(given)
+                used[name] = next(tensors)
         features, mask = self.encoder.forward_features(tokens, used)
         return features, self.encoder.forward_head(features, mask)
 
@@ -59,7 +59,7 @@ def export_encoder(
     """
     if not inputs or len(set(inputs)) < len(inputs):
         raise ConfigError(f"inputs of an export: expected different modalities, got {', '.join(inputs) or 'none'}")
-    encoder.layout.check_read(inputs, "export")
+    encoder.layout.check_inputs(inputs, "export")
     specs = [encoder.layout.spec(name) for name in inputs]
     ports = [port for spec in specs for port in ports_of(encoder, spec)]
     examples = tuple(example_values(port, max(CHECKED)) for port in ports)
@@ -85,7 +85,7 @@ def ports_of(encoder: FourMEncoder, spec: ModalitySpec) -> list[Port]:
         tokens = Port(name=spec.name, shape=(layout.length, layout.dim), dtype="float32")
     else:
         shape = layout.shape if isinstance(layout, GridLayout) else (layout.length,)
-        end = shown_end(encoder.layout, spec)
+        end = input_end(encoder.layout, spec)
         meaning = f"a sequence below the maximum length ends with id {end}" if end is not None else ""
         tokens = Port(name=spec.name, shape=shape, dtype="int64", low=0, high=spec.vocab_size - 1, meaning=meaning)
     if has_fixed_length(layout):

@@ -75,8 +75,8 @@ class FourMFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self._loaded = AnyToAny.from_pretrained(self.model, device=self.device)
         self.fingerprint_ = fingerprint(self._loaded.folder)
         layout, forms = self._loaded.model.layout, self._loaded.input_forms
-        usual = [*forms.values(), *ranked_names([layout.spec(name) for name in layout.readable])][0]
-        self.modality_ = usual if self.modality is None else forms.get(self.modality, self.modality)
+        default = [*forms.values(), *ranked_names([layout.spec(name) for name in layout.readable])][0]
+        self.modality_ = default if self.modality is None else forms.get(self.modality, self.modality)
         self._loaded.handle(self.modality_)
         self._n_features_out = self._loaded.encoder.num_features
         self._samples(X, reset=True)
@@ -95,10 +95,10 @@ class FourMFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         for first in range(0, len(samples), self.batch_size):
             batch = samples[first : first + self.batch_size]
             if isinstance(batch[0], Mapping):
-                given = {name: [sample[name] for sample in batch] for name in batch[0]}
+                inputs = {name: [sample[name] for sample in batch] for name in batch[0]}
             else:
-                given = {self.modality_: batch}
-            parts.append(model.embed(given, crop=self.crop))
+                inputs = {self.modality_: batch}
+            parts.append(model.embed(inputs, crop=self.crop))
         return np.concatenate(parts)
 
     def _samples(self, X: Any, reset: bool) -> list[Any]:
@@ -125,9 +125,9 @@ class FourMFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """Return the model, loaded again after unpickling."""
         if not hasattr(self, "_loaded"):
             self._loaded = AnyToAny.from_pretrained(self.model, device=self.device)
-            if (found := fingerprint(self._loaded.folder)) != self.fingerprint_:
+            if (loaded_fingerprint := fingerprint(self._loaded.folder)) != self.fingerprint_:
                 raise CheckpointError(
-                    f"{self.model}: the model changed since fit: its fingerprint is {found[:12]}, it was"
+                    f"{self.model}: the model changed since fit: its fingerprint is {loaded_fingerprint[:12]}, it was"
                     f" {self.fingerprint_[:12]}; fit again"
                 )
         return self._loaded
@@ -144,11 +144,12 @@ class FourMFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
 def _check_same_modalities(samples: Sequence[Any]) -> None:
     """Raise InvalidValueError unless all samples are dicts of the same modalities, or none is a dict."""
-    named = [sample.keys() if isinstance(sample, Mapping) else None for sample in samples]
-    for number, names in enumerate(named):
-        if names != named[0]:
-            first, other = ("no dict" if each is None else ", ".join(each) or "none" for each in (named[0], names))
+    modalities = [sample.keys() if isinstance(sample, Mapping) else None for sample in samples]
+    for number, names in enumerate(modalities):
+        if names != modalities[0]:
+            pair = modalities[0], names
+            expected, actual = ("no dict" if keys is None else ", ".join(keys) or "none" for keys in pair)
             raise InvalidValueError.expected(
-                f"FourMFeatures: sample {number}", f"the modalities of sample 0 ({first})", other,
+                f"FourMFeatures: sample {number}", f"the modalities of sample 0 ({expected})", actual,
                 "transform samples with other modalities separately",
             )  # fmt: skip

@@ -74,43 +74,43 @@ def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Show
     if not (any(pictured) or always):
         return False
     widths = [CELL if picture else TEXT for picture in pictured]
-    drawn = [[_drawn_cell(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    heights = [max(CELL, *(cell.height for cell in row)) for row in drawn]
+    cells = [[_cell_image(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    heights = [max(CELL, *(cell.height for cell in row)) for row in cells]
     lefts = list(accumulate((width + GAP for width in widths), initial=0))
-    titles = [_written(header, width - GAP, TITLE_LINES) for header, width in zip(headers, widths, strict=True)]
+    titles = [_text_image(header, width - GAP, TITLE_LINES) for header, width in zip(headers, widths, strict=True)]
     top = max(title.height for title in titles) + GAP
     tops = list(accumulate((height + GAP for height in heights), initial=top))
     sheet = Image.new("RGB", (lefts.pop() - GAP, tops.pop() - GAP), "white")
     for title, left in zip(titles, lefts, strict=False):
         sheet.paste(title, (left, 1))
-    places: list[list[Box | None]] = [[None] * len(headers) for _ in rows]
-    for number, (row, top) in enumerate(zip(drawn, tops, strict=True)):
+    boxes: list[list[Box | None]] = [[None] * len(headers) for _ in rows]
+    for number, (row, top) in enumerate(zip(cells, tops, strict=True)):
         for column, (cell, left) in enumerate(zip(row, lefts, strict=True)):
             if isinstance(rows[number][column], str):
                 sheet.paste(cell, (left, top))
                 continue
             x, y = left + (CELL - cell.width) // 2, top + (CELL - cell.height) // 2
             sheet.paste(cell, (x, y))
-            places[number][column] = (x, y, x + cell.width, y + cell.height)
+            boxes[number][column] = (x, y, x + cell.width, y + cell.height)
     information = PngInfo()
-    information.add_text("cells", json.dumps(places))
+    information.add_text("cells", json.dumps(boxes))
     with replacing_file(path) as temporary:
         sheet.save(temporary, format="PNG", optimize=True, pnginfo=information)
     return True
 
 
-def _drawn_cell(cell: Shown, width: int) -> Image.Image:
+def _cell_image(cell: Shown, width: int) -> Image.Image:
     """Return a picture that fits into a cell, or a text in lines of about `width` pixels."""
     if isinstance(cell, str):
-        return _written(cell, width - GAP, LINES)
+        return _text_image(cell, width - GAP, LINES)
     picture = cell.convert("RGB")
-    whole = -(-CELL // max(picture.size))
-    if whole > 1:
-        picture = picture.resize((picture.width * whole, picture.height * whole), Image.Resampling.NEAREST)
+    factor = -(-CELL // max(picture.size))
+    if factor > 1:
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     return ImageOps.contain(picture, (CELL, CELL), Image.Resampling.LANCZOS) if max(picture.size) > CELL else picture
 
 
-def _written(text: str, width: int, most_lines: int) -> Image.Image:
+def _text_image(text: str, width: int, most_lines: int) -> Image.Image:
     """Return a picture of a text, in lines of at most `width` pixels that end after spaces or underscores."""
     font, lines = ImageFont.load_default(12), list[str]()
     for part in text.splitlines()[: most_lines + 1] or [""]:
@@ -152,20 +152,20 @@ class Previews:
         for preview in config.previews:
             readable = bool(preview.inputs) and set(preview.inputs) <= set(layout.readable)
             fits = readable and preview.target in layout.discrete and preview.target not in preview.inputs
-            if fits and (found := self._held_out(preview)):
-                self.tokens[preview] = found
+            if fits and (sample_tokens := self._held_out(preview)):
+                self.tokens[preview] = sample_tokens
             elif fits and not inherited:
                 names = ", ".join((*preview.inputs, preview.target))
                 raise DataError(f"previews: no held-out sample has all of {names}; leave that preview out")
             elif not inherited:
                 possible = ", ".join(layout.readable), ", ".join(layout.discrete)
-                wanted = "inputs among {}, and a target that is no input, among {}".format(*possible)
-                raise ConfigError.expected("previews", wanted, title_of((preview.inputs, preview.target)))
+                expected = "inputs among {}, and a target that is no input, among {}".format(*possible)
+                raise ConfigError.expected("previews", expected, title_of((preview.inputs, preview.target)))
         pairs = [] if self.tokens else pairs_of(specs, layout)
         for inputs, target in pairs:
             preview = Preview(inputs=inputs, target=target)
-            if len(self.tokens) < PAIRS and (found := self._held_out(preview)):
-                self.tokens[preview] = found
+            if len(self.tokens) < PAIRS and (sample_tokens := self._held_out(preview)):
+                self.tokens[preview] = sample_tokens
         if pairs and not self.tokens and not inherited:
             raise DataError(
                 f"previews: no held-out sample in {', '.join(str(store.tokens) for store in self.stores)} has two "
@@ -197,10 +197,10 @@ class Previews:
 
     def _draw(self, model: FourM, folder: Path, step: int, preview: Preview) -> Path:
         tokens, target = self.tokens[preview], preview.target
-        given = {name: tokens[name] for name in preview.inputs}
-        predicted = generate(model, given, [TargetPlan(name=target, temperature=0, steps=1)], self.config.seed)[target]
+        inputs = {name: tokens[name] for name in preview.inputs}
+        predicted = generate(model, inputs, [TargetPlan(name=target, temperature=0, steps=1)], self.config.seed)[target]
         columns: list[list[Shown]] = []
-        for name, column in (*given.items(), (target, predicted), (target, tokens[target])):
+        for name, column in (*inputs.items(), (target, predicted), (target, tokens[target])):
             values = self.handles[name].decode_if_able(column)
             if values is None:  # no decoder: the number of vectors
                 columns.append([count_of(len(row), "vector") for row in column])

@@ -30,7 +30,7 @@ from zoo_backbone.gallery import Shown, write_sheet
 from zoo_backbone.generate.plans import GenerationPlan, TargetPlan, written_plan
 from zoo_backbone.generate.sampler import generate, rows_of
 from zoo_backbone.model import FourM
-from zoo_backbone.pipeline import BATCH, TOKENS, AnyToAny, blocks, drawn
+from zoo_backbone.pipeline import BATCH, TOKENS, AnyToAny, blocks, draw_samples
 from zoo_backbone.request import Request
 
 PLAN, RANKING, DONE, SHEET = "plan.toml", "ranking.json", "done.jsonl", "sheet.png"
@@ -58,13 +58,13 @@ def generate_to_folder(
     model, out = pipeline.model, Path(out)
     request = Request(plan, pipeline, tokens)
     for name in request.names:
-        if problem := key_problem(name):
-            raise DataError(f"split {plan.split}: sample {name!r}: {problem}; no file can be written for it")
+        if reason := key_problem(name):
+            raise DataError(f"split {plan.split}: sample {name!r}: {reason}; no file can be written for it")
     for file in sorted(request.read_files):
         if overwrite and out.resolve() in file.parents:
             raise ConfigError(f"{file}: is an input and would be overwritten; give another --out")
-    places, weights = {"backbone": str(pipeline.folder.resolve())}, str(model.record["weights_sha256"])
-    written = written_plan(request.written, {**places, "weights sha256": weights})
+    paths, weights = {"backbone": str(pipeline.folder.resolve())}, str(model.record["weights_sha256"])
+    written = written_plan(request.absolute_plan, {**paths, "weights sha256": weights})
     for line in written.splitlines():
         if line != shown_name(line):
             raise ConfigError(f"{shown_name(line)}: is not UTF-8, so {PLAN} cannot name it; rename the file or folder")
@@ -78,7 +78,7 @@ def generate_to_folder(
         "plan": dataclasses.asdict(request.plan), "weights": weights, "device": str(pipeline.device),
         "scorer": scored_by, "inputs": request.digest(BATCH),
     }  # fmt: skip
-    with RunFolder(out, GENERATION, identity, places).open(overwrite) as state:
+    with RunFolder(out, GENERATION, identity, paths).open(overwrite) as state:
         if state.finished is None:
             lines = {*((read_regular(out / DONE) or b"") if state.resuming else b"").splitlines(keepends=True)}
             done = {name for name in request.names if line_text({"sample": name}).encode() in lines}
@@ -93,32 +93,33 @@ def generate_to_folder(
 def _generate_rows(model: FourM, request: Request, out: Path, scorer: Scorer | None, done: set[str]) -> None:
     """Draw, decode, rank and write the samples that are not `done`. Several samples fit into a batch."""
     draws, handles = request.plan.draws, request.handles
-    todo = [row for row, name in enumerate(request.names) if name not in done]
-    with progress_bar("generate", len(todo) * draws) as advance:
-        for rows in blocks(todo, max(1, BATCH // draws)):
-            whole, partial = request.rows(rows)
+    remaining_rows = [row for row, name in enumerate(request.names) if name not in done]
+    with progress_bar("generate", len(remaining_rows) * draws) as advance:
+        for rows in blocks(remaining_rows, max(1, BATCH // draws)):
+            inputs, partial = request.rows(rows)
             numbers = [request.numbers[row] for row in rows]
-            found = drawn(
-                model, handles, request.targets, request.plan.seed, numbers, draws, whole, partial, advance=advance
+            generated = draw_samples(
+                model, handles, request.targets, request.plan.seed, numbers, draws, inputs, partial, advance=advance
             )
             scores: list[float] = []
             if scorer:
-                of_draws, _ = request.rows([row for row in rows for _ in range(draws)])
-                tokens = {name: [sample.tokens for sample in samples] for name, samples in found.items()}
-                scores = [float(score) for score in scorer(of_draws, tokens)]
+                draw_inputs, _ = request.rows([row for row in rows for _ in range(draws)])
+                tokens = {name: [sample.tokens for sample in samples] for name, samples in generated.items()}
+                scores = [float(score) for score in scorer(draw_inputs, tokens)]
                 if len(scores) != len(rows) * draws or any(map(math.isnan, scores)):
-                    wanted = f"a number for each of {len(rows) * draws} draws"
-                    raise InvalidValueError(f"rank: expected {wanted}, got {describe(scores)}")
+                    expected = f"a number for each of {len(rows) * draws} draws"
+                    raise InvalidValueError(f"rank: expected {expected}, got {describe(scores)}")
             for number, row in enumerate(rows):
-                first, order, place = number * draws, list(range(draws)), out / request.names[row]
+                first, order, folder = number * draws, list(range(draws)), out / request.names[row]
                 if scorer:
-                    own = scores[first : first + draws]
-                    order = best_first(own)
-                    by = request.plan.rank or "scorer"
-                    write_table(place / RANKING, {"by": by, "draws": order, "scores": [own[draw] for draw in order]})
+                    sample_scores = scores[first : first + draws]
+                    order = best_first(sample_scores)
+                    ranked_scores = [sample_scores[draw] for draw in order]
+                    ranking = {"by": request.plan.rank or "scorer", "draws": order, "scores": ranked_scores}
+                    write_table(folder / RANKING, ranking)
                 for rank, draw in enumerate(order):
-                    for samples in found.values():
-                        samples[first + draw].save(place / str(rank))
+                    for samples in generated.values():
+                        samples[first + draw].save(folder / str(rank))
                 with open(out / DONE, "a", encoding="utf-8") as lines:
                     lines.write(line_text({"sample": request.names[row]}))
 
@@ -163,8 +164,8 @@ class Agreement:
         value = model.layout.spec(name).value
         if value.kind != "array" or value.classes or value.dtype.startswith("int"):
             kind = "ids or other whole numbers" if value.kind == "array" else value.kind
-            wanted = "expected a numeric modality, such as a global vector"
-            raise ConfigError(f"rank {name}: draws are compared as vectors, and its values are {kind}; {wanted}")
+            expected = "expected a numeric modality, such as a global vector"
+            raise ConfigError(f"rank {name}: draws are compared as vectors, and its values are {kind}; {expected}")
         if name in targets:
             raise ConfigError(f"rank {name}: is a target itself; rank by another modality")
         if not inputs:
@@ -177,12 +178,12 @@ class Agreement:
 
     def _vectors(self, tokens: Mapping[str, Any]) -> Iterator[np.ndarray[Any, Any]]:
         """Yield the modality's values, or their predictions from the other modalities."""
-        for chosen in blocks(range(len(next(iter(tokens.values())))), BATCH):
-            block = {name: rows_of(values, chosen) for name, values in tokens.items()}
-            found = block.get(self.name)
-            if found is None:
-                found = generate(self.model, block, self.plan, seed=0)[self.name]
-            for value in self.decode(found):
+        for rows in blocks(range(len(next(iter(tokens.values())))), BATCH):
+            block = {name: rows_of(values, rows) for name, values in tokens.items()}
+            scored_tokens = block.get(self.name)
+            if scored_tokens is None:
+                scored_tokens = generate(self.model, block, self.plan, seed=0)[self.name]
+            for value in self.decode(scored_tokens):
                 yield np.asarray(value, np.float64).ravel()
 
 
@@ -191,7 +192,7 @@ def best_first(scores: Sequence[float]) -> list[int]:
     return sorted(range(len(scores)), key=lambda draw: -scores[draw])
 
 
-def cosine(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+def cosine(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     """Return the cosine of two vectors; 0 if a vector is 0."""
-    size = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return float(one @ other) / size if size else 0.0
+    size = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / size if size else 0.0

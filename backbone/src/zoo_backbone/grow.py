@@ -22,7 +22,7 @@ from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import has_fixed_length
 from zoo_backbone.checkpoint import (
-    ASKED,
+    REPLAY_MIXTURES,
     backbone_config,
     check_meaning,
     ids_in_use,
@@ -89,7 +89,7 @@ class Trained:
     model: ModelConfig
     train: TrainConfig
     """Settings of its training, defaults if it was imported. If it has grown before, with the mixtures that
-    `asked_from_now` returned then."""
+    `replay_mixtures` returned then."""
     fingerprints: Mapping[str, str]
     run: Run | None
     """The folder of its tokens; None if it was imported."""
@@ -97,35 +97,35 @@ class Trained:
     @classmethod
     def load(cls, folder: Path) -> Trained:
         """Read config.json and run.json of a folder. Raises CheckpointError."""
-        stored = backbone_config(folder)
-        train = from_mapping(TrainConfig, stored.get("train", {}))
-        if ASKED in stored:
-            mixtures = tuple(from_mapping(Mixture, mixture) for mixture in stored[ASKED])
+        config = backbone_config(folder)
+        train = from_mapping(TrainConfig, config.get("train", {}))
+        if REPLAY_MIXTURES in config:
+            mixtures = tuple(from_mapping(Mixture, mixture) for mixture in config[REPLAY_MIXTURES])
             train = dataclasses.replace(train, masking=dataclasses.replace(train.masking, mixtures=mixtures))
         return cls(
-            folder=Path(folder), specs=tuple(stored_specs(stored)), model=model_config(stored), train=train,
-            fingerprints=stored.get("fingerprints", {}), run=Run.load(folder) if (folder / RUN).is_file() else None,
+            folder=Path(folder), specs=tuple(stored_specs(config)), model=model_config(config), train=train,
+            fingerprints=config.get("fingerprints", {}), run=Run.load(folder) if (folder / RUN).is_file() else None,
         )  # fmt: skip
 
     @property
     def names(self) -> list[str]:
         return [spec.name for spec in self.specs]
 
-    def stores(self, tokens: Path, *, left: bool = False) -> tuple[Dataset, ...]:
+    def stores(self, tokens: Path, *, skip_missing: bool = False) -> tuple[Dataset, ...]:
         """Return the token stores of its training, restricted to its modalities; `tokens` replaces a missing own store.
 
-        With `left`, other missing stores are skipped.
+        With `skip_missing`, other missing stores are skipped.
         """
-        own = self.run.tokens if self.run and self.run.tokens.is_dir() else tokens
-        found = []
-        for dataset in datasets_of(own, self.train):
-            if left and not dataset.tokens.is_dir():
+        run_tokens = self.run.tokens if self.run and self.run.tokens.is_dir() else tokens
+        stores = []
+        for dataset in datasets_of(run_tokens, self.train):
+            if skip_missing and not dataset.tokens.is_dir():
                 continue
-            wanted = dataset.modalities or self.names
-            names = tuple(name for name in TokenStore(dataset.tokens).modalities(TRAIN) if name in wanted)
+            allowed = dataset.modalities or self.names
+            names = tuple(name for name in TokenStore(dataset.tokens).modalities(TRAIN) if name in allowed)
             mixtures = dataset.mixtures or self.train.masking.mixtures
-            found.append(dataclasses.replace(dataset, modalities=names, mixtures=mixtures))
-        return tuple(dataset for dataset in found if dataset.modalities)
+            stores.append(dataclasses.replace(dataset, modalities=names, mixtures=mixtures))
+        return tuple(dataset for dataset in stores if dataset.modalities)
 
 
 def grow(
@@ -146,15 +146,15 @@ def grow(
     tokens of other tokenizers than before.
     """
     store = TokenStore(tokens)
-    there = store.modalities(TRAIN)
-    stored = [name for name in trained.names if name in there]
-    for name in [zoo[name].name for name in added if name not in there]:
+    available = store.modalities(TRAIN)
+    old_names = [name for name in trained.names if name in available]
+    for name in [zoo[name].name for name in added if name not in available]:
         data = shlex.quote(str(store.data or "DATA"))
-        needed = [] if zoo[name].has_tokenizer else [f"zoo tokenizer train {name} --data {data}"]
-        needed.append(f"zoo tokenize {data} --out {shlex.quote(str(tokens))} --modalities {name}")
-        have = f"has no tokens of {name}; it has {', '.join(there)}"
-        raise DataError(f"{tokens}: {have}; make them: {', then '.join(needed)}")
-    handles = {name: zoo[name] for name in [*stored, *added]}
+        commands = [] if zoo[name].has_tokenizer else [f"zoo tokenizer train {name} --data {data}"]
+        commands.append(f"zoo tokenize {data} --out {shlex.quote(str(tokens))} --modalities {name}")
+        reason = f"has no tokens of {name}; it has {', '.join(available)}"
+        raise DataError(f"{tokens}: {reason}; make them: {', then '.join(commands)}")
+    handles = {name: zoo[name] for name in [*old_names, *added]}
     specs = grown_specs(trained, {name: handle.spec for name, handle in handles.items()}, added)
     check_tokenizers([Dataset(tokens=tokens)], handles.values())
     check_meaning(trained.folder, handles.values())
@@ -164,20 +164,20 @@ def grow(
         for name in replayed.modalities(TRAIN):
             if name in trained.names and (not dataset.modalities or name in dataset.modalities):
                 check_stored(replayed.open(TRAIN, name), trained.fingerprints.get(name), zoo, str(trained.folder))
-    show = None
+    previews = None
     if config.preview_every:  # also of modalities that only replayed stores have
-        shown = {name: zoo[name] for name in [*trained.names, *added] if name in zoo}
-        show = Previews(shown, tokens, config, model=trained.model, inherited="previews" not in table)
+        preview_handles = {name: zoo[name] for name in [*trained.names, *added] if name in zoo}
+        previews = Previews(preview_handles, tokens, config, model=trained.model, inherited="previews" not in table)
     train(
         out, tokens, specs, trained.model, config, start=trained.folder,
         fingerprints={**trained.fingerprints, **training_fingerprints(out, handles.values())},
         ids=ids_in_use(trained.folder, handles.values()),
-        run=Run(tokens=tokens, data=store.data, registry=zoo.place), show=show,
-        asked=asked_from_now(trained, specs, table), overwrite=overwrite, device=device,
+        run=Run(tokens=tokens, data=store.data, registry=zoo.place), show=previews,
+        replay_mixtures=replay_mixtures(trained, specs, table), overwrite=overwrite, device=device,
     )  # fmt: skip
 
 
-def asked_from_now(trained: Trained, specs: Sequence[ModalitySpec], table: Mapping[str, Any]) -> tuple[Mixture, ...]:
+def replay_mixtures(trained: Trained, specs: Sequence[ModalitySpec], table: Mapping[str, Any]) -> tuple[Mixture, ...]:
     """Return the mixtures that the grown backbone replays when it grows again.
 
     They are those of `trained`, with the added modalities as further targets where targets are named; nothing if
@@ -192,17 +192,17 @@ def asked_from_now(trained: Trained, specs: Sequence[ModalitySpec], table: Mappi
     )
 
 
-def grown_specs(trained: Trained, now: Mapping[str, ModalitySpec], added: Sequence[str]) -> list[ModalitySpec]:
-    """Return the old modalities in their order, then the added ones; `now` has the current specs by name.
+def grown_specs(trained: Trained, zoo_specs: Mapping[str, ModalitySpec], added: Sequence[str]) -> list[ModalitySpec]:
+    """Return the old modalities in their order, then the added ones; `zoo_specs` has the registry's specs by name.
 
     A vocabulary gets the largest size among its modalities. Raises ConfigError for a known modality.
     """
-    if there := [name for name in added if name in trained.names]:
+    if repeated := [name for name in added if name in trained.names]:
         advice = f"its modalities are {', '.join(trained.names)}; train on with zoo backbone train --from"
-        raise ConfigError(f"{trained.folder}: has {there[0]} already; {advice}")
+        raise ConfigError(f"{trained.folder}: has {repeated[0]} already; {advice}")
     if not added or len(set(added)) != len(added):
         raise ConfigError(f"--add: expected names of new modalities, each once; got {', '.join(added) or 'none'}")
-    specs = [now.get(spec.name, spec) for spec in trained.specs] + [now[name] for name in added]
+    specs = [zoo_specs.get(spec.name, spec) for spec in trained.specs] + [zoo_specs[name] for name in added]
     longest: dict[str, int] = {}
     for spec in specs:
         longest[spec.vocabulary] = max(longest.get(spec.vocabulary, 0), spec.vocab_size)
@@ -210,7 +210,7 @@ def grown_specs(trained: Trained, now: Mapping[str, ModalitySpec], added: Sequen
 
 
 def growing_mixtures(
-    asked: Sequence[Mixture],
+    base_mixtures: Sequence[Mixture],
     old: Sequence[str],
     added: Sequence[str],
     specs: Sequence[ModalitySpec],
@@ -220,36 +220,36 @@ def growing_mixtures(
 ) -> tuple[Mixture, ...]:
     """Return mixtures that teach new modalities and keep old ones.
 
-    Most samples have new targets, with the inputs, weights and shares of the components of `asked`. Unless `frozen`,
-    the rest of their target budget goes to the old targets of any component. For each `NEW_TARGETS` of these samples,
+    Most samples have new targets, with the inputs, weights and shares of `base_mixtures`. Unless `frozen`, the rest of
+    their target budget goes to the old targets of all components. For each `NEW_TARGETS` of these samples,
     one has new inputs and old targets, and one has any inputs and targets.
     """
     layout = layout_for(model or ModelConfig(), specs)
-    read = [name for name in old if name in layout.readable]
+    old_inputs = [name for name in old if name in layout.readable]
     parts = [Mixture()]
-    new, known = (tuple(name for name in names if name in layout.discrete) for names in (added, old))
-    aims = [(*part.targets, *part.fallback_targets) or known for part in asked]
-    targets = tuple(name for name in known if any(name in aim for aim in aims))
-    if read and new:
-        ways = [part for part in asked if not part.inputs or set(part.inputs) & set(read)] or [Mixture()]
-        scale = NEW_TARGETS / sum(part.weight for part in ways)
-        for part in ways:
-            inputs = tuple(name for name in part.inputs or read if name in read)
-            fallback = () if frozen else targets
-            weight = scale * part.weight
-            changed = dataclasses.replace(part, weight=weight, inputs=inputs, targets=new, fallback_targets=fallback)
-            parts.append(changed)
-    if known:
-        parts.append(Mixture(inputs=tuple(added), targets=known))
+    new_targets, old_targets = (tuple(name for name in names if name in layout.discrete) for names in (added, old))
+    aims = [(*part.targets, *part.fallback_targets) or old_targets for part in base_mixtures]
+    targets = tuple(name for name in old_targets if any(name in aim for aim in aims))
+    if old_inputs and new_targets:
+        usable = [part for part in base_mixtures if not part.inputs or set(part.inputs) & set(old_inputs)]
+        components = usable or [Mixture()]
+        scale = NEW_TARGETS / sum(part.weight for part in components)
+        fallback = () if frozen else targets
+        for part in components:
+            inputs = tuple(name for name in part.inputs or old_inputs if name in old_inputs)
+            part = dataclasses.replace(part, weight=scale * part.weight, inputs=inputs)
+            parts.append(dataclasses.replace(part, targets=new_targets, fallback_targets=fallback))
+    if old_targets:
+        parts.append(Mixture(inputs=tuple(added), targets=old_targets))
     return tuple(parts)
 
 
 def check_same_model(trained: Trained, table: Mapping[str, Any], origin: Origin) -> None:
     """Raise ConfigError if the table [model] contradicts the backbone."""
-    known = dataclasses.asdict(trained.model)
-    wanted = dataclasses.asdict(from_mapping(type(trained.model), {**known, **table}, origin))
-    for key, value in known.items():
-        if wanted[key] != value:
+    model_settings = dataclasses.asdict(trained.model)
+    requested_settings = dataclasses.asdict(from_mapping(type(trained.model), {**model_settings, **table}, origin))
+    for key, value in model_settings.items():
+        if requested_settings[key] != value:
             raise ConfigError(f"{origin.at(key)}: {trained.folder} has {value!r}, which stays; leave it out")
 
 
@@ -274,35 +274,36 @@ def growing_config(
     config = from_mapping(TrainConfig, merged(dataclasses.asdict(base), table), origin)
     added = [spec.name for spec in specs if spec.name not in trained.names]
     discrete = [spec for spec in specs if not spec.continuous]
-    asks_for_old = False
+    has_old_targets = False
     if "mixtures" in table.get("masking", {}):
         parts = [*config.masking.mixtures, *(part for dataset in config.datasets for part in dataset.mixtures)]
         named = [spec.name for spec in discrete]
         aims = [(*part.targets, *part.fallback_targets) or named for part in parts]
-        met = {name for names in (*aims, *(part.inputs or added for part in parts)) for name in names}
-        if missing := [name for name in added if name not in met]:
-            place = (origin or Origin(table="train")).inner("masking").at("mixtures")
-            raise ConfigError(f"{place}: no mixture has {missing[0]} as an input or a target; name it in one")
+        named_modalities = {name for names in (*aims, *(part.inputs or added for part in parts)) for name in names}
+        if missing := [name for name in added if name not in named_modalities]:
+            key_path = (origin or Origin(table="train")).inner("masking").at("mixtures")
+            raise ConfigError(f"{key_path}: no mixture has {missing[0]} as an input or a target; name it in one")
     else:
-        there = TokenStore(tokens).modalities(TRAIN)
-        old = [name for name in trained.names if name in there]
+        available = TokenStore(tokens).modalities(TRAIN)
+        old = [name for name in trained.names if name in available]
         mixtures = growing_mixtures(config.masking.mixtures, old, added, specs, trained.model, frozen=config.freeze)
         masking = dataclasses.replace(config.masking, mixtures=mixtures)
         config = dataclasses.replace(config, masking=masking)
         # Whether new targets of full length leave enough budget and tokens for the old targets of fixed length.
-        new = sum(spec.layout.length for spec in discrete if spec.name in added)
-        left = sum(spec.layout.length for spec in discrete if spec.name not in added and has_fixed_length(spec.layout))
-        room = min(masking.target_budget - new, left - masking.input_budget)
-        asks_for_old = old == trained.names and not config.datasets and room >= OLD_TARGETS * masking.target_budget
+        new_tokens = sum(spec.layout.length for spec in discrete if spec.name in added)
+        old_specs = [spec for spec in discrete if spec.name not in added and has_fixed_length(spec.layout)]
+        old_tokens = sum(spec.layout.length for spec in old_specs)
+        room = min(masking.target_budget - new_tokens, old_tokens - masking.input_budget)
+        has_old_targets = old == trained.names and not config.datasets and room >= OLD_TARGETS * masking.target_budget
     if replay is None:
-        replay = 0.0 if config.freeze else REPLAY if asks_for_old else REPLAY_APART
+        replay = 0.0 if config.freeze else REPLAY if has_old_targets else REPLAY_APART
     if not replay:
         return config
     stores = trained.stores(tokens)
     if not stores:
-        where = " and ".join(str(store) for store in (trained.run and trained.run.tokens, tokens) if store)
+        paths = " and ".join(str(store) for store in (trained.run and trained.run.tokens, tokens) if store)
         advice = "restore the token store of its training, or give --replay 0"
-        raise ConfigError(f"--replay {replay:g}: {where} has no tokens of the modalities of {trained.folder}; {advice}")
+        raise ConfigError(f"--replay {replay:g}: {paths} has no tokens of the modalities of {trained.folder}; {advice}")
     scale = replay / (1 - replay) * (1 + sum(d.weight for d in config.datasets)) / sum(d.weight for d in stores)
     replayed = tuple(dataclasses.replace(dataset, weight=scale * dataset.weight) for dataset in stores)
     return dataclasses.replace(config, datasets=config.datasets + replayed)
@@ -317,23 +318,23 @@ def write_report(folder: Path, trained: Trained, tokens: Path, device: str = AUT
      "new": {name: {"after", "uniform", "targets"}}: losses of added modalities, and the loss of a uniform prediction,
      "skills": [{"inputs", "target", "before", "after"}]: skill scores where zoo backbone eval has measured both}
     """
-    stored = backbone_config(folder)
-    record = stored["start"]
-    specs = stored_specs(stored)
+    config = backbone_config(folder)
+    record = config["start"]
+    specs = stored_specs(config)
     old = [spec for spec in specs if spec.name in trained.names]
-    grown = dataclasses.replace(from_mapping(TrainConfig, stored["train"]), datasets=())
+    new_config = dataclasses.replace(from_mapping(TrainConfig, config["train"]), datasets=())
     torch_device = Ranks(device).device
-    at_once = max(1, grown.batch_size // (grown.grad_accum_steps * processes()))  # as in training
+    max_batch_size = max(1, new_config.batch_size // (new_config.grad_accum_steps * processes()))  # as in training
     before: dict[str, tuple[float, int]] = {}
     after: dict[str, tuple[float, int]] = {}
-    if stores := trained.stores(tokens, left=True):
-        own, *others = stores
-        measuring = dataclasses.replace(trained.train, datasets=tuple(others))
+    if stores := trained.stores(tokens, skip_missing=True):
+        own_store, *other_stores = stores
+        old_config = dataclasses.replace(trained.train, datasets=tuple(other_stores))
         before, after = (
-            losses_of(backbone, old, own.tokens, measuring, trained.names, torch_device, at_once)
+            losses_of(backbone, old, own_store.tokens, old_config, trained.names, torch_device, max_batch_size)
             for backbone in (trained.folder, folder)
         )
-    now = losses_of(folder, specs, tokens, grown, trained.names, torch_device, at_once)
+    grown_losses = losses_of(folder, specs, tokens, new_config, trained.names, torch_device, max_batch_size)
     sizes = {spec.name: spec.vocab_size for spec in specs}
     result = {
         "start": record,
@@ -341,8 +342,8 @@ def write_report(folder: Path, trained: Trained, tokens: Path, device: str = AUT
             name: {"before": loss, "after": after[name][0], "targets": count} for name, (loss, count) in before.items()
         },
         "new": {
-            name: {"after": now[name][0], "uniform": math.log(sizes[name]), "targets": now[name][1]}
-            for name in record["added"] if name in now
+            name: {"after": grown_losses[name][0], "uniform": math.log(sizes[name]), "targets": grown_losses[name][1]}
+            for name in record["added"] if name in grown_losses
         },
         "skills": skills(trained.folder, folder),
     }  # fmt: skip
@@ -355,13 +356,13 @@ def skills(before: Path, after: Path) -> list[dict[str, Any]]:
 
     An evaluation of other weights than the folder has now does not count.
     """
-    (one, here), (two, there) = map(_measured, (before, after))
+    (skills_before, digests_before), (skills_after, digests_after) = map(_measured, (before, after))
     # A name in only one evaluation belongs to no shared pair.
-    if any(here[name] != there[name] for name in here.keys() & there.keys()):
+    if any(digests_before[name] != digests_after[name] for name in digests_before.keys() & digests_after.keys()):
         return []
     return [
-        {"inputs": list(inputs), "target": target, "before": skill, "after": two[inputs, target, samples]}
-        for (inputs, target, samples), skill in one.items() if (inputs, target, samples) in two
+        {"inputs": list(inputs), "target": target, "before": skill, "after": skills_after[inputs, target, samples]}
+        for (inputs, target, samples), skill in skills_before.items() if (inputs, target, samples) in skills_after
     ]  # fmt: skip
 
 

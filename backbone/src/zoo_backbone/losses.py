@@ -37,30 +37,30 @@ class LossBalance:
     def __init__(self, layout: EmbeddingLayout, config: TrainConfig, device: torch.device) -> None:
         self.layout, self.config = layout, config
         self.fixed = torch.ones(len(layout), device=device)
-        layout.check_made(config.loss_weights, "loss_weights:")
+        layout.check_targets(config.loss_weights, "loss_weights:")
         for name, weight in config.loss_weights.items():
             self.fixed[layout.index(name)] = weight
         self.learned = config.balance == "uncertainty"
         self.adam = RowAdam(torch.zeros(len(layout), 1, device=device), config.betas)
 
-    def weights(self, whole: Tensor) -> Tensor | None:
-        """Return the weights `(modalities,)` for a batch with `whole` targets; None if all are 1."""
+    def weights(self, target_counts: Tensor) -> Tensor | None:
+        """Return the weights `(modalities,)` for a batch with `target_counts` targets; None if all are 1."""
         if not self.learned and not self.config.loss_weights:
             return None
-        share = whole if self.config.loss == "token" else (whole > 0).float()
+        share = target_counts if self.config.loss == "token" else (target_counts > 0).float()
         fixed = self.fixed * (share.sum() / (self.fixed * share).sum().clamp(min=1e-9))
         return fixed * self._factors() if self.learned else fixed
 
-    def update(self, sums: Tensor, whole: Tensor, rate: float) -> None:
+    def update(self, sums: Tensor, target_counts: Tensor, rate: float) -> None:
         """Update the learned weights by the summed losses of the whole batch."""
         if self.learned:
-            gradient = 0.5 - self._factors() * sums / whole.clamp(min=1)
-            self.adam.step(torch.where(whole > 0, gradient, 0.0).unsqueeze(1), rate)
+            gradient = 0.5 - self._factors() * sums / target_counts.clamp(min=1)
+            self.adam.step(torch.where(target_counts > 0, gradient, 0.0).unsqueeze(1), rate)
 
     def _factors(self) -> Tensor:
         return torch.exp(-self.adam.table.squeeze(1))
 
-    def shown(self) -> dict[str, float]:
+    def log_scalars(self) -> dict[str, float]:
         """Return the learned weights for the log."""
         names = self.layout.names if self.learned else ()
         return {f"weight/{name}": factor for name, factor in zip(names, self._factors().tolist(), strict=False)}
@@ -68,9 +68,6 @@ class LossBalance:
     def state(self) -> dict[str, Tensor]:
         """Return the learned weights and their optimizer state."""
         return {NAME: self.adam.table, **self.adam.state(NAME)} if self.learned else {}
-
-
-Compute = Callable[[PackedBatch], Losses]
 
 
 class GradAccumulation:
@@ -99,26 +96,26 @@ class GradAccumulation:
             self._pool.shutdown()
             torch.set_num_threads(self.cores)
 
-    def backward(self, batch: PackedBatch, compute: Compute, scale: float = 1.0) -> Losses:
+    def backward(self, batch: PackedBatch, compute: Callable[[PackedBatch], Losses], scale: float = 1.0) -> Losses:
         """Add the gradient of `scale` times the loss to `.grad`, and return the losses of the whole batch."""
 
         def with_gradients(part: PackedBatch) -> tuple[Losses, Sequence[Tensor | None]]:
             losses = compute(part)
             return losses, torch.autograd.grad(losses.loss * scale, self.parameters, allow_unused=True)
 
-        parts, found = batch.split(self.count), list[Losses]()
+        parts, part_losses = batch.split(self.count), list[Losses]()
         if self._pool is None:
             for part in parts:
-                found.append(compute(part))
-                torch.autograd.backward(found[-1].loss * scale)
+                part_losses.append(compute(part))
+                torch.autograd.backward(part_losses[-1].loss * scale)
         else:
             results = list(self._pool.map(with_gradients, parts))
-            found = [losses for losses, _ in results]
+            part_losses = [losses for losses, _ in results]
             for parameter, *gradients in zip(self.parameters, *(gradients for _, gradients in results), strict=True):
                 for gradient in gradients:
                     if gradient is not None:
                         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        sides = zip(*((of.loss.detach(), of.sums, of.counts) for of in found), strict=True)
+        sides = zip(*((of.loss.detach(), of.sums, of.counts) for of in part_losses), strict=True)
         loss, sums, counts = (functools.reduce(torch.add, side) for side in sides)
         return Losses(loss=loss, sums=sums, counts=counts)
 
@@ -135,12 +132,12 @@ def held_out_losses(
     Each batch is computed in `pieces`, by default the settings' `grad_accum_steps`, as in training. The `loss` that is
     returned is the sum over all tokens.
     """
-    found = []
+    parts = []
     for source, masker in zip(mix.sources, mix.maskers, strict=True):
-        chosen = np.asarray(spread(len(source.data), config.eval_samples))
-        for packed in source.data.batches(chosen, config.batch_size, masker, config.seed ^ SEED):
-            found += [forward(piece) for piece in packed.split(pieces or config.grad_accum_steps)]
-    sums, counts = (sum(getattr(losses, side) for losses in found) for side in ("sums", "counts"))
+        samples = np.asarray(spread(len(source.data), config.eval_samples))
+        for packed in source.data.batches(samples, config.batch_size, masker, config.seed ^ SEED):
+            parts += [forward(piece) for piece in packed.split(pieces or config.grad_accum_steps)]
+    sums, counts = (sum(getattr(losses, side) for losses in parts) for side in ("sums", "counts"))
     return Losses(loss=sums.sum(), sums=sums, counts=counts)
 
 
@@ -150,20 +147,20 @@ def losses_of(
     specs: Sequence[ModalitySpec],
     tokens: Path,
     config: TrainConfig,
-    known: Collection[str] = (),
+    optional_names: Collection[str] = (),
     device: torch.device | str = "cpu",
-    at_once: int | None = None,
+    max_batch_size: int | None = None,
 ) -> dict[str, tuple[float, int]]:
     """Return the held-out loss of a backbone in nats, and the number of target tokens, by modality.
 
-    `known` are modalities that the token store may lack; the result is empty without held-out samples. At most
-    `at_once` samples are computed together on `device`, by default as many as in training.
+    `optional_names` are modalities that the token store may lack; the result is empty without held-out samples. At most
+    `max_batch_size` samples are computed together on `device`, by default as many as in training.
     """
     model = load_model(folder, specs, device).eval()
-    mix = Mix(open_sources(tokens, TEST, specs, config, known), model.layout, config)
+    mix = Mix(open_sources(tokens, TEST, specs, config, optional_names), model.layout, config)
     if not mix.sources:
         return {}
-    pieces = None if at_once is None else -(-config.batch_size // at_once)
+    pieces = None if max_batch_size is None else -(-config.batch_size // max_batch_size)
     losses = held_out_losses(lambda batch: model(batch.to(device)), mix, config, pieces)
     counts = dict(zip(model.layout.names, losses.counts.tolist(), strict=True))
     return {name: (loss, int(counts[name])) for name, loss in losses.per_modality(model.layout.names).items()}

@@ -64,7 +64,7 @@ class Draws:
     """`batch tokens`: keys that order the tokens of all modalities except sequences."""
     cuts: Keys
     """`batch*sequences width`: keys for the lengths of spans."""
-    places: Keys
+    positions: Keys
     """`batch*sequences width+1`: keys for their places."""
     turns: Keys
     """`batch*sequences width`: keys for the order in which spans become targets."""
@@ -106,7 +106,7 @@ class Masker:
 
     def _allowed(self, key: str, names: Sequence[str]) -> Bools:
         """Return the modalities that a key of a component allows, `modalities`."""
-        check = self.layout.check_read if key == "inputs" else self.layout.check_made
+        check = self.layout.check_inputs if key == "inputs" else self.layout.check_targets
         allowed = np.zeros(len(self.layout), bool)
         allowed[[self.layout.index(name) for name in names]] = True
         check(names, f"masking: mixtures: {key}:")
@@ -114,13 +114,13 @@ class Masker:
             raise ConfigError("masking: no modality has tokens, so there is nothing to predict; add a discrete one")
         return allowed
 
-    def lacks(self, names: Collection[str]) -> str:
+    def missing_side(self, names: Collection[str]) -> str:
         """Return "targets" or "inputs" where samples with only these modalities never have any; else ""."""
-        here = np.isin(self.layout.names, list(names))
-        useful = (self._may_be_target & here).any(axis=1)
+        available = np.isin(self.layout.names, list(names))
+        useful = (self._may_be_target & available).any(axis=1)
         if not useful.any():
             return "targets"
-        return "" if (self._may_be_input[useful] & here).any() else "inputs"
+        return "" if (self._may_be_input[useful] & available).any() else "inputs"
 
     def __call__(self, raw: RawBatch, seed: int, step: int, first_slot: int = 0) -> PackedBatch:
         """Choose and pack. `first_slot` is the slot of the first sample where this is a part of a larger batch."""
@@ -143,10 +143,10 @@ class Masker:
         masked = mask_spans(
             lengths, inputs[:, self._sequences].ravel(), np.tile(self._num_sentinels, len(raw)),
             self.config.span_length, draws.span_rounding.ravel(), draws.cuts[:, :longest],
-            draws.places[:, : longest + 1],
+            draws.positions[:, : longest + 1],
         )  # fmt: skip
         spans = Spans.of(masked)  # a row is `sample * sequences + sequence`
-        target_shares = after_others(log_shares[:, 1], self._fallbacks[component])
+        target_shares = deferred_shares(log_shares[:, 1], self._fallbacks[component])
         targets, selected = self._share_targets(
             raw, draws, target_shares, targets_allowed, targets_first, inputs, spans
         )
@@ -158,9 +158,9 @@ class Masker:
         for index, end in zip(self._sequences, self._end, strict=True):
             spec, length = self.layout.specs[index], raw.lengths[:, index]
             rows = np.flatnonzero(raw.present[:, index] & (length < spec.layout.length))
-            stored = tokens[spec.name]
-            content = np.zeros((len(raw), spec.layout.length), stored.dtype)
-            content[:, : stored.shape[1]] = stored
+            ids = tokens[spec.name]
+            content = np.zeros((len(raw), spec.layout.length), ids.dtype)
+            content[:, : ids.shape[1]] = ids
             content[rows, length[rows]] = end
             tokens[spec.name] = content
             lengths[rows, index] += 1
@@ -193,18 +193,18 @@ class Masker:
         return Draws(
             component=uniform[:, 0], budget=uniform[:, 1], single_input=keys[:, -1] / float(WORD),
             rounding=uniform[:, 2:5], log_shares=log_shares, span_rounding=uniform[:, 5 : 5 + sequences],
-            orders=keys[:, :fixed], cuts=spans[:, :width], places=spans[:, width : 2 * width + 1],
+            orders=keys[:, :fixed], cuts=spans[:, :width], positions=spans[:, width : 2 * width + 1],
             turns=spans[:, 2 * width + 1 :],
         )  # fmt: skip
 
     def _choose_component(self, raw: RawBatch, draws: Draws) -> Ints:
         """Draw a component per sample, preferring those with targets, then with inputs, then with first targets."""
         targets = (raw.present[:, None] & self._may_be_target).any(axis=2)
-        both = targets & (raw.present[:, None] & self._may_be_input).any(axis=2)
-        first = np.where(both.any(axis=1, keepdims=True), both, targets)
+        with_inputs = targets & (raw.present[:, None] & self._may_be_input).any(axis=2)
+        first = np.where(with_inputs.any(axis=1, keepdims=True), with_inputs, targets)
         first &= (raw.present[:, None] & self._targets).any(axis=2)
         weights = self._weights
-        for possible in (targets, both, first):
+        for possible in (targets, with_inputs, first):
             weights = np.where(possible | ~possible.any(axis=1, keepdims=True), weights, 0.0)
         edges = np.cumsum(weights, axis=1)
         return np.argmax(edges > draws.component[:, None] * edges[:, -1:], axis=1)
@@ -217,15 +217,15 @@ class Masker:
         budget = low + np.floor(draws.budget * (high - low + 1)).astype(np.int64)
         capacity = np.where(allowed, raw.lengths, 0)
         # Leave the targets enough of the tokens that both sides may use, or their proportion if there are few.
-        both = allowed & targets_allowed
-        shared = np.where(both, raw.lengths, 0).sum(axis=1)
-        others = np.where(targets_allowed & ~allowed, raw.lengths, 0).sum(axis=1)
-        need = np.maximum(self.config.target_budget - others, 0)
+        in_both = allowed & targets_allowed
+        shared = np.where(in_both, raw.lengths, 0).sum(axis=1)
+        target_only = np.where(targets_allowed & ~allowed, raw.lengths, 0).sum(axis=1)
+        need = np.maximum(self.config.target_budget - target_only, 0)
         left = np.minimum(need, -(-shared * need // (need + budget)))
         # But keep one input where there is no other input, and another target.
-        only = ~(allowed & ~targets_allowed & (raw.lengths > 0)).any(axis=1) & (others > 0)
+        only = ~(allowed & ~targets_allowed & (raw.lengths > 0)).any(axis=1) & (target_only > 0)
         left = np.where(only, np.minimum(left, np.maximum(shared - 1, 0)), left)
-        return fill_with_limit(log_shares, capacity, budget, draws.rounding[:, 0], both, shared - left)
+        return fill_with_limit(log_shares, capacity, budget, draws.rounding[:, 0], in_both, shared - left)
 
     def _share_targets(
         self, raw: RawBatch, draws: Draws, log_shares: Floats, allowed: Bools, first: Bools, inputs: Ints, spans: Spans
@@ -235,26 +235,26 @@ class Masker:
         shape = (len(raw), len(self._sequences))
         capacity = raw.lengths - inputs
         capacity[in_sequences] = spans.cost().reshape(shape)
-        whole = self.layout.causal & (inputs == 0)
-        capacity[whole] = raw.lengths[whole] + 1
+        without_inputs = self.layout.causal & (inputs == 0)
+        capacity[without_inputs] = raw.lengths[without_inputs] + 1
         capacity[~allowed] = 0
         budget = np.full(len(raw), self.config.target_budget)
         quota = fill(log_shares, capacity, budget, draws.rounding[:, 1])
         counts = quota.copy()
         # A sequence without inputs may be cut anywhere: select its one span, and take a prefix.
-        may_be_cut = whole[in_sequences].ravel()
+        may_be_cut = without_inputs[in_sequences].ravel()
         room = np.where(may_be_cut, LARGEST, counts[in_sequences].ravel())
         selected = spans.select(room, draws.turns, adjacent=self.layout.marked_inputs)
         used = np.bincount(np.repeat(spans.row[selected], spans.length[selected] + 1), minlength=len(may_be_cut))
-        counts[in_sequences] = np.where(whole[in_sequences], counts[in_sequences], used.reshape(shape))
-        rest = np.where(self.layout.causal & ~whole, 0, capacity - counts)
+        counts[in_sequences] = np.where(without_inputs[in_sequences], counts[in_sequences], used.reshape(shape))
+        rest = np.where(self.layout.causal & ~without_inputs, 0, capacity - counts)
         counts += fill(log_shares, rest, budget - counts.sum(axis=1), draws.rounding[:, 2])
         # Where all first targets are spans that are too long, predict a prefix of them.
-        met = np.where(first, quota, 0).any(axis=1, keepdims=True)
-        bare = ~np.where(first | ~met, counts, 0).any(axis=1)
-        counts[bare] = quota[bare]
-        bare = np.repeat(bare, shape[1])
-        return counts, selected | bare[spans.row]
+        has_quota = np.where(first, quota, 0).any(axis=1, keepdims=True)
+        untargeted = ~np.where(first | ~has_quota, counts, 0).any(axis=1)
+        counts[untargeted] = quota[untargeted]
+        untargeted = np.repeat(untargeted, shape[1])
+        return counts, selected | untargeted[spans.row]
 
     def _pack(
         self, raw: RawBatch, draws: Draws, inputs: Ints, targets: Ints, spans: Spans, selected: Bools
@@ -297,10 +297,10 @@ class Masker:
             ids = tokens.reshape(-1, length)[active[rows], token] + self._token_start[kind]
             index = side.put(sample, kind, columns, ids, self._position_start[kind] + token)
             for continuous in np.unique(kind[self._continuous[kind]]) if side is inputs else ():
-                here = kind == continuous
+                of_modality = kind == continuous
                 name = self.layout.names[continuous]
-                values = raw.tokens[name][sample[here], token[here]].astype(np.float32, copy=False)
-                vectors[name] = torch.from_numpy(index[here]), torch.from_numpy(values)
+                values = raw.tokens[name][sample[of_modality], token[of_modality]].astype(np.float32, copy=False)
+                vectors[name] = torch.from_numpy(index[of_modality]), torch.from_numpy(values)
 
     def _pack_sequences(self, raw: RawBatch, spans: Spans, selected: Bools, inputs: _Side, targets: _Side) -> None:
         """Pack kept tokens and sentinels as inputs, the streams of the selected spans as targets."""
@@ -308,8 +308,8 @@ class Masker:
         width = spans.masked.shape[1]
         tokens = np.zeros((batch, size, width), np.int64)
         for number, index in enumerate(order):
-            stored = raw.tokens[self.layout.names[index]][:, :width]
-            tokens[:, number, : stored.shape[1]] = stored
+            sequence_ids = raw.tokens[self.layout.names[index]][:, :width]
+            tokens[:, number, : sequence_ids.shape[1]] = sequence_ids
         flat = tokens.reshape(-1, width)
         sentinel, closing = np.tile(self._sentinel, batch), np.tile(self._end, batch)
         lengths, quota = raw.lengths[:, order].ravel(), inputs.counts[:, order].ravel()
@@ -391,11 +391,11 @@ def fill(log_shares: Floats, capacity: Ints, budget: Ints, offset: Floats) -> In
     # Next to the greatest share all faint ones look alike; once the others are full, share the rest among the faint.
     faint = (room > 0) & (log_shares - peak < SMALLEST_LOG_SHARE)
     done = np.take_along_axis(full, np.argsort(order, axis=1), axis=1) & ~faint
-    again = np.flatnonzero(faint.any(axis=1) & done.any(axis=1))
-    if len(again):
-        granted = np.where(done, room, 0)[again]
-        left = budget[again] - granted.sum(axis=1)
-        result[again] = granted + fill(log_shares[again], room[again] - granted, left, offset[again])
+    rows = np.flatnonzero(faint.any(axis=1) & done.any(axis=1))
+    if len(rows):
+        granted = np.where(done, room, 0)[rows]
+        left = budget[rows] - granted.sum(axis=1)
+        result[rows] = granted + fill(log_shares[rows], room[rows] - granted, left, offset[rows])
     return result
 
 
@@ -406,20 +406,20 @@ def fill_with_limit(
     counts = fill(log_shares, capacity, budget, offset)
     over = np.flatnonzero(np.where(group, counts, 0).sum(axis=1) > limit)
     if len(over):
-        logs, room, inside, most = log_shares[over], capacity[over], group[over], limit[over]
-        counts[over] = fill(logs, np.where(inside, room, 0), most, offset[over]) + fill(
-            logs, np.where(inside, 0, room), budget[over] - most, offset[over]
+        logs, room, inside, group_budget = log_shares[over], capacity[over], group[over], limit[over]
+        counts[over] = fill(logs, np.where(inside, room, 0), group_budget, offset[over]) + fill(
+            logs, np.where(inside, 0, room), budget[over] - group_budget, offset[over]
         )
     return counts
 
 
-def after_others(log_shares: Floats, last: Bools) -> Floats:
+def deferred_shares(log_shares: Floats, last: Bools) -> Floats:
     """Return shares that serve the modalities of `last` (`rows modalities`) after all others."""
     rows = np.flatnonzero(last.any(axis=1))
     if not len(rows):
         return log_shares
     result, behind = log_shares.copy(), last[rows]
-    least = np.where(behind, np.inf, log_shares[rows]).min(axis=1, keepdims=True)
-    most = np.where(behind, log_shares[rows], -np.inf).max(axis=1, keepdims=True)
-    result[rows] -= np.where(behind, most - least - 2 * SMALLEST_LOG_SHARE, 0.0)
+    lowest = np.where(behind, np.inf, log_shares[rows]).min(axis=1, keepdims=True)
+    highest = np.where(behind, log_shares[rows], -np.inf).max(axis=1, keepdims=True)
+    result[rows] -= np.where(behind, highest - lowest - 2 * SMALLEST_LOG_SHARE, 0.0)
     return result

@@ -43,8 +43,8 @@ class Context:
 
     def select(self, rows: Tensor) -> Context:
         """Return the context of the samples `rows` (indices into the batch)."""
-        kept = tuple((key[rows], value[rows]) for key, value in self.keys_and_values)
-        return Context(keys_and_values=kept, mask=None if self.mask is None else self.mask[rows])
+        selected = tuple((key[rows], value[rows]) for key, value in self.keys_and_values)
+        return Context(keys_and_values=selected, mask=None if self.mask is None else self.mask[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class FourM(nn.Module):
     layout_class: ClassVar[type[EmbeddingLayout]] = EmbeddingLayout
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
     table_rows: ClassVar[Mapping[str, str]] = {"token_embedding.weight": "tokens"}
-    """Entries of the state dict that hold all embedding tables, and their names on disk; see `named_tensors`."""
+    """Entries of the state dict with all embedding tables, and their names on disk (`checkpoint.model_tensors`)."""
     modality_rows: ClassVar[Mapping[str, str]] = {
         "modality_embedding.weight": "modalities", "mask_embedding.weight": "masks",
     }  # fmt: skip
@@ -183,27 +183,27 @@ class FourM(nn.Module):
                 projected = self.projections[name](vectors.to(flat.dtype))
                 flat = flat.index_copy(0, index, projected.to(flat.dtype))
             content = flat.view_as(content)
-        place = self.embed_positions(inputs.positions, self.fixed_positions)
-        return content, place + self.modality_embedding(inputs.modalities)
+        position = self.embed_positions(inputs.positions, self.fixed_positions)
+        return content, position + self.modality_embedding(inputs.modalities)
 
     def embed_targets(self, read: Tensor, positions: Tensor, modalities: Tensor) -> Tensor:
         """Return the decoder's inputs `batch targets dim`: the token read, or the modality's mask token where -1."""
         masked = (read < 0).unsqueeze(-1)
         content = torch.where(masked, self.mask_embedding(modalities), self.token_embedding(read.clamp(min=0)))
-        place = self.embed_positions(positions, self.fixed_positions)
-        return content + (place + self.modality_embedding(modalities))
+        position = self.embed_positions(positions, self.fixed_positions)
+        return content + (position + self.modality_embedding(modalities))
 
     def encoder_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Return content, place, rotations and mask of the inputs, registers included."""
-        content, place = self.embed_inputs(inputs)
-        return content, place, self.rotations(inputs.positions), inputs.mask
+        content, position = self.embed_inputs(inputs)
+        return content, position, self.rotations(inputs.positions), inputs.mask
 
     # ------------------------------------------------------------------ encoder
 
     def encode(self, inputs: PackedInputs) -> Tensor:
         """Return the normed output of the encoder, `batch inputs dim`; it is undefined at unused inputs."""
-        content, place, rotation, mask = self.encoder_inputs(inputs)
-        return self._encode(content + place, rotation, _key_mask(mask))[:, self.num_registers :]
+        content, position, rotation, mask = self.encoder_inputs(inputs)
+        return self._encode(content + position, rotation, _key_mask(mask))[:, self.num_registers :]
 
     def _encode(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None) -> Tensor:
         for block in self.encoder:
@@ -216,14 +216,14 @@ class FourM(nn.Module):
         For a sample without any input, cross-attention returns zero, as in 4M: unconditional outputs depend on no row
         of the tables, and so not on the order of the modalities.
         """
-        content, place, rotation, used = self.encoder_inputs(inputs)
+        content, position, rotation, used = self.encoder_inputs(inputs)
         mask = _key_mask(used)
-        x = self.context_projection(self._encode(content + place, rotation, mask)) + place
+        x = self.context_projection(self._encode(content + position, rotation, mask)) + position
         blocks = cast(Iterable[DecoderBlock], self.decoder)
-        kept = tuple(block.keys_and_values(x, rotation) for block in blocks)
+        pairs = tuple(block.keys_and_values(x, rotation) for block in blocks)
         if mask is not None and not bool((conditioned := used.any(dim=1)).all()):
-            kept = tuple((key, value * rearrange(conditioned, "b -> b 1 1 1")) for key, value in kept)
-        return Context(keys_and_values=kept, mask=mask)
+            pairs = tuple((key, value * rearrange(conditioned, "b -> b 1 1 1")) for key, value in pairs)
+        return Context(keys_and_values=pairs, mask=mask)
 
     # ------------------------------------------------------------------ decoder
 
@@ -243,8 +243,8 @@ class FourM(nn.Module):
         """
         contexts = [context] if isinstance(context, Context) else context
         for i, block in enumerate(self.decoder):
-            seen = [(*part.keys_and_values[i], part.mask) for part in contexts]
-            x = block(x, rotation, seen, mask, None if caches is None else caches[i])
+            block_contexts = [(*part.keys_and_values[i], part.mask) for part in contexts]
+            x = block(x, rotation, block_contexts, mask, None if caches is None else caches[i])
         return self.decoder_norm(x)
 
     def target_mask(self, targets: PackedTargets) -> Tensor:
@@ -282,16 +282,16 @@ class FourM(nn.Module):
         self,
         batch: PackedBatch,
         loss: str = "modality",
-        whole: Tensor | None = None,
+        batch_counts: Tensor | None = None,
         use_all: bool = False,
         weights: Tensor | None = None,
     ) -> Losses:
         """Return the cross-entropy of the targets.
 
         `loss` is "modality" (mean over modalities with targets, 4M section 2.3) or "token" (mean over targets). Where
-        the batch is a part of a larger one, `whole` has the `target_counts` of that one: the losses of the parts add up
-        to its loss. `weights` (`modalities`) scale the terms of each modality. With `use_all` every parameter gets a
-        gradient, as processes that exchange gradients need.
+        the batch is a part of a larger one, `batch_counts` has the `target_counts` of the larger one: the losses of the
+        parts add up to its loss. `weights` (`modalities`) scale the terms of each modality. With `use_all` every
+        parameter gets a gradient, as processes that exchange gradients need.
         """
         targets = batch.targets
         hidden = self.decode_targets(batch)
@@ -302,23 +302,23 @@ class FourM(nn.Module):
         order = torch.argsort(groups, stable=True)
         sizes = torch.bincount(groups, minlength=len(self.layout.token_tables)).tolist()
         # At least float32, whatever autocast says: the sum over a vocabulary loses too much in bfloat16.
-        exact = torch.promote_types(hidden.dtype, torch.float32)
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
         rows_of, ids_of = torch.split(hidden[order], sizes), torch.split(ids[order], sizes)
-        each = [
-            F.cross_entropy(self.logits(rows, name).to(exact), wanted - span.start, reduction="none")
-            for (name, span), rows, wanted in zip(self.layout.token_tables.items(), rows_of, ids_of, strict=True)
+        token_losses = [
+            F.cross_entropy(self.logits(rows, name).to(dtype), target_ids - span.start, reduction="none")
+            for (name, span), rows, target_ids in zip(self.layout.token_tables.items(), rows_of, ids_of, strict=True)
             if len(rows)
         ]
         kinds = kinds[order]
-        zeros = hidden.new_zeros(len(self.layout), dtype=exact)
-        sums = zeros.index_add(0, kinds, torch.cat(each)) if each else zeros + hidden.sum()
-        counts = self.target_counts(targets).to(exact)
-        whole = counts if whole is None else whole
+        zeros = hidden.new_zeros(len(self.layout), dtype=dtype)
+        sums = zeros.index_add(0, kinds, torch.cat(token_losses)) if token_losses else zeros + hidden.sum()
+        counts = self.target_counts(targets).to(dtype)
+        batch_counts = counts if batch_counts is None else batch_counts
         weighted = sums if weights is None else sums * weights
         if loss == "token":
-            mean = weighted.sum() / whole.sum().clamp(min=1)
+            mean = weighted.sum() / batch_counts.sum().clamp(min=1)
         else:
-            mean = (weighted / whole.clamp(min=1)).sum() / (whole > 0).sum().clamp(min=1)
+            mean = (weighted / batch_counts.clamp(min=1)).sum() / (batch_counts > 0).sum().clamp(min=1)
         if use_all:
             mean = mean + sum(0 * parameter[:1].sum() for parameter in self.sometimes_used())
         return Losses(loss=mean, sums=sums.detach(), counts=counts)
@@ -326,13 +326,13 @@ class FourM(nn.Module):
 
 def _check_names(layout: EmbeddingLayout) -> None:
     """Raise ConfigError for a vocabulary or modality that PyTorch cannot hold under its name, such as `type`."""
-    taken = {*dir(nn.ParameterDict()), *dir(nn.ModuleDict())}
+    reserved = {*dir(nn.ParameterDict()), *dir(nn.ModuleDict())}
     projected = [spec.name for spec in layout.specs if spec.continuous]
     for name in (*layout.token_tables, *layout.positions_of("learned"), *projected):
-        if name in taken:
+        if name in reserved:
             advice = f'such as [modalities.{name}_tokens] plugin = "{name}" in registry.toml'
-            problem = f"cannot be called {name!r}, which is an attribute of PyTorch modules"
-            raise ConfigError(f"backbone: a modality or vocabulary {problem}; give it another name, {advice}")
+            reason = f"cannot be called {name!r}, which is an attribute of PyTorch modules"
+            raise ConfigError(f"backbone: a modality or vocabulary {reason}; give it another name, {advice}")
 
 
 def _key_mask(mask: Tensor) -> Tensor | None:
@@ -352,5 +352,5 @@ def check_handle(handle: ModalityHandle, fingerprint: str | None, layout: TokenL
 
     A vocabulary may have grown since. None: the tokenizer, or the layout, is unknown.
     """
-    where = f"{handle.name}: the model was trained on"
-    handle.check_tokens_of(where, fingerprint, layout, remedy="use the registry of its training")
+    prefix = f"{handle.name}: the model was trained on"
+    handle.check_tokens_of(prefix, fingerprint, layout, remedy="use the registry of its training")

@@ -68,20 +68,20 @@ class Muon:
     def step(self, rate: float) -> None:
         """Update all matrices that have a gradient."""
         by_shape = defaultdict[tuple[int, ...], list[tuple[Tensor, int, Tensor]]](list)
-        moved: dict[Tensor, list[Tensor]] = {}
+        updates_by_weight: dict[Tensor, list[Tensor]] = {}
         for weight, parts in self.matrices.items():
             if weight.grad is None:
                 continue
             momentum = self.momentum[weight].lerp_(weight.grad, 1 - MOMENTUM)
-            ahead = weight.grad.lerp(momentum, MOMENTUM)  # Nesterov's
-            moved[weight] = list(whole(ahead).chunk(parts))
-            for part, matrix in enumerate(moved[weight]):
+            nesterov = weight.grad.lerp(momentum, MOMENTUM)
+            updates_by_weight[weight] = list(gathered(nesterov).chunk(parts))
+            for part, matrix in enumerate(updates_by_weight[weight]):
                 by_shape[tuple(matrix.shape)].append((weight, part, matrix))
-        for shape, found in by_shape.items():
+        for shape, group in by_shape.items():
             scale = ADAM_SIZE * math.sqrt(max(shape))
-            for (weight, part, _), update in zip(found, orthogonal(torch.stack([m for *_, m in found])), strict=True):
-                moved[weight][part] = update * scale
-        for weight, updates in moved.items():
+            for (weight, part, _), update in zip(group, orthogonal(torch.stack([m for *_, m in group])), strict=True):
+                updates_by_weight[weight][part] = update * scale
+        for weight, updates in updates_by_weight.items():
             update = sharded_like(weight, torch.cat(updates))
             weight.mul_(1 - rate * self.weight_decay).sub_(update, alpha=rate)
 
@@ -107,8 +107,8 @@ def peak_rate(config: TrainConfig, width: int) -> float:
     """
     peak = config.learning_rate or (for_width(5e-3, width) if config.optimizer == "muon" else 1e-3)
     if config.min_learning_rate > peak:
-        wanted = f"expected at most the peak, {peak:.3g}"
-        raise ConfigError(f"min_learning_rate: {wanted}, got {config.min_learning_rate:g}")
+        expected = f"expected at most the peak, {peak:.3g}"
+        raise ConfigError(f"min_learning_rate: {expected}, got {config.min_learning_rate:g}")
     return peak
 
 
@@ -174,8 +174,8 @@ class Optimizer:
 
     With `config.optimizer` "muon", Muon updates the matrices of the blocks. Output rows of a vocabulary without targets
     have no gradient and do not change. `frozen` marks rows of parameters (bool `rows`) that do not change. Rows marked
-    in `known` have `config.pretrained_lr_scale` times the learning rate. `sparse` gives the token table a sparse
-    gradient, which sharded parameters cannot have; the updates are the same.
+    in `pretrained_rows` have `config.pretrained_lr_scale` times the learning rate. `sparse` gives the token table a
+    sparse gradient, which sharded parameters cannot have; the updates are the same.
     """
 
     def __init__(
@@ -185,43 +185,43 @@ class Optimizer:
         *,
         sparse: bool = True,
         frozen: Mapping[str, Tensor] | None = None,
-        known: Mapping[str, Tensor] | None = None,
+        pretrained_rows: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config = config
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.frozen = {self.parameters[name]: rows_like(self.parameters[name], rows)
                        for name, rows in (frozen or {}).items()}  # fmt: skip
-        slow = set[Tensor]()
-        """Parameters that are known as a whole."""
-        self.slow_rows: dict[Tensor, Tensor] = {}
-        """The known rows of the others."""
+        pretrained = set[Tensor]()
+        """Parameters that the start backbone has completely."""
+        self.pretrained_rows: dict[Tensor, Tensor] = {}
+        """Rows of the start backbone in the other parameters."""
         factors, scale = None, config.pretrained_lr_scale
-        for name, rows in (known or {}).items() if scale != 1 else ():
+        for name, rows in (pretrained_rows or {}).items() if scale != 1 else ():
             if name == TOKEN_TABLE and rows.any():
                 rows = rows_like(self.parameters[name], rows)
                 factors = torch.where(rows, scale, 1.0).unsqueeze(1)
             elif name in self.parameters and rows.all():
-                slow.add(self.parameters[name])
+                pretrained.add(self.parameters[name])
             elif name in self.parameters and rows.any():
-                self.slow_rows[self.parameters[name]] = rows_like(self.parameters[name], rows)
+                self.pretrained_rows[self.parameters[name]] = rows_like(self.parameters[name], rows)
         model.token_embedding.sparse = sparse
-        self.rows = RowAdam(model.token_embedding.weight, config.betas, factors)
+        self.row_adam = RowAdam(model.token_embedding.weight, config.betas, factors)
         blocks = [*model.encoder, *model.decoder]
         muon = config.optimizer == "muon"
         matrices = {p: parts for p, parts in block_matrices(blocks).items() if muon and p.requires_grad}
         # A start backbone has all blocks or none.
         self.muon = Muon(matrices, config.weight_decay)
-        self.muon_factor = scale if slow.issuperset(matrices) else 1.0
-        others = {name: p for name, p in self.parameters.items() if name != TOKEN_TABLE and p not in matrices}
+        self.muon_factor = scale if pretrained.issuperset(matrices) else 1.0
+        dense_parameters = {name: p for name, p in self.parameters.items() if name != TOKEN_TABLE and p not in matrices}
         groups = defaultdict[tuple[float, float], list[Tensor]](list)
-        for name, parameter in others.items():
+        for name, parameter in dense_parameters.items():
             # A table with frozen rows has no weight decay, because AdamW decays a whole parameter.
             decay = config.weight_decay if decays(name, parameter) and parameter not in self.frozen else 0.0
-            groups[decay, scale if parameter in slow else 1.0].append(parameter)
-        of_groups = [{"params": of, "weight_decay": decay, "factor": factor} for (decay, factor), of in groups.items()]
+            groups[decay, scale if parameter in pretrained else 1.0].append(parameter)
+        param_groups = [{"params": p, "weight_decay": decay, "factor": factor} for (decay, factor), p in groups.items()]
         # Each step sets the learning rate.
-        self.dense = torch.optim.AdamW(of_groups, lr=0.0, betas=config.betas, eps=EPSILON, fused=True)
-        for parameter in others.values():
+        self.dense = torch.optim.AdamW(param_groups, lr=0.0, betas=config.betas, eps=EPSILON, fused=True)
+        for parameter in dense_parameters.values():
             # The fused kernel reads its steps on the device of the parameter.
             first, second = (torch.zeros_like(parameter, requires_grad=False) for _ in range(2))
             step = torch.zeros((), device=parameter.device)
@@ -232,7 +232,7 @@ class Optimizer:
 
         Nothing is updated if the norm is not finite.
         """
-        table = self.rows.table
+        table = self.row_adam.table
         if table.grad is not None and table.grad.is_sparse:
             table.grad = table.grad.coalesce()
         for parameter, rows in self.frozen.items():
@@ -242,7 +242,7 @@ class Optimizer:
                 local(gradient)[rows] = 0.0
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         parts = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
-        norm = float(whole(torch.nn.utils.get_total_norm(parts)))
+        norm = float(gathered(torch.nn.utils.get_total_norm(parts)))
         if self.config.gradient_clip and norm > self.config.gradient_clip:
             torch._foreach_mul_(parts, self.config.gradient_clip / norm)
         for group in self.dense.param_groups:
@@ -252,24 +252,24 @@ class Optimizer:
             with self._slowed():
                 self.dense.step()
             if table.grad is not None:
-                self.rows.step(table.grad, rate)
+                self.row_adam.step(table.grad, rate)
         for parameter in self.parameters.values():
             parameter.grad = None
         return norm
 
     @contextlib.contextmanager
     def _slowed(self) -> Iterator[None]:
-        """Scale the update of known rows within the block."""
-        moved = {p: rows for p, rows in self.slow_rows.items() if p.grad is not None}
+        """Scale the update of pretrained rows within the block."""
+        rows_by_parameter = {p: rows for p, rows in self.pretrained_rows.items() if p.grad is not None}
         with torch.no_grad():
-            before = {p: local(p)[rows] for p, rows in moved.items()}
+            before = {p: local(p)[rows] for p, rows in rows_by_parameter.items()}
             yield
-            for p, rows in moved.items():
+            for p, rows in rows_by_parameter.items():
                 local(p)[rows] = before[p].lerp(local(p)[rows], self.config.pretrained_lr_scale)
 
     def state(self) -> dict[str, Tensor]:
         """Return moments and steps by `<parameter>.first`, `.second` and `.ticks`."""
-        tensors = self.rows.state(TOKEN_TABLE)
+        tensors = self.row_adam.state(TOKEN_TABLE)
         for name, parameter in self.parameters.items():
             if parameter in self.muon.momentum:
                 tensors[names_of(name)[0]] = self.muon.momentum[parameter]
@@ -293,7 +293,7 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     return hasattr(tensor, "placements")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gathered(tensor: Tensor) -> Tensor:
     """Gather a sharded tensor from all processes; return any other tensor unchanged."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 

@@ -24,7 +24,7 @@ Used = dict[str, Tensor]
 
 
 def padded(
-    layout: EmbeddingLayout, given: Mapping[str, Any], device: torch.device | str = "cpu"
+    layout: EmbeddingLayout, tokens_by_modality: Mapping[str, Any], device: torch.device | str = "cpu"
 ) -> tuple[Tokens, Used]:
     """Convert the output of tokenizers to tensors; sequences and embeddings are padded to the longest of the batch.
 
@@ -33,47 +33,47 @@ def padded(
     """
     tokens: Tokens = {}
     used: Used = {}
-    count, others = None, ""
-    for name, value in given.items():
+    count, count_reason = None, ""
+    for name, value in tokens_by_modality.items():
         spec = layout.spec(name)
-        found = accepted(spec, value, count, others)
-        count, others = len(found), f"{next(iter(given))} has {len(found)}"
-        tokens[name], mask = filled(layout, spec, found, device)
+        checked = checked_batch(spec, value, count, count_reason)
+        count, count_reason = len(checked), f"{next(iter(tokens_by_modality))} has {len(checked)}"
+        tokens[name], mask = pad_tokens(layout, spec, checked, device)
         if not has_fixed_length(spec.layout):
             used[name] = mask
     return tokens, used
 
 
-def accepted(spec: ModalitySpec, tokens: Any, samples: int | None, others: str) -> Any:
+def checked_batch(spec: ModalitySpec, tokens: Any, samples: int | None, count_reason: str) -> Any:
     """Return the tokens as a tensor (layouts of fixed length) or a list of arrays.
 
     Raises InvalidValueError if they do not fit the spec or the number of samples is not `samples`.
     """
-    found, problem = checked_tokens(spec, tokens)
-    if problem is None and samples is not None and len(found) != samples:
-        problem = f"{count_of(len(found), 'sample')}, and {others}"
-    if problem is not None:
-        raise InvalidValueError(f"{spec.name}: expected {expected_tokens(spec)}, got {describe(tokens)}: {problem}")
-    return found
+    checked, error = checked_tokens(spec, tokens)
+    if error is None and samples is not None and len(checked) != samples:
+        error = f"{count_of(len(checked), 'sample')}, and {count_reason}"
+    if error is not None:
+        raise InvalidValueError(f"{spec.name}: expected {expected_tokens(spec)}, got {describe(tokens)}: {error}")
+    return checked
 
 
-def filled(
-    layout: EmbeddingLayout, spec: ModalitySpec, found: Any, device: torch.device | str
+def pad_tokens(
+    layout: EmbeddingLayout, spec: ModalitySpec, checked: Any, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
     """Return checked tokens as a tensor `batch tokens` (continuous: also `dim`), and a mask, bool `batch tokens`, True
     for tokens.
 
     Sequences end as in the model's training, see `EmbeddingLayout.marked_inputs`.
     """
-    rows = [torch.as_tensor(row) if spec.continuous else torch.as_tensor(row).flatten() for row in found]
-    if (end := shown_end(layout, spec)) is not None:
+    rows = [torch.as_tensor(row) if spec.continuous else torch.as_tensor(row).flatten() for row in checked]
+    if (end := input_end(layout, spec)) is not None:
         rows = [F.pad(row, (0, int(len(row) < spec.layout.length)), value=end) for row in rows]
     content = pad_sequence(rows, batch_first=True).to(device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     return content, torch.arange(content.shape[1], device=device) < lengths.unsqueeze(1)
 
 
-def shown_end(layout: EmbeddingLayout, spec: ModalitySpec) -> int | None:
+def input_end(layout: EmbeddingLayout, spec: ModalitySpec) -> int | None:
     """Return the id that follows a complete input sequence of this modality; None if there is no such id."""
     return spec.layout.end if layout.marked_inputs and isinstance(spec.layout, SequenceLayout) else None
 
@@ -92,7 +92,7 @@ def packed(layout: EmbeddingLayout, tokens: Mapping[str, Tensor], used: Mapping[
     inputs = EncoderInputs(layout, first.shape[0], first.device)  # len() would fix the size under torch.export
     for name, content in tokens.items():
         inputs.add_content(name, content, used.get(name))
-    return inputs.everything()
+    return inputs.all_tokens()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +128,11 @@ class EncoderInputs:
     def add_whole(self, name: str, tokens: Any) -> None:
         """Append all tokens of a modality. Raises InvalidValueError if they do not fit the modality."""
         spec = self.layout.spec(name)
-        found = accepted(spec, tokens, self.batch, f"the batch has {self.batch}")
-        self.add_content(name, *filled(self.layout, spec, found, self.device))
+        checked = checked_batch(spec, tokens, self.batch, f"the batch has {self.batch}")
+        self.add_content(name, *pad_tokens(self.layout, spec, checked, self.device))
 
     def add_content(self, name: str, content: Tensor, mask: Tensor | None = None) -> None:
-        """Append all tokens of a modality, as `filled` returns them."""
+        """Append all tokens of a modality, as `pad_tokens` returns them."""
         self.add(name, content, torch.arange(content.shape[1], device=self.device).expand(self.batch, -1), mask)
 
     def mark_open(self, name: str) -> None:
@@ -168,17 +168,17 @@ class EncoderInputs:
         """Give each draw a row of its own; the draws of a sample are consecutive."""
         if self.draws > 1:
             for blocks in (self._blocks, self._open):
-                blocks[:] = [block.changed(lambda rows: rows.repeat_interleave(self.draws, 0)) for block in blocks]
+                blocks[:] = [block.map_tensors(lambda rows: rows.repeat_interleave(self.draws, 0)) for block in blocks]
             self.batch, self.draws = self.batch * self.draws, 1
 
-    def everything(self) -> PackedInputs:
+    def all_tokens(self) -> PackedInputs:
         """Return all tokens, `batch inputs`."""
-        joined, starts = _joined(self._blocks)
+        joined, column_slices = _joined(self._blocks)
         rows = joined["ids"].shape[1] * torch.arange(self.batch, device=self.device).unsqueeze(1)
         vectors = {
             block.name: ((rows + columns.start + torch.arange(block.ids.shape[1], device=self.device)).flatten(),
                          block.vectors.flatten(0, 1))
-            for block, columns in zip(self._blocks, starts, strict=True) if block.vectors is not None
+            for block, columns in zip(self._blocks, column_slices, strict=True) if block.vectors is not None
         }  # fmt: skip
         return PackedInputs(**joined, vectors=vectors)
 
@@ -192,14 +192,14 @@ class EncoderInputs:
         if not blocks:
             empty = torch.zeros(self.batch, 1, dtype=torch.int64, device=self.device)
             return PackedInputs(ids=empty, positions=empty, modalities=empty, mask=empty.bool())
-        joined, places = _joined(blocks)
+        joined, column_slices = _joined(blocks)
         mask = joined["mask"]
         order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
         slots = order.argsort(dim=1)
         width = max(1, int(mask.sum(1).max()))
         order = order[:, :width]
         vectors: dict[str, tuple[Tensor, Tensor]] = {}
-        for block, columns in zip(blocks, places, strict=True):
+        for block, columns in zip(blocks, column_slices, strict=True):
             if block.vectors is not None:
                 flat = slots[:, columns] + width * torch.arange(self.batch, device=self.device).unsqueeze(1)
                 parts = [*vectors.get(block.name, ()), flat[block.mask], block.vectors[block.mask]]

@@ -129,8 +129,8 @@ class AnyToAny:
         """Upload a bundle to the hub, with the login of huggingface_hub; return its address."""
         from huggingface_hub import HfApi
 
-        with TemporaryDirectory() as place:
-            folder = Path(place) / hub_id.rpartition("/")[2]
+        with TemporaryDirectory() as temporary_folder:
+            folder = Path(temporary_folder) / hub_id.rpartition("/")[2]
             self.save_pretrained(folder, dtype=dtype, with_plugins=with_plugins)
             api = HfApi()
             api.create_repo(hub_id, private=private, exist_ok=True)
@@ -180,17 +180,17 @@ class AnyToAny:
         Inputs that are no pictures, such as boxes, share the crop of the picture that loses the most.
         """
         crop = as_setting(Cropping, crop, "crop")
-        given = {**(inputs or {}), **values}
+        items = {**(inputs or {}), **values}
         forms = {name: form for name, form in self.input_forms.items() if name not in as_tokens}
-        self.model.layout.check_read([forms.get(name, name) for name in given], "inputs")
+        self.model.layout.check_inputs([forms.get(name, name) for name in items], "inputs")
         tokens: dict[str, Any] = {}
         opened: dict[str, list[Any]] = {}
-        for name, item in given.items():
+        for name, item in items.items():
             generated = item if isinstance(item, list) else [item]
-            is_generated = generated and all(isinstance(one, Sample) for one in generated)
+            is_generated = generated and all(isinstance(entry, Sample) for entry in generated)
             ids: Any = None
             if is_generated:
-                ids = [one.tokens for one in generated]
+                ids = [sample.tokens for sample in generated]
                 ids = torch.stack(ids) if isinstance(ids[0], Tensor) else ids
             elif name in self.zoo:
                 ids = token_batch(self.zoo[name].spec, item)
@@ -202,33 +202,33 @@ class AnyToAny:
                 tokens[name] = ids
                 continue
             if is_generated:
-                item = [one.value for one in generated]
+                item = [sample.value for sample in generated]
             elif ids is not None:
                 item = self.handle(name).decode(ids)
-            opened[form] = self._opened(self.handle(form), item)
+            opened[form] = self._open_values(self.handle(form), item)
         handles = {name: self.handle(name) for name in opened}
-        counts = {name: len(found) for name, found in (tokens | opened).items()}
+        counts = {name: len(batch) for name, batch in (tokens | opened).items()}
         if len(set(counts.values())) > 1:
-            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise InvalidValueError(f"inputs: expected equally many samples of each; got {listed}")
-        fitted: dict[str, list[Any]] = {name: [] for name in opened}
+            counts_text = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise InvalidValueError(f"inputs: expected equally many samples of each; got {counts_text}")
+        cropped: dict[str, list[Any]] = {name: [] for name in opened}
         for sample in zip(*opened.values(), strict=True):
             values = dict(zip(opened, sample, strict=True))
             crops = [handles[name].middle(value) for name, value in values.items() if handles[name].is_picture]
             shared = min(crops, key=lambda part: part.height * part.width, default=WHOLE)
             for name, value in values.items():
                 part = handles[name].middle(value, shared) if crop == "middle" else WHOLE
-                fitted[name].append(handles[name].transform(value, part, trusted=True))
-        return tokens | {name: handles[name].encode(values, trusted=True) for name, values in fitted.items()}
+                cropped[name].append(handles[name].transform(value, part, trusted=True))
+        return tokens | {name: handles[name].encode(values, trusted=True) for name, values in cropped.items()}
 
-    def _opened(self, handle: ModalityHandle, item: Any) -> list[Any]:
+    def _open_values(self, handle: ModalityHandle, item: Any) -> list[Any]:
         """Return the values, at their own sizes, of one item or of a list or array of them."""
         spec = handle.spec.value
-        is_one = spec.kind == "object" and is_object(spec, item)  # a value may be a list itself
-        is_many = (isinstance(item, list | tuple) and not is_one) or (
+        is_single = spec.kind == "object" and is_object(spec, item)  # a value may be a list itself
+        is_batch = (isinstance(item, list | tuple) and not is_single) or (
             spec.kind == "array" and getattr(item, "ndim", 0) == len(spec.shape) + 1 and is_batched(spec)
         )
-        return [handle.open(one) for one in (item if is_many else [item])]
+        return [handle.open(value) for value in (item if is_batch else [item])]
 
     # ------------------------------------------------------------------ generation
 
@@ -278,7 +278,6 @@ class AnyToAny:
         forms = {name: form for name, form in self.input_forms.items() if form in tokens}
         targets = replace(plan, guidance=plan.guidance.renamed(forms)).target_plans()
         layout, partial = self.model.layout, {}
-        layout.check_made((target.name for target in targets), "generate")
         count = len(next(iter(tokens.values()))) if tokens else 1
         for name, region in plan.inpaint.items():
             if name not in tokens:
@@ -296,7 +295,9 @@ class AnyToAny:
                 {name: rows_of(batch, rows) for name, batch in batches.items()}
                 for batches in (prepared.tokens, prepared.partial)
             )
-            block = drawn(self.model, handles, prepared.targets, prepared.seed, rows, draws, tokens, partial, on_step)
+            block = draw_samples(
+                self.model, handles, prepared.targets, prepared.seed, rows, draws, tokens, partial, on_step
+            )
             for name, samples in block.items():
                 results[name] += samples
         return Generated(results, draws)
@@ -318,14 +319,14 @@ class AnyToAny:
         config = EvaluationConfig(
             inputs=(tuple(names),), targets=targets, samples=samples, seed=seed, gallery_pairs=0, loss_samples=1
         )
-        with TemporaryDirectory() as place:
-            tokens = Path(place) / "tokens"
+        with TemporaryDirectory() as temporary_folder:
+            tokens = Path(temporary_folder) / "tokens"
             tokenize(
                 self.zoo, Path(data), tokens, modalities=[*names, *targets], splits=[TEST], device=str(self.device)
             )
             result = evaluate(
                 self.folder, self.zoo, tokens, Path(data), config=config, device=str(self.device),
-                out=Path(place) / "scores",
+                out=Path(temporary_folder) / "scores",
             )  # fmt: skip
         pairs: list[dict[str, Any]] = result["pairs"]
         return pairs
@@ -353,8 +354,8 @@ class AnyToAny:
         parts = []
         with torch.no_grad():
             for rows in blocks(range(count), BATCH) or [()]:  # without inputs, the encoder raises ConfigError
-                chosen = {name: rows_of(batch, rows) for name, batch in tokens.items()}
-                parts.append(self.encoder(*self.encoder.prepare(chosen)).float().cpu().numpy())
+                block = {name: rows_of(batch, rows) for name, batch in tokens.items()}
+                parts.append(self.encoder(*self.encoder.prepare(block)).float().cpu().numpy())
         return np.concatenate(parts)
 
 
@@ -363,13 +364,13 @@ def token_batch(spec: ModalitySpec, item: Any) -> Any:
 
     An array is tokens if it has their type and shape, and is not a value of the modality.
     """
-    listed = isinstance(item, list)
-    arrays = item if listed else [item]
+    is_list = isinstance(item, list)
+    arrays = item if is_list else [item]
     if not all(hasattr(array, "dtype") and value_problem(spec.value, as_array(array)) for array in arrays):
         return None
-    for batch in (item,) if listed else ([item], item):
-        tokens, problem = checked_tokens(spec, batch)
-        if not problem:
+    for batch in (item,) if is_list else ([item], item):
+        tokens, error = checked_tokens(spec, batch)
+        if not error:
             return tokens
     return None
 
@@ -404,44 +405,46 @@ class Sample:
     @property
     def image(self) -> PIL.Image.Image:
         """A picture of the value. Raises InvalidValueError for a modality that is shown as text."""
-        if isinstance(shown := self.handle.render(self.value), str):
+        if isinstance(picture := self.handle.render(self.value), str):
             raise InvalidValueError(f"{self.handle.name}: is shown as text; use .text")
-        return shown
+        return picture
 
     def save(self, folder: str | Path) -> None:
         """Write folder/<modality>.<extension>, .tokens.json, and .png for values that are shown as pictures."""
-        place, name = Path(folder), self.handle.name
-        with replacing_file(place / f"{name}{TOKENS}") as temporary:
+        directory, name = Path(folder), self.handle.name
+        with replacing_file(directory / f"{name}{TOKENS}") as temporary:
             temporary.write_text(token_text(self.handle, self.tokens), encoding="utf-8")
         data, extension = self.handle.write(self.value)
-        with replacing_file(place / f"{name}.{extension}") as temporary:
+        with replacing_file(directory / f"{name}.{extension}") as temporary:
             temporary.write_bytes(data)
         picture = self.handle.render(self.value)
         if not isinstance(picture, str) and extension != "png":
-            with replacing_file(place / f"{name}.png") as temporary:
+            with replacing_file(directory / f"{name}.png") as temporary:
                 picture.save(temporary, format="PNG")
 
 
 @kept_memory()
-def drawn(
+def draw_samples(
     model: FourM, handles: Mapping[str, ModalityHandle], plans: Sequence[TargetPlan], seed: int,
-    numbers: Sequence[int], draws: int, whole: Mapping[str, Any], partial: Mapping[str, Any],
+    numbers: Sequence[int], draws: int, inputs: Mapping[str, Any], partial: Mapping[str, Any],
     on_step: OnStep | None = None, advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, list[Sample]]:  # fmt: skip
     """Generate each target `draws` times for every sample in `numbers`.
 
     The draws of a sample are consecutive. More than BATCH draws are only possible for a single sample.
     """
-    once = {plan.name: handles[plan.name].single_ids() for plan in plans}
-    found: dict[str, list[Sample]] = {plan.name: [] for plan in plans}
+    single_ids = {plan.name: handles[plan.name].single_ids() for plan in plans}
+    samples: dict[str, list[Sample]] = {plan.name: [] for plan in plans}
     for part in blocks(range(draws), BATCH):
-        places = [number + draw * DRAW for number in numbers for draw in part]
-        made = generate(model, whole, plans, seed, places, partial=partial, draws=len(part), once=once, on_step=on_step)
-        for name, ids in made.items():
+        draw_numbers = [number + draw * DRAW for number in numbers for draw in part]
+        generated = generate(
+            model, inputs, plans, seed, draw_numbers, partial=partial, draws=len(part), once=single_ids, on_step=on_step
+        )
+        for name, ids in generated.items():
             values = handles[name].decode(ids, trusted=True)
-            found[name] += [Sample(handles[name], *pair) for pair in zip(ids, values, strict=True)]
-        advance(len(places))
-    return found
+            samples[name] += [Sample(handles[name], *pair) for pair in zip(ids, values, strict=True)]
+        advance(len(draw_numbers))
+    return samples
 
 
 def blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

@@ -54,7 +54,7 @@ class PublishedLayout(EmbeddingLayout):
     def __init__(self, specs: Sequence[ModalitySpec], config: ModelConfig | None = None) -> None:
         config = config or PublishedConfig()
         assert isinstance(config, PublishedConfig)
-        self.stored = config.stored_positions
+        self.stored_positions = config.stored_positions
         self.inputs_only, self.targets_only = frozenset(config.inputs_only), frozenset(config.targets_only)
         super().__init__(specs, config)
 
@@ -62,17 +62,18 @@ class PublishedLayout(EmbeddingLayout):
         return spec.name
 
     def position_key(self, spec: ModalitySpec) -> tuple[Positions, Any]:
-        return ("stored", spec.name) if spec.name in self.stored else EmbeddingLayout.position_key(self, spec)
+        return ("stored", spec.name) if spec.name in self.stored_positions else EmbeddingLayout.position_key(self, spec)
 
     def num_positions_of(self, spec: ModalitySpec) -> int:
-        if spec.name not in self.stored:
+        available = self.stored_positions.get(spec.name)
+        if available is None:
             return EmbeddingLayout.num_positions_of(self, spec)
         # Targets of a sequence are its masked tokens, and a sentinel before each span; kept tokens separate spans.
-        needed = spec.layout.length + isinstance(spec.layout, SequenceLayout)
-        if self.stored[spec.name] < needed:
-            stored = f"the model stores {self.stored[spec.name]}; give it a shorter length or a smaller grid"
-            raise ConfigError(f"backbone: {spec.name} needs {needed} positions, and {stored}")
-        return self.stored[spec.name]
+        required = spec.layout.length + isinstance(spec.layout, SequenceLayout)
+        if available < required:
+            reason = f"needs {required} positions, and the model stores {available}"
+            raise ConfigError(f"backbone: {spec.name} {reason}; give it a shorter length or a smaller grid")
+        return available
 
 
 class PublishedFourM(FourM):
@@ -101,17 +102,17 @@ class PublishedFourM(FourM):
         self.num_registers = self.config.registers
         self.mask_embedding = nn.Embedding(1, dim)
         self.read_embedding = nn.Embedding(self.layout.num_tokens, dim)
-        added: list[Tensor] = [self.mask_embedding.weight, self.read_embedding.weight]
+        new_tables: list[Tensor] = [self.mask_embedding.weight, self.read_embedding.weight]
         if not self.config.share_modality_embeddings:
             self.target_modality_embedding = nn.Embedding(len(self.layout), dim)
-            added.append(self.target_modality_embedding.weight)
+            new_tables.append(self.target_modality_embedding.weight)
         if self.num_registers:
             self.registers = nn.Parameter(torch.empty(self.num_registers, dim))
-            added.append(self.registers)
+            new_tables.append(self.registers)
         for spec in specs:
             if isinstance(spec.layout, PatchesLayout):
                 self.projections[spec.name] = nn.Linear(spec.layout.dim, dim, bias=False).apply(initialise)
-        for table in added:
+        for table in new_tables:
             nn.init.normal_(table, std=EMBEDDING_STD)
         for name, runs in self.layout.ordered_ids.items():
             init_ordered_ids(self.read_embedding.weight[self.layout.token_tables[name]], runs, EMBEDDING_STD)
@@ -126,12 +127,12 @@ class PublishedFourM(FourM):
         return content + (self.embed_positions(positions, self.target_positions) + modality)
 
     def encoder_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        content, place, rotation, mask = super().encoder_inputs(inputs)
+        content, position, rotation, mask = super().encoder_inputs(inputs)
         if not (count := self.num_registers):
-            return content, place, rotation, mask
+            return content, position, rotation, mask
         content = torch.cat([self.registers.to(content.dtype).expand(len(content), -1, -1), content], 1)
         if rotation is not None:  # registers have no place: cosines are 1, sines 0
-            still = torch.ones_like(rotation[:, :1].expand(-1, count, -1))
-            still[..., still.shape[-1] // 2 :] = 0
-            rotation = torch.cat([still, rotation], dim=1)
-        return content, F.pad(place, (0, 0, count, 0)), rotation, F.pad(mask, (count, 0), value=True)
+            unrotated = torch.ones_like(rotation[:, :1].expand(-1, count, -1))
+            unrotated[..., unrotated.shape[-1] // 2 :] = 0
+            rotation = torch.cat([unrotated, rotation], dim=1)
+        return content, F.pad(position, (0, 0, count, 0)), rotation, F.pad(mask, (count, 0), value=True)

@@ -22,7 +22,7 @@ from zoo_backbone.generate.inpainting import checked_partial, partial_of
 from zoo_backbone.generate.plans import DEFAULT_SPLIT, MASK, GenerationPlan, is_count, resolved_plan
 from zoo_backbone.generate.sampler import rows_of
 from zoo_backbone.generate.sources import Source, inputs_of, sources_of, written_sources
-from zoo_backbone.packing import accepted
+from zoo_backbone.packing import checked_batch
 from zoo_backbone.pipeline import TOKENS, AnyToAny, blocks
 
 SUGGESTED = 1000
@@ -32,18 +32,18 @@ SUGGESTED = 1000
 class Request:
     """A plan applied to a pipeline and a token store: tokenizers, targets, and samples with their input tokens.
 
-    `written` is the plan with absolute paths, `plan` has input forms, too. `titles` are the inputs' names in `written`.
+    `absolute_plan` is the plan with absolute paths, `plan` has input forms, too. `titles` are the inputs' names in `absolute_plan`.
     `names` and `numbers` have an entry per sample. `values` are tokens of one sample, which are inputs of all samples;
-    tokens of `stored` samples and of the `files` of several samples are read when `rows` asks for them.
+    tokens of stored samples (`columns`) and of the `files` of several samples are read when `rows` asks for them.
     """
 
     def __init__(self, plan: GenerationPlan, pipeline: AnyToAny, tokens: Path) -> None:
         """Check the plan, choose the samples, and open the inputs and the tokenizers. Raises ZooErrors."""
         self.pipeline, model = pipeline, pipeline.model
-        stored = TokenStore(tokens).modalities(plan.split) if plan.reads_store and tokens.is_dir() else []
-        self.written = plan = plan.placed(Path.cwd(), pipeline.zoo)
+        stored_names = TokenStore(tokens).modalities(plan.split) if plan.reads_store and tokens.is_dir() else []
+        self.absolute_plan = plan = plan.with_absolute_paths(Path.cwd(), pipeline.zoo)
         sources = sources_of(plan.inputs, pipeline.zoo, Path.cwd())
-        self.plan = plan = with_input_forms(plan, sources, pipeline.input_forms, stored)
+        self.plan = plan = with_input_forms(plan, sources, pipeline.input_forms, stored_names)
         self.titles = dict(zip(written_sources(plan.inputs), sources, strict=True))
         sources = dict(zip(self.titles, sources.values(), strict=True))
         self.targets, numbers = plan.target_plans(), plan.numbers()
@@ -54,12 +54,12 @@ class Request:
         resolved_plan(model.layout, self.targets, self.inputs, plan.inpaint)
         targets = [target.name for target in self.targets]
         ranking = [plan.rank] if plan.rank else []
-        model.layout.check_made(ranking, "rank")
-        model.layout.check_read(targets if ranking else (), f"rank {plan.rank} of")
+        model.layout.check_targets(ranking, "rank")
+        model.layout.check_inputs(targets if ranking else (), f"rank {plan.rank} of")
         self.handles = handles = {name: pipeline.handle(name) for name in (*sources, *targets, *ranking)}
         self.values: dict[str, Any] = {}
-        several = {name: source.content for name, source in sources.items() if source.kind == "files"}
-        self.files = files_by_name(several, {name: extensions_of(pipeline, name) for name in several})
+        file_sources = {name: source.content for name, source in sources.items() if source.kind == "files"}
+        self.files = files_by_name(file_sources, {name: extensions_of(pipeline, name) for name in file_sources})
         single = [Path(source.content) for source in sources.values() if source.kind in ("file", "tokens")]
         masks = [Path(region.partition(MASK)[2]) for region in plan.inpaint.values() if MASK in region]
         read = (*single, *masks, *chain.from_iterable(files.values() for files in self.files.values()))
@@ -71,53 +71,52 @@ class Request:
             elif source.kind not in ("stored", "files"):
                 items[name] = item_of_source(handles[name], source)
         self.values |= pipeline.tokenize(items, crop=plan.crop, as_tokens=plan.inpaint)
-        self.stored: dict[str, TokenColumn] = {}
-        self._rows: list[int] = []
+        self.columns: dict[str, TokenColumn] = {}
         if self.files and (plan.reads_store or plan.keys):
             raise ConfigError(f"input {next(iter(self.files))}: files of several samples cannot go with stored samples")
+        choices: list[RequestedSample]
         if plan.reads_store:
             store = TokenStore(tokens)
-            self.stored = {name: store.open(plan.split, name) for name in sources if name not in self.values}
-            for name, column in self.stored.items():
+            self.columns = {name: store.open(plan.split, name) for name in sources if name not in self.values}
+            for name, column in self.columns.items():
                 column.check_tokenizer(self.handles[name])
-            samples, folder = whole_samples(list(self.stored.values())), tokens / plan.split
+            samples, folder = whole_samples(list(self.columns.values())), tokens / plan.split
             if plan.keys:
-                chosen = _of_keys(plan.keys, samples, folder)
+                choices = _samples_by_key(plan.keys, samples, folder)
             else:
-                chosen = _of_numbers(numbers, plan.samples, samples, folder)
-            self.numbers, self.names, self._rows = map(list, zip(*chosen, strict=True))
+                choices = _samples_by_number(numbers, plan.samples, samples, folder)
         elif plan.keys or plan.split != DEFAULT_SPLIT:
-            wanted = f"keys {', '.join(plan.keys)}" if plan.keys else f"split {plan.split}"
-            raise ConfigError(f"{wanted}: no modality of stored samples is an input; leave it out")
+            setting = f"keys {', '.join(plan.keys)}" if plan.keys else f"split {plan.split}"
+            raise ConfigError(f"{setting}: no modality of stored samples is an input; leave it out")
         elif self.files:
-            keys = list(next(iter(self.files.values())))
-            folder = Path(sources[next(iter(self.files))].content)
+            name, files = next(iter(self.files.items()))
+            keys = [(key, row) for row, key in enumerate(files)]
             numbers = numbers if plan.samples else list(range(len(keys)))
-            chosen = _of_numbers(numbers, plan.samples, [(key, row) for row, key in enumerate(keys)], folder)
-            self.numbers, self.names, self._rows = map(list, zip(*chosen, strict=True))
+            choices = _samples_by_number(numbers, plan.samples, keys, Path(sources[name].content))
         elif self.values:
             if plan.samples not in ("", "1"):
                 raise ConfigError(f"samples {plan.samples}: values make one sample; use --draws for several results")
-            self.numbers, self.names = [0], [single[0].stem.removesuffix(Path(TOKENS).stem) if single else "sample"]
+            choices = [(0, single[0].stem.removesuffix(Path(TOKENS).stem) if single else "sample", 0)]
         else:
-            self.numbers, self.names = numbers, [f"sample-{number:03}" for number in numbers]
+            choices = [(number, f"sample-{number:03}", 0) for number in numbers]
+        self.numbers, self.names, self._rows = map(list, zip(*choices, strict=True))
         self.partial: dict[str, Any] = {}
         for name, region in plan.inpaint.items():
-            whole, _ = self.rows(range(len(self.names)), [name])
-            self.partial[name] = partial_of(model.layout.spec(name), whole[name], region)
+            inputs, _ = self.rows(range(len(self.names)), [name])
+            self.partial[name] = partial_of(model.layout.spec(name), inputs[name], region)
             checked_partial(model.layout, name, self.partial[name], len(self.names), name in targets)
 
     def rows(self, rows: Sequence[int], names: Collection[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return whole and partial tokens of the samples `rows`; `names` are the modalities, by default all inputs."""
         names = self.inputs if names is None else names
-        places = [self._rows[row] for row in rows] if self._rows else []
-        whole = {name: column.take(places) for name, column in self.stored.items() if name in names}
-        several = {
+        store_rows = [self._rows[row] for row in rows]
+        inputs = {name: column.take(store_rows) for name, column in self.columns.items() if name in names}
+        file_batches = {
             name: [files[self.names[row]] for row in rows] for name, files in self.files.items() if name in names
         }
-        whole |= self.pipeline.tokenize(several, crop=self.plan.crop, as_tokens=self.plan.inpaint)
-        whole |= {name: rows_of(found, [0] * len(rows)) for name, found in self.values.items() if name in names}
-        return whole, {name: rows_of(found, rows) for name, found in self.partial.items()}
+        inputs |= self.pipeline.tokenize(file_batches, crop=self.plan.crop, as_tokens=self.plan.inpaint)
+        inputs |= {name: rows_of(tokens, [0] * len(rows)) for name, tokens in self.values.items() if name in names}
+        return inputs, {name: rows_of(tokens, rows) for name, tokens in self.partial.items()}
 
     def digest(self, at_once: int) -> str:
         """Return a sha256 prefix (hex) of tokenizers, samples and input tokens, reading `at_once` rows at a time."""
@@ -127,8 +126,8 @@ class Request:
         digest.update(repr((self.names, self.numbers)).encode())
         for rows in blocks(range(len(self.names)), at_once):
             for tokens in self.rows(rows):
-                for name, whole in tokens.items():
-                    for item in [whole] if hasattr(whole, "shape") else whole:
+                for name, batch in tokens.items():
+                    for item in [batch] if hasattr(batch, "shape") else batch:
                         array = item.numpy(force=True) if isinstance(item, torch.Tensor) else np.asarray(item)
                         digest.update(f"{name} {array.dtype} {array.shape}".encode())
                         digest.update(np.ascontiguousarray(array).tobytes())
@@ -149,44 +148,47 @@ def with_input_forms(
         and (forms[name] in stored_names if source.kind == "stored" else source.kind != "tokens")
     }  # fmt: skip
     inputs = inputs_of({renamed.get(name, name): source for name, source in sources.items()})
-    guiding = renamed | {target.name: target.name for target in plan.targets}
-    targets = [replace(item, guidance=item.guidance and item.guidance.renamed(guiding)) for item in plan.targets]
-    return replace(plan, inputs=tuple(inputs), guidance=plan.guidance.renamed(guiding), targets=tuple(targets))
+    guidance_names = renamed | {target.name: target.name for target in plan.targets}
+    targets = [replace(item, guidance=item.guidance and item.guidance.renamed(guidance_names)) for item in plan.targets]
+    return replace(plan, inputs=tuple(inputs), guidance=plan.guidance.renamed(guidance_names), targets=tuple(targets))
 
 
-Chosen = tuple[int, str, int]
-"""Number among the samples with all inputs, key, and row in the store."""
+RequestedSample = tuple[int, str, int]
+"""Number among the samples with all inputs, key, and row in the store (0 without one)."""
 
 
-def _of_keys(keys: Sequence[str], samples: Iterable[tuple[str, int]], place: Path) -> list[Chosen]:
+def _samples_by_key(keys: Sequence[str], samples: Iterable[tuple[str, int]], folder: Path) -> list[RequestedSample]:
     """Return the samples with these keys. Raises UnknownNameError."""
     remaining = iter(samples)
     first = list(islice(remaining, SUGGESTED))
-    found = {key: (number, key, row) for number, (key, row) in enumerate(chain(first, remaining)) if key in keys}
+    matches = {key: (number, key, row) for number, (key, row) in enumerate(chain(first, remaining)) if key in keys}
     for key in keys:
-        if key not in found:
-            hint = f"(in {place}; --split chooses another split)"
-            raise UnknownNameError.of("sample", key, (known for known, _ in first), hint)
-    return [found[key] for key in keys]
+        if key not in matches:
+            hint = f"(in {folder}; --split chooses another split)"
+            raise UnknownNameError.of("sample", key, (sample_key for sample_key, _ in first), hint)
+    return [matches[key] for key in keys]
 
 
-def _of_numbers(numbers: Sequence[int], text: str, samples: Iterable[tuple[str, int]], place: Path) -> list[Chosen]:
-    """Return the samples with these numbers, which `text` says. Raises DataError or ConfigError."""
+def _samples_by_number(
+    numbers: Sequence[int], setting: str, samples: Iterable[tuple[str, int]], folder: Path
+) -> list[RequestedSample]:
+    """Return the samples with these numbers, given by the plan as `setting`. Raises DataError or ConfigError."""
     listed = [(number, key, row) for number, (key, row) in enumerate(islice(samples, max(numbers) + 1))]
     if not listed:
-        raise DataError(f"{place}: no sample has tokens of all inputs")
-    if not text or is_count(text):  # a number is an upper bound
+        raise DataError(f"{folder}: no sample has tokens of all inputs")
+    if not setting or is_count(setting):  # a number is an upper bound
         return listed
     if max(numbers) >= len(listed):
-        there = f"{len(listed)} samples with all inputs, numbers 0 to {len(listed) - 1}"
-        raise ConfigError(f"samples {text}: {place} has {there}")
+        available = f"{len(listed)} samples with all inputs, numbers 0 to {len(listed) - 1}"
+        raise ConfigError(f"samples {setting}: {folder} has {available}")
     return [listed[number] for number in numbers]
 
 
 def extensions_of(pipeline: AnyToAny, name: str) -> set[str]:
     """Return the extensions that belong to a modality, or to the modality whose input form it is."""
-    own = [name, *(plain for plain, form in pipeline.input_forms.items() if form == name)]
-    return {extension for one in own if one in pipeline.zoo for extension in pipeline.zoo[one].spec.extensions}
+    names = [name, *(plain for plain, form in pipeline.input_forms.items() if form == name)]
+    handles = [pipeline.zoo[modality] for modality in names if modality in pipeline.zoo]
+    return {extension for handle in handles for extension in handle.spec.extensions}
 
 
 def files_by_name(sources: Mapping[str, str], extensions: Mapping[str, Collection[str]]) -> dict[str, dict[str, Path]]:
@@ -195,21 +197,21 @@ def files_by_name(sources: Mapping[str, str], extensions: Mapping[str, Collectio
     If a folder has files with the modality's `extensions`, its other files are not used, such as texts next to
     pictures.
     """
-    found: dict[str, dict[str, Path]] = {}
+    files_by_modality: dict[str, dict[str, Path]] = {}
     for name, source in sources.items():
         pattern = os.path.join(glob.escape(source), "*") if os.path.isdir(source) else source
         paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
         if os.path.isdir(source):
             paths = [path for path in paths if path.suffix[1:].lower() in extensions[name]] or paths
-        found[name] = {path.stem: path for path in paths}
-        if len(found[name]) < len(paths) or not paths:
+        files_by_modality[name] = {path.stem: path for path in paths}
+        if len(files_by_modality[name]) < len(paths) or not paths:
             same = "two files have the same name; give a pattern, such as 'FOLDER/*.png'"
-            problem = same if paths else "there are no such files"
-            raise ConfigError(f"input {name}={source}: {problem}")
-        first, keys = next(iter(found.items()))
-        if differing := sorted(keys.keys() ^ found[name].keys()):
+            reason = same if paths else "there are no such files"
+            raise ConfigError(f"input {name}={source}: {reason}")
+        first, keys = next(iter(files_by_modality.items()))
+        if differing := sorted(keys.keys() ^ files_by_modality[name].keys()):
             raise ConfigError(f"input {name}={source}: expected the files that {first} has; {differing[0]} differs")
-    return found
+    return files_by_modality
 
 
 def item_of_source(handle: ModalityHandle, source: Source) -> Any:
@@ -229,7 +231,7 @@ def tokens_of_file(handle: ModalityHandle, file: Path) -> Any:
     """Return the tokens in a file as a batch. Raises DataError."""
     tokens = [read_tokens(handle, file)]
     try:
-        accepted(handle.spec, tokens, None, "")
+        checked_batch(handle.spec, tokens, None, "")
     except InvalidValueError as error:
         raise DataError(f"{file}: {error}") from None
     return tokens

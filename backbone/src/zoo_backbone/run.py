@@ -56,15 +56,15 @@ class Run:
     start: Path | None = None
     """The backbone that it started from; None for a new one."""
 
-    def places(self) -> dict[str, str | None]:
+    def paths(self) -> dict[str, str | None]:
         """Return the paths as JSON types."""
         paths = {key: None if path is None else str(Path(path).resolve()) for key, path in asdict(self).items()}
-        return paths | {"registry": registry_place(self.registry)}
+        return paths | {"registry": registry_path(self.registry)}
 
     def save(self, folder: Path) -> None:
         """Write the places into run.json; without one, for a finished backbone."""
         record = read_run(folder) or {"kind": BACKBONE.name, "identity": {}, "finished": {}}
-        write_run(folder, {**record, "places": self.places()})
+        write_run(folder, {**record, "places": self.paths()})
 
     @classmethod
     def load(cls, folder: Path) -> Run:
@@ -76,8 +76,8 @@ class Run:
     def values(self) -> Path:
         """Return the folder of values. Raises CheckpointError if the run has none, or if it is missing."""
         if self.data is None or not self.data.is_dir():
-            place = self.data or "an unknown folder"
-            raise CheckpointError(f"the run's values were in {place}, which is not there; give --data DATA")
+            location = self.data or "an unknown folder"
+            raise CheckpointError(f"the run's values were in {location}, which is not there; give --data DATA")
         return self.data
 
 
@@ -94,10 +94,10 @@ def find_run(source: str | Path, revision: str | None = None, sha256: str | None
     elif not folder.is_dir() and re.fullmatch(HUB_ID, str(source)) and not folder.parent.is_dir():
         folder = hub_folder(str(source), revision)
     elif not folder.is_dir():
-        known = f"; installed bundles: {', '.join(sorted(bundles.names))}" if bundles else ""
-        raise CheckpointError(f"{source}: no such folder, and not a hub id (owner/name){known}")
-    if sha256 is not None and (found := fingerprint(folder)) != sha256:
-        raise CheckpointError(f"{source}: the model has the fingerprint {found}, expected {sha256}")
+        installed = f"; installed bundles: {', '.join(sorted(bundles.names))}" if bundles else ""
+        raise CheckpointError(f"{source}: no such folder, and not a hub id (owner/name){installed}")
+    if sha256 is not None and (model_fingerprint := fingerprint(folder)) != sha256:
+        raise CheckpointError(f"{source}: the model has the fingerprint {model_fingerprint}, expected {sha256}")
     if (folder / BUNDLE).is_file():
         record = read_table(folder / BUNDLE, BUNDLE_RECORD)
         wheels = [f"{WHEELS}/{wheel.name}" for wheel in (folder / WHEELS).glob("*.whl")]
@@ -110,12 +110,12 @@ def find_run(source: str | Path, revision: str | None = None, sha256: str | None
             install = f"{shlex.quote(str(folder / WHEELS))}/*.whl" if wheels else " ".join(missing)
             raise CheckpointError(f"{source}: needs {', '.join(missing)}; install it: pip install {install}")
         registry = folder / "registry.toml"
-        if registry.is_file() and (problem := _foreign_setting(load_toml(registry))):
-            raise CheckpointError(f"{registry}: a bundle cannot set {problem}; ask its author to export it again")
-        for name, place in Run.load(folder).places().items():
+        if registry.is_file() and (setting := _foreign_setting(load_toml(registry))):
+            raise CheckpointError(f"{registry}: a bundle cannot set {setting}; ask its author to export it again")
+        for name, path in Run.load(folder).paths().items():
             inside = folder.resolve()
-            if place and not Path(place).is_relative_to(inside / registry.name if name == "registry" else inside):
-                raise CheckpointError(f"{folder / RUN}: names {place}, which is not of the bundle; export it again")
+            if path and not Path(path).is_relative_to(inside / registry.name if name == "registry" else inside):
+                raise CheckpointError(f"{folder / RUN}: names {path}, which is not of the bundle; export it again")
     return folder
 
 
@@ -130,13 +130,13 @@ def _foreign_setting(tables: Mapping[str, Any]) -> str:
     return next((f"[modalities.{name}] checkpoint" for name in named), "")
 
 
-def registry_place(registry: Path | None) -> str | None:
+def registry_path(registry: Path | None) -> str | None:
     """Return the absolute path of a registry.toml. Links are not resolved: relative paths in the file start at the
     link's folder."""
     return None if registry is None else str(registry.parent.resolve() / registry.name)
 
 
-def found_registry(folder: Path, registry: Path | None) -> Path | None:
+def existing_registry(folder: Path, registry: Path | None) -> Path | None:
     """Return the registry that a folder's model was trained with. Raises CheckpointError if it is gone."""
     if registry is not None and not registry.exists():
         advice = (
@@ -152,8 +152,8 @@ def zoo_of(folder: Path, registry: Path | None) -> Zoo:
 
     Raises CheckpointError if the registry is gone.
     """
-    found = found_registry(folder, registry)
-    return Zoo.installed() if found is None else Zoo.at(found)
+    registry_file = existing_registry(folder, registry)
+    return Zoo.installed() if registry_file is None else Zoo.at(registry_file)
 
 
 def stored_config(folder: Path) -> dict[str, Any]:
@@ -177,8 +177,11 @@ def check_stored(column: TokenColumn, fingerprint: str | None, zoo: Zoo, owner: 
     if fingerprint in (None, column.fingerprint):
         return
     if name in zoo:
-        handle, both = zoo[name], {str(fingerprint), column.fingerprint}
-        if all(handle.files.grew_from(one) or (handle.has_tokenizer and handle.fingerprint == one) for one in both):
+        handle, fingerprints = zoo[name], {str(fingerprint), column.fingerprint}
+        if all(
+            handle.files.grew_from(digest) or (handle.has_tokenizer and handle.fingerprint == digest)
+            for digest in fingerprints
+        ):
             return
     remedy = "use tokens of the tokenizer of the training, or train again"
     raise OtherTokenizerError.of(column.folder, name, column.fingerprint, str(fingerprint), owner, remedy)

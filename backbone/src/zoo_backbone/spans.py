@@ -40,9 +40,9 @@ def choose(keys: Keys, count: Ints, among: Ints) -> Bools:
     """Return a mask with `count` (`rows`) random Trues among the first `among` columns of each row."""
     order = sorted_draw(keys, among)
     rows, columns = ragged(count)
-    chosen = np.zeros(keys.shape, bool)
-    chosen[rows, order[rows, columns]] = True
-    return chosen
+    mask = np.zeros(keys.shape, bool)
+    mask[rows, order[rows, columns]] = True
+    return mask
 
 
 def ragged(counts: Ints) -> tuple[Ints, Ints]:
@@ -52,32 +52,32 @@ def ragged(counts: Ints) -> tuple[Ints, Ints]:
 
 
 def mask_spans(
-    lengths: Ints, quota: Ints, limits: Ints, span_length: float, offset: Floats, cuts: Keys, places: Keys
+    lengths: Ints, quota: Ints, limits: Ints, span_length: float, offset: Floats, cuts: Keys, positions: Keys
 ) -> Bools:
     """Return the tokens to mask, `rows width`, so that kept tokens plus sentinels equal `quota` (`rows`).
 
     A quota of at least the length keeps everything; a quota of 0 masks everything. `limits` is the number of
     sentinels. Spans have `span_length` tokens on average; they are longer where sentinels, or kept tokens to separate
     the spans, run out. `offset` (`rows`, uniform in [0, 1)) rounds the number of spans. `cuts` (`rows width`) and
-    `places` (`rows width+1`) are random keys.
+    `positions` (`rows width+1`) are random keys.
     """
     width = cuts.shape[1]
-    part = (quota > 0) & (quota < lengths)
-    missing = np.where(part, lengths - quota, 0)
+    is_partial = (quota > 0) & (quota < lengths)
+    missing = np.where(is_partial, lengths - quota, 0)
     # `count` spans of s tokens shorten the input by count * (s - 1).
     count = np.floor(missing / max(span_length - 1, 1e-9) + offset)
-    spans = np.where(part, np.clip(count, 1, np.minimum(limits, (quota + 1) // 2)), 0).astype(np.int64)
-    hidden = np.where(part, missing + spans, 0)
+    spans = np.where(is_partial, np.clip(count, 1, np.minimum(limits, (quota + 1) // 2)), 0).astype(np.int64)
+    hidden = np.where(is_partial, missing + spans, 0)
     # Lengths of the spans: cut the hidden tokens at random places. Their places: random gaps between kept tokens.
     starts_new = choose(cuts[:, : width - 1], np.maximum(spans - 1, 0), np.maximum(hidden - 1, 0))
     span_of = np.zeros(cuts.shape, np.int64)
     np.cumsum(starts_new, axis=1, out=span_of[:, 1:])
-    gaps = choose(places, spans, np.where(part, lengths - hidden + 1, 0))
+    gaps = choose(positions, spans, np.where(is_partial, lengths - hidden + 1, 0))
     kept_before = np.nonzero(gaps)[1]
     rows, columns = ragged(hidden)
-    place = columns + kept_before[(np.cumsum(spans) - spans)[rows] + span_of[rows, columns]]
+    masked_columns = columns + kept_before[(np.cumsum(spans) - spans)[rows] + span_of[rows, columns]]
     masked: Bools = (np.arange(width) < lengths[:, None]) & (quota == 0)[:, None]
-    masked[rows, place] = True
+    masked[rows, masked_columns] = True
     return masked
 
 
@@ -120,26 +120,26 @@ class Spans:
         """
         need = self.cost()
         selected = (need <= budget)[self.row]
-        tight = np.flatnonzero(need > budget)
-        if not len(tight):
+        over_budget = np.flatnonzero(need > budget)
+        if not len(over_budget):
             return selected
         counts = self.starts.sum(axis=1)
-        first = (np.cumsum(counts) - counts)[tight]
-        order = sorted_draw(keys[tight], counts[tight])
+        first = (np.cumsum(counts) - counts)[over_budget]
+        order = sorted_draw(keys[over_budget], counts[over_budget])
         if adjacent:
             order = order[:, :1] + np.arange(order.shape[1])
-        left = budget[tight].copy()
-        for turn in range(int(counts[tight].max())):
-            live = np.flatnonzero((turn < counts[tight]) & (left >= 2))
-            live = live[order[live, turn] < counts[tight[live]]]
-            if not len(live):
+        left = budget[over_budget].copy()
+        for turn in range(int(counts[over_budget].max())):
+            active = np.flatnonzero((turn < counts[over_budget]) & (left >= 2))
+            active = active[order[active, turn] < counts[over_budget[active]]]
+            if not len(active):
                 break
-            span = first[live] + order[live, turn]
-            fits = self.length[span] + 1 <= left[live]
+            span = first[active] + order[active, turn]
+            fits = self.length[span] + 1 <= left[active]
             selected[span[fits]] = True
-            left[live[fits]] -= self.length[span[fits]] + 1
+            left[active[fits]] -= self.length[span[fits]] + 1
             if adjacent:
-                left[live[~fits]] = 0
+                left[active[~fits]] = 0
         return selected
 
     def last(self, selected: Bools) -> Ints:
@@ -154,10 +154,10 @@ class Spans:
 
         `tokens` is `rows width`, `sentinel` (`rows`) the id of the first sentinel.
         """
-        kept = ~self.masked & (np.arange(tokens.shape[1]) < lengths[:, None])
-        shown = (kept | self.starts) & (quota > 0)[:, None]
-        rows, columns = np.nonzero(shown)
-        rank = (np.cumsum(shown, axis=1) - 1)[rows, columns]
+        visible = ~self.masked & (np.arange(tokens.shape[1]) < lengths[:, None])
+        is_input = (visible | self.starts) & (quota > 0)[:, None]
+        rows, columns = np.nonzero(is_input)
+        rank = (np.cumsum(is_input, axis=1) - 1)[rows, columns]
         is_sentinel = self.starts[rows, columns]
         ids = np.where(is_sentinel, sentinel[rows] + self.rank[rows, columns], tokens[rows, columns])
         return rows, rank, ids
@@ -168,17 +168,17 @@ class Spans:
         Place j reads `read[:, j]` at position j and predicts `ids[:, j]`, the next id read; `closing` (`rows`) is
         predicted last. A row without spans reads its first sentinel and predicts `closing`.
         """
-        wanted = self.masked.copy()
-        wanted[wanted] = selected[self.index[wanted]]
-        starts = self.starts & wanted
-        through = np.cumsum(wanted, axis=1) + np.cumsum(starts, axis=1)
-        lengths = np.maximum(through[:, -1], 1)
+        is_target = self.masked.copy()
+        is_target[is_target] = selected[self.index[is_target]]
+        starts = self.starts & is_target
+        stream_ends = np.cumsum(is_target, axis=1) + np.cumsum(starts, axis=1)
+        lengths = np.maximum(stream_ends[:, -1], 1)
         read = np.zeros((len(tokens), int(lengths.max(initial=1))), np.int64)
         read[:, 0] = sentinel
-        rows, columns = np.nonzero(wanted)
-        read[rows, through[rows, columns] - 1] = tokens[rows, columns]
+        rows, columns = np.nonzero(is_target)
+        read[rows, stream_ends[rows, columns] - 1] = tokens[rows, columns]
         rows, columns = np.nonzero(starts)
-        read[rows, through[rows, columns] - 2] = sentinel[rows] + self.rank[rows, columns]
+        read[rows, stream_ends[rows, columns] - 2] = sentinel[rows] + self.rank[rows, columns]
         ids = np.empty_like(read)
         ids[:, :-1] = read[:, 1:]
         ids[np.arange(len(ids)), lengths - 1] = closing

@@ -29,7 +29,16 @@ from tokenizers_zoo.train.log import StepLog
 from tokenizers_zoo.train.optim import EMA, check_finite
 from zoo_backbone import distributed
 from zoo_backbone.batch import PackedBatch
-from zoo_backbone.checkpoint import ASKED, PUBLISHED, Beginning, backbone_config, begin, freeze, layout_for, save_model
+from zoo_backbone.checkpoint import (
+    PUBLISHED,
+    REPLAY_MIXTURES,
+    InitialModel,
+    backbone_config,
+    freeze,
+    initial_model,
+    layout_for,
+    save_model,
+)
 from zoo_backbone.config import Mixture, ModelConfig, TrainConfig
 from zoo_backbone.data import Mix, Source, fingerprints_of, open_sources
 from zoo_backbone.distributed import TrainingState
@@ -62,7 +71,7 @@ def train(
     start: Path | None = None,
     ids: Mapping[str, int] | None = None,
     show: Show | None = None,
-    asked: Sequence[Mixture] = (),
+    replay_mixtures: Sequence[Mixture] = (),
     overwrite: bool = False,
     device: str = AUTO,
 ) -> Path:
@@ -76,9 +85,9 @@ def train(
         run: Places of the inputs, stored in run.json. Default: the token store only.
         fingerprints: Fingerprints of the tokenizers by modality. Default: those in the store.
         start: A trained backbone to start from, of the same or other modalities.
-        ids: Ids of its vocabularies that the start backbone was trained on; see `checkpoint.begin`.
+        ids: Ids of its vocabularies that the start backbone was trained on; see `checkpoint.initial_model`.
         show: Draws the previews, if `preview_every` is set.
-        asked: Mixtures that a later growth uses instead of the training's.
+        replay_mixtures: Mixtures that a later growth uses instead of the training's.
         overwrite: Replace the run in the folder.
         device: A torch device or "auto"; under torchrun each process takes its own GPU.
 
@@ -116,35 +125,35 @@ def train(
             "samples": [len(source.data) for source in sources],
             "contents": [source.data.contents() for source in sources],
         })  # fmt: skip
-        places = dataclasses.replace(run or Run(tokens=tokens), start=start)
-        run_folder = RunFolder(folder, BACKBONE, identity, places.places())
+        run_record = dataclasses.replace(run or Run(tokens=tokens), start=start)
+        run_folder = RunFolder(folder, BACKBONE, identity, run_record.paths())
         if ranks.first:
             stack.enter_context(run_folder.open(overwrite))
         ranks.wait()
-        stored = read_run(folder)
-        if stored is not None and stored["finished"] is not None:
+        record = read_run(folder)
+        if record is not None and record["finished"] is not None:
             check_weights(folder, backbone_config(folder))
             if ranks.first and (folder / LAST).is_dir():
-                places.save(folder / LAST)
+                run_record.save(folder / LAST)
             return folder
 
-        beginning = begin(specs, model_config, train_config.seed, start, ids)
-        trainer = Trainer(folder, sources, held_out, beginning, train_config, ranks, show)
+        initial = initial_model(specs, model_config, train_config.seed, start, ids)
+        trainer = Trainer(folder, sources, held_out, initial, train_config, ranks, show)
         seconds = trainer.train()
         datasets = [{**dataset, "tokens": dataset["tokens"].resolve()} for dataset in settings["datasets"]]
         extra = {"train": as_json(settings | {"datasets": datasets}), "fingerprints": fingerprints,
                  "training_seconds": seconds}  # fmt: skip
-        extra |= {"start": beginning.record} if beginning.record else {}
-        extra |= {key: stored[key] for key in ("lengthened",) if stored and key in stored}
-        extra |= {key: value for key, value in beginning.model.record.items() if key == PUBLISHED}
-        extra |= as_json({ASKED: list(map(dataclasses.asdict, asked))}) if asked else {}
-        for place in ([folder / LAST] if trainer.ema is not None else []) + [folder]:
-            with trainer.ema_applied() if place == folder else contextlib.nullcontext():
-                state = ranks.whole_state(trainer.model)
+        extra |= {"start": initial.record} if initial.record else {}
+        extra |= {key: record[key] for key in ("lengthened",) if record and key in record}
+        extra |= {key: value for key, value in initial.model.record.items() if key == PUBLISHED}
+        extra |= as_json({REPLAY_MIXTURES: list(map(dataclasses.asdict, replay_mixtures))}) if replay_mixtures else {}
+        for model_folder in ([folder / LAST] if trainer.ema is not None else []) + [folder]:
+            with trainer.ema_applied() if model_folder == folder else contextlib.nullcontext():
+                state = ranks.full_state(trainer.model)
                 if ranks.first:
-                    if place != folder:
-                        places.save(place)
-                    save_model(trainer.model, place, extra, state, beginning.beside)
+                    if model_folder != folder:
+                        run_record.save(model_folder)
+                    save_model(trainer.model, model_folder, extra, state, initial.extra_tensors)
         ranks.wait()
         if ranks.first:
             run_folder.finish(steps=train_config.steps)
@@ -159,7 +168,7 @@ class Trainer:
         folder: Path,
         sources: Sequence[Source],
         held_out: Sequence[Source],
-        beginning: Beginning,
+        initial: InitialModel,
         config: TrainConfig,
         ranks: distributed.Ranks,
         show: Show | None = None,
@@ -168,19 +177,21 @@ class Trainer:
             raise ConfigError(f"batch_size {config.batch_size}: expected a multiple of {ranks.size}, the processes")
         if config.preview_every and (show is None or ranks.size > 1):
             raise ConfigError("preview_every: pictures are drawn by zoo backbone in one process; set it to 0 here")
-        if config.pretrained_lr_scale != 1 and beginning.record is None:
+        if config.pretrained_lr_scale != 1 and initial.record is None:
             scale = config.pretrained_lr_scale
             raise ConfigError(f"pretrained_lr_scale {scale}: expected a backbone to start from; leave it out here")
         self.folder, self.config, self.ranks, self.show = folder, config, ranks, show
-        self.peak = peak_rate(config, beginning.model.config.dim)
-        frozen = freeze(beginning) if config.freeze else {}
-        self.model = beginning.model.to(ranks.device)
+        self.peak = peak_rate(config, initial.model.config.dim)
+        frozen = freeze(initial) if config.freeze else {}
+        self.model = initial.model.to(ranks.device)
         for block in (*self.model.encoder, *self.model.decoder):
             block.activation_checkpointing = config.activation_checkpointing
         ranks.shard(self.model)
-        self.optimizer = Optimizer(self.model, config, sparse=ranks.size == 1, frozen=frozen, known=beginning.known)
+        self.optimizer = Optimizer(
+            self.model, config, sparse=ranks.size == 1, frozen=frozen, pretrained_rows=initial.pretrained_rows
+        )
         layout = self.model.layout
-        self.mix = Mix(sources, layout, dataclasses.replace(config, seed=beginning.seed(config.seed)))
+        self.mix = Mix(sources, layout, dataclasses.replace(config, seed=initial.seed(config.seed)))
         self.held_out = Mix(held_out, layout, config)
         parallel = ranks.size == 1 and ranks.device.type == "cpu"
         self.accumulation = GradAccumulation(self.model, config.grad_accum_steps, parallel=parallel)
@@ -197,8 +208,8 @@ class Trainer:
         config = self.config
         first, seconds = self.state.load()
         if first > config.steps:
-            what = f"holds a state of step {first}, the run has {config.steps}; remove it to start again"
-            raise CheckpointError(f"{self.folder}: {what}")
+            reason = f"holds a state of step {first}, the run has {config.steps}; remove it to start again"
+            raise CheckpointError(f"{self.folder}: {reason}")
         started = time.perf_counter()
         log = TrainingLog(self.folder, config, first, self.model) if self.ranks.first else None
         with (
@@ -206,10 +217,10 @@ class Trainer:
             prefetched(self.batch, first, config.steps) as batches, noted_signals() as self.signals,
         ):  # fmt: skip
             if config.compile:
-                problem = compile_blocks(self.model, lambda: self.gradients(self.batch(first)))
+                compile_error = compile_blocks(self.model, lambda: self.gradients(self.batch(first)))
                 self.model.zero_grad(set_to_none=True)
-                if problem and log:
-                    log.say(f"backbone: torch.compile fails here ({problem}); training goes on without it")
+                if compile_error and log:
+                    log.say(f"backbone: torch.compile fails here ({compile_error}); training goes on without it")
             for done, batch in enumerate(batches, first + 1):
                 rate = learning_rate(config, done - 1, self.peak)
                 loss, norm, by_modality = self.train_step(batch, rate)
@@ -217,7 +228,7 @@ class Trainer:
                 if self.ema is not None:
                     self.ema.update(done)
                 if log:
-                    log.step(done, loss, norm, rate, by_modality | self.balance.shown())
+                    log.step(done, loss, norm, rate, by_modality | self.balance.log_scalars())
                 last = done == config.steps
                 if self.held_out.sources and (done % config.eval_every == 0 or last):
                     held_out = {"held_out": self.evaluate()}
@@ -328,9 +339,9 @@ class TrainingLog(StepLog):
         self.note = f"held-out loss {loss:.4g}"
         self.by_modality = by_modality
 
-    def previews(self, done: int, shown: Mapping[str, Path]) -> None:
+    def previews(self, done: int, pictures: Mapping[str, Path]) -> None:
         """Log previews, and print their files and the held-out losses."""
-        for title, path in shown.items():
+        for title, path in pictures.items():
             with Image.open(path) as picture:
                 self.write_image(done, title, picture)
             self.say(f"step {done}: {title}: {path}")

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo_backbone.config import ModelConfig
 
-Seen = tuple[Tensor, Tensor, Tensor | None]
+BlockContext = tuple[Tensor, Tensor, Tensor | None]
 """Keys and values of a context, and the mask of used inputs: bool, broadcast to `batch heads targets inputs`."""
 NORM_EPSILON = 1e-6
 ALIGNED = 1.5
@@ -124,14 +124,14 @@ class CrossAttention(nn.Module):
         key, value = rearrange(self.kv(context), "b n (two h d) -> two b h n d", two=2, h=self.heads)
         return rotate(self.key_norm(key), rotation), value
 
-    def forward(self, x: Tensor, rotation: Tensor | None, seen: Sequence[Seen]) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor | None, contexts: Sequence[BlockContext]) -> Tensor:
         """Attend from targets `batch targets dim`.
 
         Several contexts, of different lengths, are for equal shares of the rows of `x`.
         """
         query = self.query_norm(rearrange(self.q(x), "b n (h d) -> b h n d", h=self.heads))
-        parts = rotate(query, rotation).chunk(len(seen))
-        mixed = [self._attend(part, *of_part) for part, of_part in zip(parts, seen, strict=True)]
+        parts = rotate(query, rotation).chunk(len(contexts))
+        mixed = [self._attend(part, *of_part) for part, of_part in zip(parts, contexts, strict=True)]
         return self.out(torch.cat(mixed) if len(mixed) > 1 else mixed[0])
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -173,12 +173,12 @@ class Block(nn.Module):
 
     activation_checkpointing = False
 
-    def forward(self, x: Tensor, *others: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self.compute, x, *others, use_reentrant=False, preserve_rng_state=False)
-        return self.compute(x, *others)
+            return checkpoint(self.compute, x, *args, use_reentrant=False, preserve_rng_state=False)
+        return self.compute(x, *args)
 
-    def compute(self, x: Tensor, *others: Any) -> Tensor:
+    def compute(self, x: Tensor, *args: Any) -> Tensor:
         raise NotImplementedError
 
 
@@ -219,13 +219,13 @@ class DecoderBlock(Block):
         self,
         x: Tensor,
         rotation: Tensor | None,
-        seen: Sequence[Seen],
+        contexts: Sequence[BlockContext],
         mask: Tensor | None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Map `batch targets dim` to the same shape; `mask` is for the self-attention."""
         x = x + self.self_attention(self.self_norm(x), rotation, mask, cache)
-        x = x + self.cross_attention(self.query_norm(x), rotation, seen)
+        x = x + self.cross_attention(self.query_norm(x), rotation, contexts)
         return x + self.mlp(self.mlp_norm(x))
 
 

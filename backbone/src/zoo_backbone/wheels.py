@@ -47,27 +47,27 @@ def _build(sources: Sequence[str], folder: Path) -> None:
     env = {"SOURCE_DATE_EPOCH": "315532800", **os.environ}
     for isolation in (["--no-build-isolation"], []):
         command = [sys.executable, *PIP_WHEEL, str(folder), *isolation, *sources]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=env)
-        if done.returncode == 0:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=env)
+        if result.returncode == 0:
             return
-    reason = (re.findall("(?:ERROR|[A-Z][A-Za-z]*Error): .*", done.stderr) or [done.stderr.strip()])[0][:300]
+    reason = (re.findall("(?:ERROR|[A-Z][A-Za-z]*Error): .*", result.stderr) or [result.stderr.strip()])[0][:300]
     raise PluginError(f"no wheels of {', '.join(sources)}: {reason}; pip wheel --no-deps FOLDER says more")
 
 
 def _pack(dist: Distribution, folder: Path) -> None:
     """Write the wheel of a distribution from the files in its RECORD, except the BY_INSTALLER ones."""
-    record, about = dist.read_text("RECORD"), dist.read_text("WHEEL")
-    if not record or not about:
+    record, wheel_metadata = dist.read_text("RECORD"), dist.read_text("WHEEL")
+    if not record or not wheel_metadata:
         raise PluginError(f"{dist.name}: its installation has no RECORD of a wheel; install it again with pip")
     scripts = {entry.name for entry in dist.entry_points if entry.group in ("console_scripts", "gui_scripts")}
-    info = re.findall(r"^([^/]+)\.dist-info/METADATA,", record, re.MULTILINE)[0]
-    tags = zip(*(tag.split("-") for tag in message_from_string(about).get_all("Tag", [])), strict=True)
-    tag, kept = "-".join(".".join(sorted(set(part))) for part in tags), list[str]()
-    with ZipFile(folder / f"{info}-{tag}.whl", "w") as wheel:
+    dist_info = re.findall(r"^([^/]+)\.dist-info/METADATA,", record, re.MULTILINE)[0]
+    tags = zip(*(tag.split("-") for tag in message_from_string(wheel_metadata).get_all("Tag", [])), strict=True)
+    tag, record_lines = "-".join(".".join(sorted(set(part))) for part in tags), list[str]()
+    with ZipFile(folder / f"{dist_info}-{tag}.whl", "w") as wheel:
         for line in sorted(record.splitlines()):
             ((name, digest, _),) = csv.reader([line])
             path, outside = Path(str(dist.locate_file(name))), name.startswith("../")
-            by_installer = name.startswith(info) and path.name in BY_INSTALLER
+            by_installer = name.startswith(dist_info) and path.name in BY_INSTALLER
             if not digest or by_installer or (outside and path.stem in scripts):
                 continue  # compiled files and RECORD have no digest
             kind, data = digest.partition("=")[0], read_regular(path) or b""
@@ -76,6 +76,6 @@ def _pack(dist: Distribution, folder: Path) -> None:
                 reason = "is outside of site-packages" if outside else "has changed since it was installed"
                 raise PluginError(f"{dist.name}: no wheel can be made of it: {path} {reason}")
             wheel.writestr(ZipInfo(name), data, ZIP_DEFLATED)
-            kept.append(line)
-        name = f"{info}.dist-info/RECORD"
-        wheel.writestr(ZipInfo(name), "\n".join([*kept, f"{name},,", ""]), ZIP_DEFLATED)
+            record_lines.append(line)
+        name = f"{dist_info}.dist-info/RECORD"
+        wheel.writestr(ZipInfo(name), "\n".join([*record_lines, f"{name},,", ""]), ZIP_DEFLATED)

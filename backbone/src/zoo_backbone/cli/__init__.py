@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zoo_backbone.run import Run
 
 
-def _found_run(context: click.Context, parameter: click.Parameter, source: str) -> Path:
+def _find_run(context: click.Context, parameter: click.Parameter, source: str) -> Path:
     if context.resilient_parsing:  # completion opens nothing
         return Path(source)
     from zoo_backbone.run import find_run
@@ -28,7 +28,7 @@ def _found_run(context: click.Context, parameter: click.Parameter, source: str) 
     return find_run(source)
 
 
-RUN = click.argument("folder", metavar="RUN", callback=_found_run, shell_complete=complete_paths)
+RUN = click.argument("folder", metavar="RUN", callback=_find_run, shell_complete=complete_paths)
 """The folder of a run or bundle, an installed bundle, or a hub id."""
 
 
@@ -86,13 +86,13 @@ def with_options(table: dict[str, Any], assignments: Iterable[str], seed: int | 
     return assigned(table, parse_assignments(assignments) | changes)
 
 
-def pairs_of(option: str, items: Iterable[str], what: str) -> dict[str, str]:
+def pairs_of(option: str, items: Iterable[str], value_name: str) -> dict[str, str]:
     """Parse `NAME=WHAT` options into a table. Raises UsageError."""
     pairs: dict[str, str] = {}
     for item in items:
         name, equals, text = (part.strip() for part in item.partition("="))
         if not (name and equals and text):
-            raise click.UsageError(f"{option} {item}: expected NAME={what}")
+            raise click.UsageError(f"{option} {item}: expected NAME={value_name}")
         if name in pairs:
             raise click.UsageError(f"{option} {item}: {name} is there twice")
         pairs[name] = text
@@ -102,15 +102,15 @@ def pairs_of(option: str, items: Iterable[str], what: str) -> dict[str, str]:
 def numbers_of(option: str, items: Iterable[str]) -> dict[str, float]:
     """Parse `NAME=NUMBER,...` options into a table. Raises UsageError."""
     pairs = pairs_of(option, [item for text in items for item in split_names(text)], "NUMBER")
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for name, text in pairs.items():
         try:
-            found[name] = float(text)
+            numbers[name] = float(text)
         except ValueError:
-            found[name] = math.nan
-        if not math.isfinite(found[name]):
+            numbers[name] = math.nan
+        if not math.isfinite(numbers[name]):
             raise click.UsageError(f"{option} {name}={text}: expected NAME=NUMBER")
-    return found
+    return numbers
 
 
 def open_run(folder: Path) -> tuple[Run, Zoo]:
@@ -127,6 +127,6 @@ def zoo_of(folder: Path, registry: Path | None) -> Zoo:
 
     Raises CheckpointError if the run's registry is missing and --registry is not set.
     """
-    from zoo_backbone.run import found_registry
+    from zoo_backbone.run import existing_registry
 
-    return open_zoo(asked_registry() or found_registry(folder, registry))
+    return open_zoo(asked_registry() or existing_registry(folder, registry))

@@ -71,6 +71,6 @@ def export_onnx(source: str, out: Path, inputs: list[str] | None, format: Format
             table.add_row(name, port["name"], f"{port['dtype']} ({shape})",
                           f"{difference:.2%}{share}" if share else f"{difference:.2g}")  # fmt: skip
     show_table(table)
-    for name, problem in record["skipped"].items():
-        echo(f"left out: {name}: {problem}", err=True)
+    for name, reason in record["skipped"].items():
+        echo(f"left out: {name}: {reason}", err=True)
     echo(f"export in {out}; export.json describes inputs and outputs")

@@ -85,9 +85,9 @@ def generate_command(
     run, zoo = open_run(folder)
     table = read_plan(plan_file, zoo) if plan_file else {}
     if guide:
-        each = len(guide) > 1 or "=" in guide[0]
+        has_weights = len(guide) > 1 or "=" in guide[0]
         table["guidance"] = (
-            {"weights": numbers_of("--guide", guide)} if each else parse_assignments([f"scale={guide[0]}"])
+            {"weights": numbers_of("--guide", guide)} if has_weights else parse_assignments([f"scale={guide[0]}"])
         )
         for target in table.get("targets", []):
             target.pop("guidance", None)
@@ -96,16 +96,16 @@ def generate_command(
     items = [item for text in inputs for item in ([text] if "=" in text else split_names(text))]
     table["inputs"] = inputs_of(written_sources(table.get("inputs", [])) | written_sources(items))
     table["inpaint"] = {**table.get("inpaint", {}), **pairs_of("--inpaint", inpaint, "REGION")}
-    chosen = {"keys": keys, **options}
-    for one, other in (("keys", "samples"), ("samples", "keys")):
-        if chosen[one] is not None:
-            table.pop(other, None)
-    table |= {key: value for key, value in chosen.items() if value is not None}
+    selection = {"keys": keys, **options}
+    for option, excluded in (("keys", "samples"), ("samples", "keys")):
+        if selection[option] is not None:
+            table.pop(excluded, None)
+    table |= {key: value for key, value in selection.items() if value is not None}
     plan = from_mapping(GenerationPlan, table, Origin())
     model = AnyToAny.from_pretrained(folder, zoo=zoo, device=device)
     with disk_errors(out):
-        places = generate_to_folder(model, plan, out, run.tokens, overwrite=overwrite)
-    samples = len({place.parent for place in places})
+        folders = generate_to_folder(model, plan, out, run.tokens, overwrite=overwrite)
+    samples = len({draw_folder.parent for draw_folder in folders})
     of_each = f", {plan.draws} draws of each," if plan.draws > 1 else ""
     sheet = f", side by side in {out / SHEET}" if (out / SHEET).is_file() else ""
     echo(f"{count_of(samples, 'sample')}{of_each} in {out}{sheet}")
@@ -114,10 +114,10 @@ def generate_command(
 def _targets(names: list[str] | None, plan: Mapping[str, Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the tables of the targets, from `names` or the plan, with the settings of `--set`."""
     tables = plan.get("targets", []) if names is None else [{"name": name} for name in names]
-    known = [str(table["name"]) for table in tables]
+    target_names = [str(table["name"]) for table in tables]
 
     def is_of_one(key: str) -> bool:
-        return "." in key and key.partition(".")[0] in known
+        return "." in key and key.partition(".")[0] in target_names
 
     for key in sorted(settings, key=is_of_one):  # settings for all targets first
         name, _, inner = key.partition(".") if is_of_one(key) else ("", "", key)

@@ -59,38 +59,28 @@ def backbone() -> None:
 backbone.add_command(generate_command)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Training:
-    """The settings of `zoo backbone train`."""
-
-    stored: dict[str, Any] | None
-    """The config.json of --from."""
-    tables: dict[str, dict[str, Any]]
-    """The tables of the file."""
-    size: ModelConfig
-    """The preset, or the model of --from, which [model] changes."""
-    model: ModelConfig
-    train: TrainConfig
-
-
 def _training(
     *, preset: str | None, config_file: Path | None, start: Path | None, steps: int | None, seed: int | None,
-    assignments: tuple[str, ...], **others: Any,
-) -> _Training:  # fmt: skip
-    """Return the settings of `zoo backbone train`. Raises ConfigError, and CheckpointError for a wrong --from."""
-    tables, stored = read_tables(config_file), None
+    assignments: tuple[str, ...], **options: Any,
+) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]], ModelConfig, ModelConfig, TrainConfig]:  # fmt: skip
+    """Return the settings of `zoo backbone train`.
+
+    They are config.json of --from, the tables of the file, the model that [model] changes (the preset, or the model of
+    --from), the model, and the settings of training. Raises ConfigError, and CheckpointError for a wrong --from.
+    """
+    tables, start_config = read_tables(config_file), None
     size = PRESETS[preset or "nano"]
     if start is not None:
         from zoo_backbone.checkpoint import backbone_config, model_config
 
-        stored = backbone_config(start)
-        size = size if preset else model_config(stored)
+        start_config = backbone_config(start)
+        size = size if preset else model_config(start_config)
     model = from_mapping(
         type(size), dataclasses.asdict(size) | tables["model"], Origin(path=config_file, table="model")
     )
     table = with_options(tables["train"], assignments, seed, steps=steps)
     train = from_mapping(TrainConfig, table, Origin(path=config_file, table="train"))
-    return _Training(stored=stored, tables=tables, size=size, model=model, train=train)
+    return start_config, tables, size, model, train
 
 
 @backbone.command(cls=CheckedCommand, check=_training)
@@ -136,19 +126,17 @@ def train(
     from zoo_backbone.distributed import leave
     from zoo_backbone.grow import train_run
 
-    settings = _training(
+    start_config, tables, size, model, config = _training(
         preset=preset, config_file=config_file, start=start, steps=steps, seed=seed, assignments=assignments
     )
-    stored, tables, size = settings.stored, settings.tables, settings.size
-    model, config = settings.model, settings.train
     if print_config:
-        usual = dataclasses.asdict(type(size)())
-        differing = {key: value for key, value in dataclasses.asdict(size).items() if value != usual[key]}
-        base = Layer(differing, f"preset {preset or 'nano'}" if stored is None or preset else str(start))
+        defaults = dataclasses.asdict(type(size)())
+        differing = {key: value for key, value in dataclasses.asdict(size).items() if value != defaults[key]}
+        base = Layer(differing, f"preset {preset or 'nano'}" if start_config is None or preset else str(start))
         show_config("model", model, [base, *given_layers(tables["model"], config_file, "model", ())])
         echo()
-        given = given_layers(tables["train"], config_file, "train", assignments, seed=seed, steps=steps)
-        show_config("train", config, given)
+        layers = given_layers(tables["train"], config_file, "train", assignments, seed=seed, steps=steps)
+        show_config("train", config, layers)
         return
     zoo = open_zoo()
     names = modalities or names_in(datasets_of(tokens, config))
@@ -159,8 +147,8 @@ def train(
             raise
         advice = f"{tokens} has tokens of it: enable it, or choose others by --modalities"
         raise UnknownNameError(f"{error}; {advice}") from None
-    left = [spec["name"] for spec in stored["specs"] if spec["name"] not in names] if stored and not modalities else []
-    if left:
+    start_names = [spec["name"] for spec in start_config["specs"]] if start_config and not modalities else []
+    if left := [name for name in start_names if name not in names]:
         note(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(left)}")
     if dry_run:
         state = "replace" if overwrite and out.is_dir() else "resume" if read_run(out) else "train"
@@ -322,10 +310,10 @@ def evaluate_command(
     from zoo_backbone.evaluation_data import left_out_text
 
     table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")
-    chosen = {"samples": samples, "inputs": [split_names(names) for names in inputs] or None, "targets": targets}
-    config = from_mapping(EvaluationConfig, with_options(table, assignments, seed, **chosen), origin)
+    options = {"samples": samples, "inputs": [split_names(names) for names in inputs] or None, "targets": targets}
+    config = from_mapping(EvaluationConfig, with_options(table, assignments, seed, **options), origin)
     if print_config:
-        show_config("eval", config, given_layers(table, config_file, "eval", assignments, seed=seed, **chosen))
+        show_config("eval", config, given_layers(table, config_file, "eval", assignments, seed=seed, **options))
         return
     run, zoo = open_run(folder)
     if tokens is not None and tokens.resolve() != run.tokens.resolve():
@@ -340,9 +328,9 @@ def evaluate_command(
     if as_json:
         show_json(result)
         return
-    for place, reasons in result["unreadable"].items():
+    for column, reasons in result["unreadable"].items():
         key, reason = next(iter(reasons.items()))
-        echo(f"{place}: {count_of(len(reasons), 'value')} left out, first: {key}: {reason}", err=True)
+        echo(f"{column}: {count_of(len(reasons), 'value')} left out, first: {key}: {reason}", err=True)
     left_out = result["skipped"]
     if left_out and (config.inputs is None or config.targets is None):
         echo(left_out_text(left_out), err=True)

@@ -40,7 +40,7 @@ from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
 from tokenizers_zoo.validation import array_of
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate.plans import is_count, ranges
-from zoo_backbone.packing import EncoderInputs, accepted, shown_end
+from zoo_backbone.packing import EncoderInputs, checked_batch, input_end
 
 UNKNOWN = -1
 
@@ -55,42 +55,43 @@ def partial_of(spec: ModalitySpec, tokens: Any, region: str) -> Any:
     """
     if isinstance(spec.layout, SequenceLayout):
         return [_partial_sequence(spec.name, row, region) for row in tokens]
-    whole = torch.as_tensor(tokens).cpu()
-    mask = torch.from_numpy(region_mask(spec.name, spec.places or whole.shape[1:], region))
+    ids = torch.as_tensor(tokens).cpu()
+    mask = torch.from_numpy(region_mask(spec.name, spec.places or ids.shape[1:], region))
     if mask.all() or not mask.any():
-        problem = "covers all tokens; make it smaller" if mask.all() else "no token lies in it; make it larger"
-        raise ConfigError(f"inpaint {spec.name}={region:.80}: {problem}")
-    return torch.where(mask.reshape(*mask.shape, *[1] * (whole.ndim - 1 - mask.ndim)), UNKNOWN, whole)
+        reason = "covers all tokens; make it smaller" if mask.all() else "no token lies in it; make it larger"
+        raise ConfigError(f"inpaint {spec.name}={region:.80}: {reason}")
+    return torch.where(mask.reshape(*mask.shape, *[1] * (ids.ndim - 1 - mask.ndim)), UNKNOWN, ids)
 
 
 def region_mask(name: str, shape: Sequence[int], region: str) -> Mask:
     """Return a bool array of the grid's `shape`, True in the region. Raises ConfigError."""
-    if nots := re.match("(?:not:)+", region):
-        mask = region_mask(name, shape, region[nots.end() :])
-        return mask if nots.end() // len("not:") % 2 == 0 else ~mask
+    if negations := re.match("(?:not:)+", region):
+        mask = region_mask(name, shape, region[negations.end() :])
+        return mask if negations.end() // len("not:") % 2 == 0 else ~mask
     kind, _, rest = region.partition(":")
     if kind == "mask":
         return _mask_of_file(name, shape, Path(rest))
     if kind not in ("box", "cells"):
-        raise _wrong(name, region, "box:TOP,LEFT,BOTTOM,RIGHT, cells:..., mask:FILE or not:...")
+        raise _region_error(name, region, "box:TOP,LEFT,BOTTOM,RIGHT, cells:..., mask:FILE or not:...")
     axes = list(shape)
     try:
         numbers = [float(part) for part in rest.split(",")]
     except ValueError:
         numbers = []
     if len(numbers) % 2 or not 0 < len(numbers) <= 2 * len(axes):
-        raise _wrong(name, region, f"starts, then ends, for up to {len(axes)} axes: {2 * min(len(axes), 2)} numbers")
+        expected = f"starts, then ends, for up to {len(axes)} axes: {2 * min(len(axes), 2)} numbers"
+        raise _region_error(name, region, expected)
     sizes = axes[-len(numbers) // 2 :]
     starts, ends = numbers[: len(sizes)], numbers[len(sizes) :]
     mask = np.ones(shape, dtype=bool)
     for axis, (size, start, end) in enumerate(zip(sizes, starts, ends, strict=True), len(axes) - len(sizes)):
-        most = 1.0 if kind == "box" else float(size)
-        if not 0 <= start < end <= most or (kind == "cells" and (start % 1 or end % 1)):
+        limit = 1.0 if kind == "box" else float(size)
+        if not 0 <= start < end <= limit or (kind == "cells" and (start % 1 or end % 1)):
             numbers_of = "fractions of the picture" if kind == "box" else "whole numbers"
-            raise _wrong(name, region, f"0 <= start < end <= {most:g}, {numbers_of}")
+            raise _region_error(name, region, f"0 <= start < end <= {limit:g}, {numbers_of}")
         centre = (np.arange(size) + 0.5) / (size if kind == "box" else 1)
         inside = (start <= centre) & (centre < end)
-        mask &= inside.reshape([size if other == axis else 1 for other in range(len(axes))])
+        mask &= inside.reshape([size if dimension == axis else 1 for dimension in range(len(axes))])
     return mask
 
 
@@ -113,8 +114,8 @@ def _mask_of_file(name: str, shape: Sequence[int], path: Path) -> Mask:
     factors = [size // cells for size, cells in zip(pixels.shape, grid, strict=False)]
     expected = tuple(factor * cells for factor, cells in zip(factors, grid, strict=False))
     if pixels.ndim != len(grid) or 0 in factors or expected != pixels.shape:
-        wanted = f"the grid's {by(grid)}, or a multiple of it"
-        raise ConfigError(f"inpaint {name}: mask:{path}: expected {wanted}; got {by(pixels.shape)}")
+        allowed_sizes = f"the grid's {by(grid)}, or a multiple of it"
+        raise ConfigError(f"inpaint {name}: mask:{path}: expected {allowed_sizes}; got {by(pixels.shape)}")
     parts = [number for pair in zip(grid, factors, strict=True) for number in pair]
     return (pixels != 0).reshape(parts).any(axis=tuple(range(1, 2 * len(grid), 2)))
 
@@ -123,23 +124,23 @@ def _partial_sequence(name: str, row: Ids, region: str) -> Ids:
     kind, _, rest = region.partition(":")
     if kind in ("after", "gaps"):
         if (kind == "gaps" or rest) and not (is_count(rest) and int(rest)):
-            raise _wrong(name, region, "a number from 1 on")
+            raise _region_error(name, region, "a number from 1 on")
         if kind == "after":
             return np.append(row[: int(rest)] if rest else row, UNKNOWN)
         return np.insert(row, [*range(0, len(row), int(rest)), len(row)], UNKNOWN)
     inverted = kind == "not" and rest.startswith("tokens:")
     if kind != "tokens" and not inverted:
-        raise _wrong(name, region, "after, after:N, tokens:0-3,8 or gaps:N")
-    chosen = np.zeros(len(row), dtype=bool)
+        raise _region_error(name, region, "after, after:N, tokens:0-3,8 or gaps:N")
+    selected = np.zeros(len(row), dtype=bool)
     for first, last in ranges(rest.removeprefix("tokens:"), f"inpaint {name}={region:.80}"):
         if last >= len(row):
-            there = f"tokens from 0 to {len(row) - 1}" if len(row) else "another region"
-            raise _wrong(name, region, f"{there}: a sample has {len(row)} tokens")
-        chosen[first : last + 1] = True
-    return np.where(chosen != inverted, UNKNOWN, row)
+            allowed = f"tokens from 0 to {len(row) - 1}" if len(row) else "another region"
+            raise _region_error(name, region, f"{allowed}: a sample has {len(row)} tokens")
+        selected[first : last + 1] = True
+    return np.where(selected != inverted, UNKNOWN, row)
 
 
-def _wrong(name: str, region: str, expected: str) -> ConfigError:
+def _region_error(name: str, region: str, expected: str) -> ConfigError:
     return ConfigError(f"inpaint {name}={region:.80}: expected {expected}")
 
 
@@ -154,15 +155,15 @@ def checked_partial(layout: EmbeddingLayout, name: str, tokens: Any, batch: int,
     positions for.
     """
     spec, positions = layout.spec(name), layout.positions[name]
-    others = f"the batch has {batch}"
+    count_reason = f"the batch has {batch}"
     rows: Any
     if not isinstance(spec.layout, SequenceLayout):
         grid = torch.as_tensor(tokens).cpu()
-        accepted(spec, torch.where(grid == UNKNOWN, 0, grid), batch, others)
+        checked_batch(spec, torch.where(grid == UNKNOWN, 0, grid), batch, count_reason)
         rows = grid.reshape(batch, -1)
     else:
         rows = [np.asarray(row) for row in tokens]
-        accepted(spec, [row[row != UNKNOWN] for row in rows], batch, others)
+        checked_batch(spec, [row[row != UNKNOWN] for row in rows], batch, count_reason)
         rows = [row[~((row == UNKNOWN) & (np.roll(row, 1) == UNKNOWN) & (np.arange(len(row)) > 0))] for row in rows]
     for number, row in enumerate(rows):
         gaps = int((row == UNKNOWN).sum())
@@ -171,12 +172,12 @@ def checked_partial(layout: EmbeddingLayout, name: str, tokens: Any, batch: int,
         if not isinstance(spec.layout, SequenceLayout):
             continue
         if gaps > spec.layout.num_sentinels:
-            most = f"the modality has sentinels for {spec.layout.num_sentinels}; choose fewer, longer regions"
-            raise InvalidValueError(f"{name}: sample {number} has {count_of(gaps, 'gap')}, and {most}")
+            limit = f"the modality has sentinels for {spec.layout.num_sentinels}; choose fewer, longer regions"
+            raise InvalidValueError(f"{name}: sample {number} has {count_of(gaps, 'gap')}, and {limit}")
         if len(row) > (room := positions.stop - positions.start):
-            kept = f"{count_of(len(row) - gaps, 'token')} with {count_of(gaps, 'gap')}"
-            most = f"the model has {room} positions for both; choose a larger region"
-            raise InvalidValueError(f"{name}: sample {number} keeps {kept}, and {most}")
+            content = f"{count_of(len(row) - gaps, 'token')} with {count_of(gaps, 'gap')}"
+            limit = f"the model has {room} positions for both; choose a larger region"
+            raise InvalidValueError(f"{name}: sample {number} keeps {content}, and {limit}")
     return rows
 
 
@@ -187,7 +188,8 @@ def add_partial(inputs: EncoderInputs, spec: ModalitySpec, tokens: Any) -> None:
     """
     if not isinstance(spec.layout, SequenceLayout):
         grid = tokens.to(inputs.device)
-        cells = (grid != UNKNOWN).nonzero()[:, 1].view(inputs.batch, -1)  # equally many per sample, see `alike`
+        # Equally many cells per sample, see `group_by_missing`.
+        cells = (grid != UNKNOWN).nonzero()[:, 1].view(inputs.batch, -1)
         inputs.add(spec.name, grid.gather(1, cells), cells)
         return
     rows = []
@@ -208,7 +210,7 @@ def sees_end(layout: EmbeddingLayout, name: str, row: Ids) -> bool:
     """Return whether the model sees that a partial sequence ends with its last token."""
     spec = layout.spec(name)
     reaches_end = not len(row) or row[-1] != UNKNOWN
-    return shown_end(layout, spec) is not None and len(row) < spec.layout.length and bool(reaches_end)
+    return input_end(layout, spec) is not None and len(row) < spec.layout.length and bool(reaches_end)
 
 
 def with_gaps_filled(row: Ids, stream: Sequence[int], layout: SequenceLayout) -> Ids:
@@ -227,7 +229,7 @@ def with_gaps_filled(row: Ids, stream: Sequence[int], layout: SequenceLayout) ->
     return np.array([token for part in parts for token in part], dtype=np.int64)
 
 
-def alike(partial: Mapping[str, Any], batch: int) -> list[list[int]]:
+def group_by_missing(partial: Mapping[str, Any], batch: int) -> list[list[int]]:
     """Group the samples by the number of missing cells of each grid, so that a group is decoded in step."""
     groups: dict[tuple[int, ...], list[int]] = {}
     grids = [tokens for tokens in partial.values() if isinstance(tokens, Tensor)]

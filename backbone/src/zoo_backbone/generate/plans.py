@@ -128,15 +128,15 @@ def resolved_plan(
     Raises ConfigError or UnknownNameError for a plan without targets, a modality that is there twice, an input or
     target that the model does not support, or guidance by a modality that is not known yet.
     """
-    known = [*inputs, *partial]
-    layout.check_made((target.name for target in plan), "generate")
-    layout.check_read(known, "generate")
+    available = [*inputs, *partial]
+    layout.check_targets((target.name for target in plan), "generate")
+    layout.check_inputs(available, "generate")
     if not plan:
         raise ConfigError("generate: expected at least one target")
     names = [*inputs, *(target.name for target in plan)]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         advice = "to generate a part, add --inpaint"
-        raise ConfigError(f"generate: {', '.join(twice)}: is input and target, or twice a target; {advice}")
+        raise ConfigError(f"generate: {', '.join(repeated)}: is input and target, or twice a target; {advice}")
     for name in partial:
         if (spec := layout.spec(name)).continuous:
             raise ConfigError(f"generate {name}: a {spec.layout.kind} modality cannot be inpainted; leave it out")
@@ -145,8 +145,8 @@ def resolved_plan(
     resolved = [target.resolved(layout.spec(target.name)) for target in plan]
     for target in resolved:
         assert target.guidance is not None
-        Passes.of(target.guidance, target.name, known)  # raises for names that are not known yet
-        known += [] if target.name in known or target.name in layout.targets_only else [target.name]
+        Passes.of(target.guidance, target.name, available)  # raises for names that are not known yet
+        available += [] if target.name in available or target.name in layout.targets_only else [target.name]
     return resolved
 
 
@@ -211,7 +211,7 @@ class GenerationPlan:
         """Return the targets, each with its guidance."""
         return [replace(target, guidance=target.guidance or self.guidance) for target in self.targets]
 
-    def placed(self, folder: Path, zoo: Zoo) -> GenerationPlan:
+    def with_absolute_paths(self, folder: Path, zoo: Zoo) -> GenerationPlan:
         """Return the plan with absolute paths instead of paths relative to `folder`, and texts in quotes."""
         regions = {}
         for name, region in self.inpaint.items():
@@ -239,21 +239,21 @@ def is_count(text: str) -> bool:
     return re.fullmatch("[0-9]{1,20}", text) is not None
 
 
-def ranges(text: str, where: str) -> list[tuple[int, int]]:
+def ranges(text: str, prefix: str) -> list[tuple[int, int]]:
     """Return `0-3,8` as pairs of first and last. Raises ConfigError."""
-    found = []
+    pairs = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not is_count(first) or (dash and not is_count(last)) or int(last or first) < int(first):
-            raise ConfigError(f"{where}: expected numbers and ranges such as 0-3,8; got {part!r:.40}")
-        found.append((int(first), int(last or first)))
-    return found
+            raise ConfigError(f"{prefix}: expected numbers and ranges such as 0-3,8; got {part!r:.40}")
+        pairs.append((int(first), int(last or first)))
+    return pairs
 
 
 def read_plan(path: Path, zoo: Zoo) -> dict[str, Any]:
     """Return the checked tables of a plan file, with absolute paths. Raises ConfigError."""
     table = load_toml(path)
-    plan = from_mapping(GenerationPlan, table, Origin(path=path)).placed(path.parent.resolve(), zoo)
+    plan = from_mapping(GenerationPlan, table, Origin(path=path)).with_absolute_paths(path.parent.resolve(), zoo)
     return table | {"inputs": list(plan.inputs), "inpaint": plan.inpaint}
 
 

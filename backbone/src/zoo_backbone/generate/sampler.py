@@ -17,8 +17,8 @@ from zoo_backbone.generate.inpainting import (
     UNKNOWN,
     Ids,
     add_partial,
-    alike,
     checked_partial,
+    group_by_missing,
     sees_end,
     with_gaps_filled,
 )
@@ -36,7 +36,7 @@ from zoo_backbone.generate.sampling import (
     tokens_per_step,
 )
 from zoo_backbone.model import Context, FourM
-from zoo_backbone.packing import EncoderInputs, accepted
+from zoo_backbone.packing import EncoderInputs, checked_batch
 from zoo_backbone.transformer import KeyValueCache
 
 OnStep = Callable[[str, Any], None]
@@ -78,41 +78,43 @@ def generate(
     first = next(iter([*inputs.values(), *partial.values()]), ())
     numbers = list(range(len(first) * draws) if samples is None else samples)
     if draws < 1 or not numbers or len(numbers) % draws or min(seed, *numbers) < 0:
-        wanted = "a seed and numbers of samples from 0 on, with `draws` numbers for each of at least one sample"
-        raise ConfigError(f"generate: expected {wanted}; got seed {seed}, draws {draws}, {len(numbers)} numbers")
+        expected = "a seed and numbers of samples from 0 on, with `draws` numbers for each of at least one sample"
+        raise ConfigError(f"generate: expected {expected}; got seed {seed}, draws {draws}, {len(numbers)} numbers")
     count = len(numbers) // draws
     for name, tokens in inputs.items():
-        accepted(layout.spec(name), tokens, count, f"the batch has {count}")
+        checked_batch(layout.spec(name), tokens, count, f"the batch has {count}")
     targets = {target.name for target in resolved}
-    known = {name: checked_partial(layout, name, tokens, count, name in targets) for name, tokens in partial.items()}
+    partial = {name: checked_partial(layout, name, tokens, count, name in targets) for name, tokens in partial.items()}
     rows: dict[int, dict[str, Any]] = {}
-    for group in alike(known, count):  # samples that lack equally many cells
-        drawn = [row * draws + draw for row in group for draw in range(draws)]
+    for group in group_by_missing(partial, count):  # samples that lack equally many cells
+        draw_rows = [row * draws + draw for row in group for draw in range(draws)]
         encoded = EncoderInputs(layout, len(group), model.token_embedding.weight.device, draws)
         for name in (*inputs, *partial, *(target.name for target in resolved)):
             encoded.mark_open(name)
         for name, tokens in inputs.items():
             encoded.add_whole(name, rows_of(tokens, group))
-        for name, tokens in known.items():
+        for name, tokens in partial.items():
             add_partial(encoded, layout.spec(name), rows_of(tokens, group))
-        found: dict[str, Any] = {}
+        generated: dict[str, Any] = {}
         for target in resolved:
             assert target.guidance is not None
             name, spec = target.name, layout.spec(target.name).layout
-            noise = Noise(seed, [numbers[row] for row in drawn], name)
+            noise = Noise(seed, [numbers[row] for row in draw_rows], name)
             passes = Passes.of(target.guidance, name, encoded.names)
-            there = rows_of(known[name], [row // draws for row in drawn]) if name in known else None
+            tokens = rows_of(partial[name], [row // draws for row in draw_rows]) if name in partial else None
             if isinstance(spec, SequenceLayout):
-                there = [np.array([UNKNOWN])] * len(drawn) if there is None else there
-                found[name] = decode_sequence(model, encoded, target, noise, passes, there, once.get(name, ()), on_step)
+                tokens = [np.array([UNKNOWN])] * len(draw_rows) if tokens is None else tokens
+                generated[name] = decode_sequence(
+                    model, encoded, target, noise, passes, tokens, once.get(name, ()), on_step
+                )
                 encoded.remove(name)  # known tokens with their sentinels
-                encoded.add_whole(name, found[name])
+                encoded.add_whole(name, generated[name])
             else:
-                there = torch.full((len(drawn), spec.length), UNKNOWN) if there is None else there
-                found[name] = decode_grid(model, encoded, target, noise, passes, there, on_step)
-        rows |= {row: {name: tokens[i] for name, tokens in found.items()} for i, row in enumerate(drawn)}
+                tokens = torch.full((len(draw_rows), spec.length), UNKNOWN) if tokens is None else tokens
+                generated[name] = decode_grid(model, encoded, target, noise, passes, tokens, on_step)
+        rows |= {row: {name: tokens[i] for name, tokens in generated.items()} for i, row in enumerate(draw_rows)}
     joined = {target.name: [rows[row][target.name] for row in range(len(numbers))] for target in resolved}
-    return {name: torch.stack(made) if isinstance(made[0], Tensor) else made for name, made in joined.items()}
+    return {name: torch.stack(batch) if isinstance(batch[0], Tensor) else batch for name, batch in joined.items()}
 
 
 def rows_of(tokens: Any, rows: Sequence[int]) -> Any:
@@ -149,50 +151,50 @@ def target_logits(
 
 
 def decode_grid(
-    model: FourM, inputs: EncoderInputs, plan: TargetPlan, noise: Noise, passes: Passes, known: Tensor,
+    model: FourM, inputs: EncoderInputs, plan: TargetPlan, noise: Noise, passes: Passes, partial: Tensor,
     on_step: OnStep | None = None,
 ) -> Tensor:  # fmt: skip
-    """Decode the unknown cells of `known` (`draws length`) in steps; decided cells are inputs of the next step.
+    """Decode the unknown cells of `partial` (`draws length`) in steps; decided cells are inputs of the next step.
 
     Returns `draws *shape`.
     """
     layout = model.layout.spec(plan.name).layout
-    left = (known == UNKNOWN).nonzero()[:, 1].view(len(known), -1).to(inputs.device)  # equally many per sample
-    counts = tokens_per_step(left.shape[1], plan.steps, plan.schedule)
-    heat = temperatures(counts, plan.temperature, plan.final_temperature, plan.temperature_schedule)
+    remaining = (partial == UNKNOWN).nonzero()[:, 1].view(len(partial), -1).to(inputs.device)  # equally many per sample
+    counts = tokens_per_step(remaining.shape[1], plan.steps, plan.schedule)
+    step_temperatures = temperatures(counts, plan.temperature, plan.final_temperature, plan.temperature_schedule)
     filters = plan.top_k, plan.top_p, plan.filter_before_temperature
-    tokens = known.to(inputs.device).clone()
+    tokens = partial.to(inputs.device).clone()
     if plan.scheme == "roar":
         order = noise.uniform(ORDER, 0, layout.length).argsort(dim=1)
-        left = order[(known == UNKNOWN).gather(1, order)].view(left.shape).to(inputs.device)
-    for step, (count, temperature) in enumerate(zip(counts, heat, strict=True)):
+        remaining = order[(partial == UNKNOWN).gather(1, order)].view(remaining.shape).to(inputs.device)
+    for step, (count, temperature) in enumerate(zip(counts, step_temperatures, strict=True)):
         # MaskGIT compares the confidences of all remaining cells. The other schemes know the next cells beforehand.
-        cells = left if plan.scheme == "maskgit" else left[:, :count]
+        cells = remaining if plan.scheme == "maskgit" else remaining[:, :count]
         # A row of logits per draw, or per sample while its draws share their inputs.
-        asked = cells[:: inputs.draws] if plan.scheme == "maskgit" else cells
+        queried = cells[:: inputs.draws] if plan.scheme == "maskgit" else cells
         logits = target_logits(
-            model, plan.name, torch.full_like(asked, -1), asked, contexts_of(model, inputs, passes), passes
+            model, plan.name, torch.full_like(queried, -1), queried, contexts_of(model, inputs, passes), passes
         )
         inputs.split_draws()
         uniform = noise.uniform(IDS, step, layout.length).to(inputs.device).gather(1, cells)
         uniform = rearrange(uniform, "(rows draws) cells -> rows cells draws", rows=len(logits))
-        drawn = draw(logits, uniform, temperature, *filters)
-        ids = rearrange(drawn, "rows cells draws -> (rows draws) cells")
+        sampled = draw(logits, uniform, temperature, *filters)
+        ids = rearrange(sampled, "rows cells draws -> (rows draws) cells")
         if plan.scheme == "maskgit":
             if plan.filter_before_temperature and temperature >= COLDEST:  # 4M ranks cells by these probabilities
                 logits = tempered(logits, temperature, *filters)
-            score = logits.gather(2, drawn) - logits.logsumexp(dim=2, keepdim=True)
+            score = logits.gather(2, sampled) - logits.logsumexp(dim=2, keepdim=True)
             score = rearrange(score, "rows cells draws -> (rows draws) cells")
             if plan.confidence_noise:
                 scale = plan.confidence_noise * (1 - step / len(counts))
                 gumbel = noise.gumbel(CONFIDENCE, step, layout.length).to(inputs.device)
                 score = score + scale * gumbel.gather(1, cells)
-            chosen = score.argsort(dim=1, descending=True, stable=True)[:, :count]
-            rest = torch.ones_like(cells, dtype=torch.bool).scatter(1, chosen, False)
-            left = left[rest].view(inputs.batch, -1)
-            cells, ids = cells.gather(1, chosen), ids.gather(1, chosen)
+            selected = score.argsort(dim=1, descending=True, stable=True)[:, :count]
+            rest = torch.ones_like(cells, dtype=torch.bool).scatter(1, selected, False)
+            remaining = remaining[rest].view(inputs.batch, -1)
+            cells, ids = cells.gather(1, selected), ids.gather(1, selected)
         else:
-            left = left[:, count:]
+            remaining = remaining[:, count:]
         tokens.scatter_(1, cells, ids)
         inputs.add(plan.name, ids, cells)
         if on_step:
@@ -211,74 +213,74 @@ def decode_sequence(
     plan: TargetPlan,
     noise: Noise,
     passes: Passes,
-    known: Sequence[Ids],
+    partial: Sequence[Ids],
     once: Collection[int] = (),
     on_step: OnStep | None = None,
 ) -> list[Ids]:
-    """Fill the gaps of the partial sequences `known` from left to right; each sample stops at its own end.
+    """Fill the gaps of the partial sequences `partial` from left to right; each sample stops at its own end.
 
     The decoder reads the stream of training: the spans of all gaps, with the sentinel of the next gap between them,
     then the end. Models that see the end of their inputs read one more sentinel instead. Ids in `once` are generated
     only in sequences that do not contain them.
     """
-    filling = _Filling(model, plan, known, once, inputs.device)
+    filling = _Filling(model, plan, partial, once, inputs.device)
     start = model.layout.token_rows(plan.name).start
     uniform = noise.uniform(IDS, 0, max(filling.bound, 1)).to(inputs.device)
     contexts = contexts_of(model, inputs, passes)
-    sharing = inputs.draws  # rows of a step that share a row of the context
-    if sharing > 1 and not shares_keys(inputs.device):
-        rows = torch.arange(inputs.batch, device=inputs.device).repeat_interleave(sharing)
-        contexts, sharing = [context.select(rows) for context in contexts], 1
+    draws_per_row = inputs.draws  # rows of a step that share a row of the context
+    if draws_per_row > 1 and not shares_keys(inputs.device):
+        rows = torch.arange(inputs.batch, device=inputs.device).repeat_interleave(draws_per_row)
+        contexts, draws_per_row = [context.select(rows) for context in contexts], 1
     inputs.split_draws()
     like = contexts[0].keys_and_values[0][0]
     caches = [KeyValueCache.empty(len(passes) * inputs.batch, filling.bound, model.config, like) for _ in model.decoder]
     alive = torch.arange(inputs.batch, device=inputs.device)  # samples in the batch of this step
     last = torch.full_like(alive, filling.layout.sentinel_start)
     done = 0
-    while filling.going.any():
-        if 2 * int(filling.going[alive].sum()) <= len(alive):  # caches are copied only if that halves them
-            rows = filling.going[alive].nonzero().squeeze(1)
+    while filling.active.any():
+        if 2 * int(filling.active[alive].sum()) <= len(alive):  # caches are copied only if that halves them
+            rows = filling.active[alive].nonzero().squeeze(1)
             of_passes = torch.cat([rows + number * len(alive) for number in range(len(passes))])
             alive, last = alive[rows], last[rows]
-            contexts, sharing = [context.select(rows // sharing) for context in contexts], 1
+            contexts, draws_per_row = [context.select(rows // draws_per_row) for context in contexts], 1
             caches = [KeyValueCache(cache.keys[of_passes], cache.values[of_passes], cache.length) for cache in caches]
         ranks = torch.full((len(alive), 1), done, device=inputs.device)
         logits = target_logits(model, plan.name, last.unsqueeze(1) + start, ranks, contexts, passes, caches).squeeze(1)
-        drawn = draw(
+        sampled = draw(
             filling.allowed(logits, alive), uniform[alive, done].unsqueeze(1),
             plan.temperature, plan.top_k, plan.top_p, plan.filter_before_temperature,
         ).squeeze(1)  # fmt: skip
-        last = filling.written(drawn, alive, done)
+        last = filling.append(sampled, alive, done)
         done += 1
         if on_step:
-            on_step(plan.name, filling.filled())
-    return filling.filled()
+            on_step(plan.name, filling.sequences())
+    return filling.sequences()
 
 
 class _Filling:
-    """The streams that fill the gaps of `known`: the ids written so far, and the ids that may come next.
+    """The streams that fill the gaps of `partial`: the ids written so far, and the ids that may come next.
 
     Tensors hold all samples; `alive` are the numbers of the samples in the batch of a step.
     """
 
     def __init__(
-        self, model: FourM, plan: TargetPlan, known: Sequence[Ids], once: Collection[int], device: torch.device
+        self, model: FourM, plan: TargetPlan, partial: Sequence[Ids], once: Collection[int], device: torch.device
     ) -> None:
         spec = model.layout.spec(plan.name)
         assert isinstance(spec.layout, SequenceLayout)
         layout = spec.layout
-        self.layout, self.known, self.any_end = layout, known, not model.layout.marked_inputs
-        self.gaps = torch.tensor([int((row == UNKNOWN).sum()) for row in known], device=device)
-        room = [max(plan.max_length - int((row != UNKNOWN).sum()), 0) for row in known]
+        self.layout, self.partial, self.any_end = layout, partial, not model.layout.marked_inputs
+        self.gaps = torch.tensor([int((row == UNKNOWN).sum()) for row in partial], device=device)
+        room = [max(plan.max_length - int((row != UNKNOWN).sum()), 0) for row in partial]
         self.room = torch.tensor(room, device=device)
         self.bound = int((self.room + self.gaps - 1).max())
         """Maximum number of steps: one per token, and one to move on to each gap but the first."""
-        self.tokens = torch.full((len(known), self.bound), layout.end, device=device)
-        self.going = self.room > 0
+        self.tokens = torch.full((len(partial), self.bound), layout.end, device=device)
+        self.active = self.room > 0
         """Samples that have not ended."""
-        shown = torch.tensor([sees_end(model.layout, plan.name, row) for row in known], device=device)
+        ends_visible = torch.tensor([sees_end(model.layout, plan.name, row) for row in partial], device=device)
         self.closing = torch.where(
-            shown & (self.gaps < layout.num_sentinels), layout.sentinel_start + self.gaps, layout.end
+            ends_visible & (self.gaps < layout.num_sentinels), layout.sentinel_start + self.gaps, layout.end
         )
         """The id that ends the last gap."""
         sentinels = range(layout.sentinel_start, layout.sentinel_start + layout.num_sentinels)
@@ -286,48 +288,48 @@ class _Filling:
         self.gap, self.count = torch.zeros_like(self.gaps), torch.zeros_like(self.gaps)
         self.once = torch.zeros(spec.vocab_size, dtype=torch.bool, device=device)
         self.once[[number for number in once if number < len(self.once)]] = True  # the vocabulary may have grown
-        self.spent = torch.zeros(len(known), len(self.once), dtype=torch.bool, device=device)
-        for number, row in enumerate(known):
-            self.spent[number, torch.from_numpy(row[row != UNKNOWN]).to(device)] = True
-        self.spent &= self.once
+        self.used_once = torch.zeros(len(partial), len(self.once), dtype=torch.bool, device=device)
+        for number, row in enumerate(partial):
+            self.used_once[number, torch.from_numpy(row[row != UNKNOWN]).to(device)] = True
+        self.used_once &= self.once
 
     def allowed(self, logits: Tensor, alive: Tensor) -> Tensor:
         """Return logits `alive ids` with -inf at ids that may not come next.
 
         The id that ends a gap gets the summed probability of all sentinels, or the end, that end it.
         """
-        onward, _ = self._onward(alive)
-        ends = self.marks == onward.unsqueeze(1)
+        closing_ids, _ = self._closing_ids(alive)
+        ends = self.marks == closing_ids.unsqueeze(1)
         if self.any_end:
             # Models that do not see ends are trained on some gaps only, so the sentinel of any later gap may follow.
             numbers = torch.arange(len(self.marks), device=self.marks.device)
             ends = (numbers > self.gap[alive].unsqueeze(1)) & (numbers < self.gaps[alive].unsqueeze(1))
             ends[:, -1] = True
-        logits = logits.masked_fill(self.spent[alive], -torch.inf)
+        logits = logits.masked_fill(self.used_once[alive], -torch.inf)
         ending = logits[:, self.marks].masked_fill(~ends, -torch.inf).logsumexp(1, keepdim=True)
-        return logits.index_fill(1, self.marks, -torch.inf).scatter(1, onward.unsqueeze(1), ending)
+        return logits.index_fill(1, self.marks, -torch.inf).scatter(1, closing_ids.unsqueeze(1), ending)
 
-    def written(self, drawn: Tensor, alive: Tensor, step: int) -> Tensor:
+    def append(self, sampled: Tensor, alive: Tensor, step: int) -> Tensor:
         """Store the sampled ids; return them, with the end for samples that have ended."""
-        onward, is_last = self._onward(alive)
-        moved = drawn == onward
-        last = torch.where(self.going[alive] & ~(moved & is_last), drawn, self.layout.end)
+        closing_ids, is_last = self._closing_ids(alive)
+        closes_gap = sampled == closing_ids
+        last = torch.where(self.active[alive] & ~(closes_gap & is_last), sampled, self.layout.end)
         self.tokens[alive, step] = last
-        self.spent[alive, last] |= self.once[last]
-        self.gap[alive] += (moved & ~is_last).long()
-        self.count[alive] += (~moved).long()
-        self.going[alive] = (last != self.layout.end) & (self.count[alive] < self.room[alive])
+        self.used_once[alive, last] |= self.once[last]
+        self.gap[alive] += (closes_gap & ~is_last).long()
+        self.count[alive] += (~closes_gap).long()
+        self.active[alive] = (last != self.layout.end) & (self.count[alive] < self.room[alive])
         return last
 
-    def filled(self) -> list[Ids]:
+    def sequences(self) -> list[Ids]:
         """Return the sequences with their gaps filled."""
-        found = []
-        for row, stream in zip(self.known, self.tokens.cpu().tolist(), strict=True):
+        sequences = []
+        for row, stream in zip(self.partial, self.tokens.cpu().tolist(), strict=True):
             content = stream[: stream.index(self.layout.end)] if self.layout.end in stream else stream
-            found.append(with_gaps_filled(row, content, self.layout))
-        return found
+            sequences.append(with_gaps_filled(row, content, self.layout))
+        return sequences
 
-    def _onward(self, alive: Tensor) -> tuple[Tensor, Tensor]:
+    def _closing_ids(self, alive: Tensor) -> tuple[Tensor, Tensor]:
         """Return the id that ends the current gap of each sample, and whether that is its last gap."""
         is_last = self.gap[alive] + 1 >= self.gaps[alive]
         return torch.where(is_last, self.closing[alive], self.layout.sentinel_start + self.gap[alive] + 1), is_last

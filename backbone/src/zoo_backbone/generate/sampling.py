@@ -87,8 +87,8 @@ class Noise:
 
     def gumbel(self, purpose: int, step: int, count: int) -> Tensor:
         """Return float32 `samples count` of the standard Gumbel distribution."""
-        tiny = torch.finfo(torch.float32).eps / 2
-        return -torch.log(-torch.log(self.uniform(purpose, step, count).clamp(tiny, 1 - tiny)))
+        epsilon = torch.finfo(torch.float32).eps / 2
+        return -torch.log(-torch.log(self.uniform(purpose, step, count).clamp(epsilon, 1 - epsilon)))
 
 
 def filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -166,8 +166,8 @@ class Guidance:
     def __post_init__(self) -> None:
         check_types(self)
         for key, numbers in (("scale", [self.scale]), ("weights", self.weights.values())):
-            wanted = f"numbers from {-STRONGEST:g} to {STRONGEST:g}"
-            expect(self, key, all(abs(number) <= STRONGEST for number in numbers), wanted)
+            expected = f"numbers from {-STRONGEST:g} to {STRONGEST:g}"
+            expect(self, key, all(abs(number) <= STRONGEST for number in numbers), expected)
         expect(self, "weights", not self.weights or self.scale == 1, "either scale or weights")
         expect(self, "always", not (self.weights and self.always), "weights or always; every pass sees the others")
 
@@ -197,25 +197,25 @@ class Passes:
         return torch.einsum("p,p...->...", weights, logits.unflatten(0, (len(self), -1)))
 
     @classmethod
-    def of(cls, guidance: Guidance, target: str, known: Sequence[str]) -> Passes:
-        """Return the passes for `target`, given the modalities `known` so far. Raises ConfigError for unknown names.
+    def of(cls, guidance: Guidance, target: str, available: Sequence[str]) -> Passes:
+        """Return the passes for `target` with the modalities `available` so far. Raises ConfigError for unknown names.
 
         Known tokens of the target are never hidden. With u the logits without any condition and c_i the logits with
         condition i alone, the result is u + sum_i w_i (c_i - u) = (1 - sum_i w_i) u + sum_i w_i c_i. Passes of weight 0
-        are skipped. With `scale`, all of `known` is one condition. 4M marks hidden sequences as open in the
+        are skipped. With `scale`, all of `available` is one condition. 4M marks hidden sequences as open in the
         unconditional pass of `scale`, but not with `weights`.
         """
-        others = [name for name in known if name != target]
+        other_names = [name for name in available if name != target]
         for key, names in (("weights", guidance.weights), ("always", guidance.always)):
             for name in names:
-                if name not in others:
-                    wanted = f"neither an input nor an earlier target; expected {', '.join(others) or 'nothing'}"
-                    raise ConfigError(f"generate {target}: guidance {key}: {name} is {wanted}")
+                if name not in other_names:
+                    expected = f"neither an input nor an earlier target; expected {', '.join(other_names) or 'nothing'}"
+                    raise ConfigError(f"generate {target}: guidance {key}: {name} is {expected}")
         if guidance.weights:
             conditions = [frozenset([name]) for name in guidance.weights]
             weights = list(guidance.weights.values())
         else:
-            conditions = [frozenset(others) - frozenset(guidance.always)]
+            conditions = [frozenset(other_names) - frozenset(guidance.always)]
             weights = [guidance.scale]
             if not conditions[0]:
                 return cls()
@@ -223,5 +223,5 @@ class Passes:
         passes = [(everything, 1 - sum(weights))]
         passes += [(everything - condition, weight) for condition, weight in zip(conditions, weights, strict=True)]
         used = [(hidden, weight) for hidden, weight in passes if weight]
-        hidden, weighed = tuple(name for name, _ in used), tuple(weight for _, weight in used)
-        return cls(hidden=hidden, weights=weighed, marked=not guidance.weights)
+        hidden, pass_weights = tuple(name for name, _ in used), tuple(weight for _, weight in used)
+        return cls(hidden=hidden, weights=pass_weights, marked=not guidance.weights)

@@ -36,17 +36,17 @@ class Source:
         return f'"{self.content}"' if self.kind == "text" else self.content
 
 
-def source_of(written: str, value_kind: str, folder: Path) -> Source:
+def source_of(text: str, value_kind: str, folder: Path) -> Source:
     """Return the source of an input whose values are arrays, texts or objects; paths are relative to `folder`.
 
     Text in quotes is text, an existing path is a path, then come patterns with files. Only for objects, "[" and "{"
     begin JSON; only for texts, several words, or one without an extension, are a text.
     """
-    if not written:
+    if not text:
         return Source("stored")
-    if len(written) > 1 and written[0] in "\"'" and written[-1] == written[0]:
-        return Source("text", written[1:-1])
-    path = str(folder / written)
+    if len(text) > 1 and text[0] in "\"'" and text[-1] == text[0]:
+        return Source("text", text[1:-1])
+    path = str(folder / text)
     if os.path.isfile(path):  # Path.is_file raises for names that are too long
         return Source("tokens" if path.endswith(".json") and is_token_file(read_file(Path(path))) else "file", path)
     if os.path.isdir(path):
@@ -57,10 +57,10 @@ def source_of(written: str, value_kind: str, folder: Path) -> Source:
         path = os.path.join(glob.escape(parent), inner)
         if next(glob.iglob(path, recursive=True), None):
             return Source("files", path)
-    if value_kind == "object" and written[0] in "[{":
-        return Source("json", written)
-    if value_kind == "text" and not (os.path.isabs(written) or re.fullmatch(r"\S+\.\w+", written)):
-        return Source("text", written)
+    if value_kind == "object" and text[0] in "[{":
+        return Source("json", text)
+    if value_kind == "text" and not (os.path.isabs(text) or re.fullmatch(r"\S+\.\w+", text)):
+        return Source("text", text)
     return Source("files" if is_pattern else "file", path)
 
 

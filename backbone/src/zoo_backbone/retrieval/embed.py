@@ -182,7 +182,7 @@ class Embedder:
         Raises UnknownNameError, ConfigError for a modality that is no input, and DataError if the store has none.
         """
         if modalities:
-            self.layout.check_read([name for name in modalities if name != self.config.via], "embed")
+            self.layout.check_inputs([name for name in modalities if name != self.config.via], "embed")
             selected = {self.layout.spec(name).name for name in modalities}
             return [name for name in self.layout.names if name in selected]
         store = TokenStore(self.run.tokens)

@@ -32,8 +32,8 @@ from tokenizers_zoo.train.loop import Task as LoopTask
 from zoo_backbone.checkpoint import layout_for, model_config, stored_specs
 from zoo_backbone.encoder import parameter_groups
 from zoo_backbone.evaluation_data import input_forms
-from zoo_backbone.packing import shown_end
-from zoo_backbone.run import Run, registry_place, stored_config
+from zoo_backbone.packing import input_end
+from zoo_backbone.run import Run, registry_path, stored_config
 from zoo_backbone.transfer.config import TransferConfig, head_for
 from zoo_backbone.transfer.head import Grid, Neighbours, build_head
 from zoo_backbone.transfer.probe import CLASS, Network, Probe, build_encoder, require_peft
@@ -99,7 +99,7 @@ class ProbeTask(LoopTask):
         layout = layout_for(model_config(backbone), stored_specs(backbone))
         forms = input_forms(zoo, layout.readable)
         inputs = [layout.spec(forms.get(name, name)).name for name in inputs]
-        layout.check_read(inputs, "--input")
+        layout.check_inputs(inputs, "--input")
         if len(set(inputs)) != len(inputs):
             raise ConfigError(f"--input {','.join(inputs)}: expected each modality once")
         self.task = parsed = Task.parse(task, zoo, target_kind)
@@ -139,7 +139,7 @@ class ProbeTask(LoopTask):
         }  # fmt: skip
         self.places: Mapping[str, Any] = {
             "task": parsed.text, "run": str(run.resolve()), "tokens": str(record.tokens),
-            "data": None if data is None else str(data.resolve()), "registry": registry_place(zoo.place),
+            "data": None if data is None else str(data.resolve()), "registry": registry_path(zoo.place),
         }  # fmt: skip
         self.device = device
         self.frozen = config.tuning == "frozen"
@@ -285,7 +285,7 @@ class FeatureCache:
         self.lengths: dict[str, int] = {}
         """Maximum number of tokens of each input, as the encoder gets them."""
         for spec in samples.inputs.specs:
-            end = int(shown_end(network.encoder.layout, spec) is not None)
+            end = int(input_end(network.encoder.layout, spec) is not None)
             self.lengths[spec.name] = min(samples.inputs.columns[spec.name].longest + end, spec.layout.length)
         self.lock = threading.Lock()
 
