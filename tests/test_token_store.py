@@ -191,7 +191,7 @@ def test_the_number_of_open_files_is_bounded(tmp_path: Path, monkeypatch: pytest
     make_store(tmp_path, LAYOUTS["sequence"], count=200)
     expected = TokenStore(tmp_path).open("train", "m").take(range(200))
     token_shard._open_cached.cache_clear()
-    monkeypatch.setattr(token_shard, "_opened", functools.lru_cache(7)(token_shard.ShardFile.open))
+    monkeypatch.setattr(token_shard, "_open_cached", functools.lru_cache(7)(token_shard.ShardFile.open))
     column = TokenStore(tmp_path).open("train", "m")
 
     def read(seed: int) -> bool:
