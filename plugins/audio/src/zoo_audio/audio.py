@@ -81,13 +81,13 @@ def to_float(samples: NDArray[Any]) -> NDArray[np.float32]:
     return samples.astype(np.float32)
 
 
-def resampled(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:
+def resampled(samples: NDArray[np.float32], rate: int, target_rate: int) -> NDArray[np.float32]:
     """A waveform (samples,) at another sample rate, by polyphase filtering; within [-1, 1]."""
-    if rate == wanted:
+    if rate == target_rate:
         return samples
     from scipy.signal import resample_poly
 
-    ratio = Fraction(wanted, rate).limit_denominator(FINEST)
+    ratio = Fraction(target_rate, rate).limit_denominator(FINEST)
     return np.clip(resample_poly(samples, *ratio.as_integer_ratio()), -1, 1).astype(np.float32)
 
 
@@ -225,11 +225,11 @@ class Audio(TemporalModality):
         """
         seconds = options.length / options.sample_rate + 1  # the filter of `resampled` reaches less than a second
         if extension == "npy":
-            given = read_array(data, extension)
-            if given.dtype.kind != "f" and given.dtype != np.int16:
-                raise ValueError(f"expected floats in [-1, 1] or int16, got {given.dtype}, which has no full scale")
-            check_sound(options.sample_rate, 1, len(given) if given.ndim else 0)
-            samples = to_float(given)
+            waveform = read_array(data, extension)
+            if waveform.dtype.kind != "f" and waveform.dtype != np.int16:
+                raise ValueError(f"expected floats in [-1, 1] or int16, got {waveform.dtype}, which has no full scale")
+            check_sound(options.sample_rate, 1, len(waveform) if waveform.ndim else 0)
+            samples = to_float(waveform)
             if samples.ndim != 1 or not samples.size:
                 raise ValueError(f"expected one channel (time,), got {samples.shape}; mix it down, or save a .wav")
         elif extension in ("wav", "wave"):

@@ -64,11 +64,11 @@ def as_array(vectors: Tensor, channels: int, size: tuple[int, ...], model: str) 
 
     Raises PretrainedError where they are of another length or number.
     """
-    found = vectors.movedim(-1, 1)[0]
-    if found.shape != (channels, *([math.prod(size)] if size else [])):
-        shape = by(reversed(found.shape))
+    rows = vectors.movedim(-1, 1)[0]
+    if rows.shape != (channels, *([math.prod(size)] if size else [])):
+        shape = by(reversed(rows.shape))
         raise PretrainedError(f"{model}: gives vectors {shape}, expected {by((*size, channels))}; take another network")
-    return found.float().cpu().contiguous().numpy().reshape(channels, *size)
+    return rows.float().cpu().contiguous().numpy().reshape(channels, *size)
 
 
 WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -176,15 +176,15 @@ def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed |= {f"{TRUNK}pre_transformer_layer.0.{part}": f"norm_in.{part}" for part in ("weight", "bias")}
     renamed |= {f"{HEAD}0.{part}": f"norm_out.{part}" for part in ("weight", "bias")}
     renamed[f"{HEAD}2.weight"] = "project.weight"
-    found = {ours: tensors[theirs] for theirs, ours in renamed.items() if theirs in tensors}
+    state = {ours: tensors[theirs] for theirs, ours in renamed.items() if theirs in tensors}
     for key, value in tensors.items():
         if key.startswith(f"{TRUNK}blocks."):
             for theirs, ours in BLOCK.items():
                 key = key.replace(f".{theirs}.", f".{ours}.")
-            found[key.removeprefix(TRUNK)] = value
-    if "stem.weight" in found:
-        found["stem.weight"] = found["stem.weight"].sum(dim=2)
-    return found
+            state[key.removeprefix(TRUNK)] = value
+    if "stem.weight" in state:
+        state["stem.weight"] = state["stem.weight"].sum(dim=2)
+    return state
 
 
 def load_vision_trunk(folder: Path, device: str) -> VisionTrunk:
@@ -202,15 +202,15 @@ def load_vision_trunk(folder: Path, device: str) -> VisionTrunk:
             with safe_open(path, framework="pt") as file:
                 names = [name for name in file.keys() if name.startswith((INPUTS, TRUNK, HEAD))]  # noqa: SIM118
                 tensors |= {name: file.get_tensor(name).float() for name in names}
-        found = own_names(tensors)
-        depth = 1 + max(int(name.split(".")[1]) for name in found if name.startswith("blocks."))
+        state = own_names(tensors)
+        depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
         trunk = VisionTrunk(
-            dim=found["stem.weight"].shape[0],
-            side=found["stem.weight"].shape[-1],
-            positions=found["pos_embed"].shape[1],
+            dim=state["stem.weight"].shape[0],
+            side=state["stem.weight"].shape[-1],
+            positions=state["pos_embed"].shape[1],
             depth=depth,
-            hidden=len(found["blocks.0.linear1.bias"]),
-            out_dim=len(found["project.weight"]),
+            hidden=len(state["blocks.0.linear1.bias"]),
+            out_dim=len(state["project.weight"]),
         )
-        trunk.load_state_dict(found)
+        trunk.load_state_dict(state)
     return trunk.eval().requires_grad_(False).to(device)

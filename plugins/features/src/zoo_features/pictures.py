@@ -58,9 +58,9 @@ class PictureVector(VectorModality):
     patches: ClassVar[tuple[int, int]] = (16, 16)
     """Rows and columns of patches that the picture is resized to."""
 
-    def vector(self, seen: Seen, options: Any) -> torch.Tensor:
+    def vector(self, features: Seen, options: Any) -> torch.Tensor:
         """Return the vector among the network's outputs."""
-        return seen.whole
+        return features.whole
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
@@ -68,8 +68,8 @@ class PictureVector(VectorModality):
         from zoo_features.networks import as_array
 
         options = self.options(settings)
-        seen = options.network.see(sample["rgb"], self.patches, options)
-        return as_array(self.vector(seen, options), self.numbers(options), (), options.network.model)
+        features = options.network.see(sample["rgb"], self.patches, options)
+        return as_array(self.vector(features, options), self.numbers(options), (), options.network.model)
 
 
 # ---- CLIP
@@ -208,8 +208,8 @@ class ImagebindNetwork(PretrainedConfig):
 
         trunk = self.load(load_vision_trunk)
         pixels = normalised(rgb, patches, trunk.side, COLOURS[options.colours], trunk.cls_token.device.type)
-        seen: Seen = trunk(pixels)
-        return seen
+        features: Seen = trunk(pixels)
+        return features
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,8 +263,8 @@ class ImagebindGlobal(PictureVector):
     aliases = ("tok_imagebind_global", "ImageBind-H14-global")
     licence = Imagebind.licence
 
-    def vector(self, seen: Seen, options: ImagebindGlobalSettings) -> torch.Tensor:
-        return seen.whole if seen.embedding is None or options.vector == "class" else seen.embedding
+    def vector(self, features: Seen, options: ImagebindGlobalSettings) -> torch.Tensor:
+        return features.whole if features.embedding is None or options.vector == "class" else features.embedding
 
     def numbers(self, options: ImagebindGlobalSettings) -> int:
         return self.dim if options.vector == "embedding" else CLASS_VECTOR
@@ -294,8 +294,8 @@ class EfficientnetNetwork(PretrainedConfig):
 
         network: Any = self.load(efficientnet_in)
         device = next(network.parameters()).device.type
-        found = network.extract_features(normalised(rgb, patches, 32, COLOURS["bytes"], device)).flatten(2)
-        return Seen(patches=found.transpose(1, 2), whole=found.mean(dim=2))
+        feature_map = network.extract_features(normalised(rgb, patches, 32, COLOURS["bytes"], device)).flatten(2)
+        return Seen(patches=feature_map.transpose(1, 2), whole=feature_map.mean(dim=2))
 
 
 def efficientnet_in(folder: Path, device: str) -> torch.nn.Module:

@@ -137,16 +137,16 @@ def focal_lengths(joints: Array, image: Array) -> Array:
 
     Least squares about the pelvis, so that the picture's centre may be anywhere: crops have it off the middle.
     """
-    seen = (directions(joints) - directions(joints[:, :1])) * np.array([1.0, -1.0])
+    projected = (directions(joints) - directions(joints[:, :1])) * np.array([1.0, -1.0])
     moved = image - image[:, :1]
-    spread = (seen**2).sum(axis=1)
-    return np.divide((seen * moved).sum(axis=1), spread, out=np.ones_like(spread), where=spread > 1e-12)
+    spread = (projected**2).sum(axis=1)
+    return np.divide((projected * moved).sum(axis=1), spread, out=np.ones_like(spread), where=spread > 1e-12)
 
 
 def image_of(joints: Array, pelvis: Array, focal: Array) -> Array:
     """Joints (n, 24, 3) as fractions of width and height (n, 24, 2), with the pelvis at `pelvis` (n, 2)."""
-    seen = (directions(joints) - directions(joints[:, :1])) * np.array([1.0, -1.0])
-    return pelvis[:, None] + focal[:, None] * seen
+    projected = (directions(joints) - directions(joints[:, :1])) * np.array([1.0, -1.0])
+    return pelvis[:, None] + focal[:, None] * projected
 
 
 STRAIGHT, BENT = math.radians(10), math.radians(30)
@@ -182,16 +182,16 @@ def rotations_of(joints: Array, bones: Array, head: Array | None = None) -> Arra
     - Elbows and knees bend around their hinges, with the same weight as the limb's plane.
     - Collars, wrists and ankles take the smallest rotation. Hands and feet follow.
     """
-    seen = np.zeros_like(joints)
+    observed_bones = np.zeros_like(joints)
     for joint, parent in enumerate(PARENTS[1:], 1):
-        seen[joint] = joints[joint] - joints[parent]
-    least = SHORT * float(np.linalg.norm(seen, axis=1).sum())
-    seen[np.linalg.norm(seen, axis=1) <= least] = 0.0
+        observed_bones[joint] = joints[joint] - joints[parent]
+    min_length = SHORT * float(np.linalg.norm(observed_bones, axis=1).sum())
+    observed_bones[np.linalg.norm(observed_bones, axis=1) <= min_length] = 0.0
     frames = np.zeros((len(JOINTS), 3, 3))
     first, chest = SPINE[0], SPINE[-1]
     bent: dict[int, Array] = {}
     frames[first], frames[chest] = (
-        fitted(bones[list(CHILDREN[at])], seen[list(CHILDREN[at])]) for at in (first, chest)
+        fitted(bones[list(CHILDREN[joint_index])], observed_bones[list(CHILDREN[joint_index])]) for joint_index in (first, chest)
     )
     for joint, parent in enumerate(PARENTS):
         if joint in (first, chest):
@@ -205,18 +205,18 @@ def rotations_of(joints: Array, bones: Array, head: Array | None = None) -> Arra
             base = head
         child = CHILDREN[joint][0] if CHILDREN[joint] else None
         # the rotation nearest to the base that takes the bone to the child to where it is seen
-        frames[joint] = base if child is None else shortest(base @ bones[child], seen[child]) @ base
+        frames[joint] = base if child is None else shortest(base @ bones[child], observed_bones[child]) @ base
         if JOINTS[joint] in HINGES:
-            frames[joint], bent[CHILDREN[joint][0]] = turned_limb(frames[joint], joint, bones, seen)
-    own = frames.copy()
+            frames[joint], bent[CHILDREN[joint][0]] = turned_limb(frames[joint], joint, bones, observed_bones)
+    local_rotations = frames.copy()
     for joint, parent in enumerate(PARENTS[1:], 1):
-        own[joint] = frames[parent].T @ frames[joint]
-    return vectors_of(own)
+        local_rotations[joint] = frames[parent].T @ frames[joint]
+    return vectors_of(local_rotations)
 
 
-def fitted(rest: Array, seen: Array) -> Array:
-    """The rotation (3, 3) that takes the directions `rest` (n, 3) nearest to `seen` (n, 3) (Kabsch)."""
-    return nearest(direction(seen).T @ direction(rest))
+def fitted(rest: Array, observed: Array) -> Array:
+    """The rotation (3, 3) that takes the directions `rest` (n, 3) nearest to `observed` (n, 3) (Kabsch)."""
+    return nearest(direction(observed).T @ direction(rest))
 
 
 def between(first: Array, last: Array, share: float) -> Array:
@@ -224,25 +224,25 @@ def between(first: Array, last: Array, share: float) -> Array:
     return first @ matrices_of(share * vectors_of(first.T @ last))
 
 
-def turned_limb(frame: Array, joint: int, bones: Array, seen: Array) -> tuple[Array, Array]:
+def turned_limb(frame: Array, joint: int, bones: Array, observed_bones: Array) -> tuple[Array, Array]:
     """The upper bone's rotation, turned around that bone so that the next joint is a hinge, and the next joint's."""
     middle = CHILDREN[joint][0]
     lower = CHILDREN[middle][0]
-    axis, hinge = direction(seen[middle]), np.array(HINGES[JOINTS[joint]])
-    bend = math.acos(float(np.clip(axis @ direction(seen[lower]), -1, 1)))
-    known = float(np.clip((bend - STRAIGHT) / (BENT - STRAIGHT), 0, 1)) if seen[lower].any() else 0.0
+    axis, hinge = direction(observed_bones[middle]), np.array(HINGES[JOINTS[joint]])
+    bend = math.acos(float(np.clip(axis @ direction(observed_bones[lower]), -1, 1)))
+    weight = float(np.clip((bend - STRAIGHT) / (BENT - STRAIGHT), 0, 1)) if observed_bones[lower].any() else 0.0
     leg, turn, hinged = JOINTS[joint].endswith("hip"), 0.0, np.eye(3)
     if leg:
         foot = CHILDREN[lower][0]
-        turn = angle_around(axis, frame @ bones[foot], seen[foot])
-    if known:
+        turn = angle_around(axis, frame @ bones[foot], observed_bones[foot])
+    if weight:
         angles = hinge_angles(bones[middle], bones[lower], hinge, bend)
         turned = [frame @ matrices_of(angle * hinge) @ bones[lower] for angle in angles]
-        turns = [angle_around(axis, place, seen[lower]) for place in turned]
+        turns = [angle_around(axis, rotated, observed_bones[lower]) for rotated in turned]
         # A knee that seems bent to the front is so by error, and no reason to turn the thigh around.
         side = 1 if leg and abs(turns[0]) > math.pi / 2 else 0
-        turn += known * math.remainder(turns[side] - turn, math.tau)
-        hinged = matrices_of(known * angles[side] * hinge)
+        turn += weight * math.remainder(turns[side] - turn, math.tau)
+        hinged = matrices_of(weight * angles[side] * hinge)
     upper = matrices_of(turn * axis) @ frame
     return upper, upper @ hinged
 
@@ -309,10 +309,10 @@ def offset_of(points: Array, image: Array, weights: Array, half: Array) -> Array
 
     Weighted least squares of (x + t_x) = right * -(z + t_z), and of the same in y: linear in t.
     """
-    seen = rays(image, half)
+    slopes = rays(image, half)
     rows = np.zeros((len(points), 2, 3))
     rows[:, 0, 0] = rows[:, 1, 1] = 1.0
-    rows[:, :, 2] = seen
-    aims = -points[:, :2] - seen * points[:, 2:]
+    rows[:, :, 2] = slopes
+    aims = -points[:, :2] - slopes * points[:, 2:]
     share = np.sqrt(np.maximum(weights, 0))[:, None]
     return np.linalg.lstsq((rows * share[..., None]).reshape(-1, 3), (aims * share).reshape(-1), rcond=None)[0]

@@ -233,12 +233,12 @@ class HumanPoses(ObjectModality):
             turns, joints, image, shapes = published_people.joined(boxes, coordinates[:, 4:], below, fitted["skeleton"])
             return people_of(boxes, turns, joints, np.clip(image, -MOST_PICTURES, MOST_PICTURES), shapes)
         ends = np.cumsum([4, 2, 1, 2, 2, 6])
-        edges, direction, depth, seen, focal, orientation, size = np.split(coordinates, ends, axis=1)
+        edges, direction, depth, pelvis_image, focal, orientation, size = np.split(coordinates, ends, axis=1)
         turns = np.concatenate([body.vectors_of_six(orientation)[:, None], below], axis=1)
         ahead = np.exp(depth).clip(max=body.FARTHEST)  # exp(log(100)) is more by rounding
         pelvis = ahead * np.concatenate([direction, -np.ones_like(depth)], axis=1)
         joints = body.joints_of(turns, np.exp(size)[:, :, None] * fitted["skeleton"], pelvis)
-        image = np.clip(body.image_of(joints, seen, np.exp(focal)), -MOST_PICTURES, MOST_PICTURES)
+        image = np.clip(body.image_of(joints, pelvis_image, np.exp(focal)), -MOST_PICTURES, MOST_PICTURES)
         return people_of(opened_boxes(edges, 1 / (options.bins - 1)), turns, joints, image)
 
     def fitted_shapes(self, options: PoseSettings) -> dict[str, tuple[int, ...]]:
@@ -289,7 +289,7 @@ class HumanPoses(ObjectModality):
             "rotations in degrees": {"joint_rotations": np.degrees(turns).tolist()},
             "axes of a picture: y down, z forward": {"joints_camera": (joints * (1, -1, -1)).tolist()},
         }
-        return {what: (json.dumps([person | change]).encode(), "json") for what, change in changed.items()}
+        return {description: (json.dumps([person | change]).encode(), "json") for description, change in changed.items()}
 
     def write(self, value: Any, options: PoseSettings) -> tuple[bytes, str]:
         return json.dumps(checked_people(value), allow_nan=False).encode(), "json"
@@ -317,8 +317,8 @@ def checked_people(value: Any) -> list[Person]:
     if not isinstance(value, list):
         raise InvalidValueError(f"expected a list of people (empty where there are none), got {type(value).__name__}")
     for index, person in enumerate(value):
-        if problem := person_problem(person):
-            raise InvalidValueError(f"person {index}: {problem}")
+        if error := person_problem(person):
+            raise InvalidValueError(f"person {index}: {error}")
     return value
 
 
@@ -333,8 +333,8 @@ def person_problem(person: Any) -> str | None:
     arrays = {name: numbers(value) for name, value in person.items()}
     for name, shape in ROWS.items():
         if (rows := arrays[name]) is None or rows.shape != shape:
-            got = "something else" if rows is None else " x ".join(map(str, rows.shape)) or "one number"
-            return f"{name}: expected {shape[0]} x {shape[1]} finite numbers (one row per joint), got {got}"
+            shape_text = "something else" if rows is None else " x ".join(map(str, rows.shape)) or "one number"
+            return f"{name}: expected {shape[0]} x {shape[1]} finite numbers (one row per joint), got {shape_text}"
     box, betas = arrays["box"], arrays.get("shape", np.zeros(0))
     if box is None or box.shape != (4,) or not (box >= 0).all() or not (box[:2] < box[2:]).all() or box.max() > 1:
         return (
@@ -375,8 +375,8 @@ def shapes_of(people: Sequence[Person]) -> Array:
     """Stack the published number of shape parameters of all people; missing ones are 0."""
     shapes = np.zeros((len(people), published_people.SHAPE_SIZE))
     for row, person in zip(shapes, people, strict=True):
-        given = person.get("shape", [])[: len(row)]
-        row[: len(given)] = given
+        betas = person.get("shape", [])[: len(row)]
+        row[: len(betas)] = betas
     return shapes
 
 
@@ -399,13 +399,13 @@ def seen_through(crop: Crop, person: Person) -> Person:
     image = (column([person], "joints_image")[0] - (crop.left, crop.top)) / (crop.width, crop.height)
     if not crop.flip:
         return {**person, "joints_image": image.tolist()}
-    other = list(body.OTHER_SIDE)
+    mirror_joints = list(body.OTHER_SIDE)
     image[:, 0] = 1 - image[:, 0]
     return {
         **person,
-        "joint_rotations": body.mirrored(column([person], "joint_rotations")[0][other]).tolist(),
-        "joints_camera": (column([person], "joints_camera")[0][other] * body.MIRROR).tolist(),
-        "joints_image": image[other].tolist(),
+        "joint_rotations": body.mirrored(column([person], "joint_rotations")[0][mirror_joints]).tolist(),
+        "joints_camera": (column([person], "joints_camera")[0][mirror_joints] * body.MIRROR).tolist(),
+        "joints_image": image[mirror_joints].tolist(),
     }
 
 

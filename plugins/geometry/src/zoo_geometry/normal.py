@@ -186,9 +186,9 @@ def slopes(values: Array, axis: int) -> Array:
     step = np.diff(moved, axis=-1)
     bend = np.abs(np.diff(step, axis=-1))
     bends = np.full((3, *moved.shape), np.inf)
-    found = np.zeros((3, *moved.shape))
-    bends[0, ..., 1:-1], found[0, ..., 1:-1] = bend, (step[..., 1:] + step[..., :-1]) / 2
-    bends[1, ..., :-2], found[1, ..., :-1] = bend, step
-    bends[2, ..., 2:], found[2, ..., 1:] = bend, step
-    best = np.take_along_axis(found, bends.argmin(axis=0)[None], axis=0)[0]
+    differences = np.zeros((3, *moved.shape))
+    bends[0, ..., 1:-1], differences[0, ..., 1:-1] = bend, (step[..., 1:] + step[..., :-1]) / 2
+    bends[1, ..., :-2], differences[1, ..., :-1] = bend, step
+    bends[2, ..., 2:], differences[2, ..., 1:] = bend, step
+    best = np.take_along_axis(differences, bends.argmin(axis=0)[None], axis=0)[0]
     return np.moveaxis(best, -1, axis)

@@ -49,12 +49,12 @@ def drawn(people: Sequence[Person]) -> PIL.Image.Image:
     for person in sorted(people, key=lambda person: person["joints_camera"][0][2]):
         pen.rectangle(tuple(round(edge * (RENDER_SIZE - 1)) for edge in person["box"]), outline=(95, 100, 110))
         far = 4.0 * RENDER_SIZE  # joints level with the camera project arbitrarily far away; PIL cannot draw there
-        places = np.clip(np.asarray(person["joints_image"]) * RENDER_SIZE, -far, far)
-        dots = [tuple(place) for place in places.tolist()]
+        pixels = np.clip(np.asarray(person["joints_image"]) * RENDER_SIZE, -far, far)
+        dots = [tuple(pixel) for pixel in pixels.tolist()]
         for joint, parent in enumerate(PARENTS[1:], 1):
             pen.line((*dots[parent], *dots[joint]), fill=SIDES.get(JOINTS[joint].partition("_")[0], MIDDLE), width=4)
         x, y = dots[JOINTS.index("head")]
-        radius = 0.5 * float(np.hypot(*(places[JOINTS.index("head")] - places[JOINTS.index("spine3")])))
+        radius = 0.5 * float(np.hypot(*(pixels[JOINTS.index("head")] - pixels[JOINTS.index("spine3")])))
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=MIDDLE, width=2)
     return picture
 

@@ -147,9 +147,9 @@ class Palette(TextModality[PaletteSettings]):
         """
         from skimage.color import lab2rgb
 
-        chosen = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, min(len(values), 512)).astype(int))]
-        labs = [lab(value) for value in chosen]
-        candidates = [np.asarray(value, dtype=np.float32) for value in chosen[:: max(1, len(chosen) // 32)]]
+        subset = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, min(len(values), 512)).astype(int))]
+        labs = [lab(value) for value in subset]
+        candidates = [np.asarray(value, dtype=np.float32) for value in subset[:: max(1, len(subset) // 32)]]
         centre = np.median(labs, axis=0)
         for _ in range(5):
             paired_labs = [colours[paired(colours, centre)[0]] for colours in labs]
@@ -157,7 +157,7 @@ class Palette(TextModality[PaletteSettings]):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # a median may lie outside of sRGB, and is clipped into it
                 candidates.append(np.clip(lab2rgb(centre), 0, 1).astype(np.float32))
-        means = [np.mean([paired(colours, other)[1] for other in labs]) for colours in map(lab, candidates)]
+        means = [np.mean([paired(colours, target)[1] for target in labs]) for colours in map(lab, candidates)]
         return candidates[int(np.argmin(means))]
 
 

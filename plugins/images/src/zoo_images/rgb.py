@@ -58,8 +58,8 @@ class RgbValues(ImageValues):
         return rgb_image(value)
 
     def measure(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> Mapping[str, float]:
-        alike = [similarity(guess, truth) for guess, truth in zip(predicted, target, strict=True)]
-        return {"psnr": self.measure_main(predicted, target, options), "ssim": float(np.mean(alike))}
+        similarities = [similarity(guess, truth) for guess, truth in zip(predicted, target, strict=True)]
+        return {"psnr": self.measure_main(predicted, target, options), "ssim": float(np.mean(similarities))}
 
     def measure_main(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> float:
         return psnr(predicted, target)

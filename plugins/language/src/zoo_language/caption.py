@@ -109,7 +109,7 @@ def mirrored(text: str) -> str:
     "And", "or" and "to" make sides of both words that they join. Where a text has a ", left,", so is a word behind
     another comma that ends a part of the sentence: ", right."
     """
-    found = list(_WORD.finditer(text))
+    words = list(_WORD.finditer(text))
     contexts = (*_SIDES, _ASIDE) if re.search(", (?:left|right),", text) else _SIDES
     sides = [
         any(
@@ -117,9 +117,9 @@ def mirrored(text: str) -> str:
             and re.match(after, text[word.end() :], re.IGNORECASE)
             for before, after in contexts
         )
-        for word in found
+        for word in words
     ]
-    gaps = [text[first.end() : second.start()] for first, second in pairwise(found)]
+    gaps = [text[first.end() : second.start()] for first, second in pairwise(words)]
     for k, gap in enumerate(gaps):
         sides[k + 1] |= sides[k] and re.fullmatch(_JOINED, gap, re.IGNORECASE) is not None
     for k, gap in reversed(list(enumerate(gaps))):

@@ -133,11 +133,11 @@ class Imu(SeriesModality):
         sheet = Image.new("RGB", (width, 2 * height + 1), "white")
         draw = ImageDraw.Draw(sheet)
         draw.line([(0, height), (width, height)], fill=(200, 200, 200))
-        places = np.linspace(0, width - 1, value.shape[1])
+        positions = np.linspace(0, width - 1, value.shape[1])
         for number, channel in enumerate(value):
             top, scale = (0, 20.0) if number < 3 else (height + 1, 1.0)
             levels = top + (1 - np.clip(channel / scale, -1, 1)) * (height - 1) / 2
-            draw.line(list(zip(places.tolist(), levels.tolist(), strict=True)), fill=COLOURS[number % 3])
+            draw.line(list(zip(positions.tolist(), levels.tolist(), strict=True)), fill=COLOURS[number % 3])
         return sheet
 
     def measure(self, predicted: list[Any], target: list[Any], options: Any) -> Mapping[str, float]:

@@ -19,21 +19,21 @@ _SIDES = ("far left", "left", "middle", "right", "far right")
 _PLURALS = {"box": "boxes", "person": "people", "books": "books"}
 
 
-def caption(rng: random.Random, scene: Scene, seen: list[Seen], shares: Mapping[str, float]) -> str:
+def caption(rng: random.Random, scene: Scene, visible: list[Seen], shares: Mapping[str, float]) -> str:
     """Write one to four sentences about the picture; `shares` are the classes' shares of the picture."""
-    seen = [item for item in seen if item.clear]
-    speaker = _Speaker(rng, seen)
+    visible = [item for item in visible if item.clear]
+    speaker = _Speaker(rng, visible)
     of_room = room(scene, shares)
     pitch = math.degrees(scene.camera.pitch)
-    where = "straight ahead" if pitch > -7 else "slightly down" if pitch > -15 else "down"
-    view = [f"The camera looks {where}."] if rng.random() < 0.8 else []
-    if not seen:
+    direction = "straight ahead" if pitch > -7 else "slightly down" if pitch > -15 else "down"
+    view = [f"The camera looks {direction}."] if rng.random() < 0.8 else []
+    if not visible:
         return " ".join([f"An empty room{of_room}.", *view])
     relations = speaker.relations()
     shape = rng.random()
     if shape < 0.2 and relations:
-        more = [f"The room has{of_room.removeprefix(' with')}."] if of_room else []
-        return " ".join([relations[0], *rng.choice((more, relations[1:])), *view])
+        details = [f"The room has{of_room.removeprefix(' with')}."] if of_room else []
+        return " ".join([relations[0], *rng.choice((details, relations[1:])), *view])
     speaker.mentioned.clear()
     listed = speaker.listing(rng.choice((2, 3, 4, 4)))
     if shape < 0.5:
@@ -46,35 +46,35 @@ def caption(rng: random.Random, scene: Scene, seen: list[Seen], shares: Mapping[
     has = f" has{of_room.removeprefix(' with')}" if of_room else " is indoors"
     are = "are" if speaker.plural_first else "is"
     text = opener.format(room=of_room, things=listed, Things=capital(listed), are=are, has=has)
-    more = speaker.relations()[: rng.choice((0, 1)) if len(speaker.mentioned) < 4 else 0]
-    return " ".join([text, *more, *view])
+    details = speaker.relations()[: rng.choice((0, 1)) if len(speaker.mentioned) < 4 else 0]
+    return " ".join([text, *details, *view])
 
 
 class _Speaker:
     """Names the things of one picture, with "a" first and "the" after."""
 
-    def __init__(self, rng: random.Random, seen: list[Seen]) -> None:
+    def __init__(self, rng: random.Random, visible: list[Seen]) -> None:
         self.rng = rng
-        self.seen = seen
+        self.seen = visible
         self.groups: dict[str, list[Seen]] = {}
-        for item in seen:
+        for item in visible:
             self.groups.setdefault(phrase(item), []).append(item)
         self.mentioned: set[str] = set()
         self.plural_first = False
 
-    def listing(self, most: int) -> str:
-        """Up to `most` groups of things, the larger ones likelier, with counts and mostly with places."""
+    def listing(self, max_groups: int) -> str:
+        """Up to `max_groups` groups of things, the larger ones likelier, with counts and mostly with places."""
         groups = [words for words in self.groups if words != "books"] or list(self.groups)
-        chosen = groups[:most]
+        mentions = groups[:max_groups]
         if self.rng.random() < 0.2:
-            chosen = sorted(self.rng.sample(groups, min(most, len(groups))), key=groups.index)
-        self.mentioned.update(chosen)
+            mentions = sorted(self.rng.sample(groups, min(max_groups, len(groups))), key=groups.index)
+        self.mentioned.update(mentions)
         parts = []
-        for words in chosen:
+        for words in mentions:
             group = self.groups[words]
-            where = places(group) if self.rng.random() < 0.9 else ""
-            parts.append(f"{counted(words, len(group))} {where}".rstrip())
-        first = self.groups[chosen[0]]
+            location = places(group) if self.rng.random() < 0.9 else ""
+            parts.append(f"{counted(words, len(group))} {location}".rstrip())
+        first = self.groups[mentions[0]]
         self.plural_first = len(first) > 1 or first[0].thing.label == "books"
         return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
@@ -105,18 +105,18 @@ class _Speaker:
         for item in self.seen:
             if item.thing.label == "person" and item.thing.on is None:
                 candidates.append((self.rng.random() + 0.3, item, f"{{a}} is {item.thing.noun}", None))
-        for item, other in itertools.product(self.seen[:7], repeat=2):
-            apart = item.thing.on != other.index and other.thing.on != item.index
-            if item.pixels < other.pixels and apart and (pattern := relation(item, other)):
-                candidates.append((self.rng.random(), item, f"{{a}} {pattern} {{b}}", other))
+        for item, neighbour in itertools.product(self.seen[:7], repeat=2):
+            apart = item.thing.on != neighbour.index and neighbour.thing.on != item.index
+            if item.pixels < neighbour.pixels and apart and (pattern := relation(item, neighbour)):
+                candidates.append((self.rng.random(), item, f"{{a}} {pattern} {{b}}", neighbour))
         self.rng.shuffle(candidates)
         candidates.sort(key=lambda entry: -entry[0])
-        said: set[int] = set()
+        subjects: set[int] = set()
         sentences = []
         for _, subject, pattern, partner in candidates:
-            if subject.index in said:
+            if subject.index in subjects:
                 continue
-            said.add(subject.index)
+            subjects.add(subject.index)
             a = self.name(subject)
             b = self.name(partner) if partner else ""
             if a in ("books", "the books"):
@@ -148,13 +148,13 @@ def side(item: Seen) -> str:
     left, _, right, _ = item.box
     if right - left > 0.3 and (start := _SIDES[_step(left)]) != (end := _SIDES[_step(right)]):
         return f"from the {start} to the {end}"
-    where = _SIDES[_step((left + right) / 2)]
-    return f"in the {where}" if where == "middle" else f"on the {where}"
+    side_name = _SIDES[_step((left + right) / 2)]
+    return f"in the {side_name}" if side_name == "middle" else f"on the {side_name}"
 
 
-def _step(place: float) -> int:
+def _step(x: float) -> int:
     """Return which of the five sides a place in [0, 1] is on."""
-    return bisect.bisect((0.18, 0.38, 0.62, 0.82), place)
+    return bisect.bisect((0.18, 0.38, 0.62, 0.82), x)
 
 
 def places(group: list[Seen]) -> str:
@@ -165,21 +165,21 @@ def places(group: list[Seen]) -> str:
     return " and ".join(sides) if len(sides) <= 2 else ""
 
 
-def relation(item: Seen, other: Seen) -> str:
-    """How `item` lies to `other` for the viewer, "" where nothing simple holds."""
+def relation(item: Seen, neighbour: Seen) -> str:
+    """How `item` lies to `neighbour` for the viewer, "" where nothing simple holds."""
     left, _, right, bottom = item.box
-    other_left, other_top, other_right, _ = other.box
+    other_left, other_top, other_right, _ = neighbour.box
     overlap = min(right, other_right) - max(left, other_left)
     shift = (left + right - other_left - other_right) / 2
     hangs = item.thing.label in ("window", "picture")
-    stands = other.thing.label in ("table", "chair", "sofa", "shelf")
+    stands = neighbour.thing.label in ("table", "chair", "sofa", "shelf")
     if hangs and stands and overlap > 0.05 and bottom < other_top + 0.02:
         return "is above"
-    if hangs or other.thing.label in ("window", "picture", "rug") or item.thing.label == "rug":
+    if hangs or neighbour.thing.label in ("window", "picture", "rug") or item.thing.label == "rug":
         return ""
-    if overlap > 0.02 and abs(item.depth - other.depth) > 0.5:
-        return "is in front of" if item.depth < other.depth else "is behind"
-    if overlap < 0 and abs(item.depth - other.depth) < 0.45 and -overlap < 0.08:
+    if overlap > 0.02 and abs(item.depth - neighbour.depth) > 0.5:
+        return "is in front of" if item.depth < neighbour.depth else "is behind"
+    if overlap < 0 and abs(item.depth - neighbour.depth) < 0.45 and -overlap < 0.08:
         return "is next to"
     if overlap < -0.02:
         return "is to the left of" if shift < 0 else "is to the right of"

@@ -115,8 +115,8 @@ class _Placer:
         for kind, chance in ((furniture.sofa, 0.55), (furniture.shelf, 0.6), (furniture.shelf, 0.25)):
             if rng.random() > chance:
                 continue
-            made = kind(rng)
-            group = made if isinstance(made, list) else [made]
+            furnishing = kind(rng)
+            group = furnishing if isinstance(furnishing, list) else [furnishing]
             thing = group[0]
             wall = rng.choice((sides[0], sides[0], sides[1], sides[2]))
             room_left = wall.length / 2 - thing.half[1] - 0.08
@@ -225,7 +225,7 @@ class _Placer:
         spread = 0.25 if below.free else 0.7 if below.noun == "round table" else 1.0
         for _ in range(4):
             x, y = self.rng.uniform(-free_x, free_x) * spread, self.rng.uniform(-free_y, free_y) * spread
-            if all(math.hypot(x - a, y - b) > reach + other for a, b, other in self.tops[index]):
+            if all(math.hypot(x - a, y - b) > reach + radius for a, b, radius in self.tops[index]):
                 yaw = yaw_of(below.turn)
                 cos, sin = math.cos(yaw), math.sin(yaw)
                 top = below.at[2] + below.top + (0.04 if below.free else 0.0)

@@ -375,9 +375,9 @@ def box(rng: random.Random) -> Thing:
     """A box: plain, a wooden crate, striped, or tied with a ribbon."""
     colour = rng.choice((*VIVID, "brown", "white", "grey"))
     base = COLOURS[colour]
-    other = COLOURS["white" if colour not in ("white", "grey", "yellow") else "red"]
+    ribbon = COLOURS["white" if colour not in ("white", "grey", "yellow") else "red"]
     texture = rng.choice(("plain", "plain", "ribbon", "stripes"))
-    second = other if texture == "ribbon" else darker(base, 0.72)
+    second = ribbon if texture == "ribbon" else darker(base, 0.72)
     half = (rng.uniform(0.09, 0.22), rng.uniform(0.09, 0.22), rng.uniform(0.07, 0.2))
     surface = Surface(texture, (base, second, base), 0.0, 0.1)
     return Thing("box", "box", colour, [Part(BOX, half, (0, 0, 0), surface)], half, free=True)

@@ -57,13 +57,13 @@ def observe(
     ids[ranks] = np.arange(1, len(ranks) + 1)
     instances = ids.take(owners).take(view.geoms)
     least = min_visible * total
-    seen = []
+    visible = []
     for rank, (box, depth) in enumerate(zip(*_extents(instances, view.depth, len(ranks)), strict=True)):
         index = ranks[rank]
         if sizes[index] >= least:
             clear = _is_clear(stage, pixels, index, least)
-            seen.append(Seen(index, things[index], sizes[index], box, depth / sizes[index], clear))
-    return np.array(classes).take(view.geoms), instances, seen, shares
+            visible.append(Seen(index, things[index], sizes[index], box, depth / sizes[index], clear))
+    return np.array(classes).take(view.geoms), instances, visible, shares
 
 
 def _extents(
@@ -71,10 +71,10 @@ def _extents(
 ) -> tuple[list[tuple[float, float, float, float]], list[float]]:
     """Boxes (xmin, ymin, xmax, ymax in fractions) of the instances 1 to `count`, and the sums of their depths."""
     edge = instances.shape[0]
-    starts, place = instances.astype(np.intp) * edge, np.arange(edge)
+    starts, positions = instances.astype(np.intp) * edge, np.arange(edge)
     ends = []
-    for at in (place, place[:, None]):
-        used = np.bincount((starts + at).reshape(-1), minlength=edge * (count + 1)).reshape(-1, edge)[1:] > 0
+    for axis_positions in (positions, positions[:, None]):
+        used = np.bincount((starts + axis_positions).reshape(-1), minlength=edge * (count + 1)).reshape(-1, edge)[1:] > 0
         ends.append((used.argmax(1) / edge, (edge - used[:, ::-1].argmax(1)) / edge))
     (left, right), (top, bottom) = ends
     depths = np.bincount(instances.reshape(-1), depth.reshape(-1), count + 1)[1:]
@@ -89,23 +89,23 @@ def _is_clear(stage: Stage, pixels: list[int], index: int, least: float) -> bool
         return True
     first = stage.owners.index(index)
     shirt = COLOURS[thing.colour]
-    seen = sum(pixels[k] for k, part in enumerate(thing.parts, first) if part.surface.colours[0] == shirt)
-    return seen >= max(least, 1)
+    shirt_pixels = sum(pixels[k] for k, part in enumerate(thing.parts, first) if part.surface.colours[0] == shirt)
+    return shirt_pixels >= max(least, 1)
 
 
-def boxes(seen: list[Seen], most: int) -> list[dict[str, Any]]:
+def boxes(visible: list[Seen], max_boxes: int) -> list[dict[str, Any]]:
     """Label and box of the largest things seen."""
-    return [{"label": item.thing.label, "box": list(item.box)} for item in seen[:most]]
+    return [{"label": item.thing.label, "box": list(item.box)} for item in visible[:max_boxes]]
 
 
-def human_poses(scene: Scene, seen: list[Seen]) -> list[dict[str, Any]]:
+def human_poses(scene: Scene, visible: list[Seen]) -> list[dict[str, Any]]:
     """Joints and rotations of the people seen, in camera axes (x right, y up, z towards the viewer).
 
     The first rotation turns the rest pose's axes (x to the person's left, y up, z forward) to the camera's; the others
     are relative to the parent joint.
     """
     poses = []
-    for item in seen:
+    for item in visible:
         pose = item.thing.pose
         if pose is None:
             continue
@@ -127,7 +127,7 @@ def human_poses(scene: Scene, seen: list[Seen]) -> list[dict[str, Any]]:
 
 
 def metadata(
-    scene: Scene, view: View, instances: NDArray[np.int32], seen: list[Seen], shares: Mapping[str, float]
+    scene: Scene, view: View, instances: NDArray[np.int32], visible: list[Seen], shares: Mapping[str, float]
 ) -> dict[str, float | int]:
     """Numbers about camera (m, degrees), room (m) and picture (shares and means of sRGB in [0, 1]).
 
@@ -142,7 +142,7 @@ def metadata(
     darkest = np.minimum(np.minimum(red, green), blue)
     channels = np.stack([luminance, red - green, 0.5 * (red + green) - blue])
     (brightness, *means), (contrast, *deviations) = channels.mean(1).tolist(), channels.std(1).tolist()
-    labels = [item.thing.label for item in seen]
+    labels = [item.thing.label for item in visible]
     loose = [label for label in labels if label not in ("person", "window", "door", "picture", "rug", "books")]
     normal = view.normals.reshape(3, -1).mean(1)
     # Hasler and Suesstrunk, Measuring colorfulness in natural images (2003), eq. 10, of sRGB in [0, 1]
@@ -184,9 +184,9 @@ def scene_class(shares: Mapping[str, float]) -> str:
 
     `shares` says how much of the picture each class covers.
     """
-    covered = {place: sum(shares[label] for label in labels) for place, labels in FURNITURE.items()}
-    place = max(covered, key=covered.__getitem__)
-    return place if covered[place] >= LEAST else EMPTY
+    covered = {name: sum(shares[label] for label in labels) for name, labels in FURNITURE.items()}
+    largest = max(covered, key=covered.__getitem__)
+    return largest if covered[largest] >= LEAST else EMPTY
 
 
 FRONTS = {"chair": 0, "sofa": 0, "shelf": 0, "books": 0, "person": 0, "window": 2, "door": 2, "picture": 2}
@@ -198,23 +198,23 @@ TOWARDS_VIEWER = -math.pi / 2
 LYING = 0.5  # a cylinder lies if its unit axis, seen from above, is longer
 
 
-def boxes_3d(stage: Stage, seen: list[Seen], most: int) -> list[dict[str, Any]]:
+def boxes_3d(stage: Stage, visible: list[Seen], max_boxes: int) -> list[dict[str, Any]]:
     """Label, centre, size (along the front, up, across) in metres and yaw in radians of the largest things seen.
 
     A box contains the whole thing, hidden parts included, and touches it on every side. Sides below THINNEST are
     widened.
     """
-    things = [item.thing for item in seen[:most]]
+    things = [item.thing for item in visible[:max_boxes]]
     if not things:
         return []
     camera = replace(stage.scene.camera, pitch=0.0)
-    own = camera.axes @ matrices(np.array([thing.turn for thing in things])).reshape(-1, 3, 3)
-    yaws = [heading(thing, axes) for thing, axes in zip(things, own, strict=True)]
-    cos, sin, none = np.cos(yaws), np.sin(yaws), np.zeros(len(yaws))
+    thing_axes = camera.axes @ matrices(np.array([thing.turn for thing in things])).reshape(-1, 3, 3)
+    yaws = [heading(thing, axes) for thing, axes in zip(things, thing_axes, strict=True)]
+    cos, sin, zeros = np.cos(yaws), np.sin(yaws), np.zeros(len(yaws))
     # unit vectors along the front, up and across
-    sides = np.stack([cos, none, -sin, none, none + 1, none, sin, none, cos], axis=1).reshape(-1, 3, 3)
+    sides = np.stack([cos, zeros, -sin, zeros, zeros + 1, zeros, sin, zeros, cos], axis=1).reshape(-1, 3, 3)
     counts = [len(thing.parts) for thing in things]
-    starts = [stage.owners.index(item.index) for item in seen[:most]]
+    starts = [stage.owners.index(item.index) for item in visible[:max_boxes]]
     rows = np.array([*chain.from_iterable(map(range, starts, map(add, starts, counts)))])
     directions = np.repeat(sides @ camera.axes, counts, axis=0)
     at = np.einsum("gdk,gk->gd", directions, stage.solids.places.take(rows, axis=0) - camera.position)
@@ -229,15 +229,15 @@ def boxes_3d(stage: Stage, seen: list[Seen], most: int) -> list[dict[str, Any]]:
     ]
 
 
-def heading(thing: Thing, own: Array) -> float:
-    """The yaw of a thing's front; the columns of `own` (3, 3) are its axes in levelled camera axes."""
+def heading(thing: Thing, axes: Array) -> float:
+    """The yaw of a thing's front; the columns of `axes` (3, 3) are its axes in levelled camera axes."""
     if thing.label in FRONTS:
-        front = own[:, FRONTS[thing.label]]
+        front = axes[:, FRONTS[thing.label]]
         return math.atan2(-front[2], front[0])
-    from_above = np.hypot(own[0], own[2]).tolist()
+    from_above = np.hypot(axes[0], axes[2]).tolist()
     if thing.noun in ROUND or (thing.label == "cylinder" and from_above[2] < LYING):
         return TOWARDS_VIEWER
     longest = 2 if thing.label == "cylinder" else from_above.index(max(from_above))
     # a quarter turn leads to the next side
-    yaw = math.atan2(-own[2, longest], own[0, longest])
+    yaw = math.atan2(-axes[2, longest], axes[0, longest])
     return TOWARDS_VIEWER + math.remainder(yaw - TOWARDS_VIEWER, math.pi / 2)

@@ -77,12 +77,12 @@ def _surface_table(stage: Stage) -> Field:
         for texture, (first, second, third), tile, shine, glow in surfaces.values()
     ]
     numbers = dict(zip(surfaces, range(len(looks)), strict=True))
-    which = [numbers[key] for key in keys]
+    surface_ids = [numbers[key] for key in keys]
     solids = stage.solids
     look = np.array(looks, np.float32).T
     look[:9] **= 2
-    table = np.empty((_TURNS + 1, len(which)), np.float32)
-    look.take(which, axis=1, out=table[_COLOURS.start :])
+    table = np.empty((_TURNS + 1, len(surface_ids)), np.float32)
+    look.take(surface_ids, axis=1, out=table[_COLOURS.start :])
     tile = table[_TURNS].copy()
     half = np.maximum(solids.halves.T, 1e-6)
     table[_PLACE], table[_FRAME] = solids.places.T, solids.frames.T
@@ -90,8 +90,8 @@ def _surface_table(stage: Stage) -> Field:
     dense = 1 / np.maximum(tile, 1e-6)
     table[_SCALE] = np.where(stretched, 0.5 / half, dense)
     table[_OFFSET] = np.where(stretched, 0.5, np.array(stage.owners) * np.array([[0.37], [0.61], [0.29]]))
-    around = np.where(stretched, 1, np.maximum(np.round(2 * np.pi * half[0] / np.maximum(tile, 1e-6)), 1))
-    table[_TURNS] = np.where((solids.kinds == BOX) | (solids.kinds == PLANE), 0, around)
+    repeats = np.where(stretched, 1, np.maximum(np.round(2 * np.pi * half[0] / np.maximum(tile, 1e-6)), 1))
+    table[_TURNS] = np.where((solids.kinds == BOX) | (solids.kinds == PLANE), 0, repeats)
     return table
 
 
@@ -193,8 +193,8 @@ def _tiling(size: int) -> tuple[Array, NDArray[np.intp], Field]:
 
     Tiles are squares of up to 16 pixels, some 8 x 8 of them up to 128; rows where no divisor of the size is 4 or more.
     """
-    most = min(_TILE, max(size // 8, 8))
-    edge = max(part for part in range(1, most + 1) if size % part == 0)
+    max_edge = min(_TILE, max(size // 8, 8))
+    edge = max(part for part in range(1, max_edge + 1) if size % part == 0)
     high, wide = (edge, edge) if edge >= 4 else (1, size)
     steps = (np.arange(size) + 0.5) / size * 2 - 1
     up, right = np.meshgrid(-steps, steps, indexing="ij")
@@ -226,5 +226,5 @@ def render(stage: Stage, size: int, shadows: bool = True) -> View:
     )
     # After rotation in single precision, an axis-aligned vector may be one unit in the last place too long.
     facing = np.clip(camera.axes.astype(np.float32) @ hits.normals, -1, 1)
-    found: tuple[NDArray[Any], ...] = shade(stage, hits, lit), hits.depth, facing, hits.geoms
-    return View(*(values.take(pixels, axis=-1) for values in found))
+    arrays: tuple[NDArray[Any], ...] = shade(stage, hits, lit), hits.depth, facing, hits.geoms
+    return View(*(values.take(pixels, axis=-1) for values in arrays))

@@ -97,7 +97,7 @@ def solids(parts: Sequence[Part], outer: Array) -> Solids:
     numbers = chain.from_iterable((*part.size, 0.0, *part.at, *part.turn) for part in parts)
     table = np.fromiter(numbers, np.float64, 11 * len(parts)).reshape(-1, 11)
     starts = table.shape[1] * np.arange(len(parts))[:, None]
-    rounds, swept = (table.take(which.take(kinds, axis=0) + starts) for which in (_ROUND, _SWEPT))
+    rounds, swept = (table.take(indices.take(kinds, axis=0) + starts) for indices in (_ROUND, _SWEPT))
     halves, frames = rounds + swept, _chained(outer, table[:, 4:])
     corners = np.sqrt((halves * halves * _CORNERS.take(kinds, axis=0)).sum(1))
     return Solids(
@@ -267,14 +267,14 @@ class Stage:
         stopped[hits] = (1 - reach.take(hits)) * np.sqrt(np.einsum("kn,kn->n", ends, ends)) > slack
         return stopped
 
-    def _furnishings(self, origin: Vector, rays: Array, sides: Field, shown: Mask) -> tuple[Array, Rows, Array]:
-        """As `cast`, of the solids `shown` (g,) alone. A ray that hits none has t = -1, and neither row nor normal."""
+    def _furnishings(self, origin: Vector, rays: Array, sides: Field, included: Mask) -> tuple[Array, Rows, Array]:
+        """As `cast`, of the solids `included` (g,) alone. A ray that hits none has t = -1, and neither row nor normal."""
         import mujoco
 
         solids, count, bundles = self.solids, rays.shape[1], sides.shape[2]
         model, data = compiled(max(-(-len(solids) // BLOCK), 5), 0, threading.get_ident())
         slots = len(model.geom_type)
-        met = meets(solids, origin, sides) & shown
+        met = meets(solids, origin, sides) & included
         near = np.flatnonzero(met) % len(solids)
         geoms = model.geom_type, model.geom_size, data.geom_xpos, data.geom_xmat
         values: tuple[NDArray[Any], ...] = solids.kinds, solids.sizes, solids.places, solids.frames
@@ -290,8 +290,8 @@ class Stage:
             first, stop = stop, stop + size
             if stop > written:  # fill all slots from this bundle on
                 offset, written = first, first + slots
-                for slot_values, own in zip(geoms, values, strict=True):
-                    part = own[first:written]
+                for slot_values, solid_values in zip(geoms, values, strict=True):
+                    part = solid_values[first:written]
                     slot_values[: len(part)] = part
             firsts[0], counts[0] = first - offset, size
             mujoco.mj_multiRay(model, data, start, ray, None, True, -1, hit, end, normal, per, FARTHEST)
@@ -318,11 +318,11 @@ def build(scene: Scene) -> Stage:
     """Set the scene up and let its loose things fall: their places in the scene become where they come to rest."""
     loose = [index for index, thing in enumerate(scene.things) if thing.free]
     order = [index for index, thing in enumerate(scene.things) if not thing.free] + loose
-    here = (0.0, 0.0, 0.0)
-    parts = [Part(PLANE, here, here, scene.floor), Part(PLANE, here, here, scene.ceiling)]
-    parts += [Part(PLANE, here, here, scene.wall)] * 4
+    origin = (0.0, 0.0, 0.0)
+    parts = [Part(PLANE, origin, origin, scene.floor), Part(PLANE, origin, origin, scene.ceiling)]
+    parts += [Part(PLANE, origin, origin, scene.wall)] * 4
     owners = [FLOOR, CEILING, WALL, WALL, WALL, WALL]
-    outer: list[tuple[float, ...]] = [here + NO_TURN, (0.0, 0.0, scene.height, 0.0, 1.0, 0.0, 0.0)]
+    outer: list[tuple[float, ...]] = [origin + NO_TURN, (0.0, 0.0, scene.height, 0.0, 1.0, 0.0, 0.0)]
     outer += [(*wall.middle, 0.0, *wall.turn) for wall in walls(scene)]
     counts = [1] * _ROOM_PARTS
     for index in order:
@@ -334,8 +334,8 @@ def build(scene: Scene) -> Stage:
     all_parts = solids(parts, np.repeat(np.array(outer), counts, axis=0))
     if loose:
         settle(all_parts, len(loose))
-        places, turns = all_parts.places[-len(loose) :].tolist(), all_parts.turns[-len(loose) :].tolist()
-        for index, at, turn in zip(loose, places, turns, strict=True):
+        centres, turns = all_parts.places[-len(loose) :].tolist(), all_parts.turns[-len(loose) :].tolist()
+        for index, at, turn in zip(loose, centres, turns, strict=True):
             scene.things[index].at, scene.things[index].turn = tuple(at), tuple(turn)
         for thing in scene.things:
             if thing.free and thing.on is not None:  # it may have slid or fallen off

@@ -103,8 +103,8 @@ class Boxes3dSettings:
         fractions = [(number - low) / (high - low) for number, (low, high) in spans]
         low, high = self.size
         fractions += [math.log(side / low) / math.log(high / low) for side in size]
-        around = round((yaw + math.pi) / (2 * math.pi) * bins) % bins
-        return [*(coordinate_level(fraction, bins) for fraction in fractions), around]
+        yaw_level = round((yaw + math.pi) / (2 * math.pi) * bins) % bins
+        return [*(coordinate_level(fraction, bins) for fraction in fractions), yaw_level]
 
     def numbers(self, levels: Sequence[int], bins: int) -> tuple[list[float], list[float], float]:
         """Return centre, size and yaw in [-pi, pi) of levels."""
@@ -172,13 +172,13 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         return (settings.take(Boxes3dSettings).token,)
 
     def problem(self, box: Any) -> str | None:
-        if problem := key_problem(box, KEYS):
-            return problem
+        if error := key_problem(box, KEYS):
+            return error
         if not are_numbers(box["center"], 3, -FARTHEST, FARTHEST):
             return f"center: expected [x, y, z] in metres, up to {FARTHEST:g} along each, got {box['center']!r:.80}"
         if not are_numbers(box["size"], 3, 0, LONGEST) or 0 in box["size"]:
-            got = f"{box['size']!r:.80}"
-            return f"size: expected [length, height, width] in metres, above 0 and up to {LONGEST:g}, got {got}"
+            size_text = f"{box['size']!r:.80}"
+            return f"size: expected [length, height, width] in metres, above 0 and up to {LONGEST:g}, got {size_text}"
         if not are_numbers([box["yaw"]], 1, -math.pi - ROUNDED, math.pi + ROUNDED):
             return f"yaw: expected radians in [-pi, pi], got {box['yaw']!r:.40}"
         return None
@@ -188,7 +188,7 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         """A chair in front of the camera, and one with its yaw in degrees."""
         chair = {"label": "chair", "center": [0.5, -0.6, -2.5], "size": [0.5, 0.9, 0.5]}
         yaws = {"a chair": 1.57, "`yaw` in degrees": 90}
-        return {what: (json.dumps([{**chair, "yaw": yaw}]).encode(), "json") for what, yaw in yaws.items()}
+        return {description: (json.dumps([{**chair, "yaw": yaw}]).encode(), "json") for description, yaw in yaws.items()}
 
     def prefix(self, options: Boxes3dSettings) -> list[Piece]:
         return [Special(options.token)]
@@ -209,8 +209,8 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         shared = shared_areas(*tables) * np.maximum(height, 0.0)
         return shares_of_union(shared, *(boxes[:, 3:6].prod(axis=1) for boxes in tables))
 
-    def mean_match(self, found: list[tuple[Box, Box, float]], any_true: bool) -> float:
-        errors = [math.dist(guess["center"], truth["center"]) for guess, truth, _ in found]
+    def mean_match(self, pairs: list[tuple[Box, Box, float]], any_true: bool) -> float:
+        errors = [math.dist(guess["center"], truth["center"]) for guess, truth, _ in pairs]
         return float(np.mean(errors)) if errors else NONE_FOUND if any_true else 0.0
 
     @hookimpl
@@ -295,9 +295,9 @@ def shared_areas(first: Array, second: Array) -> Array:
     """
     at, yaw = second[:, [0, 2]] * (1, -1), second[:, 6]
     turns = np.stack([np.cos(yaw), -np.sin(yaw), np.sin(yaw), np.cos(yaw)], axis=1).reshape(-1, 2, 2)
-    places = (corners(first)[:, None] - at[None, :, None]) @ turns  # first, second, corner, 2
+    points = (corners(first)[:, None] - at[None, :, None]) @ turns  # first, second, corner, 2
     half = second[:, [3, 5]] / 2
-    (x0, y0), (x1, y1) = (np.moveaxis(ends, 3, 0) for ends in (places, np.roll(places, -1, axis=2)))
+    (x0, y0), (x1, y1) = (np.moveaxis(ends, 3, 0) for ends in (points, np.roll(points, -1, axis=2)))
     left, right = (np.clip(x, -half[:, None, 0], half[:, None, 0]) for x in (x0, x1))
     slope = np.divide(y1 - y0, x1 - x0, out=np.zeros_like(x0), where=np.abs(x1 - x0) > VERTICAL)
     y0, y1 = y0 + slope * (left - x0), y0 + slope * (right - x0)

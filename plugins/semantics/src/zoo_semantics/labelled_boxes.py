@@ -56,9 +56,9 @@ class LabelledBoxes(TextModality[S]):
         """The boxes, most important first; the last ones are dropped."""
         return boxes
 
-    def arranged(self, kept: list[tuple[Box, list[int]]], options: S) -> list[tuple[Box, list[int]]]:
+    def arranged(self, encoded_boxes: list[tuple[Box, list[int]]], options: S) -> list[tuple[Box, list[int]]]:
         """The boxes that are kept, with their tokens, in the order of the sequence."""
-        return kept
+        return encoded_boxes
 
     def prefix(self, options: S) -> list[Piece]:
         """The pieces before the first box."""
@@ -76,7 +76,7 @@ class LabelledBoxes(TextModality[S]):
         """How much boxes overlap whatever their labels are, in [0, 1]: (n, m)."""
         raise NotImplementedError
 
-    def mean_match(self, found: list[tuple[Box, Box, float]], any_true: bool) -> float:
+    def mean_match(self, pairs: list[tuple[Box, Box, float]], any_true: bool) -> float:
         """The second metric, over pairs of predicted and true boxes and their overlaps."""
         raise NotImplementedError
 
@@ -87,14 +87,14 @@ class LabelledBoxes(TextModality[S]):
         if not isinstance(value, list):
             raise InvalidValueError(f"expected a list of boxes, got {type(value).__name__}")
         for index, box in enumerate(value):
-            if problem := self.problem(box):
-                raise InvalidValueError(f"box {index}: {problem}")
+            if error := self.problem(box):
+                raise InvalidValueError(f"box {index}: {error}")
         return value
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[S]) -> list[int]:
         options: Any = tokenizer.settings
         boxes, words = self.ranked(self.checked(value))[: options.max_boxes], tokenizer.vocabulary
-        start, kept = words.encode(self.prefix(options)), list[tuple[Box, list[int]]]()
+        start, encoded_boxes = words.encode(self.prefix(options)), list[tuple[Box, list[int]]]()
         left = options.max_length - len(start)
         for box in boxes:
             levels = zip(self.token_axes, self.levels(box, options, tokenizer.bins), strict=True)
@@ -102,9 +102,9 @@ class LabelledBoxes(TextModality[S]):
             left -= len(group)
             if left < 0:
                 break
-            kept.append((box, group))
-        ids = [index for _, group in self.arranged(kept, options) for index in group]
-        return [*start, *ids] if kept else []
+            encoded_boxes.append((box, group))
+        ids = [index for _, group in self.arranged(encoded_boxes, options) for index in group]
+        return [*start, *ids] if encoded_boxes else []
 
     def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[S]) -> list[Box]:
         """Every run of coordinates in order that a label follows and that is a box."""
@@ -153,14 +153,14 @@ class LabelledBoxes(TextModality[S]):
     @hookimpl
     def score(self, predicted: Sequence[list[Box]], target: Sequence[list[Box]]) -> dict[str, float]:
         """Over all boxes of all pictures together."""
-        found = [pair for p, t in zip(predicted, target, strict=True) for pair in self.matched(p, t)]
+        pairs = [pair for p, t in zip(predicted, target, strict=True) for pair in self.matched(p, t)]
         named = [[Counter(box["label"] for box in boxes) for boxes in side] for side in (predicted, target)]
         shared = sum((guess & truth).total() for guess, truth in zip(*named, strict=True))
         true = sum(map(len, target))
         total = sum(map(len, predicted)) + true
         return {
-            "f1": 2 * len(found) / total if total else 1.0,
-            self.metrics[1].name: self.mean_match(found, bool(true)),
+            "f1": 2 * len(pairs) / total if total else 1.0,
+            self.metrics[1].name: self.mean_match(pairs, bool(true)),
             LABEL_F1.name: 2 * shared / total if total else 1.0,
         }
 
@@ -170,26 +170,26 @@ class LabelledBoxes(TextModality[S]):
 
         Each next choice finds most of the boxes that are still unmatched.
         """
-        places = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_VALUES)).round().astype(int))
-        pictures = [list(values[i]) for i in places]
+        indices = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_VALUES)).round().astype(int))
+        pictures = [list(values[i]) for i in indices]
         pool = [box for boxes in pictures for box in boxes]
         pool = pool[:: -(-len(pool) // MOST_CANDIDATES) or 1]
         # free[j][i, k]: candidate i finds true box k of picture j, which no chosen box has taken
         free = [self.labelled_overlaps(pool, boxes) for boxes in pictures if boxes]
-        true, found, chosen = sum(map(len, pictures)), 0, list[Box]()
+        true, true_positives, baseline = sum(map(len, pictures)), 0, list[Box]()
         while pool:
             gains = np.sum([(table >= self.enough).any(axis=1) for table in free], axis=0)
-            best, count = int(gains.argmax()), len(chosen) * len(pictures) + true
+            best, count = int(gains.argmax()), len(baseline) * len(pictures) + true
             gain = int(gains[best])
-            if (found + gain) * count <= found * (count + len(pictures)):
+            if (true_positives + gain) * count <= true_positives * (count + len(pictures)):
                 break
-            found += gain
-            chosen.append(pool[best])
+            true_positives += gain
+            baseline.append(pool[best])
             for table in free:
                 column = int(table[best].argmax())
                 if table[best, column] >= self.enough:
                     table[:, column] = 0.0
-        return chosen
+        return baseline
 
 
 def key_problem(box: Any, keys: Sequence[str]) -> str | None:

@@ -187,8 +187,8 @@ class SamInstances(ObjectModality):
         boxes = np.array([(o.left / width, o.top / height, o.right / width, o.bottom / height) for o in objects])
         if options.layout != "4m":
             return boxes
-        places = (np.array([point_within(o) for o in objects]) + 0.5) / (height, width)
-        return np.concatenate([np.floor(places * FRAME) / FRAME, boxes], axis=1)
+        points = (np.array([point_within(o) for o in objects]) + 0.5) / (height, width)
+        return np.concatenate([np.floor(points * FRAME) / FRAME, boxes], axis=1)
 
     def join(self, coordinates: Array, items: Array, fitted: Mapping[str, Array], options: InstanceSettings) -> Array:
         """Masks painted into their boxes, largest first so that the smaller lie on top; empty ones are left out.
@@ -247,9 +247,9 @@ class SamInstances(ObjectModality):
             "SAM's annotations": {"size": [8, 8], "counts": [0, 16, 48]},
             "a polygon instead of a mask": [[0, 0, 4, 0, 4, 4]],
         }
-        files = {what: json.dumps([{"segmentation": found}]).encode() for what, found in segmentations.items()}
+        files = {description: json.dumps([{"segmentation": segmentation}]).encode() for description, segmentation in segmentations.items()}
         overlapping = {"masks that overlap, bool (masks, height, width)": (array_bytes(masks), "npy")}
-        return overlapping | {what: (data, "json") for what, data in files.items()}
+        return overlapping | {description: (data, "json") for description, data in files.items()}
 
     def write(self, value: Array, options: InstanceSettings) -> tuple[bytes, str]:
         """A 16-bit PNG of the ids."""
@@ -267,9 +267,9 @@ class SamInstances(ObjectModality):
         self, predicted: Sequence[Array], target: Sequence[Array], options: InstanceSettings
     ) -> dict[str, float]:
         """Over all instances of all maps together."""
-        found = [best_overlaps(np.asarray(p), np.asarray(t)) for p, t in zip(predicted, target, strict=True)]
-        best = np.concatenate([overlaps for overlaps, _ in found])
-        guessed = sum(count for _, count in found)
+        matches = [best_overlaps(np.asarray(p), np.asarray(t)) for p, t in zip(predicted, target, strict=True)]
+        best = np.concatenate([overlaps for overlaps, _ in matches])
+        guessed = sum(count for _, count in matches)
         hits = int((best > 0.5).sum())  # above a half, one predicted instance fits one true instance only
         return {
             "best_iou": float(best.mean()) if len(best) else float(not guessed),
