@@ -22,7 +22,13 @@ from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pretrained import PretrainedError
 from zoo_geometry.normal import angle_degrees, normals_of_depth
-from zoo_semantics.labellers import InstanceLabeller, boxes_of_masks, class_table, labelled_boxes, suppressed
+from zoo_semantics.labellers import (
+    InstanceLabeller,
+    boxes_of_masks,
+    class_table,
+    labelled_boxes,
+    non_maximum_suppression,
+)
 
 PICTURE = np.random.default_rng(0).random((3, 48, 64)).astype(np.float32)
 KEPT = 3
@@ -384,10 +390,10 @@ def test_boxes_of_masks_and_suppression_by_hand() -> None:
     assert boxes.tolist() == [[2, 1, 7, 3], [0, 5, 1, 6], [0, 0, 8, 6]]
     shifted = np.array([[0, 0, 10, 10], [0, 0, 10, 8], [5, 0, 15, 10], [20, 20, 30, 30]])
     scores = np.array([0.5, 0.9, 0.8, 0.1])  # overlaps with the second: 0.8, 40 / 140, 0
-    assert suppressed(shifted, scores, 0.7) == [1, 2, 3]
-    assert suppressed(shifted, scores, 0.8) == [1, 2, 0, 3]
-    assert suppressed(shifted, scores, 0.2) == [1, 3]
-    assert suppressed(np.zeros((0, 4)), np.zeros(0), 0.5) == []
+    assert non_maximum_suppression(shifted, scores, 0.7) == [1, 2, 3]
+    assert non_maximum_suppression(shifted, scores, 0.8) == [1, 2, 0, 3]
+    assert non_maximum_suppression(shifted, scores, 0.2) == [1, 3]
+    assert non_maximum_suppression(np.zeros((0, 4)), np.zeros(0), 0.5) == []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -156,9 +156,9 @@ def test_how_a_layout_names_places_people_and_an_empty_room() -> None:
     assert re.fullmatch(r"An empty room with [a-z ]+\.", captions.layout(scene, [], {"wall": 0.5, "floor": 0.2}))
 
 
-def _seen(noun: str, box: tuple[float, float, float, float], depth: float, label: str = "box") -> captions.Seen:
+def _seen(noun: str, box: tuple[float, float, float, float], depth: float, label: str = "box") -> captions.VisibleThing:
     thing = Thing(label, noun, "red", [], (0.1, 0.1, 0.1))
-    return captions.Seen(0, thing, 10, box, depth, True)
+    return captions.VisibleThing(0, thing, 10, box, depth, True)
 
 
 def test_relations_are_those_of_the_boxes_and_depths() -> None:
@@ -203,7 +203,10 @@ def test_words_of_phrases() -> None:
     table = Thing("table", "round table", "dark wooden", [], (1, 1, 1))
     orange = Thing("box", "box", "orange", [], (1, 1, 1))
     someone = Thing("person", "waving", "blue", [], (1, 1, 1))
-    words = [captions.phrase(captions.Seen(0, thing, 1, (0, 0, 1, 1), 1.0, True)) for thing in (table, orange, someone)]
+    words = [
+        captions.phrase(captions.VisibleThing(0, thing, 1, (0, 0, 1, 1), 1.0, True))
+        for thing in (table, orange, someone)
+    ]
     assert words == ["round dark wooden table", "orange box", "person in a blue shirt"]
     assert captions.counted(words[1], 1) == "an orange box"
     assert captions.counted(words[1], 3) == "three orange boxes"

@@ -18,7 +18,7 @@ from zoo_scenes import observe, people, textures
 from zoo_scenes import stage as stages
 from zoo_scenes.compose import compose
 from zoo_scenes.furniture import plain, walls
-from zoo_scenes.observe import EMPTY, FURNITURE, LEAST, Seen, scene_class
+from zoo_scenes.observe import EMPTY, FURNITURE, LEAST, VisibleThing, scene_class
 from zoo_scenes.render import render
 from zoo_scenes.stage import STEP_SECONDS, STEPS, Stage, build
 from zoo_scenes.things import (
@@ -187,7 +187,7 @@ def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(numbe
     count = len(stage.parts) - len(loose)
     assert stage.owners[:count] == np.array(owners)[fixed].tolist()
     solids = stage.solids
-    np.testing.assert_allclose(solids.places[:count], data.geom_xpos[fixed], atol=1e-12)
+    np.testing.assert_allclose(solids.centres[:count], data.geom_xpos[fixed], atol=1e-12)
     np.testing.assert_allclose(solids.frames[:count], data.geom_xmat[fixed], atol=1e-12)
     bounded = [geom for geom in np.flatnonzero(fixed) if owners[geom] >= 0]
     np.testing.assert_allclose(solids.halves[6:count], model.geom_aabb[bounded, 3:], atol=1e-12)
@@ -197,7 +197,7 @@ def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(numbe
     down = np.array([[0.0], [0.0], [1.0]])
     for origin, directions in ((scene.camera.position, rays), (scene.lamp, rays - down)):
         for bundles in (1, 32):
-            reach, geoms, normals = stage.cast(origin, directions, stages.enclosing(directions, bundles))
+            reach, geoms, normals = stage.cast(origin, directions, stages.bundle_sides(directions, bundles))
             expected, twin_geoms, twin_normals = cast_all(model, data, origin, directions.T.copy())
             same = np.array(stage.owners)[geoms] == np.array(owners)[twin_geoms]
             assert same.mean() > 0.995  # rounding may change a few pixels at silhouettes
@@ -297,7 +297,7 @@ def test_standing_people_have_their_feet_on_the_floor() -> None:
         stage = build(bare_scene(body))
         limbs = [k for k, part in enumerate(body.parts) if part.shape == CAPSULE]
         lowest = [
-            stage.solids.places[6 + k, 2]
+            stage.solids.centres[6 + k, 2]
             - abs(stage.solids.frames[6 + k, 8]) * body.parts[k].size[1]
             - body.parts[k].size[0]
             for k in limbs
@@ -356,7 +356,7 @@ RED = plain(COLOURS["red"])
 def boxed(thing: Thing, **camera: float) -> dict[str, Any]:
     """Return the box of a thing that is alone in a room."""
     stage = build(bare_scene(thing, **camera))
-    return observe.boxes_3d(stage, [Seen(0, thing, 10, (0, 0, 1, 1), 3.0, True)], 8)[0]
+    return observe.boxes_3d(stage, [VisibleThing(0, thing, 10, (0, 0, 1, 1), 3.0, True)], 8)[0]
 
 
 def block(label: str, noun: str = "", half: Vector = (0.2, 0.4, 0.5), yaw: float = 0.0) -> Thing:

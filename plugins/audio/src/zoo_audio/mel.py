@@ -50,7 +50,7 @@ def magnitudes(waveform: Tensor, frame: MelFrame) -> Tensor:
     return _stft(waveform, frame).abs()[..., : waveform.shape[1] // frame.hop]
 
 
-def waveform_of(decibel: Tensor, frame: MelFrame, iterations: int) -> Tensor:
+def griffin_lim(decibel: Tensor, frame: MelFrame, iterations: int) -> Tensor:
     """A waveform (batch, frames x hop) in [-1, 1] whose log-mel spectrogram is close to `decibel`.
 
     Phases are not in a spectrogram. They are made up by the accelerated Griffin-Lim algorithm (Perraudin, Balazs and

@@ -32,18 +32,18 @@ COLOURS: dict[str, Colours] = {
 bytes: EfficientNet-Lite, pixels of 0 to 255 less 127, over 128."""
 
 
-class Seen(NamedTuple):
+class PictureFeatures(NamedTuple):
     """Outputs of a network that looks at pictures."""
 
     patches: Float[Tensor, "batch n dim"]
     """Vectors of the patches, row by row."""
-    whole: Float[Tensor, "batch dim"]
+    pooled: Float[Tensor, "batch dim"]
     """The vector of the whole picture."""
     embedding: Float[Tensor, "batch out_dim"] | None = None
     """ImageBind: the projected class vector, of length 1."""
 
 
-def normalised(
+def preprocess(
     rgb: np.ndarray[Any, Any], patches: tuple[int, int], side: int, colours: Colours, device: str
 ) -> Float[Tensor, "1 3 height width"]:
     """The whole picture (3, height, width) in [0, 1] resized (bicubic) to rows and columns of patches of `side` pixels,
@@ -151,13 +151,13 @@ class VisionTrunk(nn.Module):
         self.norm_out = nn.LayerNorm(dim, eps=EPSILON)
         self.project = nn.Linear(dim, out_dim, bias=False)
 
-    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Seen:
+    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> PictureFeatures:
         """Vectors of normalised pictures whose sides are multiples of the patch's."""
         patches = self.stem(pixels)
         rows, columns = patches.shape[2:]
         tokens = torch.cat([self.cls_token.expand(len(pixels), -1, -1), rearrange(patches, "b d h w -> b (h w) d")], 1)
         x = self.norm_out(self.blocks(self.norm_in(tokens + self.positions(rows, columns))))
-        return Seen(patches=x[:, 1:], whole=x[:, 0], embedding=F.normalize(self.project(x[:, 0]), dim=1))
+        return PictureFeatures(patches=x[:, 1:], pooled=x[:, 0], embedding=F.normalize(self.project(x[:, 0]), dim=1))
 
     def positions(self, rows: int, columns: int) -> Float[Tensor, "1 n dim"]:
         """Learned positions, interpolated (bicubic) to a grid of another size."""
@@ -166,7 +166,7 @@ class VisionTrunk(nn.Module):
         return torch.cat([first, resized_positions(plane, (rows, columns))[None]], dim=1)
 
 
-def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def trunk_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of the vision trunk under the names of `VisionTrunk`; those of other modalities are left out.
 
     The published stem is a convolution over two frames, and a picture is shown to it twice: the sum over its frames.
@@ -202,7 +202,7 @@ def load_vision_trunk(folder: Path, device: str) -> VisionTrunk:
             with safe_open(path, framework="pt") as file:
                 names = [name for name in file.keys() if name.startswith((INPUTS, TRUNK, HEAD))]  # noqa: SIM118
                 tensors |= {name: file.get_tensor(name).float() for name in names}
-        state = own_names(tensors)
+        state = trunk_state(tensors)
         depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
         trunk = VisionTrunk(
             dim=state["stem.weight"].shape[0],

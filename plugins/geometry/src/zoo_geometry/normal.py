@@ -104,7 +104,7 @@ class Normal(SpatialModality):
         result = crop_and_resize(value, crop, size)
         if crop.flip:
             result[0] = -result[0]
-        return unit(result)
+        return normalise(result)
 
     def read(self, data: bytes, extension: str, options: Any) -> np.ndarray:
         if extension == "npy":
@@ -135,7 +135,7 @@ class Normal(SpatialModality):
         return {"mean_angle": float(angles.mean()), "within_11_25": float((angles < 11.25).mean())}
 
 
-def unit(value: np.ndarray) -> np.ndarray:
+def normalise(value: np.ndarray) -> np.ndarray:
     """Vectors along the first axis at length 1; one of length 0 points to the viewer."""
     length = np.linalg.norm(value, axis=0, keepdims=True)
     towards_viewer = np.array([0, 0, 1], dtype=value.dtype)[:, None, None]

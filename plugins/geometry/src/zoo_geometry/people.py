@@ -27,7 +27,7 @@ SIDES = {"left": (255, 150, 60), "right": (90, 170, 255)}
 MIDDLE = (235, 235, 235)
 
 
-def matched(predicted: Sequence[Person], target: Sequence[Person]) -> list[float]:
+def joint_errors(predicted: Sequence[Person], target: Sequence[Person]) -> list[float]:
     """Joint errors in mm of the pairs that overlap enough, the best overlap first, each person in one pair at most."""
     boxes = (np.array([person["box"] for person in people]).reshape(-1, 4) for people in (predicted, target))
     pairs = best_pairs(box_overlaps(*boxes), ENOUGH)
@@ -40,7 +40,7 @@ def joint_error(predicted: Person, target: Person) -> float:
     return 1000 * float(np.linalg.norm((guess - guess[0]) - (truth - truth[0]), axis=1).mean())
 
 
-def drawn(people: Sequence[Person]) -> PIL.Image.Image:
+def draw_people(people: Sequence[Person]) -> PIL.Image.Image:
     """The people's bones in the picture, the farthest first, each with its box."""
     from PIL import Image, ImageDraw
 
@@ -59,7 +59,7 @@ def drawn(people: Sequence[Person]) -> PIL.Image.Image:
     return picture
 
 
-def standing() -> Person:
+def example_person() -> Person:
     """An adult in the rest pose but for the left arm who faces the camera at 3 m, rounded to millimetres."""
     turns = np.zeros((len(JOINTS), 3))
     turns[JOINTS.index("left_elbow"), 1] = -0.3

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers_zoo.config import check_interval
 from tokenizers_zoo.pretrained import PretrainedConfig
 from zoo_geometry import body
-from zoo_geometry.body import direction, half_sizes, looking_at, offset_of, rotations_of
+from zoo_geometry.body import direction, half_sizes, look_at_rotation, offset_of, rotations_of
 from zoo_geometry.pose_networks import FILES, Landmarks, PoseNetworks
 
 Array = NDArray[Any]
@@ -82,7 +82,7 @@ def person_of(
     half = half_sizes(fov, height, width)
     # The network sees a person as a camera would that looks at their region; this one looks ahead (CLIFF).
     centre = np.array([landmarks.region.x / width, landmarks.region.y / height])
-    world = landmarks.world @ looking_at(centre, half).T
+    world = landmarks.world @ look_at_rotation(centre, half).T
     indices = list(WEIGHED)
     offset = offset_of(world[indices], (landmarks.image[:, :2] * scale)[indices], landmarks.visible[indices], half)
     joints = joints_of_landmarks(world) + offset

@@ -44,23 +44,24 @@ class Region:
         """Fractions of the region (..., 2), x and y from its top left corner, as pixels of the picture (..., 2)."""
         return (points - 0.5) * self.side @ self.turn.T + (self.x, self.y)
 
-    def shown(self, picture: Array, size: int, beyond: Literal["black", "edge"]) -> Array:
+    def sample(self, picture: Array, size: int, beyond: Literal["black", "edge"]) -> Array:
         """Sample the region from a picture (channels, height, width): (size, size, channels), bilinear, antialiased.
 
         `beyond` sets the padding outside of the picture: 0, or the nearest pixel.
         """
         samples = min(max(math.ceil(self.side / size), 1), MOST_SAMPLES)
         steps = (np.arange(size * samples) + 0.5) / (size * samples)
-        values = sampled(picture, self.to_picture(np.stack(np.meshgrid(steps, steps), axis=-1)), beyond)
+        values = sample_pixels(picture, self.to_picture(np.stack(np.meshgrid(steps, steps), axis=-1)), beyond)
         return values.reshape(size, samples, size, samples, -1).mean(axis=(1, 3))
 
 
-def sampled(picture: Array, pixels: Array, beyond: Literal["black", "edge"]) -> Array:
+def sample_pixels(picture: Array, pixels: Array, beyond: Literal["black", "edge"]) -> Array:
     """A picture (channels, height, width) between its pixels at `pixels` (..., 2): (..., channels), bilinear."""
     from scipy.ndimage import map_coordinates
 
-    coordinates, mode = np.moveaxis(pixels - 0.5, -1, 0)[::-1], "nearest" if beyond == "edge" else "grid-constant"
-    return np.stack([map_coordinates(channel, coordinates, np.float64, order=1, mode=mode) for channel in picture], axis=-1)
+    rows_and_columns, mode = np.moveaxis(pixels - 0.5, -1, 0)[::-1], "nearest" if beyond == "edge" else "grid-constant"
+    channels = [map_coordinates(channel, rows_and_columns, np.float64, order=1, mode=mode) for channel in picture]
+    return np.stack(channels, axis=-1)
 
 
 DETECTOR_SIZE = 224
@@ -99,7 +100,8 @@ def detections(numbers: Array, logits: Array, threshold: float) -> list[Array]:
     """
     scores = sigmoid(logits.astype(np.float64))
     remaining = np.argsort(-scores, kind="stable")[: int((scores >= threshold).sum())]
-    scores, anchor_points, offsets = scores[remaining], anchors()[remaining], numbers[remaining].astype(np.float64) / DETECTOR_SIZE
+    scores, anchor_points = scores[remaining], anchors()[remaining]
+    offsets = numbers[remaining].astype(np.float64) / DETECTOR_SIZE
     centre, half = anchor_points + offsets[:, :2], offsets[:, 2:4] / 2
     boxes = np.concatenate([centre - half, centre + half], axis=1)
     points = anchor_points[:, None] + offsets[:, 4:].reshape(-1, 4, 2)
@@ -175,16 +177,17 @@ class TfliteNetwork:
         with one_line(f"{file}: cannot be read as a network of LiteRT"):
             self.interpreter = Interpreter(model_content=file.read_bytes(), num_threads=1)
             self.interpreter.allocate_tensors()
-        (input_details, *_), outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
+        (picture_input, *_), outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
         index_by_shape = {tuple(map(int, output["shape"])): int(output["index"]) for output in outputs}
-        if tuple(input_details["shape"]) != (1, size, size, 3) or any(shape not in index_by_shape for shape in shapes):
+        if tuple(picture_input["shape"]) != (1, size, size, 3) or any(shape not in index_by_shape for shape in shapes):
             raise PretrainedError(
                 f"{file}: expected a network of {(1, size, size, 3)} to {', '.join(map(str, shapes))}, got one of"
-                f" {tuple(map(int, input_details['shape']))} to {', '.join(map(str, index_by_shape))}; take mediapipe 0.10.21's file"
+                f" {tuple(map(int, picture_input['shape']))} to {', '.join(map(str, index_by_shape))}; take the file of"
+                " mediapipe 0.10.21"
             )
-        self.input, self.outputs = int(input_details["index"]), [index_by_shape[shape] for shape in shapes]
+        self.input, self.outputs = int(picture_input["index"]), [index_by_shape[shape] for shape in shapes]
 
-    def answers(self, pixels: Array) -> list[Array]:
+    def run(self, pixels: Array) -> list[Array]:
         """The outputs, in the order of their shapes, for pixels (size, size, 3)."""
         self.interpreter.set_tensor(self.input, pixels[None].astype(np.float32))
         self.interpreter.invoke()
@@ -206,10 +209,10 @@ class PoseNetworks:
         height, width = picture.shape[-2:]
         full_region, people = Region(x=width / 2, y=height / 2, side=float(max(width, height))), []
         with self.lock:
-            numbers, logits = self.detector.answers(2 * full_region.shown(picture, DETECTOR_SIZE, "black") - 1)
+            numbers, logits = self.detector.run(2 * full_region.sample(picture, DETECTOR_SIZE, "black") - 1)
             for points in detections(numbers[0], logits[0, :, 0], threshold):
                 region = region_of(full_region.to_picture(points))
-                raw, sure, mask, world = self.landmarks.answers(region.shown(picture, SIZE, "edge"))
+                raw, sure, mask, world = self.landmarks.run(region.sample(picture, SIZE, "edge"))
                 if sure[0, 0] >= threshold:
                     people.append(landmarks_of(raw, world, mask[0, :, :, 0], region))
         return people

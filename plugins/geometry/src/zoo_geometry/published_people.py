@@ -76,7 +76,7 @@ def numbers_of(boxes: Array, turns: Array, joints: Array, image: Array, shapes: 
     return np.concatenate(parts, axis=1)
 
 
-def joined(boxes: Array, numbers: Array, below: Array, skeleton: Array) -> tuple[Array, Array, Array, Array]:
+def decode(boxes: Array, numbers: Array, below: Array, skeleton: Array) -> tuple[Array, Array, Array, Array]:
     """Rotations, joints in metres and in the picture, and shapes, as `numbers_of` takes them.
 
     `numbers` (people, 22) are those of AXES after the box, `below` (people, 23, 3) the rotations below the first.

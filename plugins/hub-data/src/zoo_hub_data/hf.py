@@ -93,19 +93,19 @@ class HubSource:
         """Return the rows of a split in stored order. Raises ConfigError or DataError."""
         config = settings.take(HubSettings)
         tables = load(config)
-        source_split, test_fraction = chosen_split(config, split, list(tables))
+        source_split, test_fraction = choose_split(config, split, list(tables))
         table = tables[source_split]
         if table.features is None:  # of a stream; reads its first rows
             table = table._resolve_features()
         rows: HubRows | StreamedRows = (StreamedRows if config.streaming else HubRows)(
             table, columns_of(table, config, names),
-            prefix=source_split, split=split, test_fraction=test_fraction, places=Places.of(config),
+            prefix=source_split, split=split, test_fraction=test_fraction, file_roots=FileRoots.of(config),
         )  # fmt: skip
         rows.limit(count)
         return rows
 
 
-def chosen_split(config: HubSettings, split: str, split_names: Sequence[str]) -> tuple[str, float | None]:
+def choose_split(config: HubSettings, split: str, split_names: Sequence[str]) -> tuple[str, float | None]:
     """Return the dataset's split for `split`, and the share of its rows for testing if train and test share it.
 
     Raises ConfigError.
@@ -125,24 +125,18 @@ def load(config: HubSettings) -> Any:
     except ImportError:
         raise ConfigError('hf: needs the package datasets; pip install "zoo-hub-data[hf]"') from None
     path = Path(config.path).expanduser()
-    options: dict[str, Any] = {"streaming": config.streaming}
-    if config.config:
-        options["name"] = config.config
-    if config.revision:
-        options["revision"] = config.revision
+    if path.is_file() and path.suffix not in SUFFIXES:
+        raise ConfigError(f"hf: {path}: expected a folder, a hub id, or a file {', '.join(SUFFIXES)}")
+    options: dict[str, Any] = {"name": config.config or None, "revision": config.revision or None}
+    options["streaming"] = config.streaming
     try:
         if path.is_file():
-            if path.suffix not in SUFFIXES:
-                raise ConfigError(f"hf: {path}: expected a folder, a hub id, or a file {', '.join(SUFFIXES)}")
-            if path.suffix == ".tsv":
-                options["sep"] = "\t"
+            options |= {"sep": "\t"} if path.suffix == ".tsv" else {}
             dataset = datasets.load_dataset(SUFFIXES[path.suffix], data_files={TRAIN: str(path)}, **options)
         elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():  # of `save_to_disk`
             dataset = datasets.load_from_disk(str(path))
         else:
             dataset = datasets.load_dataset(str(path) if path.is_dir() else config.path, **options)
-    except ConfigError:
-        raise
     except Exception as error:  # of `datasets`, the hub and the network
         if is_of_the_machine(error):
             raise
@@ -152,7 +146,7 @@ def load(config: HubSettings) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Places:
+class FileRoots:
     """The places of a dataset's separate files. Paths come with the data, so other places are never read."""
 
     root: Path | None = None
@@ -163,7 +157,7 @@ class Places:
     """Folders of downloads."""
 
     @classmethod
-    def of(cls, config: HubSettings) -> Places:
+    def of(cls, config: HubSettings) -> FileRoots:
         """Return the places of a local dataset, or of a hub id and its downloads."""
         path = Path(config.path).expanduser()
         if path.exists():
@@ -198,7 +192,9 @@ class Places:
 
         Raises InvalidValueError if it is not the dataset's or is damaged, ReadError if it cannot be read now.
         """
-        member, _, archive = address.removeprefix("zip://").partition("::") if address.startswith("zip://") else ("",) * 3
+        member, archive = "", ""
+        if address.startswith("zip://"):
+            member, _, archive = address.removeprefix("zip://").partition("::")
         location = self.find(archive or address)
         if location is None:
             raise InvalidValueError(f"{address or 'a file'}: is not among the dataset's files")
@@ -208,7 +204,7 @@ class Places:
                 return read_member(file)
         try:
             if archive:
-                zip_file = opened_zip(str(location), file.changed if isinstance(location, Path) else 0)
+                zip_file = open_zip(str(location), file.changed if isinstance(location, Path) else 0)
                 size = zip_file.getinfo(member).file_size  # more is not decompressed
                 limits().check("file_bytes", size, f"{address}: {size:,} bytes")
                 return zip_file.read(member)
@@ -231,7 +227,7 @@ class Places:
 
 
 @functools.lru_cache(maxsize=8)
-def opened_zip(address: str, changed: int) -> zipfile.ZipFile:
+def open_zip(address: str, changed: int) -> zipfile.ZipFile:
     """Return an archive with its table of members, which is read once. `changed` is its file's time."""
     import fsspec
 
@@ -259,7 +255,8 @@ def columns_of(table: Any, config: HubSettings, names: ModalityNames) -> dict[st
             f"hf: {config.path}: no column of an enabled modality in {', '.join(features)}; set {example}"
         )
     if len(set(modalities.values())) < len(modalities):
-        raise ConfigError(f"hf: columns: two of {', '.join(modalities)} are one modality; leave one out by an empty name")
+        columns = ", ".join(modalities)
+        raise ConfigError(f"hf: columns: two of {columns} are one modality; leave one out by an empty name")
     return modalities
 
 
@@ -268,7 +265,7 @@ class _Rows(LazySequence[Sample]):
 
     def __init__(
         self, table: Any, columns: Mapping[str, str],
-        *, prefix: str, split: str, test_fraction: float | None, file_roots: Places,
+        *, prefix: str, split: str, test_fraction: float | None, file_roots: FileRoots,
     ) -> None:  # fmt: skip
         """With `test_fraction` None all rows belong to `split`."""
         from datasets import ClassLabel
@@ -277,7 +274,7 @@ class _Rows(LazySequence[Sample]):
         self.modalities = tuple(sorted(columns.values()))
         self.notes = [f"columns: {', '.join(f'{column} is {name}' for column, name in sorted(columns.items()))}"]
         self.contents = str(getattr(table, "_fingerprint", ""))
-        self._columns, self._prefix, self._places = columns, prefix, file_roots
+        self._columns, self._prefix, self._file_roots = columns, prefix, file_roots
         self._split, self._test_fraction = split, test_fraction
         self._classes = {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
         table = table.select_columns(list(columns))
@@ -290,7 +287,7 @@ class _Rows(LazySequence[Sample]):
     def _key(self, number: int) -> str:
         return f"{self._prefix}-{number:08}"
 
-    def _chosen(self, number: int) -> bool:
+    def _in_split(self, number: int) -> bool:
         return self._test_fraction is None or is_in_split(self._key(number), self._split, self._test_fraction)
 
     def __len__(self) -> int:
@@ -303,8 +300,8 @@ class _Rows(LazySequence[Sample]):
             if column in self._classes and isinstance(value, int):
                 value = self._classes[column][value] if 0 <= value < len(self._classes[column]) else None
             if value is not None:
-                values[name] = as_file(value, self._places)
-        return self._key(number), {name: value for name, value in values.items() if value is not None}
+                values[name] = as_file(value, self._file_roots)
+        return self._key(number), values
 
 
 class HubRows(_Rows):
@@ -313,17 +310,17 @@ class HubRows(_Rows):
     def limit(self, count: int | None) -> None:
         """Keep the first `count` rows. Raises DataError if there are fewer, or none."""
         total = len(self._table)
-        self._numbers: Any = range(total)
+        self._row_numbers: Any = range(total)
         if self._test_fraction is not None:
-            self._numbers = np.array([number for number in range(total) if self._chosen(number)], np.int64)
-        row_count = len(self._numbers)
+            self._row_numbers = np.array([number for number in range(total) if self._in_split(number)], np.int64)
+        row_count = len(self._row_numbers)
         if not row_count or (count is not None and count > row_count):
             advice = f", asked for {count}" if count is not None else f"; ask for none (--{self._split} 0)"
             raise DataError(f"hf: {self._prefix}: {row_count} samples for {self._split!r}{advice}")
         self._count = row_count if count is None else count
 
     def item(self, index: int) -> Sample:
-        number = int(self._numbers[index])
+        number = int(self._row_numbers[index])
         return self._sample(number, self._table[number])
 
 
@@ -342,7 +339,7 @@ class StreamedRows(_Rows):
     def item(self, index: int) -> Sample:
         if index < self._next or not self._next:
             numbered = enumerate(self._table)
-            self._stream, self._next = ((number, row) for number, row in numbered if self._chosen(number)), 0
+            self._stream, self._next = ((number, row) for number, row in numbered if self._in_split(number)), 0
         numbered_row = next(itertools.islice(self._stream, index - self._next, None), None)
         if numbered_row is None:
             self._next = 0
@@ -353,7 +350,7 @@ class StreamedRows(_Rows):
         return self._sample(*numbered_row)
 
 
-def as_file(value: Any, file_roots: Places) -> FileBytes | DataError | InvalidValueError:
+def as_file(value: Any, file_roots: FileRoots) -> FileBytes | DataError | InvalidValueError:
     """Return a column's value as a file of its modality's reader; the error replaces a file that cannot be read."""
     if isinstance(value, Mapping) and {"bytes", "path"} == value.keys():
         data, address = value["bytes"], str(value["path"] or "")
@@ -363,7 +360,7 @@ def as_file(value: Any, file_roots: Places) -> FileBytes | DataError | InvalidVa
             except (DataError, InvalidValueError) as error:
                 return error
         extension = Path(address.partition("::")[0]).suffix[1:].lower()
-        return FileBytes(data=data, extension=extension or sniffed(data))
+        return FileBytes(data=data, extension=extension or sniff_extension(data))
     if isinstance(value, str):
         return FileBytes(data=value.encode(), extension="txt")
     try:
@@ -378,7 +375,7 @@ def as_file(value: Any, file_roots: Places) -> FileBytes | DataError | InvalidVa
         return InvalidValueError(f"a value of type {type(value).__name__} has no file")
 
 
-def sniffed(data: bytes) -> str:
+def sniff_extension(data: bytes) -> str:
     """Return an extension for bytes without a name: a kind of sound or video by their first bytes, else png.
 
     Pictures are recognised by their content whatever their extension.

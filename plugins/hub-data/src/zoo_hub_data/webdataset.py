@@ -102,9 +102,10 @@ class WebDatasetSource:
             samples.notes.append(f"{count_of(len(damaged), 'member')} cannot be used (first: {damaged[0]})")
         if not samples.keys:
             share = "" if config.test else f" with test_fraction {config.test_fraction:g}"
+            notes = "; ".join(samples.notes) or patterns
             raise DataError(
-                f"webdataset: {split!r}: no sample of an enabled modality{share}: {'; '.join(samples.notes) or patterns}; "
-                f"to go without the split, ask for none (--{split} 0)"
+                f"webdataset: {split!r}: no sample of an enabled modality{share}: {notes}; to go without the split, ask"
+                f" for none (--{split} 0)"
             )
         return samples.finish(count, {*modality_by_ending.values(), *names.by_extension.values()} - {""}, ())
 
@@ -129,7 +130,7 @@ def tar_files(patterns: Sequence[str]) -> list[tuple[str, str]]:
     for pattern in patterns:
         if math.prod(max(0, int(last) - int(first) + 1) for first, last in RANGE.findall(pattern)) > MOST_SHARDS:
             raise ConfigError(f"path: {pattern}: names more than {MOST_SHARDS} tar files")
-        paths = list(places_of(pattern))
+        paths = list(expand_pattern(pattern))
         if not paths:
             raise ConfigError(f"path: {pattern}: no tar file here")
         for address in paths:
@@ -140,12 +141,12 @@ def tar_files(patterns: Sequence[str]) -> list[tuple[str, str]]:
     return sorted(address_by_stem.items(), key=lambda item: f"{item[0]}/")
 
 
-def places_of(pattern: str) -> Iterator[str]:
+def expand_pattern(pattern: str) -> Iterator[str]:
     """Yield the paths and URLs of one pattern; local ones without `file://`."""
     if number := RANGE.search(pattern):
         first, last = number.groups()
         for value in range(int(first), int(last) + 1):
-            yield from places_of(f"{pattern[: number.start()]}{value:0{len(first)}}{pattern[number.end() :]}")
+            yield from expand_pattern(f"{pattern[: number.start()]}{value:0{len(first)}}{pattern[number.end() :]}")
     elif is_remote(pattern):
         yield pattern
     else:
@@ -195,7 +196,7 @@ def local_file(address: str, cache: Path) -> Path:
         raise
     except Exception as error:  # the file systems of fsspec raise errors of their own libraries
         why = " ".join(str(error).split()).replace(address, "").strip() or "not found, or no connection"
-        raise ReadError(f"{address}: cannot be read: {why}; check the address, or run the same command again") from error
+        raise ReadError(f"{address}: cannot be read: {why}; check it, or run the same command again") from error
     return path
 
 

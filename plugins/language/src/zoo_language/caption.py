@@ -79,7 +79,7 @@ class Caption(PlainText[CaptionSettings]):
     @hookimpl
     def transform(self, value: str, crop: Crop) -> str:
         """The text, with left and right exchanged where the picture is mirrored."""
-        return mirrored(value) if crop.flip else value
+        return swap_sides(value) if crop.flip else value
 
 
 _AREA = r"(?:(?:far|extreme|near|upper|lower|top|bottom|front|rear|back|cent(?:re|er)|middle)[ -])?"
@@ -103,7 +103,7 @@ _ASIDE = (", ", rf"{_END}| (?:and|or|with) (?:{_THINGS}|left|right|(?-i:[A-Z]))"
 _JOINED = rf"(?:[ -](?:cent(?:re|er)|side))?(?:,? (?:and|or) |{_TO})(?:the )?{_AREA}"
 
 
-def mirrored(text: str) -> str:
+def swap_sides(text: str) -> str:
     """The text with left and right exchanged where they are sides, by the words before and after them.
 
     "And", "or" and "to" make sides of both words that they join. Where a text has a ", left,", so is a word behind

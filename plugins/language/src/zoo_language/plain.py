@@ -110,7 +110,7 @@ class PlainText(TextModality[S]):
     metrics: ClassVar[tuple[Metric, ...]] = (WORD_F1, BLEU_2, EXACT)
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[S]) -> list[int]:
-        text = checked_text(value, tokenizer.settings)
+        text = validate_text(value, tokenizer.settings)
         return tokenizer.vocabulary.encode_text(text, tokenizer.settings.max_length)
 
     def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[S]) -> str:
@@ -133,12 +133,12 @@ class PlainText(TextModality[S]):
             value = text_of(data).replace(*WINDOWS).removesuffix("\n")
         else:
             raise InvalidValueError(f"expected a .txt or .json file, got .{extension}")
-        return checked_text(value, options)
+        return validate_text(value, options)
 
     @hookimpl
     def write_value(self, value: Any, settings: Settings) -> tuple[bytes, str]:
         """The text in UTF-8, with a line feed at its end."""
-        text = checked_text(value, settings.take(self.settings_class))
+        text = validate_text(value, settings.take(self.settings_class))
         mark = MARK if text.startswith(MARK) else ""  # so that reading removes only this line break
         return f"{mark}{text}\n".encode(), "txt"
 
@@ -164,7 +164,7 @@ class PlainText(TextModality[S]):
         return best_words([words_of(value.lower()) for value in values])
 
 
-def checked_text(value: Any, options: PlainTextSettings) -> str:
+def validate_text(value: Any, options: PlainTextSettings) -> str:
     """The text itself. Raises InvalidValueError where it is no text, too long, or has control characters."""
     if not isinstance(value, str):
         raise InvalidValueError(f"expected a text, got {type(value).__name__}")

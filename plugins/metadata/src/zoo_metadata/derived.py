@@ -46,8 +46,8 @@ class DerivedMetadata(MetadataModality[D]):
         """As for all metadata. Raises ConfigError for an input that nothing is computed from."""
         inputs = settings.take(self.settings_class).inputs
         if not inputs or set(inputs) - set(self.measures) or len(set(inputs)) < len(inputs):
-            known, given = ", ".join(self.measures), ", ".join(inputs)
-            raise ConfigError(f"{settings.origin.at('inputs')}: expected some of {known}, got {given}")
+            expected = ", ".join(self.measures)
+            raise ConfigError(f"{settings.origin.at('inputs')}: expected some of {expected}, got {', '.join(inputs)}")
         return replace(super().modality_spec(settings), derived_from=inputs)
 
     @hookimpl
@@ -60,8 +60,8 @@ class DerivedMetadata(MetadataModality[D]):
         for name in options.inputs:
             measured |= self.measures[name](sample[name], options, specs.get(name))
         table = {name: declared for name, declared in self.table(options).items() if name in measured}
-        fitted = {name: declared.fitted(measured[name]) for name, declared in table.items()}
-        return {name: value for name, value in fitted.items() if value is not None}
+        rounded = {name: declared.nearest_value(measured[name]) for name, declared in table.items()}
+        return {name: value for name, value in rounded.items() if value is not None}
 
 
 # ---- geometric_metadata
@@ -146,7 +146,7 @@ class ImageMetadataSettings(DerivedSettings):
     """The modalities to compute from: rgb."""
 
 
-def look(rgb: npt.NDArray[Any], options: Any, spec: Any) -> Mapping[str, float]:
+def appearance(rgb: npt.NDArray[Any], options: Any, spec: Any) -> Mapping[str, float]:
     """Numbers about a picture (3, height, width) in [0, 1].
 
     `contrast` is the RMS contrast (Peli, Contrast in complex images, 1990); `saturation` that of HSV (Smith, Color
@@ -178,7 +178,7 @@ class ImageMetadata(DerivedMetadata[ImageMetadataSettings]):
     summary = "How the picture looks: brightness, contrast, saturation, colourfulness, entropy"
     settings_class = ImageMetadataSettings
     default_fields = IMAGE_FIELDS
-    measures: ClassVar = {"rgb": look}
+    measures: ClassVar = {"rgb": appearance}
 
 
 # ---- semantic_metadata

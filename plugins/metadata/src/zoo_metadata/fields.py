@@ -81,7 +81,7 @@ class MetadataField:
 
     def level(self, value: Any, bins: int) -> int:
         """The level that a value is rounded to. Raises InvalidValueError if the field does not allow it."""
-        value = self.meant(value)
+        value = self.normalise(value)
         if self.kind == "choice":
             if value not in self.choices:
                 raise InvalidValueError(f"expected {self}, got {value!r:.60}")
@@ -109,13 +109,13 @@ class MetadataField:
             return int((min(max(value, self.low), self.high) - self.low) // step)
         return int(self.clipped(value) * (levels - 1))
 
-    def meant(self, value: Any) -> Any:
+    def normalise(self, value: Any) -> Any:
         """A number outside the range as its end, with `clip`; one of `thresholds` as its choice; all else as it is."""
         if is_number(value) and (isinstance(value, int) or math.isfinite(value)):
             if self.thresholds:
                 return self.choices[bisect_right(self.thresholds, value)]
             if self.clip and not self.low <= value <= self.high:
-                return self.fitted(value)
+                return self.nearest_value(value)
         return value
 
     def value(self, level: int, bins: int) -> Number:
@@ -146,10 +146,10 @@ class MetadataField:
         """The fraction of the nearest number of the range."""
         return min(max(self.fraction(value), 0.0), 1.0)
 
-    def fitted(self, value: Number) -> Number | None:
+    def nearest_value(self, value: Number) -> Number | None:
         """Return the field's value nearest to a computed value; None without one."""
         if self.kind == "choice" or isinstance(value, str):
-            value = self.meant(value)
+            value = self.normalise(value)
             return value if value in self.choices else None
         value = min(max(value, self.low), self.high)
         return round(value) if self.kind == "int" else float(value)
@@ -157,7 +157,7 @@ class MetadataField:
     def error(self, predicted: Any, target: Number) -> float:
         """How far a prediction is off as a share of the range, at most 1; a wrong choice, or none, is 1."""
         if self.kind == "choice":
-            return float(self.meant(predicted) != self.meant(target))
+            return float(self.normalise(predicted) != self.normalise(target))
         if not is_number(predicted):
             return 1.0
         return abs(self.clipped(predicted) - self.clipped(float(target)))

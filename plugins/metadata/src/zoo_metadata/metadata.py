@@ -118,7 +118,7 @@ class MetadataModality(TextModality[S]):
         )
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[S]) -> list[int]:
-        fields, table = self.checked(value, tokenizer.settings), self.table(tokenizer.settings)
+        fields, table = self.declared_values(value, tokenizer.settings), self.table(tokenizer.settings)
         pieces: list[Piece] = []
         for piece, name in self.names(tokenizer).items():
             if name in fields:
@@ -137,7 +137,7 @@ class MetadataModality(TextModality[S]):
                 fields.setdefault(name, table[name].value(level.level, tokenizer.bins))
         return fields
 
-    def checked(self, value: Any, options: S) -> dict[str, Number]:
+    def declared_values(self, value: Any, options: S) -> dict[str, Number]:
         """The declared fields of `value`. Raises InvalidValueError: no table, or a field that is refused."""
         if not isinstance(value, Mapping):
             raise InvalidValueError(f"expected a table of fields, got {type(value).__name__}")
@@ -152,18 +152,18 @@ class MetadataModality(TextModality[S]):
     @hookimpl
     def read_value(self, data: bytes, extension: str, settings: Settings) -> dict[str, Number]:
         """A `.json` file with one table."""
-        return self.fitting(read_json(data, extension), settings)
+        return self.normalised_values(read_json(data, extension), settings)
 
-    def fitting(self, value: Any, settings: Settings) -> dict[str, Number]:
+    def normalised_values(self, value: Any, settings: Settings) -> dict[str, Number]:
         """The declared fields of `value`, each as its field means it.
 
         Raises InvalidValueError, also for a number outside its field's range.
         """
         options, bins = settings.take(self.settings_class), self.bins(settings)
-        fields, table = self.checked(value, options), self.table(options)
+        fields, table = self.declared_values(value, options), self.table(options)
         for name, number in fields.items():
             level_of(name, table[name], number, bins)
-        return {name: table[name].meant(number) for name, number in fields.items()}
+        return {name: table[name].normalise(number) for name, number in fields.items()}
 
     @hookimpl
     def example_files(self, settings: Settings) -> dict[str, tuple[bytes, str]]:
@@ -182,7 +182,7 @@ class MetadataModality(TextModality[S]):
 
     @hookimpl
     def write_value(self, value: Mapping[str, Number], settings: Settings) -> tuple[bytes, str]:
-        return json.dumps(self.fitting(value, settings), ensure_ascii=False, allow_nan=False).encode(), "json"
+        return json.dumps(self.normalised_values(value, settings), ensure_ascii=False, allow_nan=False).encode(), "json"
 
     @hookimpl
     def render(self, value: Mapping[str, Number], settings: Settings) -> str:
@@ -217,7 +217,7 @@ class MetadataModality(TextModality[S]):
         """Per field the median, which no other number beats in mean absolute error, or the most frequent word."""
         answer: dict[str, Number] = {}
         for name, declared in self.table(settings.take(self.settings_class)).items():
-            numbers = [declared.meant(value[name]) for value in values if name in value]
+            numbers = [declared.normalise(value[name]) for value in values if name in value]
             if numbers:
                 answer[name] = statistics.mode(numbers) if declared.kind == "choice" else statistics.median_low(numbers)
         return answer

@@ -23,7 +23,7 @@ class Decoding:
 
     def __init__(self, frame_count: int) -> None:
         """`frame_count` is the number of frames of the value."""
-        self.wanted, self.frames, self.pixels = frame_count, 0, 0
+        self.frame_count, self.frames, self.pixels = frame_count, 0, 0
 
     def check(self, width: int, height: int, scale: float = 1.0) -> None:
         """Count a frame, which is reduced by `scale` in the value. Raises InvalidValueError above the limits."""
@@ -32,7 +32,8 @@ class Decoding:
         limits().check("image_pixels", width * height, description)
         limits().check("frames", self.frames, f"{self.frames:,} frames before the last one that is needed")
         limits().check("video_pixels", self.pixels, f"{self.frames:,} {description}")
-        limits().check("array_elements", 3 * self.wanted * width * height * scale**2, f"{self.wanted} {description}")
+        elements = 3 * self.frame_count * width * height * scale**2
+        limits().check("array_elements", elements, f"{self.frame_count} {description}")
 
 
 def read_container(data: bytes, extension: str, frames: int, frame_rate: float, side: int) -> NDArray[np.float32]:
@@ -53,23 +54,21 @@ def read_container(data: bytes, extension: str, frames: int, frame_rate: float, 
             if not container.streams.video:
                 raise ValueError("it has no video stream")
             begin = until = 0.0
-            for number, (start, end, frame) in enumerate(_timed(container, Decoding(frames), side)):
+            for number, (start, end, frame) in enumerate(_timed_frames(container, Decoding(frames), side)):
                 if number == 0:
                     begin = start
                 until = max(until, end - begin)
-                repeats = 0  # times at which this frame is the last that has begun
-                while len(images) + repeats < frames and (len(images) + repeats) / frame_rate < until - HALF_MILLISECOND:
-                    repeats += 1
-                if repeats:
-                    images += [_pixels(frame, side)] * repeats
+                begun = [k for k in range(len(images), frames) if k / frame_rate < until - HALF_MILLISECOND]
+                if begun:  # the times at which this frame is the last that has begun
+                    images += [_pixels(frame, side)] * len(begun)
                 if len(images) == frames:
                     break
     except av.FFmpegError as error:
         raise ValueError(f"cannot be read as .{extension}: {error.strerror or type(error).__name__}") from None
-    return stacked(images, until, frames, frame_rate)
+    return video_of(images, until, frames, frame_rate)
 
 
-def stacked(images: list[NDArray[np.uint8]], seconds: float, frames: int, frame_rate: float) -> NDArray[np.float32]:
+def video_of(images: list[NDArray[np.uint8]], seconds: float, frames: int, frame_rate: float) -> NDArray[np.float32]:
     """Return the frames of a video as one array. Raises ValueError if it was shown for too few `seconds`."""
     if len(images) < frames:
         raise ValueError(
@@ -79,7 +78,7 @@ def stacked(images: list[NDArray[np.uint8]], seconds: float, frames: int, frame_
     return fractions(np.stack(images))
 
 
-def _timed(container: Any, decoding: Decoding, side: int) -> Iterator[tuple[float, float, Any]]:
+def _timed_frames(container: Any, decoding: Decoding, side: int) -> Iterator[tuple[float, float, Any]]:
     """Yield start and end (s) of each frame with the frame. A frame ends where the next one starts."""
     stream = container.streams.video[0]
     context = stream.codec_context

@@ -27,7 +27,7 @@ from tokenizers_zoo.families.images import (
 from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
-from zoo_motion.containers import CONTAINERS, Decoding, read_container, stacked
+from zoo_motion.containers import CONTAINERS, Decoding, read_container, video_of
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -146,7 +146,7 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
                     break
     except (EOFError, OSError, SyntaxError) as error:
         raise ValueError(f"cannot be read as an animation: {first_line(error)}") from None
-    return stacked(images, until / 1000, frames, frame_rate)
+    return video_of(images, until / 1000, frames, frame_rate)
 
 
 def _frames(image: PIL.Image.Image, frame_count: int) -> Iterator[PIL.Image.Image]:

@@ -91,8 +91,8 @@ def check_sizes(file: Any, data: bytes) -> None:
     Nothing is decoded, except by bounded trials: tifffile's own decompression has no bound.
     """
     pages = [page.aspage() for page in file.pages]
-    shapes = [page.shape for page in pages] + [page.chunks for page in pages] + [series.shape for series in file.series[:1]]
-    for shape in shapes:
+    shapes = [page.shape for page in pages] + [page.chunks for page in pages]
+    for shape in [*shapes, *(series.shape for series in file.series[:1])]:
         limits().check("array_elements", math.prod(shape), f"{by(shape)} numbers")
     total = sum(math.prod(page.shape) for page in pages)
     limits().check("array_elements", total, f"{total:,} numbers in {len(pages)} pages")

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Mapping
 
-from zoo_scenes.observe import Seen
+from zoo_scenes.observe import VisibleThing
 from zoo_scenes.things import Scene
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -19,7 +19,7 @@ _SIDES = ("far left", "left", "middle", "right", "far right")
 _PLURALS = {"box": "boxes", "person": "people", "books": "books"}
 
 
-def caption(rng: random.Random, scene: Scene, visible: list[Seen], shares: Mapping[str, float]) -> str:
+def caption(rng: random.Random, scene: Scene, visible: list[VisibleThing], shares: Mapping[str, float]) -> str:
     """Write one to four sentences about the picture; `shares` are the classes' shares of the picture."""
     visible = [item for item in visible if item.clear]
     speaker = _Speaker(rng, visible)
@@ -53,10 +53,10 @@ def caption(rng: random.Random, scene: Scene, visible: list[Seen], shares: Mappi
 class _Speaker:
     """Names the things of one picture, with "a" first and "the" after."""
 
-    def __init__(self, rng: random.Random, visible: list[Seen]) -> None:
+    def __init__(self, rng: random.Random, visible: list[VisibleThing]) -> None:
         self.rng = rng
-        self.seen = visible
-        self.groups: dict[str, list[Seen]] = {}
+        self.visible = visible
+        self.groups: dict[str, list[VisibleThing]] = {}
         for item in visible:
             self.groups.setdefault(phrase(item), []).append(item)
         self.mentioned: set[str] = set()
@@ -72,13 +72,13 @@ class _Speaker:
         parts = []
         for words in mentions:
             group = self.groups[words]
-            location = places(group) if self.rng.random() < 0.9 else ""
+            location = group_phrase(group) if self.rng.random() < 0.9 else ""
             parts.append(f"{counted(words, len(group))} {location}".rstrip())
         first = self.groups[mentions[0]]
         self.plural_first = len(first) > 1 or first[0].thing.label == "books"
         return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
-    def name(self, item: Seen) -> str:
+    def name(self, item: VisibleThing) -> str:
         """ "a red ball", "the red ball" once it was mentioned, or "one of the red balls"; "books", "the books"."""
         words = phrase(item)
         count = len(self.groups[words])
@@ -89,9 +89,9 @@ class _Speaker:
 
     def relations(self) -> list[str]:
         """Sentences about pairs of things and about people, in random order; no thing is the subject twice."""
-        by_index = {item.index: item for item in self.seen}
-        candidates: list[tuple[float, Seen, str, Seen | None]] = []
-        for item in self.seen:
+        by_index = {item.index: item for item in self.visible}
+        candidates: list[tuple[float, VisibleThing, str, VisibleThing | None]] = []
+        for item in self.visible:
             carrier = by_index.get(item.thing.on) if item.thing.on is not None else None
             if carrier is None:
                 continue
@@ -102,10 +102,10 @@ class _Speaker:
             else:
                 pattern = self.rng.choice(("{a} is on {b}", "{a} lies on {b}", "on {b} there is {a}"))
             candidates.append((self.rng.random() + 0.5, item, pattern, carrier))
-        for item in self.seen:
+        for item in self.visible:
             if item.thing.label == "person" and item.thing.on is None:
                 candidates.append((self.rng.random() + 0.3, item, f"{{a}} is {item.thing.noun}", None))
-        for item, neighbour in itertools.product(self.seen[:7], repeat=2):
+        for item, neighbour in itertools.product(self.visible[:7], repeat=2):
             apart = item.thing.on != neighbour.index and neighbour.thing.on != item.index
             if item.pixels < neighbour.pixels and apart and (pattern := relation(item, neighbour)):
                 candidates.append((self.rng.random(), item, f"{{a}} {pattern} {{b}}", neighbour))
@@ -138,12 +138,12 @@ def room(scene: Scene, shares: Mapping[str, float]) -> str:
     return f" with {' and '.join(words)}" if words else ""
 
 
-def place(item: Seen) -> str:
+def position_phrase(item: VisibleThing) -> str:
     """Where a thing is for the viewer, such as "on the left" or "in the middle at the back"."""
     return f"{side(item)} at the back" if item.depth > 4 else f"{side(item)} close by" if item.depth < 2 else side(item)
 
 
-def side(item: Seen) -> str:
+def side(item: VisibleThing) -> str:
     """Where a thing is from left to right: a place by the middle of its box, from where to where if that is wide."""
     left, _, right, _ = item.box
     if right - left > 0.3 and (start := _SIDES[_step(left)]) != (end := _SIDES[_step(right)]):
@@ -157,15 +157,15 @@ def _step(x: float) -> int:
     return bisect.bisect((0.18, 0.38, 0.62, 0.82), x)
 
 
-def places(group: list[Seen]) -> str:
+def group_phrase(group: list[VisibleThing]) -> str:
     """Where the things of a group are: one place, two sides, or "" where it would take more words."""
     if len(group) == 1:
-        return place(group[0])
+        return position_phrase(group[0])
     sides = list(dict.fromkeys(side(item) for item in sorted(group, key=lambda item: item.box[0] + item.box[2])))
     return " and ".join(sides) if len(sides) <= 2 else ""
 
 
-def relation(item: Seen, neighbour: Seen) -> str:
+def relation(item: VisibleThing, neighbour: VisibleThing) -> str:
     """How `item` lies to `neighbour` for the viewer, "" where nothing simple holds."""
     left, _, right, bottom = item.box
     other_left, other_top, other_right, _ = neighbour.box
@@ -186,7 +186,7 @@ def relation(item: Seen, neighbour: Seen) -> str:
     return ""
 
 
-def phrase(item: Seen) -> str:
+def phrase(item: VisibleThing) -> str:
     """Name a thing without an article: "red ball", "person in a blue shirt"."""
     thing = item.thing
     if thing.label == "person":
@@ -238,7 +238,7 @@ _ACROSS = ("far left", "left", "left centre", "centre", "right centre", "right",
 _DOWN = ("top", "high", "upper middle", "middle", "lower middle", "low", "bottom")
 
 
-def layout(scene: Scene, boxed: list[Seen], shares: Mapping[str, float]) -> str:
+def layout(scene: Scene, boxed: list[VisibleThing], shares: Mapping[str, float]) -> str:
     """A sentence about the room, and one for each thing; `shares` are the classes' shares of the picture."""
     sentences = [f"A room{room(scene, shares)}." if boxed else f"An empty room{room(scene, shares)}."]
     for item in sorted(boxed, key=lambda item: (item.box[0] - item.box[2]) * (item.box[3] - item.box[1])):
@@ -247,7 +247,7 @@ def layout(scene: Scene, boxed: list[Seen], shares: Mapping[str, float]) -> str:
     return " ".join(sentences)
 
 
-def _extent(item: Seen) -> str:
+def _extent(item: VisibleThing) -> str:
     """Describe the extent of a thing's box: "from left to centre, high to middle", or "on the left, low"."""
     left, top, right, bottom = item.box
     steps = len(_DOWN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 from zoo_scenes import furniture, people
 from zoo_scenes.people import UPRIGHT_POSES
@@ -158,7 +159,7 @@ class _Placer:
         for side in rng.sample(range(4), rng.choice((0, 1, 2, 2, 3, 4))):
             angle = yaw + side * math.pi / 2
             away = table.half[side % 2] + pattern.half[0] + rng.uniform(0.05, 0.3)
-            chair = Thing(pattern.label, pattern.noun, pattern.colour, pattern.parts, pattern.half, seat=pattern.seat)
+            chair = replace(pattern)
             x, y = spot[0] + away * math.cos(angle), spot[1] + away * math.sin(angle)
             self.stand(chair, x, y, angle + math.pi + rng.uniform(-0.2, 0.2), -0.05)
 

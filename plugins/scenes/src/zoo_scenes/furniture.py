@@ -27,8 +27,8 @@ from zoo_scenes.things import (
     Thing,
     Vector,
     about_z,
-    darker,
-    mixed,
+    blend,
+    darken,
 )
 
 WHITE: Colour = (0.93, 0.93, 0.91)
@@ -86,10 +86,10 @@ def floor_surface(rng: random.Random) -> tuple[str, Surface]:
         return "checkered", Surface(kind, (WHITE, dark, (0.55, 0.54, 0.5)), rng.choice((0.8, 1.0)), 0.35)
     if kind == "tiles":
         base = rng.choice(((0.80, 0.76, 0.68), (0.62, 0.62, 0.62), (0.72, 0.46, 0.34)))
-        return "tiled", Surface(kind, (base, darker(base, 0.82), darker(base, 0.5)), 1.2, 0.3)
+        return "tiled", Surface(kind, (base, darken(base, 0.82), darken(base, 0.5)), 1.2, 0.3)
     colour = rng.choice(("grey", "blue", "green", "red", "brown"))
-    base = mixed(COLOURS[colour], (0.6, 0.58, 0.55), 0.35)
-    return f"{colour} carpeted", Surface("carpet", (base, darker(base, 0.75), base), 0.8)
+    base = blend(COLOURS[colour], (0.6, 0.58, 0.55), 0.35)
+    return f"{colour} carpeted", Surface("carpet", (base, darken(base, 0.75), base), 0.8)
 
 
 def wall_surface(rng: random.Random) -> tuple[str, str, Surface]:
@@ -97,11 +97,11 @@ def wall_surface(rng: random.Random) -> tuple[str, str, Surface]:
     share = rng.random()
     if share < 0.14:
         red = rng.choice(((0.62, 0.30, 0.22), (0.70, 0.42, 0.30)))
-        return "brick", "red", Surface("bricks", (red, darker(red, 0.78), (0.74, 0.70, 0.65)), 1.1)
+        return "brick", "red", Surface("bricks", (red, darken(red, 0.78), (0.74, 0.70, 0.65)), 1.1)
     name = rng.choice(list(WALLS))
     base = WALLS[name]
     if share < 0.32:
-        return "striped", name, Surface("stripes", (base, darker(base, 0.85), base), 1.6)
+        return "striped", name, Surface("stripes", (base, darken(base, 0.85), base), 1.6)
     return "", name, Surface("plaster", (base, base, base), 2.0)
 
 
@@ -124,8 +124,8 @@ def hang(rng: random.Random, scene: Scene, sides: list[Wall]) -> None:
 
 def _door(rng: random.Random, wall: Wall, along: float) -> Thing:
     name = rng.choice((*WOODS, "white", "blue", "green", "red"))
-    colour = WOODS[name][0] if name in WOODS else mixed(COLOURS[name], WHITE, 0.15)
-    panel = Surface("door", (colour, darker(colour, 0.62), (0.75, 0.65, 0.3)), 0.0, 0.2)
+    colour = WOODS[name][0] if name in WOODS else blend(COLOURS[name], WHITE, 0.15)
+    panel = Surface("door", (colour, darken(colour, 0.62), (0.75, 0.65, 0.3)), 0.0, 0.2)
     rim = Surface("plain", (WHITE, WHITE, WHITE), 1.0, 0.1)
     half = (0.44, 1.02, 0.035)
     parts = [
@@ -178,7 +178,7 @@ def _hang_picture(rng: random.Random, scene: Scene, wall: Wall, along: float) ->
 def rug(rng: random.Random, at: tuple[float, float], yaw: float) -> Thing:
     """A thin rug, rectangular or round."""
     names = rng.sample((*VIVID, "white", "grey", "brown"), 3)
-    colours = (COLOURS[names[0]], mixed(COLOURS[names[1]], WHITE, 0.2), mixed(COLOURS[names[2]], WHITE, 0.35))
+    colours = (COLOURS[names[0]], blend(COLOURS[names[1]], WHITE, 0.2), blend(COLOURS[names[2]], WHITE, 0.35))
     colour = names[0]
     thin = 0.004
     if rng.random() < 0.3:
@@ -215,7 +215,7 @@ METAL: Colour = (0.45, 0.46, 0.48)
 
 def plain(colour: Colour, shine: float = 0.0, texture: str = "plain", tile: float = 0.5) -> Surface:
     """One colour with a slight texture of darker tone."""
-    return Surface(texture, (colour, darker(colour, 0.74), darker(colour, 0.45)), tile, shine)
+    return Surface(texture, (colour, darken(colour, 0.74), darken(colour, 0.45)), tile, shine)
 
 
 def _finish(rng: random.Random) -> tuple[str, Surface]:
@@ -282,7 +282,7 @@ def sofa(rng: random.Random) -> Thing:
     """An upholstered sofa or armchair with its back at -x."""
     colour = rng.choice((*VIVID, "grey", "brown", "white"))
     fabric = plain(COLOURS[colour], 0.02, "fabric", 0.4)
-    cushions = plain(mixed(COLOURS[colour], (1.0, 1.0, 1.0), 0.18), 0.02, "fabric", 0.4)
+    cushions = plain(blend(COLOURS[colour], (1.0, 1.0, 1.0), 0.18), 0.02, "fabric", 0.4)
     seats = rng.choice((1, 2, 3))
     x, y = rng.uniform(0.4, 0.46), 0.16 + 0.3 * seats
     arm, seat, back = 0.09, rng.uniform(0.40, 0.45), rng.uniform(0.75, 0.86)
@@ -336,7 +336,7 @@ def shelf(rng: random.Random) -> list[Thing]:
 def lamp(rng: random.Random) -> Thing:
     """A floor lamp with a glowing shade."""
     shade = rng.choice(("white", "yellow", "orange", "red"))
-    light = mixed(COLOURS[shade], (1.0, 0.95, 0.85), 0.55)
+    light = blend(COLOURS[shade], (1.0, 0.95, 0.85), 0.55)
     height = rng.uniform(1.35, 1.7)
     metal = plain(METAL, 0.5)
     glow = Surface("plain", (light, light, light), 0.5, 0.0, 0.75)
@@ -357,7 +357,7 @@ def plant(rng: random.Random) -> Thing:
     pot = rng.choice(("brown", "white", "orange", "blue", "grey"))
     radius, height = rng.uniform(0.13, 0.19), rng.uniform(0.25, 0.38)
     green: Colour = (rng.uniform(0.16, 0.3), rng.uniform(0.42, 0.58), rng.uniform(0.12, 0.22))
-    leaves = Surface("leaves", (green, darker(green, 0.45), green), 0.5, 0.08)
+    leaves = Surface("leaves", (green, darken(green, 0.45), green), 0.5, 0.08)
     parts = [
         Part(CYLINDER, (radius, height / 2, 0.0), (0, 0, height / 2), plain(COLOURS[pot], 0.2)),
         Part(CYLINDER, (0.02, 0.2, 0.0), (0, 0, height + 0.18), plain((0.33, 0.22, 0.12))),
@@ -377,7 +377,7 @@ def box(rng: random.Random) -> Thing:
     base = COLOURS[colour]
     ribbon = COLOURS["white" if colour not in ("white", "grey", "yellow") else "red"]
     texture = rng.choice(("plain", "plain", "ribbon", "stripes"))
-    second = ribbon if texture == "ribbon" else darker(base, 0.72)
+    second = ribbon if texture == "ribbon" else darken(base, 0.72)
     half = (rng.uniform(0.09, 0.22), rng.uniform(0.09, 0.22), rng.uniform(0.07, 0.2))
     surface = Surface(texture, (base, second, base), 0.0, 0.1)
     return Thing("box", "box", colour, [Part(BOX, half, (0, 0, 0), surface)], half, free=True)
@@ -388,7 +388,7 @@ def ball(rng: random.Random) -> Thing:
     colour = rng.choice((*VIVID, "white", "black"))
     base = COLOURS[colour]
     texture = rng.choice(("plain", "plain", "stripes", "dots"))
-    second = mixed(base, (1.0, 1.0, 1.0), 0.55) if colour not in ("white", "yellow") else darker(base, 0.6)
+    second = blend(base, (1.0, 1.0, 1.0), 0.55) if colour not in ("white", "yellow") else darken(base, 0.6)
     radius = rng.uniform(0.09, 0.23)
     surface = Surface(texture, (base, second, base), 0.0, 0.45)
     return Thing("ball", "ball", colour, [Part(SPHERE, (radius,) * 3, (0, 0, 0), surface)], (radius,) * 3, free=True)
@@ -399,7 +399,7 @@ def cylinder(rng: random.Random) -> Thing:
     colour = rng.choice((*VIVID, "white", "grey", "black"))
     base = COLOURS[colour]
     texture = rng.choice(("plain", "plain", "bands"))
-    second = mixed(base, (1.0, 1.0, 1.0), 0.5) if colour != "white" else COLOURS["red"]
+    second = blend(base, (1.0, 1.0, 1.0), 0.5) if colour != "white" else COLOURS["red"]
     radius, height = rng.uniform(0.07, 0.16), rng.uniform(0.1, 0.24)
     surface = Surface(texture, (base, second, base), 0.0, 0.3)
     part = Part(CYLINDER, (radius, height, 0.0), (0, 0, 0), surface)

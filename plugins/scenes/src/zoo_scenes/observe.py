@@ -21,7 +21,7 @@ _ROOM_CLASSES = {FLOOR: "floor", WALL: "wall", CEILING: "ceiling"}
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class VisibleThing:
     """A thing in the picture: its index in the scene, pixels, box (xmin, ymin, xmax, ymax in fractions), mean depth.
 
     `clear` is true if the named part is visible: a person's shirt, not just a hand.
@@ -37,7 +37,7 @@ class Seen:
 
 def observe(
     stage: Stage, view: View, min_visible: float
-) -> tuple[NDArray[np.int64], NDArray[np.int32], list[Seen], dict[str, float]]:
+) -> tuple[NDArray[np.int64], NDArray[np.int32], list[VisibleThing], dict[str, float]]:
     """Class ids (h, w), instance ids (h, w), what covers enough pixels (largest first), and the classes' shares.
 
     Instance k + 1 is the k-th largest visible thing, `seen[k]`.
@@ -62,7 +62,7 @@ def observe(
         index = ranks[rank]
         if sizes[index] >= least:
             clear = _is_clear(stage, pixels, index, least)
-            visible.append(Seen(index, things[index], sizes[index], box, depth / sizes[index], clear))
+            visible.append(VisibleThing(index, things[index], sizes[index], box, depth / sizes[index], clear))
     return np.array(classes).take(view.geoms), instances, visible, shares
 
 
@@ -73,8 +73,8 @@ def _extents(
     edge = instances.shape[0]
     starts, positions = instances.astype(np.intp) * edge, np.arange(edge)
     ends = []
-    for axis_positions in (positions, positions[:, None]):
-        used = np.bincount((starts + axis_positions).reshape(-1), minlength=edge * (count + 1)).reshape(-1, edge)[1:] > 0
+    for index in (positions, positions[:, None]):
+        used = np.bincount((starts + index).reshape(-1), minlength=edge * (count + 1)).reshape(-1, edge)[1:] > 0
         ends.append((used.argmax(1) / edge, (edge - used[:, ::-1].argmax(1)) / edge))
     (left, right), (top, bottom) = ends
     depths = np.bincount(instances.reshape(-1), depth.reshape(-1), count + 1)[1:]
@@ -93,12 +93,12 @@ def _is_clear(stage: Stage, pixels: list[int], index: int, least: float) -> bool
     return shirt_pixels >= max(least, 1)
 
 
-def boxes(visible: list[Seen], max_boxes: int) -> list[dict[str, Any]]:
+def boxes(visible: list[VisibleThing], max_boxes: int) -> list[dict[str, Any]]:
     """Label and box of the largest things seen."""
     return [{"label": item.thing.label, "box": list(item.box)} for item in visible[:max_boxes]]
 
 
-def human_poses(scene: Scene, visible: list[Seen]) -> list[dict[str, Any]]:
+def human_poses(scene: Scene, visible: list[VisibleThing]) -> list[dict[str, Any]]:
     """Joints and rotations of the people seen, in camera axes (x right, y up, z towards the viewer).
 
     The first rotation turns the rest pose's axes (x to the person's left, y up, z forward) to the camera's; the others
@@ -127,7 +127,7 @@ def human_poses(scene: Scene, visible: list[Seen]) -> list[dict[str, Any]]:
 
 
 def metadata(
-    scene: Scene, view: View, instances: NDArray[np.int32], visible: list[Seen], shares: Mapping[str, float]
+    scene: Scene, view: View, instances: NDArray[np.int32], visible: list[VisibleThing], shares: Mapping[str, float]
 ) -> dict[str, float | int]:
     """Numbers about camera (m, degrees), room (m) and picture (shares and means of sRGB in [0, 1]).
 
@@ -198,7 +198,7 @@ TOWARDS_VIEWER = -math.pi / 2
 LYING = 0.5  # a cylinder lies if its unit axis, seen from above, is longer
 
 
-def boxes_3d(stage: Stage, visible: list[Seen], max_boxes: int) -> list[dict[str, Any]]:
+def boxes_3d(stage: Stage, visible: list[VisibleThing], max_boxes: int) -> list[dict[str, Any]]:
     """Label, centre, size (along the front, up, across) in metres and yaw in radians of the largest things seen.
 
     A box contains the whole thing, hidden parts included, and touches it on every side. Sides below THINNEST are
@@ -217,7 +217,7 @@ def boxes_3d(stage: Stage, visible: list[Seen], max_boxes: int) -> list[dict[str
     starts = [stage.owners.index(item.index) for item in visible[:max_boxes]]
     rows = np.array([*chain.from_iterable(map(range, starts, map(add, starts, counts)))])
     directions = np.repeat(sides @ camera.axes, counts, axis=0)
-    at = np.einsum("gdk,gk->gd", directions, stage.solids.places.take(rows, axis=0) - camera.position)
+    at = np.einsum("gdk,gk->gd", directions, stage.solids.centres.take(rows, axis=0) - camera.position)
     reach = stage.solids.reach(rows, directions)
     firsts = np.cumsum([0, *counts[:-1]])
     low, high = np.minimum.reduceat(at - reach, firsts), np.maximum.reduceat(at + reach, firsts)

@@ -26,7 +26,7 @@ from zoo_scenes.things import (
     Thing,
     Vector,
     capsule,
-    darker,
+    darken,
 )
 
 Array = NDArray[np.float64]
@@ -179,7 +179,7 @@ def _body(rng: random.Random, joints: Array, rotations: Array, scale: float, shi
     cloth = {"shirt": COLOURS[shirt], "trousers": COLOURS[trousers], "skin": skin, "shoes": (0.16, 0.13, 0.12)}
     pattern = rng.choice(("plain", "plain", "fabric"))
     surfaces = {
-        name: Surface(pattern if name == "shirt" else "plain", (colour, darker(colour, 0.72), colour), 0.25, 0.05)
+        name: Surface(pattern if name == "shirt" else "plain", (colour, darken(colour, 0.72), colour), 0.25, 0.05)
         for name, colour in cloth.items()
     }
     at: dict[str, Vector] = dict(zip(JOINTS, map(tuple, joints.tolist()), strict=True))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo_scenes.stage import Stage, enclosing
+from zoo_scenes.stage import Stage, bundle_sides
 from zoo_scenes.textures import EDGE, look_up, pyramids
 from zoo_scenes.things import BOX, PLANE, Array, Field, Scene
 
@@ -85,7 +85,7 @@ def _surface_table(stage: Stage) -> Field:
     look.take(surface_ids, axis=1, out=table[_COLOURS.start :])
     tile = table[_TURNS].copy()
     half = np.maximum(solids.halves.T, 1e-6)
-    table[_PLACE], table[_FRAME] = solids.places.T, solids.frames.T
+    table[_PLACE], table[_FRAME] = solids.centres.T, solids.frames.T
     stretched = tile == 0
     dense = 1 / np.maximum(tile, 1e-6)
     table[_SCALE] = np.where(stretched, 0.5 / half, dense)
@@ -200,8 +200,8 @@ def _tiling(size: int) -> tuple[Array, NDArray[np.intp], Field]:
     up, right = np.meshgrid(-steps, steps, indexing="ij")
     tiled = np.arange(size * size).reshape(size // high, high, size // wide, wide).swapaxes(1, 2).reshape(-1)
     centres = np.stack([right, up, np.ones_like(up)]).reshape(3, -1).take(tiled, axis=1)
-    # the third coordinate of `enclosing` is up
-    sides = enclosing(centres[[2, 0, 1]], size * size // (high * wide))[:, [1, 2, 0]]
+    # the third coordinate of `bundle_sides` is up
+    sides = bundle_sides(centres[[2, 0, 1]], size * size // (high * wide))[:, [1, 2, 0]]
     return centres, np.argsort(tiled).reshape(size, size), sides
 
 

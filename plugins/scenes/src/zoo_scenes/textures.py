@@ -53,7 +53,7 @@ def _blend(second: NDArray[Any], third: NDArray[Any] | bool = False, gain: NDArr
     return (weights * np.asarray(gain)[..., None]).astype(np.float32)
 
 
-def _drawn() -> dict[str, Field]:
+def _texture_weights() -> dict[str, Field]:
     """Weights (EDGE, EDGE, 3) of all textures by name."""
     x, y = _X, _Y
     zeros = np.zeros_like(x)
@@ -142,7 +142,7 @@ _BEFORE = np.cumsum([0] + [(EDGE >> level) ** 2 for level in range(LEVELS)]).ast
 def pyramids() -> tuple[dict[str, int], Field, Field, Field]:
     """The number of each texture, and the weights of all textures and levels, one flat array per colour."""
     texels = []
-    weights = _drawn()
+    weights = _texture_weights()
     for level in weights.values():
         for _ in range(LEVELS):
             texels.append(level.reshape(-1, 3))

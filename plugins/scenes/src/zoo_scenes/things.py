@@ -58,7 +58,7 @@ SKIN: tuple[Colour, ...] = ((0.93, 0.76, 0.65), (0.82, 0.62, 0.48), (0.60, 0.42,
 HAIR: tuple[Colour, ...] = ((0.10, 0.08, 0.07), (0.30, 0.18, 0.10), (0.62, 0.46, 0.22), (0.55, 0.54, 0.53))
 
 
-def mixed(colour: Colour, tint: Colour, share: float) -> Colour:
+def blend(colour: Colour, tint: Colour, share: float) -> Colour:
     """`colour` with `share` in [0, 1] of `tint`."""
     return (
         colour[0] + share * (tint[0] - colour[0]),
@@ -67,7 +67,7 @@ def mixed(colour: Colour, tint: Colour, share: float) -> Colour:
     )
 
 
-def darker(colour: Colour, factor: float) -> Colour:
+def darken(colour: Colour, factor: float) -> Colour:
     """`colour` times `factor`."""
     return (colour[0] * factor, colour[1] * factor, colour[2] * factor)
 

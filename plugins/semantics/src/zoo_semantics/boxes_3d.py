@@ -23,7 +23,7 @@ from zoo_semantics.labelled_boxes import (
     LabelledBoxes,
     are_numbers,
     draw_label,
-    key_problem,
+    key_error,
     label_colour,
 )
 
@@ -171,8 +171,8 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         """The token that declares the ranges of the levels."""
         return (settings.take(Boxes3dSettings).token,)
 
-    def problem(self, box: Any) -> str | None:
-        if error := key_problem(box, KEYS):
+    def box_error(self, box: Any) -> str | None:
+        if error := key_error(box, KEYS):
             return error
         if not are_numbers(box["center"], 3, -FARTHEST, FARTHEST):
             return f"center: expected [x, y, z] in metres, up to {FARTHEST:g} along each, got {box['center']!r:.80}"
@@ -188,7 +188,7 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         """A chair in front of the camera, and one with its yaw in degrees."""
         chair = {"label": "chair", "center": [0.5, -0.6, -2.5], "size": [0.5, 0.9, 0.5]}
         yaws = {"a chair": 1.57, "`yaw` in degrees": 90}
-        return {description: (json.dumps([{**chair, "yaw": yaw}]).encode(), "json") for description, yaw in yaws.items()}
+        return {name: (json.dumps([{**chair, "yaw": yaw}]).encode(), "json") for name, yaw in yaws.items()}
 
     def prefix(self, options: Boxes3dSettings) -> list[Piece]:
         return [Special(options.token)]
@@ -219,11 +219,11 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
 
         Where a box lies in the picture depends on the camera's field of view and pitch, which the value does not know.
         """
-        boxes = self.checked(value)
+        boxes = self.validate(value)
         if not crop.flip:
             return boxes
         centres = ([-x, y, z] for x, y, z in (box["center"] for box in boxes))
-        yaws = (wrapped(math.pi - box["yaw"]) for box in boxes)
+        yaws = (wrap_angle(math.pi - box["yaw"]) for box in boxes)
         return [{**box, "center": at, "yaw": yaw} for box, at, yaw in zip(boxes, centres, yaws, strict=True)]
 
     @hookimpl
@@ -240,28 +240,28 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         left, far = (sum(options.x) - width) / 2, width - BEHIND
         scale = SIZE / width
 
-        def place(right: float, ahead: float) -> tuple[float, float]:
+        def pixel_of(right: float, ahead: float) -> tuple[float, float]:
             """The pixel of a point, metres to the right and ahead."""
             return (right - left) * scale, (far - ahead) * scale
 
         picture = Image.new("RGB", (SIZE, SIZE), GROUND)
         pen = ImageDraw.Draw(picture)
         for metre in range(math.ceil(left), math.floor(left + width) + 1):
-            pen.line((*place(metre, -BEHIND), *place(metre, far)), fill=GRID)
+            pen.line((*pixel_of(metre, -BEHIND), *pixel_of(metre, far)), fill=GRID)
         for metre in range(math.floor(far) + 1):
-            pen.line((*place(left, metre), *place(left + width, metre)), fill=GRID)
+            pen.line((*pixel_of(left, metre), *pixel_of(left + width, metre)), fill=GRID)
         table = numbers_of(value)
-        outlines = [[place(*corner) for corner in box] for box in corners(table).tolist()]
+        outlines = [[pixel_of(*corner) for corner in box] for box in corners(table).tolist()]
         for n in sorted(range(len(value)), key=lambda n: (table[n, 1] + table[n, 4] / 2, n)):
             colour = label_colour(value[n]["label"])
             fill = tuple(round(SHADE * c + (1 - SHADE) * g) for c, g in zip(colour, GROUND, strict=True))
             pen.polygon(outlines[n], fill=fill, outline=colour)
             front = np.mean([outlines[n][0], outlines[n][3]], axis=0)
             beyond = 0.12 * scale * np.array([math.cos(table[n, 6]), -math.sin(table[n, 6])])
-            pen.line((*place(table[n, 0], -table[n, 2]), *(front + beyond)), fill=colour, width=2)
+            pen.line((*pixel_of(table[n, 0], -table[n, 2]), *(front + beyond)), fill=colour, width=2)
             left_edge, top = np.array(outlines[n]).min(axis=0)
             draw_label(pen, value[n]["label"], left_edge, top - 18, SIZE)
-        pen.polygon([place(0.0, 0.0), place(-0.3, 0.5), place(0.3, 0.5)], outline=CAMERA)
+        pen.polygon([pixel_of(0.0, 0.0), pixel_of(-0.3, 0.5), pixel_of(0.3, 0.5)], outline=CAMERA)
         return picture
 
 
@@ -270,7 +270,7 @@ CORNERS = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2  # counter-clockwis
 VERTICAL = 1e-12  # metres; an edge that spans less of x has nothing below it
 
 
-def wrapped(angle: float) -> float:
+def wrap_angle(angle: float) -> float:
     """The same direction in [-pi, pi)."""
     return (angle + math.pi) % (2 * math.pi) - math.pi
 

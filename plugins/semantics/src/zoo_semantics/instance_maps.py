@@ -64,7 +64,7 @@ def map_of_masks(masks: Iterable[Array], size: tuple[int, int]) -> Array:
     return result
 
 
-def told_once(masks: Sequence[Array]) -> list[Array]:
+def distinct_masks(masks: Sequence[Array]) -> list[Array]:
     """Drop masks, bool (height, width), that overlap an earlier mask by an IoU above SAME."""
     if not masks:
         return []
@@ -176,7 +176,7 @@ def best_overlaps(predicted: Array, target: Array) -> tuple[Array, int]:
     return overlap.max(axis=1, initial=0.0), int((guesses > 0).sum())
 
 
-def coloured(value: Array) -> Array:
+def colour_instances(value: Array) -> Array:
     """A map as colours, uint8 (height, width, 3), black where there is nothing.
 
     The hue follows from where an instance's box is, so that it hardly changes from a map to its reconstruction.

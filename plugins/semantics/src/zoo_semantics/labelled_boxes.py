@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import PIL.ImageDraw
 
 Box = dict[str, Any]
+EncodedBox = tuple[Box, list[int]]
+"""A box with its tokens."""
 Array = npt.NDArray[Any]
 LONGEST_LABEL = 100
 MOST_VALUES, MOST_CANDIDATES = 256, 512  # of a data set, what the constant baseline is chosen from
@@ -48,16 +50,16 @@ class LabelledBoxes(TextModality[S]):
     enough: ClassVar[float]
     """A box counts as found from this overlap on."""
 
-    def problem(self, box: Any) -> str | None:
+    def box_error(self, box: Any) -> str | None:
         """Describe the first problem of a box, or return None."""
         raise NotImplementedError
 
-    def ranked(self, boxes: list[Box]) -> list[Box]:
+    def rank_boxes(self, boxes: list[Box]) -> list[Box]:
         """The boxes, most important first; the last ones are dropped."""
         return boxes
 
-    def arranged(self, encoded_boxes: list[tuple[Box, list[int]]], options: S) -> list[tuple[Box, list[int]]]:
-        """The boxes that are kept, with their tokens, in the order of the sequence."""
+    def order_boxes(self, encoded_boxes: list[EncodedBox], options: S) -> list[EncodedBox]:
+        """The boxes that fit, in the order of the sequence."""
         return encoded_boxes
 
     def prefix(self, options: S) -> list[Piece]:
@@ -82,19 +84,19 @@ class LabelledBoxes(TextModality[S]):
 
     # ------------------------------------------------------------------ derived methods
 
-    def checked(self, value: Any) -> list[Box]:
+    def validate(self, value: Any) -> list[Box]:
         """The list itself. Raises InvalidValueError, naming the box, where it is no list of such boxes."""
         if not isinstance(value, list):
             raise InvalidValueError(f"expected a list of boxes, got {type(value).__name__}")
         for index, box in enumerate(value):
-            if error := self.problem(box):
+            if error := self.box_error(box):
                 raise InvalidValueError(f"box {index}: {error}")
         return value
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[S]) -> list[int]:
         options: Any = tokenizer.settings
-        boxes, words = self.ranked(self.checked(value))[: options.max_boxes], tokenizer.vocabulary
-        start, encoded_boxes = words.encode(self.prefix(options)), list[tuple[Box, list[int]]]()
+        boxes, words = self.rank_boxes(self.validate(value))[: options.max_boxes], tokenizer.vocabulary
+        start, encoded_boxes = words.encode(self.prefix(options)), list[EncodedBox]()
         left = options.max_length - len(start)
         for box in boxes:
             levels = zip(self.token_axes, self.levels(box, options, tokenizer.bins), strict=True)
@@ -103,7 +105,7 @@ class LabelledBoxes(TextModality[S]):
             if left < 0:
                 break
             encoded_boxes.append((box, group))
-        ids = [index for _, group in self.arranged(encoded_boxes, options) for index in group]
+        ids = [index for _, group in self.order_boxes(encoded_boxes, options) for index in group]
         return [*start, *ids] if encoded_boxes else []
 
     def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[S]) -> list[Box]:
@@ -128,12 +130,12 @@ class LabelledBoxes(TextModality[S]):
     @hookimpl
     def read_value(self, data: bytes, extension: str) -> list[Box]:
         """A `.json` file with the list."""
-        return self.checked(read_json(data, extension))
+        return self.validate(read_json(data, extension))
 
     @hookimpl
     def write_value(self, value: Any) -> tuple[bytes, str]:
         """The list as JSON."""
-        return json.dumps(self.checked(value), ensure_ascii=False, allow_nan=False).encode(), "json"
+        return json.dumps(self.validate(value), ensure_ascii=False, allow_nan=False).encode(), "json"
 
     @hookimpl
     def vocabulary_texts(self, values: Sequence[list[Box]], settings: Settings) -> Sequence[str]:
@@ -145,7 +147,7 @@ class LabelledBoxes(TextModality[S]):
         labels = [np.array([box["label"] for box in boxes], dtype=object) for boxes in (first, second)]
         return self.overlaps(first, second) * (labels[0][:, None] == labels[1][None, :])
 
-    def matched(self, predicted: Sequence[Box], target: Sequence[Box]) -> list[tuple[Box, Box, float]]:
+    def match_boxes(self, predicted: Sequence[Box], target: Sequence[Box]) -> list[tuple[Box, Box, float]]:
         """Pairs of boxes of one label that overlap enough, the best pair first, each box in one pair at most."""
         pairs = best_pairs(self.labelled_overlaps(predicted, target), self.enough)
         return [(predicted[row], target[column], overlap) for row, column, overlap in pairs]
@@ -153,7 +155,7 @@ class LabelledBoxes(TextModality[S]):
     @hookimpl
     def score(self, predicted: Sequence[list[Box]], target: Sequence[list[Box]]) -> dict[str, float]:
         """Over all boxes of all pictures together."""
-        pairs = [pair for p, t in zip(predicted, target, strict=True) for pair in self.matched(p, t)]
+        pairs = [pair for p, t in zip(predicted, target, strict=True) for pair in self.match_boxes(p, t)]
         named = [[Counter(box["label"] for box in boxes) for boxes in side] for side in (predicted, target)]
         shared = sum((guess & truth).total() for guess, truth in zip(*named, strict=True))
         true = sum(map(len, target))
@@ -192,7 +194,7 @@ class LabelledBoxes(TextModality[S]):
         return baseline
 
 
-def key_problem(box: Any, keys: Sequence[str]) -> str | None:
+def key_error(box: Any, keys: Sequence[str]) -> str | None:
     """Describe a problem with the keys or the label of a box, or return None."""
     if not isinstance(box, Mapping):
         return f"expected a table with {', '.join(keys)}, got {type(box).__name__}"

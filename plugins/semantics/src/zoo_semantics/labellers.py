@@ -94,9 +94,8 @@ class BoxLabeller(LabellerConfig):
         read = self.processor.post_process_object_detection
         detections = read(self.outputs(picture), threshold=self.threshold, target_sizes=[(1, 1)])[0]
         labels = [names.get(index, "") for index in detections["labels"].tolist()]
-        return labelled_boxes(
-            [self.labels.get(label, label) for label in labels], detections["boxes"].tolist(), detections["scores"].tolist()
-        )
+        renamed = [self.labels.get(label, label) for label in labels]
+        return labelled_boxes(renamed, detections["boxes"].tolist(), detections["scores"].tolist())
 
 
 def labelled_boxes(
@@ -137,7 +136,7 @@ class InstanceLabeller(LabellerConfig):
     def masks(self, picture: Array) -> Array:
         """Masks, bool (masks, height, width), of a picture float (3, height, width) in [0, 1], best first."""
         masks, qualities = [np.zeros((0, *picture.shape[-2:]), bool)], [np.zeros(0)]
-        for logits, quality in self._answers(picture):
+        for logits, quality in self._predict_masks(picture):
             smaller, larger = ((logits > threshold).sum(axis=(1, 2)) for threshold in (1.0, -1.0))
             good = (quality > self.min_quality) & (smaller >= self.min_stability * np.maximum(larger, 1))
             masks.append(logits[good] > 0)
@@ -145,9 +144,9 @@ class InstanceLabeller(LabellerConfig):
         candidates, quality = np.concatenate(masks), np.concatenate(qualities)
         nonempty = candidates.any(axis=(1, 2))
         candidates, quality = candidates[nonempty], quality[nonempty]
-        return candidates[suppressed(boxes_of_masks(candidates), quality, self.max_overlap)]
+        return candidates[non_maximum_suppression(boxes_of_masks(candidates), quality, self.max_overlap)]
 
-    def _answers(self, picture: Array) -> Iterator[tuple[Array, Array]]:
+    def _predict_masks(self, picture: Array) -> Iterator[tuple[Array, Array]]:
         """Logits (masks, height, width) and predicted qualities (masks,), points by points."""
         import torch
 
@@ -178,7 +177,7 @@ def boxes_of_masks(masks: Array) -> Array:
     return np.stack([left, top, right, bottom], axis=1)
 
 
-def suppressed(boxes: Array, scores: Array, max_overlap: float) -> list[int]:
+def non_maximum_suppression(boxes: Array, scores: Array, max_overlap: float) -> list[int]:
     """Greedy non-maximum suppression: which boxes (n, 4) remain, by falling score; equal ones in their order."""
     remaining: list[int] = []
     for index in np.argsort(-scores, kind="stable").tolist():

@@ -25,14 +25,14 @@ from zoo_semantics.instance_maps import (
     MOST_IDS,
     Instance,
     best_overlaps,
-    coloured,
+    colour_instances,
+    distinct_masks,
     instances_of,
     map_of_annotations,
     map_of_masks,
     point_within,
     resized_mask,
     shape_of,
-    told_once,
 )
 from zoo_semantics.labellers import InstanceLabeller
 from zoo_semantics.semseg import read_map
@@ -209,7 +209,7 @@ class SamInstances(ObjectModality):
                 mask = np.zeros((height, width), bool)
                 mask[top:bottom, left:right] = resized_mask(logits, (bottom - top, right - left)) > 0
                 masks.append(mask)
-        return map_of_masks(told_once(masks) if options.layout == "4m" else masks, options.size)
+        return map_of_masks(distinct_masks(masks) if options.layout == "4m" else masks, options.size)
 
     def published_settings(self, architecture: Architecture, options: Any) -> dict[str, Any]:
         """The published sequences, and the size of a mask."""
@@ -243,13 +243,13 @@ class SamInstances(ObjectModality):
         """Masks as SAM gives them, which may overlap, and its files."""
         masks = np.zeros((2, 8, 8), bool)
         masks[0, :6], masks[1, 4:] = True, True
-        segmentations = {
-            "SAM's annotations": {"size": [8, 8], "counts": [0, 16, 48]},
-            "a polygon instead of a mask": [[0, 0, 4, 0, 4, 4]],
+        annotation = [{"segmentation": {"size": [8, 8], "counts": [0, 16, 48]}}]
+        polygon = [{"segmentation": [[0, 0, 4, 0, 4, 4]]}]
+        return {
+            "masks that overlap, bool (masks, height, width)": (array_bytes(masks), "npy"),
+            "SAM's annotations": (json.dumps(annotation).encode(), "json"),
+            "a polygon instead of a mask": (json.dumps(polygon).encode(), "json"),
         }
-        files = {description: json.dumps([{"segmentation": segmentation}]).encode() for description, segmentation in segmentations.items()}
-        overlapping = {"masks that overlap, bool (masks, height, width)": (array_bytes(masks), "npy")}
-        return overlapping | {description: (data, "json") for description, data in files.items()}
 
     def write(self, value: Array, options: InstanceSettings) -> tuple[bytes, str]:
         """A 16-bit PNG of the ids."""
@@ -261,7 +261,7 @@ class SamInstances(ObjectModality):
         """Each instance in a colour that follows from its place."""
         from PIL import Image
 
-        return Image.fromarray(coloured(value))
+        return Image.fromarray(colour_instances(value))
 
     def measure(
         self, predicted: Sequence[Array], target: Sequence[Array], options: InstanceSettings

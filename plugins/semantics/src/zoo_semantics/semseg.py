@@ -52,17 +52,17 @@ COCO_CLASSES = (
 LOSSY = ("jpg", "jpeg")
 
 
-def read_map(data: bytes, extension: str, id_kind: str, small: Sequence[str]) -> NDArray[Any]:
+def read_map(data: bytes, extension: str, ids: str, small: Sequence[str]) -> NDArray[Any]:
     """The numbers (height, width) of a picture file of ids: of a mode of `small`, or of WHOLE_NUMBERS.
 
-    Raises ValueError, which says `id_kind` the ids are of, where it is none, and for a kind of file that changes numbers.
+    Raises ValueError, which names the `ids`, for other files, and for a kind of file that changes numbers.
     Greys of 2 and 4 bits, which Pillow spreads over 0 to 255, are the numbers that the file has.
     """
     if extension in LOSSY:
         raise ValueError("JPEG changes numbers at every border, which here are ids; save the map as .png")
     image = open_image(data, extension, EXACT_EXTENSIONS)
     if image.mode not in (*small, *WHOLE_NUMBERS):
-        raise ValueError(f"expected one channel of {id_kind} (mode {', '.join(small)}, I or I;16), got mode {image.mode}")
+        raise ValueError(f"expected one channel of {ids} (mode {', '.join(small)}, I or I;16), got mode {image.mode}")
     numbers: NDArray[Any] = np.asarray(image)
     return numbers // (255 // (2 ** image.info[BITS] - 1)) if image.mode == "L" else numbers
 

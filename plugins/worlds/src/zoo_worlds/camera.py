@@ -76,7 +76,7 @@ class Handheld:
         scale = size / 2 / math.tan(FIELD / 2) / -in_camera[..., 2]
         return np.stack([size / 2 + in_camera[..., 0] * scale, size / 2 - in_camera[..., 1] * scale], axis=-1)
 
-    def feel(self, times: NDArray[np.float64], impacts: list[Impact], rng: np.random.Generator) -> NDArray[np.float32]:
+    def imu(self, times: NDArray[np.float64], impacts: list[Impact], rng: np.random.Generator) -> NDArray[np.float32]:
         """float32 (6, times): acceleration with gravity, m/s2, and rotation rates, rad/s, both in camera axes."""
         moves, rates, forces = (self.moves(times, order) for order in range(3))
         felt = forces[:, :3] + [0.0, GRAVITY, 0.0]

@@ -116,8 +116,8 @@ def patchwork(rng: np.random.Generator, count: int) -> tuple[Field, Field]:
     tilt = rng.uniform(0, math.pi)
     turn = np.array([[math.cos(tilt), -math.sin(tilt)], [math.sin(tilt), math.cos(tilt)]]) * [[1.0], [0.6]]
     points = np.stack(np.meshgrid(np.arange(GRID), np.arange(GRID), indexing="ij"), axis=-1).reshape(-1, 2)
-    turned_points, turned_centres = ((coordinates @ turn.T).astype(np.float32) for coordinates in (points, centres))
-    nearest = np.maximum(*(np.abs(turned_points[:, None, axis] - turned_centres[:, axis]) for axis in (0, 1))).argmin(axis=1)
+    points, centres = ((array @ turn.T).astype(np.float32) for array in (points, centres))
+    nearest = np.maximum(*(np.abs(points[:, None, axis] - centres[:, axis]) for axis in (0, 1))).argmin(axis=1)
     kinds = rng.random((2, count))
     first, second = (kind[nearest].reshape(GRID, GRID) for kind in kinds)
     return first, second

@@ -90,7 +90,7 @@ class Impact:
     impulse: float
     """kg m/s."""
     ball: int
-    other: int | None
+    other_ball: int | None
     """The other ball, or None for a wall or the floor."""
 
 
@@ -190,7 +190,7 @@ def _bounce(motion: Motion, index: int, second_index: int | None, nx: float, ny:
             body.vy += sign * (impulse * ny + drag * nx) / body.mass
             body.spin -= drag * 2.5 / (body.mass * body.radius)
     if approach > QUIET:
-        motion.impacts.append(Impact(time=time, speed=approach, impulse=impulse, ball=index, other=second_index))
+        motion.impacts.append(Impact(time=time, speed=approach, impulse=impulse, ball=index, other_ball=second_index))
 
 
 REFERENCE_RADIUS = 0.5
@@ -224,7 +224,7 @@ def ring(
     """The sound of one impact at `times` after it, with frequencies below `highest` Hz."""
     loudness = LOUDNESS * impact.speed**1.2
     sound = np.zeros_like(times)
-    for ball in (motion.balls[index] for index in (impact.ball, impact.other) if index is not None):
+    for ball in (motion.balls[index] for index in (impact.ball, impact.other_ball) if index is not None):
         tone = np.zeros_like(times)
         for number, mode in enumerate(ball.material.modes):
             frequency = mode * REFERENCE_RADIUS / ball.radius
@@ -232,7 +232,7 @@ def ring(
                 decay = ball.material.decay * ball.material.modes[0] / mode
                 tone += 0.75**number * np.exp(-times / decay) * np.sin(2 * math.pi * frequency * times)
         sound += loudness * tone
-    if impact.other is None:
+    if impact.other_ball is None:
         for frequency in FLOOR_MODES:
             sound += loudness * 1.2 * np.exp(-times / FLOOR_DECAY) * np.sin(2 * math.pi * frequency * times)
     click = motion.balls[impact.ball].material.click * loudness
