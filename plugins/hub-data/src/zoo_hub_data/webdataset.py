@@ -73,8 +73,8 @@ class WebDatasetSource:
         and ReadError for a tar file that cannot be read or downloaded.
         """
         config = settings.take(WebDatasetSettings)
-        chosen = names.chosen(config.extensions, "extensions")
-        modality_by_ending = {ending.lower().removeprefix("."): name for ending, name in chosen.items()}
+        declared = names.chosen(config.extensions, "extensions")
+        modality_by_ending = {ending.lower().removeprefix("."): name for ending, name in declared.items()}
         patterns = config.test if split == TEST and config.test else config.path
         tars = tar_files((patterns,) if isinstance(patterns, str) else patterns)
         samples, unclaimed, damaged = FileSamples(), Counter[str](), list[str]()
