@@ -97,9 +97,7 @@ class Growing:
         config = growing_config(trained, specs, tokens, table)
         folder = self.study.folder(f"{how}-{self.new}-{share:g}", self.seed)
         targets = asked_from_now(trained, specs, table)
-        return train(
-            folder, tokens, specs, trained.model, config, start=start, ids=self.ids(start), picture_question=targets
-        )
+        return train(folder, tokens, specs, trained.model, config, start=start, ids=self.ids(start), asked=targets)
 
     def skills(self, folder: Path, targets: Sequence[str] | None = None) -> dict[str, float | None]:
         """By target, by default all, the skill score given the picture."""

@@ -11,15 +11,15 @@ import math
 import random
 from collections.abc import Mapping
 
-from zoo_scenes.observe import VisibleThing
-from zoo_scenes.things import Scene
+from zoo_scenes.observe import VisibleBody
+from zoo_scenes.scene import Scene
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 _SIDES = ("far left", "left", "middle", "right", "far right")
 _PLURALS = {"box": "boxes", "person": "people", "books": "books"}
 
 
-def caption(rng: random.Random, scene: Scene, visible: list[VisibleThing], shares: Mapping[str, float]) -> str:
+def caption(rng: random.Random, scene: Scene, visible: list[VisibleBody], shares: Mapping[str, float]) -> str:
     """Write one to four sentences about the picture; `shares` are the classes' shares of the picture."""
     visible = [item for item in visible if item.clear]
     speaker = _Speaker(rng, visible)
@@ -53,10 +53,10 @@ def caption(rng: random.Random, scene: Scene, visible: list[VisibleThing], share
 class _Speaker:
     """Names the things of one picture, with "a" first and "the" after."""
 
-    def __init__(self, rng: random.Random, visible: list[VisibleThing]) -> None:
+    def __init__(self, rng: random.Random, visible: list[VisibleBody]) -> None:
         self.rng = rng
         self.visible = visible
-        self.groups: dict[str, list[VisibleThing]] = {}
+        self.groups: dict[str, list[VisibleBody]] = {}
         for item in visible:
             self.groups.setdefault(phrase(item), []).append(item)
         self.mentioned: set[str] = set()
@@ -75,10 +75,10 @@ class _Speaker:
             location = group_phrase(group) if self.rng.random() < 0.9 else ""
             parts.append(f"{counted(words, len(group))} {location}".rstrip())
         first = self.groups[mentions[0]]
-        self.plural_first = len(first) > 1 or first[0].thing.label == "books"
+        self.plural_first = len(first) > 1 or first[0].body.label == "books"
         return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
-    def name(self, item: VisibleThing) -> str:
+    def name(self, item: VisibleBody) -> str:
         """ "a red ball", "the red ball" once it was mentioned, or "one of the red balls"; "books", "the books"."""
         words = phrase(item)
         count = len(self.groups[words])
@@ -90,23 +90,23 @@ class _Speaker:
     def relations(self) -> list[str]:
         """Sentences about pairs of things and about people, in random order; no thing is the subject twice."""
         by_index = {item.index: item for item in self.visible}
-        candidates: list[tuple[float, VisibleThing, str, VisibleThing | None]] = []
+        candidates: list[tuple[float, VisibleBody, str, VisibleBody | None]] = []
         for item in self.visible:
-            carrier = by_index.get(item.thing.on) if item.thing.on is not None else None
+            carrier = by_index.get(item.body.on) if item.body.on is not None else None
             if carrier is None:
                 continue
-            if item.thing.label == "person":
+            if item.body.label == "person":
                 pattern = self.rng.choice(("{a} is sitting on {b}", "{a} sits on {b}"))
-            elif item.thing.label == "books":
+            elif item.body.label == "books":
                 pattern = "{b} is filled with books"
             else:
                 pattern = self.rng.choice(("{a} is on {b}", "{a} lies on {b}", "on {b} there is {a}"))
             candidates.append((self.rng.random() + 0.5, item, pattern, carrier))
         for item in self.visible:
-            if item.thing.label == "person" and item.thing.on is None:
-                candidates.append((self.rng.random() + 0.3, item, f"{{a}} is {item.thing.noun}", None))
+            if item.body.label == "person" and item.body.on is None:
+                candidates.append((self.rng.random() + 0.3, item, f"{{a}} is {item.body.noun}", None))
         for item, neighbour in itertools.product(self.visible[:7], repeat=2):
-            apart = item.thing.on != neighbour.index and neighbour.thing.on != item.index
+            apart = item.body.on != neighbour.index and neighbour.body.on != item.index
             if item.pixels < neighbour.pixels and apart and (pattern := relation(item, neighbour)):
                 candidates.append((self.rng.random(), item, f"{{a}} {pattern} {{b}}", neighbour))
         self.rng.shuffle(candidates)
@@ -138,12 +138,12 @@ def room(scene: Scene, shares: Mapping[str, float]) -> str:
     return f" with {' and '.join(words)}" if words else ""
 
 
-def position_phrase(item: VisibleThing) -> str:
+def position_phrase(item: VisibleBody) -> str:
     """Where a thing is for the viewer, such as "on the left" or "in the middle at the back"."""
     return f"{side(item)} at the back" if item.depth > 4 else f"{side(item)} close by" if item.depth < 2 else side(item)
 
 
-def side(item: VisibleThing) -> str:
+def side(item: VisibleBody) -> str:
     """Where a thing is from left to right: a place by the middle of its box, from where to where if that is wide."""
     left, _, right, _ = item.box
     if right - left > 0.3 and (start := _SIDES[_step(left)]) != (end := _SIDES[_step(right)]):
@@ -157,7 +157,7 @@ def _step(x: float) -> int:
     return bisect.bisect((0.18, 0.38, 0.62, 0.82), x)
 
 
-def group_phrase(group: list[VisibleThing]) -> str:
+def group_phrase(group: list[VisibleBody]) -> str:
     """Where the things of a group are: one place, two sides, or "" where it would take more words."""
     if len(group) == 1:
         return position_phrase(group[0])
@@ -165,17 +165,17 @@ def group_phrase(group: list[VisibleThing]) -> str:
     return " and ".join(sides) if len(sides) <= 2 else ""
 
 
-def relation(item: VisibleThing, neighbour: VisibleThing) -> str:
+def relation(item: VisibleBody, neighbour: VisibleBody) -> str:
     """How `item` lies to `neighbour` for the viewer, "" where nothing simple holds."""
     left, _, right, bottom = item.box
     other_left, other_top, other_right, _ = neighbour.box
     overlap = min(right, other_right) - max(left, other_left)
     shift = (left + right - other_left - other_right) / 2
-    hangs = item.thing.label in ("window", "picture")
-    stands = neighbour.thing.label in ("table", "chair", "sofa", "shelf")
+    hangs = item.body.label in ("window", "picture")
+    stands = neighbour.body.label in ("table", "chair", "sofa", "shelf")
     if hangs and stands and overlap > 0.05 and bottom < other_top + 0.02:
         return "is above"
-    if hangs or neighbour.thing.label in ("window", "picture", "rug") or item.thing.label == "rug":
+    if hangs or neighbour.body.label in ("window", "picture", "rug") or item.body.label == "rug":
         return ""
     if overlap > 0.02 and abs(item.depth - neighbour.depth) > 0.5:
         return "is in front of" if item.depth < neighbour.depth else "is behind"
@@ -186,16 +186,16 @@ def relation(item: VisibleThing, neighbour: VisibleThing) -> str:
     return ""
 
 
-def phrase(item: VisibleThing) -> str:
+def phrase(item: VisibleBody) -> str:
     """Name a thing without an article: "red ball", "person in a blue shirt"."""
-    thing = item.thing
-    if thing.label == "person":
-        return f"person in {article(f'{thing.colour} shirt')}"
-    if thing.label in ("plant", "lamp"):
-        return thing.noun
-    first, _, rest = thing.noun.rpartition(" ")
+    body = item.body
+    if body.label == "person":
+        return f"person in {article(f'{body.colour} shirt')}"
+    if body.label in ("plant", "lamp"):
+        return body.noun
+    first, _, rest = body.noun.rpartition(" ")
     before, after = (f"{first} ", "") if first in ("low", "round", "striped") else ("", f"{first} " if first else "")
-    colour = f"{thing.colour} " if thing.colour else ""
+    colour = f"{body.colour} " if body.colour else ""
     return f"{before}{colour}{after}{rest}"
 
 
@@ -238,16 +238,16 @@ _ACROSS = ("far left", "left", "left centre", "centre", "right centre", "right",
 _DOWN = ("top", "high", "upper middle", "middle", "lower middle", "low", "bottom")
 
 
-def layout(scene: Scene, boxed: list[VisibleThing], shares: Mapping[str, float]) -> str:
+def layout(scene: Scene, boxed: list[VisibleBody], shares: Mapping[str, float]) -> str:
     """A sentence about the room, and one for each thing; `shares` are the classes' shares of the picture."""
     sentences = [f"A room{room(scene, shares)}." if boxed else f"An empty room{room(scene, shares)}."]
     for item in sorted(boxed, key=lambda item: (item.box[0] - item.box[2]) * (item.box[3] - item.box[1])):
-        name = phrase(item) if item.clear else item.thing.label  # "a person" whose shirt cannot be seen
+        name = phrase(item) if item.clear else item.body.label  # "a person" whose shirt cannot be seen
         sentences.append(f"{capital(article(name))} {_extent(item)}.")
     return " ".join(sentences)
 
 
-def _extent(item: VisibleThing) -> str:
+def _extent(item: VisibleBody) -> str:
     """Describe the extent of a thing's box: "from left to centre, high to middle", or "on the left, low"."""
     left, top, right, bottom = item.box
     steps = len(_DOWN)

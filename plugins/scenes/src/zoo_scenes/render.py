@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo_scenes.scene import BOX, PLANE, Array, Field, Scene
 from zoo_scenes.stage import Stage, bundle_sides
 from zoo_scenes.textures import EDGE, look_up, pyramids
-from zoo_scenes.things import BOX, PLANE, Array, Field, Scene
 
 LAMP = 1.15
 DAYLIGHT = 0.9

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.source import MadeSamples, Sample, SourceSpec
-from zoo_scenes.things import CLASSES, SceneSettings
+from zoo_scenes.scene import CLASSES, SceneSettings
 
 MODALITIES = (
     "rgb", "depth", "normal", "semseg", "sam_instance", "boxes", "caption", "human_poses", "metadata", "scene_class",

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo_scenes.furniture import walls
-from zoo_scenes.things import (
+from zoo_scenes.scene import (
     BOX,
     CYLINDER,
     NO_TURN,
@@ -258,8 +258,8 @@ class Stage:
 
     def blocked(self, origin: Vector, rays: Array, bundles: int, slack: float = 0.005) -> Mask:
         """Return which rays (3, n) a shadow caster blocks more than `slack` metres before their end at t = 1."""
-        things = self.scene.things
-        casters = np.array([owner >= 0 and things[owner].label not in ("lamp", "window") for owner in self.owners])
+        bodies = self.scene.bodies
+        casters = np.array([owner >= 0 and bodies[owner].label not in ("lamp", "window") for owner in self.owners])
         reach, _, _ = self._furnishings(origin, rays, bundle_sides(rays, bundles), casters)
         hits = np.flatnonzero((reach >= 0) & (reach < 1))
         ends = rays.take(hits, axis=1)
@@ -316,8 +316,8 @@ class Stage:
 
 def build(scene: Scene) -> Stage:
     """Set the scene up and let its loose things fall: their places in the scene become where they come to rest."""
-    loose = [index for index, thing in enumerate(scene.things) if thing.free]
-    order = [index for index, thing in enumerate(scene.things) if not thing.free] + loose
+    loose = [index for index, body in enumerate(scene.bodies) if body.free]
+    order = [index for index, body in enumerate(scene.bodies) if not body.free] + loose
     origin = (0.0, 0.0, 0.0)
     parts = [Part(PLANE, origin, origin, scene.floor), Part(PLANE, origin, origin, scene.ceiling)]
     parts += [Part(PLANE, origin, origin, scene.wall)] * 4
@@ -326,22 +326,22 @@ def build(scene: Scene) -> Stage:
     outer += [(*wall.middle, 0.0, *wall.turn) for wall in walls(scene)]
     counts = [1] * _ROOM_PARTS
     for index in order:
-        thing = scene.things[index]
-        parts += thing.parts
-        owners += [index] * len(thing.parts)
-        outer.append(thing.at + thing.turn)
-        counts.append(len(thing.parts))
+        body = scene.bodies[index]
+        parts += body.parts
+        owners += [index] * len(body.parts)
+        outer.append(body.at + body.turn)
+        counts.append(len(body.parts))
     all_parts = solids(parts, np.repeat(np.array(outer), counts, axis=0))
     if loose:
         settle(all_parts, len(loose))
         centres, turns = all_parts.centres[-len(loose) :].tolist(), all_parts.turns[-len(loose) :].tolist()
         for index, at, turn in zip(loose, centres, turns, strict=True):
-            scene.things[index].at, scene.things[index].turn = tuple(at), tuple(turn)
-        for thing in scene.things:
-            if thing.free and thing.on is not None:  # it may have slid or fallen off
-                carrier = scene.things[thing.on]
+            scene.bodies[index].at, scene.bodies[index].turn = tuple(at), tuple(turn)
+        for body in scene.bodies:
+            if body.free and body.on is not None:  # it may have slid or fallen off
+                carrier = scene.bodies[body.on]
                 top = carrier.at[2] + (carrier.reach_down() if carrier.free else carrier.top or 0.0)
-                away = math.hypot(thing.at[0] - carrier.at[0], thing.at[1] - carrier.at[1])
-                if abs(thing.at[2] - thing.reach_down() - top) > 0.03 or away > math.hypot(*carrier.half[:2]):
-                    thing.on = None
+                away = math.hypot(body.at[0] - carrier.at[0], body.at[1] - carrier.at[1])
+                if abs(body.at[2] - body.reach_down() - top) > 0.03 or away > math.hypot(*carrier.half[:2]):
+                    body.on = None
     return Stage(scene=scene, solids=all_parts, owners=owners, parts=parts)

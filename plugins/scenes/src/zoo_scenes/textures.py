@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo_scenes.things import Field
+from zoo_scenes.scene import Field
 
 EDGE = 256
 LEVELS = 9

@@ -231,8 +231,8 @@ class Pose(NamedTuple):
 
 
 @dataclass(slots=True)
-class Thing:
-    """An object: its name, parts, and position.
+class Body:
+    """A thing in the room: its name, parts, and position.
 
     `half` is half the extent along the thing's own axes (x front, y left, z up). `at` is its origin in the room: on the
     ground for furniture and people, at the centre for things that are `free` to fall. `seat` and `top` are heights
@@ -281,4 +281,4 @@ class Scene:
     lamp: Vector
     exposure: float
     daylight: tuple[Vector, Vector] | None = None
-    things: list[Thing] = field(default_factory=list)
+    bodies: list[Body] = field(default_factory=list)
