@@ -163,16 +163,16 @@ def _seen(noun: str, box: tuple[float, float, float, float], depth: float, label
 
 def test_relations_are_those_of_the_boxes_and_depths() -> None:
     left, right = _seen("box", (0.1, 0.5, 0.3, 0.7), 3.0), _seen("ball", (0.6, 0.5, 0.8, 0.7), 3.0)
-    assert captions.place(left) == "on the left" and captions.place(right) == "on the right"
-    assert captions.place(_seen("box", (0.3, 0, 0.6, 1), 1.5)) == "in the middle close by"
-    assert captions.place(_seen("box", (0.7, 0, 0.8, 1), 4.5)) == "on the right at the back"
-    assert captions.place(_seen("box", (0.8, 0, 0.9, 1), 3)) == "on the far right"
+    assert captions.position_phrase(left) == "on the left" and captions.position_phrase(right) == "on the right"
+    assert captions.position_phrase(_seen("box", (0.3, 0, 0.6, 1), 1.5)) == "in the middle close by"
+    assert captions.position_phrase(_seen("box", (0.7, 0, 0.8, 1), 4.5)) == "on the right at the back"
+    assert captions.position_phrase(_seen("box", (0.8, 0, 0.9, 1), 3)) == "on the far right"
     wide, whole = _seen("sofa", (0.1, 0, 0.45, 1), 3), _seen("rug", (0.0, 0, 1.0, 1), 4.5)
-    assert captions.place(wide) == "from the far left to the middle"
-    assert captions.place(whole) == "from the far left to the far right at the back"
-    assert captions.places([right, left]) == "on the left and on the right"
-    assert captions.places([left, left]) == "on the left" and captions.places([right]) == "on the right"
-    assert captions.places([left, right, wide]) == ""
+    assert captions.position_phrase(wide) == "from the far left to the middle"
+    assert captions.position_phrase(whole) == "from the far left to the far right at the back"
+    assert captions.group_phrase([right, left]) == "on the left and on the right"
+    assert captions.group_phrase([left, left]) == "on the left" and captions.group_phrase([right]) == "on the right"
+    assert captions.group_phrase([left, right, wide]) == ""
     assert captions.relation(left, right) == "is to the left of"
     assert captions.relation(right, left) == "is to the right of"
     near = _seen("box", (0.15, 0.6, 0.4, 0.9), 1.5)

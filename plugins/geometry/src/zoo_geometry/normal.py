@@ -120,10 +120,9 @@ class Normal(SpatialModality):
             raise ValueError(f"expected (3, height, width), got {value.shape}")
         with np.errstate(over="ignore"):
             parts = np.array_split(value, 16, axis=1)  # squares of all at once would need as much memory again
-            unit = sum(int((np.abs(np.linalg.norm(part, axis=0) - 1) <= UNIT_TOLERANCE).sum()) for part in parts)
-        if unit < value[0].size:
-            count, size = value[0].size - unit, value[0].size
-            raise ValueError(f"expected unit vectors, got {count} of {size} pixels with another length")
+            count = sum(int((np.abs(np.linalg.norm(part, axis=0) - 1) <= UNIT_TOLERANCE).sum()) for part in parts)
+        if wrong := value[0].size - count:
+            raise ValueError(f"expected unit vectors, got {wrong} of {value[0].size} pixels with another length")
         # Lengths stay as rounding left them: made exact, they would round to other bytes when written again.
         return value.astype(np.float32, copy=False)
 

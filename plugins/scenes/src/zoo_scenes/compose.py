@@ -116,8 +116,7 @@ class _Placer:
         for kind, chance in ((furniture.sofa, 0.55), (furniture.shelf, 0.6), (furniture.shelf, 0.25)):
             if rng.random() > chance:
                 continue
-            furnishing = kind(rng)
-            group = furnishing if isinstance(furnishing, list) else [furnishing]
+            group = kind(rng)
             body = group[0]
             wall = rng.choice((sides[0], sides[0], sides[1], sides[2]))
             room_left = wall.length / 2 - body.half[1] - 0.08

@@ -278,8 +278,8 @@ def chair(rng: random.Random) -> Body:
     return Body("chair", "chair", colour, parts, (half, half, (seat + back) / 2), seat=seat)
 
 
-def sofa(rng: random.Random) -> Body:
-    """An upholstered sofa or armchair with its back at -x."""
+def sofa(rng: random.Random) -> list[Body]:
+    """An upholstered sofa or armchair with its back at -x; alone in its list."""
     colour = rng.choice((*VIVID, "grey", "brown", "white"))
     fabric = plain(COLOURS[colour], 0.02, "fabric", 0.4)
     cushions = plain(blend(COLOURS[colour], (1.0, 1.0, 1.0), 0.18), 0.02, "fabric", 0.4)
@@ -302,7 +302,7 @@ def sofa(rng: random.Random) -> Body:
         ],
     ]
     noun = "armchair" if seats == 1 else "sofa"
-    return Body("sofa", noun, colour, parts, (x, y, back / 2), seat=seat)
+    return [Body("sofa", noun, colour, parts, (x, y, back / 2), seat=seat)]
 
 
 def shelf(rng: random.Random) -> list[Body]:

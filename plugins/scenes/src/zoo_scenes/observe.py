@@ -40,7 +40,7 @@ def observe(
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], list[VisibleBody], dict[str, float]]:
     """Class ids (h, w), instance ids (h, w), what covers enough pixels (largest first), and the classes' shares.
 
-    Instance k + 1 is the k-th largest visible thing, `seen[k]`.
+    Instance k + 1 is the k-th largest visible thing, `visible[k]`.
     """
     bodies = stage.scene.bodies
     owners = [max(owner, -1) for owner in stage.owners]  # -1: the room

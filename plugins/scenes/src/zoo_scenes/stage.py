@@ -19,18 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo_scenes.furniture import walls
-from zoo_scenes.scene import (
-    BOX,
-    CYLINDER,
-    NO_TURN,
-    PLANE,
-    SPHERE,
-    Array,
-    Field,
-    Part,
-    Scene,
-    Vector,
-)
+from zoo_scenes.scene import BOX, CYLINDER, NO_TURN, PLANE, SPHERE, Array, Field, Part, Scene, Vector
 
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.intp]
