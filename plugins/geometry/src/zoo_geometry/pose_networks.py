@@ -182,8 +182,8 @@ class TfliteNetwork:
         if tuple(picture_input["shape"]) != (1, size, size, 3) or any(shape not in index_by_shape for shape in shapes):
             raise PretrainedError(
                 f"{file}: expected a network of {(1, size, size, 3)} to {', '.join(map(str, shapes))}, got one of"
-                f" {tuple(map(int, picture_input['shape']))} to {', '.join(map(str, index_by_shape))}; take the file of"
-                " mediapipe 0.10.21"
+                f" {tuple(map(int, picture_input['shape']))} to {', '.join(map(str, index_by_shape))}; take mediapipe"
+                " 0.10.21's file"
             )
         self.input, self.outputs = int(picture_input["index"]), [index_by_shape[shape] for shape in shapes]
 

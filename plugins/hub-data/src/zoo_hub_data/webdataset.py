@@ -196,7 +196,8 @@ def local_file(address: str, cache: Path) -> Path:
         raise
     except Exception as error:  # the file systems of fsspec raise errors of their own libraries
         why = " ".join(str(error).split()).replace(address, "").strip() or "not found, or no connection"
-        raise ReadError(f"{address}: cannot be read: {why}; check it, or run the same command again") from error
+        advice = "check the address, or run the same command again"
+        raise ReadError(f"{address}: cannot be read: {why}; {advice}") from error
     return path
 
 
