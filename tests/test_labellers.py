@@ -204,7 +204,7 @@ def test_sam_is_queried_at_the_grid_points(hub: Hub) -> None:
     folder = hub("sam")
     labeller = labelled("sam_instance", folder, points=2, batch=3, min_quality=0.0).known_settings()["labeller"]
     assert "batch" not in labeller.record(), "masks are not computed again for another batch"
-    answers = list(labeller._answers(PICTURE))
+    answers = list(labeller._predict_masks(PICTURE))
     assert len(answers) == 2  # three points, and one
     logits, quality = (np.concatenate(parts) for parts in zip(*answers, strict=True))
     network, processor = SamModel.from_pretrained(folder).eval(), SamProcessor.from_pretrained(folder)
@@ -400,7 +400,7 @@ def test_boxes_of_masks_and_suppression_by_hand() -> None:
 class Answered(InstanceLabeller):
     """Fake answers: an object, the same object at lower quality, an unstable, a low-quality and an empty mask."""
 
-    def _answers(self, picture: Any) -> Iterator[tuple[Any, Any]]:
+    def _predict_masks(self, picture: Any) -> Iterator[tuple[Any, Any]]:
         logits = np.full((5, 8, 8), -5.0)
         logits[0, 1:4, 1:4] = logits[1, 1:4, 1:4] = logits[3, 5:, 5:] = 5.0
         logits[2, :, 6:] = 0.5
