@@ -86,14 +86,14 @@ def product_share(work: Callable[[], None]) -> float:
 def by_modalities(name: str, budget: int, batch: int, counts: list[int], repeats: int) -> list[dict[str, Any]]:
     cases = [Case(name, count, budget, batch, 1000) for count in counts]
     times = seconds([case.forward_backward for case in cases], repeats)
-    whole = seconds([case.step for case in cases], repeats)
+    step_times = seconds([case.step for case in cases], repeats)
     return [
         {
             "preset": name, "budget": budget, "batch": batch, "modalities": count, "forward and backward s": wall,
             "processor s": busy, "times the first": busy / times[0][1], "step s": step,
             "optimizer share": min(case.updates) / step_busy, "products and attention": product_share(case.step),
         }
-        for count, case, (wall, busy), (step, step_busy) in zip(counts, cases, times, whole, strict=True)
+        for count, case, (wall, busy), (step, step_busy) in zip(counts, cases, times, step_times, strict=True)
     ]  # fmt: skip
 
 
@@ -120,10 +120,10 @@ def empty_slots(name: str, budget: int, batch: int, repeats: int) -> dict[str, A
     for case in cases:
         case.batch = Masker(case.model.layout, masking)(samples(modalities(7), batch), seed=0, step=0)
     cases[1].batch = cases[1].batch.trimmed()
-    (_, whole), (_, used) = seconds([case.step for case in cases], repeats)
+    (_, all_slots), (_, used) = seconds([case.step for case in cases], repeats)
     return {
         "preset": name, "budget": budget, "targets of the longest": int(cases[0].batch.targets.mask.sum(1).max()),
-        "all slots s": whole, "used ones s": used, "used / all": used / whole,
+        "all slots s": all_slots, "used ones s": used, "used / all": used / all_slots,
     }  # fmt: skip
 
 

@@ -38,18 +38,18 @@ def jobs_of(zoo: Zoo, data: Path, seed: int) -> list[TokenizerJob]:
 def row(zoo: Zoo, name: str, source: str) -> dict[str, Any]:
     """The figures of a trained tokenizer by column."""
     handle = zoo[name]
-    found = read_table(handle.checkpoint / EVALUATION)
-    codebook, metric = found["codebook"], handle.spec.metrics[0]
+    evaluation = read_table(handle.checkpoint / EVALUATION)
+    codebook, metric = evaluation["codebook"], handle.spec.metrics[0]
     return {
         "modality": f"`{name}`",
         "source": source,
         "tokens": str(handle.spec.layout),
         "codes": codebook["size"],
-        "main metric": f"{metric.name} {found['metrics'][metric.name]:.3g} {metric.unit}".rstrip(),
+        "main metric": f"{metric.name} {evaluation['metrics'][metric.name]:.3g} {metric.unit}".rstrip(),
         "usage": f"{codebook['usage']:.1%}",
         "if evenly spread": f"{codebook['reachable']:.1%}",
         "perplexity": round(codebook["perplexity"]),
-        "steps": found["steps"],
+        "steps": evaluation["steps"],
     }
 
 

@@ -38,7 +38,7 @@ def spec(name: str, layout: TokenLayout, vocab_size: int) -> ModalitySpec:
 
 
 @torch.inference_mode()
-def without_cache(model: FourM, given: torch.Tensor) -> None:
+def without_cache(model: FourM, images: torch.Tensor) -> None:
     """Greedy text as in the public 4M code: inputs are encoded once, and the whole sequence is decoded again for each
     token.
 
@@ -46,10 +46,10 @@ def without_cache(model: FourM, given: torch.Tensor) -> None:
     """
     tables = model.layout
     start = tables.token_rows("text").start
-    inputs = EncoderInputs(tables, len(given), torch.device("cpu"))
-    inputs.add_whole("image", given)
+    inputs = EncoderInputs(tables, len(images), torch.device("cpu"))
+    inputs.add_whole("image", images)
     context = model.context(inputs.packed())
-    read = torch.full((len(given), 1), start + TEXT.sentinel_start)
+    read = torch.full((len(images), 1), start + TEXT.sentinel_start)
     for _ in range(LENGTH):
         targets = _stream(model, read)
         x = model.embed_targets(targets.read, targets.positions, targets.modalities)
@@ -111,14 +111,14 @@ def main() -> None:
     arguments = parser.parse_args()
     figures = {name: measure(name, arguments.repeats) for name in arguments.preset}
     table = Table("seconds, of wall clock and processor", *figures, box=None, pad_edge=False)
-    for what in figures[arguments.preset[0]]:
-        table.add_row(what, *("{:.3f} {:.3f}".format(*figures[name][what]) for name in figures))
+    for measurement in figures[arguments.preset[0]]:
+        table.add_row(measurement, *("{:.3f} {:.3f}".format(*figures[name][measurement]) for name in figures))
     console = Console()
     console.print(table)
-    found = {"threads": torch.get_num_threads(), "wall and processor seconds": figures}
-    console.print_json(json.dumps(found))
+    results = {"threads": torch.get_num_threads(), "wall and processor seconds": figures}
+    console.print_json(json.dumps(results))
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from rich.table import Column, Table
 
 def publish(name: str, rows: Sequence[dict[str, Any]], note: str, page: Path | None) -> None:
     """Print the rows as a table and as JSON, and write them into a page where there is one; see `write_table`."""
-    heads = [Column(head, no_wrap=place == 0) for place, head in enumerate(rows[0])]
-    shown = Table(*heads, box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    heads = [Column(head, no_wrap=column == 0) for column, head in enumerate(rows[0])]
+    table = Table(*heads, box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
-        shown.add_row(*map(str, row.values()))
-    Console().print(shown)
+        table.add_row(*map(str, row.values()))
+    Console().print(table)
     print(json.dumps(rows))
     if page:
         write_table(page, name, rows, note)

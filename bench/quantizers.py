@@ -77,10 +77,10 @@ def main() -> None:
     zoo = Zoo.installed()
     handle, source = zoo[arguments.modality], zoo.source(arguments.source)
     splits = {"train": arguments.train, "test": arguments.test}
-    drawn = {split: source.samples(split, count, 0) for split, count in splits.items()}
+    samples_by_split = {split: source.samples(split, count, 0) for split, count in splits.items()}
     values = {
         split: [handle.transform(samples[index][1][handle.name], Crop()) for index in range(splits[split])]
-        for split, samples in drawn.items()
+        for split, samples in samples_by_split.items()
     }
     samples = TrainingSamples(train=values["train"], test=values["test"])
     tables = rows_wanted(arguments.kinds)
@@ -89,8 +89,8 @@ def main() -> None:
         measure(zoo, handle.name, samples, table, arguments.steps)
         for table in track(tables, "quantizers", console=Console(stderr=True))
     ]
-    what = f"`{handle.name}` of `{arguments.source}`: {arguments.steps} steps on {arguments.train} samples"
-    note = f"{what}, the rest by default, seed 0; all figures on {arguments.test} held-out samples."
+    subject = f"`{handle.name}` of `{arguments.source}`: {arguments.steps} steps on {arguments.train} samples"
+    note = f"{subject}, the rest by default, seed 0; all figures on {arguments.test} held-out samples."
     publish("quantizers", rows, note, arguments.write)
 
 

@@ -125,20 +125,20 @@ def measure(count: int, parent: Path) -> dict[str, dict[str, float]]:
     start = time.perf_counter()
     write_data(folder / "data", count)
     print(f"{count}: written in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    found = {}
+    figures_by_command = {}
     for name, words in COMMANDS:
         figures = run(words, folder)
         if name:
-            found[name] = figures
-            print(f"{count}: {name}: {found[name]}", file=sys.stderr, flush=True)
-    return found
+            figures_by_command[name] = figures
+            print(f"{count}: {name}: {figures_by_command[name]}", file=sys.stderr, flush=True)
+    return figures_by_command
 
 
-def bytes_per_sample(found: dict[int, dict[str, dict[str, float]]], name: str) -> float:
+def bytes_per_sample(figures_by_count: dict[int, dict[str, dict[str, float]]], name: str) -> float:
     """Return the growth of a command's peak memory from the fewest to the most samples."""
-    few, many = min(found), max(found)
-    growth = found[many][name]["MiB"] - found[few][name]["MiB"]
-    return growth * 2**20 / (many - few) if many > few else 0.0
+    smallest, largest = min(figures_by_count), max(figures_by_count)
+    growth = figures_by_count[largest][name]["MiB"] - figures_by_count[smallest][name]["MiB"]
+    return growth * 2**20 / (largest - smallest) if largest > smallest else 0.0
 
 
 def main() -> None:
@@ -150,17 +150,23 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="scale-"))
     try:
-        found = {count: measure(count, folder) for count in arguments.samples}
+        figures_by_count = {count: measure(count, folder) for count in arguments.samples}
     finally:
         if not arguments.folder:
             shutil.rmtree(folder)
     result: dict[str, Any] = {}
-    print(f"{'':28}" + "".join(f"{count:>20,}" for count in found) + f"{'bytes per sample':>20}")
-    for name in next(iter(found.values())):
-        cells = [f"{one[name]['processor seconds']:.1f} s {one[name]['MiB']:.0f} MiB" for one in found.values()]
-        growth = bytes_per_sample(found, name)
+    print(f"{'':28}" + "".join(f"{count:>20,}" for count in figures_by_count) + f"{'bytes per sample':>20}")
+    for name in next(iter(figures_by_count.values())):
+        cells = [
+            f"{figures[name]['processor seconds']:.1f} s {figures[name]['MiB']:.0f} MiB"
+            for figures in figures_by_count.values()
+        ]
+        growth = bytes_per_sample(figures_by_count, name)
         print(f"{name:28}" + "".join(f"{cell:>20}" for cell in cells) + f"{growth:>20.1f}")
-        result[name] = {"at": {str(count): one[name] for count, one in found.items()}, "bytes per sample": growth}
+        result[name] = {
+            "at": {str(count): figures[name] for count, figures in figures_by_count.items()},
+            "bytes per sample": growth,
+        }
     text = json.dumps({"commands": result, "targets": TARGETS}, indent=1)
     print(text)
     if arguments.json:

@@ -57,13 +57,20 @@ def main() -> None:
     figures = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        made = run(["data", "make", "scenes", str(folder / "data"), "--train", "200", "--test", "20"], {})
-        if made.wait():
+        process = run(["data", "make", "scenes", str(folder / "data"), "--train", "200", "--test", "20"], {})
+        if process.wait():
             raise SystemExit("bench: making data failed")
-        for way, environment in WAYS.items():
-            alone, both = (seconds(folder, steps, count, environment) for count in (1, 2))
-            figures[way] = {"alone_s": round(alone, 1), "both_s": round(both, 1), "ratio": round(both / alone, 2)}
-            print(f"{way:12} alone {alone:6.1f} s   two at once {both:6.1f} s   ratio {both / alone:5.2f}", flush=True)
+        for variant, environment in WAYS.items():
+            alone, paired = (seconds(folder, steps, count, environment) for count in (1, 2))
+            figures[variant] = {
+                "alone_s": round(alone, 1),
+                "both_s": round(paired, 1),
+                "ratio": round(paired / alone, 2),
+            }
+            print(
+                f"{variant:12} alone {alone:6.1f} s   two at once {paired:6.1f} s   ratio {paired / alone:5.2f}",
+                flush=True,
+            )
     print(json.dumps(figures))
 
 

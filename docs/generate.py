@@ -61,9 +61,9 @@ keeps its old value, as `make` and `rsync` would.
 
 def faults_page() -> str:
     """Return the counts of faults and their outcomes."""
-    found = json.loads((ROOT / "docs/results/faults.json").read_text())
-    rows = [f"| {row['fault']} | {row['tries']} | {_counts(row['outcomes'])} |" for row in found["rows"]]
-    text = FAULTS.format(seed=found["seed"], tries=sum(row["tries"] for row in found["rows"]))
+    faults = json.loads((ROOT / "docs/results/faults.json").read_text())
+    rows = [f"| {row['fault']} | {row['tries']} | {_counts(row['outcomes'])} |" for row in faults["rows"]]
+    text = FAULTS.format(seed=faults["seed"], tries=sum(row["tries"] for row in faults["rows"]))
     return "\n".join([f"{text}| fault | tries | outcomes |", "|---|---|---|", *rows, ""])
 
 

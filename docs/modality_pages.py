@@ -33,7 +33,7 @@ def files_section(handle: ModalityHandle) -> tuple[str, list[tuple[str, str, str
         files = probed_files(handle)
     except ZooError as error:
         sys.exit(str(error))
-    others = shortened(handle, outcome_of(handle, OTHER).line)
+    refusal = shorten(handle, outcome_of(handle, OTHER).line)
     at_hand = "other values than declared above are refused."
     if handle.spec.value.kind == "array":
         at_hand = (
@@ -41,16 +41,16 @@ def files_section(handle: ModalityHandle) -> tuple[str, list[tuple[str, str, str
         )
     text = (
         f"Reads {', '.join(f'`.{end}`' for end in files.reads)}; writes `.{files.writes}`. Another kind of file is"
-        f" refused: `{others}`. From Python, {at_hand}"
+        f" refused: `{refusal}`. From Python, {at_hand}"
     )
     rows = []
     for kind in dict.fromkeys(kind for kind, _ in files.probes):
-        probes = [probe for other, probe in files.probes if other == kind]
-        rows += [(kind, what, happens) for what, happens in merged(handle, probes)]
+        probes = [probe for probe_kind, probe in files.probes if probe_kind == kind]
+        rows += [(kind, description, happens) for description, happens in merge_probes(handle, probes)]
     return text, rows
 
 
-def merged(handle: ModalityHandle, probes: Sequence[Probe]) -> list[tuple[str, str]]:
+def merge_probes(handle: ModalityHandle, probes: Sequence[Probe]) -> list[tuple[str, str]]:
     """Return rows of descriptions and results; files with the same result share a row, readable files first."""
     read: dict[str, list[str]] = {}
     refused: list[tuple[list[str], list[str]]] = []
@@ -64,7 +64,7 @@ def merged(handle: ModalityHandle, probes: Sequence[Probe]) -> list[tuple[str, s
         elif probe.damaged:
             damaged.append(probe.what)
         else:
-            add(refused, probe.what, shortened(handle, outcome.line).split(" "))
+            add(refused, probe.what, shorten(handle, outcome.line).split(" "))
     rows = [("; ".join(whats), f"read: {how}" if how else "read") for how, whats in read.items()]
     rows += [("; ".join(whats), f"refused: `{' '.join(words)}`") for whats, words in refused]
     return rows + ([("; ".join(damaged), "refused")] if damaged else [])
@@ -76,7 +76,7 @@ def in_words(value: Any) -> str:
     return f"as `{text}`" if text and len(text) <= 60 and "`" not in text else ""
 
 
-def shortened(handle: ModalityHandle, line: str, longest: int = 200) -> str:
+def shorten(handle: ModalityHandle, line: str, longest: int = 200) -> str:
     """Return a refusal without the parts that the modality's page already has: name and general expectation.
 
     Longer lines than `longest` characters lose their middle.
@@ -93,13 +93,13 @@ def shortened(handle: ModalityHandle, line: str, longest: int = 200) -> str:
     return f"{head} ... {tail}"
 
 
-def add(refused: list[tuple[list[str], list[str]]], what: str, words: list[str]) -> None:
+def add(refused: list[tuple[list[str], list[str]]], description: str, words: list[str]) -> None:
     """Add a refusal; refusals that differ only in a few words in the middle are merged."""
-    for place, (whats, others) in enumerate(refused):
-        if (common := with_gap(others, words)) is not None:
-            refused[place] = ([*whats, what], common)
+    for index, (whats, common_words) in enumerate(refused):
+        if (common := with_gap(common_words, words)) is not None:
+            refused[index] = ([*whats, description], common)
             return
-    refused.append(([what], words))
+    refused.append(([description], words))
 
 
 def with_gap(first: list[str], second: list[str]) -> list[str] | None:
@@ -107,12 +107,12 @@ def with_gap(first: list[str], second: list[str]) -> list[str] | None:
     if first == second:
         return first
     shorter = min(len(first), len(second))
-    start = next((place for place in range(shorter) if first[place] != second[place]), shorter)
-    end = next((place for place in range(shorter - start) if first[-1 - place] != second[-1 - place]), shorter - start)
+    start = next((k for k in range(shorter) if first[k] != second[k]), shorter)
+    end = next((k for k in range(shorter - start) if first[-1 - k] != second[-1 - k]), shorter - start)
     if start + end < ALIKE * max(len(first), len(second)):
         return None
-    last, other = (words[len(words) - end - 1][-1:] for words in (first, second))
-    return [*first[:start], GAP + (last if last == other and last in PAUSES else ""), *first[len(first) - end :]]
+    last, previous = (words[len(words) - end - 1][-1:] for words in (first, second))
+    return [*first[:start], GAP + (last if last == previous and last in PAUSES else ""), *first[len(first) - end :]]
 
 
 PLUGINS = Path(__file__).parent.parent / "plugins"
@@ -176,7 +176,7 @@ def page(handle: ModalityHandle) -> str:
     lines += table(("", ""), [(key, fact) for key, fact in facts.items() if fact])
     if spec.value.fields:
         lines.append("\n## Fields\n")
-        lines += table(("field", "what"), [(f"`{name}`", what) for name, what in spec.value.fields])
+        lines += table(("field", "what"), [(f"`{name}`", meaning) for name, meaning in spec.value.fields])
     text, rows = files_section(handle)
     lines += [f"\n## Files and values\n\n{text}\n", *table(("file", "what", "what happens"), rows)]
     fit = " A usable tokenizer with default settings meets the bound (`zoo doctor`)."

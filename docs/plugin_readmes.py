@@ -89,16 +89,16 @@ def models(plugin: Path, names: list[str]) -> list[str]:
 
 def extras(text: str, project: Mapping[str, Any], folder: str) -> list[str]:
     """Return the table of extras; the comment above them in pyproject.toml explains them."""
-    found = project.get("optional-dependencies", {})
-    if not found:
+    extras_by_name = project.get("optional-dependencies", {})
+    if not extras_by_name:
         return []
     comment = re.search(rf"((?:^# .*\n)+){re.escape(EXTRAS)}", text, re.MULTILINE)
     if comment is None:
         sys.exit(f"{folder}/pyproject.toml: expected a comment above {EXTRAS} that says what the extras are for")
     words = " ".join(re.sub(r"^# ", "", comment[1], flags=re.MULTILINE).split())
     lines = [f"\nExtras are {words[0].lower()}{words[1:]}\n"]
-    lines += table(("extra", "installs"), [(f"`{name}`", as_code(needs)) for name, needs in found.items()])
-    return [*lines, f'\n    pip install -e "{folder}[{",".join(found)}]"']
+    lines += table(("extra", "installs"), [(f"`{name}`", as_code(needs)) for name, needs in extras_by_name.items()])
+    return [*lines, f'\n    pip install -e "{folder}[{",".join(extras_by_name)}]"']
 
 
 def as_code(names: Iterable[str]) -> str:

@@ -32,17 +32,17 @@ def settings_tables(cls: type, name: str) -> list[str]:
     return lines
 
 
-def told_tables(cls: type, name: str) -> list[str]:
+def documented_tables(cls: type, name: str) -> list[str]:
     """Return all tables with headings and the docstrings of their classes."""
     lines = []
-    for one in tables_of(cls, name):
-        lines += [f"\n### `{one.header}`\n", f"{one.about}\n", *absence(one), *keys_table(one)]
+    for table in tables_of(cls, name):
+        lines += [f"\n### `{table.header}`\n", f"{table.about}\n", *absence(table), *keys_table(table)]
     return lines
 
 
-def absence(one: Table) -> list[str]:
+def absence(table: Table) -> list[str]:
     """Return a note for a table that is absent by default."""
-    return ["Absent by default.\n"] if one.absent else []
+    return ["Absent by default.\n"] if table.absent else []
 
 
 def keys_table(keys: Table) -> list[str]:
@@ -117,14 +117,14 @@ def settings_page() -> str:
     """The page."""
     lines = [
         INTRODUCTION,
-        *told_tables(ZooConfig, "zoo"),
+        *documented_tables(ZooConfig, "zoo"),
         VOCABULARIES,
-        *told_tables(InstanceConfig, "modalities.NAME"),
-        *told_tables(Limits, "limits"),
+        *documented_tables(InstanceConfig, "modalities.NAME"),
+        *documented_tables(Limits, "limits"),
     ]
-    lines += [BACKBONE, *presets(), *told_tables(ModelConfig, "model"), *told_tables(TrainConfig, "train")]
-    lines += told_tables(EvaluationConfig, "eval")
-    lines += [TRANSFER, *told_tables(TransferConfig, "transfer"), TUNINGS, *tunings()]
+    lines += [BACKBONE, *presets(), *documented_tables(ModelConfig, "model"), *documented_tables(TrainConfig, "train")]
+    lines += documented_tables(EvaluationConfig, "eval")
+    lines += [TRANSFER, *documented_tables(TransferConfig, "transfer"), TUNINGS, *tunings()]
     lines += [PLAN, *settings_tables(GenerationPlan, "")]
     return "\n".join(lines) + "\n"
 

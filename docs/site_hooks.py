@@ -26,12 +26,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
     Code blocks of a file get its name as their title.
     """
-    here = Path(page.file.src_uri).parent
+    folder = Path(page.file.src_uri).parent
 
     def link(match: re.Match[str]) -> str:
         text, target = match.groups()
         path, _, anchor = target.partition("#")
-        inside = Path(*[part for part in (here / path).parts])
+        inside = Path(*[part for part in (folder / path).parts])
         resolved = Path("docs", inside)
         parts: list[str] = []
         for part in resolved.parts:
@@ -39,7 +39,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         if parts and parts[0] == "docs":
             return match.group(0)
         if parts == ["README.md"]:
-            up = "../" * len(here.parts)
+            up = "../" * len(folder.parts)
             return f"[{text}]({up}index.md{'#' + anchor if anchor else ''})"
         return text
 

@@ -101,8 +101,8 @@ class Study:
         parser.add_argument(
             "--parts", type=positive, default=1, help="parts of a batch, each on one of its run's cores"
         )
-        for option, (default, what) in texts.items():
-            parser.add_argument(f"--{option}", default=default, help=what)
+        for option, (default, help_text) in texts.items():
+            parser.add_argument(f"--{option}", default=default, help=help_text)
         arguments = parser.parse_args()
         return cls(arguments, Zoo.from_toml(arguments.registry))
 
@@ -147,7 +147,7 @@ class Study:
         """Train the runs of all variants, with all seeds, that are not there yet."""
         of_name = {variant.name: variant for variant in variants}
         runs = [(variant, seed) for seed in range(self.arguments.seeds) for variant in of_name.values()]
-        self.at_once("trained", _run, runs)
+        self.run_parallel("trained", _run, runs)
 
     def losses(self, variants: Sequence[Variant]) -> list[list[dict[str, float]]]:
         """For each variant, and for each seed, by modality the loss of its run on held-out samples.
@@ -156,22 +156,24 @@ class Study:
         """
         self.train(variants)
         once = {(variant.name, variant.question): variant for variant in variants}
-        asked = [(variant, seed) for variant in once.values() for seed in range(self.arguments.seeds)]
-        found = iter(self.at_once("asked", _losses, asked))
-        by_seed = {key: list(itertools.islice(found, self.arguments.seeds)) for key in once}
+        jobs = [(variant, seed) for variant in once.values() for seed in range(self.arguments.seeds)]
+        losses = iter(self.run_parallel("asked", _losses, jobs))
+        by_seed = {key: list(itertools.islice(losses, self.arguments.seeds)) for key in once}
         return [by_seed[variant.name, variant.question] for variant in variants]
 
-    def at_once(self, done: str, function: Callable[[Study, Job], Result], jobs: Sequence[Job]) -> list[Result]:
+    def run_parallel(self, done: str, function: Callable[[Study, Job], Result], jobs: Sequence[Job]) -> list[Result]:
         """Map a function over jobs in `--workers` processes.
 
         `done` is the verb for progress messages.
         """
-        placed = [Placed(function=function, arguments=self.arguments, job=job, at=at) for at, job in enumerate(jobs)]
-        found: dict[int, Result] = {}
-        for at, result in run_jobs(self.zoo, Placed.do, placed, self.arguments.workers):
-            found[at] = result
-            self.console.print(f"{self.name}: {done} {len(found)} of {len(jobs)}", highlight=False)
-        return [found[at] for at in range(len(jobs))]
+        indexed_jobs = [
+            IndexedJob(function=function, arguments=self.arguments, job=job, at=at) for at, job in enumerate(jobs)
+        ]
+        results: dict[int, Result] = {}
+        for at, result in run_jobs(self.zoo, IndexedJob.do, indexed_jobs, self.arguments.workers):
+            results[at] = result
+            self.console.print(f"{self.name}: {done} {len(results)} of {len(jobs)}", highlight=False)
+        return [results[at] for at in range(len(jobs))]
 
     def losses_in(self, folder: Path, modalities: Sequence[str], question: Mixture) -> dict[str, float]:
         """By modality, the loss of the backbone in a folder on held-out samples."""
@@ -187,14 +189,14 @@ class Study:
             raise DataError(f"{self.tokens}: does not say where its values are; write it with zoo tokenize DATA")
         return data
 
-    def made_of_the_picture(
+    def picture_pairs(
         self, folder: Path, zoo: Zoo, tokens: Path, targets: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
         """The `pairs` of `zoo backbone eval` that lead from the picture to each target, by default to all."""
         samples = self.arguments.samples
-        wanted = None if targets is None else tuple(targets)
+        target_names = None if targets is None else tuple(targets)
         sizes = {"samples": samples, "loss_samples": samples, "gallery_pairs": 0}
-        config = EvaluationConfig(inputs=((GIVEN,),), targets=wanted, **sizes)
+        config = EvaluationConfig(inputs=((GIVEN,),), targets=target_names, **sizes)
         result = evaluate(folder, zoo, tokens, self.data, config=config)
         pairs: list[dict[str, Any]] = result["pairs"]
         return pairs
@@ -214,7 +216,7 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placed(Generic[Job, Result]):
+class IndexedJob(Generic[Job, Result]):
     """A job of a study and its place among the others, as a worker gets it."""
 
     function: Callable[[Study, Job], Result]
@@ -223,9 +225,9 @@ class Placed(Generic[Job, Result]):
     at: int
 
     @staticmethod
-    def do(zoo: Zoo, placed: Placed[Job, Result]) -> tuple[int, Result]:
+    def do(zoo: Zoo, indexed: IndexedJob[Job, Result]) -> tuple[int, Result]:
         """Run folder and result of a variant."""
-        return placed.at, placed.function(Study(placed.arguments, zoo), placed.job)
+        return indexed.at, indexed.function(Study(indexed.arguments, zoo), indexed.job)
 
 
 def _run(study: Study, job: tuple[Variant, int]) -> Path:
@@ -243,15 +245,15 @@ def compare(study: Study, variants: Sequence[Variant], *, also: Mapping[str, Mix
     `also` are further questions by title; each has its own table.
     """
     answers, tables = {}, []
-    for said, question in {"": None, **(also or {})}.items():
-        asked = [dataclasses.replace(variant, question=question or variant.question) for variant in variants]
-        title = f"{study.name}, {said}" if said else study.name
-        answers[said or "own question"], table = _compared(title, asked, study.losses(asked))
+    for question_name, question in {"": None, **(also or {})}.items():
+        runs = [dataclasses.replace(variant, question=question or variant.question) for variant in variants]
+        title = f"{study.name}, {question_name}" if question_name else study.name
+        answers[question_name or "own question"], table = _loss_table(title, runs, study.losses(runs))
         tables.append(table)
     study.finish(answers, *tables)
 
 
-def _compared(
+def _loss_table(
     title: str, variants: Sequence[Variant], losses: Sequence[Sequence[Mapping[str, float]]]
 ) -> tuple[dict[str, Any], Table]:
     """The losses of all runs with their intervals, and as a table."""
@@ -266,7 +268,7 @@ def _compared(
     for name in rows:
         table.add_column(name, justify="right")
     for target in ("mean", *names):
-        table.add_row(target, *(shown(row[target]) for row in rows.values()))
+        table.add_row(target, *(format_mean(row[target]) for row in rows.values()))
     return {"losses": rows, "runs": runs_of}, table
 
 
@@ -276,17 +278,17 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     return {"mean": mean, "half": half or 0.0}
 
 
-def shown(value: Mapping[str, float]) -> str:
+def format_mean(value: Mapping[str, float]) -> str:
     """A mean with half of its interval."""
     return f"{value['mean']:.3f}" + (f" ± {value['half']:.3f}" if value["half"] else "")
 
 
 def over_seeds(values: Sequence[float | None]) -> dict[str, float] | None:
     """The interval of one figure per seed; None where a seed has none."""
-    known = [value for value in values if value is not None]
-    return interval(known) if known and len(known) == len(values) else None
+    scores = [value for value in values if value is not None]
+    return interval(scores) if scores and len(scores) == len(values) else None
 
 
 def cell(value: Mapping[str, float] | None) -> str:
     """A mean with half of its interval, or a dash."""
-    return shown(value) if value else "-"
+    return format_mean(value) if value else "-"

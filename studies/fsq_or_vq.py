@@ -40,15 +40,15 @@ def zoo_of(study: Study, kind: str, checkpoints: Path) -> Zoo:
     targets = targets_of(study)
     modalities = {name: dict(tables["modalities"].get(name, {})) for name in (GIVEN, *targets)}
     for name in targets:
-        for elsewhere in "checkpoint", "sha256":
-            modalities[name].pop(elsewhere, None)
+        for file_key in "checkpoint", "sha256":
+            modalities[name].pop(file_key, None)
         tokenizer = {key: value for key, value in modalities[name].get("tokenizer", {}).items() if key != "levels"}
         modalities[name]["tokenizer"] = {**tokenizer, "quantizer": kind, **KINDS[kind]}
     tables["zoo"] |= {"checkpoints": str(checkpoints.resolve()), "modalities": list(modalities)}
     return Zoo.from_tables({**tables, "modalities": modalities}, study.zoo.path)
 
 
-def measured(study: Study, job: tuple[str, int]) -> dict[str, dict[str, float | None]]:
+def measure_seed(study: Study, job: tuple[str, int]) -> dict[str, dict[str, float | None]]:
     """Return the figures of one kind and seed by target, training the missing parts first."""
     kind, seed = job
     data = study.data
@@ -60,22 +60,22 @@ def measured(study: Study, job: tuple[str, int]) -> dict[str, dict[str, float | 
     question = Mixture(inputs=(GIVEN,), targets=targets, input_alpha=10.0)
     config = study.settings((question,), seed=seed)
     run = train(folder / "backbone", tokens, [zoo[name].spec for name in names], study.model, config)
-    found: dict[str, dict[str, float | None]] = {}
-    for pair in study.made_of_the_picture(run, zoo, tokens, targets):
+    figures: dict[str, dict[str, float | None]] = {}
+    for pair in study.picture_pairs(run, zoo, tokens, targets):
         handle = zoo[pair["target"]]
         metric = handle.spec.metrics[0].name
         codebook = read_table(handle.checkpoint / EVALUATION)["codebook"]
-        found[handle.name] = {
+        figures[handle.name] = {
             USAGE: codebook["usage"], BEST: pair["reconstruction"][metric], PREDICTED: pair["score"][metric],
             SKILL: pair["skill"],
         }  # fmt: skip
-    return found
+    return figures
 
 
 def main() -> None:
     study = Study.from_command_line("fsq_or_vq", __doc__, steps=1000)
     jobs = [(kind, seed) for seed in range(study.arguments.seeds) for kind in KINDS]
-    of_job = dict(zip(jobs, study.at_once("measured", measured, jobs), strict=True))
+    of_job = dict(zip(jobs, study.run_parallel("measured", measure_seed, jobs), strict=True))
     runs = {kind: [figures for (of, _), figures in of_job.items() if of == kind] for kind in KINDS}
     table = Table("made of the picture", "figure", box=None, pad_edge=False, title="tokens of two kinds")
     for kind in KINDS:

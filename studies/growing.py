@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import GIVEN, Study, begin, cell, over_seeds, shown
+from common import GIVEN, Study, begin, cell, format_mean, over_seeds
 from rich.table import Table
-from transfer import asked, generalist
+from transfer import generalist, picture_question
 
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
 from tokenizers_zoo.spec import ModalitySpec
@@ -102,12 +102,12 @@ class Growing:
 
     def skills(self, folder: Path, targets: Sequence[str] | None = None) -> dict[str, float | None]:
         """By target, by default all, the skill score given the picture."""
-        pairs = self.study.made_of_the_picture(folder, self.study.zoo, self.study.tokens, targets)
+        pairs = self.study.picture_pairs(folder, self.study.zoo, self.study.tokens, targets)
         return {pair["target"]: pair["skill"] for pair in pairs}
 
     def of_new(self, folder: Path) -> Figures:
         """Loss and skill of the new modality in a run, from the picture."""
-        loss = self.study.losses_in(folder, self.names, asked(self.new))[self.new]
+        loss = self.study.losses_in(folder, self.names, picture_question(self.new))[self.new]
         return {LOSS: loss, SKILL: self.skills(folder, [self.new])[self.new]}
 
     def measure(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Growing:
         return {"old": old, "new": new}
 
 
-def measured(study: Study, job: tuple[Sequence[str], Sequence[float], int]) -> dict[str, Any]:
+def measure_seed(study: Study, job: tuple[Sequence[str], Sequence[float], int]) -> dict[str, Any]:
     """The figures of one seed, from the modalities, the shares of S and the seed."""
     return Growing(study, *job).measure()
 
@@ -144,8 +144,8 @@ def reached(run: Mapping[str, Any], shares: Sequence[float], measure: str) -> fl
     end = run["new"][ALL][measure]
     worse = 1 if measure == LOSS else -1
     figures = {share: run["new"][named(GROWN, share)][measure] for share in shares}
-    found = [share for share, at in figures.items() if None not in (end, at) and worse * (at - end) <= 0]
-    return min(found, default=None)
+    matching_shares = [share for share, at in figures.items() if None not in (end, at) and worse * (at - end) <= 0]
+    return min(matching_shares, default=None)
 
 
 def change(row: Mapping[str, float | None]) -> float | None:
@@ -212,8 +212,8 @@ def old_table(result: Mapping[str, Any], measure: str, aim: str) -> Table:
         table.add_column(title(how), justify="right")
     for name, row in rows.items():
         table.add_row(name, cell(row[BEFORE]), *(cell(row[changed(how)]) for how in grown))
-    found = [f"{title(how)} {shown(row)} ({row['modality']})" for how, row in result["worst"][measure].items()]
-    table.caption = f"the worst change: {'; '.join(found) or '-'}{aim}"
+    changes = [f"{title(how)} {format_mean(row)} ({row['modality']})" for how, row in result["worst"][measure].items()]
+    table.caption = f"the worst change: {'; '.join(changes) or '-'}{aim}"
     return table
 
 
@@ -239,7 +239,9 @@ def main() -> None:
     names = study.modalities
     if new not in (can_be := [name for name in names if not study.zoo[name].spec.continuous]):
         raise UnknownNameError.of(f"modality with tokens in {study.tokens}, to be made:", new, can_be)
-    runs = study.at_once("measured", measured, [(names, shares, seed) for seed in range(study.arguments.seeds)])
+    runs = study.run_parallel(
+        "measured", measure_seed, [(names, shares, seed) for seed in range(study.arguments.seeds)]
+    )
     result = summary(runs, shares)
     study.finish(
         {"added": new, "aims": {"worst change of the skill score": WORST, "share of the steps": SOONEST}}

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import GIVEN, Study, Variant, begin, interval, shown
+from common import GIVEN, Study, Variant, begin, format_mean, interval
 from rich.table import Table
-from transfer import asked, generalist, made, sets_of, specialist
+from transfer import generalist, picture_question, sets_of, specialist, target_names
 
 from zoo_backbone.optim import for_width
 
@@ -61,25 +61,28 @@ def main() -> None:
     study = Study.from_command_line(
         "levers", __doc__, steps=1000, rivals=("runs/studies/transfer", "folder of the study transfer")
     )  # fmt: skip
-    there = vars(study.arguments) | {"study": "transfer", "out": Path(study.arguments.rivals)}
-    rivals = Study(argparse.Namespace(**there), study.zoo)
+    rival_arguments = vars(study.arguments) | {"study": "transfer", "out": Path(study.arguments.rivals)}
+    rivals = Study(argparse.Namespace(**rival_arguments), study.zoo)
     names = sets_of(study)[-1]
-    targets = made(study, names)
+    targets = target_names(study, names)
     base = generalist(study, names, GIVEN)
     specialists = [specialist(study, target, study.arguments.steps) for target in targets]
 
-    def asked_all(variant: Variant) -> list[Variant]:
-        return [dataclasses.replace(variant, question=asked(target)) for target in targets]
+    def with_questions(variant: Variant) -> list[Variant]:
+        return [dataclasses.replace(variant, question=picture_question(target)) for target in targets]
 
     changes = levers(study, base)
     theirs = rivals.losses(specialists)
     losses = iter(
-        [*rivals.losses(asked_all(base)), *study.losses([each for one in changes for each in asked_all(one)])]
+        [
+            *rivals.losses(with_questions(base)),
+            *study.losses([question for change in changes for question in with_questions(change)]),
+        ]
     )
     rows = {}
     for name in (AS_IT_IS, *(variant.name for variant in changes)):
         gains = {
-            target: [other[target] - own[target] for other, own in zip(of, next(losses), strict=True)]
+            target: [rival_loss[target] - loss[target] for rival_loss, loss in zip(of, next(losses), strict=True)]
             for target, of in zip(targets, theirs, strict=True)
         }
         mean = [sum(of_seed) / len(of_seed) for of_seed in zip(*gains.values(), strict=True)]
@@ -97,7 +100,7 @@ def table_of(rows: Mapping[str, Mapping[str, Mapping[str, float]]], columns: Seq
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in rows.items():
-        table.add_row(name, *(shown(row[column]) for column in columns))
+        table.add_row(name, *(format_mean(row[column]) for column in columns))
     return table
 
 

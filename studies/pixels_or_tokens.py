@@ -17,15 +17,15 @@ def main() -> None:
     study = Study.from_command_line("pixels_or_tokens", __doc__, steps=1000)
     variants = {"patches": (GIVEN,), "tokens": (TOKENS,), "both": (GIVEN, TOKENS)}
     # A picture may be a complete input; with two, the Dirichlet divides the budget.
-    parts = {name: Mixture(inputs=given, targets=TARGETS) for name, given in variants.items()}
+    parts = {name: Mixture(inputs=inputs, targets=TARGETS) for name, inputs in variants.items()}
     compare(
         study,
         [
             Variant(
-                name=name, modalities=(*TARGETS, *given), model=study.model, train=study.settings((parts[name],)),
+                name=name, modalities=(*TARGETS, *inputs), model=study.model, train=study.settings((parts[name],)),
                 question=parts[name],
             )
-            for name, given in variants.items()
+            for name, inputs in variants.items()
         ],
     )  # fmt: skip
 

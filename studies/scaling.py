@@ -12,7 +12,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from common import Study, Variant, begin, interval, shown
+from common import Study, Variant, begin, format_mean, interval
 from rich.table import Table
 
 from tokenizers_zoo.errors import ConfigError
@@ -57,8 +57,13 @@ def main() -> None:
     table = Table("size", box=None, pad_edge=False, title="loss by size, mean over modalities")
     for column in ("parameters", "held-out loss", "the line"):
         table.add_column(column, justify="right")
-    for row, place in zip(rows, x, strict=True):
-        table.add_row(row["size"], f"{row['parameters']:,}", shown(row["loss"]), f"{np.exp(slope * place + start):.3f}")
+    for row, log_parameters in zip(rows, x, strict=True):
+        table.add_row(
+            row["size"],
+            f"{row['parameters']:,}",
+            format_mean(row["loss"]),
+            f"{np.exp(slope * log_parameters + start):.3f}",
+        )
     study.finish({"sizes": rows, "line": line}, table)
     text = f"loss = {line['factor']:.3g} x parameters ^ {slope:.4f}, R squared {line['r_squared']:.3f}"
     study.console.print(text, highlight=False)

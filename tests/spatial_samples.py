@@ -40,7 +40,7 @@ def values(name: str, count: int, size: int = 16, seed: int = 0) -> list[np.ndar
     made = {
         "rgb": lambda f: f,
         "depth": lambda f: 0.5 + 5 * f[:1],
-        "normal": lambda f: normal.unit(2 * f - 1),
+        "normal": lambda f: normal.normalise(2 * f - 1),
         "semseg": lambda f: (f[0] * 18.99).astype(np.int64),
         "canny": lambda f: (np.abs(f[:1] - 0.5) < 0.05).astype(np.float32),
     }[name]

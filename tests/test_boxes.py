@@ -16,7 +16,7 @@ from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.object_tokens import box_overlaps
 from tokenizers_zoo.spec import Crop
 from zoo_semantics.boxes import plugin as boxes
-from zoo_semantics.boxes_3d import NONE_FOUND, Boxes3dSettings, corners, numbers_of, plugin, wrapped
+from zoo_semantics.boxes_3d import NONE_FOUND, Boxes3dSettings, corners, numbers_of, plugin, wrap_angle
 
 NAME = "boxes_3d"
 Box = dict[str, Any]
@@ -47,7 +47,7 @@ def test_boxes_are_exact_to_half_a_level(value: list[Box]) -> None:
         assert (off <= np.array([8, 4, 8]) * 0.5 / (BINS - 1) + 1e-9).all()
         ratio = np.abs(np.log(np.divide(got["size"], true["size"])))
         assert (ratio <= math.log(4 / 0.05) * 0.5 / (BINS - 1) + 1e-9).all()
-        assert abs(wrapped(got["yaw"] - true["yaw"])) <= math.pi / BINS + 1e-9
+        assert abs(wrap_angle(got["yaw"] - true["yaw"])) <= math.pi / BINS + 1e-9
         assert -math.pi <= got["yaw"] < math.pi
 
 
@@ -305,7 +305,7 @@ def test_box_scores_by_hand() -> None:
         [flat("a", 0, 0, 0.5, 0.4), flat("a", 0, 0, 0.5, 0.5), flat("b", 0, 0, 0.1, 0.1)],
         [flat("a", 0, 0, 1, 1)],
     ]
-    assert len(boxes.matched(predicted[0], target[0])) == 1  # the second "a" finds nothing left
+    assert len(boxes.match_boxes(predicted[0], target[0])) == 1  # the second "a" finds nothing left
     assert boxes.score(predicted, target) == pytest.approx({"f1": 2 / 6, "mean_iou": 1.0, "label_f1": 4 / 6})
     assert boxes.score([[]], [[]]) == {"f1": 1.0, "mean_iou": 0.0, "label_f1": 1.0}
 

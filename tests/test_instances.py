@@ -21,11 +21,11 @@ from tokenizers_zoo.validation import array_bytes as npy
 from zoo_images.edges import sam_edge as edge_plugin
 from zoo_semantics import instance_maps
 from zoo_semantics.instance_maps import (
+    distinct_masks,
     instances_of,
     map_of_masks,
     resized_mask,
     shape_of,
-    told_once,
 )
 from zoo_semantics.sam_instance import InstanceSettings, plugin
 
@@ -101,10 +101,10 @@ def test_near_duplicate_instances_are_merged(layout: str, count: int) -> None:
     boxes = np.array([[0.12, 0.1, 0.8, 0.9], [0.121, 0.1, 0.81, 0.9], [0.3, 0.3, 0.5, 0.5]])
     made = plugin.join(boxes, np.ones((3, 1, 32, 32), np.float32), {}, options)
     assert made.max() == count
-    assert told_once([]) == []
+    assert distinct_masks([]) == []
     left, right = np.zeros((2, 4, 9), bool)
     left[:, :6], right[:, 2:8] = True, True  # IoU 0.5
-    assert len(told_once([left, right, left])) == 2
+    assert len(distinct_masks([left, right, left])) == 2
 
 
 def test_run_lengths_go_down_the_columns() -> None:

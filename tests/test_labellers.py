@@ -22,7 +22,13 @@ from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pretrained import PretrainedError
 from zoo_geometry.normal import angle_degrees, normals_of_depth
-from zoo_semantics.labellers import InstanceLabeller, boxes_of_masks, class_table, labelled_boxes, suppressed
+from zoo_semantics.labellers import (
+    InstanceLabeller,
+    boxes_of_masks,
+    class_table,
+    labelled_boxes,
+    non_maximum_suppression,
+)
 
 PICTURE = np.random.default_rng(0).random((3, 48, 64)).astype(np.float32)
 KEPT = 3
@@ -198,7 +204,7 @@ def test_sam_is_queried_at_the_grid_points(hub: Hub) -> None:
     folder = hub("sam")
     labeller = labelled("sam_instance", folder, points=2, batch=3, min_quality=0.0).known_settings()["labeller"]
     assert "batch" not in labeller.record(), "masks are not computed again for another batch"
-    answers = list(labeller._answers(PICTURE))
+    answers = list(labeller._predict_masks(PICTURE))
     assert len(answers) == 2  # three points, and one
     logits, quality = (np.concatenate(parts) for parts in zip(*answers, strict=True))
     network, processor = SamModel.from_pretrained(folder).eval(), SamProcessor.from_pretrained(folder)
@@ -384,17 +390,17 @@ def test_boxes_of_masks_and_suppression_by_hand() -> None:
     assert boxes.tolist() == [[2, 1, 7, 3], [0, 5, 1, 6], [0, 0, 8, 6]]
     shifted = np.array([[0, 0, 10, 10], [0, 0, 10, 8], [5, 0, 15, 10], [20, 20, 30, 30]])
     scores = np.array([0.5, 0.9, 0.8, 0.1])  # overlaps with the second: 0.8, 40 / 140, 0
-    assert suppressed(shifted, scores, 0.7) == [1, 2, 3]
-    assert suppressed(shifted, scores, 0.8) == [1, 2, 0, 3]
-    assert suppressed(shifted, scores, 0.2) == [1, 3]
-    assert suppressed(np.zeros((0, 4)), np.zeros(0), 0.5) == []
+    assert non_maximum_suppression(shifted, scores, 0.7) == [1, 2, 3]
+    assert non_maximum_suppression(shifted, scores, 0.8) == [1, 2, 0, 3]
+    assert non_maximum_suppression(shifted, scores, 0.2) == [1, 3]
+    assert non_maximum_suppression(np.zeros((0, 4)), np.zeros(0), 0.5) == []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answered(InstanceLabeller):
     """Fake answers: an object, the same object at lower quality, an unstable, a low-quality and an empty mask."""
 
-    def _answers(self, picture: Any) -> Iterator[tuple[Any, Any]]:
+    def _predict_masks(self, picture: Any) -> Iterator[tuple[Any, Any]]:
         logits = np.full((5, 8, 8), -5.0)
         logits[0, 1:4, 1:4] = logits[1, 1:4, 1:4] = logits[3, 5:, 5:] = 5.0
         logits[2, :, 6:] = 0.5

@@ -28,7 +28,7 @@ from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.validation import array_bytes
 from zoo_backbone.run import BUNDLE, find_run
-from zoo_hub_data.hf import Places
+from zoo_hub_data.hf import FileRoots
 from zoo_raster.tiff import tiff_bytes
 
 ZOO = Zoo.installed()
@@ -177,7 +177,7 @@ def test_a_bundle_of_a_stranger_has_all_of_its_places(tmp_path: Path, place: dic
 def test_a_zip_member_above_the_limit_is_not_decompressed(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("large.png", bytes(300_000_000))
-    places = Places(root=tmp_path.resolve())
+    places = FileRoots(root=tmp_path.resolve())
     with at_most(200_000_000), pytest.raises(InvalidValueError, match=r"300,000,000 bytes, at most .*file_bytes"):
         places.read("zip://large.png::a.zip")
 

@@ -23,9 +23,9 @@ from pose_people import METRES, answer_by_hand, landmarks_around, network_files,
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.pretrained import PretrainedError
 from zoo_geometry import body
-from zoo_geometry.body import ADULT, JOINTS, PARENTS, half_sizes, looking_at, offset_of, rotations_of
+from zoo_geometry.body import ADULT, JOINTS, PARENTS, half_sizes, look_at_rotation, offset_of, rotations_of
 from zoo_geometry.pose_labeller import PoseLabeller, head_of_landmarks, joints_of_landmarks, person_of
-from zoo_geometry.pose_networks import Region, anchors, detections, landmarks_of, region_of, sampled
+from zoo_geometry.pose_networks import Region, anchors, detections, landmarks_of, region_of, sample_pixels
 
 NAME = "human_poses"
 DARK, LIGHT = np.zeros((3, 60, 80), np.float32), np.zeros((3, 60, 80), np.float32)
@@ -42,18 +42,18 @@ def handle(model: Path | str, **own: Any) -> Any:
 def test_what_a_region_shows() -> None:
     picture = np.random.default_rng(0).random((3, 6, 6))
     upright = Region(x=3, y=3, side=6)
-    np.testing.assert_allclose(upright.shown(picture, 6, "black"), picture.transpose(1, 2, 0))
-    turned = dataclasses.replace(upright, angle=math.pi / 2).shown(picture, 6, "edge")
+    np.testing.assert_allclose(upright.sample(picture, 6, "black"), picture.transpose(1, 2, 0))
+    turned = dataclasses.replace(upright, angle=math.pi / 2).sample(picture, 6, "edge")
     np.testing.assert_allclose(turned, np.rot90(picture.transpose(1, 2, 0)), atol=1e-12)
-    halves = upright.shown(picture, 3, "black")
+    halves = upright.sample(picture, 3, "black")
     np.testing.assert_allclose(halves, picture.reshape(3, 3, 2, 3, 2).mean((2, 4)).transpose(1, 2, 0))
 
 
 def test_beyond_the_picture_and_between_its_pixels() -> None:
     picture = np.array([[[1.0, 3.0]]])
     places = np.array([[0.5, 0.5], [1.0, 0.5], [1.25, 0.5], [-5, 0.5], [9, 9], [2.0, 0.5]])
-    np.testing.assert_allclose(sampled(picture, places, "edge")[:, 0], [1, 2, 2.5, 1, 3, 3])
-    np.testing.assert_allclose(sampled(picture, places, "black")[:, 0], [1, 2, 2.5, 0, 0, 1.5])
+    np.testing.assert_allclose(sample_pixels(picture, places, "edge")[:, 0], [1, 2, 2.5, 1, 3, 3])
+    np.testing.assert_allclose(sample_pixels(picture, places, "black")[:, 0], [1, 2, 2.5, 0, 0, 1.5])
 
 
 # ---- the detector
@@ -125,7 +125,7 @@ def test_fields_of_view_by_hand() -> None:
     np.testing.assert_allclose(half_sizes(90.0, 100, 200), [2, 1])
     np.testing.assert_allclose(half_sizes((90.0, 53.13010235), 100, 200), [0.5, 1])
     np.testing.assert_allclose(half_sizes(None, 300, 400), [0.4, 0.3])
-    turn = looking_at(np.array([1.0, 0.5]), np.array([1.0, 1.0]))  # 45 degrees to the right
+    turn = look_at_rotation(np.array([1.0, 0.5]), np.array([1.0, 1.0]))  # 45 degrees to the right
     np.testing.assert_allclose(turn @ (0, 0, -1), np.array([1, 0, -1]) / math.sqrt(2), atol=1e-12)
     np.testing.assert_allclose(turn @ (0, 1, 0), (0, 1, 0), atol=1e-12)
 
@@ -154,7 +154,7 @@ def test_people_of_perfect_networks_are_the_true_ones(fov: Any, at: tuple[float,
     hips = points[[23, 24]].mean(axis=0)[None]
     centre = 0.5 + 0.5 * body.directions(hips)[0] * (1, -1) / half
     region = Region(x=centre[0] * size[1], y=centre[1] * size[0], side=300)
-    told = seen(points, region, size, half, looking_at(centre, half))
+    told = seen(points, region, size, half, look_at_rotation(centre, half))
     person = person_of(told, size, fov)
     assert person is not None
     truth, joints = standing(turns) + at, np.array(person["joints_camera"])

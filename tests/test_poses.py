@@ -19,7 +19,7 @@ from tokenizers_zoo.families.object_tokens import numbers_of
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.spec import Crop, SequenceLayout
 from zoo_geometry import body
-from zoo_geometry.human_poses import person_problem, plugin
+from zoo_geometry.human_poses import person_error, plugin
 from zoo_geometry.people import MISSED
 
 NAME = "human_poses"
@@ -267,7 +267,7 @@ def test_people_of_any_levels_can_be_written(preset: dict[str, str]) -> None:
     levels = rng.integers(0, options.bins, (300, len(axes)))
     levels[::2] = (options.bins - 1) * rng.integers(0, 2, (150, len(axes)))  # the ends of the axes
     people = plugin.join(numbers_of(axes, levels, options.bins), turns, {"skeleton": body.ADULT}, options)
-    assert {problem for one in people if (problem := person_problem(one))} == set()
+    assert {problem for one in people if (problem := person_error(one))} == set()
 
 
 # ---------------------------------------------------------------- bad values

@@ -35,7 +35,7 @@ def test_the_extra_all_has_every_distribution() -> None:
 def test_one_version(release: Any) -> None:
     import tokenizers_zoo
 
-    version = release.checked_version()
+    version = release.check_version()
     assert version == tokenizers_zoo.__version__
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 

@@ -20,8 +20,8 @@ from zoo_scenes import captions
 from zoo_scenes.compose import compose
 from zoo_scenes.observe import observe
 from zoo_scenes.render import render
+from zoo_scenes.scene import CLASSES, COLOURS, Body, SceneSettings
 from zoo_scenes.stage import build
-from zoo_scenes.things import CLASSES, COLOURS, SceneSettings, Thing
 
 
 def samples(split: str = "train", count: int = 40, seed: int = 0, **own: Any) -> Any:
@@ -107,7 +107,7 @@ def test_captions_name_only_what_is_seen() -> None:
         assert re.fullmatch(r"([A-Z][a-z ,:]+\. ?){1,4}", text) and not re.search(r"  | \.| ,", text), text
         plain_text = re.sub(r"^The picture shows |\. The picture shows ", " ", text).lower()
         words = re.findall(r"[a-z]+", plain_text)
-        counts = Counter(item.thing.label for item in seen)
+        counts = Counter(item.body.label for item in seen)
         for word in words:
             name = NOUNS.get(word) or NOUNS.get(word.removesuffix("s")) or NOUNS.get(word.removesuffix("es"))
             if name in ("floor", "wall"):
@@ -116,7 +116,7 @@ def test_captions_name_only_what_is_seen() -> None:
                 mentioned[name] += 1
                 assert counts[name], text
         for colour, noun in re.findall(rf"\b({'|'.join(COLOURS)}) (ball|box|cylinder|sofa|chair)\b", plain_text):
-            assert any((item.thing.colour, item.thing.noun) == (colour, noun) for item in seen), text
+            assert any((item.body.colour, item.body.noun) == (colour, noun) for item in seen), text
         for number_word, noun in re.findall(r"\b(two|three|four|five) (window|picture)s\b", plain_text):
             assert counts[noun] == {"two": 2, "three": 3, "four": 4, "five": 5}[number_word]
     assert set(mentioned) == set(NOUNS.values()) - {"floor", "wall"}
@@ -156,23 +156,23 @@ def test_how_a_layout_names_places_people_and_an_empty_room() -> None:
     assert re.fullmatch(r"An empty room with [a-z ]+\.", captions.layout(scene, [], {"wall": 0.5, "floor": 0.2}))
 
 
-def _seen(noun: str, box: tuple[float, float, float, float], depth: float, label: str = "box") -> captions.Seen:
-    thing = Thing(label, noun, "red", [], (0.1, 0.1, 0.1))
-    return captions.Seen(0, thing, 10, box, depth, True)
+def _seen(noun: str, box: tuple[float, float, float, float], depth: float, label: str = "box") -> captions.VisibleBody:
+    thing = Body(label, noun, "red", [], (0.1, 0.1, 0.1))
+    return captions.VisibleBody(0, thing, 10, box, depth, True)
 
 
 def test_relations_are_those_of_the_boxes_and_depths() -> None:
     left, right = _seen("box", (0.1, 0.5, 0.3, 0.7), 3.0), _seen("ball", (0.6, 0.5, 0.8, 0.7), 3.0)
-    assert captions.place(left) == "on the left" and captions.place(right) == "on the right"
-    assert captions.place(_seen("box", (0.3, 0, 0.6, 1), 1.5)) == "in the middle close by"
-    assert captions.place(_seen("box", (0.7, 0, 0.8, 1), 4.5)) == "on the right at the back"
-    assert captions.place(_seen("box", (0.8, 0, 0.9, 1), 3)) == "on the far right"
+    assert captions.position_phrase(left) == "on the left" and captions.position_phrase(right) == "on the right"
+    assert captions.position_phrase(_seen("box", (0.3, 0, 0.6, 1), 1.5)) == "in the middle close by"
+    assert captions.position_phrase(_seen("box", (0.7, 0, 0.8, 1), 4.5)) == "on the right at the back"
+    assert captions.position_phrase(_seen("box", (0.8, 0, 0.9, 1), 3)) == "on the far right"
     wide, whole = _seen("sofa", (0.1, 0, 0.45, 1), 3), _seen("rug", (0.0, 0, 1.0, 1), 4.5)
-    assert captions.place(wide) == "from the far left to the middle"
-    assert captions.place(whole) == "from the far left to the far right at the back"
-    assert captions.places([right, left]) == "on the left and on the right"
-    assert captions.places([left, left]) == "on the left" and captions.places([right]) == "on the right"
-    assert captions.places([left, right, wide]) == ""
+    assert captions.position_phrase(wide) == "from the far left to the middle"
+    assert captions.position_phrase(whole) == "from the far left to the far right at the back"
+    assert captions.group_phrase([right, left]) == "on the left and on the right"
+    assert captions.group_phrase([left, left]) == "on the left" and captions.group_phrase([right]) == "on the right"
+    assert captions.group_phrase([left, right, wide]) == ""
     assert captions.relation(left, right) == "is to the left of"
     assert captions.relation(right, left) == "is to the right of"
     near = _seen("box", (0.15, 0.6, 0.4, 0.9), 1.5)
@@ -187,7 +187,7 @@ def test_relations_are_those_of_the_boxes_and_depths() -> None:
 
 def test_books_are_many() -> None:
     books = dataclasses.replace(
-        _seen("books", (0.1, 0.5, 0.3, 0.7), 3, "books"), thing=Thing("books", "books", "", [], (1, 1, 1))
+        _seen("books", (0.1, 0.5, 0.3, 0.7), 3, "books"), body=Body("books", "books", "", [], (1, 1, 1))
     )
     lamp = dataclasses.replace(_seen("floor lamp", (0.6, 0.5, 0.8, 0.7), 3, "lamp"), index=1, pixels=20)
     speaker = captions._Speaker(random.Random(0), [books, lamp])
@@ -200,10 +200,13 @@ def test_books_are_many() -> None:
 
 
 def test_words_of_phrases() -> None:
-    table = Thing("table", "round table", "dark wooden", [], (1, 1, 1))
-    orange = Thing("box", "box", "orange", [], (1, 1, 1))
-    someone = Thing("person", "waving", "blue", [], (1, 1, 1))
-    words = [captions.phrase(captions.Seen(0, thing, 1, (0, 0, 1, 1), 1.0, True)) for thing in (table, orange, someone)]
+    table = Body("table", "round table", "dark wooden", [], (1, 1, 1))
+    orange = Body("box", "box", "orange", [], (1, 1, 1))
+    someone = Body("person", "waving", "blue", [], (1, 1, 1))
+    words = [
+        captions.phrase(captions.VisibleBody(0, thing, 1, (0, 0, 1, 1), 1.0, True))
+        for thing in (table, orange, someone)
+    ]
     assert words == ["round dark wooden table", "orange box", "person in a blue shirt"]
     assert captions.counted(words[1], 1) == "an orange box"
     assert captions.counted(words[1], 3) == "three orange boxes"
@@ -224,11 +227,11 @@ def test_colour_names_are_the_colours_seen() -> None:
         stage = build(compose(random.Random(f"colour {number}"), settings))
         view = render(stage, settings.image_size)
         for item in observe(stage, view, settings.min_visible)[2]:
-            part = item.thing.parts[0]
-            if item.thing.free and item.thing.colour in vivid and part.surface.texture == "plain" and item.pixels > 20:
+            part = item.body.parts[0]
+            if item.body.free and item.body.colour in vivid and part.surface.texture == "plain" and item.pixels > 20:
                 mean = view.rgb[:, view.geoms == stage.owners.index(item.index)].mean(1)
                 gaps = {name: abs(math.remainder(hue(mean) - hue(COLOURS[name]), 2 * math.pi)) for name in vivid}
-                good = min(gaps, key=lambda name: gaps[name]) == item.thing.colour
+                good = min(gaps, key=lambda name: gaps[name]) == item.body.colour
                 right, wrong = right + good, wrong + (not good)
     assert right > 20 and right > 12 * wrong
 

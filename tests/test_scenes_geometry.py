@@ -18,10 +18,9 @@ from zoo_scenes import observe, people, textures
 from zoo_scenes import stage as stages
 from zoo_scenes.compose import compose
 from zoo_scenes.furniture import plain, walls
-from zoo_scenes.observe import EMPTY, FURNITURE, LEAST, Seen, scene_class
+from zoo_scenes.observe import EMPTY, FURNITURE, LEAST, VisibleBody, scene_class
 from zoo_scenes.render import render
-from zoo_scenes.stage import STEP_SECONDS, STEPS, Stage, build
-from zoo_scenes.things import (
+from zoo_scenes.scene import (
     BOX,
     CAPSULE,
     CLASSES,
@@ -29,14 +28,15 @@ from zoo_scenes.things import (
     CYLINDER,
     ELLIPSOID,
     SPHERE,
+    Body,
     Camera,
     Part,
     Scene,
     SceneSettings,
-    Thing,
     Vector,
     about_z,
 )
+from zoo_scenes.stage import STEP_SECONDS, STEPS, Stage, build
 from zoo_semantics.boxes_3d import plugin
 
 
@@ -56,13 +56,13 @@ def staged() -> list[tuple[Scene, Scene]]:
     return pairs
 
 
-def bare_scene(*things: Thing, pitch: float = -20.0, yaw: float = 90.0) -> Scene:
+def bare_scene(*things: Body, pitch: float = -20.0, yaw: float = 90.0) -> Scene:
     """Return a plain room of 5 x 6 x 2.5 metres, seen from (2, 0.5, 1.5) with a field of view of 60 degrees."""
     white = plain(COLOURS["white"])
     camera = Camera(position=(2.0, 0.5, 1.5), yaw=math.radians(yaw), pitch=math.radians(pitch), fov=math.radians(60))
     return Scene(
         width=5.0, depth=6.0, height=2.5, wall_colour="white", wall_kind="", floor_kind="tiled",
-        floor=white, wall=white, ceiling=white, camera=camera, lamp=(2.5, 3.0, 2.3), exposure=1.0, things=list(things),
+        floor=white, wall=white, ceiling=white, camera=camera, lamp=(2.5, 3.0, 2.3), exposure=1.0, bodies=list(things),
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def bare_scene(*things: Thing, pitch: float = -20.0, yaw: float = 90.0) -> Scene
 
 def test_floor_and_sphere_have_their_analytic_depth_and_normal() -> None:
     centre, radius, size = np.array([2.2, 3.5, 0.6]), 0.6, 36
-    ball = Thing("ball", "ball", "red", [Part(SPHERE, (radius,) * 3, (0, 0, 0), plain(COLOURS["red"]))], (radius,) * 3)
+    ball = Body("ball", "ball", "red", [Part(SPHERE, (radius,) * 3, (0, 0, 0), plain(COLOURS["red"]))], (radius,) * 3)
     ball.at = tuple(centre)
     stage = build(bare_scene(ball))
     view = render(stage, size)
@@ -148,7 +148,7 @@ def compiled(scene: Scene) -> tuple[Any, Any, list[int]]:
     spec.worldbody.add_geom(type=plane, size=[0, 0, 1], pos=[0, 0, scene.height], quat=[0, 1, 0, 0])
     for wall in walls(scene):
         spec.worldbody.add_geom(type=plane, size=[0, 0, 1], pos=[*wall.middle, 0], quat=wall.turn)
-    for index, thing in enumerate(scene.things):
+    for index, thing in enumerate(scene.bodies):
         body = spec.worldbody.add_body(pos=thing.at, quat=thing.turn)
         dynamics: dict[str, Any] = {}
         if thing.free:
@@ -179,15 +179,15 @@ def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(numbe
     scene = compose(random.Random(f"twin {number}"), SceneSettings())
     model, data, owners = compiled(scene)
     stage = build(scene)
-    loose = [thing for thing in scene.things if thing.free]
+    loose = [thing for thing in scene.bodies if thing.free]
     assert loose
     rest = data.qpos.reshape(-1, 7)
     np.testing.assert_allclose([thing.at for thing in loose], rest[:, :3], atol=2e-3)
-    fixed = np.array([owner < 0 or not scene.things[owner].free for owner in owners])
+    fixed = np.array([owner < 0 or not scene.bodies[owner].free for owner in owners])
     count = len(stage.parts) - len(loose)
     assert stage.owners[:count] == np.array(owners)[fixed].tolist()
     solids = stage.solids
-    np.testing.assert_allclose(solids.places[:count], data.geom_xpos[fixed], atol=1e-12)
+    np.testing.assert_allclose(solids.centres[:count], data.geom_xpos[fixed], atol=1e-12)
     np.testing.assert_allclose(solids.frames[:count], data.geom_xmat[fixed], atol=1e-12)
     bounded = [geom for geom in np.flatnonzero(fixed) if owners[geom] >= 0]
     np.testing.assert_allclose(solids.halves[6:count], model.geom_aabb[bounded, 3:], atol=1e-12)
@@ -197,7 +197,7 @@ def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(numbe
     down = np.array([[0.0], [0.0], [1.0]])
     for origin, directions in ((scene.camera.position, rays), (scene.lamp, rays - down)):
         for bundles in (1, 32):
-            reach, geoms, normals = stage.cast(origin, directions, stages.enclosing(directions, bundles))
+            reach, geoms, normals = stage.cast(origin, directions, stages.bundle_sides(directions, bundles))
             expected, twin_geoms, twin_normals = cast_all(model, data, origin, directions.T.copy())
             same = np.array(stage.owners)[geoms] == np.array(owners)[twin_geoms]
             assert same.mean() > 0.995  # rounding may change a few pixels at silhouettes
@@ -225,19 +225,19 @@ def test_pictures_are_those_of_rays_that_meet_everything(size: int, monkeypatch:
 def test_loose_things_fall_and_come_to_rest_on_something(staged: list[tuple[Scene, Scene]]) -> None:
     fell, carried, resting = 0, 0, []
     for before, after in staged:
-        for hung, thing in zip(before.things, after.things, strict=True):
+        for hung, thing in zip(before.bodies, after.bodies, strict=True):
             if not thing.free:
                 assert thing.at == hung.at
                 continue
             fell += thing.at[2] < hung.at[2]
             bottom = thing.at[2] - thing.reach_down()
-            supports = [0.0] + [other.top + other.at[2] for other in after.things if other.top is not None]
+            supports = [0.0] + [other.top + other.at[2] for other in after.bodies if other.top is not None]
             resting.append(min(abs(bottom - top) for top in supports) < 0.02)
             assert bottom > -0.02
             assert 0 < thing.at[0] < after.width and 0 < thing.at[1] < after.depth
             if thing.on is not None:
                 carried += 1
-                carrier = after.things[thing.on]
+                carrier = after.bodies[thing.on]
                 assert carrier.top is not None and bottom > carrier.at[2]
     assert fell > 0.95 * len(resting) and carried > 15
     assert np.mean(resting) > 0.9
@@ -297,7 +297,7 @@ def test_standing_people_have_their_feet_on_the_floor() -> None:
         stage = build(bare_scene(body))
         limbs = [k for k, part in enumerate(body.parts) if part.shape == CAPSULE]
         lowest = [
-            stage.solids.places[6 + k, 2]
+            stage.solids.centres[6 + k, 2]
             - abs(stage.solids.frames[6 + k, 8]) * body.parts[k].size[1]
             - body.parts[k].size[0]
             for k in limbs
@@ -310,7 +310,7 @@ def test_standing_people_have_their_feet_on_the_floor() -> None:
 
 
 def test_a_box_hides_the_lamp_from_the_floor_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    slab = Thing("table", "table", "red", [Part(BOX, (0.5, 0.5, 0.02), (0, 0, 1.0), plain(COLOURS["red"]))], (0.5,) * 3)
+    slab = Body("table", "table", "red", [Part(BOX, (0.5, 0.5, 0.02), (0, 0, 1.0), plain(COLOURS["red"]))], (0.5,) * 3)
     slab.at = (2.5, 3.0, 0.0)
     scene = bare_scene(slab, pitch=-35.0)
     stage = build(scene)
@@ -353,16 +353,16 @@ def test_texture_levels_are_means() -> None:
 RED = plain(COLOURS["red"])
 
 
-def boxed(thing: Thing, **camera: float) -> dict[str, Any]:
+def boxed(thing: Body, **camera: float) -> dict[str, Any]:
     """Return the box of a thing that is alone in a room."""
     stage = build(bare_scene(thing, **camera))
-    return observe.boxes_3d(stage, [Seen(0, thing, 10, (0, 0, 1, 1), 3.0, True)], 8)[0]
+    return observe.boxes_3d(stage, [VisibleBody(0, thing, 10, (0, 0, 1, 1), 3.0, True)], 8)[0]
 
 
-def block(label: str, noun: str = "", half: Vector = (0.2, 0.4, 0.5), yaw: float = 0.0) -> Thing:
+def block(label: str, noun: str = "", half: Vector = (0.2, 0.4, 0.5), yaw: float = 0.0) -> Body:
     """Return a thing made of one block, with its front towards `yaw` and its foot at (2, 3.5, 0)."""
     part = Part(BOX, half, (0.0, 0.0, half[2]), RED)
-    return Thing(label, noun or label, "red", [part], half, (2.0, 3.5, 0.0), about_z(yaw))
+    return Body(label, noun or label, "red", [part], half, (2.0, 3.5, 0.0), about_z(yaw))
 
 
 def test_one_box_by_hand() -> None:
@@ -399,7 +399,7 @@ def test_things_without_a_front_face_the_viewer(label: str, noun: str, degrees: 
 def test_things_on_a_wall_face_the_room(label: str) -> None:
     wall = walls(bare_scene())[0]  # the wall in front of the camera
     half = (0.5, 0.3, 0.02)
-    found = boxed(Thing(label, label, "", [Part(BOX, half, (0, 0, 0), RED)], half, wall.at(0, 1.5), wall.turn))
+    found = boxed(Body(label, label, "", [Part(BOX, half, (0, 0, 0), RED)], half, wall.at(0, 1.5), wall.turn))
     assert found["yaw"] == pytest.approx(-math.pi / 2)
     np.testing.assert_allclose(found["size"], [observe.THINNEST, 0.6, 1.0], atol=1e-9)
     np.testing.assert_allclose(found["center"], [0.5, 0.0, -5.5], atol=1e-9)
@@ -408,7 +408,7 @@ def test_things_on_a_wall_face_the_room(label: str) -> None:
 def test_a_cylinder_lies_or_stands() -> None:
     def cylinder(turn: tuple[float, float, float, float]) -> dict[str, Any]:
         part = Part(CYLINDER, (0.1, 0.3, 0.0), (0, 0, 0), RED)
-        return boxed(Thing("cylinder", "cylinder", "red", [part], (0.1, 0.1, 0.3), (2.0, 3.5, 0.3), turn))
+        return boxed(Body("cylinder", "cylinder", "red", [part], (0.1, 0.1, 0.3), (2.0, 3.5, 0.3), turn))
 
     standing, s = cylinder(about_z(0.4)), math.sqrt(0.5)
     assert standing["yaw"] == pytest.approx(-math.pi / 2)
@@ -442,7 +442,7 @@ def test_extents_of_solids(shape: int, size: Vector) -> None:
         CAPSULE: unit * size[0] + sign[:, 2:] * (0, 0, size[1]),
     }[shape]
     turn = draw.normal(size=4)
-    thing = Thing("box", "box", "red", [Part(shape, size, (0, 0, 0), RED)], (1, 1, 1), (2.0, 3.0, 1.0))
+    thing = Body("box", "box", "red", [Part(shape, size, (0, 0, 0), RED)], (1, 1, 1), (2.0, 3.0, 1.0))
     thing.turn = tuple((turn / np.linalg.norm(turn)).tolist())
     stage = build(bare_scene(thing))
     frame = stage.solids.frames[6].reshape(3, 3)
@@ -465,7 +465,7 @@ def test_boxes_contain_the_visible_pixels_of_things() -> None:
         back = np.array([math.cos(camera.yaw), math.sin(camera.yaw), 0.0])
         axes = np.array([[math.sin(camera.yaw), -math.cos(camera.yaw), 0.0], [0.0, 0.0, 1.0], -back])
         found = observe.boxes_3d(stage, items, 64)
-        assert [box["label"] for box in found] == [item.thing.label for item in items]
+        assert [box["label"] for box in found] == [item.body.label for item in items]
         plugin.write_value(found)
         for rank, box in enumerate(found, 1):
             seen = points[instances == rank] @ axes.T - box["center"]

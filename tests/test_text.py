@@ -34,7 +34,7 @@ from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueErro
 from tokenizers_zoo.families.text import TextModality, printable, whole_groups, words_of
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.text_vocab import Special, TextVocabulary
-from zoo_images.palette import Palette, lab, main_colours, paired
+from zoo_images.palette import Palette, lab, main_colours, pairing
 from zoo_language.plain import best_words, bleu_2, word_f1
 
 LENGTHS = {
@@ -210,9 +210,9 @@ def test_colour_differences_against_scikit_image() -> None:
 
     draw = np.random.default_rng(0)
     first, second = draw.random((2, 4, 3)).astype(np.float32)
-    columns, distance = paired(lab(first), lab(second))
+    columns, distance = pairing(lab(first), lab(second))
     assert distance == pytest.approx(deltaE_cie76(lab(first)[columns], lab(second)).mean())
-    assert paired(lab(first), lab(first[::-1]))[0].tolist() == [3, 2, 1, 0]
+    assert pairing(lab(first), lab(first[::-1]))[0].tolist() == [3, 2, 1, 0]
     assert palette.score([first], [first[::-1]])["delta_e"] == pytest.approx(0)
     white, black = np.ones((1, 3), np.float32), np.zeros((1, 3), np.float32)
     assert palette.score([white], [black])["delta_e"] == pytest.approx(100, abs=0.1)

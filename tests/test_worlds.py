@@ -58,7 +58,7 @@ def test_balls_that_meet_keep_their_momentum_and_lose_energy() -> None:
     pair = [ball(x=2.0, vx=2.0), ball(x=4.0, vx=-1.0, spin=3.0)]
     before = sum(b.mass * b.vx for b in pair), sum(b.mass * b.vx**2 for b in pair)
     motion = physics.simulate(pair, 0.5)
-    assert [impact.other for impact in motion.impacts] == [1]
+    assert [impact.other_ball for impact in motion.impacts] == [1]
     assert sum(b.mass * b.vx for b in pair) == pytest.approx(before[0], rel=1e-9)
     assert sum(b.mass * b.vx**2 for b in pair) < before[1]
     assert pair[1].vx - pair[0].vx == pytest.approx(0.85 * 3.0)
@@ -93,7 +93,7 @@ def test_pixels_are_projected_back_to_themselves() -> None:
 
 def test_a_camera_at_rest_feels_gravity_alone() -> None:
     held = camera.Handheld.grasp(np.random.default_rng(0), 0.0)
-    felt = held.feel(np.arange(64) / 128, [], np.random.default_rng(0))
+    felt = held.imu(np.arange(64) / 128, [], np.random.default_rng(0))
     np.testing.assert_allclose(felt.mean(axis=1), [0, 9.81, 0, 0, 0, 0], atol=0.05)
 
 
@@ -110,7 +110,7 @@ def test_rotation_rates_lead_from_pose_to_pose() -> None:
         def standard_normal(self, shape: tuple[int, ...]) -> np.ndarray:
             return np.zeros(shape)
 
-    felt = held.feel(np.array([time]), [], Quiet())[:, 0]
+    felt = held.imu(np.array([time]), [], Quiet())[:, 0]
     np.testing.assert_allclose(felt[3:], expected_rates, atol=1e-4)
     np.testing.assert_allclose(felt[:3], expected, atol=1e-3)
 

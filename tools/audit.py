@@ -21,20 +21,24 @@ def report(output: str, complaint: str) -> tuple[list[str], bool]:
     except (ValueError, LookupError):
         packages, reason = [], next(iter(complaint.strip().splitlines()[-1:]), "pip-audit printed nothing")
     else:
-        reasons = [one.get("skip_reason", "") for one in packages]
-        reason = next((one for one in reasons if one and "editable" not in one), "no package is installed")
-    compared = [one for one in packages if "skip_reason" not in one]
+        reasons = [package.get("skip_reason", "") for package in packages]
+        reason = next((reason for reason in reasons if reason and "editable" not in reason), "no package is installed")
+    compared = [package for package in packages if "skip_reason" not in package]
     if not compared:
         return [
             f"make audit: got no advisories; it needs a connection to pypi.org, and no mirror ({reason:.200})"
         ], False
-    found = [
-        f"{one['name']} {one['version']}: {gap['id']}, fixed in {', '.join(gap['fix_versions']) or 'no release'}"
-        for one in compared
-        for gap in one["vulns"]
+    vulnerabilities = [
+        f"{package['name']} {package['version']}: {gap['id']}, fixed in"
+        f" {', '.join(gap['fix_versions']) or 'no release'}"
+        for package in compared
+        for gap in package["vulns"]
     ]
     left = f"; {len(packages) - len(compared)} others have no advisories" if len(packages) > len(compared) else ""
-    return [*found, f"{len(compared)} packages compared, {len(found)} vulnerabilities{left}"], not found
+    return [
+        *vulnerabilities,
+        f"{len(compared)} packages compared, {len(vulnerabilities)} vulnerabilities{left}",
+    ], not vulnerabilities
 
 
 if __name__ == "__main__":

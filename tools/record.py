@@ -53,7 +53,7 @@ text {{ font: {FONT}px ui-monospace, SFMono-Regular, Menlo, "DejaVu Sans Mono", 
 class Frame(NamedTuple):
     """A picture of the terminal."""
 
-    shown: float
+    film_time: float
     """Seconds since the start of the animation."""
     real: float
     """Seconds since the start of the command."""
@@ -66,7 +66,7 @@ class Screen(pyte.Screen):  # type: ignore[misc]
 
     def __init__(self, columns: int, lines: int) -> None:
         super().__init__(columns, lines)
-        self.scrolled, self.count, self.drawn = 0, 0, [""] * lines
+        self.scrolled, self.count, self.row_svgs = 0, 0, [""] * lines
 
     def index(self) -> None:
         self.scrolled += self.cursor.y == self.lines - 1
@@ -76,18 +76,18 @@ class Screen(pyte.Screen):  # type: ignore[misc]
     def rows(self) -> tuple[str, ...]:
         """Return the rows as SVG: a text for each run of characters in one style."""
         for number in self.dirty:
-            self.drawn[number], column = "", 0
-            characters = [self.buffer[number][place] for place in range(self.columns)]
+            self.row_svgs[number], column = "", 0
+            characters = [self.buffer[number][column_number] for column_number in range(self.columns)]
             for (color, bold), group in groupby(characters, key=attrgetter("fg", "bold")):
                 text = "".join(character.data for character in group)
-                if kept := text.rstrip():
+                if visible := text.rstrip():
                     style = "" if color == "default" else f' style="fill:{COLORS.get(color, f"#{color}")}"'
                     weight = ' class="b"' if bold else ""
-                    place = f'x="{column * CELL:g}" textLength="{len(kept) * CELL:g}"'
-                    self.drawn[number] += f"<text {place}{weight}{style}>{escape(kept, quote=False)}</text>"
+                    position = f'x="{column * CELL:g}" textLength="{len(visible) * CELL:g}"'
+                    self.row_svgs[number] += f"<text {position}{weight}{style}>{escape(visible, quote=False)}</text>"
                 column += len(text)
         self.dirty.clear()
-        return tuple(self.drawn)
+        return tuple(self.row_svgs)
 
 
 def record(cast: Path, command: Sequence[str]) -> int:
@@ -127,7 +127,7 @@ def frames_of(cast: Path) -> list[Frame]:
     frames = [Frame(0.0, 0.0, screen.rows())]
     for letter in header["command"]:
         stream.feed(letter)
-        frames.append(Frame(frames[-1].shown + PER_LETTER, 0.0, screen.rows()))
+        frames.append(Frame(frames[-1].film_time + PER_LETTER, 0.0, screen.rows()))
     stream.feed("\r\n")
 
     states = []  # (line number, real seconds, rows) after each piece of output
@@ -139,15 +139,15 @@ def frames_of(cast: Path) -> list[Frame]:
     ends = [0.0, *(line[-1][1] for line in lines)]
     roots = [(end - begin) ** 0.5 for begin, end in pairwise(ends)]
     scale = max(SECONDS - PER_LINE * len(lines), 0.0) / max(sum(roots), FRAME)
-    start, timed = frames[-1].shown + 5 * PER_LETTER, []
+    start, timed = frames[-1].film_time + 5 * PER_LETTER, []
     for line, begin, root in zip(lines, ends, roots, strict=False):
         length = PER_LINE + scale * root
         timed += [
             Frame(start + length * ((real - begin) / root**2 if root else 1), real, rows) for _, real, rows in line
         ]
         start += length
-    latest = {int(frame.shown / FRAME): frame for frame in timed}
-    return frames + [frame._replace(shown=number * FRAME) for number, frame in latest.items()]
+    latest = {int(frame.film_time / FRAME): frame for frame in timed}
+    return frames + [frame._replace(film_time=number * FRAME) for number, frame in latest.items()]
 
 
 def svg_of(frames: Sequence[Frame], title: str) -> str:
@@ -156,15 +156,17 @@ def svg_of(frames: Sequence[Frame], title: str) -> str:
     names = {
         row: f"r{number}" for number, row in enumerate(dict.fromkeys(row for frame in frames for row in frame.rows))
     }
-    total = frames[-1].shown + LAST
+    total = frames[-1].film_time + LAST
     keys, film = [], []
     for number, frame in enumerate(frames):
-        keys.append(f"{frame.shown / total:.3%} {{ transform: translateY({-number * height}px) }}")
+        keys.append(f"{frame.film_time / total:.3%} {{ transform: translateY({-number * height}px) }}")
         film.append(f'<g transform="translate(0 {number * height})">')
         clock = timedelta(seconds=int(frame.real))
         film.append(f'<text class="clock" x="{width - 2 * MARGIN:g}" y="-12">real time {clock}</text>')
         film += [
-            f'<use href="#{names[row]}" y="{(place + 0.8) * LINE:g}"/>' for place, row in enumerate(frame.rows) if row
+            f'<use href="#{names[row]}" y="{(row_number + 0.8) * LINE:g}"/>'
+            for row_number, row in enumerate(frame.rows)
+            if row
         ]
         film.append("</g>")
     last = f"transform: translateY({-(len(frames) - 1) * height}px)"
@@ -198,7 +200,7 @@ def main() -> None:
     frames = frames_of(arguments.cast)
     command = json.loads(arguments.cast.read_text("utf-8").partition("\n")[0])["command"]
     arguments.svg.write_text(svg_of(frames, f"{command}, in a terminal"), encoding="utf-8")
-    print(f"{arguments.svg}: {frames[-1].shown + LAST:.0f} s, {arguments.svg.stat().st_size / 1000:.0f} kB")
+    print(f"{arguments.svg}: {frames[-1].film_time + LAST:.0f} s, {arguments.svg.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -57,28 +57,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the wheels; default: dist")
     parser.add_argument("--no-trial", action="store_true", help="leave out the trial in an empty environment")
     arguments = parser.parse_args()
-    version = checked_version()
+    version = check_version()
     shutil.rmtree(arguments.out, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="zoo-release-") as place:
+    with tempfile.TemporaryDirectory(prefix="zoo-release-") as temporary:
         for folder in projects():
-            build(folder, Path(place) / "source", arguments.out.absolute(), arguments.url, version)
+            build(folder, Path(temporary) / "source", arguments.out.absolute(), arguments.url, version)
         wheels = sorted(arguments.out.glob("*.whl"))
         check_wheels(wheels)
         if not arguments.no_trial:
-            try_alone(arguments.out.absolute(), Path(place) / "trial")
+            try_alone(arguments.out.absolute(), Path(temporary) / "trial")
     print(f"{len(wheels)} wheels of version {version} in {arguments.out}; nothing is published")
     print(f"publish them by: twine upload {arguments.out}/*.whl")
 
 
-def checked_version() -> str:
+def check_version() -> str:
     """Return the version of all distributions. Exits if they differ, or if CHANGELOG.md lacks it."""
-    found = {}
+    versions = {}
     for folder in projects():
         project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        found[project["name"]] = project["version"]
-    if len(set(found.values())) != 1:
-        sys.exit(f"the distributions have different versions: {found}")
-    version = found["tokenizers-zoo"]
+        versions[project["name"]] = project["version"]
+    if len(set(versions.values())) != 1:
+        sys.exit(f"the distributions have different versions: {versions}")
+    version = versions["tokenizers-zoo"]
     if f"\n## {version}" not in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"):
         sys.exit(f"CHANGELOG.md has no section for {version}")
     return version
@@ -125,18 +125,18 @@ def check_wheels(wheels: list[Path]) -> None:
             sys.exit(f"{wheel.name}: has {wrong[0]}")
 
 
-def try_alone(wheels: Path, place: Path) -> None:
+def try_alone(wheels: Path, folder: Path) -> None:
     """Install ALONE from the wheels into an empty environment, and train a tokenizer there."""
-    venv.create(place / "environment", with_pip=True)
-    programs = place / "environment" / ("Scripts" if os.name == "nt" else "bin")
+    venv.create(folder / "environment", with_pip=True)
+    programs = folder / "environment" / ("Scripts" if os.name == "nt" else "bin")
     python = str(programs / "python")
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     install = [python, "-m", "pip", "install", "--quiet", "--find-links", str(wheels), *ALONE]
-    subprocess.run(install, cwd=place, env=environment, check=True)
-    subprocess.run([python, "-c", TRIAL], cwd=place, env=environment, check=True)
+    subprocess.run(install, cwd=folder, env=environment, check=True)
+    subprocess.run([python, "-c", TRIAL], cwd=folder, env=environment, check=True)
     for words in COMMANDS:
         print(f"$ zoo {words}", flush=True)
-        subprocess.run([str(programs / "zoo"), *words.split()], cwd=place, env=environment, check=True)
+        subprocess.run([str(programs / "zoo"), *words.split()], cwd=folder, env=environment, check=True)
 
 
 if __name__ == "__main__":

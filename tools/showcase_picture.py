@@ -50,12 +50,12 @@ def main() -> None:
     }
     from_text = model.generate(caption=arguments.caption, targets=FROM_TEXT, num_samples=2, seed=arguments.seed)
     rows = [truth, *({name: from_photo[name][draw].value for name in PICTURED} for draw in range(2))]
-    drawn = [{name: from_text[name][draw].value for name in FROM_TEXT} for draw in range(2)]
-    draw(model, photo, rows, arguments.caption, drawn, arguments.out)
+    from_caption = [{name: from_text[name][draw].value for name in FROM_TEXT} for draw in range(2)]
+    draw(model, photo, rows, arguments.caption, from_caption, arguments.out)
 
 
 def draw(
-    model: AnyToAny, photo: Any, rows: list[dict[str, Any]], caption: str, drawn: list[dict[str, Any]], out: Path
+    model: AnyToAny, photo: Any, rows: list[dict[str, Any]], caption: str, from_caption: list[dict[str, Any]], out: Path
 ) -> None:
     """Write the picture: six modalities of a photo, true and generated twice; below, two samples from a caption."""
     ratios = (1, 1, 1, 0.14, 1)  # a space between the two inputs
@@ -66,10 +66,14 @@ def draw(
         axis.set_axis_off()
     limits = LogNorm(rows[0]["depth"].min(), rows[0]["depth"].max())
     classes: dict[str, Any] = {}
-    for values, places in [*zip(rows, axes[:3, 1:], strict=True), (drawn[0], axes[4, 1:4]), (drawn[1], axes[4, 4:])]:
-        for axis, (name, value) in zip(places, values.items(), strict=True):
+    for values, row_axes in [
+        *zip(rows, axes[:3, 1:], strict=True),
+        (from_caption[0], axes[4, 1:4]),
+        (from_caption[1], axes[4, 4:]),
+    ]:
+        for axis, (name, value) in zip(row_axes, values.items(), strict=True):
             if name == "depth":
-                shown = axis.imshow(value[0], cmap="turbo_r", norm=limits)
+                depth_image = axis.imshow(value[0], cmap="turbo_r", norm=limits)
                 continue
             picture = np.asarray(Sample(model.handle(name), None, value).image.convert("RGB"))
             axis.imshow(picture, interpolation="nearest", aspect="auto" if name == "palette" else "equal")
@@ -85,7 +89,7 @@ def draw(
         axis.text(0.95, 0.5, text, ha="right", va="center", fontsize=14)
     axes[4, 0].text(0.03, 1, "input: a caption", va="top", fontsize=13)
     axes[4, 0].text(0.03, 0.83, textwrap.fill(caption, 24), va="top", fontsize=12)
-    bar = figure.colorbar(shown, cax=figure.add_axes((0.02, 0.045, 0.25, 0.018)), orientation="horizontal")
+    bar = figure.colorbar(depth_image, cax=figure.add_axes((0.02, 0.045, 0.25, 0.018)), orientation="horizontal")
     bar.set_label("depth in metres", fontsize=11)
     bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda metres, _: f"{metres:g}"))
     bar.ax.xaxis.set_minor_formatter(FuncFormatter(lambda metres, _: f"{metres:g}"))

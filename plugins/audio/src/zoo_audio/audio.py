@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 UNKNOWN_FROM = 0x7FFFF000
 """Programs that write to a pipe state a size from here on to 0xFFFFFFFF."""
 TAPS = 10
-"""Samples of the slower rate that the filter of `resampled` reaches to each side."""
+"""Samples of the slower rate that the filter of `resample` reaches to each side."""
 FINEST = 100_000
 """The ratio of two sample rates is taken as one of whole numbers up to this, exactly or within 5 millionths of it: so
-long the filter of `resampled` becomes, and usual rates need a few thousand."""
+long the filter of `resample` becomes, and usual rates need a few thousand."""
 PICTURE = (192, 128)
 """Width and height of a spectrogram's picture, pixels."""
 
@@ -81,17 +81,17 @@ def to_float(samples: NDArray[Any]) -> NDArray[np.float32]:
     return samples.astype(np.float32)
 
 
-def resampled(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:
+def resample(samples: NDArray[np.float32], rate: int, target_rate: int) -> NDArray[np.float32]:
     """A waveform (samples,) at another sample rate, by polyphase filtering; within [-1, 1]."""
-    if rate == wanted:
+    if rate == target_rate:
         return samples
     from scipy.signal import resample_poly
 
-    ratio = Fraction(wanted, rate).limit_denominator(FINEST)
+    ratio = Fraction(target_rate, rate).limit_denominator(FINEST)
     return np.clip(resample_poly(samples, *ratio.as_integer_ratio()), -1, 1).astype(np.float32)
 
 
-def fitted(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+def fit_length(samples: NDArray[np.float32], length: int) -> NDArray[np.float32]:
     """The first `length` samples, with silence after them where there are fewer."""
     cut = samples[:length]
     return np.pad(cut, (0, length - len(cut)))
@@ -214,36 +214,36 @@ class Audio(TemporalModality):
 
     def from_network(self, outputs: torch.Tensor, options: AudioSettings) -> torch.Tensor:
         """dB (batch, mels, frames) -> (batch, time)."""
-        from zoo_audio.mel import waveform_of
+        from zoo_audio.mel import griffin_lim
 
-        return waveform_of(outputs, options.frame, options.iterations)
+        return griffin_lim(outputs, options.frame, options.iterations)
 
     def read(self, data: bytes, extension: str, options: AudioSettings) -> NDArray[np.float32]:
         """A sound file, mixed down to one channel and resampled; or an .npy waveform at `sample_rate`.
 
         Files other than .wav (.flac, .mp3, .ogg, ...) need the extra `soundfile`.
         """
-        seconds = options.length / options.sample_rate + 1  # the filter of `resampled` reaches less than a second
+        seconds = options.length / options.sample_rate + 1  # the filter of `resample` reaches less than a second
         if extension == "npy":
-            given = read_array(data, extension)
-            if given.dtype.kind != "f" and given.dtype != np.int16:
-                raise ValueError(f"expected floats in [-1, 1] or int16, got {given.dtype}, which has no full scale")
-            check_sound(options.sample_rate, 1, len(given) if given.ndim else 0)
-            samples = to_float(given)
+            waveform = read_array(data, extension)
+            if waveform.dtype.kind != "f" and waveform.dtype != np.int16:
+                raise ValueError(f"expected floats in [-1, 1] or int16, got {waveform.dtype}, which has no full scale")
+            check_sound(options.sample_rate, 1, len(waveform) if waveform.ndim else 0)
+            samples = to_float(waveform)
             if samples.ndim != 1 or not samples.size:
                 raise ValueError(f"expected one channel (time,), got {samples.shape}; mix it down, or save a .wav")
         elif extension in ("wav", "wave"):
             rate, channels = read_wav(data)
             used = to_float(channels[: math.ceil(seconds * rate) + 2 * TAPS])
-            samples = resampled(used.mean(axis=1), rate, options.sample_rate)
+            samples = resample(used.mean(axis=1), rate, options.sample_rate)
         elif extension in EXTENSIONS:
             rate, channels = read_compressed(data, extension, seconds)
-            samples = resampled(channels.mean(axis=1), rate, options.sample_rate)
+            samples = resample(channels.mean(axis=1), rate, options.sample_rate)
         else:
             raise ValueError(
                 f"expected .wav, .{', .'.join(EXTENSIONS)} or .npy; convert it first (ffmpeg -i FILE FILE.wav)"
             )
-        return fitted(samples, options.length)
+        return fit_length(samples, options.length)
 
     def write(self, value: NDArray[np.float32], options: AudioSettings) -> tuple[bytes, str]:
         """A .wav file of 16 bits."""

@@ -50,7 +50,7 @@ def magnitudes(waveform: Tensor, frame: MelFrame) -> Tensor:
     return _stft(waveform, frame).abs()[..., : waveform.shape[1] // frame.hop]
 
 
-def waveform_of(decibel: Tensor, frame: MelFrame, iterations: int) -> Tensor:
+def griffin_lim(decibel: Tensor, frame: MelFrame, iterations: int) -> Tensor:
     """A waveform (batch, frames x hop) in [-1, 1] whose log-mel spectrogram is close to `decibel`.
 
     Phases are not in a spectrogram. They are made up by the accelerated Griffin-Lim algorithm (Perraudin, Balazs and
@@ -62,16 +62,16 @@ def waveform_of(decibel: Tensor, frame: MelFrame, iterations: int) -> Tensor:
     target = frequencies_of(bands, frame)
     target = torch.cat([target, target[..., -1:]], dim=-1)
     length = decibel.shape[2] * frame.hop
-    draws = torch.Generator().manual_seed(0)
-    turns = torch.rand(target.shape[1:], generator=draws).to(target.device) * (2 * math.pi)
-    phases = torch.polar(torch.ones_like(turns), turns).expand(target.shape)
-    before = torch.zeros_like(phases)
+    generator = torch.Generator().manual_seed(0)
+    angles = torch.rand(target.shape[1:], generator=generator).to(target.device) * (2 * math.pi)
+    phases = torch.polar(torch.ones_like(angles), angles).expand(target.shape)
+    previous = torch.zeros_like(phases)
     for _ in range(iterations):
-        now = _stft(_istft(target * phases, frame, length), frame)
-        target = torch.cat([target[..., :-1], now[..., -1:].abs()], dim=-1)
-        phases = now - (MOMENTUM / (1 + MOMENTUM)) * before
+        rebuilt = _stft(_istft(target * phases, frame, length), frame)
+        target = torch.cat([target[..., :-1], rebuilt[..., -1:].abs()], dim=-1)
+        phases = rebuilt - (MOMENTUM / (1 + MOMENTUM)) * previous
         phases = phases / phases.abs().clamp_min(1e-12)
-        before = now
+        previous = rebuilt
     return _istft(target * phases, frame, length).clamp(-1, 1)
 
 
@@ -81,11 +81,11 @@ def frequencies_of(bands: Tensor, frame: MelFrame) -> Tensor:
     Multiplicative updates (Lee and Seung, NIPS 2000, equation 4, with the filters held fixed) keep them positive.
     """
     weights = filters(frame).to(bands.device)
-    wanted = weights.T @ bands
-    found = wanted
+    numerator = weights.T @ bands
+    estimate = numerator
     for _ in range(INVERSION_STEPS):
-        found = found * wanted / (weights.T @ (weights @ found)).clamp_min(1e-9)
-    return found
+        estimate = estimate * numerator / (weights.T @ (weights @ estimate)).clamp_min(1e-9)
+    return estimate
 
 
 @functools.lru_cache(maxsize=8)

@@ -32,18 +32,18 @@ COLOURS: dict[str, Colours] = {
 bytes: EfficientNet-Lite, pixels of 0 to 255 less 127, over 128."""
 
 
-class Seen(NamedTuple):
+class PictureFeatures(NamedTuple):
     """Outputs of a network that looks at pictures."""
 
     patches: Float[Tensor, "batch n dim"]
     """Vectors of the patches, row by row."""
-    whole: Float[Tensor, "batch dim"]
+    pooled: Float[Tensor, "batch dim"]
     """The vector of the whole picture."""
     embedding: Float[Tensor, "batch out_dim"] | None = None
     """ImageBind: the projected class vector, of length 1."""
 
 
-def normalised(
+def preprocess(
     rgb: np.ndarray[Any, Any], patches: tuple[int, int], side: int, colours: Colours, device: str
 ) -> Float[Tensor, "1 3 height width"]:
     """The whole picture (3, height, width) in [0, 1] resized (bicubic) to rows and columns of patches of `side` pixels,
@@ -64,11 +64,11 @@ def as_array(vectors: Tensor, channels: int, size: tuple[int, ...], model: str) 
 
     Raises PretrainedError where they are of another length or number.
     """
-    found = vectors.movedim(-1, 1)[0]
-    if found.shape != (channels, *([math.prod(size)] if size else [])):
-        shape = by(reversed(found.shape))
+    rows = vectors.movedim(-1, 1)[0]
+    if rows.shape != (channels, *([math.prod(size)] if size else [])):
+        shape = by(reversed(rows.shape))
         raise PretrainedError(f"{model}: gives vectors {shape}, expected {by((*size, channels))}; take another network")
-    return found.float().cpu().contiguous().numpy().reshape(channels, *size)
+    return rows.float().cpu().contiguous().numpy().reshape(channels, *size)
 
 
 WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -151,13 +151,13 @@ class VisionTrunk(nn.Module):
         self.norm_out = nn.LayerNorm(dim, eps=EPSILON)
         self.project = nn.Linear(dim, out_dim, bias=False)
 
-    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Seen:
+    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> PictureFeatures:
         """Vectors of normalised pictures whose sides are multiples of the patch's."""
         patches = self.stem(pixels)
         rows, columns = patches.shape[2:]
         tokens = torch.cat([self.cls_token.expand(len(pixels), -1, -1), rearrange(patches, "b d h w -> b (h w) d")], 1)
         x = self.norm_out(self.blocks(self.norm_in(tokens + self.positions(rows, columns))))
-        return Seen(patches=x[:, 1:], whole=x[:, 0], embedding=F.normalize(self.project(x[:, 0]), dim=1))
+        return PictureFeatures(patches=x[:, 1:], pooled=x[:, 0], embedding=F.normalize(self.project(x[:, 0]), dim=1))
 
     def positions(self, rows: int, columns: int) -> Float[Tensor, "1 n dim"]:
         """Learned positions, interpolated (bicubic) to a grid of another size."""
@@ -166,7 +166,7 @@ class VisionTrunk(nn.Module):
         return torch.cat([first, resized_positions(plane, (rows, columns))[None]], dim=1)
 
 
-def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def trunk_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of the vision trunk under the names of `VisionTrunk`; those of other modalities are left out.
 
     The published stem is a convolution over two frames, and a picture is shown to it twice: the sum over its frames.
@@ -176,15 +176,15 @@ def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed |= {f"{TRUNK}pre_transformer_layer.0.{part}": f"norm_in.{part}" for part in ("weight", "bias")}
     renamed |= {f"{HEAD}0.{part}": f"norm_out.{part}" for part in ("weight", "bias")}
     renamed[f"{HEAD}2.weight"] = "project.weight"
-    found = {ours: tensors[theirs] for theirs, ours in renamed.items() if theirs in tensors}
+    state = {ours: tensors[theirs] for theirs, ours in renamed.items() if theirs in tensors}
     for key, value in tensors.items():
         if key.startswith(f"{TRUNK}blocks."):
             for theirs, ours in BLOCK.items():
                 key = key.replace(f".{theirs}.", f".{ours}.")
-            found[key.removeprefix(TRUNK)] = value
-    if "stem.weight" in found:
-        found["stem.weight"] = found["stem.weight"].sum(dim=2)
-    return found
+            state[key.removeprefix(TRUNK)] = value
+    if "stem.weight" in state:
+        state["stem.weight"] = state["stem.weight"].sum(dim=2)
+    return state
 
 
 def load_vision_trunk(folder: Path, device: str) -> VisionTrunk:
@@ -202,15 +202,15 @@ def load_vision_trunk(folder: Path, device: str) -> VisionTrunk:
             with safe_open(path, framework="pt") as file:
                 names = [name for name in file.keys() if name.startswith((INPUTS, TRUNK, HEAD))]  # noqa: SIM118
                 tensors |= {name: file.get_tensor(name).float() for name in names}
-        found = own_names(tensors)
-        depth = 1 + max(int(name.split(".")[1]) for name in found if name.startswith("blocks."))
+        state = trunk_state(tensors)
+        depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
         trunk = VisionTrunk(
-            dim=found["stem.weight"].shape[0],
-            side=found["stem.weight"].shape[-1],
-            positions=found["pos_embed"].shape[1],
+            dim=state["stem.weight"].shape[0],
+            side=state["stem.weight"].shape[-1],
+            positions=state["pos_embed"].shape[1],
             depth=depth,
-            hidden=len(found["blocks.0.linear1.bias"]),
-            out_dim=len(found["project.weight"]),
+            hidden=len(state["blocks.0.linear1.bias"]),
+            out_dim=len(state["project.weight"]),
         )
-        trunk.load_state_dict(found)
+        trunk.load_state_dict(state)
     return trunk.eval().requires_grad_(False).to(device)

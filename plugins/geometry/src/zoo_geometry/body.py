@@ -29,10 +29,10 @@ def vectors_of(matrices: Array) -> Array:
     """
     from scipy.spatial.transform import Rotation
 
-    return Rotation.from_matrix(nearest(matrices).reshape(-1, 3, 3)).as_rotvec().reshape(matrices.shape[:-1])
+    return Rotation.from_matrix(nearest_rotations(matrices).reshape(-1, 3, 3)).as_rotvec().reshape(matrices.shape[:-1])
 
 
-def nearest(matrices: Array) -> Array:
+def nearest_rotations(matrices: Array) -> Array:
     """The rotations nearest to any matrices (..., 3, 3) in the Frobenius norm (Arun et al., IEEE TPAMI 9(5), 1987)."""
     left, _, right = np.linalg.svd(matrices)
     left[..., :, 2] *= np.linalg.det(left @ right)[..., None]
@@ -137,16 +137,16 @@ def focal_lengths(joints: Array, image: Array) -> Array:
 
     Least squares about the pelvis, so that the picture's centre may be anywhere: crops have it off the middle.
     """
-    seen = (directions(joints) - directions(joints[:, :1])) * np.array([1.0, -1.0])
+    projected = (directions(joints) - directions(joints[:, :1])) * np.array([1.0, -1.0])
     moved = image - image[:, :1]
-    spread = (seen**2).sum(axis=1)
-    return np.divide((seen * moved).sum(axis=1), spread, out=np.ones_like(spread), where=spread > 1e-12)
+    spread = (projected**2).sum(axis=1)
+    return np.divide((projected * moved).sum(axis=1), spread, out=np.ones_like(spread), where=spread > 1e-12)
 
 
 def image_of(joints: Array, pelvis: Array, focal: Array) -> Array:
     """Joints (n, 24, 3) as fractions of width and height (n, 24, 2), with the pelvis at `pelvis` (n, 2)."""
-    seen = (directions(joints) - directions(joints[:, :1])) * np.array([1.0, -1.0])
-    return pelvis[:, None] + focal[:, None] * seen
+    projected = (directions(joints) - directions(joints[:, :1])) * np.array([1.0, -1.0])
+    return pelvis[:, None] + focal[:, None] * projected
 
 
 STRAIGHT, BENT = math.radians(10), math.radians(30)
@@ -182,67 +182,66 @@ def rotations_of(joints: Array, bones: Array, head: Array | None = None) -> Arra
     - Elbows and knees bend around their hinges, with the same weight as the limb's plane.
     - Collars, wrists and ankles take the smallest rotation. Hands and feet follow.
     """
-    seen = np.zeros_like(joints)
-    for joint, parent in enumerate(PARENTS[1:], 1):
-        seen[joint] = joints[joint] - joints[parent]
-    least = SHORT * float(np.linalg.norm(seen, axis=1).sum())
-    seen[np.linalg.norm(seen, axis=1) <= least] = 0.0
+    parents = list(PARENTS[1:])
+    observed_bones = np.zeros_like(joints)
+    observed_bones[1:] = joints[1:] - joints[parents]
+    min_length = SHORT * float(np.linalg.norm(observed_bones, axis=1).sum())
+    observed_bones[np.linalg.norm(observed_bones, axis=1) <= min_length] = 0.0
     frames = np.zeros((len(JOINTS), 3, 3))
     first, chest = SPINE[0], SPINE[-1]
     bent: dict[int, Array] = {}
-    frames[first], frames[chest] = (
-        fitted(bones[list(CHILDREN[at])], seen[list(CHILDREN[at])]) for at in (first, chest)
-    )
+    for joint in (first, chest):
+        children = list(CHILDREN[joint])
+        frames[joint] = align_directions(bones[children], observed_bones[children])
     for joint, parent in enumerate(PARENTS):
         if joint in (first, chest):
             continue
         base = bent.get(joint, frames[parent])
         if joint in SPINE:
-            base = between(frames[first], frames[chest], SPINE.index(joint) / (len(SPINE) - 1))
+            base = interpolate_rotations(frames[first], frames[chest], SPINE.index(joint) / (len(SPINE) - 1))
         elif joint == NECK and head is not None:
-            base = between(frames[parent], head, 0.5)
+            base = interpolate_rotations(frames[parent], head, 0.5)
         elif joint == HEAD and head is not None:
             base = head
         child = CHILDREN[joint][0] if CHILDREN[joint] else None
         # the rotation nearest to the base that takes the bone to the child to where it is seen
-        frames[joint] = base if child is None else shortest(base @ bones[child], seen[child]) @ base
+        frames[joint] = base if child is None else shortest_rotation(base @ bones[child], observed_bones[child]) @ base
         if JOINTS[joint] in HINGES:
-            frames[joint], bent[CHILDREN[joint][0]] = turned_limb(frames[joint], joint, bones, seen)
-    own = frames.copy()
-    for joint, parent in enumerate(PARENTS[1:], 1):
-        own[joint] = frames[parent].T @ frames[joint]
-    return vectors_of(own)
+            frames[joint], bent[CHILDREN[joint][0]] = limb_rotations(frames[joint], joint, bones, observed_bones)
+    local_rotations = frames.copy()
+    local_rotations[1:] = np.swapaxes(frames[parents], 1, 2) @ frames[1:]
+    return vectors_of(local_rotations)
 
 
-def fitted(rest: Array, seen: Array) -> Array:
-    """The rotation (3, 3) that takes the directions `rest` (n, 3) nearest to `seen` (n, 3) (Kabsch)."""
-    return nearest(direction(seen).T @ direction(rest))
+def align_directions(rest: Array, observed: Array) -> Array:
+    """The rotation (3, 3) that takes the directions `rest` (n, 3) nearest to `observed` (n, 3) (Kabsch)."""
+    return nearest_rotations(direction(observed).T @ direction(rest))
 
 
-def between(first: Array, last: Array, share: float) -> Array:
+def interpolate_rotations(first: Array, last: Array, share: float) -> Array:
     """The rotation (3, 3) at `share` of the shortest way from one to another."""
     return first @ matrices_of(share * vectors_of(first.T @ last))
 
 
-def turned_limb(frame: Array, joint: int, bones: Array, seen: Array) -> tuple[Array, Array]:
+def limb_rotations(frame: Array, joint: int, bones: Array, observed_bones: Array) -> tuple[Array, Array]:
     """The upper bone's rotation, turned around that bone so that the next joint is a hinge, and the next joint's."""
     middle = CHILDREN[joint][0]
     lower = CHILDREN[middle][0]
-    axis, hinge = direction(seen[middle]), np.array(HINGES[JOINTS[joint]])
-    bend = math.acos(float(np.clip(axis @ direction(seen[lower]), -1, 1)))
-    known = float(np.clip((bend - STRAIGHT) / (BENT - STRAIGHT), 0, 1)) if seen[lower].any() else 0.0
+    axis, hinge = direction(observed_bones[middle]), np.array(HINGES[JOINTS[joint]])
+    bend = math.acos(float(np.clip(axis @ direction(observed_bones[lower]), -1, 1)))
+    weight = float(np.clip((bend - STRAIGHT) / (BENT - STRAIGHT), 0, 1)) if observed_bones[lower].any() else 0.0
     leg, turn, hinged = JOINTS[joint].endswith("hip"), 0.0, np.eye(3)
     if leg:
         foot = CHILDREN[lower][0]
-        turn = angle_around(axis, frame @ bones[foot], seen[foot])
-    if known:
+        turn = angle_around(axis, frame @ bones[foot], observed_bones[foot])
+    if weight:
         angles = hinge_angles(bones[middle], bones[lower], hinge, bend)
         turned = [frame @ matrices_of(angle * hinge) @ bones[lower] for angle in angles]
-        turns = [angle_around(axis, place, seen[lower]) for place in turned]
+        turns = [angle_around(axis, rotated, observed_bones[lower]) for rotated in turned]
         # A knee that seems bent to the front is so by error, and no reason to turn the thigh around.
         side = 1 if leg and abs(turns[0]) > math.pi / 2 else 0
-        turn += known * math.remainder(turns[side] - turn, math.tau)
-        hinged = matrices_of(known * angles[side] * hinge)
+        turn += weight * math.remainder(turns[side] - turn, math.tau)
+        hinged = matrices_of(weight * angles[side] * hinge)
     upper = matrices_of(turn * axis) @ frame
     return upper, upper @ hinged
 
@@ -269,7 +268,7 @@ def angle_around(axis: Array, start: Array, end: Array) -> float:
     return math.atan2(float(axis @ np.cross(flat[0], flat[1])), float(flat[0] @ flat[1]))
 
 
-def shortest(start: Array, end: Array) -> Array:
+def shortest_rotation(start: Array, end: Array) -> Array:
     """Return the smallest rotation (3, 3) from one direction to another; the identity if either has no length."""
     from scipy.spatial.transform import Rotation
 
@@ -299,9 +298,9 @@ def rays(image: Array, half: Array) -> Array:
     return (2 * image - 1) * half * np.array([1.0, -1.0])
 
 
-def looking_at(image: Array, half: Array) -> Array:
+def look_at_rotation(image: Array, half: Array) -> Array:
     """The rotation (3, 3) from the axes of a camera that looks straight at a place of the picture to this camera's."""
-    return shortest(np.array([0.0, 0.0, -1.0]), np.append(rays(image, half), -1.0))
+    return shortest_rotation(np.array([0.0, 0.0, -1.0]), np.append(rays(image, half), -1.0))
 
 
 def offset_of(points: Array, image: Array, weights: Array, half: Array) -> Array:
@@ -309,10 +308,10 @@ def offset_of(points: Array, image: Array, weights: Array, half: Array) -> Array
 
     Weighted least squares of (x + t_x) = right * -(z + t_z), and of the same in y: linear in t.
     """
-    seen = rays(image, half)
+    slopes = rays(image, half)
     rows = np.zeros((len(points), 2, 3))
     rows[:, 0, 0] = rows[:, 1, 1] = 1.0
-    rows[:, :, 2] = seen
-    aims = -points[:, :2] - seen * points[:, 2:]
+    rows[:, :, 2] = slopes
+    aims = -points[:, :2] - slopes * points[:, 2:]
     share = np.sqrt(np.maximum(weights, 0))[:, None]
     return np.linalg.lstsq((rows * share[..., None]).reshape(-1, 3), (aims * share).reshape(-1), rcond=None)[0]

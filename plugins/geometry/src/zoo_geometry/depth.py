@@ -71,8 +71,8 @@ class DepthLabeller(LabellerConfig):
         size = picture.shape[-2:]
         resize = self.processor.post_process_depth_estimation
         source = {"source_sizes": [size]} if "source_sizes" in inspect.signature(resize).parameters else {}
-        found = resize(self.outputs(picture), target_sizes=[size], **source)[0]["predicted_depth"]
-        depth = found.double().cpu().numpy().reshape(1, *size)
+        prediction = resize(self.outputs(picture), target_sizes=[size], **source)[0]["predicted_depth"]
+        depth = prediction.double().cpu().numpy().reshape(1, *size)
         if not np.isfinite(depth).all():
             raise DataError(f"{self.model}: gives depth that is no number for this picture")
         return (depth if self.scaled_to is None else metres_of_relative(depth, *self.scaled_to)).astype(np.float32)
@@ -182,10 +182,10 @@ class Depth(SpatialModality):
                     f"expected one channel of 16 bits, got mode {image.mode}, which has no unit; save .npy in metres,"
                     " or a 16-bit .png or .tif with png_scale (metres per unit) in registry.toml"
                 )
-            stored = np.asarray(image)
-            metres = stored.astype(np.float64) * options.png_scale
-            if stored.dtype.itemsize == 2:
-                metres[stored == FULL] = np.inf
+            pixels = np.asarray(image)
+            metres = pixels.astype(np.float64) * options.png_scale
+            if pixels.dtype.itemsize == 2:
+                metres[pixels == FULL] = np.inf
         bad = ~np.isfinite(metres) | (metres <= 0)
         if bad.any():
             raise ValueError(

@@ -21,7 +21,7 @@ from tokenizers_zoo.families.text import read_json
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from zoo_geometry import body, published_people
-from zoo_geometry.people import MISSED, drawn, matched, standing
+from zoo_geometry.people import MISSED, draw_people, example_person, joint_errors
 from zoo_geometry.pose_labeller import PoseLabeller
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class HumanPoses(ObjectModality):
             left, top, right, bottom = person["box"]
             return (left - right) * (bottom - top), left, top, right, bottom
 
-        return sorted(checked_people(value), key=rank)
+        return sorted(validate_people(value), key=rank)
 
     def items(self, objects: Sequence[Person], options: PoseSettings) -> Array:
         turns = column(objects, "joint_rotations")[:, 1:]
@@ -229,17 +229,17 @@ class HumanPoses(ObjectModality):
     ) -> list[Person]:
         below = body.vectors_of(items.reshape(-1, JOINTS - 1, 3, 3))
         if options.layout == "4m":
-            boxes = opened_boxes(coordinates[:, :4], 1 / (BINS - 1))
-            turns, joints, image, shapes = published_people.joined(boxes, coordinates[:, 4:], below, fitted["skeleton"])
+            boxes = widened_boxes(coordinates[:, :4], 1 / (BINS - 1))
+            turns, joints, image, shapes = published_people.decode(boxes, coordinates[:, 4:], below, fitted["skeleton"])
             return people_of(boxes, turns, joints, np.clip(image, -MOST_PICTURES, MOST_PICTURES), shapes)
         ends = np.cumsum([4, 2, 1, 2, 2, 6])
-        edges, direction, depth, seen, focal, orientation, size = np.split(coordinates, ends, axis=1)
+        edges, direction, depth, pelvis_image, focal, orientation, size = np.split(coordinates, ends, axis=1)
         turns = np.concatenate([body.vectors_of_six(orientation)[:, None], below], axis=1)
         ahead = np.exp(depth).clip(max=body.FARTHEST)  # exp(log(100)) is more by rounding
         pelvis = ahead * np.concatenate([direction, -np.ones_like(depth)], axis=1)
         joints = body.joints_of(turns, np.exp(size)[:, :, None] * fitted["skeleton"], pelvis)
-        image = np.clip(body.image_of(joints, seen, np.exp(focal)), -MOST_PICTURES, MOST_PICTURES)
-        return people_of(opened_boxes(edges, 1 / (options.bins - 1)), turns, joints, image)
+        image = np.clip(body.image_of(joints, pelvis_image, np.exp(focal)), -MOST_PICTURES, MOST_PICTURES)
+        return people_of(widened_boxes(edges, 1 / (options.bins - 1)), turns, joints, image)
 
     def fitted_shapes(self, options: PoseSettings) -> dict[str, tuple[int, ...]]:
         return {"skeleton": (JOINTS, 3)}
@@ -258,11 +258,11 @@ class HumanPoses(ObjectModality):
 
     def seen(self, value: Any, crop: Crop, options: PoseSettings) -> list[Person]:
         """People in the frame of the crop; a mirror swaps left and right, a crop leaves the camera where it is."""
-        people = checked_people(value)
+        people = validate_people(value)
         if crop.is_whole:
             return people
         boxes = [box_seen_through(crop, person["box"], options.min_visible) for person in people]
-        return [{**seen_through(crop, person), "box": box} for person, box in zip(people, boxes, strict=True) if box]
+        return [{**crop_person(crop, person), "box": box} for person, box in zip(people, boxes, strict=True) if box]
 
     def read(self, data: bytes, extension: str, options: PoseSettings) -> list[Person]:
         """A `.json` file with the list; rotations of 24 x 3 x 3 numbers are matrices. Raises InvalidValueError."""
@@ -270,39 +270,39 @@ class HumanPoses(ObjectModality):
         for index, person in enumerate(value if isinstance(value, list) else ()):
             turns = numbers(person.get("joint_rotations")) if isinstance(person, dict) else None
             if turns is not None and turns.shape == (JOINTS, 3, 3):
-                off = float(np.abs(body.nearest(turns) - turns).max())
+                off = float(np.abs(body.nearest_rotations(turns) - turns).max())
                 if off > ROUNDED:
                     raise InvalidValueError(
                         f"person {index}: joint_rotations: expected rotation matrices (orthogonal, determinant 1), got"
                         f" numbers that are up to {off:.2g} off"
                     )
                 person["joint_rotations"] = body.vectors_of(turns).tolist()
-        return checked_people(value)
+        return validate_people(value)
 
     @hookimpl
     def example_files(self) -> dict[str, tuple[bytes, str]]:
         """Somebody who stands, in our conventions and in others."""
-        person = standing()
+        person = example_person()
         turns, joints = (np.array(person[name]) for name in ("joint_rotations", "joints_camera"))
         changed: dict[str, dict[str, Any]] = {
             "somebody who stands": {},
             "rotations in degrees": {"joint_rotations": np.degrees(turns).tolist()},
             "axes of a picture: y down, z forward": {"joints_camera": (joints * (1, -1, -1)).tolist()},
         }
-        return {what: (json.dumps([person | change]).encode(), "json") for what, change in changed.items()}
+        return {name: (json.dumps([person | change]).encode(), "json") for name, change in changed.items()}
 
     def write(self, value: Any, options: PoseSettings) -> tuple[bytes, str]:
-        return json.dumps(checked_people(value), allow_nan=False).encode(), "json"
+        return json.dumps(validate_people(value), allow_nan=False).encode(), "json"
 
     def picture(self, value: list[Person], options: PoseSettings) -> PIL.Image.Image:
         """Stick figures: left limbs orange, right limbs blue."""
-        return drawn(value)
+        return draw_people(value)
 
     def measure(
         self, predicted: Sequence[list[Person]], target: Sequence[list[Person]], options: PoseSettings
     ) -> dict[str, float]:
         """Over all people of all pictures together."""
-        errors = [e for guess, truth in zip(predicted, target, strict=True) for e in matched(guess, truth)]
+        errors = [e for guess, truth in zip(predicted, target, strict=True) for e in joint_errors(guess, truth)]
         guessed, true = sum(map(len, predicted)), sum(map(len, target))
         missed = true - len(errors)
         return {
@@ -312,17 +312,17 @@ class HumanPoses(ObjectModality):
         }
 
 
-def checked_people(value: Any) -> list[Person]:
+def validate_people(value: Any) -> list[Person]:
     """The list itself. Raises InvalidValueError, naming the person, where it is no list of people."""
     if not isinstance(value, list):
         raise InvalidValueError(f"expected a list of people (empty where there are none), got {type(value).__name__}")
     for index, person in enumerate(value):
-        if problem := person_problem(person):
-            raise InvalidValueError(f"person {index}: {problem}")
+        if error := person_error(person):
+            raise InvalidValueError(f"person {index}: {error}")
     return value
 
 
-def person_problem(person: Any) -> str | None:
+def person_error(person: Any) -> str | None:
     """Describe the first problem of a person, or return None."""
     if not isinstance(person, dict):
         return f"expected a table with {', '.join(REQUIRED)}, got {type(person).__name__}"
@@ -333,8 +333,8 @@ def person_problem(person: Any) -> str | None:
     arrays = {name: numbers(value) for name, value in person.items()}
     for name, shape in ROWS.items():
         if (rows := arrays[name]) is None or rows.shape != shape:
-            got = "something else" if rows is None else " x ".join(map(str, rows.shape)) or "one number"
-            return f"{name}: expected {shape[0]} x {shape[1]} finite numbers (one row per joint), got {got}"
+            shape_text = "something else" if rows is None else " x ".join(map(str, rows.shape)) or "one number"
+            return f"{name}: expected {shape[0]} x {shape[1]} finite numbers (one row per joint), got {shape_text}"
     box, betas = arrays["box"], arrays.get("shape", np.zeros(0))
     if box is None or box.shape != (4,) or not (box >= 0).all() or not (box[:2] < box[2:]).all() or box.max() > 1:
         return (
@@ -375,8 +375,8 @@ def shapes_of(people: Sequence[Person]) -> Array:
     """Stack the published number of shape parameters of all people; missing ones are 0."""
     shapes = np.zeros((len(people), published_people.SHAPE_SIZE))
     for row, person in zip(shapes, people, strict=True):
-        given = person.get("shape", [])[: len(row)]
-        row[: len(given)] = given
+        betas = person.get("shape", [])[: len(row)]
+        row[: len(betas)] = betas
     return shapes
 
 
@@ -387,25 +387,25 @@ def people_of(boxes: Array, turns: Array, joints: Array, image: Array, shapes: A
     return [{name: row[k].tolist() for name, row in rows.items()} for k in range(len(boxes))]
 
 
-def opened_boxes(boxes: Array, step: float) -> Array:
+def widened_boxes(boxes: Array, step: float) -> Array:
     """Boxes (people, 4) of any edges in [0, 1], in order and at least a tenth of a level, `step`, wide and high."""
     low, high = np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])
     thin = (low == high) * step / 20
     return np.concatenate([np.maximum(low - thin, 0), np.minimum(high + thin, 1)], axis=1)
 
 
-def seen_through(crop: Crop, person: Person) -> Person:
+def crop_person(crop: Crop, person: Person) -> Person:
     """A person as the crop shows it, but for the box."""
     image = (column([person], "joints_image")[0] - (crop.left, crop.top)) / (crop.width, crop.height)
     if not crop.flip:
         return {**person, "joints_image": image.tolist()}
-    other = list(body.OTHER_SIDE)
+    mirror_joints = list(body.OTHER_SIDE)
     image[:, 0] = 1 - image[:, 0]
     return {
         **person,
-        "joint_rotations": body.mirrored(column([person], "joint_rotations")[0][other]).tolist(),
-        "joints_camera": (column([person], "joints_camera")[0][other] * body.MIRROR).tolist(),
-        "joints_image": image[other].tolist(),
+        "joint_rotations": body.mirrored(column([person], "joint_rotations")[0][mirror_joints]).tolist(),
+        "joints_camera": (column([person], "joints_camera")[0][mirror_joints] * body.MIRROR).tolist(),
+        "joints_image": image[mirror_joints].tolist(),
     }
 
 

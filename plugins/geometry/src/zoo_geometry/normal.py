@@ -104,7 +104,7 @@ class Normal(SpatialModality):
         result = crop_and_resize(value, crop, size)
         if crop.flip:
             result[0] = -result[0]
-        return unit(result)
+        return normalise(result)
 
     def read(self, data: bytes, extension: str, options: Any) -> np.ndarray:
         if extension == "npy":
@@ -120,10 +120,9 @@ class Normal(SpatialModality):
             raise ValueError(f"expected (3, height, width), got {value.shape}")
         with np.errstate(over="ignore"):
             parts = np.array_split(value, 16, axis=1)  # squares of all at once would need as much memory again
-            unit = sum(int((np.abs(np.linalg.norm(part, axis=0) - 1) <= UNIT_TOLERANCE).sum()) for part in parts)
-        if unit < value[0].size:
-            count, size = value[0].size - unit, value[0].size
-            raise ValueError(f"expected unit vectors, got {count} of {size} pixels with another length")
+            count = sum(int((np.abs(np.linalg.norm(part, axis=0) - 1) <= UNIT_TOLERANCE).sum()) for part in parts)
+        if wrong := value[0].size - count:
+            raise ValueError(f"expected unit vectors, got {wrong} of {value[0].size} pixels with another length")
         # Lengths stay as rounding left them: made exact, they would round to other bytes when written again.
         return value.astype(np.float32, copy=False)
 
@@ -135,7 +134,7 @@ class Normal(SpatialModality):
         return {"mean_angle": float(angles.mean()), "within_11_25": float((angles < 11.25).mean())}
 
 
-def unit(value: np.ndarray) -> np.ndarray:
+def normalise(value: np.ndarray) -> np.ndarray:
     """Vectors along the first axis at length 1; one of length 0 points to the viewer."""
     length = np.linalg.norm(value, axis=0, keepdims=True)
     towards_viewer = np.array([0, 0, 1], dtype=value.dtype)[:, None, None]
@@ -186,9 +185,9 @@ def slopes(values: Array, axis: int) -> Array:
     step = np.diff(moved, axis=-1)
     bend = np.abs(np.diff(step, axis=-1))
     bends = np.full((3, *moved.shape), np.inf)
-    found = np.zeros((3, *moved.shape))
-    bends[0, ..., 1:-1], found[0, ..., 1:-1] = bend, (step[..., 1:] + step[..., :-1]) / 2
-    bends[1, ..., :-2], found[1, ..., :-1] = bend, step
-    bends[2, ..., 2:], found[2, ..., 1:] = bend, step
-    best = np.take_along_axis(found, bends.argmin(axis=0)[None], axis=0)[0]
+    differences = np.zeros((3, *moved.shape))
+    bends[0, ..., 1:-1], differences[0, ..., 1:-1] = bend, (step[..., 1:] + step[..., :-1]) / 2
+    bends[1, ..., :-2], differences[1, ..., :-1] = bend, step
+    bends[2, ..., 2:], differences[2, ..., 1:] = bend, step
+    best = np.take_along_axis(differences, bends.argmin(axis=0)[None], axis=0)[0]
     return np.moveaxis(best, -1, axis)

@@ -27,7 +27,7 @@ SIDES = {"left": (255, 150, 60), "right": (90, 170, 255)}
 MIDDLE = (235, 235, 235)
 
 
-def matched(predicted: Sequence[Person], target: Sequence[Person]) -> list[float]:
+def joint_errors(predicted: Sequence[Person], target: Sequence[Person]) -> list[float]:
     """Joint errors in mm of the pairs that overlap enough, the best overlap first, each person in one pair at most."""
     boxes = (np.array([person["box"] for person in people]).reshape(-1, 4) for people in (predicted, target))
     pairs = best_pairs(box_overlaps(*boxes), ENOUGH)
@@ -40,7 +40,7 @@ def joint_error(predicted: Person, target: Person) -> float:
     return 1000 * float(np.linalg.norm((guess - guess[0]) - (truth - truth[0]), axis=1).mean())
 
 
-def drawn(people: Sequence[Person]) -> PIL.Image.Image:
+def draw_people(people: Sequence[Person]) -> PIL.Image.Image:
     """The people's bones in the picture, the farthest first, each with its box."""
     from PIL import Image, ImageDraw
 
@@ -49,17 +49,17 @@ def drawn(people: Sequence[Person]) -> PIL.Image.Image:
     for person in sorted(people, key=lambda person: person["joints_camera"][0][2]):
         pen.rectangle(tuple(round(edge * (RENDER_SIZE - 1)) for edge in person["box"]), outline=(95, 100, 110))
         far = 4.0 * RENDER_SIZE  # joints level with the camera project arbitrarily far away; PIL cannot draw there
-        places = np.clip(np.asarray(person["joints_image"]) * RENDER_SIZE, -far, far)
-        dots = [tuple(place) for place in places.tolist()]
+        pixels = np.clip(np.asarray(person["joints_image"]) * RENDER_SIZE, -far, far)
+        dots = [tuple(pixel) for pixel in pixels.tolist()]
         for joint, parent in enumerate(PARENTS[1:], 1):
             pen.line((*dots[parent], *dots[joint]), fill=SIDES.get(JOINTS[joint].partition("_")[0], MIDDLE), width=4)
         x, y = dots[JOINTS.index("head")]
-        radius = 0.5 * float(np.hypot(*(places[JOINTS.index("head")] - places[JOINTS.index("spine3")])))
+        radius = 0.5 * float(np.hypot(*(pixels[JOINTS.index("head")] - pixels[JOINTS.index("spine3")])))
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=MIDDLE, width=2)
     return picture
 
 
-def standing() -> Person:
+def example_person() -> Person:
     """An adult in the rest pose but for the left arm who faces the camera at 3 m, rounded to millimetres."""
     turns = np.zeros((len(JOINTS), 3))
     turns[JOINTS.index("left_elbow"), 1] = -0.3

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers_zoo.config import check_interval
 from tokenizers_zoo.pretrained import PretrainedConfig
 from zoo_geometry import body
-from zoo_geometry.body import direction, half_sizes, looking_at, offset_of, rotations_of
+from zoo_geometry.body import direction, half_sizes, look_at_rotation, offset_of, rotations_of
 from zoo_geometry.pose_networks import FILES, Landmarks, PoseNetworks
 
 Array = NDArray[Any]
@@ -67,8 +67,8 @@ class PoseLabeller(PretrainedConfig):
 
     def people(self, picture: Array) -> list[Person]:
         """The people of a picture, float (3, height, width) in [0, 1]; an empty list where there are none."""
-        found = self.load(PoseNetworks).people(picture, self.threshold)
-        people = (person_of(landmarks, picture.shape[-2:], self.camera_fov) for landmarks in found)
+        detections = self.load(PoseNetworks).people(picture, self.threshold)
+        people = (person_of(landmarks, picture.shape[-2:], self.camera_fov) for landmarks in detections)
         return [person for person in people if person is not None]
 
 
@@ -82,9 +82,9 @@ def person_of(
     half = half_sizes(fov, height, width)
     # The network sees a person as a camera would that looks at their region; this one looks ahead (CLIFF).
     centre = np.array([landmarks.region.x / width, landmarks.region.y / height])
-    world = landmarks.world @ looking_at(centre, half).T
-    chosen = list(WEIGHED)
-    offset = offset_of(world[chosen], (landmarks.image[:, :2] * scale)[chosen], landmarks.visible[chosen], half)
+    world = landmarks.world @ look_at_rotation(centre, half).T
+    indices = list(WEIGHED)
+    offset = offset_of(world[indices], (landmarks.image[:, :2] * scale)[indices], landmarks.visible[indices], half)
     joints = joints_of_landmarks(world) + offset
     box = box_of(landmarks, size)
     if box is None or not body.NEAREST < -joints[0, 2] <= body.FARTHEST:
@@ -98,8 +98,8 @@ def person_of(
 def box_of(landmarks: Landmarks, size: tuple[int, int]) -> list[float] | None:
     """The box, fractions in [0, 1], of the pixels that show the person, with the landmarks in sight; None if none is in
     the picture."""
-    places = landmarks.image[landmarks.visible >= SEEN][:, :2] * np.array([1.0, -1.0])
-    shares = np.concatenate([landmarks.outline, places]) / np.array([size[1], size[0]])
+    pixels = landmarks.image[landmarks.visible >= SEEN][:, :2] * np.array([1.0, -1.0])
+    shares = np.concatenate([landmarks.outline, pixels]) / np.array([size[1], size[0]])
     inside = shares[((shares >= 0) & (shares <= 1)).all(axis=1)]
     if len(inside) == 0:
         return None
@@ -117,8 +117,8 @@ def joints_of_landmarks(points: Array) -> Array:
     seen.
     """
     joints = np.zeros((len(body.JOINTS), 3))
-    whole = {name: (landmark, landmark, 0.0) for name, landmark in SAME.items()}
-    for name, (start, end, share) in (whole | BETWEEN).items():
+    direct = {name: (landmark, landmark, 0.0) for name, landmark in SAME.items()}
+    for name, (start, end, share) in (direct | BETWEEN).items():
         joints[body.JOINTS.index(name)] = (1 - share) * points[start] + share * points[end]
     inside = [body.JOINTS.index(name) for name in TORSO]
     joints[inside] = torso_of(points[[SAME[name] for name in CORNERS]])
@@ -135,13 +135,13 @@ def torso_of(corners: Array) -> Array:
     shoulders.
     """
     rest = body.joints_of(np.zeros((1, len(body.JOINTS), 3)), body.ADULT[None], np.zeros((1, 3)))[0]
-    own, places = (rest[[body.JOINTS.index(name) for name in names]] for names in (CORNERS, TORSO))
-    (hips, up, across), (own_hips, own_up, own_across) = map(axes_of, (corners, own))
-    places = places - own_hips
-    share = places @ own_up / (own_up @ own_up)
-    ahead = direction(np.cross((1.0, 0.0, 0.0), own_up))
-    front = (places - share[:, None] * own_up) @ ahead * np.linalg.norm(up) / np.linalg.norm(own_up)
-    aside = places[:, 0] * np.linalg.norm(across) / np.linalg.norm(own_across)
+    rest_corners, rest_torso = (rest[[body.JOINTS.index(name) for name in names]] for names in (CORNERS, TORSO))
+    (hips, up, across), (rest_hips, rest_up, rest_across) = map(axes_of, (corners, rest_corners))
+    rest_torso = rest_torso - rest_hips
+    share = rest_torso @ rest_up / (rest_up @ rest_up)
+    ahead = direction(np.cross((1.0, 0.0, 0.0), rest_up))
+    front = (rest_torso - share[:, None] * rest_up) @ ahead * np.linalg.norm(up) / np.linalg.norm(rest_up)
+    aside = rest_torso[:, 0] * np.linalg.norm(across) / np.linalg.norm(rest_across)
     turned = np.clip(share, 0, 1)[:, None]
     left = direction((1 - turned) * direction(corners[2] - corners[3]) + turned * direction(across))
     return hips + share[:, None] * up + aside[:, None] * left + front[:, None] * direction(np.cross(left, up))

@@ -40,27 +40,28 @@ class Region:
         cos, sin = math.cos(self.angle), math.sin(self.angle)
         return np.array([[cos, -sin], [sin, cos]])
 
-    def to_picture(self, places: Array) -> Array:
+    def to_picture(self, points: Array) -> Array:
         """Fractions of the region (..., 2), x and y from its top left corner, as pixels of the picture (..., 2)."""
-        return (places - 0.5) * self.side @ self.turn.T + (self.x, self.y)
+        return (points - 0.5) * self.side @ self.turn.T + (self.x, self.y)
 
-    def shown(self, picture: Array, size: int, beyond: Literal["black", "edge"]) -> Array:
+    def sample(self, picture: Array, size: int, beyond: Literal["black", "edge"]) -> Array:
         """Sample the region from a picture (channels, height, width): (size, size, channels), bilinear, antialiased.
 
         `beyond` sets the padding outside of the picture: 0, or the nearest pixel.
         """
         samples = min(max(math.ceil(self.side / size), 1), MOST_SAMPLES)
         steps = (np.arange(size * samples) + 0.5) / (size * samples)
-        found = sampled(picture, self.to_picture(np.stack(np.meshgrid(steps, steps), axis=-1)), beyond)
-        return found.reshape(size, samples, size, samples, -1).mean(axis=(1, 3))
+        values = sample_pixels(picture, self.to_picture(np.stack(np.meshgrid(steps, steps), axis=-1)), beyond)
+        return values.reshape(size, samples, size, samples, -1).mean(axis=(1, 3))
 
 
-def sampled(picture: Array, pixels: Array, beyond: Literal["black", "edge"]) -> Array:
+def sample_pixels(picture: Array, pixels: Array, beyond: Literal["black", "edge"]) -> Array:
     """A picture (channels, height, width) between its pixels at `pixels` (..., 2): (..., channels), bilinear."""
     from scipy.ndimage import map_coordinates
 
-    places, mode = np.moveaxis(pixels - 0.5, -1, 0)[::-1], "nearest" if beyond == "edge" else "grid-constant"
-    return np.stack([map_coordinates(channel, places, np.float64, order=1, mode=mode) for channel in picture], axis=-1)
+    rows_and_columns, mode = np.moveaxis(pixels - 0.5, -1, 0)[::-1], "nearest" if beyond == "edge" else "grid-constant"
+    channels = [map_coordinates(channel, rows_and_columns, np.float64, order=1, mode=mode) for channel in picture]
+    return np.stack(channels, axis=-1)
 
 
 DETECTOR_SIZE = 224
@@ -84,11 +85,11 @@ def region_of(points: Array) -> Region:
 
 def anchors() -> Array:
     """The places of the anchors, fractions of the input (2254, 2): row by row of each grid of `GRIDS`."""
-    places = []
+    grids = []
     for stride, count in GRIDS:
         steps = (np.arange(DETECTOR_SIZE // stride) + 0.5) * stride / DETECTOR_SIZE
-        places.append(np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2).repeat(count, axis=0))
-    return np.concatenate(places)
+        grids.append(np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2).repeat(count, axis=0))
+    return np.concatenate(grids)
 
 
 def detections(numbers: Array, logits: Array, threshold: float) -> list[Array]:
@@ -98,16 +99,17 @@ def detections(numbers: Array, logits: Array, threshold: float) -> list[Array]:
     weighted by score (BlazeFace, arXiv 1907.05047, post-processing).
     """
     scores = sigmoid(logits.astype(np.float64))
-    left = np.argsort(-scores, kind="stable")[: int((scores >= threshold).sum())]
-    scores, places, found = scores[left], anchors()[left], numbers[left].astype(np.float64) / DETECTOR_SIZE
-    centre, half = places + found[:, :2], found[:, 2:4] / 2
+    remaining = np.argsort(-scores, kind="stable")[: int((scores >= threshold).sum())]
+    scores, anchor_points = scores[remaining], anchors()[remaining]
+    offsets = numbers[remaining].astype(np.float64) / DETECTOR_SIZE
+    centre, half = anchor_points + offsets[:, :2], offsets[:, 2:4] / 2
     boxes = np.concatenate([centre - half, centre + half], axis=1)
-    points = places[:, None] + found[:, 4:].reshape(-1, 4, 2)
-    people, overlaps, left = list[Array](), box_overlaps(boxes, boxes), np.arange(len(scores))
-    while len(left):
-        same = (overlaps[left[0], left] > SAME_PERSON) | (left == left[0])
-        people.append(np.average(points[left[same]], axis=0, weights=scores[left[same]]))
-        left = left[~same]
+    points = anchor_points[:, None] + offsets[:, 4:].reshape(-1, 4, 2)
+    people, overlaps, remaining = list[Array](), box_overlaps(boxes, boxes), np.arange(len(scores))
+    while len(remaining):
+        same = (overlaps[remaining[0], remaining] > SAME_PERSON) | (remaining == remaining[0])
+        people.append(np.average(points[remaining[same]], axis=0, weights=scores[remaining[same]]))
+        remaining = remaining[~same]
     return people
 
 
@@ -175,16 +177,17 @@ class TfliteNetwork:
         with one_line(f"{file}: cannot be read as a network of LiteRT"):
             self.interpreter = Interpreter(model_content=file.read_bytes(), num_threads=1)
             self.interpreter.allocate_tensors()
-        (given, *_), outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
-        places = {tuple(map(int, output["shape"])): int(output["index"]) for output in outputs}
-        if tuple(given["shape"]) != (1, size, size, 3) or any(shape not in places for shape in shapes):
+        (picture_input, *_), outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
+        index_by_shape = {tuple(map(int, output["shape"])): int(output["index"]) for output in outputs}
+        if tuple(picture_input["shape"]) != (1, size, size, 3) or any(shape not in index_by_shape for shape in shapes):
             raise PretrainedError(
                 f"{file}: expected a network of {(1, size, size, 3)} to {', '.join(map(str, shapes))}, got one of"
-                f" {tuple(map(int, given['shape']))} to {', '.join(map(str, places))}; take mediapipe 0.10.21's file"
+                f" {tuple(map(int, picture_input['shape']))} to {', '.join(map(str, index_by_shape))}; take mediapipe"
+                " 0.10.21's file"
             )
-        self.input, self.outputs = int(given["index"]), [places[shape] for shape in shapes]
+        self.input, self.outputs = int(picture_input["index"]), [index_by_shape[shape] for shape in shapes]
 
-    def answers(self, pixels: Array) -> list[Array]:
+    def run(self, pixels: Array) -> list[Array]:
         """The outputs, in the order of their shapes, for pixels (size, size, 3)."""
         self.interpreter.set_tensor(self.input, pixels[None].astype(np.float32))
         self.interpreter.invoke()
@@ -204,12 +207,12 @@ class PoseNetworks:
     def people(self, picture: Array, threshold: float) -> list[Landmarks]:
         """Detect people in a picture, float (3, height, width), most confident first, by the least score of both."""
         height, width = picture.shape[-2:]
-        whole, found = Region(x=width / 2, y=height / 2, side=float(max(width, height))), []
+        full_region, people = Region(x=width / 2, y=height / 2, side=float(max(width, height))), []
         with self.lock:
-            numbers, logits = self.detector.answers(2 * whole.shown(picture, DETECTOR_SIZE, "black") - 1)
+            numbers, logits = self.detector.run(2 * full_region.sample(picture, DETECTOR_SIZE, "black") - 1)
             for points in detections(numbers[0], logits[0, :, 0], threshold):
-                region = region_of(whole.to_picture(points))
-                raw, sure, mask, world = self.landmarks.answers(region.shown(picture, SIZE, "edge"))
+                region = region_of(full_region.to_picture(points))
+                raw, sure, mask, world = self.landmarks.run(region.sample(picture, SIZE, "edge"))
                 if sure[0, 0] >= threshold:
-                    found.append(landmarks_of(raw, world, mask[0, :, :, 0], region))
-        return found
+                    people.append(landmarks_of(raw, world, mask[0, :, :, 0], region))
+        return people

@@ -76,7 +76,7 @@ def numbers_of(boxes: Array, turns: Array, joints: Array, image: Array, shapes: 
     return np.concatenate(parts, axis=1)
 
 
-def joined(boxes: Array, numbers: Array, below: Array, skeleton: Array) -> tuple[Array, Array, Array, Array]:
+def decode(boxes: Array, numbers: Array, below: Array, skeleton: Array) -> tuple[Array, Array, Array, Array]:
     """Rotations, joints in metres and in the picture, and shapes, as `numbers_of` takes them.
 
     `numbers` (people, 22) are those of AXES after the box, `below` (people, 23, 3) the rotations below the first.
@@ -86,12 +86,12 @@ def joined(boxes: Array, numbers: Array, below: Array, skeleton: Array) -> tuple
     turns = np.concatenate([first[:, None], below], axis=1)
     centre, side = crops(boxes)
     scale = np.maximum(camera[:, 0], 0.01) * side / 2
-    seen = np.clip(centre + scale[:, None] * (camera[:, 1:] + PELVIS), -OUTSIDE, 1 + OUTSIDE)
+    pelvis_image = np.clip(centre + scale[:, None] * (camera[:, 1:] + PELVIS), -OUTSIDE, 1 + OUTSIDE)
     depth = np.clip(FOCAL / scale, NEAREST, body.FARTHEST)
     focal = (scale * depth)[:, None]
-    ahead = np.concatenate([(seen - 0.5) * (1, -1) / focal, -np.ones_like(focal)], axis=1)
+    ahead = np.concatenate([(pelvis_image - 0.5) * (1, -1) / focal, -np.ones_like(focal)], axis=1)
     joints = body.joints_of(turns, np.broadcast_to(skeleton, turns.shape), depth[:, None] * ahead)
-    return turns, joints, body.image_of(joints, seen, np.broadcast_to(focal, seen.shape)), shapes
+    return turns, joints, body.image_of(joints, pelvis_image, np.broadcast_to(focal, pelvis_image.shape)), shapes
 
 
 def crops(boxes: Array) -> tuple[Array, Array]:

@@ -93,29 +93,29 @@ class HubSource:
         """Return the rows of a split in stored order. Raises ConfigError or DataError."""
         config = settings.take(HubSettings)
         tables = load(config)
-        chosen, test_fraction = chosen_split(config, split, list(tables))
-        table = tables[chosen]
+        source_split, test_fraction = choose_split(config, split, list(tables))
+        table = tables[source_split]
         if table.features is None:  # of a stream; reads its first rows
             table = table._resolve_features()
-        made: HubRows | StreamedRows = (StreamedRows if config.streaming else HubRows)(
+        rows: HubRows | StreamedRows = (StreamedRows if config.streaming else HubRows)(
             table, columns_of(table, config, names),
-            prefix=chosen, split=split, test_fraction=test_fraction, places=Places.of(config),
+            prefix=source_split, split=split, test_fraction=test_fraction, file_roots=FileRoots.of(config),
         )  # fmt: skip
-        made.limit(count)
-        return made
+        rows.limit(count)
+        return rows
 
 
-def chosen_split(config: HubSettings, split: str, here: Sequence[str]) -> tuple[str, float | None]:
+def choose_split(config: HubSettings, split: str, split_names: Sequence[str]) -> tuple[str, float | None]:
     """Return the dataset's split for `split`, and the share of its rows for testing if train and test share it.
 
     Raises ConfigError.
     """
-    train = config.splits.get(TRAIN) or (TRAIN if TRAIN in here else here[0])
-    test = config.splits.get(TEST) or next((one for one in HELD_OUT if one in here and one != train), "")
-    chosen = test if test and split == TEST else train
-    if chosen not in here:
-        raise ConfigError(f"hf: {config.path}: no split {chosen!r}; here: {', '.join(here)}; set splits")
-    return chosen, None if test else config.test_fraction
+    train = config.splits.get(TRAIN) or (TRAIN if TRAIN in split_names else split_names[0])
+    test = config.splits.get(TEST) or next((name for name in HELD_OUT if name in split_names and name != train), "")
+    source_split = test if test and split == TEST else train
+    if source_split not in split_names:
+        raise ConfigError(f"hf: {config.path}: no split {source_split!r}; here: {', '.join(split_names)}; set splits")
+    return source_split, None if test else config.test_fraction
 
 
 def load(config: HubSettings) -> Any:
@@ -125,34 +125,28 @@ def load(config: HubSettings) -> Any:
     except ImportError:
         raise ConfigError('hf: needs the package datasets; pip install "zoo-hub-data[hf]"') from None
     path = Path(config.path).expanduser()
-    more: dict[str, Any] = {"streaming": config.streaming}
-    if config.config:
-        more["name"] = config.config
-    if config.revision:
-        more["revision"] = config.revision
+    if path.is_file() and path.suffix not in SUFFIXES:
+        raise ConfigError(f"hf: {path}: expected a folder, a hub id, or a file {', '.join(SUFFIXES)}")
+    options: dict[str, Any] = {"name": config.config or None, "revision": config.revision or None}
+    options["streaming"] = config.streaming
     try:
         if path.is_file():
-            if path.suffix not in SUFFIXES:
-                raise ConfigError(f"hf: {path}: expected a folder, a hub id, or a file {', '.join(SUFFIXES)}")
-            if path.suffix == ".tsv":
-                more["sep"] = "\t"
-            found = datasets.load_dataset(SUFFIXES[path.suffix], data_files={TRAIN: str(path)}, **more)
+            options |= {"sep": "\t"} if path.suffix == ".tsv" else {}
+            dataset = datasets.load_dataset(SUFFIXES[path.suffix], data_files={TRAIN: str(path)}, **options)
         elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():  # of `save_to_disk`
-            found = datasets.load_from_disk(str(path))
+            dataset = datasets.load_from_disk(str(path))
         else:
-            found = datasets.load_dataset(str(path) if path.is_dir() else config.path, **more)
-    except ConfigError:
-        raise
+            dataset = datasets.load_dataset(str(path) if path.is_dir() else config.path, **options)
     except Exception as error:  # of `datasets`, the hub and the network
         if is_of_the_machine(error):
             raise
         why = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"hf: {config.path}: cannot be opened: {why:.300}") from error
-    return found if isinstance(found, dict) else {TRAIN: found}
+    return dataset if isinstance(dataset, dict) else {TRAIN: dataset}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Places:
+class FileRoots:
     """The places of a dataset's separate files. Paths come with the data, so other places are never read."""
 
     root: Path | None = None
@@ -163,7 +157,7 @@ class Places:
     """Folders of downloads."""
 
     @classmethod
-    def of(cls, config: HubSettings) -> Places:
+    def of(cls, config: HubSettings) -> FileRoots:
         """Return the places of a local dataset, or of a hub id and its downloads."""
         path = Path(config.path).expanduser()
         if path.exists():
@@ -178,64 +172,66 @@ class Places:
         )
         return cls(hub=config.path, caches=tuple(folder.expanduser().resolve() for folder in folders))
 
-    def find(self, place: str) -> Path | str | None:
-        """Return the file or hub address of `place`; None if it is not the dataset's."""
-        if place.startswith("hf://"):
-            own = f"hf://datasets/{self.hub}"
-            inside = "/" in self.hub and place.startswith((f"{own}@", f"{own}/"))
-            return place if inside and "::" not in place and ".." not in unquote(place).split("/") else None
-        if not place or (self.root is None and not Path(place).is_absolute()):
+    def find(self, address: str) -> Path | str | None:
+        """Return the file or hub address of `address`; None if it is not the dataset's."""
+        if address.startswith("hf://"):
+            hub_prefix = f"hf://datasets/{self.hub}"
+            inside = "/" in self.hub and address.startswith((f"{hub_prefix}@", f"{hub_prefix}/"))
+            return address if inside and "::" not in address and ".." not in unquote(address).split("/") else None
+        if not address or (self.root is None and not Path(address).is_absolute()):
             return None
         try:
-            path = (self.root / place if self.root else Path(place)).resolve()
+            path = (self.root / address if self.root else Path(address)).resolve()
         except (OSError, RuntimeError, ValueError):  # a loop of links, or no path at all
             return None
         roots = (self.root,) if self.root else self.caches
         return path if any(path.is_relative_to(root) for root in roots) else None
 
-    def read(self, place: str) -> bytes:
+    def read(self, address: str) -> bytes:
         """Return the bytes of a path, an hf:// address, or `zip://MEMBER::ARCHIVE`.
 
         Raises InvalidValueError if it is not the dataset's or is damaged, ReadError if it cannot be read now.
         """
-        member, _, archive = place.removeprefix("zip://").partition("::") if place.startswith("zip://") else ("",) * 3
-        found = self.find(archive or place)
-        if found is None:
-            raise InvalidValueError(f"{place or 'a file'}: is not among the dataset's files")
-        if isinstance(found, Path):
-            file = regular_member(found)
+        member, archive = "", ""
+        if address.startswith("zip://"):
+            member, _, archive = address.removeprefix("zip://").partition("::")
+        location = self.find(archive or address)
+        if location is None:
+            raise InvalidValueError(f"{address or 'a file'}: is not among the dataset's files")
+        if isinstance(location, Path):
+            file = regular_member(location)
             if not archive:
                 return read_member(file)
         try:
             if archive:
-                opened = opened_zip(str(found), file.changed if isinstance(found, Path) else 0)
-                size = opened.getinfo(member).file_size  # more is not decompressed
-                limits().check("file_bytes", size, f"{place}: {size:,} bytes")
-                return opened.read(member)
+                zip_file = open_zip(str(location), file.changed if isinstance(location, Path) else 0)
+                size = zip_file.getinfo(member).file_size  # more is not decompressed
+                limits().check("file_bytes", size, f"{address}: {size:,} bytes")
+                return zip_file.read(member)
             import fsspec
 
-            with fsspec.open(str(found), "rb") as stream:
+            with fsspec.open(str(location), "rb") as stream:
                 data = bytes(stream.read(limits().file_bytes + 1))
-            limits().check("file_bytes", len(data), f"{place}: {len(data):,} bytes or more")
+            limits().check("file_bytes", len(data), f"{address}: {len(data):,} bytes or more")
             return data
         except InvalidValueError:
             raise
         except (KeyError, FileNotFoundError):
-            raise InvalidValueError(f"{place}: no such file") from None
+            raise InvalidValueError(f"{address}: no such file") from None
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-            raise InvalidValueError(f"{place}: damaged, encrypted, or of an unknown compression: {error}") from None
+            raise InvalidValueError(f"{address}: damaged, encrypted, or of an unknown compression: {error}") from None
         except Exception as error:  # of the hub and the network
             if is_of_the_machine(error):
                 raise
-            raise ReadError(f"{place}: cannot be read: {error}; run the same command again") from error
+            raise ReadError(f"{address}: cannot be read: {error}; run the same command again") from error
 
 
 @functools.lru_cache(maxsize=8)
-def opened_zip(place: str, changed: int) -> zipfile.ZipFile:
+def open_zip(address: str, changed: int) -> zipfile.ZipFile:
     """Return an archive with its table of members, which is read once. `changed` is its file's time."""
     import fsspec
 
-    return zipfile.ZipFile(fsspec.open(place, "rb").open() if place.startswith("hf://") else place)
+    return zipfile.ZipFile(fsspec.open(address, "rb").open() if address.startswith("hf://") else address)
 
 
 def columns_of(table: Any, config: HubSettings, names: ModalityNames) -> dict[str, str]:
@@ -244,23 +240,24 @@ def columns_of(table: Any, config: HubSettings, names: ModalityNames) -> dict[st
     for column in config.columns:
         if column not in features:
             raise UnknownNameError.of(f"column of {config.path}:", column, features)
-    found = names.chosen(config.columns, "columns")
+    modalities = names.chosen(config.columns, "columns")
     for column in features:
-        if column not in found and column in names.by_name and names.by_name[column] not in found.values():
-            found[column] = names.by_name[column]
+        if column not in modalities and column in names.by_name and names.by_name[column] not in modalities.values():
+            modalities[column] = names.by_name[column]
     for column, feature in features.items():
         claimed = names.by_extension.get(KINDS.get(type(feature).__name__, ""))
-        if column not in found and claimed is not None and claimed not in found.values():
-            found[column] = claimed
-    found = {column: name for column, name in found.items() if name}
-    if not found:
+        if column not in modalities and claimed is not None and claimed not in modalities.values():
+            modalities[column] = claimed
+    modalities = {column: name for column, name in modalities.items() if name}
+    if not modalities:
         example = f"columns = {{{next(iter(features), 'image')} = {next(iter(names.by_name), 'rgb')!r}}}"
         raise ConfigError(
             f"hf: {config.path}: no column of an enabled modality in {', '.join(features)}; set {example}"
         )
-    if len(set(found.values())) < len(found):
-        raise ConfigError(f"hf: columns: two of {', '.join(found)} are one modality; leave one out by an empty name")
-    return found
+    if len(set(modalities.values())) < len(modalities):
+        columns = ", ".join(modalities)
+        raise ConfigError(f"hf: columns: two of {columns} are one modality; leave one out by an empty name")
+    return modalities
 
 
 class _Rows(LazySequence[Sample]):
@@ -268,7 +265,7 @@ class _Rows(LazySequence[Sample]):
 
     def __init__(
         self, table: Any, columns: Mapping[str, str],
-        *, prefix: str, split: str, test_fraction: float | None, places: Places,
+        *, prefix: str, split: str, test_fraction: float | None, file_roots: FileRoots,
     ) -> None:  # fmt: skip
         """With `test_fraction` None all rows belong to `split`."""
         from datasets import ClassLabel
@@ -277,9 +274,9 @@ class _Rows(LazySequence[Sample]):
         self.modalities = tuple(sorted(columns.values()))
         self.notes = [f"columns: {', '.join(f'{column} is {name}' for column, name in sorted(columns.items()))}"]
         self.contents = str(getattr(table, "_fingerprint", ""))
-        self._columns, self._prefix, self._places = columns, prefix, places
+        self._columns, self._prefix, self._file_roots = columns, prefix, file_roots
         self._split, self._test_fraction = split, test_fraction
-        self._classes = {name: one.names for name, one in features.items() if isinstance(one, ClassLabel)}
+        self._classes = {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
         table = table.select_columns(list(columns))
         for column in columns:
             if type(features[column]).__name__ in KINDS:
@@ -290,21 +287,21 @@ class _Rows(LazySequence[Sample]):
     def _key(self, number: int) -> str:
         return f"{self._prefix}-{number:08}"
 
-    def _chosen(self, number: int) -> bool:
+    def _in_split(self, number: int) -> bool:
         return self._test_fraction is None or is_in_split(self._key(number), self._split, self._test_fraction)
 
     def __len__(self) -> int:
         return self._count
 
     def _sample(self, number: int, row: Mapping[str, Any]) -> Sample:
-        found = {}
+        values = {}
         for column, name in self._columns.items():
             value = row[column]
             if column in self._classes and isinstance(value, int):
                 value = self._classes[column][value] if 0 <= value < len(self._classes[column]) else None
             if value is not None:
-                found[name] = as_file(value, self._places)
-        return self._key(number), {name: value for name, value in found.items() if value is not None}
+                values[name] = as_file(value, self._file_roots)
+        return self._key(number), values
 
 
 class HubRows(_Rows):
@@ -313,17 +310,17 @@ class HubRows(_Rows):
     def limit(self, count: int | None) -> None:
         """Keep the first `count` rows. Raises DataError if there are fewer, or none."""
         total = len(self._table)
-        self._numbers: Any = range(total)
+        self._row_numbers: Any = range(total)
         if self._test_fraction is not None:
-            self._numbers = np.array([number for number in range(total) if self._chosen(number)], np.int64)
-        there = len(self._numbers)
-        if not there or (count is not None and count > there):
-            asked = f", asked for {count}" if count is not None else f"; ask for none (--{self._split} 0)"
-            raise DataError(f"hf: {self._prefix}: {there} samples for {self._split!r}{asked}")
-        self._count = there if count is None else count
+            self._row_numbers = np.array([number for number in range(total) if self._in_split(number)], np.int64)
+        row_count = len(self._row_numbers)
+        if not row_count or (count is not None and count > row_count):
+            advice = f", asked for {count}" if count is not None else f"; ask for none (--{self._split} 0)"
+            raise DataError(f"hf: {self._prefix}: {row_count} samples for {self._split!r}{advice}")
+        self._count = row_count if count is None else count
 
     def item(self, index: int) -> Sample:
-        number = int(self._numbers[index])
+        number = int(self._row_numbers[index])
         return self._sample(number, self._table[number])
 
 
@@ -342,28 +339,28 @@ class StreamedRows(_Rows):
     def item(self, index: int) -> Sample:
         if index < self._next or not self._next:
             numbered = enumerate(self._table)
-            self._stream, self._next = ((number, row) for number, row in numbered if self._chosen(number)), 0
-        found = next(itertools.islice(self._stream, index - self._next, None), None)
-        if found is None:
+            self._stream, self._next = ((number, row) for number, row in numbered if self._in_split(number)), 0
+        numbered_row = next(itertools.islice(self._stream, index - self._next, None), None)
+        if numbered_row is None:
             self._next = 0
             raise DataError(
                 f"hf: {self._prefix}: the stream ended before sample {index}; ask for fewer, --{self._split} N"
             )
         self._next = index + 1
-        return self._sample(*found)
+        return self._sample(*numbered_row)
 
 
-def as_file(value: Any, places: Places) -> FileBytes | DataError | InvalidValueError:
+def as_file(value: Any, file_roots: FileRoots) -> FileBytes | DataError | InvalidValueError:
     """Return a column's value as a file of its modality's reader; the error replaces a file that cannot be read."""
     if isinstance(value, Mapping) and {"bytes", "path"} == value.keys():
-        data, place = value["bytes"], str(value["path"] or "")
+        data, address = value["bytes"], str(value["path"] or "")
         if data is None:
             try:
-                data = places.read(place)
+                data = file_roots.read(address)
             except (DataError, InvalidValueError) as error:
                 return error
-        extension = Path(place.partition("::")[0]).suffix[1:].lower()
-        return FileBytes(data=data, extension=extension or sniffed(data))
+        extension = Path(address.partition("::")[0]).suffix[1:].lower()
+        return FileBytes(data=data, extension=extension or sniff_extension(data))
     if isinstance(value, str):
         return FileBytes(data=value.encode(), extension="txt")
     try:
@@ -378,7 +375,7 @@ def as_file(value: Any, places: Places) -> FileBytes | DataError | InvalidValueE
         return InvalidValueError(f"a value of type {type(value).__name__} has no file")
 
 
-def sniffed(data: bytes) -> str:
+def sniff_extension(data: bytes) -> str:
     """Return an extension for bytes without a name: a kind of sound or video by their first bytes, else png.
 
     Pictures are recognised by their content whatever their extension.

@@ -73,13 +73,13 @@ class WebDatasetSource:
         and ReadError for a tar file that cannot be read or downloaded.
         """
         config = settings.take(WebDatasetSettings)
-        chosen = names.chosen(config.extensions, "extensions")
-        own = {ending.lower().removeprefix("."): name for ending, name in chosen.items()}
-        given = config.test if split == TEST and config.test else config.path
-        tars = tar_files((given,) if isinstance(given, str) else given)
-        samples, others, damaged = FileSamples(), Counter[str](), list[str]()
-        for stem, place in tars:
-            path = local_file(place, Path(config.cache).expanduser())
+        declared = names.chosen(config.extensions, "extensions")
+        modality_by_ending = {ending.lower().removeprefix("."): name for ending, name in declared.items()}
+        patterns = config.test if split == TEST and config.test else config.path
+        tars = tar_files((patterns,) if isinstance(patterns, str) else patterns)
+        samples, unclaimed, damaged = FileSamples(), Counter[str](), list[str]()
+        for stem, address in tars:
+            path = local_file(address, Path(config.cache).expanduser())
             for item in scan_tar(path, split_suffixes):
                 if isinstance(item, Dropped):
                     damaged.append(f"{path.name}: {item.key or 'unknown member'}: {item.reason}")
@@ -88,25 +88,26 @@ class WebDatasetSource:
                 if not config.test and not is_in_split(key, split, config.test_fraction):
                     continue
                 ending = member.extension
-                name = own[ending] if ending in own else modality_of(ending, names)
+                name = modality_by_ending[ending] if ending in modality_by_ending else modality_of(ending, names)
                 if name is None:
-                    others[ending] += 1
+                    unclaimed[ending] += 1
                 elif name and not samples.add(name, key, member._replace(extension=ending.rpartition(".")[2])):
                     samples.drop(name, path.name, item[0], "a second value with this key; the first is used")
             if count is not None and samples.key_count >= count:
                 break
-        if others:
-            counts = ", ".join(f"{number} .{ending}" for ending, number in others.most_common(5))
+        if unclaimed:
+            counts = ", ".join(f"{number} .{ending}" for ending, number in unclaimed.most_common(5))
             samples.notes.append(f"files that no enabled modality claims are not used: {counts}; see extensions")
         if damaged:
             samples.notes.append(f"{count_of(len(damaged), 'member')} cannot be used (first: {damaged[0]})")
         if not samples.key_count:
             share = "" if config.test else f" with test_fraction {config.test_fraction:g}"
+            notes = "; ".join(samples.notes) or patterns
             raise DataError(
-                f"webdataset: {split!r}: no sample of an enabled modality{share}: {'; '.join(samples.notes) or given}; "
-                f"to go without the split, ask for none (--{split} 0)"
+                f"webdataset: {split!r}: no sample of an enabled modality{share}: {notes}; to go without the split, ask"
+                f" for none (--{split} 0)"
             )
-        return samples.finish(count, {*own.values(), *names.by_extension.values()} - {""}, ())
+        return samples.finish(count, {*modality_by_ending.values(), *names.by_extension.values()} - {""}, ())
 
 
 def modality_of(ending: str, names: ModalityNames) -> str | None:
@@ -125,77 +126,78 @@ def tar_files(patterns: Sequence[str]) -> list[tuple[str, str]]:
 
     Raises ConfigError for a pattern without files, and for two files with the same name.
     """
-    found: dict[str, str] = {}
+    address_by_stem: dict[str, str] = {}
     for pattern in patterns:
         if math.prod(max(0, int(last) - int(first) + 1) for first, last in RANGE.findall(pattern)) > MOST_SHARDS:
             raise ConfigError(f"path: {pattern}: names more than {MOST_SHARDS} tar files")
-        paths = list(places_of(pattern))
+        paths = list(expand_pattern(pattern))
         if not paths:
             raise ConfigError(f"path: {pattern}: no tar file here")
-        for place in paths:
-            stem = place.rpartition("/")[2].partition("?")[0].partition(".")[0]
-            if stem in found:
-                raise ConfigError(f"path: {place}: has the name of {found[stem]}; rename one")
-            found[stem] = place
-    return sorted(found.items(), key=lambda item: f"{item[0]}/")
+        for address in paths:
+            stem = address.rpartition("/")[2].partition("?")[0].partition(".")[0]
+            if stem in address_by_stem:
+                raise ConfigError(f"path: {address}: has the name of {address_by_stem[stem]}; rename one")
+            address_by_stem[stem] = address
+    return sorted(address_by_stem.items(), key=lambda item: f"{item[0]}/")
 
 
-def places_of(pattern: str) -> Iterator[str]:
+def expand_pattern(pattern: str) -> Iterator[str]:
     """Yield the paths and URLs of one pattern; local ones without `file://`."""
     if number := RANGE.search(pattern):
         first, last = number.groups()
         for value in range(int(first), int(last) + 1):
-            yield from places_of(f"{pattern[: number.start()]}{value:0{len(first)}}{pattern[number.end() :]}")
+            yield from expand_pattern(f"{pattern[: number.start()]}{value:0{len(first)}}{pattern[number.end() :]}")
     elif is_remote(pattern):
         yield pattern
     else:
         path = Path(pattern.removeprefix("file://")).expanduser()
         if path.is_dir():
-            yield from (str(one) for one in sorted(path.glob(TARS)))
+            yield from (str(file) for file in sorted(path.glob(TARS)))
         elif "*" in path.name:
-            yield from (str(one) for one in sorted(path.parent.glob(path.name)) if one.is_file())
+            yield from (str(file) for file in sorted(path.parent.glob(path.name)) if file.is_file())
         elif path.is_file():
             yield str(path)
 
 
-def is_remote(place: str) -> bool:
+def is_remote(address: str) -> bool:
     """Return whether a place is a URL of another scheme than file."""
-    return "://" in place and not place.startswith("file://")
+    return "://" in address and not address.startswith("file://")
 
 
-def local_file(place: str, cache: Path) -> Path:
+def local_file(address: str, cache: Path) -> Path:
     """Return a tar file on this machine; a URL is downloaded into the cache, unless it is there.
 
     A file with another size or ETag at the same URL is downloaded again. Raises ReadError.
     """
-    if not is_remote(place):
-        return Path(place)
+    if not is_remote(address):
+        return Path(address)
     import fsspec
 
     try:
-        file_system, name = fsspec.core.url_to_fs(place)
+        file_system, name = fsspec.core.url_to_fs(address)
         info = file_system.info(name)
         size = info.get("size")
-        identity = json.dumps([place, size, next((info[key] for key in ("ETag", "etag") if info.get(key)), "")])
+        identity = json.dumps([address, size, next((info[key] for key in ("ETag", "etag") if info.get(key)), "")])
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        path = cache / f"{digest}-{place.rpartition('/')[2].partition('?')[0]}"
+        path = cache / f"{digest}-{address.rpartition('/')[2].partition('?')[0]}"
         if not path.is_file():
             with disk_errors(cache), replacing_file(path) as temporary:
                 with file_system.open(name, "rb", block_size=0) as remote, open(temporary, "wb") as file:
                     copied = copy(remote.read, file.write, size)
                 if size is not None and copied != size:
-                    raise ReadError(f"{place}: expected {size} bytes, got {copied}; run the same command again")
+                    raise ReadError(f"{address}: expected {size} bytes, got {copied}; run the same command again")
                 os.utime(temporary, (CHANGED, CHANGED))
     except ImportError as error:
-        advice = 'pip install "zoo-hub-data[http]"' if place.startswith("http") else str(error)
-        raise ConfigError(f"{place}: needs a package that is not installed; {advice}") from None
+        advice = 'pip install "zoo-hub-data[http]"' if address.startswith("http") else str(error)
+        raise ConfigError(f"{address}: needs a package that is not installed; {advice}") from None
     except ValueError as error:
-        raise ConfigError(f"path: {place}: {error}") from None
+        raise ConfigError(f"path: {address}: {error}") from None
     except DataError:
         raise
     except Exception as error:  # the file systems of fsspec raise errors of their own libraries
-        why = " ".join(str(error).split()).replace(place, "").strip() or "not found, or no connection"
-        raise ReadError(f"{place}: cannot be read: {why}; check the address, or run the same command again") from error
+        why = " ".join(str(error).split()).replace(address, "").strip() or "not found, or no connection"
+        advice = "check the address, or run the same command again"
+        raise ReadError(f"{address}: cannot be read: {why}; {advice}") from error
     return path
 
 

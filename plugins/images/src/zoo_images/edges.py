@@ -69,9 +69,9 @@ class EdgeMap(SpatialModality):
 
     def constant_maps(self, stack: np.ndarray, options: Any) -> list[np.ndarray]:
         """The usual ones, and lines three pixels apart where they are on: any edge there is within a pixel of one."""
-        usual = super().constant_maps(stack, options)
+        constants = super().constant_maps(stack, options)
         comb = (np.arange(stack.shape[-1]) % 3 == 1).astype(stack.dtype)
-        return [*usual, *(found * comb for found in usual)]
+        return [*constants, *(constant * comb for constant in constants)]
 
     def measure(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> Mapping[str, float]:
         from scipy.ndimage import binary_dilation

@@ -137,7 +137,8 @@ class Palette(TextModality[PaletteSettings]):
     @hookimpl
     def score(self, predicted: Sequence[Colours], target: Sequence[Colours]) -> dict[str, float]:
         """Over all palettes."""
-        return {"delta_e": float(np.mean([paired(lab(p), lab(t))[1] for p, t in zip(predicted, target, strict=True)]))}
+        distances = [pairing(lab(guess), lab(truth))[1] for guess, truth in zip(predicted, target, strict=True)]
+        return {"delta_e": float(np.mean(distances))}
 
     @hookimpl
     def constant_baseline(self, values: Sequence[Colours]) -> Colours:
@@ -147,17 +148,17 @@ class Palette(TextModality[PaletteSettings]):
         """
         from skimage.color import lab2rgb
 
-        chosen = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, min(len(values), 512)).astype(int))]
-        labs = [lab(value) for value in chosen]
-        candidates = [np.asarray(value, dtype=np.float32) for value in chosen[:: max(1, len(chosen) // 32)]]
+        subset = [values[i] for i in np.unique(np.linspace(0, len(values) - 1, min(len(values), 512)).astype(int))]
+        labs = [lab(value) for value in subset]
+        candidates = [np.asarray(value, dtype=np.float32) for value in subset[:: max(1, len(subset) // 32)]]
         centre = np.median(labs, axis=0)
         for _ in range(5):
-            paired_labs = [colours[paired(colours, centre)[0]] for colours in labs]
+            paired_labs = [colours[pairing(colours, centre)[0]] for colours in labs]
             centre = np.median(paired_labs, axis=0)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # a median may lie outside of sRGB, and is clipped into it
                 candidates.append(np.clip(lab2rgb(centre), 0, 1).astype(np.float32))
-        means = [np.mean([paired(colours, other)[1] for other in labs]) for colours in map(lab, candidates)]
+        means = [np.mean([pairing(colours, target)[1] for target in labs]) for colours in map(lab, candidates)]
         return candidates[int(np.argmin(means))]
 
 
@@ -194,7 +195,7 @@ def lab(colours: Colours) -> Colours:
     return rgb2lab(np.asarray(colours, dtype=np.float64))
 
 
-def paired(first: Colours, second: Colours) -> tuple[npt.NDArray[np.intp], float]:
+def pairing(first: Colours, second: Colours) -> tuple[npt.NDArray[np.intp], float]:
     """For each colour of `second` its partner in `first`, and the mean distance, which no other pairing makes less."""
     from scipy.optimize import linear_sum_assignment
 

@@ -58,8 +58,8 @@ class RgbValues(ImageValues):
         return rgb_image(value)
 
     def measure(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> Mapping[str, float]:
-        alike = [similarity(guess, truth) for guess, truth in zip(predicted, target, strict=True)]
-        return {"psnr": self.measure_main(predicted, target, options), "ssim": float(np.mean(alike))}
+        similarities = [ssim(guess, truth) for guess, truth in zip(predicted, target, strict=True)]
+        return {"psnr": self.measure_main(predicted, target, options), "ssim": float(np.mean(similarities))}
 
     def measure_main(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> float:
         return psnr(predicted, target)
@@ -76,7 +76,7 @@ class Rgb(RgbValues, SpatialModality):
     loss = "l2"
 
 
-def similarity(first: np.ndarray, second: np.ndarray) -> float:
+def ssim(first: np.ndarray, second: np.ndarray) -> float:
     """SSIM, mean over the pixels of two pictures (channels, height, width) in [0, 1], mirrored at their borders.
 
     Wang et al., IEEE TIP 13(4), 2004, equation 13.

@@ -79,7 +79,7 @@ class Caption(PlainText[CaptionSettings]):
     @hookimpl
     def transform(self, value: str, crop: Crop) -> str:
         """The text, with left and right exchanged where the picture is mirrored."""
-        return mirrored(value) if crop.flip else value
+        return swap_sides(value) if crop.flip else value
 
 
 _AREA = r"(?:(?:far|extreme|near|upper|lower|top|bottom|front|rear|back|cent(?:re|er)|middle)[ -])?"
@@ -103,13 +103,13 @@ _ASIDE = (", ", rf"{_END}| (?:and|or|with) (?:{_THINGS}|left|right|(?-i:[A-Z]))"
 _JOINED = rf"(?:[ -](?:cent(?:re|er)|side))?(?:,? (?:and|or) |{_TO})(?:the )?{_AREA}"
 
 
-def mirrored(text: str) -> str:
+def swap_sides(text: str) -> str:
     """The text with left and right exchanged where they are sides, by the words before and after them.
 
     "And", "or" and "to" make sides of both words that they join. Where a text has a ", left,", so is a word behind
     another comma that ends a part of the sentence: ", right."
     """
-    found = list(_WORD.finditer(text))
+    words = list(_WORD.finditer(text))
     contexts = (*_SIDES, _ASIDE) if re.search(", (?:left|right),", text) else _SIDES
     sides = [
         any(
@@ -117,9 +117,9 @@ def mirrored(text: str) -> str:
             and re.match(after, text[word.end() :], re.IGNORECASE)
             for before, after in contexts
         )
-        for word in found
+        for word in words
     ]
-    gaps = [text[first.end() : second.start()] for first, second in pairwise(found)]
+    gaps = [text[first.end() : second.start()] for first, second in pairwise(words)]
     for k, gap in enumerate(gaps):
         sides[k + 1] |= sides[k] and re.fullmatch(_JOINED, gap, re.IGNORECASE) is not None
     for k, gap in reversed(list(enumerate(gaps))):

@@ -61,21 +61,21 @@ def best_words(texts: Sequence[list[str]]) -> str:
     taking the copies that add most, as long as the score rises, finds the optimum.
     """
     gains: Counter[tuple[str, int]] = Counter()
-    places: defaultdict[tuple[str, int], float] = defaultdict(float)
+    positions: defaultdict[tuple[str, int], float] = defaultdict(float)
     for text in texts:
-        seen: Counter[str] = Counter()
-        for place, word in enumerate(text):
-            seen[word] += 1
-            gains[word, seen[word]] += 1
-            places[word, seen[word]] += place / len(text)
-    total, found, chosen = sum(map(len, texts)), 0, list[tuple[str, int]]()
+        occurrences: Counter[str] = Counter()
+        for position, word in enumerate(text):
+            occurrences[word] += 1
+            gains[word, occurrences[word]] += 1
+            positions[word, occurrences[word]] += position / len(text)
+    total, matched, copies = sum(map(len, texts)), 0, list[tuple[str, int]]()
     for copy, gain in sorted(gains.items(), key=lambda item: (-item[1], item[0])):
-        if (found + gain) * (total + len(chosen) * len(texts)) <= found * (total + (len(chosen) + 1) * len(texts)):
+        if (matched + gain) * (total + len(copies) * len(texts)) <= matched * (total + (len(copies) + 1) * len(texts)):
             break
-        found += gain
-        chosen.append(copy)
-    chosen.sort(key=lambda copy: (places[copy] / gains[copy], copy))
-    return " ".join(word for word, _ in chosen)
+        matched += gain
+        copies.append(copy)
+    copies.sort(key=lambda copy: (positions[copy] / gains[copy], copy))
+    return " ".join(word for word, _ in copies)
 
 
 ALLOWED = "\n\t"
@@ -110,7 +110,7 @@ class PlainText(TextModality[S]):
     metrics: ClassVar[tuple[Metric, ...]] = (WORD_F1, BLEU_2, EXACT)
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[S]) -> list[int]:
-        text = checked_text(value, tokenizer.settings)
+        text = validate_text(value, tokenizer.settings)
         return tokenizer.vocabulary.encode_text(text, tokenizer.settings.max_length)
 
     def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[S]) -> str:
@@ -133,12 +133,12 @@ class PlainText(TextModality[S]):
             value = text_of(data).replace(*WINDOWS).removesuffix("\n")
         else:
             raise InvalidValueError(f"expected a .txt or .json file, got .{extension}")
-        return checked_text(value, options)
+        return validate_text(value, options)
 
     @hookimpl
     def write_value(self, value: Any, settings: Settings) -> tuple[bytes, str]:
         """The text in UTF-8, with a line feed at its end."""
-        text = checked_text(value, settings.take(self.settings_class))
+        text = validate_text(value, settings.take(self.settings_class))
         mark = MARK if text.startswith(MARK) else ""  # so that reading removes only this line break
         return f"{mark}{text}\n".encode(), "txt"
 
@@ -164,7 +164,7 @@ class PlainText(TextModality[S]):
         return best_words([words_of(value.lower()) for value in values])
 
 
-def checked_text(value: Any, options: PlainTextSettings) -> str:
+def validate_text(value: Any, options: PlainTextSettings) -> str:
     """The text itself. Raises InvalidValueError where it is no text, too long, or has control characters."""
     if not isinstance(value, str):
         raise InvalidValueError(f"expected a text, got {type(value).__name__}")
@@ -172,8 +172,8 @@ def checked_text(value: Any, options: PlainTextSettings) -> str:
         raise InvalidValueError(
             f"text of {len(value)} characters; at most {options.max_characters} are expected (setting max_characters)"
         )
-    if where := control_character(value, ALLOWED):
-        raise InvalidValueError(f"control character {where}; only line feed and tab are expected in a text")
+    if character := control_character(value, ALLOWED):
+        raise InvalidValueError(f"control character {character}; only line feed and tab are expected in a text")
     return value
 
 

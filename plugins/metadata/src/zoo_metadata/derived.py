@@ -46,8 +46,8 @@ class DerivedMetadata(MetadataModality[D]):
         """As for all metadata. Raises ConfigError for an input that nothing is computed from."""
         inputs = settings.take(self.settings_class).inputs
         if not inputs or set(inputs) - set(self.measures) or len(set(inputs)) < len(inputs):
-            known, given = ", ".join(self.measures), ", ".join(inputs)
-            raise ConfigError(f"{settings.origin.at('inputs')}: expected some of {known}, got {given}")
+            expected = ", ".join(self.measures)
+            raise ConfigError(f"{settings.origin.at('inputs')}: expected some of {expected}, got {', '.join(inputs)}")
         return replace(super().modality_spec(settings), derived_from=inputs)
 
     @hookimpl
@@ -60,8 +60,8 @@ class DerivedMetadata(MetadataModality[D]):
         for name in options.inputs:
             measured |= self.measures[name](sample[name], options, specs.get(name))
         table = {name: declared for name, declared in self.table(options).items() if name in measured}
-        fitted = {name: declared.fitted(measured[name]) for name, declared in table.items()}
-        return {name: value for name, value in fitted.items() if value is not None}
+        rounded = {name: declared.nearest_value(measured[name]) for name, declared in table.items()}
+        return {name: value for name, value in rounded.items() if value is not None}
 
 
 # ---- geometric_metadata
@@ -146,7 +146,7 @@ class ImageMetadataSettings(DerivedSettings):
     """The modalities to compute from: rgb."""
 
 
-def look(rgb: npt.NDArray[Any], options: Any, spec: Any) -> Mapping[str, float]:
+def appearance(rgb: npt.NDArray[Any], options: Any, spec: Any) -> Mapping[str, float]:
     """Numbers about a picture (3, height, width) in [0, 1].
 
     `contrast` is the RMS contrast (Peli, Contrast in complex images, 1990); `saturation` that of HSV (Smith, Color
@@ -156,19 +156,19 @@ def look(rgb: npt.NDArray[Any], options: Any, spec: Any) -> Mapping[str, float]:
     """
     pixels = np.asarray(rgb, dtype=np.float64).reshape(3, -1)
     luma = LUMA @ pixels
-    most, least = pixels.max(axis=0), pixels.min(axis=0)
-    saturation = np.divide(most - least, most, out=np.zeros_like(most), where=most > 0)
+    brightest, darkest = pixels.max(axis=0), pixels.min(axis=0)
+    saturation = np.divide(brightest - darkest, brightest, out=np.zeros_like(brightest), where=brightest > 0)
     red, green, blue = pixels
     opponent = np.stack([red - green, 0.5 * (red + green) - blue])
     spread, strength = math.hypot(*opponent.std(axis=1)), math.hypot(*opponent.mean(axis=1))
     shares = np.bincount(np.clip(luma * 256, 0, 255).astype(np.int64), minlength=256) / luma.size
-    seen = shares[shares > 0]
+    nonzero = shares[shares > 0]
     return {
         "brightness": float(luma.mean()),
         "contrast": float(luma.std()),
         "saturation": float(saturation.mean()),
         "colourfulness": spread + 0.3 * strength,
-        "entropy": float((seen * -np.log2(seen)).sum()) + 0.0,  # a plain picture has 0, not -0
+        "entropy": float((nonzero * -np.log2(nonzero)).sum()) + 0.0,  # a plain picture has 0, not -0
     }
 
 
@@ -178,7 +178,7 @@ class ImageMetadata(DerivedMetadata[ImageMetadataSettings]):
     summary = "How the picture looks: brightness, contrast, saturation, colourfulness, entropy"
     settings_class = ImageMetadataSettings
     default_fields = IMAGE_FIELDS
-    measures: ClassVar = {"rgb": look}
+    measures: ClassVar = {"rgb": appearance}
 
 
 # ---- semantic_metadata
@@ -241,8 +241,8 @@ def of_classes(
     if not total:
         return {}
     groups = {"object_share": options.countable, "walkable_share": options.walkable}
-    known = {name: [label for label in labels if label in pixels] for name, labels in groups.items()}
-    shares = {name: sum(map(pixels.__getitem__, labels)) / total for name, labels in known.items() if labels}
+    present_labels = {name: [label for label in labels if label in pixels] for name, labels in groups.items()}
+    shares = {name: sum(map(pixels.__getitem__, labels)) / total for name, labels in present_labels.items() if labels}
     return {**shares, "num_classes": sum(count > 0 for count in pixels.values())}
 
 

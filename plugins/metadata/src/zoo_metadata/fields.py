@@ -54,12 +54,12 @@ class MetadataField:
         choice, number, steps = self.kind == "choice", self.kind in ("float", "log"), self.thresholds
         rising = all(map(math.isfinite, steps)) and all(before < after for before, after in pairwise(steps))
         words = len(self.choices) > 1 and len(set(self.choices)) == len(self.choices)
-        fitting, whole = len(steps) in (0, len(self.choices) - 1), self.low % 1 == self.high % 1 == 0
+        fitting, whole_bounds = len(steps) in (0, len(self.choices) - 1), self.low % 1 == self.high % 1 == 0
         sound = {
             "choices: expected different words for kind 'choice', else none": words if choice else not self.choices,
             "high: expected a number greater than low": -math.inf < self.low < self.high < math.inf,
             "low: expected a number above 0 for a log field": self.kind != "log" or self.low > 0,
-            "low: expected whole numbers low and high for an int field": self.kind != "int" or whole,
+            "low: expected whole numbers low and high for an int field": self.kind != "int" or whole_bounds,
             "bins: expected 2 or more, for a float or log field": self.bins is None or (number and self.bins >= 2),
             "rounding: expected 'nearest' for an int or choice field": self.rounding == "nearest" or number,
             "clip: expected false for a choice field": not (self.clip and choice),
@@ -81,7 +81,7 @@ class MetadataField:
 
     def level(self, value: Any, bins: int) -> int:
         """The level that a value is rounded to. Raises InvalidValueError if the field does not allow it."""
-        value = self.meant(value)
+        value = self.normalise(value)
         if self.kind == "choice":
             if value not in self.choices:
                 raise InvalidValueError(f"expected {self}, got {value!r:.60}")
@@ -104,18 +104,18 @@ class MetadataField:
         A share of the range times the levels may be just below a whole number that it should be; levels that are whole
         numbers apart, such as 32 pixels, are divided by, which is exact.
         """
-        apart = (self.high - self.low) / (levels - 1)
-        if self.kind == "float" and apart.is_integer():
-            return int((min(max(value, self.low), self.high) - self.low) // apart)
+        step = (self.high - self.low) / (levels - 1)
+        if self.kind == "float" and step.is_integer():
+            return int((min(max(value, self.low), self.high) - self.low) // step)
         return int(self.clipped(value) * (levels - 1))
 
-    def meant(self, value: Any) -> Any:
+    def normalise(self, value: Any) -> Any:
         """A number outside the range as its end, with `clip`; one of `thresholds` as its choice; all else as it is."""
         if is_number(value) and (isinstance(value, int) or math.isfinite(value)):
             if self.thresholds:
                 return self.choices[bisect_right(self.thresholds, value)]
             if self.clip and not self.low <= value <= self.high:
-                return self.fitted(value)
+                return self.nearest_value(value)
         return value
 
     def value(self, level: int, bins: int) -> Number:
@@ -146,10 +146,10 @@ class MetadataField:
         """The fraction of the nearest number of the range."""
         return min(max(self.fraction(value), 0.0), 1.0)
 
-    def fitted(self, value: Number) -> Number | None:
+    def nearest_value(self, value: Number) -> Number | None:
         """Return the field's value nearest to a computed value; None without one."""
         if self.kind == "choice" or isinstance(value, str):
-            value = self.meant(value)
+            value = self.normalise(value)
             return value if value in self.choices else None
         value = min(max(value, self.low), self.high)
         return round(value) if self.kind == "int" else float(value)
@@ -157,7 +157,7 @@ class MetadataField:
     def error(self, predicted: Any, target: Number) -> float:
         """How far a prediction is off as a share of the range, at most 1; a wrong choice, or none, is 1."""
         if self.kind == "choice":
-            return float(self.meant(predicted) != self.meant(target))
+            return float(self.normalise(predicted) != self.normalise(target))
         if not is_number(predicted):
             return 1.0
         return abs(self.clipped(predicted) - self.clipped(float(target)))
@@ -165,8 +165,8 @@ class MetadataField:
     def __str__(self) -> str:
         if self.kind == "choice":
             return f"one of {', '.join(self.choices)}{', or a number' if self.thresholds else ''}"
-        what = "a whole number" if self.kind == "int" else "a number"
-        return f"{what} from {self.low:g} to {self.high:g}{f' {self.unit}' if self.unit else ''}"
+        number_kind = "a whole number" if self.kind == "int" else "a number"
+        return f"{number_kind} from {self.low:g} to {self.high:g}{f' {self.unit}' if self.unit else ''}"
 
     def declaration(self, bins: int) -> str:
         """The whole declaration in a line, for people."""

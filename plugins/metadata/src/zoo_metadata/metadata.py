@@ -81,15 +81,15 @@ class MetadataModality(TextModality[S]):
         if len(set(numbers)) < len(numbers):
             raise ConfigError(f"{settings.name}: fields: two of them have one number")
         for name, declared in table.items():
-            needed = max(declared.levels(bins), (declared.number or 0) + 1)
-            if needed > bins:
+            level_count = max(declared.levels(bins), (declared.number or 0) + 1)
+            if level_count > bins:
                 raise ConfigError(
-                    f"{settings.name}: field {name} needs {needed} levels, [vocabularies.{self.vocabulary_name}] "
+                    f"{settings.name}: field {name} needs {level_count} levels, [vocabularies.{self.vocabulary_name}] "
                     f"coordinate_bins is {bins}: raise it, or give the field fewer"
                 )
         spec: ModalitySpec = super().modality_spec(settings)
-        shown = tuple((name, declared.declaration(bins)) for name, declared in table.items())
-        return replace(spec, value=replace(spec.value, fields=shown))
+        declarations = tuple((name, declared.declaration(bins)) for name, declared in table.items())
+        return replace(spec, value=replace(spec.value, fields=declarations))
 
     def bins(self, settings: Settings) -> int:
         """Levels per coordinate axis of the vocabulary."""
@@ -112,17 +112,17 @@ class MetadataModality(TextModality[S]):
     @hookimpl
     def single_ids(self, tokenizer: TextTokenizer[S]) -> Sequence[int]:
         """Tokens that name a field. Only the first of two values of a field would count."""
-        known = set(tokenizer.vocabulary.all_special_tokens)
+        special_tokens = set(tokenizer.vocabulary.all_special_tokens)
         return tokenizer.vocabulary.encode(
-            piece for piece in self.names(tokenizer) if not isinstance(piece, Special) or piece.name in known
+            piece for piece in self.names(tokenizer) if not isinstance(piece, Special) or piece.name in special_tokens
         )
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[S]) -> list[int]:
-        known, table = self.checked(value, tokenizer.settings), self.table(tokenizer.settings)
+        fields, table = self.declared_values(value, tokenizer.settings), self.table(tokenizer.settings)
         pieces: list[Piece] = []
         for piece, name in self.names(tokenizer).items():
-            if name in known:
-                pieces += [piece, Coordinate(0, level_of(name, table[name], known[name], tokenizer.bins))]
+            if name in fields:
+                pieces += [piece, Coordinate(0, level_of(name, table[name], fields[name], tokenizer.bins))]
         return tokenizer.vocabulary.encode(pieces)
 
     def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[S]) -> dict[str, Number]:
@@ -130,21 +130,21 @@ class MetadataModality(TextModality[S]):
 
         Fields of other declarations are left out.
         """
-        table, names, found = self.table(tokenizer.settings), self.names(tokenizer), dict[str, Number]()
+        table, names, fields = self.table(tokenizer.settings), self.names(tokenizer), dict[str, Number]()
         for piece, level in pairwise(pieces):
             if isinstance(level, Coordinate) and level.axis == 0 and piece in names:
                 name = names[piece]
-                found.setdefault(name, table[name].value(level.level, tokenizer.bins))
-        return found
+                fields.setdefault(name, table[name].value(level.level, tokenizer.bins))
+        return fields
 
-    def checked(self, value: Any, options: S) -> dict[str, Number]:
+    def declared_values(self, value: Any, options: S) -> dict[str, Number]:
         """The declared fields of `value`. Raises InvalidValueError: no table, or a field that is refused."""
         if not isinstance(value, Mapping):
             raise InvalidValueError(f"expected a table of fields, got {type(value).__name__}")
         table = self.table(options)
-        if options.unknown == "refuse" and (others := [name for name in value if name not in table]):
+        if options.unknown == "refuse" and (undeclared := [name for name in value if name not in table]):
             raise InvalidValueError(
-                f"field {others[0]!r:.60} is not declared; declared: {', '.join(table)}; declare it in a table "
+                f"field {undeclared[0]!r:.60} is not declared; declared: {', '.join(table)}; declare it in a table "
                 '[modalities.NAME.fields.FIELD], or set unknown = "drop"'
             )
         return {name: number for name, number in value.items() if name in table}
@@ -152,18 +152,18 @@ class MetadataModality(TextModality[S]):
     @hookimpl
     def read_value(self, data: bytes, extension: str, settings: Settings) -> dict[str, Number]:
         """A `.json` file with one table."""
-        return self.fitting(read_json(data, extension), settings)
+        return self.normalised_values(read_json(data, extension), settings)
 
-    def fitting(self, value: Any, settings: Settings) -> dict[str, Number]:
+    def normalised_values(self, value: Any, settings: Settings) -> dict[str, Number]:
         """The declared fields of `value`, each as its field means it.
 
         Raises InvalidValueError, also for a number outside its field's range.
         """
         options, bins = settings.take(self.settings_class), self.bins(settings)
-        known, table = self.checked(value, options), self.table(options)
-        for name, number in known.items():
+        fields, table = self.declared_values(value, options), self.table(options)
+        for name, number in fields.items():
             level_of(name, table[name], number, bins)
-        return {name: table[name].meant(number) for name, number in known.items()}
+        return {name: table[name].normalise(number) for name, number in fields.items()}
 
     @hookimpl
     def example_files(self, settings: Settings) -> dict[str, tuple[bytes, str]]:
@@ -182,7 +182,7 @@ class MetadataModality(TextModality[S]):
 
     @hookimpl
     def write_value(self, value: Mapping[str, Number], settings: Settings) -> tuple[bytes, str]:
-        return json.dumps(self.fitting(value, settings), ensure_ascii=False, allow_nan=False).encode(), "json"
+        return json.dumps(self.normalised_values(value, settings), ensure_ascii=False, allow_nan=False).encode(), "json"
 
     @hookimpl
     def render(self, value: Mapping[str, Number], settings: Settings) -> str:
@@ -190,9 +190,9 @@ class MetadataModality(TextModality[S]):
         table = self.table(settings.take(self.settings_class))
         lines = []
         for name, number in value.items():
-            shown = f"{number:.3g}" if isinstance(number, float) else str(number)
+            number_text = f"{number:.3g}" if isinstance(number, float) else str(number)
             unit = table[name].unit if name in table else ""
-            lines.append(f"{name} {shown} {unit}".rstrip())
+            lines.append(f"{name} {number_text} {unit}".rstrip())
         return "\n".join(lines) or "nothing"
 
     @hookimpl
@@ -217,9 +217,9 @@ class MetadataModality(TextModality[S]):
         """Per field the median, which no other number beats in mean absolute error, or the most frequent word."""
         answer: dict[str, Number] = {}
         for name, declared in self.table(settings.take(self.settings_class)).items():
-            given = [declared.meant(value[name]) for value in values if name in value]
-            if given:
-                answer[name] = statistics.mode(given) if declared.kind == "choice" else statistics.median_low(given)
+            numbers = [declared.normalise(value[name]) for value in values if name in value]
+            if numbers:
+                answer[name] = statistics.mode(numbers) if declared.kind == "choice" else statistics.median_low(numbers)
         return answer
 
 
@@ -258,20 +258,20 @@ def _published() -> dict[str, dict[str, Any]]:
     Sizes are in steps of 32 pixels. As there, numbers are rounded down to a level, those beyond the range are clipped,
     and scores may be numbers. A level is read as the middle of its interval; 4M's plots show another number of it.
     """
-    whole = {"kind": "int", "low": 0, "high": 999, "clip": True}
+    count = {"kind": "int", "low": 0, "high": 999, "clip": True}
     pixels = {"low": 0, "high": 32 * 999, "bins": 1000, "unit": "px", "rounding": "down", "clip": True}
     watermark = {"kind": "choice", "choices": ["below 0.5", "0.5 and more"], "thresholds": [0.5]}
     beauty = {"kind": "choice", "choices": ["below 4.5", "4.5 to 5.5", "5.5 and more"], "thresholds": [4.5, 5.5]}
 
-    def steps(high: float, **more: Any) -> dict[str, Any]:
-        return {"low": 0, "high": high, **more, "bins": 50, "rounding": "down", "clip": True}
+    def steps(high: float, **extra: Any) -> dict[str, Any]:
+        return {"low": 0, "high": high, **extra, "bins": 50, "rounding": "down", "clip": True}
 
     table: dict[str, dict[str, Any]] = {
-        "original_width": pixels, "original_height": pixels, "caption_n_chars": whole, "caption_n_words": whole,
-        "caption_n_sentences": whole, "n_humans": whole, "n_sam_instances": whole, "n_coco_instances": whole,
-        "coco_instance_diversity": whole, "colorfulness": steps(150), "brightness": steps(255), "contrast": steps(127),
+        "original_width": pixels, "original_height": pixels, "caption_n_chars": count, "caption_n_words": count,
+        "caption_n_sentences": count, "n_humans": count, "n_sam_instances": count, "n_coco_instances": count,
+        "coco_instance_diversity": count, "colorfulness": steps(150), "brightness": steps(255), "contrast": steps(127),
         "saturation": steps(255), "entropy": steps(10, unit="bit"), "walkability": steps(1), "objectness": steps(1),
-        "semantic_diversity": whole, "geometric_complexity": steps(0.75), "occlusion_score": steps(0.25),
+        "semantic_diversity": count, "geometric_complexity": steps(0.75), "occlusion_score": steps(0.25),
         "watermark_score": watermark, "aesthetic_score": beauty,
     }  # fmt: skip
     return {name: {**declared, "number": number} for number, (name, declared) in enumerate(table.items())}

@@ -21,18 +21,19 @@ HALF_MILLISECOND = 0.0005
 class Decoding:
     """The frames of a video that are decoded, checked one by one against the limits."""
 
-    def __init__(self, wanted: int) -> None:
-        """`wanted` is the number of frames of the value."""
-        self.wanted, self.frames, self.pixels = wanted, 0, 0
+    def __init__(self, frame_count: int) -> None:
+        """`frame_count` is the number of frames of the value."""
+        self.frame_count, self.frames, self.pixels = frame_count, 0, 0
 
     def check(self, width: int, height: int, scale: float = 1.0) -> None:
         """Count a frame, which is reduced by `scale` in the value. Raises InvalidValueError above the limits."""
         self.frames, self.pixels = self.frames + 1, self.pixels + width * height
-        what = f"frames of {width} x {height} pixels"
-        limits().check("image_pixels", width * height, what)
+        description = f"frames of {width} x {height} pixels"
+        limits().check("image_pixels", width * height, description)
         limits().check("frames", self.frames, f"{self.frames:,} frames before the last one that is needed")
-        limits().check("video_pixels", self.pixels, f"{self.frames:,} {what}")
-        limits().check("array_elements", 3 * self.wanted * width * height * scale**2, f"{self.wanted} {what}")
+        limits().check("video_pixels", self.pixels, f"{self.frames:,} {description}")
+        elements = 3 * self.frame_count * width * height * scale**2
+        limits().check("array_elements", elements, f"{self.frame_count} {description}")
 
 
 def read_container(data: bytes, extension: str, frames: int, frame_rate: float, side: int) -> NDArray[np.float32]:
@@ -47,39 +48,37 @@ def read_container(data: bytes, extension: str, frames: int, frame_rate: float, 
     except ImportError:
         raise ValueError('needs the package av; pip install "zoo-motion[av]"') from None
 
-    shown: list[NDArray[np.uint8]] = []
+    images: list[NDArray[np.uint8]] = []
     try:
         with av.open(io.BytesIO(data), format=CONTAINERS[extension]) as container:
             if not container.streams.video:
                 raise ValueError("it has no video stream")
             begin = until = 0.0
-            for number, (start, end, frame) in enumerate(_timed(container, Decoding(frames), side)):
+            for number, (start, end, frame) in enumerate(_timed_frames(container, Decoding(frames), side)):
                 if number == 0:
                     begin = start
                 until = max(until, end - begin)
-                wanted = 0  # times at which this frame is the last that has begun
-                while len(shown) + wanted < frames and (len(shown) + wanted) / frame_rate < until - HALF_MILLISECOND:
-                    wanted += 1
-                if wanted:
-                    shown += [_pixels(frame, side)] * wanted
-                if len(shown) == frames:
+                begun = [k for k in range(len(images), frames) if k / frame_rate < until - HALF_MILLISECOND]
+                if begun:  # the times at which this frame is the last that has begun
+                    images += [_pixels(frame, side)] * len(begun)
+                if len(images) == frames:
                     break
     except av.FFmpegError as error:
         raise ValueError(f"cannot be read as .{extension}: {error.strerror or type(error).__name__}") from None
-    return stacked(shown, until, frames, frame_rate)
+    return video_of(images, until, frames, frame_rate)
 
 
-def stacked(shown: list[NDArray[np.uint8]], seconds: float, frames: int, frame_rate: float) -> NDArray[np.float32]:
+def video_of(images: list[NDArray[np.uint8]], seconds: float, frames: int, frame_rate: float) -> NDArray[np.float32]:
     """Return the frames of a video as one array. Raises ValueError if it was shown for too few `seconds`."""
-    if len(shown) < frames:
+    if len(images) < frames:
         raise ValueError(
-            f"it is shown for {seconds:g} s, which is {len(shown)} frames at {frame_rate:g} per second, expected"
+            f"it is shown for {seconds:g} s, which is {len(images)} frames at {frame_rate:g} per second, expected"
             f" {frames}; set frames lower, or frame_rate higher"
         )
-    return fractions(np.stack(shown))
+    return fractions(np.stack(images))
 
 
-def _timed(container: Any, decoding: Decoding, side: int) -> Iterator[tuple[float, float, Any]]:
+def _timed_frames(container: Any, decoding: Decoding, side: int) -> Iterator[tuple[float, float, Any]]:
     """Yield start and end (s) of each frame with the frame. A frame ends where the next one starts."""
     stream = container.streams.video[0]
     context = stream.codec_context
@@ -87,15 +86,15 @@ def _timed(container: Any, decoding: Decoding, side: int) -> Iterator[tuple[floa
     context.options = {"max_pixels": str(limits().image_pixels)}  # a frame may have another size than the header
     context.thread_count = 1  # each thread would have frames of its own
     usual = 1 / float(stream.average_rate or 25)
-    before: tuple[float, Any] | None = None
+    previous: tuple[float, Any] | None = None
     for number, frame in enumerate(container.decode(stream)):
         decoding.check(frame.width, frame.height, _scale(frame, side))
         start = frame.time if frame.time is not None else number * usual
-        if before is not None:
-            yield before[0], start, before[1]
-        before = start, frame
-    if before is not None:
-        yield before[0], before[0] + usual, before[1]
+        if previous is not None:
+            yield previous[0], start, previous[1]
+        previous = start, frame
+    if previous is not None:
+        yield previous[0], previous[0] + usual, previous[1]
 
 
 def _scale(frame: Any, side: int) -> float:

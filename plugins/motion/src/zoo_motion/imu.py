@@ -106,24 +106,21 @@ class Imu(SeriesModality):
     def example_files(self, settings: Settings) -> dict[str, tuple[bytes, str]]:
         """Tables of somebody who stands still."""
         options = self.options(settings)
+        length = options.length
         line, names = b"0,9.81,0,0,0,0\n", ",".join(NAMES).encode() + b"\n"
-        return {
-            "six columns": (line * options.length, "csv"),
-            "a line of names before them": (names + line * options.length, "csv"),
-            "the same names in another order": (
-                ",".join(NAMES[3:] + NAMES[:3]).encode() + b"\n" + b"0,0,0,0,9.81,0\n" * options.length,
-                "csv",
-            ),
-            "the rates first, without names": (b"0,0,0,0,9.81,0\n" * options.length, "csv"),
-            "acceleration in g": (b"0,1,0,0,0,0\n" * options.length, "csv"),
-            "names, with a column of times": (
-                b"time," + names + (b"0.1," + line) * options.length,
-                "csv",
-            ),
-            "a column of times, without names": (b"0.1," + (line + b"0.1,") * (options.length - 1) + line, "csv"),
-            "semicolons instead of commas": (line.replace(b",", b";") * options.length, "csv"),
-            "half as many lines": (line * (options.length // 2), "csv"),
+        rates_first = b"0,0,0,0,9.81,0\n" * length
+        tables = {
+            "six columns": line * length,
+            "a line of names before them": names + line * length,
+            "the same names in another order": ",".join(NAMES[3:] + NAMES[:3]).encode() + b"\n" + rates_first,
+            "the rates first, without names": rates_first,
+            "acceleration in g": b"0,1,0,0,0,0\n" * length,
+            "names, with a column of times": b"time," + names + (b"0.1," + line) * length,
+            "a column of times, without names": (b"0.1," + line) * length,
+            "semicolons instead of commas": line.replace(b",", b";") * length,
+            "half as many lines": line * (length // 2),
         }
+        return {name: (data, "csv") for name, data in tables.items()}
 
     def picture(self, value: NDArray[np.float32], options: ImuSettings) -> Any:
         """Acceleration above, in [-20, 20] m/s2, and rates below, in [-1, 1] rad/s; x red, y green, z blue."""
@@ -133,11 +130,11 @@ class Imu(SeriesModality):
         sheet = Image.new("RGB", (width, 2 * height + 1), "white")
         draw = ImageDraw.Draw(sheet)
         draw.line([(0, height), (width, height)], fill=(200, 200, 200))
-        places = np.linspace(0, width - 1, value.shape[1])
+        positions = np.linspace(0, width - 1, value.shape[1])
         for number, channel in enumerate(value):
             top, scale = (0, 20.0) if number < 3 else (height + 1, 1.0)
             levels = top + (1 - np.clip(channel / scale, -1, 1)) * (height - 1) / 2
-            draw.line(list(zip(places.tolist(), levels.tolist(), strict=True)), fill=COLOURS[number % 3])
+            draw.line(list(zip(positions.tolist(), levels.tolist(), strict=True)), fill=COLOURS[number % 3])
         return sheet
 
     def measure(self, predicted: list[Any], target: list[Any], options: Any) -> Mapping[str, float]:

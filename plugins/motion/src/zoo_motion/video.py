@@ -27,7 +27,7 @@ from tokenizers_zoo.families.images import (
 from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
-from zoo_motion.containers import CONTAINERS, Decoding, read_container, stacked
+from zoo_motion.containers import CONTAINERS, Decoding, read_container, video_of
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -127,7 +127,7 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
     1 / `frame_rate`). An animation is not started again: ValueError is raised where it is over before, and for other
     files. Transparent parts are laid over white, as in pictures.
     """
-    shown: list[NDArray[np.uint8]] = []
+    images: list[NDArray[np.uint8]] = []
     until = 0.0  # milliseconds
     late = min(HALF_TICK, 500 / frame_rate)
     try:
@@ -140,18 +140,18 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
                 frame.load()  # a WebP says how long a frame is shown only then
                 until += float(frame.info.get("duration") or 100)  # 0 is shown for 100 ms, as browsers do
                 pixels = np.asarray(laid_over(frame, "white").convert("RGB")).transpose(2, 0, 1)
-                while len(shown) < frames and len(shown) * 1000 / frame_rate + late < until:
-                    shown.append(pixels)
-                if len(shown) == frames:
+                while len(images) < frames and len(images) * 1000 / frame_rate + late < until:
+                    images.append(pixels)
+                if len(images) == frames:
                     break
     except (EOFError, OSError, SyntaxError) as error:
         raise ValueError(f"cannot be read as an animation: {first_line(error)}") from None
-    return stacked(shown, until / 1000, frames, frame_rate)
+    return video_of(images, until / 1000, frames, frame_rate)
 
 
-def _frames(image: PIL.Image.Image, wanted: int) -> Iterator[PIL.Image.Image]:
-    """Yield the image at each of its frames, within the limits of a value of `wanted` frames."""
-    decoding = Decoding(wanted)
+def _frames(image: PIL.Image.Image, frame_count: int) -> Iterator[PIL.Image.Image]:
+    """Yield the image at each of its frames, within the limits of a value of `frame_count` frames."""
+    decoding = Decoding(frame_count)
     for number in itertools.count():
         with bounded_pictures():
             try:

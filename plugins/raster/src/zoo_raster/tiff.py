@@ -44,14 +44,14 @@ class Raster:
 
     def missing(self, *numbers: float) -> NDArray[np.bool_]:
         """Where there is no data, in the shape of `numbers`: at these numbers, at the file's own, and where masked."""
-        found = np.zeros(self.numbers.shape, bool)
+        mask = np.zeros(self.numbers.shape, bool)
         for number in numbers if self.nodata is None else (*numbers, self.nodata):
             with np.errstate(over="ignore"):  # a double beyond single precision; the array's own type compares
-                found |= self.numbers == number
+                mask |= self.numbers == number
         if self.masked is not None:
-            bands_last = found.ndim == 3 and found.shape[:2] == self.masked.shape
-            found |= self.masked[..., None] if bands_last else self.masked
-        return found
+            bands_last = mask.ndim == 3 and mask.shape[:2] == self.masked.shape
+            mask |= self.masked[..., None] if bands_last else self.masked
+        return mask
 
     def why(self, *numbers: float) -> str:
         """Describe the markers of missing data: "-9999 or 0", and the mask if there is one."""
@@ -91,35 +91,35 @@ def check_sizes(file: Any, data: bytes) -> None:
     Nothing is decoded, except by bounded trials: tifffile's own decompression has no bound.
     """
     pages = [page.aspage() for page in file.pages]
-    shapes = [page.shape for page in pages] + [page.chunks for page in pages] + [one.shape for one in file.series[:1]]
-    for shape in shapes:
+    shapes = [page.shape for page in pages] + [page.chunks for page in pages]
+    for shape in [*shapes, *(series.shape for series in file.series[:1])]:
         limits().check("array_elements", math.prod(shape), f"{by(shape)} numbers")
     total = sum(math.prod(page.shape) for page in pages)
     limits().check("array_elements", total, f"{total:,} numbers in {len(pages)} pages")
     for page in pages:
-        places = list(zip(page.dataoffsets, page.databytecounts, strict=False))
-        if sum(size for _, size in places) > len(data):
+        chunks = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+        if sum(size for _, size in chunks) > len(data):
             raise ValueError("its parts overlap")
         if page.compression == 1 or importlib.util.find_spec("imagecodecs"):
             continue
         if page.compression not in DEFLATE:
             raise ValueError(f"its compression needs the package imagecodecs: {page.compression!r}; save it as deflate")
-        most = math.prod(page.chunks) * page.dtype.itemsize
-        for place, size in places:
+        max_bytes = math.prod(page.chunks) * page.dtype.itemsize
+        for offset, size in chunks:
             unpacker = zlib.decompressobj()
-            unpacker.decompress(data[place : place + size], most + 1)
+            unpacker.decompress(data[offset : offset + size], max_bytes + 1)
             if len(unpacker.unconsumed_tail):
-                raise ValueError(f"a part of it decodes to more than {most:,} bytes")
+                raise ValueError(f"a part of it decodes to more than {max_bytes:,} bytes")
 
 
 def _units(metadata: str) -> tuple[set[float], set[float]]:
     """The scales and offsets of the bands, as GDAL writes them: an item of that role for each band; else 1 and 0."""
-    found: dict[str, set[float]] = {"scale": set(), "offset": set()}
+    values_by_role: dict[str, set[float]] = {"scale": set(), "offset": set()}
     with contextlib.suppress(ElementTree.ParseError):  # what another program wrote there says nothing
         for item in ElementTree.fromstring(metadata.strip("\x00 \n")).iter("Item"):
-            if (role := item.get("role", "")) in found:
-                found[role].add(float(item.text or "nan"))
-    return found["scale"] or {1.0}, found["offset"] or {0.0}
+            if (role := item.get("role", "")) in values_by_role:
+                values_by_role[role].add(float(item.text or "nan"))
+    return values_by_role["scale"] or {1.0}, values_by_role["offset"] or {0.0}
 
 
 def tiff_bytes(array: NDArray[Any], nodata: float | None = None, scale: float | None = None) -> bytes:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 from zoo_scenes import furniture, people
 from zoo_scenes.people import UPRIGHT_POSES
-from zoo_scenes.things import Camera, Colour, Quaternion, Scene, SceneSettings, Surface, Thing, about_z, yaw_of
+from zoo_scenes.scene import Body, Camera, Colour, Quaternion, Scene, SceneSettings, Surface, about_z, yaw_of
 
 Rectangle = tuple[float, float, float, float]
 
@@ -26,8 +27,8 @@ def compose(rng: random.Random, settings: SceneSettings) -> Scene:
     if rng.random() < 0.5:
         spot = placer.spot(0.5, 0.5, anywhere=True)
         if spot:
-            scene.things.append(furniture.rug(rng, spot, rng.choice((0.0, math.pi / 2))))
-    scene.things.append(furniture.ceiling_lamp(rng, scene))
+            scene.bodies.append(furniture.rug(rng, spot, rng.choice((0.0, math.pi / 2))))
+    scene.bodies.append(furniture.ceiling_lamp(rng, scene))
     for _ in range(rng.randint(min(2, settings.clutter), settings.clutter)):
         placer.drop(rng.choice(furniture.LOOSE)(rng))
     return scene
@@ -96,17 +97,17 @@ class _Placer:
                 return x, y
         return None
 
-    def stand(self, thing: Thing, x: float, y: float, yaw: float, apart: float = 0.04) -> bool:
-        """Put `thing` on the ground at (x, y), front towards `yaw`, where that is free."""
+    def stand(self, body: Body, x: float, y: float, yaw: float, apart: float = 0.04) -> bool:
+        """Put `body` on the ground at (x, y), front towards `yaw`, where that is free."""
         cos, sin = abs(math.cos(yaw)), abs(math.sin(yaw))
-        half_x = thing.half[0] * cos + thing.half[1] * sin + apart
-        half_y = thing.half[0] * sin + thing.half[1] * cos + apart
+        half_x = body.half[0] * cos + body.half[1] * sin + apart
+        half_y = body.half[0] * sin + body.half[1] * cos + apart
         rectangle = (x - half_x, y - half_y, x + half_x, y + half_y)
         if not self.is_free(rectangle, 0.0):
             return False
-        thing.at, thing.turn = (x, y, 0.0), about_z(yaw)
+        body.at, body.turn = (x, y, 0.0), about_z(yaw)
         self.taken.append(rectangle)
-        self.scene.things.append(thing)
+        self.scene.bodies.append(body)
         return True
 
     def furnish_walls(self, sides: list[furniture.Wall]) -> None:
@@ -115,20 +116,19 @@ class _Placer:
         for kind, chance in ((furniture.sofa, 0.55), (furniture.shelf, 0.6), (furniture.shelf, 0.25)):
             if rng.random() > chance:
                 continue
-            made = kind(rng)
-            group = made if isinstance(made, list) else [made]
-            thing = group[0]
+            group = kind(rng)
+            body = group[0]
             wall = rng.choice((sides[0], sides[0], sides[1], sides[2]))
-            room_left = wall.length / 2 - thing.half[1] - 0.08
+            room_left = wall.length / 2 - body.half[1] - 0.08
             for _ in range(4):
                 along = rng.uniform(-room_left, room_left) if room_left > 0 else 0.0
-                x, y, _ = wall.at(along, 0.0, thing.half[0] + 0.03)
-                if self.stand(thing, x, y, wall.facing, 0.0):
+                x, y, _ = wall.at(along, 0.0, body.half[0] + 0.03)
+                if self.stand(body, x, y, wall.facing, 0.0):
                     for part in group[1:]:
-                        part.at, part.turn = thing.at, thing.turn
-                        part.on = len(self.scene.things) - 1
-                        self.scene.things.append(part)
-                    wall.used.append((along - thing.half[1], along + thing.half[1], 2 * thing.half[2]))
+                        part.at, part.turn = body.at, body.turn
+                        part.on = len(self.scene.bodies) - 1
+                        self.scene.bodies.append(part)
+                    wall.used.append((along - body.half[1], along + body.half[1], 2 * body.half[2]))
                     break
 
     def furnish_middle(self) -> None:
@@ -139,10 +139,10 @@ class _Placer:
         makers = [(furniture.chair, 0.35), (furniture.lamp, 0.35), (furniture.plant, 0.5), (furniture.plant, 0.15)]
         for make, chance in makers:
             if rng.random() < chance:
-                thing = make(rng)
-                spot = self.spot(thing.half[0], thing.half[1])
+                body = make(rng)
+                spot = self.spot(body.half[0], body.half[1])
                 if spot:
-                    self.stand(thing, *spot, rng.uniform(-math.pi, math.pi))
+                    self.stand(body, *spot, rng.uniform(-math.pi, math.pi))
 
     def _table_group(self) -> None:
         rng = self.rng
@@ -151,21 +151,21 @@ class _Placer:
         yaw = rng.choice((0.0, math.pi / 2)) + rng.choice((0.0, 0.0, rng.uniform(-0.6, 0.6)))
         if spot is None or not self.stand(table, *spot, yaw, 0.0):
             return
-        self.tops[len(self.scene.things) - 1] = []
+        self.tops[len(self.scene.bodies) - 1] = []
         if table.noun == "coffee table":
             return
         pattern = furniture.chair(rng)
         for side in rng.sample(range(4), rng.choice((0, 1, 2, 2, 3, 4))):
             angle = yaw + side * math.pi / 2
             away = table.half[side % 2] + pattern.half[0] + rng.uniform(0.05, 0.3)
-            chair = Thing(pattern.label, pattern.noun, pattern.colour, pattern.parts, pattern.half, seat=pattern.seat)
+            chair = replace(pattern)
             x, y = spot[0] + away * math.cos(angle), spot[1] + away * math.sin(angle)
             self.stand(chair, x, y, angle + math.pi + rng.uniform(-0.2, 0.2), -0.05)
 
     def scatter_people(self, count: int) -> None:
         """People who stand or move about, and people who sit where there is a seat."""
         rng = self.rng
-        seats = [index for index, thing in enumerate(self.scene.things) if thing.seat is not None]
+        seats = [index for index, body in enumerate(self.scene.bodies) if body.seat is not None]
         for _ in range(count):
             if seats and rng.random() < 0.45:
                 self._sit(seats.pop(rng.randrange(len(seats))))
@@ -179,7 +179,7 @@ class _Placer:
                 self.stand(body, *spot, turn)
 
     def _sit(self, index: int) -> None:
-        seat = self.scene.things[index]
+        seat = self.scene.bodies[index]
         assert seat.seat is not None
         body = people.person(self.rng, "sitting", seat.seat)
         yaw = yaw_of(seat.turn)
@@ -191,48 +191,48 @@ class _Placer:
         body.at = (seat.at[0] + forward * cos - aside * sin, seat.at[1] + forward * sin + aside * cos, 0.0)
         body.turn = seat.turn
         body.on = index
-        self.scene.things.append(body)
+        self.scene.bodies.append(body)
 
-    def drop(self, thing: Thing) -> None:
+    def drop(self, body: Body) -> None:
         """Hang a loose thing a little above a table, another thing, or the floor."""
         rng = self.rng
         yaw, tilt, towards = rng.uniform(-math.pi, math.pi), abs(rng.gauss(0, 0.12)), rng.uniform(0, 2 * math.pi)
-        if thing.label == "cylinder" and rng.random() < 0.2:
+        if body.label == "cylinder" and rng.random() < 0.2:
             tilt = math.pi / 2 - 0.05
-        thing.turn = _tilted(yaw, tilt, towards)
-        reach = max(thing.half[0], thing.half[1]) + 0.02
-        low = thing.reach_down() + rng.uniform(0.008, 0.03)
+        body.turn = _tilted(yaw, tilt, towards)
+        reach = max(body.half[0], body.half[1]) + 0.02
+        low = body.reach_down() + rng.uniform(0.008, 0.03)
         if self.tops and rng.random() < 0.5:
             index = rng.choice(list(self.tops))
-            if self._drop_on(index, thing, reach, low):
+            if self._drop_on(index, body, reach, low):
                 return
         spot = self.spot(reach, reach, nearest=0.9)
         if spot is None:
             return
-        thing.at = (*spot, low + 0.01)
+        body.at = (*spot, low + 0.01)
         self.taken.append((spot[0] - reach, spot[1] - reach, spot[0] + reach, spot[1] + reach))
-        self.scene.things.append(thing)
-        if thing.label == "box" and min(thing.half[:2]) > 0.12:
-            thing.top = thing.half[2]
-            self.tops[len(self.scene.things) - 1] = []
+        self.scene.bodies.append(body)
+        if body.label == "box" and min(body.half[:2]) > 0.12:
+            body.top = body.half[2]
+            self.tops[len(self.scene.bodies) - 1] = []
 
-    def _drop_on(self, index: int, thing: Thing, reach: float, low: float) -> bool:
-        below = self.scene.things[index]
+    def _drop_on(self, index: int, body: Body, reach: float, low: float) -> bool:
+        below = self.scene.bodies[index]
         assert below.top is not None
         free_x, free_y = below.half[0] - 0.7 * reach, below.half[1] - 0.7 * reach
-        if min(free_x, free_y) < 0 or (below.free and max(thing.half) > min(below.half[:2])):
+        if min(free_x, free_y) < 0 or (below.free and max(body.half) > min(below.half[:2])):
             return False
         spread = 0.25 if below.free else 0.7 if below.noun == "round table" else 1.0
         for _ in range(4):
             x, y = self.rng.uniform(-free_x, free_x) * spread, self.rng.uniform(-free_y, free_y) * spread
-            if all(math.hypot(x - a, y - b) > reach + other for a, b, other in self.tops[index]):
+            if all(math.hypot(x - a, y - b) > reach + radius for a, b, radius in self.tops[index]):
                 yaw = yaw_of(below.turn)
                 cos, sin = math.cos(yaw), math.sin(yaw)
                 top = below.at[2] + below.top + (0.04 if below.free else 0.0)
-                thing.at = (below.at[0] + x * cos - y * sin, below.at[1] + x * sin + y * cos, top + low)
-                thing.on = index
+                body.at = (below.at[0] + x * cos - y * sin, below.at[1] + x * sin + y * cos, top + low)
+                body.on = index
                 self.tops[index].append((x, y, reach))
-                self.scene.things.append(thing)
+                self.scene.bodies.append(body)
                 return True
         return False
 

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from zoo_scenes.things import (
+from zoo_scenes.scene import (
     BOX,
     COLOURS,
     CYLINDER,
@@ -19,16 +19,16 @@ from zoo_scenes.things import (
     VIVID,
     WALLS,
     WOODS,
+    Body,
     Colour,
     Part,
     Quaternion,
     Scene,
     Surface,
-    Thing,
     Vector,
     about_z,
-    darker,
-    mixed,
+    blend,
+    darken,
 )
 
 WHITE: Colour = (0.93, 0.93, 0.91)
@@ -86,10 +86,10 @@ def floor_surface(rng: random.Random) -> tuple[str, Surface]:
         return "checkered", Surface(kind, (WHITE, dark, (0.55, 0.54, 0.5)), rng.choice((0.8, 1.0)), 0.35)
     if kind == "tiles":
         base = rng.choice(((0.80, 0.76, 0.68), (0.62, 0.62, 0.62), (0.72, 0.46, 0.34)))
-        return "tiled", Surface(kind, (base, darker(base, 0.82), darker(base, 0.5)), 1.2, 0.3)
+        return "tiled", Surface(kind, (base, darken(base, 0.82), darken(base, 0.5)), 1.2, 0.3)
     colour = rng.choice(("grey", "blue", "green", "red", "brown"))
-    base = mixed(COLOURS[colour], (0.6, 0.58, 0.55), 0.35)
-    return f"{colour} carpeted", Surface("carpet", (base, darker(base, 0.75), base), 0.8)
+    base = blend(COLOURS[colour], (0.6, 0.58, 0.55), 0.35)
+    return f"{colour} carpeted", Surface("carpet", (base, darken(base, 0.75), base), 0.8)
 
 
 def wall_surface(rng: random.Random) -> tuple[str, str, Surface]:
@@ -97,11 +97,11 @@ def wall_surface(rng: random.Random) -> tuple[str, str, Surface]:
     share = rng.random()
     if share < 0.14:
         red = rng.choice(((0.62, 0.30, 0.22), (0.70, 0.42, 0.30)))
-        return "brick", "red", Surface("bricks", (red, darker(red, 0.78), (0.74, 0.70, 0.65)), 1.1)
+        return "brick", "red", Surface("bricks", (red, darken(red, 0.78), (0.74, 0.70, 0.65)), 1.1)
     name = rng.choice(list(WALLS))
     base = WALLS[name]
     if share < 0.32:
-        return "striped", name, Surface("stripes", (base, darker(base, 0.85), base), 1.6)
+        return "striped", name, Surface("stripes", (base, darken(base, 0.85), base), 1.6)
     return "", name, Surface("plaster", (base, base, base), 2.0)
 
 
@@ -114,7 +114,7 @@ def hang(rng: random.Random, scene: Scene, sides: list[Wall]) -> None:
             along = (slot + 0.5) / count * wall.length - wall.length / 2 + rng.uniform(-0.15, 0.15)
             kind = rng.random()
             if kind < 0.22 and not doors and wall.is_free(along - 0.5, along + 0.5, 0.0):
-                scene.things.append(_door(rng, wall, along))
+                scene.bodies.append(_door(rng, wall, along))
                 doors += 1
             elif kind < 0.52:
                 _hang_window(rng, scene, wall, along)
@@ -122,10 +122,10 @@ def hang(rng: random.Random, scene: Scene, sides: list[Wall]) -> None:
                 _hang_picture(rng, scene, wall, along)
 
 
-def _door(rng: random.Random, wall: Wall, along: float) -> Thing:
+def _door(rng: random.Random, wall: Wall, along: float) -> Body:
     name = rng.choice((*WOODS, "white", "blue", "green", "red"))
-    colour = WOODS[name][0] if name in WOODS else mixed(COLOURS[name], WHITE, 0.15)
-    panel = Surface("door", (colour, darker(colour, 0.62), (0.75, 0.65, 0.3)), 0.0, 0.2)
+    colour = WOODS[name][0] if name in WOODS else blend(COLOURS[name], WHITE, 0.15)
+    panel = Surface("door", (colour, darken(colour, 0.62), (0.75, 0.65, 0.3)), 0.0, 0.2)
     rim = Surface("plain", (WHITE, WHITE, WHITE), 1.0, 0.1)
     half = (0.44, 1.02, 0.035)
     parts = [
@@ -133,7 +133,7 @@ def _door(rng: random.Random, wall: Wall, along: float) -> Thing:
         Part(BOX, half, (0.0, 0.0, 0.0), panel),
     ]
     wall.used.append((along - 0.55, along + 0.55, 2.2))
-    return Thing("door", "door", name, parts, half, wall.at(along, 1.02), wall.turn)
+    return Body("door", "door", name, parts, half, wall.at(along, 1.02), wall.turn)
 
 
 def _hang_window(rng: random.Random, scene: Scene, wall: Wall, along: float) -> None:
@@ -150,7 +150,7 @@ def _hang_window(rng: random.Random, scene: Scene, wall: Wall, along: float) -> 
         Part(BOX, (half[0] + 0.09, 0.02, 0.07), (0.0, -half[1] - 0.06, 0.0), rim),
     ]
     at = wall.at(along, 0.95 + half[1])
-    scene.things.append(Thing("window", "window", "", parts, half, at, wall.turn))
+    scene.bodies.append(Body("window", "window", "", parts, half, at, wall.turn))
     wall.used.append((along - half[0] - 0.1, along + half[0] + 0.1, 2.2))
     if scene.daylight is None:
         scene.daylight = (at, (math.cos(wall.facing), math.sin(wall.facing), 0.0))
@@ -171,14 +171,14 @@ def _hang_picture(rng: random.Random, scene: Scene, wall: Wall, along: float) ->
         Part(BOX, (half[0] + 0.035, half[1] + 0.035, 0.025), (0.0, 0.0, 0.0), rim),
         Part(BOX, half, (0.0, 0.0, 0.008), Surface(kind, (first, second, third), 0.0, 0.1)),
     ]
-    scene.things.append(Thing("picture", "picture", "", parts, half, wall.at(along, bottom + half[1]), wall.turn))
+    scene.bodies.append(Body("picture", "picture", "", parts, half, wall.at(along, bottom + half[1]), wall.turn))
     wall.used.append((along - half[0] - 0.08, along + half[0] + 0.08, 2.2))
 
 
-def rug(rng: random.Random, at: tuple[float, float], yaw: float) -> Thing:
+def rug(rng: random.Random, at: tuple[float, float], yaw: float) -> Body:
     """A thin rug, rectangular or round."""
     names = rng.sample((*VIVID, "white", "grey", "brown"), 3)
-    colours = (COLOURS[names[0]], mixed(COLOURS[names[1]], WHITE, 0.2), mixed(COLOURS[names[2]], WHITE, 0.35))
+    colours = (COLOURS[names[0]], blend(COLOURS[names[1]], WHITE, 0.2), blend(COLOURS[names[2]], WHITE, 0.35))
     colour = names[0]
     thin = 0.004
     if rng.random() < 0.3:
@@ -192,10 +192,10 @@ def rug(rng: random.Random, at: tuple[float, float], yaw: float) -> Thing:
         parts = [Part(BOX, half, (0, 0, 0), Surface(texture, colours, 0.0))]
         noun = "striped rug" if texture == "rug_stripes" else "rug"
         colour = "" if texture == "rug_stripes" else colour
-    return Thing("rug", noun, colour, parts, half, (at[0], at[1], thin), about_z(yaw))
+    return Body("rug", noun, colour, parts, half, (at[0], at[1], thin), about_z(yaw))
 
 
-def ceiling_lamp(rng: random.Random, scene: Scene) -> Thing:
+def ceiling_lamp(rng: random.Random, scene: Scene) -> Body:
     """The lamp that lights the room, just above the scene's light."""
     x, y, z = scene.lamp
     light: Colour = (1.0, 0.96, 0.86)
@@ -207,7 +207,7 @@ def ceiling_lamp(rng: random.Random, scene: Scene) -> Thing:
     if rng.random() < 0.5:
         shade = Part(ELLIPSOID, (radius, radius, radius * 0.75), (0, 0, 0), glow)
     parts = [shade, Part(CYLINDER, (0.012, cord, 0.0), (0, 0, cord), metal)]
-    return Thing("lamp", "ceiling lamp", "", parts, (radius, radius, 0.1), (x, y, z))
+    return Body("lamp", "ceiling lamp", "", parts, (radius, radius, 0.1), (x, y, z))
 
 
 METAL: Colour = (0.45, 0.46, 0.48)
@@ -215,7 +215,7 @@ METAL: Colour = (0.45, 0.46, 0.48)
 
 def plain(colour: Colour, shine: float = 0.0, texture: str = "plain", tile: float = 0.5) -> Surface:
     """One colour with a slight texture of darker tone."""
-    return Surface(texture, (colour, darker(colour, 0.74), darker(colour, 0.45)), tile, shine)
+    return Surface(texture, (colour, darken(colour, 0.74), darken(colour, 0.45)), tile, shine)
 
 
 def _finish(rng: random.Random) -> tuple[str, Surface]:
@@ -233,7 +233,7 @@ def _legs(surface: Surface, x: float, y: float, height: float, radius: float, ro
     return [Part(shape, size, (sx * x, sy * y, height / 2), surface) for sx in (-1, 1) for sy in (-1, 1)]
 
 
-def table(rng: random.Random) -> Thing:
+def table(rng: random.Random) -> Body:
     """A rectangular table on four legs, a round one on a pedestal, or a low coffee table."""
     colour, surface = _finish(rng)
     kind = rng.random()
@@ -244,7 +244,7 @@ def table(rng: random.Random) -> Thing:
             Part(CYLINDER, (0.05, height / 2 - 0.03, 0.0), (0, 0, height / 2), surface),
             Part(CYLINDER, (radius * 0.55, 0.02, 0.0), (0, 0, 0.02), surface),
         ]
-        return Thing("table", "round table", colour, parts, (radius, radius, height / 2), top=height)
+        return Body("table", "round table", colour, parts, (radius, radius, height / 2), top=height)
     low = kind > 0.8
     x, y = rng.uniform(0.32, 0.48), rng.uniform(0.5, 0.85)
     height = rng.uniform(0.36, 0.46) if low else rng.uniform(0.68, 0.78)
@@ -254,10 +254,10 @@ def table(rng: random.Random) -> Thing:
     ]
     if not low:
         parts.append(Part(BOX, (x - 0.05, y - 0.05, 0.04), (0, 0, height - 0.08), surface))
-    return Thing("table", "coffee table" if low else "table", colour, parts, (x, y, height / 2), top=height)
+    return Body("table", "coffee table" if low else "table", colour, parts, (x, y, height / 2), top=height)
 
 
-def chair(rng: random.Random) -> Thing:
+def chair(rng: random.Random) -> Body:
     """A chair with a back, or an armless upholstered one."""
     colour, surface = _finish(rng)
     half, seat = rng.uniform(0.2, 0.24), rng.uniform(0.43, 0.48)
@@ -275,14 +275,14 @@ def chair(rng: random.Random) -> Thing:
             for s in (-1, 1)
         ],
     ]
-    return Thing("chair", "chair", colour, parts, (half, half, (seat + back) / 2), seat=seat)
+    return Body("chair", "chair", colour, parts, (half, half, (seat + back) / 2), seat=seat)
 
 
-def sofa(rng: random.Random) -> Thing:
-    """An upholstered sofa or armchair with its back at -x."""
+def sofa(rng: random.Random) -> list[Body]:
+    """An upholstered sofa or armchair with its back at -x; alone in its list."""
     colour = rng.choice((*VIVID, "grey", "brown", "white"))
     fabric = plain(COLOURS[colour], 0.02, "fabric", 0.4)
-    cushions = plain(mixed(COLOURS[colour], (1.0, 1.0, 1.0), 0.18), 0.02, "fabric", 0.4)
+    cushions = plain(blend(COLOURS[colour], (1.0, 1.0, 1.0), 0.18), 0.02, "fabric", 0.4)
     seats = rng.choice((1, 2, 3))
     x, y = rng.uniform(0.4, 0.46), 0.16 + 0.3 * seats
     arm, seat, back = 0.09, rng.uniform(0.40, 0.45), rng.uniform(0.75, 0.86)
@@ -302,10 +302,10 @@ def sofa(rng: random.Random) -> Thing:
         ],
     ]
     noun = "armchair" if seats == 1 else "sofa"
-    return Thing("sofa", noun, colour, parts, (x, y, back / 2), seat=seat)
+    return [Body("sofa", noun, colour, parts, (x, y, back / 2), seat=seat)]
 
 
-def shelf(rng: random.Random) -> list[Thing]:
+def shelf(rng: random.Random) -> list[Body]:
     """A bookcase, and the rows of books on its boards as things of their own that it carries."""
     colour, surface = _finish(rng)
     x, y = rng.uniform(0.14, 0.18), rng.uniform(0.35, 0.6)
@@ -319,7 +319,7 @@ def shelf(rng: random.Random) -> list[Thing]:
         *[Part(BOX, (x, y - 2 * side, 0.014), (0, 0, 0.02 + k * gap), surface) for k in range(boards + 1)],
     ]
     noun = "bookcase" if boards > 3 else "low bookcase"
-    things = [Thing("shelf", noun, colour, parts, (x, y, height / 2), top=height)]
+    bodies = [Body("shelf", noun, colour, parts, (x, y, height / 2), top=height)]
     rows = []
     for k in range(boards):
         if rng.random() < 0.62:
@@ -329,14 +329,14 @@ def shelf(rng: random.Random) -> list[Thing]:
             spines = Surface("books", (first, second, third), 0.0, 0.1)
             rows.append(Part(BOX, (x * 0.75, wide, tall), (0.0, shift, 0.034 + k * gap + tall), spines))
     if rows:
-        things.append(Thing("books", "books", "", rows, (x, y, height / 2)))
-    return things
+        bodies.append(Body("books", "books", "", rows, (x, y, height / 2)))
+    return bodies
 
 
-def lamp(rng: random.Random) -> Thing:
+def lamp(rng: random.Random) -> Body:
     """A floor lamp with a glowing shade."""
     shade = rng.choice(("white", "yellow", "orange", "red"))
-    light = mixed(COLOURS[shade], (1.0, 0.95, 0.85), 0.55)
+    light = blend(COLOURS[shade], (1.0, 0.95, 0.85), 0.55)
     height = rng.uniform(1.35, 1.7)
     metal = plain(METAL, 0.5)
     glow = Surface("plain", (light, light, light), 0.5, 0.0, 0.75)
@@ -349,15 +349,15 @@ def lamp(rng: random.Random) -> Thing:
         Part(CYLINDER, (0.017, height / 2 - 0.05, 0.0), (0, 0, height / 2), metal),
         cap,
     ]
-    return Thing("lamp", "floor lamp", shade, parts, (0.2, 0.2, height / 2 + 0.07))
+    return Body("lamp", "floor lamp", shade, parts, (0.2, 0.2, height / 2 + 0.07))
 
 
-def plant(rng: random.Random) -> Thing:
+def plant(rng: random.Random) -> Body:
     """A pot with a crown of leaves."""
     pot = rng.choice(("brown", "white", "orange", "blue", "grey"))
     radius, height = rng.uniform(0.13, 0.19), rng.uniform(0.25, 0.38)
     green: Colour = (rng.uniform(0.16, 0.3), rng.uniform(0.42, 0.58), rng.uniform(0.12, 0.22))
-    leaves = Surface("leaves", (green, darker(green, 0.45), green), 0.5, 0.08)
+    leaves = Surface("leaves", (green, darken(green, 0.45), green), 0.5, 0.08)
     parts = [
         Part(CYLINDER, (radius, height / 2, 0.0), (0, 0, height / 2), plain(COLOURS[pot], 0.2)),
         Part(CYLINDER, (0.02, 0.2, 0.0), (0, 0, height + 0.18), plain((0.33, 0.22, 0.12))),
@@ -368,42 +368,42 @@ def plant(rng: random.Random) -> Thing:
         size = (rng.uniform(0.12, 0.2), rng.uniform(0.12, 0.2), rng.uniform(0.16, 0.28))
         at = (out * math.cos(angle), out * math.sin(angle), height + crown * rng.uniform(0.6, 1.0))
         parts.append(Part(ELLIPSOID, size, at, leaves, (math.cos(angle), 0.0, 0.0, math.sin(angle))))
-    return Thing("plant", "potted plant", "green", parts, (0.26, 0.26, (height + crown) / 2))
+    return Body("plant", "potted plant", "green", parts, (0.26, 0.26, (height + crown) / 2))
 
 
-def box(rng: random.Random) -> Thing:
+def box(rng: random.Random) -> Body:
     """A box: plain, a wooden crate, striped, or tied with a ribbon."""
     colour = rng.choice((*VIVID, "brown", "white", "grey"))
     base = COLOURS[colour]
-    other = COLOURS["white" if colour not in ("white", "grey", "yellow") else "red"]
+    ribbon = COLOURS["white" if colour not in ("white", "grey", "yellow") else "red"]
     texture = rng.choice(("plain", "plain", "ribbon", "stripes"))
-    second = other if texture == "ribbon" else darker(base, 0.72)
+    second = ribbon if texture == "ribbon" else darken(base, 0.72)
     half = (rng.uniform(0.09, 0.22), rng.uniform(0.09, 0.22), rng.uniform(0.07, 0.2))
     surface = Surface(texture, (base, second, base), 0.0, 0.1)
-    return Thing("box", "box", colour, [Part(BOX, half, (0, 0, 0), surface)], half, free=True)
+    return Body("box", "box", colour, [Part(BOX, half, (0, 0, 0), surface)], half, free=True)
 
 
-def ball(rng: random.Random) -> Thing:
+def ball(rng: random.Random) -> Body:
     """A ball: plain, with sectors, or dotted."""
     colour = rng.choice((*VIVID, "white", "black"))
     base = COLOURS[colour]
     texture = rng.choice(("plain", "plain", "stripes", "dots"))
-    second = mixed(base, (1.0, 1.0, 1.0), 0.55) if colour not in ("white", "yellow") else darker(base, 0.6)
+    second = blend(base, (1.0, 1.0, 1.0), 0.55) if colour not in ("white", "yellow") else darken(base, 0.6)
     radius = rng.uniform(0.09, 0.23)
     surface = Surface(texture, (base, second, base), 0.0, 0.45)
-    return Thing("ball", "ball", colour, [Part(SPHERE, (radius,) * 3, (0, 0, 0), surface)], (radius,) * 3, free=True)
+    return Body("ball", "ball", colour, [Part(SPHERE, (radius,) * 3, (0, 0, 0), surface)], (radius,) * 3, free=True)
 
 
-def cylinder(rng: random.Random) -> Thing:
+def cylinder(rng: random.Random) -> Body:
     """A cylinder: a can, a drum or a tube."""
     colour = rng.choice((*VIVID, "white", "grey", "black"))
     base = COLOURS[colour]
     texture = rng.choice(("plain", "plain", "bands"))
-    second = mixed(base, (1.0, 1.0, 1.0), 0.5) if colour != "white" else COLOURS["red"]
+    second = blend(base, (1.0, 1.0, 1.0), 0.5) if colour != "white" else COLOURS["red"]
     radius, height = rng.uniform(0.07, 0.16), rng.uniform(0.1, 0.24)
     surface = Surface(texture, (base, second, base), 0.0, 0.3)
     part = Part(CYLINDER, (radius, height, 0.0), (0, 0, 0), surface)
-    return Thing("cylinder", "cylinder", colour, [part], (radius, radius, height), free=True)
+    return Body("cylinder", "cylinder", colour, [part], (radius, radius, height), free=True)
 
 
-LOOSE: tuple[Callable[[random.Random], Thing], ...] = (box, ball, cylinder)
+LOOSE: tuple[Callable[[random.Random], Body], ...] = (box, ball, cylinder)

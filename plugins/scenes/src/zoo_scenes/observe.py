@@ -12,23 +12,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo_scenes.people import TO_THING, axis_angle
+from zoo_scenes.people import TO_BODY, axis_angle
 from zoo_scenes.render import View
+from zoo_scenes.scene import CLASS_IDS, CLASSES, COLOURS, Array, Body, Scene, yaw_of
 from zoo_scenes.stage import CEILING, FLOOR, WALL, Stage, matrices
-from zoo_scenes.things import CLASS_IDS, CLASSES, COLOURS, Array, Scene, Thing, yaw_of
 
 _ROOM_CLASSES = {FLOOR: "floor", WALL: "wall", CEILING: "ceiling"}
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class VisibleBody:
     """A thing in the picture: its index in the scene, pixels, box (xmin, ymin, xmax, ymax in fractions), mean depth.
 
     `clear` is true if the named part is visible: a person's shirt, not just a hand.
     """
 
     index: int
-    thing: Thing
+    body: Body
     pixels: int
     box: tuple[float, float, float, float]
     depth: float
@@ -37,33 +37,33 @@ class Seen:
 
 def observe(
     stage: Stage, view: View, min_visible: float
-) -> tuple[NDArray[np.int64], NDArray[np.int32], list[Seen], dict[str, float]]:
+) -> tuple[NDArray[np.int64], NDArray[np.int32], list[VisibleBody], dict[str, float]]:
     """Class ids (h, w), instance ids (h, w), what covers enough pixels (largest first), and the classes' shares.
 
-    Instance k + 1 is the k-th largest visible thing, `seen[k]`.
+    Instance k + 1 is the k-th largest visible thing, `visible[k]`.
     """
-    things = stage.scene.things
+    bodies = stage.scene.bodies
     owners = [max(owner, -1) for owner in stage.owners]  # -1: the room
-    classes = [CLASS_IDS[_ROOM_CLASSES[owner] if owner < 0 else things[owner].label] for owner in stage.owners]
+    classes = [CLASS_IDS[_ROOM_CLASSES[owner] if owner < 0 else bodies[owner].label] for owner in stage.owners]
     pixels = np.bincount(view.geoms.reshape(-1), minlength=len(classes)).tolist()
-    sizes, of_class = [0] * (len(things) + 1), [0] * len(CLASSES)
+    sizes, of_class = [0] * (len(bodies) + 1), [0] * len(CLASSES)
     for owner, label, count in zip(owners, classes, pixels, strict=True):
         sizes[owner] += count
         of_class[label] += count
     total = view.geoms.size
     shares = {name: count / total for name, count in zip(CLASSES, of_class, strict=True)}
-    ranks = sorted((k for k in range(len(things)) if sizes[k]), key=lambda k: -sizes[k])
-    ids = np.zeros(len(things) + 1, np.int32)
+    ranks = sorted((k for k in range(len(bodies)) if sizes[k]), key=lambda k: -sizes[k])
+    ids = np.zeros(len(bodies) + 1, np.int32)
     ids[ranks] = np.arange(1, len(ranks) + 1)
     instances = ids.take(owners).take(view.geoms)
     least = min_visible * total
-    seen = []
+    visible = []
     for rank, (box, depth) in enumerate(zip(*_extents(instances, view.depth, len(ranks)), strict=True)):
         index = ranks[rank]
         if sizes[index] >= least:
             clear = _is_clear(stage, pixels, index, least)
-            seen.append(Seen(index, things[index], sizes[index], box, depth / sizes[index], clear))
-    return np.array(classes).take(view.geoms), instances, seen, shares
+            visible.append(VisibleBody(index, bodies[index], sizes[index], box, depth / sizes[index], clear))
+    return np.array(classes).take(view.geoms), instances, visible, shares
 
 
 def _extents(
@@ -71,10 +71,10 @@ def _extents(
 ) -> tuple[list[tuple[float, float, float, float]], list[float]]:
     """Boxes (xmin, ymin, xmax, ymax in fractions) of the instances 1 to `count`, and the sums of their depths."""
     edge = instances.shape[0]
-    starts, place = instances.astype(np.intp) * edge, np.arange(edge)
+    starts, positions = instances.astype(np.intp) * edge, np.arange(edge)
     ends = []
-    for at in (place, place[:, None]):
-        used = np.bincount((starts + at).reshape(-1), minlength=edge * (count + 1)).reshape(-1, edge)[1:] > 0
+    for index in (positions, positions[:, None]):
+        used = np.bincount((starts + index).reshape(-1), minlength=edge * (count + 1)).reshape(-1, edge)[1:] > 0
         ends.append((used.argmax(1) / edge, (edge - used[:, ::-1].argmax(1)) / edge))
     (left, right), (top, bottom) = ends
     depths = np.bincount(instances.reshape(-1), depth.reshape(-1), count + 1)[1:]
@@ -84,37 +84,37 @@ def _extents(
 
 def _is_clear(stage: Stage, pixels: list[int], index: int, least: float) -> bool:
     """Return whether the named part of a thing is visible, given the pixels of each geom."""
-    thing = stage.scene.things[index]
-    if thing.label != "person":
+    body = stage.scene.bodies[index]
+    if body.label != "person":
         return True
     first = stage.owners.index(index)
-    shirt = COLOURS[thing.colour]
-    seen = sum(pixels[k] for k, part in enumerate(thing.parts, first) if part.surface.colours[0] == shirt)
-    return seen >= max(least, 1)
+    shirt = COLOURS[body.colour]
+    shirt_pixels = sum(pixels[k] for k, part in enumerate(body.parts, first) if part.surface.colours[0] == shirt)
+    return shirt_pixels >= max(least, 1)
 
 
-def boxes(seen: list[Seen], most: int) -> list[dict[str, Any]]:
+def boxes(visible: list[VisibleBody], max_boxes: int) -> list[dict[str, Any]]:
     """Label and box of the largest things seen."""
-    return [{"label": item.thing.label, "box": list(item.box)} for item in seen[:most]]
+    return [{"label": item.body.label, "box": list(item.box)} for item in visible[:max_boxes]]
 
 
-def human_poses(scene: Scene, seen: list[Seen]) -> list[dict[str, Any]]:
+def human_poses(scene: Scene, visible: list[VisibleBody]) -> list[dict[str, Any]]:
     """Joints and rotations of the people seen, in camera axes (x right, y up, z towards the viewer).
 
     The first rotation turns the rest pose's axes (x to the person's left, y up, z forward) to the camera's; the others
     are relative to the parent joint.
     """
     poses = []
-    for item in seen:
-        pose = item.thing.pose
+    for item in visible:
+        pose = item.body.pose
         if pose is None:
             continue
-        yaw = yaw_of(item.thing.turn)
+        yaw = yaw_of(item.body.turn)
         cos, sin = math.cos(yaw), math.sin(yaw)
         turn = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
-        joints = scene.camera.to_camera(pose.joints @ turn.T + np.array(item.thing.at))
+        joints = scene.camera.to_camera(pose.joints @ turn.T + np.array(item.body.at))
         rotations = pose.rotations.copy()
-        rotations[0] = axis_angle(scene.camera.axes @ turn @ TO_THING)
+        rotations[0] = axis_angle(scene.camera.axes @ turn @ TO_BODY)
         poses.append(
             {
                 "joints_camera": joints.tolist(),
@@ -127,7 +127,7 @@ def human_poses(scene: Scene, seen: list[Seen]) -> list[dict[str, Any]]:
 
 
 def metadata(
-    scene: Scene, view: View, instances: NDArray[np.int32], seen: list[Seen], shares: Mapping[str, float]
+    scene: Scene, view: View, instances: NDArray[np.int32], visible: list[VisibleBody], shares: Mapping[str, float]
 ) -> dict[str, float | int]:
     """Numbers about camera (m, degrees), room (m) and picture (shares and means of sRGB in [0, 1]).
 
@@ -142,7 +142,7 @@ def metadata(
     darkest = np.minimum(np.minimum(red, green), blue)
     channels = np.stack([luminance, red - green, 0.5 * (red + green) - blue])
     (brightness, *means), (contrast, *deviations) = channels.mean(1).tolist(), channels.std(1).tolist()
-    labels = [item.thing.label for item in seen]
+    labels = [item.body.label for item in visible]
     loose = [label for label in labels if label not in ("person", "window", "door", "picture", "rug", "books")]
     normal = view.normals.reshape(3, -1).mean(1)
     # Hasler and Suesstrunk, Measuring colorfulness in natural images (2003), eq. 10, of sRGB in [0, 1]
@@ -184,9 +184,9 @@ def scene_class(shares: Mapping[str, float]) -> str:
 
     `shares` says how much of the picture each class covers.
     """
-    covered = {place: sum(shares[label] for label in labels) for place, labels in FURNITURE.items()}
-    place = max(covered, key=covered.__getitem__)
-    return place if covered[place] >= LEAST else EMPTY
+    covered = {name: sum(shares[label] for label in labels) for name, labels in FURNITURE.items()}
+    largest = max(covered, key=covered.__getitem__)
+    return largest if covered[largest] >= LEAST else EMPTY
 
 
 FRONTS = {"chair": 0, "sofa": 0, "shelf": 0, "books": 0, "person": 0, "window": 2, "door": 2, "picture": 2}
@@ -198,46 +198,46 @@ TOWARDS_VIEWER = -math.pi / 2
 LYING = 0.5  # a cylinder lies if its unit axis, seen from above, is longer
 
 
-def boxes_3d(stage: Stage, seen: list[Seen], most: int) -> list[dict[str, Any]]:
+def boxes_3d(stage: Stage, visible: list[VisibleBody], max_boxes: int) -> list[dict[str, Any]]:
     """Label, centre, size (along the front, up, across) in metres and yaw in radians of the largest things seen.
 
     A box contains the whole thing, hidden parts included, and touches it on every side. Sides below THINNEST are
     widened.
     """
-    things = [item.thing for item in seen[:most]]
-    if not things:
+    bodies = [item.body for item in visible[:max_boxes]]
+    if not bodies:
         return []
     camera = replace(stage.scene.camera, pitch=0.0)
-    own = camera.axes @ matrices(np.array([thing.turn for thing in things])).reshape(-1, 3, 3)
-    yaws = [heading(thing, axes) for thing, axes in zip(things, own, strict=True)]
-    cos, sin, none = np.cos(yaws), np.sin(yaws), np.zeros(len(yaws))
+    thing_axes = camera.axes @ matrices(np.array([body.turn for body in bodies])).reshape(-1, 3, 3)
+    yaws = [heading(body, axes) for body, axes in zip(bodies, thing_axes, strict=True)]
+    cos, sin, zeros = np.cos(yaws), np.sin(yaws), np.zeros(len(yaws))
     # unit vectors along the front, up and across
-    sides = np.stack([cos, none, -sin, none, none + 1, none, sin, none, cos], axis=1).reshape(-1, 3, 3)
-    counts = [len(thing.parts) for thing in things]
-    starts = [stage.owners.index(item.index) for item in seen[:most]]
+    sides = np.stack([cos, zeros, -sin, zeros, zeros + 1, zeros, sin, zeros, cos], axis=1).reshape(-1, 3, 3)
+    counts = [len(body.parts) for body in bodies]
+    starts = [stage.owners.index(item.index) for item in visible[:max_boxes]]
     rows = np.array([*chain.from_iterable(map(range, starts, map(add, starts, counts)))])
     directions = np.repeat(sides @ camera.axes, counts, axis=0)
-    at = np.einsum("gdk,gk->gd", directions, stage.solids.places.take(rows, axis=0) - camera.position)
+    at = np.einsum("gdk,gk->gd", directions, stage.solids.centres.take(rows, axis=0) - camera.position)
     reach = stage.solids.reach(rows, directions)
     firsts = np.cumsum([0, *counts[:-1]])
     low, high = np.minimum.reduceat(at - reach, firsts), np.maximum.reduceat(at + reach, firsts)
     centres = np.einsum("ndk,nd->nk", sides, (low + high) / 2).tolist()
     sizes = np.maximum(high - low, THINNEST).tolist()
     return [
-        {"label": thing.label, "center": centre, "size": size, "yaw": yaw}
-        for thing, centre, size, yaw in zip(things, centres, sizes, yaws, strict=True)
+        {"label": body.label, "center": centre, "size": size, "yaw": yaw}
+        for body, centre, size, yaw in zip(bodies, centres, sizes, yaws, strict=True)
     ]
 
 
-def heading(thing: Thing, own: Array) -> float:
-    """The yaw of a thing's front; the columns of `own` (3, 3) are its axes in levelled camera axes."""
-    if thing.label in FRONTS:
-        front = own[:, FRONTS[thing.label]]
+def heading(body: Body, axes: Array) -> float:
+    """The yaw of a thing's front; the columns of `axes` (3, 3) are its axes in levelled camera axes."""
+    if body.label in FRONTS:
+        front = axes[:, FRONTS[body.label]]
         return math.atan2(-front[2], front[0])
-    from_above = np.hypot(own[0], own[2]).tolist()
-    if thing.noun in ROUND or (thing.label == "cylinder" and from_above[2] < LYING):
+    from_above = np.hypot(axes[0], axes[2]).tolist()
+    if body.noun in ROUND or (body.label == "cylinder" and from_above[2] < LYING):
         return TOWARDS_VIEWER
-    longest = 2 if thing.label == "cylinder" else from_above.index(max(from_above))
+    longest = 2 if body.label == "cylinder" else from_above.index(max(from_above))
     # a quarter turn leads to the next side
-    yaw = math.atan2(-own[2, longest], own[0, longest])
+    yaw = math.atan2(-axes[2, longest], axes[0, longest])
     return TOWARDS_VIEWER + math.remainder(yaw - TOWARDS_VIEWER, math.pi / 2)

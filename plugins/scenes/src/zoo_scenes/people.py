@@ -12,7 +12,7 @@ import random
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo_scenes.things import (
+from zoo_scenes.scene import (
     CLOTHES,
     COLOURS,
     ELLIPSOID,
@@ -20,13 +20,13 @@ from zoo_scenes.things import (
     SKIN,
     SPHERE,
     TROUSERS,
+    Body,
     Part,
     Pose,
     Surface,
-    Thing,
     Vector,
     capsule,
-    darker,
+    darken,
 )
 
 Array = NDArray[np.float64]
@@ -67,7 +67,7 @@ _CROSS = np.zeros((3, 9))
 _CROSS[[0, 1, 2], [7, 2, 3]], _CROSS[[0, 1, 2], [5, 6, 1]] = 1, -1
 
 # Person axes (x left, y up, z forward) to a thing's axes (x front, y left, z up).
-TO_THING = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+TO_BODY = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 
 def rotation_matrices(vectors: Array) -> Array:
@@ -158,11 +158,11 @@ _LIMBS = (
 )
 
 
-def person(rng: random.Random, pose: str, seat: float | None = None) -> Thing:
+def person(rng: random.Random, pose: str, seat: float | None = None) -> Body:
     """A clothed person in the named pose, origin on the ground; on a seat of height `seat` metres if given."""
     scale = rng.uniform(0.92, 1.1)
     rotations = sample_pose(rng, pose)
-    joints = joint_positions(rotations, scale) @ TO_THING.T
+    joints = joint_positions(rotations, scale) @ TO_BODY.T
     lowest = joints[_FEET, 2].min()
     joints[:, 2] += 0.046 * scale - lowest if seat is None else seat + 0.12 * scale
     shirt = rng.choice(CLOTHES)
@@ -170,7 +170,7 @@ def person(rng: random.Random, pose: str, seat: float | None = None) -> Thing:
     parts = _body(rng, joints, rotations, scale, shirt, trousers)
     low, high = joints.min(0).tolist(), joints.max(0).tolist()
     half = (max(high[0], -low[0]) + 0.06, max(high[1], -low[1]) + 0.06, (high[2] + 0.2) / 2)
-    return Thing("person", pose, shirt, parts, half, pose=Pose(rotations, joints))
+    return Body("person", pose, shirt, parts, half, pose=Pose(rotations, joints))
 
 
 def _body(rng: random.Random, joints: Array, rotations: Array, scale: float, shirt: str, trousers: str) -> list[Part]:
@@ -179,7 +179,7 @@ def _body(rng: random.Random, joints: Array, rotations: Array, scale: float, shi
     cloth = {"shirt": COLOURS[shirt], "trousers": COLOURS[trousers], "skin": skin, "shoes": (0.16, 0.13, 0.12)}
     pattern = rng.choice(("plain", "plain", "fabric"))
     surfaces = {
-        name: Surface(pattern if name == "shirt" else "plain", (colour, darker(colour, 0.72), colour), 0.25, 0.05)
+        name: Surface(pattern if name == "shirt" else "plain", (colour, darken(colour, 0.72), colour), 0.25, 0.05)
         for name, colour in cloth.items()
     }
     at: dict[str, Vector] = dict(zip(JOINTS, map(tuple, joints.tolist()), strict=True))

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo_scenes.stage import Stage, enclosing
+from zoo_scenes.scene import BOX, PLANE, Array, Field, Scene
+from zoo_scenes.stage import Stage, bundle_sides
 from zoo_scenes.textures import EDGE, look_up, pyramids
-from zoo_scenes.things import BOX, PLANE, Array, Field, Scene
 
 LAMP = 1.15
 DAYLIGHT = 0.9
@@ -77,21 +77,21 @@ def _surface_table(stage: Stage) -> Field:
         for texture, (first, second, third), tile, shine, glow in surfaces.values()
     ]
     numbers = dict(zip(surfaces, range(len(looks)), strict=True))
-    which = [numbers[key] for key in keys]
+    surface_ids = [numbers[key] for key in keys]
     solids = stage.solids
     look = np.array(looks, np.float32).T
     look[:9] **= 2
-    table = np.empty((_TURNS + 1, len(which)), np.float32)
-    look.take(which, axis=1, out=table[_COLOURS.start :])
+    table = np.empty((_TURNS + 1, len(surface_ids)), np.float32)
+    look.take(surface_ids, axis=1, out=table[_COLOURS.start :])
     tile = table[_TURNS].copy()
     half = np.maximum(solids.halves.T, 1e-6)
-    table[_PLACE], table[_FRAME] = solids.places.T, solids.frames.T
+    table[_PLACE], table[_FRAME] = solids.centres.T, solids.frames.T
     stretched = tile == 0
     dense = 1 / np.maximum(tile, 1e-6)
     table[_SCALE] = np.where(stretched, 0.5 / half, dense)
     table[_OFFSET] = np.where(stretched, 0.5, np.array(stage.owners) * np.array([[0.37], [0.61], [0.29]]))
-    around = np.where(stretched, 1, np.maximum(np.round(2 * np.pi * half[0] / np.maximum(tile, 1e-6)), 1))
-    table[_TURNS] = np.where((solids.kinds == BOX) | (solids.kinds == PLANE), 0, around)
+    repeats = np.where(stretched, 1, np.maximum(np.round(2 * np.pi * half[0] / np.maximum(tile, 1e-6)), 1))
+    table[_TURNS] = np.where((solids.kinds == BOX) | (solids.kinds == PLANE), 0, repeats)
     return table
 
 
@@ -193,15 +193,15 @@ def _tiling(size: int) -> tuple[Array, NDArray[np.intp], Field]:
 
     Tiles are squares of up to 16 pixels, some 8 x 8 of them up to 128; rows where no divisor of the size is 4 or more.
     """
-    most = min(_TILE, max(size // 8, 8))
-    edge = max(part for part in range(1, most + 1) if size % part == 0)
+    max_edge = min(_TILE, max(size // 8, 8))
+    edge = max(part for part in range(1, max_edge + 1) if size % part == 0)
     high, wide = (edge, edge) if edge >= 4 else (1, size)
     steps = (np.arange(size) + 0.5) / size * 2 - 1
     up, right = np.meshgrid(-steps, steps, indexing="ij")
     tiled = np.arange(size * size).reshape(size // high, high, size // wide, wide).swapaxes(1, 2).reshape(-1)
     centres = np.stack([right, up, np.ones_like(up)]).reshape(3, -1).take(tiled, axis=1)
-    # the third coordinate of `enclosing` is up
-    sides = enclosing(centres[[2, 0, 1]], size * size // (high * wide))[:, [1, 2, 0]]
+    # the third coordinate of `bundle_sides` is up
+    sides = bundle_sides(centres[[2, 0, 1]], size * size // (high * wide))[:, [1, 2, 0]]
     return centres, np.argsort(tiled).reshape(size, size), sides
 
 
@@ -226,5 +226,5 @@ def render(stage: Stage, size: int, shadows: bool = True) -> View:
     )
     # After rotation in single precision, an axis-aligned vector may be one unit in the last place too long.
     facing = np.clip(camera.axes.astype(np.float32) @ hits.normals, -1, 1)
-    found: tuple[NDArray[Any], ...] = shade(stage, hits, lit), hits.depth, facing, hits.geoms
-    return View(*(values.take(pixels, axis=-1) for values in found))
+    arrays: tuple[NDArray[Any], ...] = shade(stage, hits, lit), hits.depth, facing, hits.geoms
+    return View(*(values.take(pixels, axis=-1) for values in arrays))

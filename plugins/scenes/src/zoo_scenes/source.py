@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.source import MadeSamples, Sample, SourceSpec
-from zoo_scenes.things import CLASSES, SceneSettings
+from zoo_scenes.scene import CLASSES, SceneSettings
 
 MODALITIES = (
     "rgb", "depth", "normal", "semseg", "sam_instance", "boxes", "caption", "human_poses", "metadata", "scene_class",
@@ -30,23 +30,23 @@ def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> d
     scene = compose(random.Random(f"scene/{name}"), settings)
     stage = build(scene)
     view = render(stage, settings.image_size, settings.shadows)
-    semseg, instances, seen, shares = observe.observe(stage, view, settings.min_visible)
+    semseg, instances, visible, shares = observe.observe(stage, view, settings.min_visible)
     if settings.captions == "layout":
-        text = layout(scene, seen[: settings.max_boxes], shares)
+        text = layout(scene, visible[: settings.max_boxes], shares)
     else:
-        text = caption(random.Random(f"caption/{name}"), scene, seen, shares)
+        text = caption(random.Random(f"caption/{name}"), scene, visible, shares)
     return {
         "rgb": view.rgb,
         "depth": view.depth[None],
         "normal": view.normals,
         "semseg": semseg,
         "sam_instance": instances,
-        "boxes": observe.boxes(seen, settings.max_boxes),
+        "boxes": observe.boxes(visible, settings.max_boxes),
         "caption": text,
-        "human_poses": observe.human_poses(scene, seen),
-        "metadata": observe.metadata(scene, view, instances, seen, shares),
+        "human_poses": observe.human_poses(scene, visible),
+        "metadata": observe.metadata(scene, view, instances, visible, shares),
         "scene_class": observe.scene_class(shares),
-        "boxes_3d": observe.boxes_3d(stage, seen, settings.max_boxes),
+        "boxes_3d": observe.boxes_3d(stage, visible, settings.max_boxes),
     }
 
 

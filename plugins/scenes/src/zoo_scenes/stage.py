@@ -19,18 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoo_scenes.furniture import walls
-from zoo_scenes.things import (
-    BOX,
-    CYLINDER,
-    NO_TURN,
-    PLANE,
-    SPHERE,
-    Array,
-    Field,
-    Part,
-    Scene,
-    Vector,
-)
+from zoo_scenes.scene import BOX, CYLINDER, NO_TURN, PLANE, SPHERE, Array, Field, Part, Scene, Vector
 
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.intp]
@@ -72,7 +61,7 @@ class Solids:
     rounds: Array
     swept: Array
     radii: Array
-    places: Array
+    centres: Array
     turns: Array
     frames: Array
 
@@ -97,8 +86,8 @@ def solids(parts: Sequence[Part], outer: Array) -> Solids:
     numbers = chain.from_iterable((*part.size, 0.0, *part.at, *part.turn) for part in parts)
     table = np.fromiter(numbers, np.float64, 11 * len(parts)).reshape(-1, 11)
     starts = table.shape[1] * np.arange(len(parts))[:, None]
-    rounds, swept = (table.take(which.take(kinds, axis=0) + starts) for which in (_ROUND, _SWEPT))
-    halves, frames = rounds + swept, _chained(outer, table[:, 4:])
+    rounds, swept = (table.take(indices.take(kinds, axis=0) + starts) for indices in (_ROUND, _SWEPT))
+    halves, frames = rounds + swept, _compose_frames(outer, table[:, 4:])
     corners = np.sqrt((halves * halves * _CORNERS.take(kinds, axis=0)).sum(1))
     return Solids(
         kinds=kinds,
@@ -106,7 +95,7 @@ def solids(parts: Sequence[Part], outer: Array) -> Solids:
         rounds=rounds,
         swept=swept,
         radii=np.maximum(corners, halves.max(1)),
-        places=frames[:, :3],
+        centres=frames[:, :3],
         turns=frames[:, 3:],
         frames=matrices(frames[:, 3:]),
     )
@@ -120,7 +109,7 @@ def matrices(turns: Array) -> Array:
     return result
 
 
-def _chained(outer: Array, inner: Array) -> Array:
+def _compose_frames(outer: Array, inner: Array) -> Array:
     """Frames (n, 7: place and quaternion) given in other frames (n, 7), in the frame of the latter."""
     turned = matrices(outer[:, 3:]).reshape(-1, 3, 3) @ inner[:, :3, None]
     (w, x, y, z), (a, b, c, d) = outer[:, 3:].T, inner[:, 3:].T
@@ -132,7 +121,7 @@ def _chained(outer: Array, inner: Array) -> Array:
 
 
 @lru_cache(maxsize=64)
-def compiled(blocks: int, loose: int, thread: int) -> tuple[Any, Any]:
+def compile_model(blocks: int, loose: int, thread: int) -> tuple[Any, Any]:
     """A model of `blocks` x BLOCK geoms that stand, then one geom on a free body per loose thing, and its data.
 
     All sizes are placeholders. Threads do not share data.
@@ -164,9 +153,9 @@ def settle(solids: Solids, loose: int) -> None:
     import mujoco
 
     fixed = len(solids) - loose
-    model, data = compiled(-(-fixed // BLOCK), loose, threading.get_ident())
+    model, data = compile_model(-(-fixed // BLOCK), loose, threading.get_ident())
     model.body_geomnum[0] = fixed
-    model.geom_pos[:fixed], model.geom_quat[:fixed] = solids.places[:fixed], solids.turns[:fixed]
+    model.geom_pos[:fixed], model.geom_quat[:fixed] = solids.centres[:fixed], solids.turns[:fixed]
     for slots, values in (
         (model.geom_type, solids.kinds),
         (model.geom_size, solids.sizes),
@@ -178,14 +167,14 @@ def settle(solids: Solids, loose: int) -> None:
     model.geom_condim[-loose:] = [3 if kind == BOX else 6 for kind in kinds]
     model.body_inertia[1:] = [_inertia(kind, *half) for kind, half in zip(kinds, halves, strict=True)]
     start = model.qpos0.reshape(-1, 7)
-    start[:, :3], start[:, 3:] = solids.places[fixed:], solids.turns[fixed:]
+    start[:, :3], start[:, 3:] = solids.centres[fixed:], solids.turns[fixed:]
     mujoco.mj_setConst(model, data)
     # a step reads no other state of the last scene; mj_resetData would clear much more
     data.qpos[:], data.qvel[:], data.qacc_warmstart[:] = model.qpos0, 0, 0
     mujoco.mj_step(model, data, nstep=STEPS)
     mujoco.mj_kinematics(model, data)
     rest = data.qpos.reshape(-1, 7)
-    solids.places[fixed:], solids.turns[fixed:] = rest[:, :3], rest[:, 3:]
+    solids.centres[fixed:], solids.turns[fixed:] = rest[:, :3], rest[:, 3:]
     solids.frames[fixed:] = data.geom_xmat[-loose:]
 
 
@@ -199,7 +188,7 @@ def _inertia(kind: int, a: float, b: float, c: float) -> Vector:
     return ((b * b + c * c) / 3, (a * a + c * c) / 3, (a * a + b * b) / 3)
 
 
-def enclosing(rays: Array, bundles: int) -> Field:
+def bundle_sides(rays: Array, bundles: int) -> Field:
     """Inward normals (4, 3, b) of the sides of a pyramid around each of b equal stretches of rays (3, n) from a point.
 
     They are 0 where some ray leads back or far aside.
@@ -222,7 +211,7 @@ def meets(solids: Solids, origin: Vector, sides: Field) -> Mask:
     The sides (4, 3, b) are compared with the box around each solid. Single precision is enough for boxes.
     """
     vectors = np.empty((4, len(solids), 3), np.float32)
-    vectors[0] = solids.places - origin
+    vectors[0] = solids.centres - origin
     vectors[1:] = solids.frames.reshape(-1, 3, 3).transpose(2, 0, 1) * solids.halves.T[:, :, None]  # half axes
     inside, *reaches = (vectors.reshape(-1, 3) @ sides).reshape(4, 4, len(solids), -1).swapaxes(0, 1)
     for reach in reaches:
@@ -246,7 +235,7 @@ class Stage:
     def cast(self, origin: Vector, rays: Array, sides: Field) -> tuple[Array, Rows, Field]:
         """First hits of rays (3, n) from a point in the room: t, in lengths of the ray, solids, and normals (3, n).
 
-        `sides` (4, 3, b) are the sides `enclosing` b equal stretches of the rays, which should have close directions.
+        `sides` (4, 3, b) are the `bundle_sides` of b equal stretches of the rays, which should have close directions.
         """
         reach, rows, facing = self._furnishings(origin, rays, sides, self.solids.radii > 0)
         wall, hits = self._room(origin, rays)
@@ -258,26 +247,26 @@ class Stage:
 
     def blocked(self, origin: Vector, rays: Array, bundles: int, slack: float = 0.005) -> Mask:
         """Return which rays (3, n) a shadow caster blocks more than `slack` metres before their end at t = 1."""
-        things = self.scene.things
-        casters = np.array([owner >= 0 and things[owner].label not in ("lamp", "window") for owner in self.owners])
-        reach, _, _ = self._furnishings(origin, rays, enclosing(rays, bundles), casters)
+        bodies = self.scene.bodies
+        casters = np.array([owner >= 0 and bodies[owner].label not in ("lamp", "window") for owner in self.owners])
+        reach, _, _ = self._furnishings(origin, rays, bundle_sides(rays, bundles), casters)
         hits = np.flatnonzero((reach >= 0) & (reach < 1))
         ends = rays.take(hits, axis=1)
         stopped = np.zeros(reach.size, bool)
         stopped[hits] = (1 - reach.take(hits)) * np.sqrt(np.einsum("kn,kn->n", ends, ends)) > slack
         return stopped
 
-    def _furnishings(self, origin: Vector, rays: Array, sides: Field, shown: Mask) -> tuple[Array, Rows, Array]:
-        """As `cast`, of the solids `shown` (g,) alone. A ray that hits none has t = -1, and neither row nor normal."""
+    def _furnishings(self, origin: Vector, rays: Array, sides: Field, included: Mask) -> tuple[Array, Rows, Array]:
+        """As `cast`, of the solids `included` (g,) alone. A ray that hits none has t = -1, no row and no normal."""
         import mujoco
 
         solids, count, bundles = self.solids, rays.shape[1], sides.shape[2]
-        model, data = compiled(max(-(-len(solids) // BLOCK), 5), 0, threading.get_ident())
+        model, data = compile_model(max(-(-len(solids) // BLOCK), 5), 0, threading.get_ident())
         slots = len(model.geom_type)
-        met = meets(solids, origin, sides) & shown
+        met = meets(solids, origin, sides) & included
         near = np.flatnonzero(met) % len(solids)
         geoms = model.geom_type, model.geom_size, data.geom_xpos, data.geom_xmat
-        values: tuple[NDArray[Any], ...] = solids.kinds, solids.sizes, solids.places, solids.frames
+        values: tuple[NDArray[Any], ...] = solids.kinds, solids.sizes, solids.centres, solids.frames
         values = tuple(array.take(near, axis=0) for array in values)
         directions, facing = np.array(rays.T, order="C"), np.empty((count, 3))
         reach, hits = np.full(count, -1.0), np.zeros(count, np.int32)
@@ -290,8 +279,8 @@ class Stage:
             first, stop = stop, stop + size
             if stop > written:  # fill all slots from this bundle on
                 offset, written = first, first + slots
-                for slot_values, own in zip(geoms, values, strict=True):
-                    part = own[first:written]
+                for slot_values, solid_values in zip(geoms, values, strict=True):
+                    part = solid_values[first:written]
                     slot_values[: len(part)] = part
             firsts[0], counts[0] = first - offset, size
             mujoco.mj_multiRay(model, data, start, ray, None, True, -1, hit, end, normal, per, FARTHEST)
@@ -316,32 +305,32 @@ class Stage:
 
 def build(scene: Scene) -> Stage:
     """Set the scene up and let its loose things fall: their places in the scene become where they come to rest."""
-    loose = [index for index, thing in enumerate(scene.things) if thing.free]
-    order = [index for index, thing in enumerate(scene.things) if not thing.free] + loose
-    here = (0.0, 0.0, 0.0)
-    parts = [Part(PLANE, here, here, scene.floor), Part(PLANE, here, here, scene.ceiling)]
-    parts += [Part(PLANE, here, here, scene.wall)] * 4
+    loose = [index for index, body in enumerate(scene.bodies) if body.free]
+    order = [index for index, body in enumerate(scene.bodies) if not body.free] + loose
+    origin = (0.0, 0.0, 0.0)
+    parts = [Part(PLANE, origin, origin, scene.floor), Part(PLANE, origin, origin, scene.ceiling)]
+    parts += [Part(PLANE, origin, origin, scene.wall)] * 4
     owners = [FLOOR, CEILING, WALL, WALL, WALL, WALL]
-    outer: list[tuple[float, ...]] = [here + NO_TURN, (0.0, 0.0, scene.height, 0.0, 1.0, 0.0, 0.0)]
+    outer: list[tuple[float, ...]] = [origin + NO_TURN, (0.0, 0.0, scene.height, 0.0, 1.0, 0.0, 0.0)]
     outer += [(*wall.middle, 0.0, *wall.turn) for wall in walls(scene)]
     counts = [1] * _ROOM_PARTS
     for index in order:
-        thing = scene.things[index]
-        parts += thing.parts
-        owners += [index] * len(thing.parts)
-        outer.append(thing.at + thing.turn)
-        counts.append(len(thing.parts))
+        body = scene.bodies[index]
+        parts += body.parts
+        owners += [index] * len(body.parts)
+        outer.append(body.at + body.turn)
+        counts.append(len(body.parts))
     all_parts = solids(parts, np.repeat(np.array(outer), counts, axis=0))
     if loose:
         settle(all_parts, len(loose))
-        places, turns = all_parts.places[-len(loose) :].tolist(), all_parts.turns[-len(loose) :].tolist()
-        for index, at, turn in zip(loose, places, turns, strict=True):
-            scene.things[index].at, scene.things[index].turn = tuple(at), tuple(turn)
-        for thing in scene.things:
-            if thing.free and thing.on is not None:  # it may have slid or fallen off
-                carrier = scene.things[thing.on]
+        centres, turns = all_parts.centres[-len(loose) :].tolist(), all_parts.turns[-len(loose) :].tolist()
+        for index, at, turn in zip(loose, centres, turns, strict=True):
+            scene.bodies[index].at, scene.bodies[index].turn = tuple(at), tuple(turn)
+        for body in scene.bodies:
+            if body.free and body.on is not None:  # it may have slid or fallen off
+                carrier = scene.bodies[body.on]
                 top = carrier.at[2] + (carrier.reach_down() if carrier.free else carrier.top or 0.0)
-                away = math.hypot(thing.at[0] - carrier.at[0], thing.at[1] - carrier.at[1])
-                if abs(thing.at[2] - thing.reach_down() - top) > 0.03 or away > math.hypot(*carrier.half[:2]):
-                    thing.on = None
+                away = math.hypot(body.at[0] - carrier.at[0], body.at[1] - carrier.at[1])
+                if abs(body.at[2] - body.reach_down() - top) > 0.03 or away > math.hypot(*carrier.half[:2]):
+                    body.on = None
     return Stage(scene=scene, solids=all_parts, owners=owners, parts=parts)

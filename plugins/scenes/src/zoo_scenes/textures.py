@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo_scenes.things import Field
+from zoo_scenes.scene import Field
 
 EDGE = 256
 LEVELS = 9
@@ -53,10 +53,10 @@ def _blend(second: NDArray[Any], third: NDArray[Any] | bool = False, gain: NDArr
     return (weights * np.asarray(gain)[..., None]).astype(np.float32)
 
 
-def _drawn() -> dict[str, Field]:
+def _texture_weights() -> dict[str, Field]:
     """Weights (EDGE, EDGE, 3) of all textures by name."""
     x, y = _X, _Y
-    none = np.zeros_like(x)
+    zeros = np.zeros_like(x)
     planks, planks_x, planks_y = _cells(8, 8, 2, 0.37)
     along = np.where((np.floor(x * 4) + np.floor(y * 4)) % 2 == 0, x, y) * 16
     strip = np.floor(along)
@@ -74,8 +74,8 @@ def _drawn() -> dict[str, Field]:
     stem, petals = (np.abs(x - 0.5) < 0.02) & (y < 0.58), radius < 0.17 + 0.09 * np.cos(6 * angle)
     trees = 0.30 + 0.05 * np.sin(x * 15) + 0.03 * np.sin(x * 37 + 1) > y
     return {
-        "plain": _blend(none, gain=1 + 0.02 * _noise(1, 1.0)),
-        "plaster": _blend(none, gain=1 + 0.025 * _noise(2, 1.4)),
+        "plain": _blend(zeros, gain=1 + 0.02 * _noise(1, 1.0)),
+        "plaster": _blend(zeros, gain=1 + 0.025 * _noise(2, 1.4)),
         "carpet": _blend(0.35 + 0.2 * _noise(3, 0.3), gain=1 + 0.05 * _noise(4, 1.0)),
         "fabric": _blend(
             0.3 + 0.25 * (np.sin(x * 2 * np.pi * 32) * np.sin(y * 2 * np.pi * 32)), gain=1 + 0.04 * _noise(5, 1.2)
@@ -142,14 +142,14 @@ _BEFORE = np.cumsum([0] + [(EDGE >> level) ** 2 for level in range(LEVELS)]).ast
 def pyramids() -> tuple[dict[str, int], Field, Field, Field]:
     """The number of each texture, and the weights of all textures and levels, one flat array per colour."""
     texels = []
-    drawn = _drawn()
-    for level in drawn.values():
+    weights = _texture_weights()
+    for level in weights.values():
         for _ in range(LEVELS):
             texels.append(level.reshape(-1, 3))
             edge = max(level.shape[0] // 2, 1)
             level = level.reshape(edge, -1, edge, level.shape[1] // edge, 3).mean((1, 3))
     first, second, third = np.ascontiguousarray(np.concatenate(texels).T)
-    return dict(zip(drawn, range(len(drawn)), strict=True)), first, second, third
+    return dict(zip(weights, range(len(weights)), strict=True)), first, second, third
 
 
 def look_up(texture: NDArray[np.int32], u: Field, v: Field, texels: Field) -> tuple[Field, Field, Field]:
@@ -165,6 +165,6 @@ def look_up(texture: NDArray[np.int32], u: Field, v: Field, texels: Field) -> tu
     index = texture * _BEFORE[-1] + _BEFORE.take(level)
     index += row << (LEVELS - 1 - level)
     index += column
-    places = index.astype(np.intp)
+    indices = index.astype(np.intp)
     _, first, second, third = pyramids()
-    return first.take(places), second.take(places), third.take(places)
+    return first.take(indices), second.take(indices), third.take(indices)

@@ -19,10 +19,11 @@ from zoo_semantics.labelled_boxes import (
     LABEL_F1,
     Array,
     Box,
+    EncodedBox,
     LabelledBoxes,
     are_numbers,
     draw_label,
-    key_problem,
+    key_error,
     label_colour,
 )
 from zoo_semantics.labellers import BoxLabeller
@@ -102,9 +103,9 @@ class Boxes(LabelledBoxes[BoxesSettings]):
         assert labeller is not None  # without one nothing is derived
         return labeller.boxes(sample["rgb"])
 
-    def problem(self, box: Any) -> str | None:
-        if problem := key_problem(box, ("label", "box")):
-            return problem
+    def box_error(self, box: Any) -> str | None:
+        if error := key_error(box, ("label", "box")):
+            return error
         edges = box["box"]
         if not are_numbers(edges, 4, -ROUNDED, 1 + ROUNDED):
             return f"box: expected [xmin, ymin, xmax, ymax], fractions of width and height in [0, 1], got {edges!r:.80}"
@@ -116,9 +117,9 @@ class Boxes(LabelledBoxes[BoxesSettings]):
     def example_files(self) -> dict[str, tuple[bytes, str]]:
         """A chair, and a box of another convention."""
         edges = {"a chair": (0.1, 0.2, 0.5, 0.9), "`[x, y, width, height]` in pixels": (64, 48, 320, 240)}
-        return {what: (json.dumps([{"label": "chair", "box": box}]).encode(), "json") for what, box in edges.items()}
+        return {name: (json.dumps([{"label": "chair", "box": box}]).encode(), "json") for name, box in edges.items()}
 
-    def ranked(self, boxes: list[Box]) -> list[Box]:
+    def rank_boxes(self, boxes: list[Box]) -> list[Box]:
         """By falling area; equal ones by their place and label."""
 
         def rank(box: Box) -> tuple[Any, ...]:
@@ -127,12 +128,12 @@ class Boxes(LabelledBoxes[BoxesSettings]):
 
         return sorted(boxes, key=rank)
 
-    def arranged(self, kept: list[tuple[Box, list[int]]], options: BoxesSettings) -> list[tuple[Box, list[int]]]:
-        def from_corner(pair: tuple[Box, list[int]]) -> float:
-            left, top, *_ = pair[0]["box"]
+    def order_boxes(self, encoded_boxes: list[EncodedBox], options: BoxesSettings) -> list[EncodedBox]:
+        def corner_distance(encoded: EncodedBox) -> float:
+            left, top, *_ = encoded[0]["box"]
             return left**2 + top**2
 
-        return sorted(kept, key=from_corner) if options.order == "corner" else kept
+        return sorted(encoded_boxes, key=corner_distance) if options.order == "corner" else encoded_boxes
 
     def levels(self, box: Box, options: BoxesSettings, bins: int) -> list[int]:
         return [coordinate_level(edge, bins) for edge in box["box"]]
@@ -153,15 +154,15 @@ class Boxes(LabelledBoxes[BoxesSettings]):
         tables = (np.array([box["box"] for box in boxes], dtype=np.float64).reshape(-1, 4) for boxes in (first, second))
         return box_overlaps(*tables)
 
-    def mean_match(self, found: list[tuple[Box, Box, float]], any_true: bool) -> float:
-        return float(np.mean([overlap for *_, overlap in found])) if found else 0.0
+    def mean_match(self, pairs: list[tuple[Box, Box, float]], any_true: bool) -> float:
+        return float(np.mean([overlap for *_, overlap in pairs])) if pairs else 0.0
 
     @hookimpl
     def transform(self, value: Any, crop: Crop, settings: Settings) -> list[Box]:
         """Clip boxes to the crop, and drop boxes with too little left."""
         least = settings.take(BoxesSettings).min_visible
-        seen = ((box["label"], box_seen_through(crop, box["box"], least)) for box in self.checked(value))
-        return [{"label": label, "box": edges} for label, edges in seen if edges]
+        cropped = ((box["label"], box_seen_through(crop, box["box"], least)) for box in self.validate(value))
+        return [{"label": label, "box": edges} for label, edges in cropped if edges]
 
     @hookimpl
     def render(self, value: list[Box]) -> PIL.Image.Image:
@@ -170,7 +171,7 @@ class Boxes(LabelledBoxes[BoxesSettings]):
 
         picture = Image.new("RGB", (RENDER_SIZE, RENDER_SIZE), GROUND)
         pen = ImageDraw.Draw(picture)
-        for box in self.ranked(value):
+        for box in self.rank_boxes(value):
             left, top, right, bottom = (round(edge * (RENDER_SIZE - 1)) for edge in box["box"])
             pen.rectangle((left, top, right, bottom), outline=label_colour(box["label"]), width=2)
             draw_label(pen, box["label"], left, top, RENDER_SIZE)

@@ -23,7 +23,7 @@ from zoo_semantics.labelled_boxes import (
     LabelledBoxes,
     are_numbers,
     draw_label,
-    key_problem,
+    key_error,
     label_colour,
 )
 
@@ -103,8 +103,8 @@ class Boxes3dSettings:
         fractions = [(number - low) / (high - low) for number, (low, high) in spans]
         low, high = self.size
         fractions += [math.log(side / low) / math.log(high / low) for side in size]
-        around = round((yaw + math.pi) / (2 * math.pi) * bins) % bins
-        return [*(coordinate_level(fraction, bins) for fraction in fractions), around]
+        yaw_level = round((yaw + math.pi) / (2 * math.pi) * bins) % bins
+        return [*(coordinate_level(fraction, bins) for fraction in fractions), yaw_level]
 
     def numbers(self, levels: Sequence[int], bins: int) -> tuple[list[float], list[float], float]:
         """Return centre, size and yaw in [-pi, pi) of levels."""
@@ -171,14 +171,14 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         """The token that declares the ranges of the levels."""
         return (settings.take(Boxes3dSettings).token,)
 
-    def problem(self, box: Any) -> str | None:
-        if problem := key_problem(box, KEYS):
-            return problem
+    def box_error(self, box: Any) -> str | None:
+        if error := key_error(box, KEYS):
+            return error
         if not are_numbers(box["center"], 3, -FARTHEST, FARTHEST):
             return f"center: expected [x, y, z] in metres, up to {FARTHEST:g} along each, got {box['center']!r:.80}"
         if not are_numbers(box["size"], 3, 0, LONGEST) or 0 in box["size"]:
-            got = f"{box['size']!r:.80}"
-            return f"size: expected [length, height, width] in metres, above 0 and up to {LONGEST:g}, got {got}"
+            size_text = f"{box['size']!r:.80}"
+            return f"size: expected [length, height, width] in metres, above 0 and up to {LONGEST:g}, got {size_text}"
         if not are_numbers([box["yaw"]], 1, -math.pi - ROUNDED, math.pi + ROUNDED):
             return f"yaw: expected radians in [-pi, pi], got {box['yaw']!r:.40}"
         return None
@@ -188,7 +188,7 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         """A chair in front of the camera, and one with its yaw in degrees."""
         chair = {"label": "chair", "center": [0.5, -0.6, -2.5], "size": [0.5, 0.9, 0.5]}
         yaws = {"a chair": 1.57, "`yaw` in degrees": 90}
-        return {what: (json.dumps([{**chair, "yaw": yaw}]).encode(), "json") for what, yaw in yaws.items()}
+        return {name: (json.dumps([{**chair, "yaw": yaw}]).encode(), "json") for name, yaw in yaws.items()}
 
     def prefix(self, options: Boxes3dSettings) -> list[Piece]:
         return [Special(options.token)]
@@ -209,8 +209,8 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         shared = shared_areas(*tables) * np.maximum(height, 0.0)
         return shares_of_union(shared, *(boxes[:, 3:6].prod(axis=1) for boxes in tables))
 
-    def mean_match(self, found: list[tuple[Box, Box, float]], any_true: bool) -> float:
-        errors = [math.dist(guess["center"], truth["center"]) for guess, truth, _ in found]
+    def mean_match(self, pairs: list[tuple[Box, Box, float]], any_true: bool) -> float:
+        errors = [math.dist(guess["center"], truth["center"]) for guess, truth, _ in pairs]
         return float(np.mean(errors)) if errors else NONE_FOUND if any_true else 0.0
 
     @hookimpl
@@ -219,11 +219,11 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
 
         Where a box lies in the picture depends on the camera's field of view and pitch, which the value does not know.
         """
-        boxes = self.checked(value)
+        boxes = self.validate(value)
         if not crop.flip:
             return boxes
         centres = ([-x, y, z] for x, y, z in (box["center"] for box in boxes))
-        yaws = (wrapped(math.pi - box["yaw"]) for box in boxes)
+        yaws = (wrap_angle(math.pi - box["yaw"]) for box in boxes)
         return [{**box, "center": at, "yaw": yaw} for box, at, yaw in zip(boxes, centres, yaws, strict=True)]
 
     @hookimpl
@@ -240,28 +240,28 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
         left, far = (sum(options.x) - width) / 2, width - BEHIND
         scale = SIZE / width
 
-        def place(right: float, ahead: float) -> tuple[float, float]:
+        def pixel_of(right: float, ahead: float) -> tuple[float, float]:
             """The pixel of a point, metres to the right and ahead."""
             return (right - left) * scale, (far - ahead) * scale
 
         picture = Image.new("RGB", (SIZE, SIZE), GROUND)
         pen = ImageDraw.Draw(picture)
         for metre in range(math.ceil(left), math.floor(left + width) + 1):
-            pen.line((*place(metre, -BEHIND), *place(metre, far)), fill=GRID)
+            pen.line((*pixel_of(metre, -BEHIND), *pixel_of(metre, far)), fill=GRID)
         for metre in range(math.floor(far) + 1):
-            pen.line((*place(left, metre), *place(left + width, metre)), fill=GRID)
+            pen.line((*pixel_of(left, metre), *pixel_of(left + width, metre)), fill=GRID)
         table = numbers_of(value)
-        outlines = [[place(*corner) for corner in box] for box in corners(table).tolist()]
+        outlines = [[pixel_of(*corner) for corner in box] for box in corners(table).tolist()]
         for n in sorted(range(len(value)), key=lambda n: (table[n, 1] + table[n, 4] / 2, n)):
             colour = label_colour(value[n]["label"])
             fill = tuple(round(SHADE * c + (1 - SHADE) * g) for c, g in zip(colour, GROUND, strict=True))
             pen.polygon(outlines[n], fill=fill, outline=colour)
             front = np.mean([outlines[n][0], outlines[n][3]], axis=0)
             beyond = 0.12 * scale * np.array([math.cos(table[n, 6]), -math.sin(table[n, 6])])
-            pen.line((*place(table[n, 0], -table[n, 2]), *(front + beyond)), fill=colour, width=2)
+            pen.line((*pixel_of(table[n, 0], -table[n, 2]), *(front + beyond)), fill=colour, width=2)
             left_edge, top = np.array(outlines[n]).min(axis=0)
             draw_label(pen, value[n]["label"], left_edge, top - 18, SIZE)
-        pen.polygon([place(0.0, 0.0), place(-0.3, 0.5), place(0.3, 0.5)], outline=CAMERA)
+        pen.polygon([pixel_of(0.0, 0.0), pixel_of(-0.3, 0.5), pixel_of(0.3, 0.5)], outline=CAMERA)
         return picture
 
 
@@ -270,7 +270,7 @@ CORNERS = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2  # counter-clockwis
 VERTICAL = 1e-12  # metres; an edge that spans less of x has nothing below it
 
 
-def wrapped(angle: float) -> float:
+def wrap_angle(angle: float) -> float:
     """The same direction in [-pi, pi)."""
     return (angle + math.pi) % (2 * math.pi) - math.pi
 
@@ -295,9 +295,9 @@ def shared_areas(first: Array, second: Array) -> Array:
     """
     at, yaw = second[:, [0, 2]] * (1, -1), second[:, 6]
     turns = np.stack([np.cos(yaw), -np.sin(yaw), np.sin(yaw), np.cos(yaw)], axis=1).reshape(-1, 2, 2)
-    places = (corners(first)[:, None] - at[None, :, None]) @ turns  # first, second, corner, 2
+    points = (corners(first)[:, None] - at[None, :, None]) @ turns  # first, second, corner, 2
     half = second[:, [3, 5]] / 2
-    (x0, y0), (x1, y1) = (np.moveaxis(ends, 3, 0) for ends in (places, np.roll(places, -1, axis=2)))
+    (x0, y0), (x1, y1) = (np.moveaxis(ends, 3, 0) for ends in (points, np.roll(points, -1, axis=2)))
     left, right = (np.clip(x, -half[:, None, 0], half[:, None, 0]) for x in (x0, x1))
     slope = np.divide(y1 - y0, x1 - x0, out=np.zeros_like(x0), where=np.abs(x1 - x0) > VERTICAL)
     y0, y1 = y0 + slope * (left - x0), y0 + slope * (right - x0)

@@ -35,14 +35,14 @@ class Instance(NamedTuple):
 
 def instances_of(value: Array) -> list[Instance]:
     """The instances of a map (height, width) of ids, largest first; equal ones by their place."""
-    found = []
+    instances = []
     for index in np.unique(value[value > 0]):
         mine = value == index
         rows, columns = np.nonzero(mine.any(axis=1))[0], np.nonzero(mine.any(axis=0))[0]
         top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
-        own = mine[top:bottom, left:right].copy()  # a view would keep a whole map for each instance
-        found.append(Instance(top, left, bottom, right, own))
-    return sorted(found, key=lambda instance: (-instance.pixels, *instance[:4]))
+        mask = mine[top:bottom, left:right].copy()  # a view would keep a whole map for each instance
+        instances.append(Instance(top, left, bottom, right, mask))
+    return sorted(instances, key=lambda instance: (-instance.pixels, *instance[:4]))
 
 
 def point_within(instance: Instance) -> tuple[int, int]:
@@ -64,7 +64,7 @@ def map_of_masks(masks: Iterable[Array], size: tuple[int, int]) -> Array:
     return result
 
 
-def told_once(masks: Sequence[Array]) -> list[Array]:
+def distinct_masks(masks: Sequence[Array]) -> list[Array]:
     """Drop masks, bool (height, width), that overlap an earlier mask by an IoU above SAME."""
     if not masks:
         return []
@@ -72,11 +72,11 @@ def told_once(masks: Sequence[Array]) -> list[Array]:
     shared = flat @ flat.T
     areas = shared.diagonal()
     same = shared > SAME * (areas[:, None] + areas - shared)
-    kept: list[int] = []
+    distinct: list[int] = []
     for number in range(len(masks)):
-        if not same[number, kept].any():
-            kept.append(number)
-    return [masks[number] for number in kept]
+        if not same[number, distinct].any():
+            distinct.append(number)
+    return [masks[number] for number in distinct]
 
 
 def runs_of(counts: str | Sequence[int], size: tuple[int, int]) -> list[int]:
@@ -115,9 +115,9 @@ def map_of_annotations(data: bytes) -> Array:
     A segmentation is a table of `size` [height, width] and `counts`; where there is none, the table `image` says the
     size by its `height` and `width`. Raises ValueError, and InvalidValueError above the limits.
     """
-    found = json_of(data)
+    content = json_of(data)
     try:
-        table = found if isinstance(found, dict) else {"annotations": found}
+        table = content if isinstance(content, dict) else {"annotations": content}
         runs = [entry["segmentation"] for entry in table["annotations"]]
         tables = [run["size"] for run in runs] or [[table["image"]["height"], table["image"]["width"]]]
         ((height, width),) = {(int(high), int(wide)) for high, wide in tables}
@@ -138,11 +138,11 @@ def map_of_annotations(data: bytes) -> Array:
     areas = [sum(runs[1::2]) for runs in masks]
     limits().check("array_elements", sum(areas), f"masks of {sum(areas):,} pixels together")
     columns = np.zeros(height * width, np.int32)  # painted by runs, because full masks take long
-    for number, place in enumerate(sorted(filter(areas.__getitem__, range(len(areas))), key=lambda n: -areas[n]), 1):
+    for number, index in enumerate(sorted(filter(areas.__getitem__, range(len(areas))), key=lambda n: -areas[n]), 1):
         end = 0
-        for zeros, ones in itertools.zip_longest(masks[place][::2], masks[place][1::2], fillvalue=0):
-            columns[end + zeros : end + zeros + ones] = number
-            end += zeros + ones
+        for zero_run, one_run in itertools.zip_longest(masks[index][::2], masks[index][1::2], fillvalue=0):
+            columns[end + zero_run : end + zero_run + one_run] = number
+            end += zero_run + one_run
     return np.ascontiguousarray(columns.reshape(width, height).T)
 
 
@@ -160,8 +160,8 @@ def shape_of(mask: Array, size: tuple[int, int]) -> Array:
     A mask too thin to cover any pixel by half takes the pixels with at least half of the largest coverage.
     """
     covered = resized_mask(mask, size)
-    most = float(covered.max())
-    return covered >= (0.5 if most >= 0.5 else most / 2)
+    peak = float(covered.max())
+    return covered >= (0.5 if peak >= 0.5 else peak / 2)
 
 
 def best_overlaps(predicted: Array, target: Array) -> tuple[Array, int]:
@@ -176,7 +176,7 @@ def best_overlaps(predicted: Array, target: Array) -> tuple[Array, int]:
     return overlap.max(axis=1, initial=0.0), int((guesses > 0).sum())
 
 
-def coloured(value: Array) -> Array:
+def colour_instances(value: Array) -> Array:
     """A map as colours, uint8 (height, width, 3), black where there is nothing.
 
     The hue follows from where an instance's box is, so that it hardly changes from a map to its reconstruction.

@@ -16,13 +16,7 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.object_tokens import best_pairs
-from tokenizers_zoo.families.text import (
-    TextModality,
-    TextTokenizer,
-    control_character,
-    printable,
-    read_json,
-)
+from tokenizers_zoo.families.text import TextModality, TextTokenizer, control_character, printable, read_json
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.text_vocab import Coordinate, Piece, Special
 
@@ -30,6 +24,8 @@ if TYPE_CHECKING:
     import PIL.ImageDraw
 
 Box = dict[str, Any]
+EncodedBox = tuple[Box, list[int]]
+"""A box with its tokens."""
 Array = npt.NDArray[Any]
 LONGEST_LABEL = 100
 MOST_VALUES, MOST_CANDIDATES = 256, 512  # of a data set, what the constant baseline is chosen from
@@ -48,17 +44,17 @@ class LabelledBoxes(TextModality[S]):
     enough: ClassVar[float]
     """A box counts as found from this overlap on."""
 
-    def problem(self, box: Any) -> str | None:
+    def box_error(self, box: Any) -> str | None:
         """Describe the first problem of a box, or return None."""
         raise NotImplementedError
 
-    def ranked(self, boxes: list[Box]) -> list[Box]:
+    def rank_boxes(self, boxes: list[Box]) -> list[Box]:
         """The boxes, most important first; the last ones are dropped."""
         return boxes
 
-    def arranged(self, kept: list[tuple[Box, list[int]]], options: S) -> list[tuple[Box, list[int]]]:
-        """The boxes that are kept, with their tokens, in the order of the sequence."""
-        return kept
+    def order_boxes(self, encoded_boxes: list[EncodedBox], options: S) -> list[EncodedBox]:
+        """The boxes that fit, in the order of the sequence."""
+        return encoded_boxes
 
     def prefix(self, options: S) -> list[Piece]:
         """The pieces before the first box."""
@@ -76,25 +72,25 @@ class LabelledBoxes(TextModality[S]):
         """How much boxes overlap whatever their labels are, in [0, 1]: (n, m)."""
         raise NotImplementedError
 
-    def mean_match(self, found: list[tuple[Box, Box, float]], any_true: bool) -> float:
+    def mean_match(self, pairs: list[tuple[Box, Box, float]], any_true: bool) -> float:
         """The second metric, over pairs of predicted and true boxes and their overlaps."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ derived methods
 
-    def checked(self, value: Any) -> list[Box]:
+    def validate(self, value: Any) -> list[Box]:
         """The list itself. Raises InvalidValueError, naming the box, where it is no list of such boxes."""
         if not isinstance(value, list):
             raise InvalidValueError(f"expected a list of boxes, got {type(value).__name__}")
         for index, box in enumerate(value):
-            if problem := self.problem(box):
-                raise InvalidValueError(f"box {index}: {problem}")
+            if error := self.box_error(box):
+                raise InvalidValueError(f"box {index}: {error}")
         return value
 
     def encode_value(self, value: Any, tokenizer: TextTokenizer[S]) -> list[int]:
         options: Any = tokenizer.settings
-        boxes, words = self.ranked(self.checked(value))[: options.max_boxes], tokenizer.vocabulary
-        start, kept = words.encode(self.prefix(options)), list[tuple[Box, list[int]]]()
+        boxes, words = self.rank_boxes(self.validate(value))[: options.max_boxes], tokenizer.vocabulary
+        start, encoded_boxes = words.encode(self.prefix(options)), list[EncodedBox]()
         left = options.max_length - len(start)
         for box in boxes:
             levels = zip(self.token_axes, self.levels(box, options, tokenizer.bins), strict=True)
@@ -102,9 +98,9 @@ class LabelledBoxes(TextModality[S]):
             left -= len(group)
             if left < 0:
                 break
-            kept.append((box, group))
-        ids = [index for _, group in self.arranged(kept, options) for index in group]
-        return [*start, *ids] if kept else []
+            encoded_boxes.append((box, group))
+        ids = [index for _, group in self.order_boxes(encoded_boxes, options) for index in group]
+        return [*start, *ids] if encoded_boxes else []
 
     def decode_value(self, pieces: Sequence[Piece], tokenizer: TextTokenizer[S]) -> list[Box]:
         """Every run of coordinates in order that a label follows and that is a box."""
@@ -128,12 +124,12 @@ class LabelledBoxes(TextModality[S]):
     @hookimpl
     def read_value(self, data: bytes, extension: str) -> list[Box]:
         """A `.json` file with the list."""
-        return self.checked(read_json(data, extension))
+        return self.validate(read_json(data, extension))
 
     @hookimpl
     def write_value(self, value: Any) -> tuple[bytes, str]:
         """The list as JSON."""
-        return json.dumps(self.checked(value), ensure_ascii=False, allow_nan=False).encode(), "json"
+        return json.dumps(self.validate(value), ensure_ascii=False, allow_nan=False).encode(), "json"
 
     @hookimpl
     def vocabulary_texts(self, values: Sequence[list[Box]], settings: Settings) -> Sequence[str]:
@@ -145,7 +141,7 @@ class LabelledBoxes(TextModality[S]):
         labels = [np.array([box["label"] for box in boxes], dtype=object) for boxes in (first, second)]
         return self.overlaps(first, second) * (labels[0][:, None] == labels[1][None, :])
 
-    def matched(self, predicted: Sequence[Box], target: Sequence[Box]) -> list[tuple[Box, Box, float]]:
+    def match_boxes(self, predicted: Sequence[Box], target: Sequence[Box]) -> list[tuple[Box, Box, float]]:
         """Pairs of boxes of one label that overlap enough, the best pair first, each box in one pair at most."""
         pairs = best_pairs(self.labelled_overlaps(predicted, target), self.enough)
         return [(predicted[row], target[column], overlap) for row, column, overlap in pairs]
@@ -153,14 +149,14 @@ class LabelledBoxes(TextModality[S]):
     @hookimpl
     def score(self, predicted: Sequence[list[Box]], target: Sequence[list[Box]]) -> dict[str, float]:
         """Over all boxes of all pictures together."""
-        found = [pair for p, t in zip(predicted, target, strict=True) for pair in self.matched(p, t)]
+        pairs = [pair for p, t in zip(predicted, target, strict=True) for pair in self.match_boxes(p, t)]
         named = [[Counter(box["label"] for box in boxes) for boxes in side] for side in (predicted, target)]
         shared = sum((guess & truth).total() for guess, truth in zip(*named, strict=True))
         true = sum(map(len, target))
         total = sum(map(len, predicted)) + true
         return {
-            "f1": 2 * len(found) / total if total else 1.0,
-            self.metrics[1].name: self.mean_match(found, bool(true)),
+            "f1": 2 * len(pairs) / total if total else 1.0,
+            self.metrics[1].name: self.mean_match(pairs, bool(true)),
             LABEL_F1.name: 2 * shared / total if total else 1.0,
         }
 
@@ -170,29 +166,29 @@ class LabelledBoxes(TextModality[S]):
 
         Each next choice finds most of the boxes that are still unmatched.
         """
-        places = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_VALUES)).round().astype(int))
-        pictures = [list(values[i]) for i in places]
+        indices = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_VALUES)).round().astype(int))
+        pictures = [list(values[i]) for i in indices]
         pool = [box for boxes in pictures for box in boxes]
         pool = pool[:: -(-len(pool) // MOST_CANDIDATES) or 1]
         # free[j][i, k]: candidate i finds true box k of picture j, which no chosen box has taken
         free = [self.labelled_overlaps(pool, boxes) for boxes in pictures if boxes]
-        true, found, chosen = sum(map(len, pictures)), 0, list[Box]()
+        true, true_positives, baseline = sum(map(len, pictures)), 0, list[Box]()
         while pool:
             gains = np.sum([(table >= self.enough).any(axis=1) for table in free], axis=0)
-            best, count = int(gains.argmax()), len(chosen) * len(pictures) + true
+            best, count = int(gains.argmax()), len(baseline) * len(pictures) + true
             gain = int(gains[best])
-            if (found + gain) * count <= found * (count + len(pictures)):
+            if (true_positives + gain) * count <= true_positives * (count + len(pictures)):
                 break
-            found += gain
-            chosen.append(pool[best])
+            true_positives += gain
+            baseline.append(pool[best])
             for table in free:
                 column = int(table[best].argmax())
                 if table[best, column] >= self.enough:
                     table[:, column] = 0.0
-        return chosen
+        return baseline
 
 
-def key_problem(box: Any, keys: Sequence[str]) -> str | None:
+def key_error(box: Any, keys: Sequence[str]) -> str | None:
     """Describe a problem with the keys or the label of a box, or return None."""
     if not isinstance(box, Mapping):
         return f"expected a table with {', '.join(keys)}, got {type(box).__name__}"

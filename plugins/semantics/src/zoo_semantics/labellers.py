@@ -37,8 +37,8 @@ class ClassLabeller(LabellerConfig):
         """
         table = class_table(self.network.config.id2label, self.labels, classes, self.model)
         resize = self.processor.post_process_semantic_segmentation
-        found: Array = resize(self.outputs(picture), target_sizes=[picture.shape[-2:]])[0].cpu().numpy()
-        return table[found]
+        label_ids: Array = resize(self.outputs(picture), target_sizes=[picture.shape[-2:]])[0].cpu().numpy()
+        return table[label_ids]
 
 
 def class_table(names: Mapping[int, str], labels: Mapping[str, str], classes: Sequence[str], model: str) -> Array:
@@ -47,10 +47,10 @@ def class_table(names: Mapping[int, str], labels: Mapping[str, str], classes: Se
     ids = {name.lower(): index for index, name in reversed(list(enumerate(classes)))}
     table = np.full(max(names) + 1, -1)
     for index, label in names.items():
-        wanted = [labels[label]] if label in labels else [label, *re.split(r"\s*[,;]\s*", label)]
-        table[index] = next((ids[name.lower()] for name in wanted if name.lower() in ids), -1)
-    known = {index for index in table.tolist() if index >= 0} - {ids.get("void", -1)}
-    if not known:
+        candidates = [labels[label]] if label in labels else [label, *re.split(r"\s*[,;]\s*", label)]
+        table[index] = next((ids[name.lower()] for name in candidates if name.lower() in ids), -1)
+    assigned = {index for index in table.tolist() if index >= 0} - {ids.get("void", -1)}
+    if not assigned:
         raise PretrainedError(f"{model}: none of its labels is one of the classes; set labeller.labels; {_some(names)}")
     lost = [label for index, label in names.items() if table[index] < 0]
     if lost and "void" not in ids:
@@ -92,11 +92,10 @@ class BoxLabeller(LabellerConfig):
         names = self.network.config.id2label
         check_labels(self.labels, names, self.model)
         read = self.processor.post_process_object_detection
-        found = read(self.outputs(picture), threshold=self.threshold, target_sizes=[(1, 1)])[0]
-        labels = [names.get(index, "") for index in found["labels"].tolist()]
-        return labelled_boxes(
-            [self.labels.get(label, label) for label in labels], found["boxes"].tolist(), found["scores"].tolist()
-        )
+        detections = read(self.outputs(picture), threshold=self.threshold, target_sizes=[(1, 1)])[0]
+        labels = [names.get(index, "") for index in detections["labels"].tolist()]
+        renamed = [self.labels.get(label, label) for label in labels]
+        return labelled_boxes(renamed, detections["boxes"].tolist(), detections["scores"].tolist())
 
 
 def labelled_boxes(
@@ -137,29 +136,29 @@ class InstanceLabeller(LabellerConfig):
     def masks(self, picture: Array) -> Array:
         """Masks, bool (masks, height, width), of a picture float (3, height, width) in [0, 1], best first."""
         masks, qualities = [np.zeros((0, *picture.shape[-2:]), bool)], [np.zeros(0)]
-        for logits, quality in self._answers(picture):
+        for logits, quality in self._predict_masks(picture):
             smaller, larger = ((logits > threshold).sum(axis=(1, 2)) for threshold in (1.0, -1.0))
             good = (quality > self.min_quality) & (smaller >= self.min_stability * np.maximum(larger, 1))
             masks.append(logits[good] > 0)
             qualities.append(quality[good])
-        found, quality = np.concatenate(masks), np.concatenate(qualities)
-        seen = found.any(axis=(1, 2))
-        found, quality = found[seen], quality[seen]
-        return found[suppressed(boxes_of_masks(found), quality, self.max_overlap)]
+        candidates, quality = np.concatenate(masks), np.concatenate(qualities)
+        nonempty = candidates.any(axis=(1, 2))
+        candidates, quality = candidates[nonempty], quality[nonempty]
+        return candidates[non_maximum_suppression(boxes_of_masks(candidates), quality, self.max_overlap)]
 
-    def _answers(self, picture: Array) -> Iterator[tuple[Array, Array]]:
+    def _predict_masks(self, picture: Array) -> Iterator[tuple[Array, Array]]:
         """Logits (masks, height, width) and predicted qualities (masks,), points by points."""
         import torch
 
         network, inputs = self.network, self.inputs(picture)
         sizes = inputs["original_sizes"].tolist(), inputs["reshaped_input_sizes"].tolist()
         height, width = sizes[1][0]
-        places = (np.arange(self.points) + 0.5) / self.points
-        grid = torch.tensor([[(x * width, y * height)] for y in places for x in places], dtype=torch.float32)
+        steps = (np.arange(self.points) + 0.5) / self.points
+        grid = torch.tensor([[(x * width, y * height)] for y in steps for x in steps], dtype=torch.float32)
         with torch.inference_mode():
-            seen = network.get_image_embeddings(inputs["pixel_values"])
-            for points in grid.to(seen.device).split(self.batch):
-                answer = network(image_embeddings=seen, input_points=points[None], multimask_output=True)
+            embeddings = network.get_image_embeddings(inputs["pixel_values"])
+            for points in grid.to(embeddings.device).split(self.batch):
+                answer = network(image_embeddings=embeddings, input_points=points[None], multimask_output=True)
                 quality = answer.iou_scores[0].flatten()
                 likely = quality > self.min_quality
                 small = answer.pred_masks[0].flatten(0, 1)[likely]
@@ -172,16 +171,16 @@ def boxes_of_masks(masks: Array) -> Array:
     """The edges (left, top, right, bottom), pixels, of bool masks (masks, height, width) that are not empty."""
     edges = []
     for axis in (1, 2):  # along columns, then along rows
-        seen: Array = np.asarray(masks.any(axis=axis))
-        edges.append((seen.argmax(axis=1), seen.shape[1] - seen[:, ::-1].argmax(axis=1)))
+        occupied: Array = np.asarray(masks.any(axis=axis))
+        edges.append((occupied.argmax(axis=1), occupied.shape[1] - occupied[:, ::-1].argmax(axis=1)))
     (left, right), (top, bottom) = edges
     return np.stack([left, top, right, bottom], axis=1)
 
 
-def suppressed(boxes: Array, scores: Array, max_overlap: float) -> list[int]:
+def non_maximum_suppression(boxes: Array, scores: Array, max_overlap: float) -> list[int]:
     """Greedy non-maximum suppression: which boxes (n, 4) remain, by falling score; equal ones in their order."""
-    kept: list[int] = []
-    for place in np.argsort(-scores, kind="stable").tolist():
-        if not (box_overlaps(boxes[place : place + 1].astype(np.float64), boxes[kept]) > max_overlap).any():
-            kept.append(place)
-    return kept
+    remaining: list[int] = []
+    for index in np.argsort(-scores, kind="stable").tolist():
+        if not (box_overlaps(boxes[index : index + 1].astype(np.float64), boxes[remaining]) > max_overlap).any():
+            remaining.append(index)
+    return remaining

@@ -25,14 +25,14 @@ from zoo_semantics.instance_maps import (
     MOST_IDS,
     Instance,
     best_overlaps,
-    coloured,
+    colour_instances,
+    distinct_masks,
     instances_of,
     map_of_annotations,
     map_of_masks,
     point_within,
     resized_mask,
     shape_of,
-    told_once,
 )
 from zoo_semantics.labellers import InstanceLabeller
 from zoo_semantics.semseg import read_map
@@ -187,8 +187,8 @@ class SamInstances(ObjectModality):
         boxes = np.array([(o.left / width, o.top / height, o.right / width, o.bottom / height) for o in objects])
         if options.layout != "4m":
             return boxes
-        places = (np.array([point_within(o) for o in objects]) + 0.5) / (height, width)
-        return np.concatenate([np.floor(places * FRAME) / FRAME, boxes], axis=1)
+        points = (np.array([point_within(o) for o in objects]) + 0.5) / (height, width)
+        return np.concatenate([np.floor(points * FRAME) / FRAME, boxes], axis=1)
 
     def join(self, coordinates: Array, items: Array, fitted: Mapping[str, Array], options: InstanceSettings) -> Array:
         """Masks painted into their boxes, largest first so that the smaller lie on top; empty ones are left out.
@@ -209,7 +209,7 @@ class SamInstances(ObjectModality):
                 mask = np.zeros((height, width), bool)
                 mask[top:bottom, left:right] = resized_mask(logits, (bottom - top, right - left)) > 0
                 masks.append(mask)
-        return map_of_masks(told_once(masks) if options.layout == "4m" else masks, options.size)
+        return map_of_masks(distinct_masks(masks) if options.layout == "4m" else masks, options.size)
 
     def published_settings(self, architecture: Architecture, options: Any) -> dict[str, Any]:
         """The published sequences, and the size of a mask."""
@@ -243,13 +243,13 @@ class SamInstances(ObjectModality):
         """Masks as SAM gives them, which may overlap, and its files."""
         masks = np.zeros((2, 8, 8), bool)
         masks[0, :6], masks[1, 4:] = True, True
-        segmentations = {
-            "SAM's annotations": {"size": [8, 8], "counts": [0, 16, 48]},
-            "a polygon instead of a mask": [[0, 0, 4, 0, 4, 4]],
+        annotation = [{"segmentation": {"size": [8, 8], "counts": [0, 16, 48]}}]
+        polygon = [{"segmentation": [[0, 0, 4, 0, 4, 4]]}]
+        return {
+            "masks that overlap, bool (masks, height, width)": (array_bytes(masks), "npy"),
+            "SAM's annotations": (json.dumps(annotation).encode(), "json"),
+            "a polygon instead of a mask": (json.dumps(polygon).encode(), "json"),
         }
-        files = {what: json.dumps([{"segmentation": found}]).encode() for what, found in segmentations.items()}
-        overlapping = {"masks that overlap, bool (masks, height, width)": (array_bytes(masks), "npy")}
-        return overlapping | {what: (data, "json") for what, data in files.items()}
 
     def write(self, value: Array, options: InstanceSettings) -> tuple[bytes, str]:
         """A 16-bit PNG of the ids."""
@@ -261,15 +261,15 @@ class SamInstances(ObjectModality):
         """Each instance in a colour that follows from its place."""
         from PIL import Image
 
-        return Image.fromarray(coloured(value))
+        return Image.fromarray(colour_instances(value))
 
     def measure(
         self, predicted: Sequence[Array], target: Sequence[Array], options: InstanceSettings
     ) -> dict[str, float]:
         """Over all instances of all maps together."""
-        found = [best_overlaps(np.asarray(p), np.asarray(t)) for p, t in zip(predicted, target, strict=True)]
-        best = np.concatenate([overlaps for overlaps, _ in found])
-        guessed = sum(count for _, count in found)
+        matches = [best_overlaps(np.asarray(p), np.asarray(t)) for p, t in zip(predicted, target, strict=True)]
+        best = np.concatenate([overlaps for overlaps, _ in matches])
+        guessed = sum(count for _, count in matches)
         hits = int((best > 0.5).sum())  # above a half, one predicted instance fits one true instance only
         return {
             "best_iou": float(best.mean()) if len(best) else float(not guessed),

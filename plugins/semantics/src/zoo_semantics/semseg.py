@@ -13,14 +13,7 @@ from numpy.typing import NDArray
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.classes import ClassModality, ClassSettings
-from tokenizers_zoo.families.images import (
-    BITS,
-    EXACT_EXTENSIONS,
-    WHOLE_NUMBERS,
-    open_image,
-    png_bytes,
-    read_array,
-)
+from tokenizers_zoo.families.images import BITS, EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, png_bytes, read_array
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig, published
 from tokenizers_zoo.spec import Metric
 from zoo_semantics.labellers import ClassLabeller
@@ -52,17 +45,17 @@ COCO_CLASSES = (
 LOSSY = ("jpg", "jpeg")
 
 
-def read_map(data: bytes, extension: str, what: str, small: Sequence[str]) -> NDArray[Any]:
+def read_map(data: bytes, extension: str, ids: str, small: Sequence[str]) -> NDArray[Any]:
     """The numbers (height, width) of a picture file of ids: of a mode of `small`, or of WHOLE_NUMBERS.
 
-    Raises ValueError, which says `what` the ids are of, where it is none, and for a kind of file that changes numbers.
+    Raises ValueError, which names the `ids`, for other files, and for a kind of file that changes numbers.
     Greys of 2 and 4 bits, which Pillow spreads over 0 to 255, are the numbers that the file has.
     """
     if extension in LOSSY:
         raise ValueError("JPEG changes numbers at every border, which here are ids; save the map as .png")
     image = open_image(data, extension, EXACT_EXTENSIONS)
     if image.mode not in (*small, *WHOLE_NUMBERS):
-        raise ValueError(f"expected one channel of {what} (mode {', '.join(small)}, I or I;16), got mode {image.mode}")
+        raise ValueError(f"expected one channel of {ids} (mode {', '.join(small)}, I or I;16), got mode {image.mode}")
     numbers: NDArray[Any] = np.asarray(image)
     return numbers // (255 // (2 ** image.info[BITS] - 1)) if image.mode == "L" else numbers
 
@@ -136,7 +129,7 @@ class Semseg(SpatialModality):
     def published_settings(self, architecture: Architecture, options: SemsegSettings) -> dict[str, Any]:
         """Return as many class names: the settings', COCO's, or numbers."""
         count = architecture.classes
-        names = next((known for known in (options.classes, COCO_CLASSES) if len(known) == count), None)
+        names = next((candidate for candidate in (options.classes, COCO_CLASSES) if len(candidate) == count), None)
         classes = list(names or (f"class {number}" for number in range(count)))
         return {**super().published_settings(architecture, options), "classes": classes}
 

@@ -72,11 +72,11 @@ class Handheld:
         """Where world points (..., 2) on the plane appear: columns and rows (..., 2), pixels from the upper left."""
         position, turn = self.pose(time)
         relative = np.concatenate([points, np.zeros_like(points[..., :1])], axis=-1) - position
-        seen = relative @ turn
-        scale = size / 2 / math.tan(FIELD / 2) / -seen[..., 2]
-        return np.stack([size / 2 + seen[..., 0] * scale, size / 2 - seen[..., 1] * scale], axis=-1)
+        in_camera = relative @ turn
+        scale = size / 2 / math.tan(FIELD / 2) / -in_camera[..., 2]
+        return np.stack([size / 2 + in_camera[..., 0] * scale, size / 2 - in_camera[..., 1] * scale], axis=-1)
 
-    def feel(self, times: NDArray[np.float64], impacts: list[Impact], rng: np.random.Generator) -> NDArray[np.float32]:
+    def imu(self, times: NDArray[np.float64], impacts: list[Impact], rng: np.random.Generator) -> NDArray[np.float32]:
         """float32 (6, times): acceleration with gravity, m/s2, and rotation rates, rad/s, both in camera axes."""
         moves, rates, forces = (self.moves(times, order) for order in range(3))
         felt = forces[:, :3] + [0.0, GRAVITY, 0.0]
@@ -153,10 +153,10 @@ class Room:
 
 def owners(points: NDArray[np.floating[Any]], state: NDArray[np.float64], balls: list[Ball]) -> NDArray[np.int64]:
     """Which ball each point (..., 2) is on, the last of several; -1 for none."""
-    found = np.full(points.shape[:-1], -1)
+    indices = np.full(points.shape[:-1], -1)
     for index, ball in enumerate(balls):
-        found[np.hypot(*np.moveaxis(points - state[index, :2], -1, 0)) <= ball.radius] = index
-    return found
+        indices[np.hypot(*np.moveaxis(points - state[index, :2], -1, 0)) <= ball.radius] = index
+    return indices
 
 
 def frame(motion: Motion, room: Room, camera: Handheld, time: float, size: int) -> NDArray[np.float32]:
@@ -166,8 +166,8 @@ def frame(motion: Motion, room: Room, camera: Handheld, time: float, size: int) 
     owner = owners(points, state, motion.balls)
     colours = room.colour(points)
     for index, ball in enumerate(motion.balls):
-        own = owner == index
-        colours[own] = ball_colour(ball, points[own] - state[index, :2], state[index, 2])
+        mask = owner == index
+        colours[mask] = ball_colour(ball, points[mask] - state[index, :2], state[index, 2])
     fine = np.clip(colours, 0, 1).reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3)
     return np.ascontiguousarray(fine.mean(axis=(1, 3)).transpose(2, 0, 1), np.float32)
 
@@ -177,8 +177,8 @@ def ball_colour(ball: Ball, offsets: NDArray[np.float64], angle: float) -> NDArr
     unit = offsets / ball.radius
     height = np.sqrt(np.clip(1 - (unit**2).sum(axis=1), 0, 1))
     base = np.array(ball.material.colour or colorsys.hsv_to_rgb(ball.hue, 0.8, 0.9))
-    around = np.arctan2(unit[:, 1], unit[:, 0]) - angle
-    sectors = np.sin(3 * around) > 0
+    sector_angles = np.arctan2(unit[:, 1], unit[:, 0]) - angle
+    sectors = np.sin(3 * sector_angles) > 0
     cap = np.hypot(unit[:, 0] - 0.5 * math.cos(angle), unit[:, 1] - 0.5 * math.sin(angle)) < 0.28
     paint = np.where(sectors[:, None], base, 0.45 + 0.4 * base)
     paint = np.where(cap[:, None], base * 0.35, paint)
@@ -198,12 +198,12 @@ def flow_between(motion: Motion, camera: Handheld, first: float, second: float, 
     owner = owners(points, before, motion.balls)
     moved = points.copy()
     for index in range(len(motion.balls)):
-        own = owner == index
+        mask = owner == index
         turn = after[index, 2] - before[index, 2]
         cos, sin = math.cos(turn), math.sin(turn)
-        turned = (points[own] - before[index, :2]) @ np.array([[cos, sin], [-sin, cos]])
-        moved[own] = after[index, :2] + turned
+        turned = (points[mask] - before[index, :2]) @ np.array([[cos, sin], [-sin, cos]])
+        moved[mask] = after[index, :2] + turned
     centres = np.arange(size) + 0.5
     columns, rows = np.meshgrid(centres, centres)
-    there = camera.project(second, moved, size)
-    return np.stack([there[..., 0] - columns, there[..., 1] - rows]).astype(np.float32)
+    projected = camera.project(second, moved, size)
+    return np.stack([projected[..., 0] - columns, projected[..., 1] - rows]).astype(np.float32)

@@ -54,9 +54,9 @@ def drainage(metres: Field) -> Field:
     target = (np.arange(size * size) + steps[drops.argmax(axis=0).ravel()]).tolist()
     downhill = (drops.max(axis=0) > 0).ravel().tolist()
     amount = [1.0] * (size * size)
-    for place in np.argsort(metres, axis=None)[::-1].tolist():  # from the highest point down
-        if downhill[place]:
-            amount[target[place]] += amount[place]
+    for cell in np.argsort(metres, axis=None)[::-1].tolist():  # from the highest point down
+        if downhill[cell]:
+            amount[target[cell]] += amount[cell]
     return np.log(np.array(amount)).reshape(size, size) / math.log(size * size / 8)
 
 
@@ -116,8 +116,8 @@ def patchwork(rng: np.random.Generator, count: int) -> tuple[Field, Field]:
     tilt = rng.uniform(0, math.pi)
     turn = np.array([[math.cos(tilt), -math.sin(tilt)], [math.sin(tilt), math.cos(tilt)]]) * [[1.0], [0.6]]
     points = np.stack(np.meshgrid(np.arange(GRID), np.arange(GRID), indexing="ij"), axis=-1).reshape(-1, 2)
-    here, there = ((places @ turn.T).astype(np.float32) for places in (points, centres))
-    nearest = np.maximum(*(np.abs(here[:, None, axis] - there[:, axis]) for axis in (0, 1))).argmin(axis=1)
+    points, centres = ((array @ turn.T).astype(np.float32) for array in (points, centres))
+    nearest = np.maximum(*(np.abs(points[:, None, axis] - centres[:, axis]) for axis in (0, 1))).argmin(axis=1)
     kinds = rng.random((2, count))
     first, second = (kind[nearest].reshape(GRID, GRID) for kind in kinds)
     return first, second
@@ -134,5 +134,5 @@ def reflectance(metres: Field, extent: float, rng: np.random.Generator) -> NDArr
     facing = (-east * sun[0] + south * sun[1] + math.sin(elevation)) / np.sqrt(1 + east**2 + south**2)
     light = 0.25 + 0.75 * np.clip(facing, 0, None) / math.sin(elevation)
     haze = rng.uniform(0, 1.5) * HAZE[:, None, None]
-    seen = spectra * grain * light + haze
-    return np.clip(seen + NOISE * rng.standard_normal(seen.shape), 0, 2)
+    observed = spectra * grain * light + haze
+    return np.clip(observed + NOISE * rng.standard_normal(observed.shape), 0, 2)

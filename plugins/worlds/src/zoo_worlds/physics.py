@@ -90,7 +90,7 @@ class Impact:
     impulse: float
     """kg m/s."""
     ball: int
-    other: int | None
+    other_ball: int | None
     """The other ball, or None for a wall or the floor."""
 
 
@@ -108,13 +108,13 @@ class Motion:
         return self.states[round(time * STEPS_PER_SECOND)]
 
 
-def throw(rng: np.random.Generator, most: int) -> list[Ball]:
-    """One to `most` balls of random materials that do not touch, thrown in random directions."""
+def throw(rng: np.random.Generator, max_balls: int) -> list[Ball]:
+    """One to `max_balls` balls of random materials that do not touch, thrown in random directions."""
     balls: list[Ball] = []
-    wanted = int(rng.integers(1, most + 1))
+    count = int(rng.integers(1, max_balls + 1))
     names = sorted(MATERIALS)
     for _ in range(100):
-        if len(balls) == wanted:
+        if len(balls) == count:
             break
         radius = rng.uniform(0.35, 0.75)
         x, y = rng.uniform(radius, WIDTH - radius), rng.uniform(radius, HEIGHT - radius)
@@ -141,8 +141,8 @@ def simulate(balls: list[Ball], seconds: float) -> Motion:
             ball.y += ball.vy * step
             ball.angle += ball.spin * step
         for index, ball in enumerate(balls):
-            for other in range(index + 1, len(balls)):
-                _meet(motion, index, other, number * step)
+            for second_index in range(index + 1, len(balls)):
+                _meet(motion, index, second_index, number * step)
             for nx, ny, gap in (
                 (1.0, 0.0, ball.x - ball.radius),
                 (-1.0, 0.0, WIDTH - ball.x - ball.radius),
@@ -154,9 +154,9 @@ def simulate(balls: list[Ball], seconds: float) -> Motion:
     return motion
 
 
-def _meet(motion: Motion, index: int, other: int, time: float) -> None:
+def _meet(motion: Motion, index: int, second_index: int, time: float) -> None:
     """Two balls, if they overlap: part them and exchange an impulse."""
-    ball, second = motion.balls[index], motion.balls[other]
+    ball, second = motion.balls[index], motion.balls[second_index]
     dx, dy = ball.x - second.x, ball.y - second.y
     distance = math.hypot(dx, dy)
     gap = distance - ball.radius - second.radius
@@ -166,13 +166,13 @@ def _meet(motion: Motion, index: int, other: int, time: float) -> None:
     share = second.mass / (ball.mass + second.mass)
     ball.x, ball.y = ball.x - nx * gap * share, ball.y - ny * gap * share
     second.x, second.y = second.x + nx * gap * (1 - share), second.y + ny * gap * (1 - share)
-    _bounce(motion, index, other, nx, ny, time)
+    _bounce(motion, index, second_index, nx, ny, time)
 
 
-def _bounce(motion: Motion, index: int, other: int | None, nx: float, ny: float, time: float) -> None:
+def _bounce(motion: Motion, index: int, second_index: int | None, nx: float, ny: float, time: float) -> None:
     """The impulse on a ball along the normal (away from the obstacle), and its friction."""
     ball = motion.balls[index]
-    second = motion.balls[other] if other is not None else None
+    second = motion.balls[second_index] if second_index is not None else None
     vx, vy = (ball.vx, ball.vy) if second is None else (ball.vx - second.vx, ball.vy - second.vy)
     approach = -(vx * nx + vy * ny)
     if approach <= 0:
@@ -190,7 +190,7 @@ def _bounce(motion: Motion, index: int, other: int | None, nx: float, ny: float,
             body.vy += sign * (impulse * ny + drag * nx) / body.mass
             body.spin -= drag * 2.5 / (body.mass * body.radius)
     if approach > QUIET:
-        motion.impacts.append(Impact(time=time, speed=approach, impulse=impulse, ball=index, other=other))
+        motion.impacts.append(Impact(time=time, speed=approach, impulse=impulse, ball=index, other_ball=second_index))
 
 
 REFERENCE_RADIUS = 0.5
@@ -224,7 +224,7 @@ def ring(
     """The sound of one impact at `times` after it, with frequencies below `highest` Hz."""
     loudness = LOUDNESS * impact.speed**1.2
     sound = np.zeros_like(times)
-    for ball in (motion.balls[index] for index in (impact.ball, impact.other) if index is not None):
+    for ball in (motion.balls[index] for index in (impact.ball, impact.other_ball) if index is not None):
         tone = np.zeros_like(times)
         for number, mode in enumerate(ball.material.modes):
             frequency = mode * REFERENCE_RADIUS / ball.radius
@@ -232,7 +232,7 @@ def ring(
                 decay = ball.material.decay * ball.material.modes[0] / mode
                 tone += 0.75**number * np.exp(-times / decay) * np.sin(2 * math.pi * frequency * times)
         sound += loudness * tone
-    if impact.other is None:
+    if impact.other_ball is None:
         for frequency in FLOOR_MODES:
             sound += loudness * 1.2 * np.exp(-times / FLOOR_DECAY) * np.sin(2 * math.pi * frequency * times)
     click = motion.balls[impact.ball].material.click * loudness

@@ -90,7 +90,7 @@ def bounce(rng: np.random.Generator, settings: BouncingSettings) -> dict[str, An
         "video": np.stack([frame(motion, room, camera, time, settings.image_size) for time in times]),
         "flow": flow_between(motion, camera, times[0], times[1], settings.image_size),
         "audio": soundtrack(motion, settings.seconds, settings.sample_rate, noise),
-        "imu": camera.feel(felt_at, motion.impacts, noise),
+        "imu": camera.imu(felt_at, motion.impacts, noise),
     }
 
 

@@ -58,16 +58,16 @@ SKIN: tuple[Colour, ...] = ((0.93, 0.76, 0.65), (0.82, 0.62, 0.48), (0.60, 0.42,
 HAIR: tuple[Colour, ...] = ((0.10, 0.08, 0.07), (0.30, 0.18, 0.10), (0.62, 0.46, 0.22), (0.55, 0.54, 0.53))
 
 
-def mixed(colour: Colour, other: Colour, share: float) -> Colour:
-    """`colour` with `share` in [0, 1] of `other`."""
+def blend(colour: Colour, tint: Colour, share: float) -> Colour:
+    """`colour` with `share` in [0, 1] of `tint`."""
     return (
-        colour[0] + share * (other[0] - colour[0]),
-        colour[1] + share * (other[1] - colour[1]),
-        colour[2] + share * (other[2] - colour[2]),
+        colour[0] + share * (tint[0] - colour[0]),
+        colour[1] + share * (tint[1] - colour[1]),
+        colour[2] + share * (tint[2] - colour[2]),
     )
 
 
-def darker(colour: Colour, factor: float) -> Colour:
+def darken(colour: Colour, factor: float) -> Colour:
     """`colour` times `factor`."""
     return (colour[0] * factor, colour[1] * factor, colour[2] * factor)
 
@@ -231,8 +231,8 @@ class Pose(NamedTuple):
 
 
 @dataclass(slots=True)
-class Thing:
-    """An object: its name, parts, and position.
+class Body:
+    """A thing in the room: its name, parts, and position.
 
     `half` is half the extent along the thing's own axes (x front, y left, z up). `at` is its origin in the room: on the
     ground for furniture and people, at the centre for things that are `free` to fall. `seat` and `top` are heights
@@ -281,4 +281,4 @@ class Scene:
     lamp: Vector
     exposure: float
     daylight: tuple[Vector, Vector] | None = None
-    things: list[Thing] = field(default_factory=list)
+    bodies: list[Body] = field(default_factory=list)
