@@ -110,7 +110,7 @@ def load_autoencoder(folder: Path, codec: ValueCodec, diffusion: DiffusionConfig
     another meaning than the settings require.
     """
     tensors, config = load_checkpoint(folder, codec.modality.checkpoint_class, SHAPE)
-    name, wanted = codec.spec.name, codec.describe()["meaning"]
+    name, expected_meaning = codec.spec.name, codec.describe()["meaning"]
     if diffusion is not None and "diffusion" not in config:
         raise CheckpointError(
             f"{name}: the tokenizer at {folder} has no diffusion decoder, but"
@@ -126,14 +126,13 @@ def load_autoencoder(folder: Path, codec: ValueCodec, diffusion: DiffusionConfig
         if diffusion is None:
             tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(DENOISER)}
         module.load_state_dict(dict(tensors))
-        stored = {**config["meaning"], **_meaning(model)}
-    stored = as_json(stored)
-    for what, there in as_json({**wanted, **_meaning(codec.model)}).items():
-        here = stored.get(what)
-        if here != there and not (what == "channels" and model.inputs == "published"):
+        checkpoint_meaning = as_json({**config["meaning"], **_meaning(model)})
+    for setting, expected in as_json({**expected_meaning, **_meaning(codec.model)}).items():
+        actual = checkpoint_meaning.get(setting)
+        if actual != expected and not (setting == "channels" and model.inputs == "published"):
             raise CheckpointError(
-                f"{name}: the tokenizer at {folder} has {what} {here}, but {codec.settings.origin.at(what)} asks for"
-                f" {there}; change the settings, or train another"
+                f"{name}: the tokenizer at {folder} has {setting} {actual}, but {codec.settings.origin.at(setting)}"
+                f" asks for {expected}; change the settings, or train another"
             )
     return module
 

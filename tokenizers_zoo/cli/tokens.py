@@ -118,8 +118,8 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
     handle.device = device
     value = handle.decode([read_tokens(handle, file)])[0]
     data, extension = handle.write(value)
-    place = str(out or file.with_name(f"{file.stem}_decoded"))
-    target = Path(f"{place.removesuffix(f'.{extension}')}.{extension}")
+    path = str(out or file.with_name(f"{file.stem}_decoded"))
+    target = Path(f"{path.removesuffix(f'.{extension}')}.{extension}")
     check_apart(file, target, picture)
     if out is None and target.exists():
         raise ConfigError(f"{target}: is there already; give --out to say where the value goes, or move it away")
@@ -127,12 +127,12 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
         temporary.write_bytes(data)
     echo(f"{name}: value in {target}")
     if picture is not None:
-        drawn = handle.render(value)
-        if isinstance(drawn, str):
-            echo(drawn)
+        rendering = handle.render(value)
+        if isinstance(rendering, str):
+            echo(rendering)
         else:
             with disk_errors(picture), replacing_file(picture) as temporary:
-                drawn.save(temporary, format="PNG")
+                rendering.save(temporary, format="PNG")
             echo(f"{name}: picture in {picture}")
 
 

@@ -203,11 +203,11 @@ def sound_probes(written: File) -> Iterator[Probe]:
         yield Probe("two channels", wav(np.hstack([samples, 0 * samples]), rate), mixed, must_match=True)
     else:
         yield Probe("one channel", wav(samples[:, :1], rate), (("the same in each", plain),))
-    for other in (other for other in RATES if other != rate):
-        resampled = wav(tone(other, seconds).repeat(channels, axis=1), other)
-        yield Probe(f"{other} Hz", resampled, (("resampled", plain),), must_match=True)
-    for width, what in ((1, "8 bits"), (3, "24 bits"), (0, "floats")):
-        yield Probe(what, wav(samples, rate, width), (("", plain),), must_match=True)
+    for other_rate in (other_rate for other_rate in RATES if other_rate != rate):
+        resampled = wav(tone(other_rate, seconds).repeat(channels, axis=1), other_rate)
+        yield Probe(f"{other_rate} Hz", resampled, (("resampled", plain),), must_match=True)
+    for width, sample_format in ((1, "8 bits"), (3, "24 bits"), (0, "floats")):
+        yield Probe(sample_format, wav(samples, rate, width), (("", plain),), must_match=True)
     yield Probe("floats beyond full scale", wav(4 * samples, rate, 0))
     longer, half = np.concatenate([samples, samples]), samples[: len(samples) // 2]
     yield Probe("twice as long", wav(longer, rate), (("cut at the end", plain),))

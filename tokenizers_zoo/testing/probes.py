@@ -59,13 +59,13 @@ def probed_files(handle: ModalityHandle, sample: Any = None) -> ProbedFiles:
 
     `sample` is a valid value, for objects without examples and arrays whose generated value is invalid.
     """
-    examples = {what: File(data, end) for what, (data, end) in handle.example_files().items()}
+    examples = {description: File(data, end) for description, (data, end) in handle.example_files().items()}
     kind, shape, value = handle.spec.value.kind, handle.spec.value.shape, sample
     if kind == "text":
         value = plain_text(handle)
     elif kind == "array":
-        made = made_up(handle)
-        value = sample if made is None else made
+        generated = example_array(handle)
+        value = sample if generated is None else generated
     elif examples:
         first = next(iter(examples.values()))
         if first.extension == "json" and plainly_read(handle, first) is not None:
@@ -95,10 +95,10 @@ def probed_files(handle: ModalityHandle, sample: Any = None) -> ProbedFiles:
         if arrays := readable(handle, npy(value)):
             groups.append(("`.npy`", arrays, tuple(array_probes(handle, value))))
     pictures = any(kind == PICTURE for kind, _, _ in groups)
-    for number, (what, file) in enumerate(examples.items()):
-        of_file = PICTURE if pictures and file.extension in IMAGE_EXTENSIONS else f"`.{file.extension}`"
+    for number, (description, file) in enumerate(examples.items()):
+        file_kind = PICTURE if pictures and file.extension in IMAGE_EXTENSIONS else f"`.{file.extension}`"
         base = kind == "object" and number == 0
-        groups.append((of_file, readable(handle, file), () if base else (Probe(what, file),)))
+        groups.append((file_kind, readable(handle, file), () if base else (Probe(description, file),)))
     return ProbedFiles(
         reads=tuple(dict.fromkeys(extension for _, extensions, _ in groups for extension in extensions)),
         writes=written.extension,
@@ -111,7 +111,7 @@ def readable(handle: ModalityHandle, *files: File) -> list[str]:
     return [file.extension for file in files if plainly_read(handle, file) is not None]
 
 
-def made_up(handle: ModalityHandle) -> Array | None:
+def example_array(handle: ModalityHandle) -> Array | None:
     """Return a valid value made from the spec: bars of two numbers, as its own file reads them back; None if
     impossible."""
     shape = tuple(size if isinstance(size, int) else FREE for size in handle.spec.value.shape)
@@ -129,9 +129,9 @@ def made_up(handle: ModalityHandle) -> Array | None:
             raise
         except Exception:  # any error means it is not valid
             continue
-        found: Array | None = plainly_read(handle, File(data, extension))
-        if found is not None:
-            return found
+        value: Array | None = plainly_read(handle, File(data, extension))
+        if value is not None:
+            return value
     return None
 
 
@@ -140,12 +140,12 @@ def array_probes(handle: ModalityHandle, good: Array) -> Iterator[Probe]:
     spec, plain = handle.spec.value, npy(good)
     asis = (("", plain),)
     if good.dtype.kind == "f":
-        for what, number in (("NaN in it", np.nan), ("infinity in it", np.inf)):
-            yield Probe(what, npy(with_one(good, number)))
+        for description, number in (("NaN in it", np.nan), ("infinity in it", np.inf)):
+            yield Probe(description, npy(with_number(good, number)))
     for bound, step, word in zip(bounds(spec), (-1, 1), ("below", "above"), strict=True):
         outside = None if bound is None else bound + step * max(1, abs(bound))
         if outside is not None and fits(outside, good.dtype):
-            yield Probe(f"a number {word} {bound:g}", npy(with_one(good, outside)))
+            yield Probe(f"a number {word} {bound:g}", npy(with_number(good, outside)))
     yield Probe("zeros everywhere", npy(np.zeros_like(good)))
     yield from other_types(good, span_of(handle))
     if good.ndim >= 3 and good.shape[0] != good.shape[-1]:
@@ -189,11 +189,11 @@ def other_types(good: Array, tones: tuple[float, float]) -> Iterator[Probe]:
         yield Probe("floats", npy(good.astype(np.float32)), asis)
 
 
-def with_one(good: Array, number: float) -> Array:
+def with_number(good: Array, number: float) -> Array:
     """Return a copy with another number in the middle."""
-    other = good.copy()
-    other.flat[good.size // 2] = number
-    return other
+    changed = good.copy()
+    changed.flat[good.size // 2] = number
+    return changed
 
 
 def pickled() -> File:

@@ -126,7 +126,7 @@ def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
     Raises CheckpointError for a folder that is not a finished probe, ConfigError for two probes that differ in nothing.
     """
-    rows = compared((folder, read_probe(folder)) for folder in folders)
+    rows = compared([(folder, read_probe(folder)) for folder in folders])
     for row in rows:
         if len(row["folders"]) > len(row["seeds"]):
             raise ConfigError(

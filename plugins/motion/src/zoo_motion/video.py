@@ -17,8 +17,8 @@ from tokenizers_zoo.families.images import (
     PSNR,
     bounded_pictures,
     fractions,
-    laid_over,
     opened_image,
+    over_background,
     psnr,
     read_array,
     rgb_image,
@@ -139,7 +139,7 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
                     continue  # shown by viewers without animation; not a frame
                 frame.load()  # a WebP says how long a frame is shown only then
                 until += float(frame.info.get("duration") or 100)  # 0 is shown for 100 ms, as browsers do
-                pixels = np.asarray(laid_over(frame, "white").convert("RGB")).transpose(2, 0, 1)
+                pixels = np.asarray(over_background(frame, "white").convert("RGB")).transpose(2, 0, 1)
                 while len(shown) < frames and len(shown) * 1000 / frame_rate + late < until:
                     shown.append(pixels)
                 if len(shown) == frames:
