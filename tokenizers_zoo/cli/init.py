@@ -21,7 +21,7 @@ from tokenizers_zoo.terminal import echo, printable
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.files import FileSamples
-    from tokenizers_zoo.registry import ModalityHandle, Zoo
+    from tokenizers_zoo.registry import Zoo
 
 SIZES = {64: 8, 128: 8, 224: 16}
 """Sizes of pictures to choose from, in pixels, each with the size of its patches."""
@@ -161,10 +161,11 @@ def files_in(zoo: Zoo, folder: Path, follow_links: bool) -> Findings:
     findings, counts = Findings(settings=path), Counter[str]()
     for samples in splits.values():
         by_name = {name_at_source(handle, samples.offered): handle for handle in zoo.handles()}
-        pictures = {name for name in samples.modalities if name in by_name and has_image_size(by_name[name])}
-        findings.unknown += [name for name in samples.modalities if name not in {*by_name, *findings.unknown}]
+        handles = {name: by_name[name] for name in samples.modalities if name in by_name}
+        pictures = {name for name, handle in handles.items() if "image_size" in handle.known_settings()}
+        findings.unknown += [name for name in samples.modalities if name not in {*handles, *findings.unknown}]
         members = dict(samples.ask("SELECT modality, COUNT(*) FROM members GROUP BY modality"))
-        counts.update({by_name[name].name: members.get(name, 0) for name in samples.modalities if name in by_name})
+        counts.update({handle.name: members.get(name, 0) for name, handle in handles.items()})
         findings.samples += len(samples)
         for number in spread(len(samples), MEASURED_SAMPLES // len(splits)):
             findings.sides += picture_sides(samples, number, pictures)
@@ -175,11 +176,6 @@ def files_in(zoo: Zoo, folder: Path, follow_links: bool) -> Findings:
         best = max(candidates, key=lambda tenth: len(splits[TRAIN].ask(parts, TEST, tenth / 10)))
         findings.settings |= {"test_fraction": f"{best / 10}"} if best > 1 else {}
     return findings
-
-
-def has_image_size(handle: ModalityHandle) -> bool:
-    """Return whether values are pictures of the setting image_size."""
-    return "image_size" in handle.known_settings()
 
 
 def picture_sides(samples: FileSamples, number: int, names: set[str]) -> list[tuple[int, int]]:

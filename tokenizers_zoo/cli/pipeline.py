@@ -123,18 +123,23 @@ def commands_of(file: Path, zoo: click.Command, registry: Path | None) -> Iterat
     yield [*registry_option, "list"]
     for step, template in STEPS.items():
         if step in tables:
-            options = _with_settings(step, tables, file)
+            step_origin = replace(origin, table=step)
+            options = _with_settings(step, tables, step_origin)
             words = [word.replace("FOLDER", config.folder.rstrip("/")) for word in template.split()]
             if step == "data":
-                words[words.index("SOURCE")] = _pop_source(options, file)
-            command, step_origin = _find_command(zoo, words), replace(origin, table=step)
+                source = options.pop("source", None)
+                if not isinstance(source, str):
+                    location = step_origin.at("source")
+                    raise ConfigError(f"{location}: expected the name of a source; zoo source list shows them")
+                words[words.index("SOURCE")] = source
+            command = _find_command(zoo, words)
             arguments = _option_words(command, options, step_origin, words)
             if isinstance(command, CheckedCommand):
                 _check_settings(command, [*words, *arguments], registry_path, step_origin)
             yield [*registry_option, *words, *arguments]
 
 
-def _with_settings(step: str, tables: Mapping[str, Any], file: Path) -> dict[str, Any]:
+def _with_settings(step: str, tables: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
     """Return the options of a step, with --config for the backbone's settings: this file, or the file of [backbone].
 
     Raises ConfigError if settings of this file would not be read.
@@ -144,19 +149,11 @@ def _with_settings(step: str, tables: Mapping[str, Any], file: Path) -> dict[str
     table_names = [name for name in names_by_step.get(step, ()) if tables.get(name)]
     backbone_config = tables.get("backbone", {}).get("config")
     if table_names and "config" in options:
-        location = Origin(path=file, table=step).at("config")
-        raise ConfigError(f"{location}: [{table_names[0]}] of this file would not be read; remove one of them")
+        unread = f"[{table_names[0]}] of this file would not be read"
+        raise ConfigError(f"{origin.at('config')}: {unread}; remove one of them")
     if table_names or (step == "eval" and backbone_config is not None):
-        options["config"] = str(file) if table_names else backbone_config
+        options["config"] = str(origin.path) if table_names else backbone_config
     return options
-
-
-def _pop_source(options: dict[str, Any], file: Path) -> str:
-    """Take the name of the source out of the options of [data]."""
-    if not isinstance(source := options.pop("source", None), str):
-        location = Origin(path=file, table="data").at("source")
-        raise ConfigError(f"{location}: expected the name of a source; zoo source list shows them")
-    return source
 
 
 def _find_command(zoo: click.Command, words: list[str]) -> click.Command:
@@ -192,11 +189,13 @@ def _option_words(command: click.Command, table: Mapping[str, Any], origin: Orig
                 raise ConfigError(f"{origin.at(key)}: expected true or false, got {value!r}")
             arguments += [name] if value else []
             continue
-        is_list = isinstance(value, list | Mapping)
-        if is_list and not option.multiple:
+        if isinstance(value, list | Mapping) and not option.multiple:
             raise ConfigError(f"{origin.at(key)}: expected one value, got {value!r}")
-        pairs = [f"{inner}={_toml_text(item)}" for inner, item in value.items()] if isinstance(value, Mapping) else []
-        for text in pairs or ([_toml_text(item) for item in value] if is_list else [_toml_text(value)]):
+        if isinstance(value, Mapping):
+            texts = [f"{inner}={_toml_text(item)}" for inner, item in value.items()]
+        else:
+            texts = [_toml_text(item) for item in (value if isinstance(value, list) else [value])]
+        for text in texts:
             try:
                 option.type.convert(text, option, None)
             except click.BadParameter as error:

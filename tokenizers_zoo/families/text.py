@@ -101,8 +101,7 @@ class TextModality(PluginBase, Generic[S]):
         vocabulary_config = self._vocabulary_config(config)
         special_tokens = (*samples.special_tokens, *self.vocabulary_tokens(config))
         texts = functools.partial(self._texts, samples, config)
-        text_modalities = (config.name,) if hasattr(self, "vocabulary_texts") else ()
-        text_of = samples.text_of or text_modalities
+        text_of = samples.text_of or ((config.name,) if hasattr(self, "vocabulary_texts") else ())
         TextVocabulary.train_folder(out_dir, vocabulary_config, texts, special_tokens, samples.provenance, text_of)
         return out_dir
 

@@ -14,7 +14,7 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.intervals import percentiles
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.report import records
-from tokenizers_zoo.report.pages import FOLDER, chart_of, flat, registry_of, write_page
+from tokenizers_zoo.report.pages import FOLDER, LOSS, chart_of, flat, registry_of, write_page
 from tokenizers_zoo.report.pictures import pictures_beside
 from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.train.log import read_metrics
@@ -88,6 +88,7 @@ def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     settings = {key: [run.settings.get(key) for run in runs] for key in keys}
     curves = [run.losses() for run in runs]
+    loss_names = sorted({name for run in curves for name in run}, key=lambda name: (name != "loss", name))
     pairs = dict.fromkeys(pair for run in runs for pair in run.pairs)
     return {
         "runs": [
@@ -95,19 +96,10 @@ def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
             for name, run in zip(short_names(paths), runs, strict=True)
         ],
         "settings": {key: values for key, values in settings.items() if len(set(values)) > 1},
-        "losses": {
-            name: [run.get(name, []) for run in curves]
-            for name in sorted(
-                dict.fromkeys(name for run in curves for name in run), key=lambda name: (name != "loss", name)
-            )
-        },
+        "losses": {name: [run.get(name, []) for run in curves] for name in loss_names},
         "skills": [
-            {
-                "inputs": list(inputs),
-                "target": target,
-                "runs": _skills([run.pairs.get((inputs, target)) for run in runs]),
-            }
-            for inputs, target in pairs
+            {"inputs": list(pair[0]), "target": pair[1], "runs": _skills([run.pairs.get(pair) for run in runs])}
+            for pair in pairs
         ],
     }
 
@@ -161,6 +153,6 @@ def write_comparison(comparison: Mapping[str, Any], page: Path) -> Path:
                 name: ([{"step": step, "loss": value} for step, value in points], "loss")
                 for name, points in zip(names, run_curves, strict=True)
             }
-            curves += chart_of(pictures, f"compare-{loss}", title, "loss (nats per token)", lines)
+            curves += chart_of(pictures, f"compare-{loss}", title, LOSS, lines)
         write_page(page, "compare.html.j2", {**comparison, "names": names, "curves": curves})
     return page

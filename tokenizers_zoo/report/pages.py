@@ -54,6 +54,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 """Content-Security-Policy of a page: it loads nothing, and runs no script but its own."""
+LOSS = "loss (nats per token)"
 DEFAULTS = "none: every installed modality with its default settings"
 """Text in place of a registry."""
 
@@ -107,7 +108,7 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
     names = [spec["name"] for spec in config["specs"]]
     scores = run / FOLDER / "evaluation.json"
     evaluation = records.read_scores(scores) if scores.is_file() else {}
-    left_out = bool(evaluation) and evaluation.get("identity", {}).get("weights") != config.get("weights_sha256")
+    left_out = bool(evaluation) and evaluation["identity"].get("weights") != config.get("weights_sha256")
     evaluation = {} if left_out else evaluation
     data = Path(paths["data"]) if paths.get("data") else None
     handles: dict[str, ModalityHandle] = {}
@@ -133,9 +134,7 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         matrix = {"rows": rows, "columns": columns, "samples": samples, "metrics": metrics}
     galleries, missing_sheets = read_galleries(run / FOLDER, evaluation.get("galleries", []), pictures)
     only_read = config.get("model", {}).get("inputs_only", ())
-    registry = paths.get("registry")
-    if registry is not None:
-        registry = _registry_text(Path(registry), zoo)
+    registry = _registry_text(Path(paths["registry"]), zoo) if paths.get("registry") else ""
     settings = {key: value for key, value in config.items() if key not in ("specs", "fingerprints")}
     return {
         "title": f"tokenizers-zoo: {run.resolve().name}",
@@ -252,17 +251,15 @@ def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: 
 
     If the run has EMA weights, the losses per modality are for these.
     """
-    charts = list[dict[str, str]]()
     averaged = any("held_out_average/loss" in line for line in lines)
     prefix, suffix = ("held_out_average", ", averaged weights") if averaged else ("held_out", "")
-    overall = {"train/loss": "training", "held_out/loss": "held-out", f"{prefix}/loss": f"held-out{suffix}"}
-    for file, title, keys in (
-        ("training-loss", "Loss on training and on held-out samples", overall),
-        ("loss-per-modality", f"Held-out loss by modality{suffix}", {f"{prefix}/{name}": name for name in names}),
-    ):
-        sources = {label: (lines, key) for key, label in keys.items()}
-        charts += chart_of(pictures, file, title, "loss (nats per token)", sources)
-    return charts
+    overall = {"training": "train/loss", "held-out": "held_out/loss", f"held-out{suffix}": f"{prefix}/loss"}
+    sources = {label: (lines, key) for label, key in overall.items()}
+    sources_by_modality = {name: (lines, f"{prefix}/{name}") for name in names}
+    return [
+        *chart_of(pictures, "training-loss", "Loss on training and on held-out samples", LOSS, sources),
+        *chart_of(pictures, "loss-per-modality", f"Held-out loss by modality{suffix}", LOSS, sources_by_modality),
+    ]
 
 
 def chart_of(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tokenizers_zoo.data.samples import TEST, TRAIN
+from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.io import read_regular, read_table
 from tokenizers_zoo.ml4m.source import known_fingerprint
@@ -145,8 +145,8 @@ def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
         return None
     scores = read_table(run / RECALL, records.RETRIEVAL)
     identity = scores["identity"]
-    another = identity.get("fingerprint") != known_fingerprint(run)
-    if another or identity.get("split") in (None, TRAIN):
+    another = identity["fingerprint"] != known_fingerprint(run)
+    if another or identity["split"] == TRAIN:
         reason = "it belongs to another model" if another else "it was measured on training samples"
         return {"left_out": f"{RECALL} is left out: {reason}; run zoo retrieve eval RUN again"}
     galleries, missing_sheets = read_galleries((run / RECALL).parent, scores["galleries"], pictures)
@@ -172,8 +172,7 @@ class Reconstructions:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     codes: list[dict[str, str]] = field(default_factory=list)
     samples: int | None = None
-    judged: str = "held-out"
-    """Samples of the metrics and codes."""
+    """Held-out samples of the metrics and codes."""
 
 
 def reconstructions(handle: ModalityHandle, pictures: Pictures, limit: int = SHOWN) -> Reconstructions:
@@ -186,15 +185,13 @@ def reconstructions(handle: ModalityHandle, pictures: Pictures, limit: int = SHO
     folder = folder / handle.name if handle.spec.shares_checkpoint else folder
     path = folder / EVALUATION
     figures = read_table(path, records.TOKENIZER, remedy=REMEDY) if path.is_file() else {}
-    metrics, split = figures.get("metrics", {}), figures.get("split", TEST)
-    judged = "held-out" if split == TEST else split
-    codes = []
+    metrics, codes = figures.get("metrics", {}), []
     codebook = (figures.get("codebook") or {}) | (figures if "usage" in figures else {})
     if codebook.get("usage") is not None and codebook.get("perplexity") is not None:
         size = codebook.get("size") or handle.spec.vocab_size
         codes = [
             {"name": "codes in use", "value": f"{100 * codebook['usage']:.0f}", "unit": "%",
-             "meaning": f"of {size}, on {judged} samples{mean_and_least(codebook)}"},
+             "meaning": f"of {size}, on held-out samples{mean_and_least(codebook)}"},
             {"name": "perplexity", "value": f"{codebook['perplexity']:.0f}", "unit": "",
              "meaning": f"as varied as this many codes that are equally frequent{mean_of(codebook)}"},
         ]  # fmt: skip
@@ -208,8 +205,7 @@ def reconstructions(handle: ModalityHandle, pictures: Pictures, limit: int = SHO
     return Reconstructions(
         images=[pictures.add(f"tokenizer-{name}-{n}", png) for n, png in enumerate(images)],
         texts=[pair_of_texts(text.decode(errors="replace")) for text in texts],
-        metrics={m.name: metrics.get(m.name) for m in handle.spec.metrics}, codes=codes,
-        samples=figures.get("samples"), judged=judged,
+        metrics={m.name: metrics.get(m.name) for m in handle.spec.metrics}, codes=codes, samples=figures.get("samples"),
     )  # fmt: skip
 
 
