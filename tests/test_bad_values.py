@@ -24,7 +24,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing import media
-from tokenizers_zoo.testing.media import NUMBERS, SIZE, WORDS, plain_picture
+from tokenizers_zoo.testing.media import NUMBERS, SIZE, WORDS, readable_picture
 from tokenizers_zoo.testing.probe import Probe, bars, npy
 from tokenizers_zoo.testing.probes import PICTURE, example_array, probed_files, with_number
 from tokenizers_zoo.validation import array_bytes
@@ -128,7 +128,7 @@ def test_pictures_of_every_kind(name: str) -> None:
     pictures = {
         what: probe.file for (kind, what), probe in probes(name).items() if kind == PICTURE and what not in examples
     }
-    plain = plain_picture(handle, good(name))
+    plain = readable_picture(handle, good(name))
     assert plain is not None
     assert READ[name] <= {*pictures, WORDS[plain.mode]}
     for what, file in pictures.items():

@@ -78,13 +78,13 @@ class ValueCodec:
         """Return batches of about `count` training items, and the statistics in `AutoencoderConfig.fitted`."""
         indices = rng.permutation(len(train))[:count]
         chunks = (indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK))
-        return (stacked([train[int(index)] for index in chunk]) for chunk in chunks), {}
+        return (stack_values([train[int(index)] for index in chunk]) for chunk in chunks), {}
 
     def batch(self, values: list[Any], rng: np.random.Generator) -> torch.Tensor:
         """Return the network inputs of a training batch, augmented with random numbers from `rng`."""
-        return self.to_network(stacked(self.augmented(values, rng)))
+        return self.to_network(stack_values(self.augment(values, rng)))
 
-    def augmented(self, values: list[Any], rng: np.random.Generator) -> list[Any]:
+    def augment(self, values: list[Any], rng: np.random.Generator) -> list[Any]:
         """Mirror half of the values left to right if the setting `flip` is on and the modality has `transform`."""
         transform = getattr(self.modality, "transform", None)
         if transform is None or not getattr(self.options.tokenizer, "flip", False):
@@ -97,7 +97,7 @@ class ValueCodec:
 
     def reconstruct(self, tokenizer: Any, values: list[Any]) -> tuple[list[Any], torch.Tensor | None]:
         """Return the values after encode and decode, and the codes (None without any)."""
-        tokens = tokenizer.encode(stacked(values))
+        tokens = tokenizer.encode(stack_values(values))
         return list(tokenizer.decode(tokens).numpy()), tokens
 
 
@@ -107,7 +107,7 @@ def call_hook(hook: Callable[..., Any], **arguments: Any) -> Any:
     return hook(**{name: value for name, value in arguments.items() if name in parameters})
 
 
-def stacked(values: Sequence[Any]) -> torch.Tensor:
+def stack_values(values: Sequence[Any]) -> torch.Tensor:
     """Return values of one shape as a batch."""
     import torch
 

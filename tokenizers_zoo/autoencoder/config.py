@@ -144,12 +144,12 @@ class DiffusionConfig:
         if self.guidance_scale != 1 and not self.drop_share:
             raise ValueError("guidance_scale: values other than 1 need a drop_share above 0 in training")
 
-    def trained(self) -> dict[str, Any]:
+    def trained_settings(self) -> dict[str, Any]:
         """Return the fields that the weights depend on, as JSON types, without the path `base`."""
         omitted = {"base", *self.sampling_fields}
         return {name: value for name, value in recorded(self).items() if name not in omitted}
 
-    def sampled(self) -> dict[str, Any]:
+    def sampling_settings(self) -> dict[str, Any]:
         """Return the fields that only affect decoding."""
         return {name: getattr(self, name) for name in self.sampling_fields}
 

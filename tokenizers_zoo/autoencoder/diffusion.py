@@ -201,7 +201,7 @@ class DiffusionAutoencoder(Autoencoder):
         noisy = noise
         for time in sampler.timesteps:
             times = time.to(noise.device).expand(len(noise))
-            noisy = sampler.step(self.guided(noisy, times, codes, plain), time, noisy)[0]
+            noisy = sampler.step(self.guided_prediction(noisy, times, codes, plain), time, noisy)[0]
         return noisy if plain is None else plain + noisy * self.denoiser.scale
 
     def decode(self, tokens: Int[Tensor, "batch h w *codes"]) -> Float[Tensor, "batch channels height width"]:
@@ -211,7 +211,7 @@ class DiffusionAutoencoder(Autoencoder):
         noise = torch.stack([noise_of(sample_tokens, self.diffusion.seed, shape) for sample_tokens in tokens.cpu()])
         return self.unstandardise(self.sample(codes, noise.to(tokens.device)))
 
-    def guided(self, noisy: Tensor, times: Tensor, codes: Tensor, plain: Tensor | None) -> Tensor:
+    def guided_prediction(self, noisy: Tensor, times: Tensor, codes: Tensor, plain: Tensor | None) -> Tensor:
         """Return the prediction with classifier-free guidance (arXiv 2207.12598, eq. 6 with w = scale - 1)."""
         conditional = self.denoiser(noisy, times, codes, plain)
         if self.diffusion.guidance_scale == 1:

@@ -100,7 +100,7 @@ def import_tokenizer(
         tensors["length"] = torch.ones(())
     description = {**codec.describe(), "model": recorded(model)}
     if diffusion is not None:
-        description["diffusion"] = diffusion.trained()
+        description["diffusion"] = diffusion.trained_settings()
         tensors[f"{DENOISER}scale"] = torch.ones(()).expand(model.channels, 1, 1)
         tensors[f"{DENOISER}hidden_code"] = torch.zeros(architecture.latent_dim, 1, 1)
     if architecture.quantizer.distance == "cosine":  # the EMA sums that these codes would come from

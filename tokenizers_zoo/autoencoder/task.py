@@ -91,7 +91,7 @@ class AutoencoderTask(Task):
                 std = std.clamp_min(least_deviation(mean, std))
                 module.length.copy_(torch.cat([batch.double().norm(dim=1) for batch in items]).mean())
             module.mean.copy_(mean.view_as(module.mean))
-            std = std.where(vary(mean, std), least_deviation(mean, std))  # else constant channels would dominate
+            std = std.where(varies(mean, std), least_deviation(mean, std))  # else constant channels would dominate
             module.std.copy_(std.view_as(module.std))
         return module
 
@@ -211,7 +211,7 @@ class DiffusionTask(AutoencoderTask):
             )
 
     def describe(self) -> Mapping[str, Any]:
-        config = {**super().describe(), "diffusion": self.diffusion.trained()}
+        config = {**super().describe(), "diffusion": self.diffusion.trained_settings()}
         return {**config, "base": self.lineage[-1]["fingerprint"], "lineage": self.lineage} if self.base else config
 
     def build(self, train: Sequence[Any], rng: np.random.Generator) -> Autoencoder:
@@ -254,11 +254,11 @@ def moments(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     return mean, (squares / count).sqrt()
 
 
-def vary(mean: Tensor, deviations: Tensor) -> Tensor:
+def varies(mean: Tensor, deviations: Tensor) -> Tensor:
     """Return which channels vary by more than rounding, in any unit; see SMALL and ROUNDING."""
     return deviations > (ROUNDING * mean.abs()).clamp_min(SMALL * min(1.0, float(deviations.max())))
 
 
 def least_deviation(mean: Tensor, deviations: Tensor) -> float:
     """Return LEAST_DEVIATION of the mean deviation, or SMALL if no channel varies."""
-    return LEAST_DEVIATION * float(deviations.mean()) if bool(vary(mean, deviations).any()) else SMALL
+    return LEAST_DEVIATION * float(deviations.mean()) if bool(varies(mean, deviations).any()) else SMALL

@@ -119,7 +119,7 @@ def load_autoencoder(folder: Path, codec: ValueCodec, diffusion: DiffusionConfig
     with fitting(folder):
         model = from_mapping(AutoencoderConfig, config["model"], Origin(table="model"))
         if diffusion is not None:  # trained settings of the checkpoint, sampler settings of the registry
-            table = {**config["diffusion"], **diffusion.sampled(), "base": config.get("base")}
+            table = {**config["diffusion"], **diffusion.sampling_settings(), "base": config.get("base")}
             diffusion = from_mapping(DiffusionConfig, table, Origin(table="diffusion"))
         check_sizes(folder, tensors, lambda: build_autoencoder(model, diffusion).state_dict())
         module = build_autoencoder(model, diffusion)

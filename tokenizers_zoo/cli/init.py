@@ -39,7 +39,7 @@ class Findings:
     samples: int = 0
     unknown: list[str] = field(default_factory=list)
     """Folders and files that belong to no installed modality."""
-    sides: list[tuple[int, int]] = field(default_factory=list)
+    picture_sizes: list[tuple[int, int]] = field(default_factory=list)
     """Width and height of some pictures."""
     image_size: int | None = None
     """The size of stored pictures; None if they are not stored yet."""
@@ -168,7 +168,7 @@ def files_in(zoo: Zoo, folder: Path, follow_links: bool) -> Findings:
         counts.update({handle.name: members.get(name, 0) for name, handle in handles.items()})
         findings.samples += len(samples)
         for number in spread(len(samples), MEASURED_SAMPLES // len(splits)):
-            findings.sides += picture_sides(samples, number, pictures)
+            findings.picture_sizes += picture_sizes(samples, number, pictures)
     findings.modalities = {name: count_of(count, "file") for name, count in sorted(counts.items())}
     if TEST not in splits and not (folder / TRAIN).is_dir():
         parts = "SELECT DISTINCT modality, is_in_split(key, ?, ?) FROM members"
@@ -178,7 +178,7 @@ def files_in(zoo: Zoo, folder: Path, follow_links: bool) -> Findings:
     return findings
 
 
-def picture_sides(samples: FileSamples, number: int, names: set[str]) -> list[tuple[int, int]]:
+def picture_sizes(samples: FileSamples, number: int, names: set[str]) -> list[tuple[int, int]]:
     """Return width and height of the first picture of a sample, in a list that is empty without one."""
     from PIL import Image
 
@@ -189,9 +189,9 @@ def picture_sides(samples: FileSamples, number: int, names: set[str]) -> list[tu
     return []
 
 
-def fitting_size(sides: list[tuple[int, int]]) -> int:
+def fitting_size(picture_sizes: list[tuple[int, int]]) -> int:
     """Return the largest of SIZES that no more than a tenth of the pictures are smaller than."""
-    shortest = sorted(min(side) for side in sides)
+    shortest = sorted(map(min, picture_sizes))
     size_limit = shortest[len(shortest) // 10] if shortest else min(SIZES)
     return max((size for size in SIZES if size <= size_limit), default=min(SIZES))
 
@@ -219,12 +219,12 @@ def registry_text(zoo: Zoo, folder: Path, findings: Findings) -> str:
     """Return a commented registry.toml."""
     import tomli_w
 
-    size = findings.image_size or fitting_size(findings.sides)
+    size = findings.image_size or fitting_size(findings.picture_sizes)
     patch = SIZES.get(size, 8)
     if findings.image_size:
         size_reason = "as stored"
-    elif findings.sides:
-        small, large = min(findings.sides, key=min), max(findings.sides, key=min)
+    elif findings.picture_sizes:
+        small, large = min(findings.picture_sizes, key=min), max(findings.picture_sizes, key=min)
         size_reason = f"the files have {small[0]} x {small[1]} to {large[0]} x {large[1]}"
     else:
         size_reason = "no pictures were found"

@@ -62,7 +62,7 @@ def new_plugin(name: str, family: str, out: Path | None) -> None:
     """
     folder = out or Path(f"zoo-{name.replace('_', '-')}")
     check_name(name)
-    registry = check_registry(name)
+    registry = registry_without(name)
     if folder.exists():
         raise ConfigError(f"{folder}: is there already, and is not overwritten; remove it, or give another --out")
     with disk_errors(folder):
@@ -96,7 +96,7 @@ def check_name(name: str) -> None:
         raise ConfigError(f"zoo new-plugin: {name!r} is {reserved[name]}; take another name")
 
 
-def check_registry(name: str) -> Path | None:
+def registry_without(name: str) -> Path | None:
     """Return the registry in use if its list of modalities lacks this name.
 
     Raises ConfigError if the name is an instance of another plugin.

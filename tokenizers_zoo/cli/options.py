@@ -235,12 +235,11 @@ def names_option(
     The command gets a list in the order given, or None without the option.
     """
 
-    def joined(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[str] | None:
+    def parse_names(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[str] | None:
         return [name for names in values for name in split_names(names)] or None
 
-    names = MODALITY if metavar == "NAME,..." else None
-    return click.option(*declarations, multiple=True, required=required, metavar=metavar, callback=joined, type=names,
-                        help=f"{help} Repeatable.")  # fmt: skip
+    return click.option(*declarations, multiple=True, required=required, metavar=metavar, callback=parse_names,
+                        type=MODALITY if metavar == "NAME,..." else None, help=f"{help} Repeatable.")  # fmt: skip
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def encode_command(name: str, file: Path, out: Path | None, device: str) -> None
     """
     from tokenizers_zoo.data.tokens import token_text
 
-    check_apart(file, out)
+    check_not_input(file, out)
     handle = open_zoo()[name]
     handle.device = device
     value = handle.transform(handle.open(file), Crop())
@@ -120,7 +120,7 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
     data, extension = handle.write(value)
     path = str(out or file.with_name(f"{file.stem}_decoded"))
     target = Path(f"{path.removesuffix(f'.{extension}')}.{extension}")
-    check_apart(file, target, picture)
+    check_not_input(file, target, picture)
     if out is None and target.exists():
         raise ConfigError(f"{target}: is there already; give --out to say where the value goes, or move it away")
     with disk_errors(target), replacing_file(target) as temporary:
@@ -136,7 +136,7 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
             echo(f"{name}: picture in {picture}")
 
 
-def check_apart(file: Path, *outputs: Path | None) -> None:
+def check_not_input(file: Path, *outputs: Path | None) -> None:
     """Raise ConfigError if an output is the input file."""
     for out in outputs:
         if out is not None and out.exists() and out.samefile(file):

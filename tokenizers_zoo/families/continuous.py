@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.autoencoder.codec import call_hook, stacked
+from tokenizers_zoo.autoencoder.codec import call_hook, stack_values
 from tokenizers_zoo.checkpoint import check_weights, load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.data.samples import spread
@@ -127,7 +127,7 @@ class StandardisedModality(PluginBase):
             mean, std = map(torch.from_numpy, mean_and_deviation(self.rows(train[int(index)]) for index in indices))
             held_out = [test[index] for index in spread(len(test), FINAL_SAMPLES)]
             tokenizer = self.standardiser(mean, std, options, "cpu")
-            batch = stacked(held_out) if is_batched(spec.value) else held_out
+            batch = stack_values(held_out) if is_batched(spec.value) else held_out
             reconstructed = [np.asarray(value) for value in self.decode(tokenizer, self.encode(tokenizer, batch))]
             pairs = list(zip(held_out, reconstructed, strict=True))[:RENDERED_SAMPLES]
             evaluation = Evaluation(

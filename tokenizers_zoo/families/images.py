@@ -282,7 +282,7 @@ def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTE
     if extension not in IMAGE_EXTENSIONS:
         raise ValueError(f"expected .npy or a picture (.{', .'.join(expected)})")
     try:
-        image = opened_image(data)
+        image = open_undecoded(data)
         with _silent_about_tags():  # of TIFF files, they are read with the pixels
             image.load()
         image.info.update(_stored_format(image, data))
@@ -291,7 +291,7 @@ def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTE
         raise ValueError(f"cannot be read as a picture: {first_line(error)}") from None
 
 
-def opened_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> PIL.Image.Image:
+def open_undecoded(data: bytes, formats: tuple[str, ...] = FORMATS) -> PIL.Image.Image:
     """Return a picture whose pixels are not decoded yet. Raises InvalidValueError above the limit `image_pixels`.
 
     Raises ValueError for other files; Pillow's other errors pass.

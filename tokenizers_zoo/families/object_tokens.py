@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.families.text import whole_groups
+from tokenizers_zoo.families.text import fitting_groups
 from tokenizers_zoo.spec import Crop, OrderedIds
 from tokenizers_zoo.text_vocab import Coordinate, Piece, TextVocabulary, VocabularyConfig
 
@@ -155,7 +155,7 @@ class Spelling:
     parts: tuple[Part, ...]
     empty: tuple[Piece, ...]
     """Pieces that represent a value without objects."""
-    several: bool = False
+    repeats: bool = False
     """Whether the parts may repeat after one head, for several objects with the same head."""
 
     def check(self, config: VocabularyConfig, codebook_size: int, owner: str, name: str) -> None:
@@ -191,13 +191,13 @@ class SpelledGrammar:
         object)."""
         rows = zip(levels.tolist(), codes.tolist(), strict=True)
         groups = [self.vocabulary.encode(self._pieces(*row)) for row in rows]
-        ids = whole_groups(groups or [self.vocabulary.encode(self.spelling.empty)], self.max_length)
+        ids = fitting_groups(groups or [self.vocabulary.encode(self.spelling.empty)], self.max_length)
         return np.array(ids, dtype=np.int64)
 
     def read(self, ids: Iterable[int]) -> tuple[Ids, Ids]:
         """Return levels (objects, axes) and codes (objects, codes of one object) of any sequence of ids.
 
-        Parts with unexpected coordinates are skipped, and so are objects that lack a part. With `several`, an object
+        Parts with unexpected coordinates are skipped, and so are objects that lack a part. With `repeats`, an object
         that repeats an earlier one under another head is skipped, too. The result is exact for the output of `write` if
         objects differ by more than their head.
         """
@@ -213,8 +213,8 @@ class SpelledGrammar:
                 partial[word] = numbers
             if len(partial) == len(parts):
                 objects.append(self._row(partial))
-                partial = {spelling.head.word: partial[spelling.head.word]} if spelling.several else {}
-        if spelling.several:
+                partial = {spelling.head.word: partial[spelling.head.word]} if spelling.repeats else {}
+        if spelling.repeats:
             distinct = dict[tuple[int, ...], list[int]]()
             for row in objects:
                 distinct.setdefault(tuple(row[len(spelling.head.axes) :]), row)

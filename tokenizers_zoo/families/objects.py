@@ -25,7 +25,7 @@ from tokenizers_zoo.families.object_tokens import (
     levels_of,
     numbers_of,
 )
-from tokenizers_zoo.families.text import TextModality, of_each, sequence_layout
+from tokenizers_zoo.families.text import TextModality, map_values, sequence_layout
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
 from tokenizers_zoo.spec import Crop, ModalitySpec
@@ -180,7 +180,7 @@ class ObjectModality(ValueHooks, TrainedModality):
         """Return statistics of the training values for `coordinates` and `join`; saved with the tokenizer."""
         return {}
 
-    def cropped(self, value: Any, crop: Crop, options: Any) -> Any:
+    def crop_value(self, value: Any, crop: Crop, options: Any) -> Any:
         """Return the value under the shared crop and flip, at the size of the settings. Raises InvalidValueError."""
         raise NotImplementedError
 
@@ -297,12 +297,12 @@ class ObjectModality(ValueHooks, TrainedModality):
 
     @hookimpl
     def transform(self, value: Any, crop: Crop, settings: Settings) -> Any:
-        return self.cropped(value, crop, self.options(settings))
+        return self.crop_value(value, crop, self.options(settings))
 
-    def split_all(self, values: Sequence[Any], options: Any, name: str) -> list[list[Any]]:
+    def split_values(self, values: Sequence[Any], options: Any, name: str) -> list[list[Any]]:
         """Return the objects of each value, at most `max_objects`. Raises InvalidValueError with the place."""
         arrays = [np.asarray(value.cpu()) if hasattr(value, "cpu") else value for value in values]
-        return of_each(arrays, lambda array: self.split(array, options)[: self.max_objects(options)], name)
+        return map_values(arrays, lambda array: self.split(array, options)[: self.max_objects(options)], name)
 
 
 class ObjectCodec(ValueCodec):
@@ -318,7 +318,8 @@ class ObjectCodec(ValueCodec):
         return outputs
 
     def objects_of(self, values: Sequence[Any]) -> list[Any]:
-        return [item for group in self.modality.split_all(values, self.options, self.settings.name) for item in group]
+        groups = self.modality.split_values(values, self.options, self.settings.name)
+        return [item for group in groups for item in group]
 
     def fit(
         self, train: Sequence[Any], count: int, rng: np.random.Generator
@@ -345,7 +346,7 @@ class ObjectCodec(ValueCodec):
         """Return the items of all objects of the values; at least one item."""
         import torch
 
-        objects = self.objects_of(self.augmented(values, rng))
+        objects = self.objects_of(self.augment(values, rng))
         items = self.modality.items(objects, self.options) if objects else self.spare
         assert items is not None
         return torch.from_numpy(items)
@@ -376,7 +377,7 @@ class ObjectTokenizer:
     def encode(self, values: Sequence[Any]) -> list[Array]:
         import torch
 
-        groups = self.modality.split_all([*values], self.options, self.name)
+        groups = self.modality.split_values([*values], self.options, self.name)
         objects = [item for group in groups for item in group]
         if not objects:
             empty = np.zeros((0, len(self.axes)), np.int64), np.zeros((0, self.plain.codes), np.int64)

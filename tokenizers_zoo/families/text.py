@@ -126,7 +126,7 @@ class TextModality(PluginBase, Generic[S]):
     @hookimpl
     def encode(self, tokenizer: TextTokenizer[S], values: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
         """Return the ids of each value, int64 `(tokens,)`. Raises InvalidValueError that names the batch index."""
-        rows = of_each(values, lambda value: self.encode_value(value, tokenizer), tokenizer.name)
+        rows = map_values(values, lambda value: self.encode_value(value, tokenizer), tokenizer.name)
         return [np.asarray(ids, dtype=np.int64) for ids in rows]
 
     @hookimpl
@@ -148,7 +148,7 @@ class TextModality(PluginBase, Generic[S]):
         return config
 
 
-def of_each(values: Sequence[Any], function: Callable[[Any], R], name: str) -> list[R]:
+def map_values(values: Sequence[Any], function: Callable[[Any], R], name: str) -> list[R]:
     """Return the results for the values of modality `name`; an InvalidValueError gets the name and the batch index."""
     results = []
     for index, value in enumerate(values):
@@ -160,7 +160,7 @@ def of_each(values: Sequence[Any], function: Callable[[Any], R], name: str) -> l
     return results
 
 
-def whole_groups(groups: Iterable[Sequence[int]], limit: int) -> list[int]:
+def fitting_groups(groups: Iterable[Sequence[int]], limit: int) -> list[int]:
     """Return the ids of the leading groups that fit in `limit` together; groups are never cut."""
     ids: list[int] = []
     for group in groups:

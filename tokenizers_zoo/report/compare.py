@@ -14,7 +14,7 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.intervals import percentiles
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.report import records
-from tokenizers_zoo.report.pages import FOLDER, LOSS, chart_of, flat, registry_of, write_page
+from tokenizers_zoo.report.pages import FOLDER, LOSS, chart_of, flatten_table, registry_of, write_page
 from tokenizers_zoo.report.pictures import pictures_beside
 from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.train.log import read_metrics
@@ -68,7 +68,7 @@ def record_of(path: Path) -> RunRecord:
         else:
             settings["eval"] = evaluation["identity"]["settings"]
             pairs = {(tuple(entry["inputs"]), str(entry["target"])): entry for entry in evaluation["pairs"]}
-    return RunRecord(path=path, settings=flat(settings), lines=read_metrics(path), pairs=pairs, error=error)
+    return RunRecord(path=path, settings=flatten_table(settings), lines=read_metrics(path), pairs=pairs, error=error)
 
 
 def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
@@ -128,13 +128,13 @@ def _skills(entries: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any] 
 def short_names(paths: Sequence[Path]) -> list[str]:
     """Return the parts of paths that differ: `demo`, `long` for runs/demo/backbone, runs/long/backbone."""
     parts = [path.resolve().parts for path in paths]
-    start = _equal(parts)
-    end = _equal([part[start:][::-1] for part in parts])
+    start = _common_prefix_length(parts)
+    end = _common_prefix_length([part[start:][::-1] for part in parts])
     names = ["/".join(part[start : len(part) - end]) for part in parts]
     return names if all(names) else list(map(str, paths))  # one folder may be in another
 
 
-def _equal(parts: Sequence[Sequence[str]]) -> int:
+def _common_prefix_length(parts: Sequence[Sequence[str]]) -> int:
     """Return the number of leading items that are equal in all sequences."""
     return sum(1 for _ in takewhile(lambda items: len(set(items)) == 1, zip(*parts, strict=False)))
 
@@ -145,14 +145,10 @@ def write_comparison(comparison: Mapping[str, Any], page: Path) -> Path:
     Raises ConfigError if `page` is a folder, and FolderError while another process writes pictures there.
     """
     names = [run["name"] for run in comparison["runs"]]
-    curves = []
+    charts = []
     with pictures_beside(page) as pictures:
         for loss, run_curves in comparison["losses"].items():
             title = "Held-out loss" if loss == "loss" else f"Held-out loss of {loss}"
-            lines = {
-                name: ([{"step": step, "loss": value} for step, value in points], "loss")
-                for name, points in zip(names, run_curves, strict=True)
-            }
-            curves += chart_of(pictures, f"compare-{loss}", title, LOSS, lines)
-        write_page(page, "compare.html.j2", {**comparison, "names": names, "curves": curves})
+            charts += chart_of(pictures, f"compare-{loss}", title, LOSS, dict(zip(names, run_curves, strict=True)))
+        write_page(page, "compare.html.j2", {**comparison, "names": names, "curves": charts})
     return page

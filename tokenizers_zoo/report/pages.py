@@ -146,7 +146,7 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         "overview": overview(galleries, skills, copies),
         "legends": [(handle, swatches) for handle in handles.values() if (swatches := legend_of(handle))],
         "galleries": galleries,
-        "gone": missing_sheets,
+        "missing_sheets": missing_sheets,
         "left_out": left_out,
         "pairs": pairs,
         "retrieval": retrieval_section(run, pictures),
@@ -254,22 +254,24 @@ def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: 
     averaged = any("held_out_average/loss" in line for line in lines)
     prefix, suffix = ("held_out_average", ", averaged weights") if averaged else ("held_out", "")
     overall = {"training": "train/loss", "held-out": "held_out/loss", f"held-out{suffix}": f"{prefix}/loss"}
-    sources = {label: (lines, key) for label, key in overall.items()}
-    sources_by_modality = {name: (lines, f"{prefix}/{name}") for name in names}
+    curves = {label: curve_of(lines, key) for label, key in overall.items()}
+    modality_curves = {name: curve_of(lines, f"{prefix}/{name}") for name in names}
     return [
-        *chart_of(pictures, "training-loss", "Loss on training and on held-out samples", LOSS, sources),
-        *chart_of(pictures, "loss-per-modality", f"Held-out loss by modality{suffix}", LOSS, sources_by_modality),
+        *chart_of(pictures, "training-loss", "Loss on training and on held-out samples", LOSS, curves),
+        *chart_of(pictures, "loss-per-modality", f"Held-out loss by modality{suffix}", LOSS, modality_curves),
     ]
 
 
+def curve_of(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    """Return step and value of the lines of a log that have a key."""
+    return [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+
+
 def chart_of(
-    pictures: Pictures, file: str, title: str, quantity: str,
-    sources: Mapping[str, tuple[Sequence[Mapping[str, Any]], str]],
-) -> list[dict[str, str]]:  # fmt: skip
-    """Return a chart with a curve for each label: a key of the lines of a log. [] if no log has its key."""
-    points = {label: [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-              for label, (lines, key) in sources.items()}  # fmt: skip
-    curves = {label: curve for label, curve in points.items() if curve}
+    pictures: Pictures, file: str, title: str, quantity: str, curves: Mapping[str, Sequence[tuple[int, float]]]
+) -> list[dict[str, str]]:
+    """Return a chart of the curves that have points, by label; [] if none has."""
+    curves = {label: points for label, points in curves.items() if points}
     return [{"image": pictures.add(file, curve_chart(curves, quantity)), "title": title}] if curves else []
 
 
@@ -340,7 +342,7 @@ def _write_tokenizer_page(index: Path, zoo: Zoo, handle: ModalityHandle, picture
     for name, checkpoint in checkpoints.items():
         try:
             card, log = tokenizer_card(checkpoint, pictures, SAMPLES), read_metrics(checkpoint.checkpoint)
-            settings = flat(read_table(checkpoint.checkpoint / CONFIG))
+            settings = flatten_table(read_table(checkpoint.checkpoint / CONFIG))
             cards[name] = {**card, "folder": checkpoint.checkpoint, "settings": settings, "log": log}
         except ZooError as error:
             errors.append(with_name(name, error))
@@ -352,8 +354,8 @@ def _write_tokenizer_page(index: Path, zoo: Zoo, handle: ModalityHandle, picture
     }
     curves = list[dict[str, str]]()
     for key, labels in charts.items():
-        sources = {name: (item["log"], key) for name, item in cards.items()}
-        curves += chart_of(pictures, f"{handle.name}-{key}", *labels, sources)
+        points = {name: curve_of(item["log"], key) for name, item in cards.items()}
+        curves += chart_of(pictures, f"{handle.name}-{key}", *labels, points)
     keys = dict.fromkeys(key for item in cards.values() for key in item["settings"])
     rows = {key: [item["settings"].get(key, "–") for item in cards.values()] for key in keys}
     content = {"spec": handle.spec, "facts": token_facts(handle), "distribution": handle.distribution,
@@ -379,12 +381,12 @@ def _checkpoints(zoo: Zoo, handle: ModalityHandle) -> dict[str, ModalityHandle]:
     return checkpoints
 
 
-def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten_table(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return the values of nested tables as text, by keys joined with dots; without null, and the weights' digest."""
     result: dict[str, str] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
+            result |= flatten_table(value, f"{prefix}{key}.")
         elif value is not None and key != "weights_sha256":
             result[prefix + key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return result

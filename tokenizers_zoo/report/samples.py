@@ -71,7 +71,7 @@ def read_galleries(
         gallery = Gallery(inputs=inputs, target=entry["target"], keys=[row["key"] for row in entry["rows"]])
         images: list[list[str | None]] = [[None] * len(entry["columns"]) for _ in entry["rows"]]
         if name := entry["picture"]:
-            if key_problem(name) or (sheet := own_file(folder, folder / name)) is None:
+            if key_problem(name) or (sheet := read_inside(folder, folder / name)) is None:
                 missing_sheets.append(name)
                 continue
             images = cells_of(folder / name)
@@ -87,7 +87,7 @@ def read_galleries(
     return loaded, missing_sheets
 
 
-def own_file(folder: Path, path: Path) -> bytes | None:
+def read_inside(folder: Path, path: Path) -> bytes | None:
     """Return the content of a file in a folder. None if it is missing, or if a link leads out of the folder."""
     return read_regular(path) if path.resolve().is_relative_to(folder.resolve()) else None
 
@@ -159,7 +159,7 @@ def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
         "mean": scores["mean"],
         "embedding": identity["embedding"],
         "galleries": galleries,
-        "gone": missing_sheets,
+        "missing_sheets": missing_sheets,
     }
 
 
@@ -198,7 +198,7 @@ def reconstructions(handle: ModalityHandle, pictures: Pictures, limit: int = SHO
     # Pairs of input and reconstruction are numbered, other sheets are not.
     images, texts = (
         [data for path in sorted((folder / PICTURES).glob(f"[0-9]*.{end}"))[:limit]
-         if (data := own_file(folder, path)) is not None]
+         if (data := read_inside(folder, path)) is not None]
         for end in ("png", "txt")
     )  # fmt: skip
     name = handle.name if folder.name == handle.name else f"{handle.name}-{folder.name}"

@@ -25,7 +25,7 @@ def read_probe(folder: Path) -> dict[str, Any]:
     return metrics
 
 
-def compared(probes: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def compare_probes(probes: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Return a row per setting and task, for probes given as folders and metrics.json. Seeds share a row.
 
     {"task", "kind", "metric", "unit", "higher_is_better", "inputs", "tuning", "head", "backbone",
@@ -64,13 +64,13 @@ def _row(group: Sequence[tuple[Path, Mapping[str, Any]]], every: Sequence[Mappin
         if any(settings.get(key) != value for settings in comparable)
     ]  # fmt: skip
     scores = {probe["seed"]: probe["metrics"][0] for _, probe in group}
-    mean, half = known_interval([score["score"] for score in scores.values()])
+    mean, half = finite_interval([score["score"] for score in scores.values()])
     return {
         "task": title, "kind": task["kind"], "metric": main["name"],
         **{key: main[key] for key in ("unit", "higher_is_better")},
         **{key: first[key] for key in ("inputs", "tuning", "head")}, **_counts(first),
         "settings": ", ".join(differing), "backbone": first["backbone"]["weights_sha256"], "mean": mean, "half": half,
-        "baseline": known_interval([score["baseline"] for score in scores.values()])[0],
+        "baseline": finite_interval([score["baseline"] for score in scores.values()])[0],
         "seeds": {str(seed): score["score"] for seed, score in sorted(scores.items())},
         "folders": [str(folder) for folder, _ in group],
     }  # fmt: skip
@@ -86,7 +86,7 @@ def used_settings(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in metrics["settings"].items() if key not in unused}
 
 
-def known_interval(numbers: Sequence[float | None]) -> tuple[float | None, float | None]:
+def finite_interval(numbers: Sequence[float | None]) -> tuple[float | None, float | None]:
     """Return the mean and half of its 95 % interval; None if a number was not finite."""
     finite_numbers = [number for number in numbers if number is not None]
     return interval(finite_numbers) if len(finite_numbers) == len(numbers) else (None, None)
@@ -95,15 +95,15 @@ def known_interval(numbers: Sequence[float | None]) -> tuple[float | None, float
 def transfer_section(run: Path, weights: str) -> dict[str, Any] | None:
     """Return the template's table of the probes in a run's folder that were trained on its `weights`, or None."""
     probes = [(path.parent, read_probe(path.parent)) for path in sorted(run.glob(PROBES))]
-    rows = compared([probe for probe in probes if probe[1]["backbone"]["weights_sha256"] == weights])
+    rows = compare_probes([probe for probe in probes if probe[1]["backbone"]["weights_sha256"] == weights])
     if not rows:
         return None
     seeds = max(len(row["seeds"]) for row in rows)
-    return {"rows": [shown_row(row) for row in rows], "seeds": seeds, "spread": f" {SPREAD}" if seeds > 1 else ""}
+    return {"rows": [row_texts(row) for row in rows], "seeds": seeds, "spread": f" {SPREAD}" if seeds > 1 else ""}
 
 
-def shown_row(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return a row of `compared` as texts."""
+def row_texts(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return a row of `compare_probes` as texts."""
     unit, arrow = f" in {row['unit']}" if row["unit"] else "", "↑" if row["higher_is_better"] else "↓"
     spread = "" if row["half"] is None else f" ± {row['half']:.2g}"
     return {

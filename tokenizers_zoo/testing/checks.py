@@ -23,7 +23,7 @@ from tokenizers_zoo.spec import Crop, SequenceLayout, layout_from_json, layout_t
 from tokenizers_zoo.testing.geometry import check_crop_geometry
 from tokenizers_zoo.testing.probe import CLOSE, outcome_of
 from tokenizers_zoo.testing.probes import OTHER, probed_files
-from tokenizers_zoo.testing.subject import Skipped, Subject, alike, expect, per_sample, unchanged_copy
+from tokenizers_zoo.testing.subject import Skipped, Subject, equal, expect, per_sample, unchanged_copy
 from tokenizers_zoo.validation import describe, fixed_shape, has_fixed_length, is_batched
 
 FLIPS_ALLOWED = 1e-3
@@ -109,10 +109,10 @@ def any_tokens(subject: Subject) -> None:
 def deterministic(subject: Subject) -> None:
     """The same values give the same tokens, and the same tokens the same values."""
     first, second = (per_sample(subject.trained.encode(subject.values)) for _ in range(2))
-    expect(alike(first, second), "the same values give other tokens when encoded again")
+    expect(equal(first, second), "the same values give other tokens when encoded again")
     tokens = subject.trained.encode(subject.values)
     values = [decoded_or_skip(subject, tokens) for _ in range(2)]
-    expect(alike(values[0], values[1]), "the same tokens give other values when decoded again")
+    expect(equal(values[0], values[1]), "the same tokens give other values when decoded again")
 
 
 @check
@@ -163,9 +163,9 @@ def save_and_load(subject: Subject) -> None:
     expect(loaded.fingerprint == original.fingerprint, "the fingerprint depends on the folder")
     tokens = original.encode(subject.values)
     reloaded_tokens = per_sample(loaded.encode(subject.values))
-    expect(alike(reloaded_tokens, per_sample(tokens)), "the tokens are others after loading the checkpoint again")
+    expect(equal(reloaded_tokens, per_sample(tokens)), "the tokens are others after loading the checkpoint again")
     decoded = decoded_or_skip(subject, tokens)
-    expect(alike(loaded.decode(tokens), decoded), "the decoded values are others after loading the checkpoint again")
+    expect(equal(loaded.decode(tokens), decoded), "the decoded values are others after loading the checkpoint again")
 
 
 @check
@@ -226,9 +226,9 @@ def transform(subject: Subject) -> None:
             with unchanged_copy("transform", value) as argument:
                 handle.transform(argument, crop)
         uncropped = handle.transform(value, Crop())
-        expect(alike(uncropped, value, ROUNDING), "the crop of the whole picture changes the value")
+        expect(equal(uncropped, value, ROUNDING), "the crop of the whole picture changes the value")
         twice = handle.transform(handle.transform(value, mirror), mirror)
-        expect(alike(twice, value, ROUNDING), "flipped twice, the value is another")
+        expect(equal(twice, value, ROUNDING), "flipped twice, the value is another")
 
 
 @check
@@ -258,7 +258,7 @@ def score(subject: Subject) -> None:
     rivals = {"other values": values[1:] + values[:1], "a constant": [handle.constant_baseline(values)] * len(values)}
     for name, number in perfect.items():
         expect(math.isfinite(number), f"{name} of values against themselves is {number}")
-    main, discriminates = handle.spec.metrics[0], alike(values[1:], values[:-1])
+    main, discriminates = handle.spec.metrics[0], equal(values[1:], values[:-1])
     for rival, rival_values in rivals.items():
         with unchanged_copy("score", (rival_values, values)) as (predicted, target):
             rival_scores = handle.score(predicted, target)
@@ -278,7 +278,7 @@ def score(subject: Subject) -> None:
 def constant_baseline(subject: Subject) -> None:
     """The constant baseline fits the spec and is the same each time."""
     answers = [subject.handle.constant_baseline(subject.values) for _ in range(2)]
-    expect(alike(answers[0], answers[1]), "the constant baseline is another each time")
+    expect(equal(answers[0], answers[1]), "the constant baseline is another each time")
 
 
 @check
@@ -297,7 +297,7 @@ def derive(subject: Subject) -> None:
         subject.handle.transform(value, Crop())
         with unchanged_copy("derive", sample) as argument:
             rederived = subject.handle.derive(argument)
-        expect(alike(value, rederived), "derived again, the value is another")
+        expect(equal(value, rederived), "derived again, the value is another")
 
 
 @check
@@ -365,8 +365,8 @@ def threads(subject: Subject) -> None:
     with ThreadPoolExecutor(THREADS) as pool:
         concurrent = list(pool.map(round_trip, values * 2))
     for kind, index in (("tokens", 0), ("values", 1)):
-        equal = alike([result[index] for result in concurrent], [result[index] for result in sequential * 2])
-        expect(equal, f"{THREADS} threads at once get other {kind} than one alone")
+        same = equal([result[index] for result in concurrent], [result[index] for result in sequential * 2])
+        expect(same, f"{THREADS} threads at once get other {kind} than one alone")
 
 
 @check

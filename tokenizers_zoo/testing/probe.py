@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers_zoo.errors import InvalidValueError, MachineError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.spec import Crop
-from tokenizers_zoo.testing.subject import alike
+from tokenizers_zoo.testing.subject import equal
 from tokenizers_zoo.validation import array_bytes, bounds, describe
 
 LONGEST_LINE = 500
@@ -91,16 +91,16 @@ def outcome_of(handle: ModalityHandle, probe: Probe) -> Outcome:
         handle.write(raw_value)
     except ZooError as error:
         return Outcome(fault=f"it is read as {describe(raw_value)}, which is no value: {error}")
-    plain = [(reading, plainly_read(handle, file)) for reading, file in probe.readings]
+    plain = [(reading, read_or_none(handle, file)) for reading, file in probe.readings]
     for reading, expected in plain:
-        if alike(value, expected, CLOSE):
+        if equal(value, expected, CLOSE):
             return Outcome(value=value, reading=reading)
     if probe.must_match and any(expected is not None for _, expected in plain):
         return Outcome(fault=f"it is read, but not as it should be: {' or '.join(reading for reading, _ in plain)}")
     return Outcome(value=value)
 
 
-def plainly_read(handle: ModalityHandle, file: File) -> Any:
+def read_or_none(handle: ModalityHandle, file: File) -> Any:
     """Return the value of a file, or None."""
     try:
         return handle.transform(handle.read(*file), Crop())

@@ -229,7 +229,7 @@ def per_sample(tokens: Any) -> list[np.ndarray[Any, Any]]:
     return [item if isinstance(item, np.ndarray) else item.cpu().numpy() for item in tokens]
 
 
-def alike(first: Any, second: Any, tolerance: float = 0.0) -> bool:
+def equal(first: Any, second: Any, tolerance: float = 0.0) -> bool:
     """True if two values, or nested lists, tuples or dicts of values, have the same types and are equal.
 
     Arrays may differ by `tolerance` times their range on average, and floats by `tolerance` times their size.
@@ -237,9 +237,9 @@ def alike(first: Any, second: Any, tolerance: float = 0.0) -> bool:
     if type(first) is not type(second):
         return False
     if isinstance(first, dict):
-        return first.keys() == second.keys() and all(alike(first[key], second[key], tolerance) for key in first)
+        return first.keys() == second.keys() and all(equal(first[key], second[key], tolerance) for key in first)
     if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(alike, first, second, [tolerance] * len(first)))
+        return len(first) == len(second) and all(map(equal, first, second, [tolerance] * len(first)))
     if isinstance(first, float):
         return math.isclose(first, second, rel_tol=tolerance, abs_tol=tolerance / 10)
     if not isinstance(first, np.ndarray) or not tolerance:
@@ -255,4 +255,4 @@ def unchanged_copy(hook: str, values: Values) -> Iterator[Values]:
     """Yield a deep copy of `values` for a call of `hook`, and check that the call does not modify it."""
     argument = copy.deepcopy(values)
     yield argument
-    expect(alike(values, argument), f"{hook} changes the values that it is given; let it work on a copy")
+    expect(equal(values, argument), f"{hook} changes the values that it is given; let it work on a copy")

@@ -17,7 +17,7 @@ from tokenizers_zoo.families.images import (
     PSNR,
     bounded_pictures,
     fractions,
-    opened_image,
+    open_undecoded,
     over_background,
     psnr,
     read_array,
@@ -131,7 +131,7 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
     until = 0.0  # milliseconds
     late = min(HALF_TICK, 500 / frame_rate)
     try:
-        with opened_image(data, FORMATS) as image:
+        with open_undecoded(data, FORMATS) as image:
             if not getattr(image, "is_animated", False):
                 raise ValueError("one frame, which is a picture: a video has at least two")
             for frame in _frames(image, frames):
