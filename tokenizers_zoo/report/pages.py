@@ -312,10 +312,9 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
             try:
                 trained = handle.has_tokenizer
                 row = {
-                    "page": _write_tokenizer_page(page, zoo, handle, pictures), "layout": str(handle.spec.layout),
-                    "distribution": handle.distribution, "trained": trained,
                     "fingerprint": handle.fingerprint if trained and handle.checkpoint.is_dir() else "",
-                    **tokenizer_card(handle, pictures),
+                    "trained": trained, "distribution": handle.distribution, "layout": str(handle.spec.layout),
+                    "page": _write_tokenizer_page(page, zoo, handle, pictures), **tokenizer_card(handle, pictures),
                 }  # fmt: skip
             except ZooError as error:
                 errors.append(with_name(handle.name, error))
