@@ -54,13 +54,13 @@ def import_tokenizer(
     written then.
     """
 
-    def refused(reason: str) -> NotThisKind:
+    def mismatch(reason: str) -> NotThisKind:
         name = settings.name
         return NotThisKind(f"{published.path}: is no tokenizer of {name}: {reason}; import it as another modality")
 
     architecture, options = read_architecture(published), modality.options(settings)
     if reason := difference(modality.model_config(options), None, architecture):
-        raise refused(reason)
+        raise mismatch(reason)
     field_names = {field.name for field in fields(options.tokenizer)} | {"diffusion"}
     tokenizer = {key: value for key, value in architecture.tokenizer_table.items() if key in field_names}
     fixed_settings = {key: settings[key] for key in modality.published_choices if key in settings}
@@ -75,10 +75,10 @@ def import_tokenizer(
         model = modality.model_config(options)
         reason = difference(model, modality.published_channels or (model.channels,), architecture)
         if reason := reason or modality.published_difference(architecture, options):
-            raise refused(reason)
+            raise mismatch(reason)
         codec = modality.codec(new_settings)
     except ConfigError as error:
-        raise refused(f"it would need {error}") from None
+        raise mismatch(f"it would need {error}") from None
     diffusion = codec.diffusion
     encoder, decoder = architecture.encoder, architecture.decoder
     model = replace(

@@ -53,11 +53,11 @@ class AutoencoderTokenizer:
 
     def decode(self, tokens: Int[Tensor, "batch *grid_codes"]) -> Tensor:
         """Return values on the device of `tokens`. Raises InvalidValueError for ids outside the codebook."""
-        return self._decoded(self.module.decode, tokens)
+        return self._decode_chunks(self.module.decode, tokens)
 
     def decode_plain(self, tokens: Int[Tensor, "batch *grid_codes"]) -> Tensor:
         """Return values of the plain decoder, which averages details that the diffusion decoder samples."""
-        return self._decoded(self.module.decode_plain, tokens)
+        return self._decode_chunks(self.module.decode_plain, tokens)
 
     def networks(self) -> dict[str, nn.Module]:
         """Return encoder (values to tokens) and plain decoder (tokens to values) as modules without chunks, for export.
@@ -73,7 +73,7 @@ class AutoencoderTokenizer:
             networks["decoder"] = Applied(lambda tokens: codec.from_network(decoder.decode_plain(tokens)), decoder)
         return networks
 
-    def _decoded(self, decode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    def _decode_chunks(self, decode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
         config = self.module.config
         positions = tokens[0].numel() // config.quantizer.codes_per_position if len(tokens) else 1
         numbers = positions * math.prod(config.patch) * (1 if config.kind == "classes" else config.channels)

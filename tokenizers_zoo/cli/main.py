@@ -49,7 +49,7 @@ SAVED = "saved work, if there is any"
 LOAD = Path("/proc/loadavg")
 SPINS = "1000"
 """GOMP_SPINCOUNT of a process that shares the cores with others."""
-APART = 0.005
+LOOK_INTERVAL = 0.005
 """Seconds between two looks at the load, to ignore short jobs."""
 
 
@@ -157,7 +157,7 @@ def avoid_spinning() -> None:
     """
     if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ) or not other_threads_run():
         return
-    time.sleep(APART)
+    time.sleep(LOOK_INTERVAL)
     if other_threads_run():
         os.environ["GOMP_SPINCOUNT"] = SPINS
 

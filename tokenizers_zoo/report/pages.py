@@ -26,7 +26,13 @@ from tokenizers_zoo.report.pictures import (
     range_text,
     signed,
 )
-from tokenizers_zoo.report.samples import SHOWN, overview, read_galleries, reconstructions, retrieval_section
+from tokenizers_zoo.report.samples import (
+    SAMPLES_PER_TOKENIZER,
+    overview,
+    read_galleries,
+    reconstructions,
+    retrieval_section,
+)
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.run_folder import RUN, read_run
 from tokenizers_zoo.spec import layout_from_json
@@ -217,7 +223,7 @@ def _tiles(run: Path, config: Mapping[str, Any], pairs: int) -> list[str]:
     return [*tiles, count_of(pairs, "input → target pair scored", "input → target pairs scored")] if pairs else tiles
 
 
-def tokenizer_card(handle: ModalityHandle, pictures: Pictures, samples: int = SHOWN) -> dict[str, Any]:
+def tokenizer_card(handle: ModalityHandle, pictures: Pictures, samples: int = SAMPLES_PER_TOKENIZER) -> dict[str, Any]:
     """Return the template's card of a tokenizer: reconstructions, metrics, and its tokens in words."""
     evaluation = reconstructions(handle, pictures, samples)
     rows = [

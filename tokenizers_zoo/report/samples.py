@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Role = Literal["input", "generated", "truth"]
 RECALL = "retrieval/retrieval.json"
-SHOWN = 3
+SAMPLES_PER_TOKENIZER = 3
 """Reconstructions per tokenizer."""
 REMEDY = "zoo tokenizer eval writes it anew"
 
@@ -175,7 +175,7 @@ class Reconstructions:
     """Held-out samples of the metrics and codes."""
 
 
-def reconstructions(handle: ModalityHandle, pictures: Pictures, limit: int = SHOWN) -> Reconstructions:
+def reconstructions(handle: ModalityHandle, pictures: Pictures, limit: int = SAMPLES_PER_TOKENIZER) -> Reconstructions:
     """Return the results stored in the checkpoint: up to `limit` samples, metrics, codes in use.
 
     Modalities that share a checkpoint store them in subfolders by name. Raises CheckpointError if evaluation.json is

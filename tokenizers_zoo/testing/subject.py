@@ -117,7 +117,7 @@ class Subject:
 
         store = ValueStore(data_dir)
         first_error: ZooError | None = None
-        sound = 0
+        read_count = 0
         for split in store.splits():
             if set(modalities) <= set(store.modalities(split)):
                 for row in store.rows(split, modalities):
@@ -128,9 +128,9 @@ class Subject:
                     except (InvalidValueError, DataError) as error:
                         first_error = first_error or error
                         continue
-                    sound += 1
+                    read_count += 1
                     yield sample
-        if first_error and not sound:
+        if first_error and not read_count:
             raise first_error
 
     def _from_source(self, source_name: str, modalities: Sequence[str]) -> Iterator[dict[str, Any]]:
