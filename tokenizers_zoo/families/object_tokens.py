@@ -212,7 +212,9 @@ class SpelledGrammar:
             if numbers is not None:
                 partial[word] = numbers
             if len(partial) == len(parts):
-                objects.append(self._row(partial))
+                levels = [number for key, part in parts.items() for number in partial[key][: len(part.axes)]]
+                codes = [number for key, part in parts.items() for number in partial[key][len(part.axes) :]]
+                objects.append([*levels, *codes])
                 partial = {spelling.head.word: partial[spelling.head.word]} if spelling.repeats else {}
         if spelling.repeats:
             distinct = dict[tuple[int, ...], list[int]]()
@@ -245,13 +247,6 @@ class SpelledGrammar:
         in_range &= all(piece.level < CODES_PER_AXIS for piece in code_pieces)
         in_range &= all(code < self.plain.codebook_size for code in codes)
         return [*levels, *codes] if in_range else None
-
-    def _row(self, numbers_by_word: dict[str, list[int]]) -> list[int]:
-        """Return all levels of an object, then its codes."""
-        parts = (self.spelling.head, *self.spelling.parts)
-        levels = [number for part in parts for number in numbers_by_word[part.word][: len(part.axes)]]
-        codes = [number for part in parts for number in numbers_by_word[part.word][len(part.axes) :]]
-        return [*levels, *codes]
 
 
 def _runs(pieces: Iterable[Piece]) -> Iterator[tuple[str, list[Coordinate]]]:
