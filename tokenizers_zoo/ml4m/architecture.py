@@ -209,12 +209,13 @@ def read_architecture(published: PublishedCheckpoint) -> Architecture:
 
 def _class_name(published: PublishedCheckpoint) -> str:
     """Return VQVAE or DiVAE, from the key `class` or, if it is absent, from the decoder."""
-    class_name, tensors = published.config.get("class"), published.tensors
-    if class_name is None and not any(name.startswith("decoder.") for name in tensors):
-        raise ValueError(f"is no tokenizer with a decoder; expected a {PLAIN} or a {DIFFUSION}")
+    class_name = published.config.get("class")
     if class_name is None:
-        is_diffusion = str(published.config.get("dec_type", "")).startswith(("unet", "uvit"))
-        class_name = DIFFUSION if is_diffusion or "decoder.input_blocks.0.0.weight" in tensors else PLAIN
+        if not any(name.startswith("decoder.") for name in published.tensors):
+            raise ValueError(f"is no tokenizer with a decoder; expected a {PLAIN} or a {DIFFUSION}")
+        has_unet = str(published.config.get("dec_type", "")).startswith(("unet", "uvit"))
+        has_unet |= "decoder.input_blocks.0.0.weight" in published.tensors
+        return DIFFUSION if has_unet else PLAIN
     if class_name not in (PLAIN, DIFFUSION):
         raise ValueError(f"class: expected {PLAIN} or {DIFFUSION}, got {class_name!r}")
     return str(class_name)

@@ -192,9 +192,11 @@ def generated_values(spec: ValueSpec, count: int) -> list[Any]:
         return [spec.classes[i % len(spec.classes)] for i in range(count)]
     if spec.kind == "text":
         return [" ".join(rng.choice(WORDS, size=5 + i)) for i in range(count)]
+    if spec.kind != "array":
+        return []
     arrays = []
     low, high = bounds(spec)
-    for number in range(count if spec.kind == "array" else 0):
+    for number in range(count):
         shape = tuple(size if isinstance(size, int) else LONGEST - number for size in spec.shape)
         dtype = np.dtype(spec.dtype)
         if dtype.kind in "iub":
