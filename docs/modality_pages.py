@@ -58,13 +58,13 @@ def merge_probes(handle: ModalityHandle, probes: Sequence[Probe]) -> list[tuple[
     for probe in probes:
         outcome = outcome_of(handle, probe)
         if outcome.fault:
-            sys.exit(f"{handle.name}: {probe.what}: {outcome.fault}")
+            sys.exit(f"{handle.name}: {probe.description}: {outcome.fault}")
         if outcome.read:
-            read.setdefault(outcome.how or in_words(outcome.value), []).append(probe.what)
+            read.setdefault(outcome.reading or in_words(outcome.value), []).append(probe.description)
         elif probe.damaged:
-            damaged.append(probe.what)
+            damaged.append(probe.description)
         else:
-            add(refused, probe.what, shorten(handle, outcome.line).split(" "))
+            add(refused, probe.description, shorten(handle, outcome.line).split(" "))
     rows = [("; ".join(whats), f"read: {how}" if how else "read") for how, whats in read.items()]
     rows += [("; ".join(whats), f"refused: `{' '.join(words)}`") for whats, words in refused]
     return rows + ([("; ".join(damaged), "refused")] if damaged else [])

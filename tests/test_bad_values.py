@@ -24,9 +24,9 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing import media
-from tokenizers_zoo.testing.media import NUMBERS, SIZE, WORDS, plain_picture
+from tokenizers_zoo.testing.media import NUMBERS, SIZE, WORDS, readable_picture
 from tokenizers_zoo.testing.probe import Probe, bars, npy
-from tokenizers_zoo.testing.probes import PICTURE, made_up, probed_files, with_one
+from tokenizers_zoo.testing.probes import PICTURE, example_array, probed_files, with_number
 from tokenizers_zoo.validation import array_bytes
 from zoo_geometry import body
 from zoo_motion.flow import flo_bytes
@@ -41,12 +41,12 @@ ARRAYS = [name for name in OURS if ZOO[name].spec.value.kind == "array"]
 @cache
 def probes(name: str) -> dict[tuple[str, str], Probe]:
     """Return the kit's files of a modality by kind and description."""
-    return {(kind, probe.what): probe for kind, probe in probed_files(ZOO[name]).probes}
+    return {(kind, probe.description): probe for kind, probe in probed_files(ZOO[name]).probes}
 
 
 def good(name: str) -> np.ndarray:
     """Return a valid value."""
-    value = made_up(ZOO[name])
+    value = example_array(ZOO[name])
     assert value is not None
     return value
 
@@ -70,7 +70,7 @@ def test_arrays_with_wrong_numbers_and_damaged_files_are_refused(name: str) -> N
     low, high = handle.spec.value.low, handle.spec.value.high
     numbers = [] if low is None or high is None else [low - 1 - abs(low), high + 1 + abs(high)]
     for number in [*numbers, *((np.nan, -np.inf) if value.dtype.kind == "f" else ())]:
-        wrong = with_one(value, number)
+        wrong = with_number(value, number)
         for act in (lambda wrong=wrong: handle.check(wrong), lambda wrong=wrong: handle.write(wrong)):
             refused(name, act, "numbers lie outside the range" if np.isfinite(number) else "1 not finite")
         refused(name, lambda wrong=wrong: handle.read(npy(wrong).data, "npy"))
@@ -128,7 +128,7 @@ def test_pictures_of_every_kind(name: str) -> None:
     pictures = {
         what: probe.file for (kind, what), probe in probes(name).items() if kind == PICTURE and what not in examples
     }
-    plain = plain_picture(handle, good(name))
+    plain = readable_picture(handle, good(name))
     assert plain is not None
     assert READ[name] <= {*pictures, WORDS[plain.mode]}
     for what, file in pictures.items():

@@ -374,5 +374,5 @@ def test_give_way_limits_spinning_when_others_run(
     monkeypatch.setattr(cli, "LOAD", tmp_path / "loadavg")
     if load is not None:
         (tmp_path / "loadavg").write_text(load)
-    cli.give_way()
+    cli.avoid_spinning()
     assert os.environ.get("GOMP_SPINCOUNT") == spins

@@ -64,7 +64,7 @@ def test_installed_modality(name: str, check: str, subjects: Callable[[str], Sub
 
 @pytest.mark.parametrize(("count", "expected"), [(8, (6, 2)), (3, (1, 2)), (2, (1, 1))])
 def test_no_value_is_both_trained_on_and_held_out(count: int, expected: tuple[int, int]) -> None:
-    subject = Subject(zoo=Zoo.installed(), name="depth", workdir=Path(), given=[])
+    subject = Subject(zoo=Zoo.installed(), name="depth", workdir=Path(), samples=[])
     subject.values = list(range(count))
     samples = subject.training_samples
     assert (len(samples.train), len(samples.test)) == expected
@@ -211,7 +211,7 @@ def lit(install_example: Install, workdir: Path, body: str, levels: Sequence[flo
     install_example("base")
     install_example("lit", {"metrics=(": 'derived_from=("base",), metrics=(', SCORE: f"{DERIVE}{body}\n{SCORE}"})
     pictures = [{"base": np.full((1, 16, 16), level, np.float32)} for level in levels]
-    return Subject(zoo=Zoo.installed(), name="lit", workdir=workdir, given=pictures)
+    return Subject(zoo=Zoo.installed(), name="lit", workdir=workdir, samples=pictures)
 
 
 @pytest.mark.parametrize("change", ["sample['base'] *= 0.5", "del sample['base']", "sample['more'] = 1"])
@@ -230,7 +230,7 @@ def test_samples_dropped_by_derive_are_accepted(install_example: Install, tmp_pa
     subject = lit(install_example, tmp_path, body, (0.1, 0.6, 0.2, 0.9))
     CHECKS["derive"](subject)
     assert [float(value[0, 0, 0]) for value in subject.values] == [np.float32(0.6), np.float32(0.9)]
-    dark = Subject(zoo=Zoo.installed(), name="lit", workdir=tmp_path, given=subject.given[:1])
+    dark = Subject(zoo=Zoo.installed(), name="lit", workdir=tmp_path, samples=subject.samples[:1])
     with pytest.raises(DataError, match="too dark"):
         CHECKS["derive"](dark)
 

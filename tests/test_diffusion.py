@@ -191,7 +191,7 @@ def test_guidance_1_is_conditional_and_guidance_0_is_unconditional() -> None:
     assert not torch.allclose(told, untold)
     for scale, expected in ((1.0, told), (0.0, untold), (3.0, untold + 3 * (told - untold))):
         module.diffusion = dataclasses.replace(module.diffusion, guidance_scale=scale)
-        torch.testing.assert_close(module.guided(noisy, times, codes, None), expected)
+        torch.testing.assert_close(module.guided_prediction(noisy, times, codes, None), expected)
 
 
 # ---------------------------------------------------------------- a second stage

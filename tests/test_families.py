@@ -99,7 +99,7 @@ class Rows(ObjectModality):
     def split(self, value: Any, options: Any) -> list[Any]:
         return list(value)
 
-    def seen(self, value: Any, crop: Any, options: Any) -> Any:
+    def crop_value(self, value: Any, crop: Any, options: Any) -> Any:
         return value
 
     def items(self, objects: Any, options: Any) -> np.ndarray:

@@ -129,7 +129,7 @@ def seeds(name: str) -> Mapping[str, File]:
     handle = ZOO[name]
     found = {what: File(*file) for what, file in handle.example_files().items()}
     with contextlib.suppress(ZooError):
-        found |= {f"{kind} {probe.what}": probe.file for kind, probe in probed_files(handle).probes}
+        found |= {f"{kind} {probe.description}": probe.file for kind, probe in probed_files(handle).probes}
     return found or {"text": File(b"a", "txt"), "list": File(b'[{"a": 1}]', "json")}
 
 

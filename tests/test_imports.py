@@ -248,7 +248,7 @@ UNCHECKED = {
     "tokenizers_zoo/io.py": "owns the opening of files",
     "tokenizers_zoo/cli/main.py": "/proc/loadavg",
     "tokenizers_zoo/pipeline/workers.py": "the system's limits of processors",
-    "tokenizers_zoo/report/pictures.py": "read whole before, by own_file",
+    "tokenizers_zoo/report/pictures.py": "read whole before, by read_inside",
     "zoo_backbone/wheels.py": "metadata of installed distributions",
     "zoo_backbone/train.py": "pictures that it has just written",
     "zoo_geometry/pose_networks.py": "checked by PretrainedConfig.locate",

@@ -439,7 +439,7 @@ def test_bad_checkpoints_are_refused_and_nothing_is_written(change: Any, message
     config, tensors = json.loads(json.dumps(checkpoint.config)), dict(checkpoint.tensors)
     change(config, tensors)
     with pytest.raises(CheckpointError, match=message):
-        imported(PublishedCheckpoint(config=config, tensors=tensors, place="here"), tmp_path)
+        imported(PublishedCheckpoint(config=config, tensors=tensors, path="here"), tmp_path)
     assert not (tmp_path / "backbone").exists()
 
 

@@ -125,7 +125,7 @@ def test_dtypes_metadata_and_a_missing_class_survive_the_round_trip(tmp_path: Pa
     assert all(tensor.dtype == torch.float32 for tensor in handle.tokenizer.module.parameters())
     told = dataclasses.replace(whole, metadata={"format": "pt", "enc_type": "vit_b_enc"})
     round_trip(told, tmp_path / "told")
-    assert told.said() and not whole.said()  # default metadata does not change the fingerprint
+    assert told.extra_metadata() and not whole.extra_metadata()  # default metadata does not change the fingerprint
     for config in (VIT, DIVAE):
         named = published(**config)
         checkpoint = dataclasses.replace(named, config={k: v for k, v in config.items() if k != "class"})
@@ -155,7 +155,7 @@ def test_mismatches_are_named_and_nothing_is_written(case: str, tmp_path: Path) 
     sound = published(**(DIVAE if config["class"] == "DiVAE" else VIT))
     tensors = dict(sound.tensors)
     change(tensors)
-    broken = dataclasses.replace(sound, config=config, tensors=tensors, place="FOLDER")
+    broken = dataclasses.replace(sound, config=config, tensors=tensors, path="FOLDER")
     handle = neutral(read_architecture(sound), {}, tmp_path)
     with pytest.raises(CheckpointError, match=f"^FOLDER: .*{message}") as error:
         handle.import_published(broken, tmp_path / "own")

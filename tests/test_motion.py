@@ -15,7 +15,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.limits import Limits, limited
 from tokenizers_zoo.spec import Crop
-from tokenizers_zoo.testing.media import saved
+from tokenizers_zoo.testing.media import save_picture
 from tokenizers_zoo.validation import array_bytes as npy
 from zoo_motion import flow, imu, video
 
@@ -26,7 +26,7 @@ def settings(name: str, **own: Any) -> Settings:
 
 
 def together(frames: list[Image.Image], kind: str, **options: Any) -> bytes:
-    return saved(frames[0], kind.lower(), save_all=True, append_images=frames[1:], **options).data
+    return save_picture(frames[0], kind.lower(), save_all=True, append_images=frames[1:], **options).data
 
 
 def animation(greys: list[int], milliseconds: int | list[int], kind: str = "GIF") -> bytes:

@@ -19,7 +19,7 @@ from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.testing import conformance_results
 from tokenizers_zoo.testing.media import picture_probes, tone, wav
 from tokenizers_zoo.testing.probe import File, Outcome, Probe, bars, npy, outcome_of
-from tokenizers_zoo.testing.probes import as_json, made_up, object_probes, probed_files
+from tokenizers_zoo.testing.probes import as_json, example_array, object_probes, probed_files
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
 from modality_pages import files_section
@@ -45,7 +45,7 @@ def checked(name: str) -> str:
 
 def met(name: str) -> dict[str, Outcome]:
     handle = Zoo.installed()[name]
-    return {probe.what: outcome_of(handle, probe) for _, probe in probed_files(handle).probes}
+    return {probe.description: outcome_of(handle, probe) for _, probe in probed_files(handle).probes}
 
 
 # ---------------------------------------------------------------- plugins that read wrongly
@@ -56,7 +56,7 @@ def test_a_plugin_that_leaves_files_to_the_defaults_passes(install_example: Inst
     assert checked("plain_map") == ""
     outcomes = met("plain_map")
     assert outcomes["float64"].read and outcomes["float16"].read and outcomes["no axis of channels"].line
-    assert outcomes["twice as high and wide"].how == "resized"
+    assert outcomes["twice as high and wide"].reading == "resized"
     assert "every number has to be finite" in outcomes["NaN in it"].line
     assert probed_files(Zoo.installed()["plain_map"]).reads == ("npy",)
 
@@ -105,14 +105,14 @@ def test_want_of_memory_is_no_fault_of_a_reader(monkeypatch: pytest.MonkeyPatch)
         outcome_of(handle, probe)
     monkeypatch.setattr(handle, "write", fails)
     with pytest.raises(MachineError):
-        made_up(handle)
+        example_array(handle)
 
 
 def test_pictures_are_met_where_they_are_read(install_example: Install) -> None:
     install_example("seen_map", {SCORE: PICTURES + SCORE})
     assert checked("seen_map") == ""
     outcomes = met("seen_map")
-    hows = {what: outcomes[what].how for what in ("16-bit grey", "RGBA half transparent", "turned by EXIF", "CMYK")}
+    hows = {what: outcomes[what].reading for what in ("16-bit grey", "RGBA half transparent", "turned by EXIF", "CMYK")}
     assert hows == {
         "16-bit grey": "brightness, white is 65535", "RGBA half transparent": "the transparent half is black",
         "turned by EXIF": "upright", "CMYK": "the same as 8-bit RGB",
@@ -136,7 +136,7 @@ def test_pictures_of_ids_spread_over_channels_are_met(install_example: Install) 
     handle = Zoo.installed()["panoptic_map"]
     ids = bars((16, 16), (1, 2), "uint8")
     picture = Image.fromarray(np.stack([ids, 0 * ids, 0 * ids], axis=-1))
-    probes = {probe.what: probe for probe in picture_probes(handle, picture)}
+    probes = {probe.description: probe for probe in picture_probes(handle, picture)}
     assert probes["8-bit grey"].file.data != probes["16-bit grey"].file.data and "turned by EXIF" in probes
 
 
@@ -150,7 +150,7 @@ def examples(files: str) -> dict[str, str]:
 def test_files_that_a_plugin_gives_are_among_the_probes(install_example: Install) -> None:
     install_example("given_files", examples("{'a map of old': (b'P5', 'pgm')}"))
     kind, probe = probed_files(Zoo.installed()["given_files"]).probes[-1]
-    assert (kind, probe) == ("`.pgm`", Probe(what="a map of old", file=File(data=b"P5", extension="pgm")))
+    assert (kind, probe) == ("`.pgm`", Probe(description="a map of old", file=File(data=b"P5", extension="pgm")))
     assert met("given_files")["a map of old"].line == "given_files: expected a .npy file, got .pgm"
 
 
@@ -170,7 +170,7 @@ def test_objects_need_an_example_or_a_sample(install_example: Install) -> None:
     handle = Zoo.installed()["free_tables"]
     with pytest.raises(DataError, match="free_tables: there is no sound value to make files from"):
         probed_files(handle)
-    names = [probe.what for _, probe in probed_files(handle, sample=[{"a": 1.5}]).probes]
+    names = [probe.description for _, probe in probed_files(handle, sample=[{"a": 1.5}]).probes]
     assert {"without `a`", "`a` is 1000 times larger", "NaN in it", "an empty list"} <= set(names)
 
 
@@ -194,7 +194,7 @@ def test_made_up_values_are_sound_for_every_array() -> None:
     arrays = [handle for handle in zoo.handles() if handle.spec.value.kind == "array"]
     assert len(arrays) > 20
     for handle in arrays:
-        value = made_up(handle)
+        value = example_array(handle)
         assert value is not None, handle.name
         handle.check(value)
         assert len(np.unique(value)) > 1, handle.name
@@ -214,18 +214,18 @@ def test_sound_files_hold_what_they_should(width: int) -> None:
 
 def test_objects_differ_in_what_they_say() -> None:
     person = {"name": "Ada", "box": [0.1, 0.2], "age": 36}
-    texts = {probe.what: probe.file.data for probe in object_probes([person])}
+    texts = {probe.description: probe.file.data for probe in object_probes([person])}
     assert json.loads(texts["without `box`"]) == [{"name": "Ada", "age": 36}]
     assert json.loads(texts["`box` is 1000 times larger"]) == [{**person, "box": [100.0, 200.0]}]
     assert json.loads(texts["`box` lacks its last"]) == [{**person, "box": [0.1]}]
     assert json.loads(texts["`name` is a number"]) == [{**person, "name": 3}]
     assert b"[NaN, NaN]" in texts["NaN in it"] and person["box"] == [0.1, 0.2]
     assert json.loads(texts["one without a list around it"]) == person
-    table = {probe.what: probe.file.data for probe in object_probes({"a": 1, "b": 2})}
+    table = {probe.description: probe.file.data for probe in object_probes({"a": 1, "b": 2})}
     assert json.loads(table["a key more, `remark`"]) == {"a": 1, "b": 2, "remark": "ok"}
     assert "without `a`" not in table and "`b` is a text" not in table  # any field of a table may be absent
     gap = {"points": [[0.5, 1], None, {"x": 2}], "seen": [1, True]}
-    texts = {probe.what: probe.file.data for probe in object_probes([gap])}
+    texts = {probe.description: probe.file.data for probe in object_probes([gap])}
     assert json.loads(texts["`points` is 1000 times larger"]) == [{**gap, "points": [[500.0, 1000], None, {"x": 2}]}]
     assert json.loads(texts["`seen` is 1000 times larger"]) == [{**gap, "seen": [1000, True]}]
 
@@ -246,9 +246,9 @@ def test_a_value_close_to_a_plain_one_is_told_from_another(install_example: Inst
     value = bars((1, 16, 16), (0.25, 0.75))
     near, far = value + np.float32(0.001), 1 - value
     for shown, how in ((near, "so"), (far, "")):
-        probe = Probe(what="x", file=npy(shown), readings=(("so", npy(value)),))
-        assert outcome_of(handle, probe).how == how
-    strict = Probe(what="x", file=npy(far), readings=(("so", npy(value)),), must_match=True)
+        probe = Probe(description="x", file=npy(shown), readings=(("so", npy(value)),))
+        assert outcome_of(handle, probe).reading == how
+    strict = Probe(description="x", file=npy(far), readings=(("so", npy(value)),), must_match=True)
     assert outcome_of(handle, strict).fault == "it is read, but not as it should be: so"
-    hopeless = Probe(what="x", file=npy(far), readings=(("so", as_json(1)),), must_match=True)
+    hopeless = Probe(description="x", file=npy(far), readings=(("so", as_json(1)),), must_match=True)
     assert outcome_of(handle, hopeless).read  # nothing to compare with

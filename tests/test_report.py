@@ -22,7 +22,7 @@ from tokenizers_zoo.io import read_lines, read_table, write_table
 from tokenizers_zoo.report import pages
 from tokenizers_zoo.report.pages import registry_of, write_report
 from tokenizers_zoo.report.pictures import Pictures, cells_of, legend_of
-from tokenizers_zoo.report.samples import overview, own_file, read_galleries
+from tokenizers_zoo.report.samples import overview, read_galleries, read_inside
 from tokenizers_zoo.run_folder import write_run
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 from tokenizers_zoo.train.log import StepLog
@@ -303,8 +303,8 @@ def test_links_out_of_a_folder_are_not_embedded(run: Run, zoo: Zoo, tmp_path: Pa
     assert f"{sheet.name} is missing" in write_report(zoo, folder).read_text(encoding="utf-8")
     (tmp_path / "inside.png").write_bytes(b"1")
     (folder / "link.png").symlink_to("/proc/self/environ")
-    assert own_file(folder, folder / "link.png") is own_file(folder, folder / "none.png") is None
-    assert own_file(tmp_path, tmp_path / "inside.png") == b"1"
+    assert read_inside(folder, folder / "link.png") is read_inside(folder, folder / "none.png") is None
+    assert read_inside(tmp_path, tmp_path / "inside.png") == b"1"
 
 
 def test_pages_load_nothing_and_run_only_their_own_script(run: Run, zoo: Zoo) -> None:

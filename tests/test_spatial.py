@@ -334,7 +334,7 @@ def test_canny_is_derived_from_rgb() -> None:
 
 def test_half_of_a_batch_is_mirrored() -> None:
     batch = values("depth", 64)
-    mirrored = depth.plugin.codec(settings("depth")).augmented(batch, np.random.default_rng(0))
+    mirrored = depth.plugin.codec(settings("depth")).augment(batch, np.random.default_rng(0))
     flipped = [np.array_equal(value, before[..., ::-1]) for value, before in zip(mirrored, batch, strict=True)]
     assert flipped == (np.random.default_rng(0).random(64) < 0.5).tolist()
     same = [np.array_equal(value, before) for value, before in zip(mirrored, batch, strict=True)]

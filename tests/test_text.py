@@ -31,7 +31,7 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.families.text import TextModality, printable, whole_groups, words_of
+from tokenizers_zoo.families.text import TextModality, fitting_groups, printable, words_of
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.text_vocab import Special, TextVocabulary
 from zoo_images.palette import Palette, lab, main_colours, pairing
@@ -130,8 +130,8 @@ def test_any_ids_decode_to_a_value_that_encodes(name: str, data: st.DataObject) 
 
 
 def test_whole_groups_never_cuts_one() -> None:
-    assert whole_groups([[1, 2], [3], [4, 5], [6]], 4) == [1, 2, 3]
-    assert whole_groups([[1, 2]], 1) == []
+    assert fitting_groups([[1, 2], [3], [4, 5], [6]], 4) == [1, 2, 3]
+    assert fitting_groups([[1, 2]], 1) == []
 
 
 # ---- text that looks like something else

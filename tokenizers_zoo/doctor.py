@@ -22,7 +22,7 @@ from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import Crop, Metric, SequenceLayout
-from tokenizers_zoo.testing.geometry import CROPS, SMALLEST, Shift, check_crop_geometry, is_picture, shift_between
+from tokenizers_zoo.testing.geometry import CROPS, MIN_SIDE, Shift, check_crop_geometry, is_picture, shift_between
 from tokenizers_zoo.testing.subject import Skipped, per_sample
 from tokenizers_zoo.validation import bounds, same
 
@@ -365,7 +365,7 @@ def edge_shift(patient: Patient, other: str) -> Shift | None:
     found = []
     try:
         handles = patient.handle, patient.zoo[other]
-        if not is_picture(handles[1]) or handles[1].spec.value.shape[-2:] != size or min(size) < SMALLEST:
+        if not is_picture(handles[1]) or handles[1].spec.value.shape[-2:] != size or min(size) < MIN_SIDE:
             return None
         places = list(islice(patient.store.rows(patient.split, [handle.name for handle in handles]), SHIFTED))
     except ZooError:

@@ -68,45 +68,46 @@ class ValueCodec:
             return outputs.max(dim=1).indices  # as argmax, in a quarter of its time on a CPU
         if self.model.kind == "binary":
             return (outputs.mean(dim=1, keepdim=True) > 0).float()
-        own = self.model.inputs == "own"
-        return (self.modality.from_network if own else self.modality.from_published)(outputs, self.options)
+        if self.model.inputs == "own":
+            return self.modality.from_network(outputs, self.options)
+        return self.modality.from_published(outputs, self.options)
 
     def fit(
         self, train: Sequence[Any], count: int, rng: np.random.Generator
     ) -> tuple[Iterator[torch.Tensor], dict[str, torch.Tensor]]:
         """Return batches of about `count` training items, and the statistics in `AutoencoderConfig.fitted`."""
-        chosen = rng.permutation(len(train))[:count]
-        chunks = (chosen[start : start + CHUNK] for start in range(0, len(chosen), CHUNK))
-        return (stacked([train[int(index)] for index in chunk]) for chunk in chunks), {}
+        indices = rng.permutation(len(train))[:count]
+        chunks = (indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK))
+        return (stack_values([train[int(index)] for index in chunk]) for chunk in chunks), {}
 
     def batch(self, values: list[Any], rng: np.random.Generator) -> torch.Tensor:
         """Return the network inputs of a training batch, augmented with random numbers from `rng`."""
-        return self.to_network(stacked(self.augmented(values, rng)))
+        return self.to_network(stack_values(self.augment(values, rng)))
 
-    def augmented(self, values: list[Any], rng: np.random.Generator) -> list[Any]:
+    def augment(self, values: list[Any], rng: np.random.Generator) -> list[Any]:
         """Mirror half of the values left to right if the setting `flip` is on and the modality has `transform`."""
         transform = getattr(self.modality, "transform", None)
         if transform is None or not getattr(self.options.tokenizer, "flip", False):
             return values
         mirrored = rng.random(len(values)) < 0.5
         return [
-            called(transform, value=value, crop=Crop(flip=True), settings=self.settings) if flip else value
+            call_hook(transform, value=value, crop=Crop(flip=True), settings=self.settings) if flip else value
             for value, flip in zip(values, mirrored, strict=True)
         ]
 
     def reconstruct(self, tokenizer: Any, values: list[Any]) -> tuple[list[Any], torch.Tensor | None]:
         """Return the values after encode and decode, and the codes (None without any)."""
-        tokens = tokenizer.encode(stacked(values))
+        tokens = tokenizer.encode(stack_values(values))
         return list(tokenizer.decode(tokens).numpy()), tokens
 
 
-def called(hook: Callable[..., Any], **arguments: Any) -> Any:
+def call_hook(hook: Callable[..., Any], **arguments: Any) -> Any:
     """Call a hook with only the arguments in its signature; plugins may omit unused ones."""
-    taken = inspect.signature(hook).parameters
-    return hook(**{name: value for name, value in arguments.items() if name in taken})
+    parameters = inspect.signature(hook).parameters
+    return hook(**{name: value for name, value in arguments.items() if name in parameters})
 
 
-def stacked(values: Sequence[Any]) -> torch.Tensor:
+def stack_values(values: Sequence[Any]) -> torch.Tensor:
     """Return values of one shape as a batch."""
     import torch
 

@@ -52,10 +52,10 @@ class QuantizedTrainConfig(QuantizerFields, TrainConfig):
     def quantizer_config(self) -> QuantizerConfig:
         """Return the resolved quantizer settings of the table."""
         fields = dataclasses.fields(QuantizerFields)
-        given = {f.name: getattr(self, f.name) for f in fields}
-        unset = {f.name for f in fields if given[f.name] == f.default}
+        values = {f.name: getattr(self, f.name) for f in fields}
+        unset = {f.name for f in fields if values[f.name] == f.default}
         defaults = {name: value for name, value in self.quantizer_defaults().items() if name in unset}
-        return QuantizerConfig(kind=self.quantizer, **{**given, **defaults})
+        return QuantizerConfig(kind=self.quantizer, **{**values, **defaults})
 
     def block_config(self) -> BlockConfig | MlpConfig:
         """Return the resolved encoder and decoder settings of the table."""
@@ -144,12 +144,12 @@ class DiffusionConfig:
         if self.guidance_scale != 1 and not self.drop_share:
             raise ValueError("guidance_scale: values other than 1 need a drop_share above 0 in training")
 
-    def trained(self) -> dict[str, Any]:
+    def trained_settings(self) -> dict[str, Any]:
         """Return the fields that the weights depend on, as JSON types, without the path `base`."""
         omitted = {"base", *self.sampling_fields}
         return {name: value for name, value in recorded(self).items() if name not in omitted}
 
-    def sampled(self) -> dict[str, Any]:
+    def sampling_settings(self) -> dict[str, Any]:
         """Return the fields that only affect decoding."""
         return {name: getattr(self, name) for name in self.sampling_fields}
 
@@ -251,8 +251,8 @@ class TokenizerConfig(QuantizedTrainConfig):
 
     def loss_weights(self, main: LossName) -> dict[str, float]:
         """Nonzero weights of the reconstruction losses by name, without the adversarial loss."""
-        given = {name: getattr(self, f"{name}_weight") for name in (*get_args(LossName), "perceptual")}
-        return {self.loss or main: 1.0, **{name: weight for name, weight in given.items() if weight}}
+        weights = {name: getattr(self, f"{name}_weight") for name in (*get_args(LossName), "perceptual")}
+        return {self.loss or main: 1.0, **{name: weight for name, weight in weights.items() if weight}}
 
 
 PUBLISHED_TRAINING: dict[str, Any] = {

@@ -76,7 +76,7 @@ class Denoiser(nn.Module):
 
 def unet(config: DiffusionConfig, channels: int, out_channels: int) -> UNet2DModel:
     """Return the UNet on cells."""
-    own = config.layout == "own"
+    own_layout = config.layout == "own"
     plain = len(config.multipliers) - config.attention
     down = ["DownBlock2D"] * plain + ["AttnDownBlock2D"] * config.attention
     return UNet2DModel(
@@ -86,9 +86,9 @@ def unet(config: DiffusionConfig, channels: int, out_channels: int) -> UNet2DMod
         layers_per_block=config.depth,
         down_block_types=tuple(down),
         up_block_types=tuple(name.replace("Down", "Up") for name in down[::-1]),
-        attention_head_dim=math.gcd(config.width, HEAD_DIM) if own else config.width * config.multipliers[-1],
+        attention_head_dim=math.gcd(config.width, HEAD_DIM) if own_layout else config.width * config.multipliers[-1],
         norm_num_groups=math.gcd(config.width, NORM_GROUPS),
-        resnet_time_scale_shift="scale_shift" if own else "default",
+        resnet_time_scale_shift="scale_shift" if own_layout else "default",
     )
 
 
@@ -131,7 +131,7 @@ class DiffusionAutoencoder(Autoencoder):
         self.schedule = noise_schedule(diffusion)
 
     @classmethod
-    def around(cls, plain: Autoencoder, diffusion: DiffusionConfig) -> DiffusionAutoencoder:
+    def from_plain(cls, plain: Autoencoder, diffusion: DiffusionConfig) -> DiffusionAutoencoder:
         """Return a copy of `plain` with an untrained denoiser; with `base`, all but the denoiser is frozen."""
         module = cls(plain.config, diffusion)
         module.load_state_dict(plain.state_dict() | module.denoiser.state_dict(prefix=DENOISER))
@@ -185,12 +185,12 @@ class DiffusionAutoencoder(Autoencoder):
         noise = torch.randn_like(target)
         conditioned = torch.rand(count, device=device) >= self.diffusion.drop_share
         noisy = self.schedule.add_noise(target, noise, times)  # type: ignore[arg-type]
-        wanted = {
+        prediction_target = {
             "x0": lambda: target,
             "v": lambda: self.schedule.get_velocity(target, noise, times),  # type: ignore[arg-type]
             "epsilon": lambda: noise,
         }[self.diffusion.prediction]()
-        return F.mse_loss(self.denoiser(noisy, times, codes, plain, conditioned).float(), wanted)
+        return F.mse_loss(self.denoiser(noisy, times, codes, plain, conditioned).float(), prediction_target)
 
     def sample(
         self, codes: Float[Tensor, "batch dim h w"], noise: Float[Tensor, "batch channels height width"]
@@ -198,26 +198,26 @@ class DiffusionAutoencoder(Autoencoder):
         """Return standardised outputs for codes, from standard normal noise."""
         plain = self.plain(codes)
         sampler = sampler_of(self.diffusion)
-        current = noise
+        noisy = noise
         for time in sampler.timesteps:
             times = time.to(noise.device).expand(len(noise))
-            current = sampler.step(self.guided(current, times, codes, plain), time, current)[0]
-        return current if plain is None else plain + current * self.denoiser.scale
+            noisy = sampler.step(self.guided_prediction(noisy, times, codes, plain), time, noisy)[0]
+        return noisy if plain is None else plain + noisy * self.denoiser.scale
 
     def decode(self, tokens: Int[Tensor, "batch h w *codes"]) -> Float[Tensor, "batch channels height width"]:
         """Return sampled outputs in the units of the inputs; they depend on the tokens and the seed only."""
         codes = self.codes_of(tokens)
         shape = (self.config.channels, *(n * side for n, side in zip(codes.shape[2:], self.config.patch, strict=True)))
-        noise = torch.stack([noise_of(one, self.diffusion.seed, shape) for one in tokens.cpu()])
+        noise = torch.stack([noise_of(sample_tokens, self.diffusion.seed, shape) for sample_tokens in tokens.cpu()])
         return self.unstandardise(self.sample(codes, noise.to(tokens.device)))
 
-    def guided(self, noisy: Tensor, times: Tensor, codes: Tensor, plain: Tensor | None) -> Tensor:
+    def guided_prediction(self, noisy: Tensor, times: Tensor, codes: Tensor, plain: Tensor | None) -> Tensor:
         """Return the prediction with classifier-free guidance (arXiv 2207.12598, eq. 6 with w = scale - 1)."""
         conditional = self.denoiser(noisy, times, codes, plain)
         if self.diffusion.guidance_scale == 1:
             return conditional
-        none = torch.zeros(len(noisy), dtype=torch.bool, device=noisy.device)
-        unconditional = self.denoiser(noisy, times, codes, plain, none)
+        unconditioned = torch.zeros(len(noisy), dtype=torch.bool, device=noisy.device)
+        unconditional = self.denoiser(noisy, times, codes, plain, unconditioned)
         return unconditional + self.diffusion.guidance_scale * (conditional - unconditional)
 
 

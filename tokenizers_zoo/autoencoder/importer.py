@@ -20,8 +20,8 @@ from tokenizers_zoo.config import Origin, Settings, recorded
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.ml4m.architecture import DIFFUSION, PLAIN, Architecture, read_architecture
-from tokenizers_zoo.ml4m.source import PLAIN_METADATA, SAID
-from tokenizers_zoo.ml4m.tensors import places, to_own, to_published
+from tokenizers_zoo.ml4m.source import EXTRA_METADATA, PLAIN_METADATA
+from tokenizers_zoo.ml4m.tensors import from_published, tensor_mappings, to_published
 from tokenizers_zoo.nn.config import BlockConfig
 
 
@@ -35,8 +35,9 @@ def difference(model: AutoencoderConfig, channels: tuple[int, ...] | None, archi
     if pictures != bool(model.patch):
         return "it is of pictures, and values here are vectors" if pictures else "it is an MLP, for vectors"
     if (model.kind == "classes") != bool(architecture.classes):
-        here, there = ("class ids", "numbers") if model.kind == "classes" else ("numbers", "classes")
-        return f"it is of {there}, and values here are {here}"
+        if model.kind == "classes":
+            return "it is of numbers, and values here are class ids"
+        return "it is of classes, and values here are numbers"
     if architecture.classes and architecture.unet is not None:
         return "its decoder draws pictures, and values here are class ids"
     if channels is not None and not architecture.classes and architecture.channels not in channels:
@@ -53,29 +54,31 @@ def import_tokenizer(
     written then.
     """
 
-    def refused(reason: str) -> NotThisKind:
+    def mismatch(reason: str) -> NotThisKind:
         name = settings.name
-        return NotThisKind(f"{published.place}: is no tokenizer of {name}: {reason}; import it as another modality")
+        return NotThisKind(f"{published.path}: is no tokenizer of {name}: {reason}; import it as another modality")
 
     architecture, options = read_architecture(published), modality.options(settings)
     if reason := difference(modality.model_config(options), None, architecture):
-        raise refused(reason)
-    known = {field.name for field in fields(options.tokenizer)} | {"diffusion"}
-    tokenizer = {key: value for key, value in architecture.tokenizer_table.items() if key in known}
-    chosen = {key: settings[key] for key in modality.published_choices if key in settings}
-    table = {**modality.published_settings(architecture, options), **chosen, "tokenizer": tokenizer}
-    own = {key: value for key, value in settings.items() if key != "preset"} | table
-    given = {"shared": settings.shared, "vocabularies": settings.vocabularies}
-    fresh = modality.importing(Settings(settings.name, own, **given, origin=Origin(table=settings.origin.table)))
+        raise mismatch(reason)
+    field_names = {field.name for field in fields(options.tokenizer)} | {"diffusion"}
+    tokenizer = {key: value for key, value in architecture.tokenizer_table.items() if key in field_names}
+    fixed_settings = {key: settings[key] for key in modality.published_choices if key in settings}
+    table = {**modality.published_settings(architecture, options), **fixed_settings, "tokenizer": tokenizer}
+    new_values = {key: value for key, value in settings.items() if key != "preset"} | table
+    tables = {"shared": settings.shared, "vocabularies": settings.vocabularies}
+    new_settings = modality.importing(
+        Settings(settings.name, new_values, **tables, origin=Origin(table=settings.origin.table))
+    )
     try:
-        options = modality.options(fresh)
+        options = modality.options(new_settings)
         model = modality.model_config(options)
         reason = difference(model, modality.published_channels or (model.channels,), architecture)
         if reason := reason or modality.published_difference(architecture, options):
-            raise refused(reason)
-        codec = modality.codec(fresh)
+            raise mismatch(reason)
+        codec = modality.codec(new_settings)
     except ConfigError as error:
-        raise refused(f"it would need {error}") from None
+        raise mismatch(f"it would need {error}") from None
     diffusion = codec.diffusion
     encoder, decoder = architecture.encoder, architecture.decoder
     model = replace(
@@ -87,26 +90,27 @@ def import_tokenizer(
         inputs="published",
         **({"class_channels": architecture.channels} if architecture.classes else {}),
     )
-    with fitting(published.place), torch.device("meta"):
+    with fitting(published.path), torch.device("meta"):
         module = build_autoencoder(model, diffusion)
     state = module.state_dict()
     mean, std = modality.published_scale
-    own = {name: torch.tensor(x).expand(state[name].shape) for name, x in (("mean", mean), ("std", std))}
-    own |= {f"fitted_{name}": torch.from_numpy(array) for name, array in modality.published_fitted(options).items()}
+    tensors = {name: torch.tensor(x).expand(state[name].shape) for name, x in (("mean", mean), ("std", std))}
+    tensors |= {f"fitted_{name}": torch.from_numpy(array) for name, array in modality.published_fitted(options).items()}
     if model.directions:
-        own["length"] = torch.ones(())
+        tensors["length"] = torch.ones(())
     description = {**codec.describe(), "model": recorded(model)}
     if diffusion is not None:
-        description["diffusion"] = diffusion.trained()
-        own[f"{DENOISER}scale"] = torch.ones(()).expand(model.channels, 1, 1)
-        own[f"{DENOISER}hidden_code"] = torch.zeros(architecture.latent_dim, 1, 1)
+        description["diffusion"] = diffusion.trained_settings()
+        tensors[f"{DENOISER}scale"] = torch.ones(()).expand(model.channels, 1, 1)
+        tensors[f"{DENOISER}hidden_code"] = torch.zeros(architecture.latent_dim, 1, 1)
     if architecture.quantizer.distance == "cosine":  # the EMA sums that these codes would come from
         rows = architecture.quantizer.codebook_size, architecture.latent_dim
         codes = published.tensor("quantize._codebook.embed", *rows)
-        own["quantizer.adapter.vq._codebook.embed_avg"] = codes[None].clone()
-    tensors = to_own(published, places(architecture), state, own)
+        tensors["quantizer.adapter.vq._codebook.embed_avg"] = codes[None].clone()
+    tensors = from_published(published, tensor_mappings(architecture), state, tensors)
     cls = DIFFUSION if architecture.unet is not None else PLAIN
-    origin = {"class": cls, "config": dict(published.config), "same_as": dict(published.same_as), **published.said()}
+    origin = {"class": cls, "config": dict(published.config), "same_as": dict(published.same_as)}
+    origin |= published.extra_metadata()
     card = f"# {settings.name}\n\nImported from a published {cls} of 4M (github.com/apple/ml-4m).\n"
     save_checkpoint(out_dir, tensors, {**description, ORIGIN: origin}, card)
     return table
@@ -118,12 +122,12 @@ def export_tokenizer(checkpoint: Path, checkpoint_class: str) -> PublishedCheckp
     if ORIGIN not in config:
         raise CheckpointError(f"{checkpoint}: was trained here; only imported tokenizers can be exported")
     origin: Mapping[str, Any] = config[ORIGIN]
-    named = {**origin["config"], "class": origin["class"]}
-    architecture = read_architecture(PublishedCheckpoint(config=named, tensors={}, place=str(checkpoint)))
+    config_with_class = {**origin["config"], "class": origin["class"]}
+    architecture = read_architecture(PublishedCheckpoint(config=config_with_class, tensors={}, path=str(checkpoint)))
     return PublishedCheckpoint(
         config=origin["config"],
-        tensors=to_published(tensors, places(architecture)),
+        tensors=to_published(tensors, tensor_mappings(architecture)),
         same_as=origin["same_as"],
-        metadata=origin.get(SAID, PLAIN_METADATA),
-        place=str(checkpoint),
+        metadata=origin.get(EXTRA_METADATA, PLAIN_METADATA),
+        path=str(checkpoint),
     )

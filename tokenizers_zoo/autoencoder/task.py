@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from tokenizers_zoo.autoencoder.codec import ValueCodec, called
+from tokenizers_zoo.autoencoder.codec import ValueCodec, call_hook
 from tokenizers_zoo.autoencoder.losses import (
     RECONSTRUCTION_LOSSES,
     REDUCTION,
@@ -65,8 +65,8 @@ class AutoencoderTask(Task):
             raise ConfigError(f"{origin.at('class_balance')}: works with cross_entropy and bce only; remove it")
         if "perceptual" in codec.losses:
             if self.spec.value.low is None or self.spec.value.high is None:
-                where = origin.at("perceptual_weight")
-                raise ConfigError(f"{where}: needs bounded values, and {self.spec.name} declares no low and high")
+                location = origin.at("perceptual_weight")
+                raise ConfigError(f"{location}: needs bounded values, and {self.spec.name} declares no low and high")
             self.perceptual = PerceptualDistance()
 
     def describe(self) -> Mapping[str, Any]:
@@ -91,7 +91,7 @@ class AutoencoderTask(Task):
                 std = std.clamp_min(least_deviation(mean, std))
                 module.length.copy_(torch.cat([batch.double().norm(dim=1) for batch in items]).mean())
             module.mean.copy_(mean.view_as(module.mean))
-            std = std.where(vary(mean, std), least_deviation(mean, std))  # else constant channels would dominate
+            std = std.where(varies(mean, std), least_deviation(mean, std))  # else constant channels would dominate
             module.std.copy_(std.view_as(module.std))
         return module
 
@@ -134,10 +134,10 @@ class AutoencoderTask(Task):
 
     def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
         hook, settings = self.codec.modality.score, self.codec.settings
-        return cast(Mapping[str, float], called(hook, predicted=predicted, target=target, settings=settings))
+        return cast(Mapping[str, float], call_hook(hook, predicted=predicted, target=target, settings=settings))
 
     def render(self, value: Any) -> Any:
-        return called(self.codec.modality.render, value=value, settings=self.codec.settings)
+        return call_hook(self.codec.modality.render, value=value, settings=self.codec.settings)
 
     def discriminator(self) -> PatchDiscriminator | None:
         """Return an untrained discriminator, or None. Raises ConfigError for maps that are too small for it."""
@@ -145,9 +145,9 @@ class AutoencoderTask(Task):
             return None
         height, width = (int(side) for side in (self.spec.value.shape or ())[-2:])
         if min(height, width) < REDUCTION:
-            where = self.codec.origin.at("adversarial_weight")
+            location = self.codec.origin.at("adversarial_weight")
             raise ConfigError(
-                f"{where}: needs values of at least {REDUCTION} x {REDUCTION}, and {self.spec.name} has {height} x"
+                f"{location}: needs values of at least {REDUCTION} x {REDUCTION}, and {self.spec.name} has {height} x"
                 f" {width}; remove it"
             )
         return PatchDiscriminator(self.codec.model.channels)
@@ -185,7 +185,7 @@ class DiffusionTask(AutoencoderTask):
     adversarial = False
 
     def __init__(self, codec: ValueCodec) -> None:
-        diffusion, where = codec.diffusion, codec.origin.at("diffusion")
+        diffusion, location = codec.diffusion, codec.origin.at("diffusion")
         assert diffusion is not None
         self.base: Autoencoder | None = None
         self.diffusion, self.lineage = diffusion, list[dict[str, Any]]()
@@ -194,24 +194,24 @@ class DiffusionTask(AutoencoderTask):
                 folder = resolve_folder(diffusion.base)
                 self.base = load_autoencoder(folder, codec)
             except CheckpointError as error:
-                raise CheckpointError(f"{where}: base: {error}") from None
+                raise CheckpointError(f"{location}: base: {error}") from None
             length, former = codec.model.quantizer.codebook_size, load_config(folder).get("lineage", [])
             self.lineage = [*former, {"fingerprint": fingerprint(folder), "length": length}]
             codec = codec.modality.codec(codec.settings, self.base.config)
         super().__init__(codec)
         if codec.model.kind == "classes":
-            raise ConfigError(f"{where}: works with continuous and binary values only; remove it")
+            raise ConfigError(f"{location}: works with continuous and binary values only; remove it")
         if getattr(codec.table, "adversarial_weight", 0) and self.base is None:
-            raise ConfigError(f"{where}: set adversarial_weight = 0, or train the tokenizer first and set base")
+            raise ConfigError(f"{location}: set adversarial_weight = 0, or train the tokenizer first and set base")
         cell = codec.model.channels * diffusion.patch_size**2
         if cell > diffusion.width:
             raise ConfigError(
-                f"{where}: width {diffusion.width} is below the {cell} numbers of a cell of {diffusion.patch_size} x"
+                f"{location}: width {diffusion.width} is below the {cell} numbers of a cell of {diffusion.patch_size} x"
                 f" {diffusion.patch_size} pixels; lower patch_size, or set width to at least {-(-cell // 16) * 16}"
             )
 
     def describe(self) -> Mapping[str, Any]:
-        config = {**super().describe(), "diffusion": self.diffusion.trained()}
+        config = {**super().describe(), "diffusion": self.diffusion.trained_settings()}
         return {**config, "base": self.lineage[-1]["fingerprint"], "lineage": self.lineage} if self.base else config
 
     def build(self, train: Sequence[Any], rng: np.random.Generator) -> Autoencoder:
@@ -219,7 +219,7 @@ class DiffusionTask(AutoencoderTask):
         from tokenizers_zoo.autoencoder.diffusion import DiffusionAutoencoder  # diffusers takes seconds to import
 
         plain = self.base if self.base is not None else super().build(train, rng)
-        module = DiffusionAutoencoder.around(plain, self.diffusion).eval()
+        module = DiffusionAutoencoder.from_plain(plain, self.diffusion).eval()
         if self.base is not None:
             items, _ = self.codec.fit(train, self.codec.modality.statistics_samples, rng)
             module.measure_scale(self.codec.to_network(torch.cat([*items])))
@@ -254,11 +254,11 @@ def moments(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     return mean, (squares / count).sqrt()
 
 
-def vary(mean: Tensor, deviations: Tensor) -> Tensor:
+def varies(mean: Tensor, deviations: Tensor) -> Tensor:
     """Return which channels vary by more than rounding, in any unit; see SMALL and ROUNDING."""
     return deviations > (ROUNDING * mean.abs()).clamp_min(SMALL * min(1.0, float(deviations.max())))
 
 
 def least_deviation(mean: Tensor, deviations: Tensor) -> float:
     """Return LEAST_DEVIATION of the mean deviation, or SMALL if no channel varies."""
-    return LEAST_DEVIATION * float(deviations.mean()) if bool(vary(mean, deviations).any()) else SMALL
+    return LEAST_DEVIATION * float(deviations.mean()) if bool(varies(mean, deviations).any()) else SMALL

@@ -53,11 +53,11 @@ class AutoencoderTokenizer:
 
     def decode(self, tokens: Int[Tensor, "batch *grid_codes"]) -> Tensor:
         """Return values on the device of `tokens`. Raises InvalidValueError for ids outside the codebook."""
-        return self._decoded(self.module.decode, tokens)
+        return self._decode_chunks(self.module.decode, tokens)
 
     def decode_plain(self, tokens: Int[Tensor, "batch *grid_codes"]) -> Tensor:
         """Return values of the plain decoder, which averages details that the diffusion decoder samples."""
-        return self._decoded(self.module.decode_plain, tokens)
+        return self._decode_chunks(self.module.decode_plain, tokens)
 
     def networks(self) -> dict[str, nn.Module]:
         """Return encoder (values to tokens) and plain decoder (tokens to values) as modules without chunks, for export.
@@ -73,7 +73,7 @@ class AutoencoderTokenizer:
             networks["decoder"] = Applied(lambda tokens: codec.from_network(decoder.decode_plain(tokens)), decoder)
         return networks
 
-    def _decoded(self, decode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    def _decode_chunks(self, decode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
         config = self.module.config
         positions = tokens[0].numel() // config.quantizer.codes_per_position if len(tokens) else 1
         numbers = positions * math.prod(config.patch) * (1 if config.kind == "classes" else config.channels)
@@ -110,7 +110,7 @@ def load_autoencoder(folder: Path, codec: ValueCodec, diffusion: DiffusionConfig
     another meaning than the settings require.
     """
     tensors, config = load_checkpoint(folder, codec.modality.checkpoint_class, SHAPE)
-    name, wanted = codec.spec.name, codec.describe()["meaning"]
+    name, expected_meaning = codec.spec.name, codec.describe()["meaning"]
     if diffusion is not None and "diffusion" not in config:
         raise CheckpointError(
             f"{name}: the tokenizer at {folder} has no diffusion decoder, but"
@@ -119,21 +119,20 @@ def load_autoencoder(folder: Path, codec: ValueCodec, diffusion: DiffusionConfig
     with fitting(folder):
         model = from_mapping(AutoencoderConfig, config["model"], Origin(table="model"))
         if diffusion is not None:  # trained settings of the checkpoint, sampler settings of the registry
-            table = {**config["diffusion"], **diffusion.sampled(), "base": config.get("base")}
+            table = {**config["diffusion"], **diffusion.sampling_settings(), "base": config.get("base")}
             diffusion = from_mapping(DiffusionConfig, table, Origin(table="diffusion"))
         check_sizes(folder, tensors, lambda: build_autoencoder(model, diffusion).state_dict())
         module = build_autoencoder(model, diffusion)
         if diffusion is None:
             tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(DENOISER)}
         module.load_state_dict(dict(tensors))
-        stored = {**config["meaning"], **_meaning(model)}
-    stored = as_json(stored)
-    for what, there in as_json({**wanted, **_meaning(codec.model)}).items():
-        here = stored.get(what)
-        if here != there and not (what == "channels" and model.inputs == "published"):
+        checkpoint_meaning = as_json({**config["meaning"], **_meaning(model)})
+    for setting, expected in as_json({**expected_meaning, **_meaning(codec.model)}).items():
+        actual = checkpoint_meaning.get(setting)
+        if actual != expected and not (setting == "channels" and model.inputs == "published"):
             raise CheckpointError(
-                f"{name}: the tokenizer at {folder} has {what} {here}, but {codec.settings.origin.at(what)} asks for"
-                f" {there}; change the settings, or train another"
+                f"{name}: the tokenizer at {folder} has {setting} {actual}, but {codec.settings.origin.at(setting)}"
+                f" asks for {expected}; change the settings, or train another"
             )
     return module
 

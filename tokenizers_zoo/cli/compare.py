@@ -39,49 +39,49 @@ def compare(runs: tuple[Path, ...], as_json: bool, out: Path | None) -> None:
 
     if len(runs) < 2:
         raise click.UsageError("expected two runs or more")
-    found = compare_runs(runs)
+    comparison = compare_runs(runs)
     if out is not None:
         with disk_errors(out):
-            page = write_comparison(found, out)
+            page = write_comparison(comparison, out)
     if as_json:
-        show_json(found)
+        show_json(comparison)
     else:
-        show(found)
+        show(comparison)
     if out is not None:
         echo(f"page: {page.resolve().as_uri()}", err=as_json)
 
 
-def show(found: Mapping[str, Any]) -> None:
+def show(comparison: Mapping[str, Any]) -> None:
     """Print a comparison."""
-    names = [run["name"] for run in found["runs"]]
-    show_facts({run["name"]: run["path"] for run in found["runs"]})
-    echo("\nsettings that differ" if found["settings"] else "\nno setting differs")
-    if found["settings"]:
+    names = [run["name"] for run in comparison["runs"]]
+    show_facts({run["name"]: run["path"] for run in comparison["runs"]})
+    echo("\nsettings that differ" if comparison["settings"] else "\nno setting differs")
+    if comparison["settings"]:
         table = plain_table("", *names)
-        for key, values in found["settings"].items():
+        for key, values in comparison["settings"].items():
             table.add_row(key, *("-" if value is None else value for value in values))
         show_table(table)
-    if found["losses"]:
+    if comparison["losses"]:
         echo("\nheld-out loss in nats per token: curve and last value")
         table = plain_table("", *(column for name in names for column in (name, ">")))
-        for loss, curves in found["losses"].items():
-            every = [value for points in curves for _, value in points]
+        for loss, curves in comparison["losses"].items():
+            all_values = [value for points in curves for _, value in points]
             cells = []
             for points in curves:
                 values = [value for _, value in points]
-                line = sparkline(values, min(every), max(every), POINTS // len(names))
+                line = sparkline(values, min(all_values), max(all_values), POINTS // len(names))
                 cells += [line, f"{values[-1]:.3f}" if values else "-"]
             table.add_row("all" if loss == "loss" else loss, *cells)
         show_table(table)
-    for run in found["runs"]:
+    for run in comparison["runs"]:
         if run["problem"]:
             echo(f"\n{run['name']} {run['problem']}", err=True)
-    if found["skills"]:
+    if comparison["skills"]:
         echo("\nskill in percent, with 95 % interval")
         difference = [">difference"] if len(names) == 2 else []
         table = plain_table("inputs", "target", *(f">{name}" for name in names), *difference)
-        for row in found["skills"]:
-            cells = [skill_cell(one) for one in row["runs"]]
+        for row in comparison["skills"]:
+            cells = [skill_cell(entry) for entry in row["runs"]]
             if difference:
                 last = row["runs"][1]
                 cells.append(percent(last["difference"], last["difference_interval"], "+") if last else "-")
@@ -89,13 +89,13 @@ def show(found: Mapping[str, Any]) -> None:
         show_table(table)
 
 
-def skill_cell(one: Mapping[str, Any] | None) -> str:
+def skill_cell(entry: Mapping[str, Any] | None) -> str:
     """Return a skill with its interval, and a mark if it differs from the first run's."""
-    if one is None:
+    if entry is None:
         return "-"
-    low, high = one["difference_interval"] or (0, 0)
+    low, high = entry["difference_interval"] or (0, 0)
     mark = " +" if low > 0 else " -" if high < 0 else ""
-    return percent(one["skill"], one["interval"]) + mark
+    return percent(entry["skill"], entry["interval"]) + mark
 
 
 def percent(value: float | None, interval: Sequence[float] | None, sign: str = "") -> str:
@@ -109,5 +109,5 @@ def percent(value: float | None, interval: Sequence[float] | None, sign: str = "
 def sparkline(values: Sequence[float], low: float, high: float, points: int) -> str:
     """Return a curve as up to `points` characters, on a scale from `low` to `high`."""
     if len(values) > points:
-        values = [values[place * (len(values) - 1) // max(1, points - 1)] for place in range(points)]
+        values = [values[point * (len(values) - 1) // max(1, points - 1)] for point in range(points)]
     return "".join(BARS[round((value - low) / ((high - low) or 1) * (len(BARS) - 1))] for value in values)

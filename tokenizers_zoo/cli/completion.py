@@ -55,10 +55,10 @@ class ZooName(click.types.StringParamType):
         except ZooError:
             return []
         before, comma, last = incomplete.rpartition(",")
-        given = ctx.params.get(param.name or "") or ()
-        taken = {*before.split(","), *(given if isinstance(given, tuple | list) else ())}
-        found = (name for name in self.names_of(zoo) if name.startswith(last) and name not in taken)
-        return [CompletionItem(f"{before}{comma}{name}") for name in found]
+        previous_names = ctx.params.get(param.name or "") or ()
+        used_names = {*before.split(","), *(previous_names if isinstance(previous_names, tuple | list) else ())}
+        matches = (name for name in self.names_of(zoo) if name.startswith(last) and name not in used_names)
+        return [CompletionItem(f"{before}{comma}{name}") for name in matches]
 
 
 MODALITY = ZooName(lambda zoo: zoo.names())

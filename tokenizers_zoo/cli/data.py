@@ -79,7 +79,7 @@ def facts_as_json(handle: SourceHandle) -> dict[str, Any]:
     spec = handle.spec
     return {
         "name": handle.name, "summary": spec.summary, "modalities": list(spec.modalities), "licence": spec.licence,
-        "distribution": handle.distribution, "classes": {name: list(each) for name, each in spec.classes.items()},
+        "distribution": handle.distribution, "classes": {name: list(classes) for name, classes in spec.classes.items()},
     }  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def source_info(name: str, as_json: bool) -> None:
         show_json(facts_as_json(handle) | {"settings": recorded(config) if config else {}})
         return
     classes = {
-        f"{modality} classes": ", ".join(f"{number} {each}" for number, each in enumerate(names))
+        f"{modality} classes": ", ".join(f"{number} {class_name}" for number, class_name in enumerate(names))
         for modality, names in handle.spec.classes.items()
     }
     gives = ", ".join(handle.spec.modalities) or "what it finds"
@@ -124,7 +124,7 @@ def data() -> None:
     """
 
 
-def _check_source(*, source_name: str, assignments: tuple[str, ...], follow_links: bool, **others: Any) -> None:
+def _check_source(*, source_name: str, assignments: tuple[str, ...], follow_links: bool, **other_options: Any) -> None:
     """Raise ZooError for an unknown source, or for settings that it does not take."""
     open_zoo(strict=False).source(source_name).settings_with(_options(assignments, follow_links))
 
@@ -217,26 +217,26 @@ def data_info(data_dir: Path, as_json: bool) -> None:
     """
     from tokenizers_zoo.pipeline.stores import describe_data
 
-    found = describe_data(data_dir)
+    description = describe_data(data_dir)
     if as_json:
-        show_json(dataclasses.asdict(found))
+        show_json(dataclasses.asdict(description))
         return
-    columns = (">tokens", "vocabulary", "tokenizer") if found.tokens else ("made by",)
+    columns = (">tokens", "vocabulary", "tokenizer") if description.tokens else ("made by",)
     table = plain_table("split", "modality", ">samples", ">MB", ">dropped", *columns)
-    for row in found.rows:
-        more = (str(row.tokens), row.vocabulary, row.fingerprint[:12]) if found.tokens else (row.made_by,)
-        table.add_row(row.split, row.modality, str(row.samples), f"{row.bytes / 1e6:.1f}", str(row.dropped), *more)
+    for row in description.rows:
+        cells = (str(row.tokens), row.vocabulary, row.fingerprint[:12]) if description.tokens else (row.made_by,)
+        table.add_row(row.split, row.modality, str(row.samples), f"{row.bytes / 1e6:.1f}", str(row.dropped), *cells)
     show_table(table)
-    for split, count in found.aligned.items():
+    for split, count in description.aligned.items():
         echo(f"{split}: {count_of(count, 'sample has', 'samples have')} every modality")
-    for row in found.rows:
-        place = f"{row.split}/{row.modality}"
+    for row in description.rows:
+        folder = f"{row.split}/{row.modality}"
         if row.missing:
-            echo(f"{place}: {count_of(row.missing, 'shard')} missing or out of date; run what made it again")
+            echo(f"{folder}: {count_of(row.missing, 'shard')} missing or out of date; run what made it again")
         for reason in row.reasons:
-            echo(f"dropped: {place}/{' '.join(reason.split())}")
+            echo(f"dropped: {folder}/{' '.join(reason.split())}")
         if row.dropped > len(row.reasons):
-            echo(f"dropped: {place}: {row.dropped - len(row.reasons)} more")
+            echo(f"dropped: {folder}: {row.dropped - len(row.reasons)} more")
 
 
 @data.command("verify")
@@ -253,18 +253,17 @@ def verify(data_dir: Path, as_json: bool) -> None:
     """
     from tokenizers_zoo.pipeline.stores import verify_store
 
-    wrong, problems = [], {}
-    for one in verify_store(data_dir):
+    reasons: dict[str, str] = {}
+    for damage in verify_store(data_dir):
         if not as_json:
-            echo(f"{one.path}: {one.reason}")
-        wrong.append(one.path)
-        problems[str(one.path)] = one.reason
+            echo(f"{damage.path}: {damage.reason}")
+        reasons[str(damage.path)] = damage.reason
     if as_json:
-        show_json({"sound": not wrong, "damaged": problems})
-        sys.exit(1 if wrong else 0)
-    if wrong:
+        show_json({"sound": not reasons, "damaged": reasons})
+        sys.exit(1 if reasons else 0)
+    if reasons:
         repairs = command_line("data", "repair", data_dir)
-        raise DataError(f"{wrong[0]}{and_others(len(wrong) - 1)}: damaged; `{repairs}` makes it again")
+        raise DataError(f"{next(iter(reasons))}{and_others(len(reasons) - 1)}: damaged; `{repairs}` makes it again")
     echo(f"{data_dir}: all files agree with their manifests")
 
 

@@ -33,13 +33,13 @@ def env(as_json: bool) -> None:
       zoo env
       zoo env --json
     """
-    found = {"python": platform.python_version(), "platform": platform.platform(), **_registry(), **_torch()}
-    found["distributions"] = plugins = _plugins()
-    found["libraries"] = libraries = _libraries(plugins)
+    facts = {"python": platform.python_version(), "platform": platform.platform(), **_registry(), **_torch()}
+    facts["distributions"] = plugins = _plugins()
+    facts["libraries"] = libraries = _libraries(plugins)
     if as_json:
-        show_json(found)
+        show_json(facts)
         return
-    show_facts({name: _line(value) for name, value in found.items() if isinstance(value, str | int | list)})
+    show_facts({name: _line(value) for name, value in facts.items() if isinstance(value, str | int | list)})
     echo()
     table = plain_table("distribution", "version", "provides")
     for name, entry in plugins.items():
@@ -57,12 +57,12 @@ def _line(value: Any) -> str:
 def _registry() -> dict[str, Any]:
     """Return the registry in use, and the names that it enables, or the reason why it cannot be opened."""
     path = registry_in_use()
-    shown = str(path.resolve()) if path else "none: every installed modality"
+    registry = str(path.resolve()) if path else "none: every installed modality"
     try:
         zoo = open_zoo(strict=False)
     except ZooError as error:
-        return {"registry": shown, "problem": str(error)}
-    return {"registry": shown, "modalities": zoo.names(), "tokenizers": str(zoo.checkpoints.resolve())}
+        return {"registry": registry, "problem": str(error)}
+    return {"registry": registry, "modalities": zoo.names(), "tokenizers": str(zoo.checkpoints.resolve())}
 
 
 def _torch() -> dict[str, Any]:
@@ -86,16 +86,16 @@ def _torch() -> dict[str, Any]:
 
 def _plugins() -> dict[str, dict[str, Any]]:
     """Return version and entry points by distribution, for all distributions of the zoo and its plugins."""
-    found: dict[str, dict[str, Any]] = {}
-    for one in distributions():
+    entries: dict[str, dict[str, Any]] = {}
+    for dist in distributions():
         points: dict[str, list[str]] = {}
-        for point in one.entry_points:
+        for point in dist.entry_points:
             if point.group == GROUP or point.group.startswith(f"{GROUP}."):
                 kind = point.group.removeprefix(GROUP).removeprefix(".") or "modalities"
                 points.setdefault(kind, []).append(point.name)
-        if (points or one.name == "tokenizers-zoo") and one.name not in found:
-            found[one.name] = {"version": one.version, **{kind: sorted(names) for kind, names in points.items()}}
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "tokenizers-zoo", item[0])))
+        if (points or dist.name == "tokenizers-zoo") and dist.name not in entries:
+            entries[dist.name] = {"version": dist.version, **{kind: sorted(names) for kind, names in points.items()}}
+    return dict(sorted(entries.items(), key=lambda item: (item[0] != "tokenizers-zoo", item[0])))
 
 
 def _libraries(names: Iterable[str]) -> dict[str, str]:

@@ -21,13 +21,13 @@ from tokenizers_zoo.terminal import echo, printable
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.files import FileSamples
-    from tokenizers_zoo.registry import ModalityHandle, Zoo
+    from tokenizers_zoo.registry import Zoo
 
 SIZES = {64: 8, 128: 8, 224: 16}
 """Sizes of pictures to choose from, in pixels, each with the size of its patches."""
-LOOKED_AT = 64
+MEASURED_SAMPLES = 64
 """Samples whose pictures are measured."""
-ALIKE = 0.6
+MIN_SIMILARITY = 0.6
 
 
 @dataclass(kw_only=True)
@@ -39,7 +39,7 @@ class Findings:
     samples: int = 0
     unknown: list[str] = field(default_factory=list)
     """Folders and files that belong to no installed modality."""
-    sides: list[tuple[int, int]] = field(default_factory=list)
+    picture_sizes: list[tuple[int, int]] = field(default_factory=list)
     """Width and height of some pictures."""
     image_size: int | None = None
     """The size of stored pictures; None if they are not stored yet."""
@@ -71,25 +71,25 @@ def init(folder: Path, overwrite: bool, follow_links: bool) -> None:
     if path.exists() and not overwrite:
         raise ConfigError(f"{path}: is there already; --overwrite replaces it")
     zoo = Zoo.installed()
-    stored = (folder / "dataset.json").is_file()
+    is_dataset = (folder / "dataset.json").is_file()
     if (folder / "store.json").is_file():
         raise DataError(
             f"{folder}: holds tokens; the registry of their tokenizers fits them, expected a folder of values"
         )
-    found = values_in(zoo, folder) if stored else files_in(zoo, folder, follow_links)
-    if not found.modalities:
-        shown = "; ".join(_unused(zoo, name) for name in found.unknown)
-        raise DataError(f"{folder}: no values of an installed modality: {shown}")
-    text = registry_text(zoo, folder, found)
+    findings = values_in(zoo, folder) if is_dataset else files_in(zoo, folder, follow_links)
+    if not findings.modalities:
+        reasons = "; ".join(_unused_reason(zoo, name) for name in findings.unknown)
+        raise DataError(f"{folder}: no values of an installed modality: {reasons}")
+    text = registry_text(zoo, folder, findings)
     with disk_errors(path), replacing_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    echo(one_line(f"{path}: {count_of(len(found.modalities), 'modality', 'modalities')} of {folder}, "
-                  f"{count_of(found.samples, 'sample')}: {', '.join(found.modalities)}"))  # fmt: skip
-    for name in found.unknown:
-        echo(one_line(f"not used: {_unused(zoo, name)}"), err=True)
-    data = folder if stored else Path("data")
+    echo(one_line(f"{path}: {count_of(len(findings.modalities), 'modality', 'modalities')} of {folder}, "
+                  f"{count_of(findings.samples, 'sample')}: {', '.join(findings.modalities)}"))  # fmt: skip
+    for name in findings.unknown:
+        echo(one_line(f"not used: {_unused_reason(zoo, name)}"), err=True)
+    data = folder if is_dataset else Path("data")
     note("next:")
-    for words in next_commands(data, found.settings, follow_links):
+    for words in next_commands(data, findings.settings, follow_links):
         note(f"  {command_line(*words)}")
 
 
@@ -98,12 +98,13 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def _unused(zoo: Zoo, name: str) -> str:
+def _unused_reason(zoo: Zoo, name: str) -> str:
     """Return why a folder is not used."""
     if name.startswith("tok_"):
         return f"{name}: tokens of ml-4m's tokenizers, not values"
-    meant = "".join(f"; rename it to {one} if it holds that" for one in close_names(name, zoo.names(), ALIKE)[:1])
-    return f"{name}: no installed modality has this name{meant}"
+    close = close_names(name, zoo.names(), MIN_SIMILARITY)
+    advice = f"; rename it to {close[0]} if it holds that" if close else ""
+    return f"{name}: no installed modality has this name{advice}"
 
 
 def next_commands(data: Path, settings: Mapping[str, str], follow_links: bool) -> Iterator[list[object]]:
@@ -160,28 +161,24 @@ def files_in(zoo: Zoo, folder: Path, follow_links: bool) -> Findings:
     findings, counts = Findings(settings=path), Counter[str]()
     for samples in splits.values():
         by_name = {name_at_source(handle, samples.offered): handle for handle in zoo.handles()}
-        pictures = {name for name in samples.modalities if name in by_name and sized(by_name[name])}
-        findings.unknown += [name for name in samples.modalities if name not in {*by_name, *findings.unknown}]
+        handles = {name: by_name[name] for name in samples.modalities if name in by_name}
+        pictures = {name for name, handle in handles.items() if "image_size" in handle.known_settings()}
+        findings.unknown += [name for name in samples.modalities if name not in {*handles, *findings.unknown}]
         members = dict(samples.execute("SELECT modality, COUNT(*) FROM members GROUP BY modality"))
-        counts.update({by_name[name].name: members.get(name, 0) for name in samples.modalities if name in by_name})
+        counts.update({handle.name: members.get(name, 0) for name, handle in handles.items()})
         findings.samples += len(samples)
-        for number in spread(len(samples), LOOKED_AT // len(splits)):
-            findings.sides += picture_sides(samples, number, pictures)
+        for number in spread(len(samples), MEASURED_SAMPLES // len(splits)):
+            findings.picture_sizes += picture_sizes(samples, number, pictures)
     findings.modalities = {name: count_of(count, "file") for name, count in sorted(counts.items())}
     if TEST not in splits and not (folder / TRAIN).is_dir():
         parts = "SELECT DISTINCT modality, is_in_split(key, ?, ?) FROM members"
-        tenths = range(1, 10 if findings.samples < 1000 else 2)
-        best = max(tenths, key=lambda tenth: len(splits[TRAIN].execute(parts, TEST, tenth / 10)))
+        candidates = range(1, 10 if findings.samples < 1000 else 2)
+        best = max(candidates, key=lambda tenth: len(splits[TRAIN].execute(parts, TEST, tenth / 10)))
         findings.settings |= {"test_fraction": f"{best / 10}"} if best > 1 else {}
     return findings
 
 
-def sized(handle: ModalityHandle) -> bool:
-    """Return whether values are pictures of the setting image_size."""
-    return "image_size" in handle.known_settings()
-
-
-def picture_sides(samples: FileSamples, number: int, names: set[str]) -> list[tuple[int, int]]:
+def picture_sizes(samples: FileSamples, number: int, names: set[str]) -> list[tuple[int, int]]:
     """Return width and height of the first picture of a sample, in a list that is empty without one."""
     from PIL import Image
 
@@ -192,11 +189,11 @@ def picture_sides(samples: FileSamples, number: int, names: set[str]) -> list[tu
     return []
 
 
-def fitting_size(sides: list[tuple[int, int]]) -> int:
+def fitting_size(picture_sizes: list[tuple[int, int]]) -> int:
     """Return the largest of SIZES that no more than a tenth of the pictures are smaller than."""
-    shortest = sorted(min(side) for side in sides)
-    least = shortest[len(shortest) // 10] if shortest else min(SIZES)
-    return max((size for size in SIZES if size <= least), default=min(SIZES))
+    shortest = sorted(map(min, picture_sizes))
+    size_limit = shortest[len(shortest) // 10] if shortest else min(SIZES)
+    return max((size for size in SIZES if size <= size_limit), default=min(SIZES))
 
 
 def derivable_from(zoo: Zoo, names: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -218,35 +215,35 @@ def derivable_from(zoo: Zoo, names: Mapping[str, str]) -> tuple[dict[str, str], 
     return ready, later
 
 
-def registry_text(zoo: Zoo, folder: Path, found: Findings) -> str:
+def registry_text(zoo: Zoo, folder: Path, findings: Findings) -> str:
     """Return a commented registry.toml."""
     import tomli_w
 
-    size = found.image_size or fitting_size(found.sides)
+    size = findings.image_size or fitting_size(findings.picture_sizes)
     patch = SIZES.get(size, 8)
-    if found.image_size:
-        about = "as stored"
-    elif found.sides:
-        small, large = min(found.sides, key=min), max(found.sides, key=min)
-        about = f"the files have {small[0]} x {small[1]} to {large[0]} x {large[1]}"
+    if findings.image_size:
+        size_reason = "as stored"
+    elif findings.picture_sizes:
+        small, large = min(findings.picture_sizes, key=min), max(findings.picture_sizes, key=min)
+        size_reason = f"the files have {small[0]} x {small[1]} to {large[0]} x {large[1]}"
     else:
-        about = "no pictures were found"
-    ready, later = derivable_from(zoo, found.modalities)
-    enabled = found.modalities | ready
-    known = {key for name in enabled for key in zoo[name].known_settings()}
+        size_reason = "no pictures were found"
+    ready, later = derivable_from(zoo, findings.modalities)
+    enabled = findings.modalities | ready
+    setting_names = {key for name in enabled for key in zoo[name].known_settings()}
     cells = size // patch
     keys = [
-        ("image_size", size, f"pixels, height and width of a stored picture; {about}"),
+        ("image_size", size, f"pixels, height and width of a stored picture; {size_reason}"),
         ("patch_size", patch, f"pixels per token, height and width: {cells} x {cells} tokens a picture"),
     ]
-    table = {key: value for key, value, _ in keys if key in known}
+    table = {key: value for key, value, _ in keys if key in setting_names}
     text = tomli_w.dumps({"zoo": {**table, "checkpoints": "tokenizers", "modalities": list(enabled)}})
     lines = [*text.splitlines()[:-1], *(f'    # "{name}",' for name in later)]
-    comments = ["", *(comment for key, _, comment in keys if key in known),
+    comments = ["", *(comment for key, _, comment in keys if key in setting_names),
                 "folder of the tokenizers, relative to this file", "", *enabled.values(), *later.values()]  # fmt: skip
-    first = next(iter(found.modalities))
+    first = next(iter(findings.modalities))
     return "\n".join([
-        one_line(f"# {count_of(found.samples, 'sample')} of {folder}, as found by zoo init."), "",
+        one_line(f"# {count_of(findings.samples, 'sample')} of {folder}, as found by zoo init."), "",
         *(f"{line:<31} # {one_line(comment)}" if comment else line
           for line, comment in zip(lines, comments, strict=True)),
         "]", "", f"# Settings of one modality; zoo info {first} --settings explains them.",

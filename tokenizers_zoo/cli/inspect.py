@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tokenizers_zoo.doctor import Finding
     from tokenizers_zoo.registry import ModalityHandle
 
-Shown = TypeVar("Shown")
+Facts = TypeVar("Shown")
 
 
 def is_trained(handle: ModalityHandle) -> bool:
@@ -63,11 +63,11 @@ def training_state(handle: ModalityHandle) -> str:
     """Return "yes" or "no", or "on caption" for a vocabulary that was learned on the text of other modalities only."""
     if not is_trained(handle):
         return "no"
-    others = learned_on_others(handle)
-    return "yes" if others is None else f"on {first_of(others) or 'no text'}"
+    learned_names = learned_on_others(handle)
+    return "yes" if learned_names is None else f"on {first_and_count(learned_names) or 'no text'}"
 
 
-def first_of(names: Sequence[str]) -> str:
+def first_and_count(names: Sequence[str]) -> str:
     """Return the first name and the number of the others: `rgb +2`; nothing without names."""
     return " +".join([*names[:1], *([str(len(names) - 1)] if names[1:] else [])])
 
@@ -108,18 +108,18 @@ def list_modalities(context: click.Context, as_json: bool) -> None:
     if context.args:
         raise click.UsageError(f"takes no name; did you mean zoo info {context.args[0]}?")
     zoo = open_zoo(strict=False)
-    handles, problems = zoo.handles(), dict(zoo.problems())
+    handles, errors = zoo.handles(), dict(zoo.problems())
 
-    def unless_damaged(show: Callable[[ModalityHandle], Shown], handle: ModalityHandle) -> Shown | None:
+    def unless_damaged(show: Callable[[ModalityHandle], Facts], handle: ModalityHandle) -> Facts | None:
         try:
             return show(handle)
         except CheckpointError as error:
-            problems[handle.name] = str(error)
+            errors[handle.name] = str(error)
             return None
 
     if as_json:
-        found = [facts for handle in handles if (facts := unless_damaged(facts_as_json, handle))]
-        show_json({"modalities": found, "disabled": zoo.disabled(), "problems": problems})
+        modalities = [facts for handle in handles if (facts := unless_damaged(facts_as_json, handle))]
+        show_json({"modalities": modalities, "disabled": zoo.disabled(), "problems": errors})
         return
     table = plain_table("name", "tokens", ">ids", "derived from", "trained", "from")
     for handle in handles:
@@ -128,18 +128,18 @@ def list_modalities(context: click.Context, as_json: bool) -> None:
             spec.name,
             str(spec.layout).partition(" of ")[0],  # without the length of vectors
             str(spec.vocab_size) if spec.vocab_size else "-",
-            first_of(spec.derived_from) or "-",
+            first_and_count(spec.derived_from) or "-",
             unless_damaged(training_state, handle) or "damaged",
             handle.distribution.rpartition(" ")[0] or handle.distribution,
         )
     for column in table.columns:
         column.no_wrap, column.overflow = True, "ellipsis"
     show_table(table)
-    for problem in dict.fromkeys(problems.values()):
-        echo(f"problem: {problem}", err=True)
-    if off := zoo.disabled():
-        where = f"{zoo.path}: [zoo] modalities, [modalities.NAME] enabled"
-        note(f"{count_of(len(off), 'modality is', 'modalities are')} disabled ({where})")
+    for message in dict.fromkeys(errors.values()):
+        echo(f"problem: {message}", err=True)
+    if disabled := zoo.disabled():
+        settings = f"{zoo.path}: [zoo] modalities, [modalities.NAME] enabled"
+        note(f"{count_of(len(disabled), 'modality is', 'modalities are')} disabled ({settings})")
     elif not handles:
         echo("no modality is installed; pip install one (zoo-images, zoo-geometry, ...)", err=True)
 
@@ -179,8 +179,8 @@ def facts_of(handle: ModalityHandle) -> dict[str, str]:
     """Return everything about a modality except its settings."""
     spec = handle.spec
     state = "trained" if handle.has_tokenizer else "not trained yet"
-    if state == "trained" and (others := learned_on_others(handle)) is not None:
-        state += f" on {', '.join(others) or 'no text'}; other words are exact, in more tokens"
+    if state == "trained" and (learned_names := learned_on_others(handle)) is not None:
+        state += f" on {', '.join(learned_names) or 'no text'}; other words are exact, in more tokens"
     rows = {
         spec.name: spec.summary,
         "value": str(spec.value)
@@ -232,21 +232,21 @@ def check(names: tuple[str, ...], data_dir: Path | None, device: str, as_json: b
     results: Iterable[tuple[str, str, bool, str]]
     if names:
         results = (
-            (name, one.name, one.passed, one.message)
-            for name in names for one in conformance_results(zoo, name, data_dir, device)
+            (name, result.name, result.passed, result.message)
+            for name in names for result in conformance_results(zoo, name, data_dir, device)
         )  # fmt: skip
     else:
-        found = [(handle.name, "spec", True, handle.spec.summary) for handle in zoo.handles()]
-        results = found + [(name, "spec", False, problem) for name, problem in zoo.problems().items()]
+        specs = [(handle.name, "spec", True, handle.spec.summary) for handle in zoo.handles()]
+        results = specs + [(name, "spec", False, error) for name, error in zoo.problems().items()]
     checked = []
     for name, gate, passed, message in results:
         checked.append({"modality": name, "check": gate, "passed": passed, "message": message})
         if not as_json:
-            told = ": ".join(filter(None, (name, gate if names else "", message)))
-            echo(f"{'ok      ' if passed else 'problem '} {told}")
+            line = ": ".join(filter(None, (name, gate if names else "", message)))
+            echo(f"{'ok      ' if passed else 'problem '} {line}")
     if as_json:
-        show_json({"sound": all(one["passed"] for one in checked), "checks": checked})
-    sys.exit(0 if all(one["passed"] for one in checked) else 1)
+        show_json({"sound": all(result["passed"] for result in checked), "checks": checked})
+    sys.exit(0 if all(result["passed"] for result in checked) else 1)
 
 
 @click.command("doctor")
@@ -283,35 +283,35 @@ def doctor_command(
     from tokenizers_zoo.doctor import GATES, examinable, examine
 
     zoo = open_zoo()
-    chosen, lost = [zoo[name].name for name in dict.fromkeys(names)], list[str]()
-    if not chosen:
-        chosen, lost = examinable(zoo, data_dir, split)
+    modalities, unloadable = [zoo[name].name for name in dict.fromkeys(names)], list[str]()
+    if not modalities:
+        modalities, unloadable = examinable(zoo, data_dir, split)
         show_problems(zoo)
-    found: dict[str, list[Finding]] = {}
-    for name in chosen:
+    findings_by_name: dict[str, list[Finding]] = {}
+    for name in modalities:
         zoo[name].device = device
-        found[name] = list(examine(zoo, name, data_dir, split=split, samples=samples, steps=steps))
-    failed = sum(not finding.passed for findings in found.values() for finding in findings)
+        findings_by_name[name] = list(examine(zoo, name, data_dir, split=split, samples=samples, steps=steps))
+    failed = sum(not finding.passed for findings in findings_by_name.values() for finding in findings)
     if as_json:
-        report = {name: [dataclasses.asdict(finding) for finding in findings] for name, findings in found.items()}
-        show_json({"sound": not failed and not lost, "modalities": report})
-        sys.exit(1 if failed or lost else 0)
+        report = {name: list(map(dataclasses.asdict, findings)) for name, findings in findings_by_name.items()}
+        show_json({"sound": not failed and not unloadable, "modalities": report})
+        sys.exit(1 if failed or unloadable else 0)
 
     def state_of(finding: Finding) -> str:
         return "-" if finding.skipped else "ok" if finding.passed else "FAIL"
 
-    if len(found) > 1:  # a row per modality, a column per gate
-        room = WIDTH - sum(len(gate) + 1 for gate in GATES)
-        echo(" ".join(["".ljust(room), *GATES]))
-        for name, findings in found.items():
+    if len(findings_by_name) > 1:  # a row per modality, a column per gate
+        name_width = WIDTH - sum(len(gate) + 1 for gate in GATES)
+        echo(" ".join(["".ljust(name_width), *GATES]))
+        for name, findings in findings_by_name.items():
             cells = [state_of(finding).ljust(len(finding.gate)) for finding in findings]
-            short = name if len(name) <= room else f"{name[: room - 1]}~"
-            echo(" ".join([short.ljust(room), *cells]).rstrip())
+            short = name if len(name) <= name_width else f"{name[: name_width - 1]}~"
+            echo(" ".join([short.ljust(name_width), *cells]).rstrip())
         echo()
-    for name, findings in found.items():
-        shown = [finding for finding in findings if len(found) == 1 or not finding.passed]
-        lines = textwrap.wrap(f"{name}: {zoo[name].spec.summary}", WIDTH) if shown else []
-        for finding in shown:
+    for name, findings in findings_by_name.items():
+        listed = [finding for finding in findings if len(findings_by_name) == 1 or not finding.passed]
+        lines = textwrap.wrap(f"{name}: {zoo[name].spec.summary}", WIDTH) if listed else []
+        for finding in listed:
             head = f"  {state_of(finding):5}{finding.gate:9} "
             indent = " " * len(head)
             lines += textwrap.wrap(finding.figure, WIDTH, initial_indent=head, subsequent_indent=indent)
@@ -319,10 +319,10 @@ def doctor_command(
             lines += textwrap.wrap(finding.advice, WIDTH, initial_indent=first, subsequent_indent=following)
         for line in lines:
             echo(line)
-    verdict = [f"{failed} of {sum(map(len, found.values()))} gates failed"] if failed else []
-    verdict += [f"not examined, as the plugin does not load: {', '.join(lost)}"] if lost else []
+    verdict = [f"{failed} of {sum(map(len, findings_by_name.values()))} gates failed"] if failed else []
+    verdict += [f"not examined, as the plugin does not load: {', '.join(unloadable)}"] if unloadable else []
     echo(textwrap.fill("; ".join(verdict) or "sound", WIDTH))
-    sys.exit(1 if failed or lost else 0)
+    sys.exit(1 if failed or unloadable else 0)
 
 
 @click.command("report")

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.cli.options import CommandContext, Group, whole_command_options
+from tokenizers_zoo.cli.options import CommandContext, Group, global_options
 from tokenizers_zoo.errors import OneLineError, is_of_the_machine, shortened
 from tokenizers_zoo.io import disk_problem
 from tokenizers_zoo.progress import NORMAL, set_verbosity
@@ -49,7 +49,7 @@ SAVED = "saved work, if there is any"
 LOAD = Path("/proc/loadavg")
 SPINS = "1000"
 """GOMP_SPINCOUNT of a process that shares the cores with others."""
-APART = 0.005
+LOOK_INTERVAL = 0.005
 """Seconds between two looks at the load, to ignore short jobs."""
 
 
@@ -69,18 +69,18 @@ class ZooGroup(Group):
             return None
         module, _, attribute = target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
-        with_whole_command_options(command)
+        add_global_options(command)
         return command
 
 
-def with_whole_command_options(command: click.Command) -> None:
+def add_global_options(command: click.Command) -> None:
     """Let a command and its subcommands take the options of `zoo`, without a line of help for each."""
     command.context_class = CommandContext
-    options = whole_command_options(hidden=True)
+    options = global_options(hidden=True)
     if not {option.name for option in options} & {parameter.name for parameter in command.params}:
         command.params += options
     for inner in command.commands.values() if isinstance(command, click.Group) else ():
-        with_whole_command_options(inner)
+        add_global_options(inner)
 
 
 @click.group(cls=ZooGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -106,12 +106,12 @@ def zoo() -> None:
     """
 
 
-zoo.params[:0] = whole_command_options()
+zoo.params[:0] = global_options()
 
 
 def main() -> None:
     """Run `zoo`. Errors are one line: exit code 2 for wrong usage, else 1. --debug shows the traceback."""
-    give_way()
+    avoid_spinning()
     sys.stdin, sys.stderr = sys.stdin or open(os.devnull), sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if sys.stdout is None:
         _stop("error: standard output is closed; > /dev/null discards it", 1)
@@ -119,7 +119,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     debug = "--debug" in sys.argv[1:]
     if not debug:
-        threading.excepthook = _told_by_the_command
+        threading.excepthook = _report_thread_error
     try:
         zoo.main(prog_name="zoo", standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
@@ -141,12 +141,12 @@ def main() -> None:
     except SystemExit:
         raise
     except click.UsageError as error:
-        _stop(f"error: {_in_words(error)}", error.exit_code)
+        _stop(f"error: {_error_text(error)}", error.exit_code)
     except BaseException as error:  # torch has errors that are no Exception
         _fail(error, debug=debug)
 
 
-def give_way() -> None:
+def avoid_spinning() -> None:
     """Let waiting threads sleep instead of spin if other work keeps the cores busy.
 
     At the end of each parallel operation threads wait for the last one, by default spinning for milliseconds. With more
@@ -155,14 +155,14 @@ def give_way() -> None:
     on Linux reads the variable when torch is imported, so this comes before. OMP_WAIT_POLICY or GOMP_SPINCOUNT, if set,
     take precedence.
     """
-    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ) or not others_run():
+    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ) or not other_threads_run():
         return
-    time.sleep(APART)
-    if others_run():
+    time.sleep(LOOK_INTERVAL)
+    if other_threads_run():
         os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
-def others_run() -> bool:
+def other_threads_run() -> bool:
     """True if another thread is running or waits for a core right now; False if unknown."""
     try:
         return int(LOAD.read_text().split()[3].partition("/")[0]) > 1
@@ -175,26 +175,26 @@ def _terminate(number: int, _: object) -> None:
     raise Interrupted(number)
 
 
-def _told_by_the_command(thread: threading.ExceptHookArgs) -> None:
+def _report_thread_error(thread: threading.ExceptHookArgs) -> None:
     """Suppress a thread's traceback for a full disk: the main thread raises the same error."""
     if thread.exc_value and not disk_problem(thread.exc_value):
         echo("".join(traceback.format_exception(thread.exc_value)), err=True)
 
 
-def _in_words(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     """Return an error as one sentence for the user."""
     if isinstance(error, OneLineError):
         return str(error)
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "zoo"
-        told = error.format_message().rstrip(".")
-        return f"{command}: {told[:1].lower()}{told[1:]}; {command} --help says what it takes"
+        message = error.format_message().rstrip(".")
+        return f"{command}: {message[:1].lower()}{message[1:]}; {command} --help says what it takes"
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return f"{where}{disk_problem(error) or error.strerror}"
-    if problem := disk_problem(error):
-        return problem
+        path = f"{error.filename}: " if error.filename is not None else ""
+        return f"{path}{disk_problem(error) or error.strerror}"
+    if disk_error := disk_problem(error):
+        return disk_error
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return "a path has a NUL character, which no file's name has; correct the setting or the record that names it"
     from tokenizers_zoo.plugins import failed, reason
@@ -209,7 +209,7 @@ def _fail(error: BaseException, *, debug: bool) -> None:
     if debug:
         echo("".join(traceback.format_exception(error)).rstrip(), err=True)
         sys.exit(1)
-    _stop(f"error: {_in_words(error)}", 1)
+    _stop(f"error: {_error_text(error)}", 1)
 
 
 def _stop(message: str, code: int) -> None:

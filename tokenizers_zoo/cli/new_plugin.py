@@ -62,14 +62,14 @@ def new_plugin(name: str, family: str, out: Path | None) -> None:
     """
     folder = out or Path(f"zoo-{name.replace('_', '-')}")
     check_name(name)
-    lacking = check_registry(name)
+    registry = registry_without(name)
     if folder.exists():
         raise ConfigError(f"{folder}: is there already, and is not overwritten; remove it, or give another --out")
     with disk_errors(folder):
         write_distribution(name, family, folder)
     echo(f"{name}: {family} plugin in {folder}")
     install = f'pip install -e "{folder}[test]"'
-    enable = f'add "{name}" to the list modalities of {lacking}; ' if lacking else ""
+    enable = f'add "{name}" to the list modalities of {registry}; ' if registry else ""
     readme = f"{enable}{folder / 'README.md'} goes on from there"
     note(f"next: {install} && pytest {shlex.quote(str(folder))}; {readme}")
 
@@ -81,22 +81,22 @@ def check_name(name: str) -> None:
     if not re.fullmatch(NAME, name) or len(name) > LONGEST:
         expected = f"up to {LONGEST} lower-case letters and digits, words joined by single underscores, a letter first"
         raise ConfigError(f"zoo new-plugin: the name {name!r}: expected {expected}")
-    taken: dict[str, str] = {}
+    reserved: dict[str, str] = {}
     for handle in Zoo.installed().handles():
-        also = (handle.spec.vocabulary, *handle.spec.aliases)
-        taken |= dict.fromkeys(also, f"the vocabulary or another name of {handle.name} ({handle.distribution})")
+        names = (handle.spec.vocabulary, *handle.spec.aliases)
+        reserved |= dict.fromkeys(names, f"the vocabulary or another name of {handle.name} ({handle.distribution})")
     for kind, group in (("modality", MODALITIES), ("source", SOURCES)):
-        taken |= {one: f"a {kind} of {claims[0].distribution}" for one, claims in installed_claims()[group].items()}
+        reserved |= {key: f"a {kind} of {claims[0].distribution}" for key, claims in installed_claims()[group].items()}
     distribution, package = f"zoo-{name.replace('_', '-')}", f"zoo_{name}"
     with contextlib.suppress(PackageNotFoundError):
-        taken.setdefault(name, f"installed already: {distribution} {version(distribution)}")
-    if name not in taken and importlib.util.find_spec(package):
-        taken[name] = f"installed already: {package}"
-    if name in taken:
-        raise ConfigError(f"zoo new-plugin: {name!r} is {taken[name]}; take another name")
+        reserved.setdefault(name, f"installed already: {distribution} {version(distribution)}")
+    if name not in reserved and importlib.util.find_spec(package):
+        reserved[name] = f"installed already: {package}"
+    if name in reserved:
+        raise ConfigError(f"zoo new-plugin: {name!r} is {reserved[name]}; take another name")
 
 
-def check_registry(name: str) -> Path | None:
+def registry_without(name: str) -> Path | None:
     """Return the registry in use if its list of modalities lacks this name.
 
     Raises ConfigError if the name is an instance of another plugin.
@@ -107,9 +107,9 @@ def check_registry(name: str) -> Path | None:
     tables = load_toml(path)
     instance = tables.get("modalities", {}).get(name, {})
     if instance.get("plugin", name) != name:
-        where = Origin(path=path, table=f"modalities.{name}").at("plugin")
-        told = f"{where}: {name!r} is an instance of {instance['plugin']} already"
-        raise ConfigError(f"zoo new-plugin: {told}; take another name")
+        location = Origin(path=path, table=f"modalities.{name}").at("plugin")
+        message = f"{location}: {name!r} is an instance of {instance['plugin']} already"
+        raise ConfigError(f"zoo new-plugin: {message}; take another name")
     return None if name in tables.get("zoo", {}).get("modalities", [name]) else path
 
 

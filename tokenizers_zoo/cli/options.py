@@ -11,7 +11,7 @@ import shlex
 import sys
 import textwrap
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, time
 from functools import partial
 from pathlib import Path
@@ -46,8 +46,8 @@ class Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        there = not args or args[0].startswith("-") or self.get_command(ctx, args[0]) is not None
-        if not there and not ctx.resilient_parsing:
+        is_command = not args or args[0].startswith("-") or self.get_command(ctx, args[0]) is not None
+        if not is_command and not ctx.resilient_parsing:
             root = ctx.find_root()
             same = [path for path in command_paths(root.command, root.command_path) if path.endswith(f" {args[0]}")]
             close = same or [f"{ctx.command_path} {name}" for name in close_names(args[0], self.list_commands(ctx))]
@@ -88,7 +88,7 @@ def command_paths(command: click.Command, path: str) -> Iterator[str]:
                 yield from command_paths(inner, f"{path} {name}")
 
 
-def _of_whole_command(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+def _keep_global_option(context: click.Context, parameter: click.Parameter, value: Any) -> None:
     """Keep an option of `zoo`, wherever on the command line it stands."""
     if value:
         context.find_root().ensure_object(dict)[parameter.name] = value
@@ -97,9 +97,9 @@ def _of_whole_command(context: click.Context, parameter: click.Parameter, value:
             set_verbosity(level)
 
 
-def whole_command_options(*, hidden: bool = False) -> list[click.Parameter]:
+def global_options(*, hidden: bool = False) -> list[click.Parameter]:
     """Return the options that every command takes. Only the ones of `zoo` itself read the environment."""
-    option = partial(click.Option, expose_value=False, callback=_of_whole_command, hidden=hidden)
+    option = partial(click.Option, expose_value=False, callback=_keep_global_option, hidden=hidden)
     return [
         option(["--registry"], type=click.Path(dir_okay=False, path_type=Path),
                envvar=None if hidden else "ZOO_REGISTRY",
@@ -111,7 +111,7 @@ def whole_command_options(*, hidden: bool = False) -> list[click.Parameter]:
     ]  # fmt: skip
 
 
-def _that_is_there(context: click.Context, parameter: click.Parameter, device: str) -> str:
+def _available_device(context: click.Context, parameter: click.Parameter, device: str) -> str:
     """Return the device, with "auto" resolved. Raises UsageError if this machine lacks it."""
     if context.resilient_parsing:  # completion does not import torch
         return device
@@ -122,7 +122,7 @@ def _that_is_there(context: click.Context, parameter: click.Parameter, device: s
 
 
 DEVICE = click.option("--device", default=AUTO, show_default=True, metavar="DEVICE",
-                      callback=_that_is_there,
+                      callback=_available_device,
                       help="Where the networks run: cpu, cuda, cuda:1, mps.")  # fmt: skip
 WORKERS = "Worker processes. 0: work in this process, for debuggers; a value that crashes ends the command."
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
@@ -142,8 +142,8 @@ def asked_registry() -> Path | None:
 
 def registry_in_use() -> Path | None:
     """Return the value of `--registry`, else registry.toml if the current folder has it."""
-    here = Path("registry.toml")
-    return asked_registry() or (here if here.is_file() else None)
+    path = Path("registry.toml")
+    return asked_registry() or (path if path.is_file() else None)
 
 
 def open_zoo(registry: Path | None = None, *, strict: bool = True) -> Zoo:
@@ -156,16 +156,16 @@ def open_zoo(registry: Path | None = None, *, strict: bool = True) -> Zoo:
     registry = registry or registry_in_use()
     zoo = Zoo.at(registry) if registry else Zoo.installed()
     if strict:
-        for problem in zoo.check_file():
-            echo(f"problem: {problem}", err=True)
+        for error in zoo.check_file():
+            echo(f"problem: {error}", err=True)
     return zoo
 
 
 def show_problems(zoo: Zoo) -> None:
     """Print the problems of enabled modalities on stderr."""
-    for name, problem in zoo.problems().items():
+    for name, error in zoo.problems().items():
         if name in zoo:
-            echo(f"problem: {problem}", err=True)
+            echo(f"problem: {error}", err=True)
 
 
 def note(line: str) -> None:
@@ -221,10 +221,10 @@ def finite(value: Any) -> Any:
 
 def split_names(names: str) -> list[str]:
     """Split `a,b` into a list. Raises UsageError for an empty list."""
-    found = [name.strip() for name in names.split(",") if name.strip()]
-    if not found:
+    parts = [name.strip() for name in names.split(",") if name.strip()]
+    if not parts:
         raise click.UsageError(f"expected names with commas between them, got {names!r}")
-    return found
+    return parts
 
 
 def names_option(
@@ -235,12 +235,11 @@ def names_option(
     The command gets a list in the order given, or None without the option.
     """
 
-    def joined(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> list[str] | None:
-        return [name for names in given for name in split_names(names)] or None
+    def parse_names(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[str] | None:
+        return [name for names in values for name in split_names(names)] or None
 
-    names = MODALITY if metavar == "NAME,..." else None
-    return click.option(*declarations, multiple=True, required=required, metavar=metavar, callback=joined, type=names,
-                        help=f"{help} Repeatable.")  # fmt: skip
+    return click.option(*declarations, multiple=True, required=required, metavar=metavar, callback=parse_names,
+                        type=MODALITY if metavar == "NAME,..." else None, help=f"{help} Repeatable.")  # fmt: skip
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -261,9 +260,9 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     return result
 
 
-def settings_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def settings_option(meaning: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--set key=value`, repeatable."""
-    return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=f"{what} Repeatable.")
+    return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=f"{meaning} Repeatable.")
 
 
 def show_table(table: Table, *, wraps: bool = False) -> None:
@@ -271,8 +270,8 @@ def show_table(table: Table, *, wraps: bool = False) -> None:
 
     Without either, as in a pipe, a row is one line, or with `wraps` at most 80 columns wide.
     """
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    show(table, None if known else WIDTH if wraps else UNLIMITED)
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    show(table, None if has_width else WIDTH if wraps else UNLIMITED)
 
 
 def plain_table(*columns: str, spaced: bool = False) -> Table:
@@ -309,7 +308,7 @@ class Layer(NamedTuple):
         table = f"{self.table}.{key}" if self.table else key
         return self._replace(values=values, table=table) if isinstance(values, Mapping) else None
 
-    def place(self, key: str) -> str:
+    def location(self, key: str) -> str:
         """Return where a key comes from, as `registry.toml:12`."""
         if isinstance(self.origin, str):
             return self.origin
@@ -333,22 +332,23 @@ def given_layers(
     return layers + [Layer({key: value}, f"--{key}") for key, value in options.items() if value is not None]
 
 
-def show_config(name: str, settings: Any, layers: Iterable[Layer]) -> None:
+def show_config(name: str, settings: Any, layers: Sequence[Layer]) -> None:
     """Print a settings dataclass as the TOML table [`name`]; each key with the last layer that has it."""
-    given, lines, inner = list(layers), [f"[{name}]"], []
+    lines, inner = [f"[{name}]"], []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
             inner.append((field.name, value))
             continue
-        place = next((layer.place(field.name) for layer in reversed(given) if field.name in layer.values), "default")
+        origins = (layer.location(field.name) for layer in reversed(layers) if field.name in layer.values)
+        origin = next(origins, "default")
         text = f"# {field.name} is not set" if value is None else f"{field.name} = {config.plain(value)}"
-        lines.append(f"{text}  # {place}" if value is not None or place != "default" else text)
+        lines.append(f"{text}  # {origin}" if value is not None or origin != "default" else text)
     for line in lines:
         echo(line)
     for key, value in inner:
         echo()
-        show_config(f"{name}.{key}", value, filter(None, (layer.inner(key) for layer in given)))
+        show_config(f"{name}.{key}", value, [table for layer in layers if (table := layer.inner(key))])
 
 
 def settings_lines(configs: Iterable[tuple[str, Any]]) -> list[str]:

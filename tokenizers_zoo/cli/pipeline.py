@@ -85,13 +85,13 @@ def run(context: click.Context, file: Path, dry_run: bool) -> None:
       zoo run pipeline.toml --dry-run
     """
     commands = list(commands_of(file, context.find_root().command, asked_registry()))
-    given = [f"--{name}" for name in ("quiet", "verbose", "debug") if (context.find_root().obj or {}).get(name)]
+    flags = [f"--{name}" for name in ("quiet", "verbose", "debug") if (context.find_root().obj or {}).get(name)]
     for words in commands:
         echo(shlex.join(["zoo", *words]), bold=True)
         if dry_run:
             continue
         sys.stdout.flush()
-        process = subprocess.Popen([sys.executable, "-c", COMMAND, *given, *words], env=os.environ | {NO_NEXT: "1"})
+        process = subprocess.Popen([sys.executable, "-c", COMMAND, *flags, *words], env=os.environ | {NO_NEXT: "1"})
         try:
             code = process.wait()
         except KeyboardInterrupt as error:  # the command saves its work and prints how to resume
@@ -100,8 +100,8 @@ def run(context: click.Context, file: Path, dry_run: bool) -> None:
             code = process.wait()
             sys.exit(code if code >= 0 else 128 - code)
         if code:
-            again = shlex.join(["zoo", "run", str(file)])
-            echo(f"stopped: the command above failed with exit code {code}; {again} resumes there", err=True)
+            resume_command = shlex.join(["zoo", "run", str(file)])
+            echo(f"stopped: the command above failed with exit code {code}; {resume_command} resumes there", err=True)
             sys.exit(code if code > 0 else 1)
 
 
@@ -118,108 +118,108 @@ def commands_of(file: Path, zoo: click.Command, registry: Path | None) -> Iterat
         if not isinstance(table, Mapping):
             raise ConfigError(f"{origin.at(name)}: expected a table [{name}], got {table!r}")
     config = from_mapping(PipelineConfig, tables[PIPELINE], replace(origin, table=PIPELINE))
-    chosen = registry or config.registry or (file if any(name in tables for name in REGISTRY) else None)
-    whole = [] if chosen is None else ["--registry", str(chosen)]
-    yield [*whole, "list"]
+    registry_path = registry or config.registry or (file if any(name in tables for name in REGISTRY) else None)
+    registry_option = [] if registry_path is None else ["--registry", str(registry_path)]
+    yield [*registry_option, "list"]
     for step, template in STEPS.items():
         if step in tables:
-            options = _with_settings(step, tables, file)
+            step_origin = replace(origin, table=step)
+            options = _with_settings(step, tables, step_origin)
             words = [word.replace("FOLDER", config.folder.rstrip("/")) for word in template.split()]
             if step == "data":
-                words[words.index("SOURCE")] = _source(options, file)
-            command, where = _command(zoo, words), replace(origin, table=step)
-            given = _options(command, options, where, words)
+                source = options.pop("source", None)
+                if not isinstance(source, str):
+                    location = step_origin.at("source")
+                    raise ConfigError(f"{location}: expected the name of a source; zoo source list shows them")
+                words[words.index("SOURCE")] = source
+            command = _find_command(zoo, words)
+            arguments = _option_words(command, options, step_origin, words)
             if isinstance(command, CheckedCommand):
-                _check(command, [*words, *given], chosen, where)
-            yield [*whole, *words, *given]
+                _check_settings(command, [*words, *arguments], registry_path, step_origin)
+            yield [*registry_option, *words, *arguments]
 
 
-def _with_settings(step: str, tables: Mapping[str, Any], file: Path) -> dict[str, Any]:
+def _with_settings(step: str, tables: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
     """Return the options of a step, with --config for the backbone's settings: this file, or the file of [backbone].
 
     Raises ConfigError if settings of this file would not be read.
     """
     options = {} if step in SETTINGS else dict(tables[step])
-    here = [name for name in {"backbone": ("model", "train"), "eval": ("eval",)}.get(step, ()) if tables.get(name)]
-    named = tables.get("backbone", {}).get("config")
-    if here and "config" in options:
-        where = Origin(path=file, table=step).at("config")
-        raise ConfigError(f"{where}: [{here[0]}] of this file would not be read; remove one of them")
-    if here or (step == "eval" and named is not None):
-        options["config"] = str(file) if here else named
+    names_by_step = {"backbone": ("model", "train"), "eval": ("eval",)}
+    table_names = [name for name in names_by_step.get(step, ()) if tables.get(name)]
+    backbone_config = tables.get("backbone", {}).get("config")
+    if table_names and "config" in options:
+        unread = f"[{table_names[0]}] of this file would not be read"
+        raise ConfigError(f"{origin.at('config')}: {unread}; remove one of them")
+    if table_names or (step == "eval" and backbone_config is not None):
+        options["config"] = str(origin.path) if table_names else backbone_config
     return options
 
 
-def _source(options: dict[str, Any], file: Path) -> str:
-    """Take the name of the source out of the options of [data]."""
-    if not isinstance(source := options.pop("source", None), str):
-        where = Origin(path=file, table="data").at("source")
-        raise ConfigError(f"{where}: expected the name of a source; zoo source list shows them")
-    return source
-
-
-def _command(zoo: click.Command, words: list[str]) -> click.Command:
+def _find_command(zoo: click.Command, words: list[str]) -> click.Command:
     """Return the command that the first of these words call."""
     command = zoo
     for word in words:
         if not isinstance(command, click.Group):
             break
-        found = command.get_command(click.Context(command), word)
-        if found is None:
+        subcommand = command.get_command(click.Context(command), word)
+        if subcommand is None:
             raise ConfigError(f"zoo {' '.join(words[:2])}: no such command; install zoo-backbone")
-        command = found
+        command = subcommand
     return command
 
 
-def _options(command: click.Command, table: Mapping[str, Any], origin: Origin, words: list[str]) -> list[str]:
+def _option_words(command: click.Command, table: Mapping[str, Any], origin: Origin, words: list[str]) -> list[str]:
     """Return the keys of a table as options of a command, without those that `words` have.
 
     Raises ConfigError for an unknown key or a wrong value.
     """
-    known = {
+    options = {
         max(option.opts, key=len).removeprefix("--").replace("-", "_"): option
         for option in command.params
         if isinstance(option, click.Option) and not option.hidden and not {*option.opts} & {*words}
     }
-    reject_unknown(table, known, origin)
-    found = list[str]()
+    reject_unknown(table, options, origin)
+    arguments = list[str]()
     for key, value in table.items():
-        option = known[key]
+        option = options[key]
         name = max(option.opts, key=len)
         if option.is_flag:
             if not isinstance(value, bool):
                 raise ConfigError(f"{origin.at(key)}: expected true or false, got {value!r}")
-            found += [name] if value else []
+            arguments += [name] if value else []
             continue
-        several = isinstance(value, list | Mapping)
-        if several and not option.multiple:
+        if isinstance(value, list | Mapping) and not option.multiple:
             raise ConfigError(f"{origin.at(key)}: expected one value, got {value!r}")
-        pairs = [f"{inner}={_text(each)}" for inner, each in value.items()] if isinstance(value, Mapping) else []
-        for text in pairs or ([_text(each) for each in value] if several else [_text(value)]):
+        if isinstance(value, Mapping):
+            texts = [f"{inner}={_toml_text(item)}" for inner, item in value.items()]
+        else:
+            texts = [_toml_text(item) for item in (value if isinstance(value, list) else [value])]
+        for text in texts:
             try:
                 option.type.convert(text, option, None)
             except click.BadParameter as error:
                 raise ConfigError(f"{origin.at(key)}: {error.message.rstrip('.')}") from None
-            found += [name, text]
-    return found
+            arguments += [name, text]
+    return arguments
 
 
-def _check(command: CheckedCommand, words: list[str], registry: Path | str | None, origin: Origin) -> None:
+def _check_settings(command: CheckedCommand, words: list[str], registry: Path | str | None, origin: Origin) -> None:
     """Check the settings that a command would use. Raises ConfigError that names the step or the file."""
-    known = {"registry": Path(registry)} if registry else {}
-    with command.make_context(None, words[2:], obj=known, resilient_parsing=True) as context:  # no import of torch
+    options = {"registry": Path(registry)} if registry else {}
+    with command.make_context(None, words[2:], obj=options, resilient_parsing=True) as context:  # no import of torch
         try:
             command.check(**context.params)
         except (ZooError, click.UsageError) as error:
             text = error.message if isinstance(error, click.UsageError) else str(error)
-            named = text.startswith((str(origin.path), str(registry or "registry.toml")))
-            raise ConfigError(text if named else f"{origin.path}: [{origin.table}] {text}") from None
+            names_file = text.startswith((str(origin.path), str(registry or "registry.toml")))
+            raise ConfigError(text if names_file else f"{origin.path}: [{origin.table}] {text}") from None
 
 
-def _text(value: Any) -> str:
+def _toml_text(value: Any) -> str:
     """Return a TOML value as a word of the command line."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return f"[{', '.join(_text(each) if not isinstance(each, str) else repr(each) for each in value)}]"
+        return f"[{', '.join(_toml_text(item) if not isinstance(item, str) else repr(item) for item in value)}]"
     return str(value)

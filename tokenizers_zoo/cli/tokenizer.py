@@ -91,19 +91,19 @@ def train(names: tuple[str, ...], everything: bool, data_dir: Path, out: Path | 
     zoo = open_zoo()
     if bool(names) == everything:
         raise click.UsageError("expected the names of modalities, or --all")
-    chosen = usable_modalities(zoo, data_dir) if everything else [zoo[name].name for name in names]
+    modalities = usable_modalities(zoo, data_dir) if everything else [zoo[name].name for name in names]
     if everything:
         show_problems(zoo)
-    if out is not None and len(chosen) > 1:
-        raise click.UsageError(f"--out {out}: holds one tokenizer, and {len(chosen)} modalities were named")
+    if out is not None and len(modalities) > 1:
+        raise click.UsageError(f"--out {out}: holds one tokenizer, and {len(modalities)} modalities were named")
     overrides = parse_assignments(assignments) | ({"steps": steps} if steps else {})
-    by_name = overrides_of_each(zoo, chosen, overrides) if everything else dict.fromkeys(chosen, overrides)
-    for name, own in by_name.items():
-        if without := ", ".join(key for key in overrides if key not in own):
+    by_name = overrides_of_each(zoo, modalities, overrides) if everything else dict.fromkeys(modalities, overrides)
+    for name, table in by_name.items():
+        if without := ", ".join(key for key in overrides if key not in table):
             note(f"{name}: its tokenizer table has no {without}; trained with its settings")
     jobs = [
-        TokenizerJob(name=name, data=data_dir, out=out, seed=seed, overrides=own, overwrite=overwrite, device=device)
-        for name, own in by_name.items()
+        TokenizerJob(name=name, data=data_dir, out=out, seed=seed, overrides=table, overwrite=overwrite, device=device)
+        for name, table in by_name.items()
     ]
     if print_config:
         for number, job in enumerate(jobs):
@@ -115,11 +115,11 @@ def train(names: tuple[str, ...], everything: bool, data_dir: Path, out: Path | 
         for job in jobs:
             echo(f"{job.name}: {plan_of(zoo, job)}")
         return
-    left: dict[str, str] | None = {} if everything and not strict else None
-    for name, folder in train_tokenizers(zoo, jobs, workers, skipped=left):
+    skipped: dict[str, str] | None = {} if everything and not strict else None
+    for name, folder in train_tokenizers(zoo, jobs, workers, skipped=skipped):
         echo(f"{name}: tokenizer in {folder}")
-    for name, problem in (left or {}).items():
-        echo(f"{name}: left as it is: {problem}", err=True)
+    for name, reason in (skipped or {}).items():
+        echo(f"{name}: left as it is: {reason}", err=True)
     next_command("tokenize", data_dir, "--out", "tokens")
 
 
@@ -128,12 +128,12 @@ def _print_config(handle: ModalityHandle, overrides: Mapping[str, Any], steps: i
     settings = handle.check_overrides(overrides)
     name, file = f"modalities.{handle.name}", handle.settings.origin.path
     layers = [Layer(settings.shared, file, "zoo"), Layer(handle.settings.own, file, name)] if file else []
-    given = {key: value for key, value in overrides.items() if key != "steps" or not steps}
-    layers += [Layer({"tokenizer": given}, "--set")]
+    assigned = {key: value for key, value in overrides.items() if key != "steps" or not steps}
+    layers += [Layer({"tokenizer": assigned}, "--set")]
     layers += [Layer({"tokenizer": {"steps": steps}}, "--steps")] if steps else []
     for config in settings.taken.values():
-        chosen = preset_of(type(config), settings.own, settings.origin)
-        preset = [Layer(chosen, f"preset {settings.own['preset']}")] if chosen else []
+        preset_values = preset_of(type(config), settings.own, settings.origin)
+        preset = [Layer(preset_values, f"preset {settings.own['preset']}")] if preset_values else []
         show_config(name, config, [*layers[:1], *preset, *layers[1:]] if file else [*preset, *layers])
 
 

@@ -85,7 +85,7 @@ def encode_command(name: str, file: Path, out: Path | None, device: str) -> None
     """
     from tokenizers_zoo.data.tokens import token_text
 
-    check_apart(file, out)
+    check_not_input(file, out)
     handle = open_zoo()[name]
     handle.device = device
     value = handle.transform(handle.open(file), Crop())
@@ -118,25 +118,25 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
     handle.device = device
     value = handle.decode([read_tokens(handle, file)])[0]
     data, extension = handle.write(value)
-    place = str(out or file.with_name(f"{file.stem}_decoded"))
-    target = Path(f"{place.removesuffix(f'.{extension}')}.{extension}")
-    check_apart(file, target, picture)
+    path = str(out or file.with_name(f"{file.stem}_decoded"))
+    target = Path(f"{path.removesuffix(f'.{extension}')}.{extension}")
+    check_not_input(file, target, picture)
     if out is None and target.exists():
         raise ConfigError(f"{target}: is there already; give --out to say where the value goes, or move it away")
     with disk_errors(target), replacing_file(target) as temporary:
         temporary.write_bytes(data)
     echo(f"{name}: value in {target}")
     if picture is not None:
-        drawn = handle.render(value)
-        if isinstance(drawn, str):
-            echo(drawn)
+        rendering = handle.render(value)
+        if isinstance(rendering, str):
+            echo(rendering)
         else:
             with disk_errors(picture), replacing_file(picture) as temporary:
-                drawn.save(temporary, format="PNG")
+                rendering.save(temporary, format="PNG")
             echo(f"{name}: picture in {picture}")
 
 
-def check_apart(file: Path, *outputs: Path | None) -> None:
+def check_not_input(file: Path, *outputs: Path | None) -> None:
     """Raise ConfigError if an output is the input file."""
     for out in outputs:
         if out is not None and out.exists() and out.samefile(file):

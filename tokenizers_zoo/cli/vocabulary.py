@@ -40,11 +40,11 @@ def show(name: str | None, as_json: bool) -> None:
     from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary
 
     zoo = open_zoo()
-    used = [describe_vocabulary(zoo, chosen) for chosen in _chosen(zoo, name)]
+    uses = [describe_vocabulary(zoo, vocabulary_name) for vocabulary_name in _vocabulary_names(zoo, name)]
     if as_json:
-        show_json({use.name: _facts(use) for use in used})
+        show_json({use.name: _facts(use) for use in uses})
         return
-    for use in used:
+    for use in uses:
         _show(use)
 
 
@@ -62,26 +62,26 @@ def grow(name: str | None) -> None:
     from tokenizers_zoo.pipeline.vocabulary import grow_vocabulary
 
     zoo = open_zoo()
-    for chosen in _chosen(zoo, name):
-        old, new = grow_vocabulary(zoo, chosen)
+    for vocabulary_name in _vocabulary_names(zoo, name):
+        old, new = grow_vocabulary(zoo, vocabulary_name)
         before, size = old.config.size, new.config.size
         if new is old:
-            echo(f"{chosen}: nothing is missing; {old.used} of {before} ids are used")
+            echo(f"{vocabulary_name}: nothing is missing; {old.used} of {before} ids are used")
             continue
         for number, token in enumerate(new.grown_tokens[len(old.grown_tokens) :], old.used):
-            echo(f"{chosen}: {number} is now {token}")
+            echo(f"{vocabulary_name}: {number} is now {token}")
         raised = f" (before: of {before})" if before != size else ""
-        echo(f"{chosen}: {old.used} ids grew to {new.used}, of {size}{raised}")
+        echo(f"{vocabulary_name}: {old.used} ids grew to {new.used}, of {size}{raised}")
 
 
-def _chosen(zoo: Zoo, name: str | None) -> list[str]:
+def _vocabulary_names(zoo: Zoo, name: str | None) -> list[str]:
     """Return the vocabulary of this name, or all. Raises ConfigError if there is none."""
     from tokenizers_zoo.pipeline.vocabulary import text_vocabularies
 
-    chosen = [name] if name is not None else list(text_vocabularies(zoo))
-    if not chosen:
+    names = [name] if name is not None else list(text_vocabularies(zoo))
+    if not names:
         raise ConfigError("no enabled modality shares a text vocabulary; zoo list shows what is enabled")
-    return chosen
+    return names
 
 
 def _facts(use: VocabularyUse) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _facts(use: VocabularyUse) -> dict[str, Any]:
         "folder": use.folder, "size": vocabulary.config.size, "used": vocabulary.used,
         "fingerprint": vocabulary.fingerprint,
         "parts": {part: {"first": first, "ids": count} for part, (first, count) in vocabulary.parts.items()},
-        "modalities": {name: list(needed) for name, needed in use.needs.items()},
+        "modalities": {name: list(special_tokens) for name, special_tokens in use.needs.items()},
         "missing": list(use.missing), "unused": list(use.unused),
     }  # fmt: skip
 
@@ -105,8 +105,8 @@ def _show(use: VocabularyUse) -> None:
     echo(f"coordinates  {config.coordinate_axes} axes of {config.coordinate_bins} levels: v0=0 v0=1 ...")
     echo()
     users = plain_table("modality", ">special tokens", ">missing")
-    for name, needed in use.needs.items():
-        users.add_row(name, str(len(needed)), str(len(set(needed) & set(use.missing))))
+    for name, special_tokens in use.needs.items():
+        users.add_row(name, str(len(special_tokens)), str(len(set(special_tokens) & set(use.missing))))
     show_table(users)
     echo()
     if use.missing:

@@ -52,20 +52,20 @@ class PluginBase:
         return f"{self._checkpoint_kind or self.family}/{type(self).__name__}"
 
     def spec_of(
-        self, settings: Settings, value: ValueSpec, layout: TokenLayout, vocab_size: int, **more: Any
+        self, settings: Settings, value: ValueSpec, layout: TokenLayout, vocab_size: int, **overrides: Any
     ) -> ModalitySpec:
-        """Return a spec with the plugin's attributes; `more` replaces them.
+        """Return a spec with the plugin's attributes; `overrides` replaces them.
 
         If the settings have a `labeller` that names a network, the modality is derived from `labelled_from`.
         """
         names = ("summary", "family", "derived_from", "metrics", "licence", "aliases", "extensions", "token_space")
-        options, given = self.options(settings), {name: getattr(self, name) for name in names} | more
+        options, attributes = self.options(settings), {name: getattr(self, name) for name in names} | overrides
         if hasattr(options, "labeller"):
-            given["derive_setting"] = "labeller"
+            attributes["derive_setting"] = "labeller"
             if options.labeller is not None:
                 labels = f"labels by {options.labeller.model}, under that network's licence"
-                given |= {"derived_from": self.labelled_from, "licence": f"{given['licence']}; {labels}"}
-        return ModalitySpec(name=settings.name, value=value, layout=layout, vocab_size=vocab_size, **given)
+                attributes |= {"derived_from": self.labelled_from, "licence": f"{attributes['licence']}; {labels}"}
+        return ModalitySpec(name=settings.name, value=value, layout=layout, vocab_size=vocab_size, **attributes)
 
 
 def token_grid(options: Any) -> tuple[int, ...]:
@@ -74,9 +74,9 @@ def token_grid(options: Any) -> tuple[int, ...]:
     `options` has `patch`, and `sizes` or `size`. Raises ValueError for more than three axes.
     """
     sizes = getattr(options, "sizes", None) or options.size
-    places = tuple(size // side for size, side in zip(sizes, options.patch, strict=True))
+    positions = tuple(size // side for size, side in zip(sizes, options.patch, strict=True))
     quantizer = options.tokenizer.quantizer_config()
-    shape: tuple[int, ...] = quantizer.token_shape(places)
+    shape: tuple[int, ...] = quantizer.token_shape(positions)
     if len(shape) > 3:
         raise ValueError(
             f"tokenizer.quantizer: {quantizer.kind} gives {quantizer.codes_per_position} codes per place, which would"

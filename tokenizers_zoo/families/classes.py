@@ -81,11 +81,11 @@ class ClassModality(PluginBase, Generic[S]):
         classes = self.options(config).classes
         lineage: list[dict[str, Any]] = []
         if (out_dir / CONFIG).is_file():
-            _, stored = load_checkpoint(out_dir, self.checkpoint_class, SHAPE)
-            check_grown(out_dir, stored["classes"], classes)
-            if len(stored["classes"]) == len(classes):
+            _, saved = load_checkpoint(out_dir, self.checkpoint_class, SHAPE)
+            check_grown(out_dir, saved["classes"], classes)
+            if len(saved["classes"]) == len(classes):
                 return out_dir
-            lineage = [*stored["lineage"], {"fingerprint": fingerprint(out_dir), "length": len(stored["classes"])}]
+            lineage = [*saved["lineage"], {"fingerprint": fingerprint(out_dir), "length": len(saved["classes"])}]
         table = {"class": self.checkpoint_class, "classes": list(classes), "lineage": lineage}
         listed = f"{count_of(len(classes), 'class', 'classes')}: {', '.join(classes)}"
         card = f"# {config.name}\n\n{self.summary}. {listed}.\n"
@@ -96,11 +96,11 @@ class ClassModality(PluginBase, Generic[S]):
     def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> ClassTokenizer:
         """Load the classes. Raises CheckpointError if they differ from the settings."""
         classes = self.options(settings).classes
-        _, stored = load_checkpoint(checkpoint, self.checkpoint_class, SHAPE)
-        check_grown(checkpoint, stored["classes"], classes)
-        if len(stored["classes"]) < len(classes):
+        _, saved = load_checkpoint(checkpoint, self.checkpoint_class, SHAPE)
+        check_grown(checkpoint, saved["classes"], classes)
+        if len(saved["classes"]) < len(classes):
             raise CheckpointError(
-                f"{checkpoint}: has {count_of(len(stored['classes']), 'class', 'classes')}, the settings "
+                f"{checkpoint}: has {count_of(len(saved['classes']), 'class', 'classes')}, the settings "
                 f"{len(classes)}; `zoo tokenizer train {settings.name} --data DATA` adds them and keeps all ids"
             )
         return ClassTokenizer(classes, device)
@@ -125,10 +125,10 @@ class ClassModality(PluginBase, Generic[S]):
 
     @hookimpl
     def score(self, predicted: Sequence[str], target: Sequence[str]) -> dict[str, float]:
-        right = Counter(truth for guess, truth in zip(predicted, target, strict=True) if guess == truth)
+        correct = Counter(truth for guess, truth in zip(predicted, target, strict=True) if guess == truth)
         occurring = Counter(target)
-        shares = [right[name] / count for name, count in occurring.items()]
-        return {"accuracy": right.total() / occurring.total(), "balanced_accuracy": sum(shares) / len(shares)}
+        shares = [correct[name] / count for name, count in occurring.items()]
+        return {"accuracy": correct.total() / occurring.total(), "balanced_accuracy": sum(shares) / len(shares)}
 
     @hookimpl
     def constant_baseline(self, values: Sequence[str], settings: Settings) -> str:
@@ -137,13 +137,13 @@ class ClassModality(PluginBase, Generic[S]):
         return max(self.options(settings).classes, key=lambda name: counts[name])
 
 
-def check_grown(folder: Path, stored: Sequence[str], classes: Sequence[str]) -> None:
-    """Raise CheckpointError if the `stored` classes of a checkpoint are not the first ones of `classes`."""
-    for index, name in enumerate(stored):
-        now = classes[index] if index < len(classes) else None
-        if name != now:
-            now_there = f"say {now!r}" if now else f"have {count_of(len(classes), 'class', 'classes')}"
+def check_grown(folder: Path, checkpoint_classes: Sequence[str], classes: Sequence[str]) -> None:
+    """Raise CheckpointError if the `checkpoint_classes` classes of a checkpoint are not the first ones of `classes`."""
+    for index, name in enumerate(checkpoint_classes):
+        configured = classes[index] if index < len(classes) else None
+        if name != configured:
+            difference = f"say {configured!r}" if configured else f"have {count_of(len(classes), 'class', 'classes')}"
             raise CheckpointError(
-                f"{folder}: class {index} is {name!r}, and the settings {now_there}; add classes at the end only, "
+                f"{folder}: class {index} is {name!r}, and the settings {difference}; add classes at the end only, "
                 "or write it anew (--overwrite) and tokenize again"
             )

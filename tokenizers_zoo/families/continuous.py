@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.autoencoder.codec import called, stacked
+from tokenizers_zoo.autoencoder.codec import call_hook, stack_values
 from tokenizers_zoo.checkpoint import check_weights, load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.data.samples import spread
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tokenizers_zoo.data.samples import TrainingSamples
 
 Array = NDArray[Any]
-SHOWN = 8
+RENDERED_SAMPLES = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,16 +123,16 @@ class StandardisedModality(PluginBase):
                 check_weights(out_dir, load_config(out_dir))
                 return out_dir
             start = time.perf_counter()
-            chosen = np.linspace(0, len(train) - 1, min(options.tokenizer.samples, len(train))).astype(int)
-            mean, std = map(torch.from_numpy, mean_and_deviation(self.rows(train[int(index)]) for index in chosen))
+            indices = np.linspace(0, len(train) - 1, min(options.tokenizer.samples, len(train))).astype(int)
+            mean, std = map(torch.from_numpy, mean_and_deviation(self.rows(train[int(index)]) for index in indices))
             held_out = [test[index] for index in spread(len(test), FINAL_SAMPLES)]
             tokenizer = self.standardiser(mean, std, options, "cpu")
-            batch = stacked(held_out) if is_batched(spec.value) else held_out
-            back = [np.asarray(value) for value in self.decode(tokenizer, self.encode(tokenizer, batch))]
-            pairs = list(zip(held_out, back, strict=True))[:SHOWN]
+            batch = stack_values(held_out) if is_batched(spec.value) else held_out
+            reconstructed = [np.asarray(value) for value in self.decode(tokenizer, self.encode(tokenizer, batch))]
+            pairs = list(zip(held_out, reconstructed, strict=True))[:RENDERED_SAMPLES]
             evaluation = Evaluation(
-                metrics=called(self.score, predicted=back, target=held_out, settings=config),
-                shown=[tuple(called(self.render, value=v, settings=config) for v in pair) for pair in pairs],  # type: ignore[misc]
+                metrics=call_hook(self.score, predicted=reconstructed, target=held_out, settings=config),
+                shown=[tuple(call_hook(self.render, value=v, settings=config) for v in pair) for pair in pairs],  # type: ignore[misc]
                 samples=len(held_out),
             )
             tensors = {"mean": mean, "std": std}
@@ -161,7 +161,7 @@ class StandardisedModality(PluginBase):
         if self.published_statistics is None:
             raise CheckpointError(f"{name}: no published 4M backbone takes these values")
         if not published.is_backbone:
-            raise CheckpointError(f"{published.place}: is a tokenizer, and {name}, which is only an input, has none")
+            raise CheckpointError(f"{published.path}: is a tokenizer, and {name}, which is only an input, has none")
         count = self.count(self.options(settings))
         mean, std = (torch.tensor(numbers, dtype=torch.float32).expand(count) for numbers in self.published_statistics)
         card = f"# {name}\n\nMean and deviation at which 4M's published backbones take it (github.com/apple/ml-4m).\n"
@@ -338,10 +338,10 @@ class EmbeddingsModality(StandardisedModality):
         """Write a `.npy` file in the configured dtype. Raises InvalidValueError for numbers out of its range."""
         dtype = self.options(settings).dtype
         with np.errstate(over="ignore"):
-            stored = value.astype(dtype)
-        if not np.isfinite(stored).all():
+            array = value.astype(dtype)
+        if not np.isfinite(array).all():
             raise InvalidValueError(f'some numbers are not finite as {dtype}; set dtype = "float32"')
-        return array_bytes(stored), "npy"
+        return array_bytes(array), "npy"
 
     @hookimpl
     def render(self, value: Array) -> str:

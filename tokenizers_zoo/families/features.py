@@ -178,12 +178,12 @@ def central_value(values: Sequence[Array]) -> Array:
     For unit vectors, the sum of cosines with a direction is its dot product with their sum, so their mean direction is
     the best constant. It is scaled to the mean length of the values.
     """
-    picked = np.unique(np.linspace(0, len(values) - 1, CONSTANT_SAMPLES).astype(int))
+    indices = np.unique(np.linspace(0, len(values) - 1, CONSTANT_SAMPLES).astype(int))
     directions, length = np.zeros(1), np.zeros(1)
-    for value in (np.asarray(values[index], dtype=np.float64) for index in picked):
+    for value in (np.asarray(values[index], dtype=np.float64) for index in indices):
         lengths = np.linalg.norm(value, axis=0, keepdims=True)
         directions = directions + value / np.maximum(lengths, TINY)
-        length = length + lengths / len(picked)
+        length = length + lengths / len(indices)
     central = directions / np.maximum(np.linalg.norm(directions, axis=0, keepdims=True), 1e-12) * length
     return central.astype(np.float32)
 
@@ -202,5 +202,5 @@ def main_colours(value: Array) -> NDArray[np.uint8]:
     parts = (left * scales * signs)[:, :3]
     parts = np.pad(parts, ((0, 0), (0, 3 - parts.shape[1])))
     deviations = parts.std(axis=0)
-    shown = 0.5 + parts / np.maximum(6 * deviations, 1e-12) * (deviations > 1e-6 * max(float(scales[0]), 1e-12))
-    return to_bytes(shown).reshape(rows, columns, 3)
+    colours = 0.5 + parts / np.maximum(6 * deviations, 1e-12) * (deviations > 1e-6 * max(float(scales[0]), 1e-12))
+    return to_bytes(colours).reshape(rows, columns, 3)

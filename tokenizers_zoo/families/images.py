@@ -48,7 +48,7 @@ MOST_SCANS = 64
 10 scans and 1 profile."""
 ORIENTATION = 0x0112
 """The EXIF orientation tag: 1 is upright, 2 to 8 are the other rotations and reflections."""
-HOLDS_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+ORIENTATION_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 """Keys of Pillow's `info` in which the orientation tag may be stored."""
 BITS, WHITE_IS_ZERO = "zoo bits", "zoo white is zero"
 """Keys in `info` of an opened image: bits per number in the file, and whether 0 means white."""
@@ -83,9 +83,9 @@ class ImageSettings:
     def __post_init__(self) -> None:
         if min(self.size) < 1:
             raise ValueError(f"image_size: expected at least 1 pixel, got {self.image_size}")
-        if math.prod(self.size) > (most := limits().image_pixels):
+        if math.prod(self.size) > (max_pixels := limits().image_pixels):
             raise ValueError(
-                f"image_size: expected at most {most:,} pixels (image_pixels in [limits]), got {self.size}"
+                f"image_size: expected at most {max_pixels:,} pixels (image_pixels in [limits]), got {self.size}"
             )
         if self.patch_size < 1 or any(side % self.patch_size for side in self.size):
             raise ValueError(
@@ -222,14 +222,14 @@ class ImageValues(ValueHooks):
     @hookimpl
     def constant_baseline(self, values: Sequence[Array], settings: Settings) -> Array:
         """Return the constant map with the best main metric on these values, from several candidates."""
-        picked = np.unique(np.linspace(0, len(values) - 1, CONSTANT_SAMPLES).astype(int))
-        stack = np.stack([np.asarray(values[index]) for index in picked])
+        indices = np.unique(np.linspace(0, len(values) - 1, CONSTANT_SAMPLES).astype(int))
+        stack = np.stack([np.asarray(values[index]) for index in indices])
         options, truth = self.options(settings), list(stack)
         candidates = self.constant_maps(stack, options)
         if len(candidates) == 1:
             return candidates[0]
-        marks = [self.measure_main([candidate] * len(truth), truth, options) for candidate in candidates]
-        return candidates[self.metrics[0].best(marks)]
+        scores = [self.measure_main([candidate] * len(truth), truth, options) for candidate in candidates]
+        return candidates[self.metrics[0].best(scores)]
 
     def constant_maps(self, stack: Array, options: Any) -> list[Array]:
         """Return candidates for the constant baseline of values `(count, ...)`, the usual one first.
@@ -239,10 +239,10 @@ class ImageValues(ValueHooks):
         """
         if self.kind == "continuous":
             maps = [*np.quantile(stack, QUANTILES, axis=0), stack.mean(axis=0)]
-            return [self.resized(found.astype(np.float32), Crop(), stack.shape[-2:]) for found in maps]
+            return [self.resized(values.astype(np.float32), Crop(), stack.shape[-2:]) for values in maps]
         if self.kind == "binary":
             share = stack.mean(axis=0)
-            return [(share >= least).astype(stack.dtype) for least in (0.5, *np.quantile(share, SHARES_ON))]
+            return [(share >= threshold).astype(stack.dtype) for threshold in (0.5, *np.quantile(share, SHARES_ON))]
         return [commonest_classes(stack, self.value_spec(options).unscored_ids)]
 
 
@@ -256,10 +256,10 @@ def crop_and_resize(value: Array, crop: Crop, size: tuple[int, int], *, nearest:
     height, width = value.shape[-2:]
     left, top = crop.left * width, crop.top * height
     box = (left, top, min(left + crop.width * width, width), min(top + crop.height * height, height))
-    how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    resampling = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
     dtype = np.int32 if nearest else np.float32
-    planes = (np.ascontiguousarray(value[place], dtype) for place in np.ndindex(value.shape[:-2]))
-    out = np.stack([np.asarray(Image.fromarray(plane).resize(size[::-1], how, box)) for plane in planes])
+    planes = (np.ascontiguousarray(value[index], dtype) for index in np.ndindex(value.shape[:-2]))
+    out = np.stack([np.asarray(Image.fromarray(plane).resize(size[::-1], resampling, box)) for plane in planes])
     out = out[..., ::-1] if crop.flip else out
     return np.ascontiguousarray(out.reshape(*value.shape[:-2], *size), dtype=value.dtype)
 
@@ -282,16 +282,16 @@ def open_image(data: bytes, extension: str, expected: Sequence[str] = IMAGE_EXTE
     if extension not in IMAGE_EXTENSIONS:
         raise ValueError(f"expected .npy or a picture (.{', .'.join(expected)})")
     try:
-        image = opened_image(data)
+        image = open_undecoded(data)
         with _silent_about_tags():  # of TIFF files, they are read with the pixels
             image.load()
-        image.info.update(_as_stored(image, data))
+        image.info.update(_stored_format(image, data))
         return upright(image.copy() if image.format == "WEBP" else image)  # without the decoder and its canvases
     except (EOFError, OSError, TypeError) as error:  # TypeError: of Pillow, for a fraction as an offset
         raise ValueError(f"cannot be read as a picture: {first_line(error)}") from None
 
 
-def opened_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> PIL.Image.Image:
+def open_undecoded(data: bytes, formats: tuple[str, ...] = FORMATS) -> PIL.Image.Image:
     """Return a picture whose pixels are not decoded yet. Raises InvalidValueError above the limit `image_pixels`.
 
     Raises ValueError for other files; Pillow's other errors pass.
@@ -321,20 +321,21 @@ def check_directories(data: bytes) -> None:
     big = data[2:4] in (b"+\0", b"\0+")
     if not order or not (big or data[2:4] in (b"*\0", b"\0*")):
         return
-    place, number, entry = ("Q", "Q", "HHQQ") if big else ("I", "H", "HHII")
-    pages, counted = 0, 0
+    formats = ("Q", "Q", "HHQQ") if big else ("I", "H", "HHII")
+    offset_type, count_type, entry_type = (struct.Struct(order + codes) for codes in formats)
+    pages, segments = 0, 0
     with contextlib.suppress(struct.error):  # cut off: the reader reports it
-        (at,) = struct.unpack_from(order + place, data, 8 if big else 4)
-        while at:
-            (entries,) = struct.unpack_from(order + number, data, at)
-            at += struct.calcsize(order + number)
+        (offset,) = offset_type.unpack_from(data, 8 if big else 4)
+        while offset:
+            (entries,) = count_type.unpack_from(data, offset)
+            offset += count_type.size
             for index in range(min(entries, MOST_TAGS)):
-                tag, _, count, _ = struct.unpack_from(order + entry, data, at + index * struct.calcsize(order + entry))
-                counted += count if tag in SEGMENTS else 0
+                tag, _, count, _ = entry_type.unpack_from(data, offset + index * entry_type.size)
+                segments += count if tag in SEGMENTS else 0
             pages += 1
-            if pages > MOST_PAGES or counted > MOST_SEGMENTS:
+            if pages > MOST_PAGES or segments > MOST_SEGMENTS:
                 raise ValueError(f"a TIFF of more than {MOST_PAGES:,} pages or {MOST_SEGMENTS:,} strips; save it again")
-            (at,) = struct.unpack_from(order + place, data, at + entries * struct.calcsize(order + entry))
+            (offset,) = offset_type.unpack_from(data, offset + entries * entry_type.size)
 
 
 def check_scans(data: bytes) -> None:
@@ -381,7 +382,7 @@ def bounded_pictures() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _as_stored(image: PIL.Image.Image, data: bytes) -> dict[str, Any]:
+def _stored_format(image: PIL.Image.Image, data: bytes) -> dict[str, Any]:
     """Return BITS and WHITE_IS_ZERO of a file. They override texts that the file may have under these names."""
     if image.format == "PNG":
         return {BITS: data[24], WHITE_IS_ZERO: False}
@@ -410,7 +411,7 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
     if turn is None:
         return image
     turned = image.transpose(turn)
-    for key in HOLDS_ORIENTATION:
+    for key in ORIENTATION_KEYS:
         turned.info.pop(key, None)
     return turned
 
@@ -464,7 +465,7 @@ def bands_of(image: PIL.Image.Image, mode: str, ground: str | None = None) -> Ar
     bands = np.empty((Image.getmodebands(mode), height, width), np.float32)
     for top in range(0, height, rows):
         strip = image.crop((0, top, width, min(top + rows, height)))
-        levels = np.asarray((laid_over(strip, ground) if ground else strip).convert(mode))
+        levels = np.asarray((over_background(strip, ground) if ground else strip).convert(mode))
         bands[:, top : top + rows] = levels if levels.ndim == 2 else levels.transpose(2, 0, 1)
     return bands
 
@@ -476,7 +477,7 @@ def fractions(levels: Array) -> Array:
     return value
 
 
-def laid_over(image: PIL.Image.Image, ground: str) -> PIL.Image.Image:
+def over_background(image: PIL.Image.Image, ground: str) -> PIL.Image.Image:
     """Return an image without transparency; transparent parts get the background colour `ground`."""
     from PIL import Image
 

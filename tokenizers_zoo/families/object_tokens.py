@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.families.text import whole_groups
+from tokenizers_zoo.families.text import fitting_groups
 from tokenizers_zoo.spec import Crop, OrderedIds
 from tokenizers_zoo.text_vocab import Coordinate, Piece, TextVocabulary, VocabularyConfig
 
@@ -120,18 +120,18 @@ class ObjectGrammar:
         coordinate begins the next. The result is exact for the output of `write`.
         """
         starts, stops, length = self.starts.tolist(), self.stops.tolist(), self.object_length
-        found, begun = list[list[int]](), list[int]()
+        objects, partial = list[list[int]](), list[int]()
         for index in map(int, ids):
-            place = len(begun)
-            if not starts[place] <= index < stops[place]:
-                begun, place = [], 0
+            position = len(partial)
+            if not starts[position] <= index < stops[position]:
+                partial, position = [], 0
                 if not starts[0] <= index < stops[0]:
                     continue
-            begun.append(index - starts[place])
-            if len(begun) == length:
-                found.append(begun)
-                begun = []
-        table = np.array(found, dtype=np.int64).reshape(-1, length)
+            partial.append(index - starts[position])
+            if len(partial) == length:
+                objects.append(partial)
+                partial = []
+        table = np.array(objects, dtype=np.int64).reshape(-1, length)
         return table[:, : self.axes], table[:, self.axes :]
 
 
@@ -153,9 +153,9 @@ class Spelling:
 
     head: Part
     parts: tuple[Part, ...]
-    nothing: tuple[Piece, ...]
+    empty: tuple[Piece, ...]
     """Pieces that represent a value without objects."""
-    several: bool = False
+    repeats: bool = False
     """Whether the parts may repeat after one head, for several objects with the same head."""
 
     def check(self, config: VocabularyConfig, codebook_size: int, owner: str, name: str) -> None:
@@ -181,7 +181,7 @@ class SpelledGrammar:
 
     def __post_init__(self) -> None:
         words = [part.word for part in (self.spelling.head, *self.spelling.parts)]
-        words += [piece.strip() for piece in self.spelling.nothing if isinstance(piece, str)]
+        words += [piece.strip() for piece in self.spelling.empty if isinstance(piece, str)]
         for word in words:
             if (read := self.vocabulary.decode_text(self.vocabulary.encode_text(f" {word}")).strip()) != word:
                 raise CheckpointError(f"the vocabulary has no word {word!r}, it reads {read!r}; give it another one")
@@ -191,35 +191,37 @@ class SpelledGrammar:
         object)."""
         rows = zip(levels.tolist(), codes.tolist(), strict=True)
         groups = [self.vocabulary.encode(self._pieces(*row)) for row in rows]
-        ids = whole_groups(groups or [self.vocabulary.encode(self.spelling.nothing)], self.max_length)
+        ids = fitting_groups(groups or [self.vocabulary.encode(self.spelling.empty)], self.max_length)
         return np.array(ids, dtype=np.int64)
 
     def read(self, ids: Iterable[int]) -> tuple[Ids, Ids]:
         """Return levels (objects, axes) and codes (objects, codes of one object) of any sequence of ids.
 
-        Parts with unexpected coordinates are skipped, and so are objects that lack a part. With `several`, an object
+        Parts with unexpected coordinates are skipped, and so are objects that lack a part. With `repeats`, an object
         that repeats an earlier one under another head is skipped, too. The result is exact for the output of `write` if
         objects differ by more than their head.
         """
-        spelling, found, begun = self.spelling, list[list[int]](), dict[str, list[int]]()
+        spelling, objects, partial = self.spelling, list[list[int]](), dict[str, list[int]]()
         parts = {part.word: part for part in (spelling.head, *spelling.parts)}
         for word, coordinates in _runs(self.vocabulary.decode(ids)):
             if word == spelling.head.word:
-                begun = {}
-            if word not in parts or (word != spelling.head.word and spelling.head.word not in begun):
+                partial = {}
+            if word not in parts or (word != spelling.head.word and spelling.head.word not in partial):
                 continue
             numbers = self._numbers(parts[word], coordinates)
             if numbers is not None:
-                begun[word] = numbers
-            if len(begun) == len(parts):
-                found.append(self._row(begun))
-                begun = {spelling.head.word: begun[spelling.head.word]} if spelling.several else {}
-        if spelling.several:
-            met = dict[tuple[int, ...], list[int]]()
-            for row in found:
-                met.setdefault(tuple(row[len(spelling.head.axes) :]), row)
-            found = list(met.values())
-        table = np.array(found, dtype=np.int64).reshape(-1, self.plain.object_length)
+                partial[word] = numbers
+            if len(partial) == len(parts):
+                levels = [number for key, part in parts.items() for number in partial[key][: len(part.axes)]]
+                codes = [number for key, part in parts.items() for number in partial[key][len(part.axes) :]]
+                objects.append([*levels, *codes])
+                partial = {spelling.head.word: partial[spelling.head.word]} if spelling.repeats else {}
+        if spelling.repeats:
+            distinct = dict[tuple[int, ...], list[int]]()
+            for row in objects:
+                distinct.setdefault(tuple(row[len(spelling.head.axes) :]), row)
+            objects = list(distinct.values())
+        table = np.array(objects, dtype=np.int64).reshape(-1, self.plain.object_length)
         return table[:, : self.plain.axes], table[:, self.plain.axes :]
 
     def _pieces(self, levels: Sequence[int], codes: Sequence[int]) -> Iterator[Piece]:
@@ -235,21 +237,16 @@ class SpelledGrammar:
 
     def _numbers(self, part: Part, coordinates: Sequence[Coordinate]) -> list[int] | None:
         """Return the levels of a part, then its codes; None if the coordinates do not match the part."""
-        told, coded = coordinates[: len(part.axes)], coordinates[len(part.axes) :]
-        if tuple(piece.axis for piece in told) != part.axes or len(coded) != (self.plain.codes if part.codes else 0):
+        level_pieces, code_pieces = coordinates[: len(part.axes)], coordinates[len(part.axes) :]
+        code_count = self.plain.codes if part.codes else 0
+        if tuple(piece.axis for piece in level_pieces) != part.axes or len(code_pieces) != code_count:
             return None
-        codes = [piece.axis * CODES_PER_AXIS + piece.level for piece in coded]
-        if any(piece.level >= CODES_PER_AXIS for piece in coded) or any(c >= self.plain.codebook_size for c in codes):
-            return None
-        levels = [piece.level for piece in told]
-        return [*levels, *codes] if all(level < self.plain.bins for level in levels) else None
-
-    def _row(self, begun: dict[str, list[int]]) -> list[int]:
-        """Return all levels of an object, then its codes."""
-        parts = (self.spelling.head, *self.spelling.parts)
-        levels = [number for part in parts for number in begun[part.word][: len(part.axes)]]
-        codes = [number for part in parts for number in begun[part.word][len(part.axes) :]]
-        return [*levels, *codes]
+        levels = [piece.level for piece in level_pieces]
+        codes = [piece.axis * CODES_PER_AXIS + piece.level for piece in code_pieces]
+        in_range = all(level < self.plain.bins for level in levels)
+        in_range &= all(piece.level < CODES_PER_AXIS for piece in code_pieces)
+        in_range &= all(code < self.plain.codebook_size for code in codes)
+        return [*levels, *codes] if in_range else None
 
 
 def _runs(pieces: Iterable[Piece]) -> Iterator[tuple[str, list[Coordinate]]]:
@@ -276,8 +273,8 @@ def box_seen_through(crop: Crop, box: Sequence[float], least: float) -> list[flo
     ys = [(y - crop.top) / crop.height for y in (box[1], box[3])]
     left, right = (min(1.0, max(0.0, x)) for x in xs)
     top, bottom = (min(1.0, max(0.0, y)) for y in ys)
-    inside, whole = (right - left) * (bottom - top), (xs[1] - xs[0]) * (ys[1] - ys[0])
-    if inside <= 0 or inside < least * whole * (1 - 1e-9):
+    inside, area = (right - left) * (bottom - top), (xs[1] - xs[0]) * (ys[1] - ys[0])
+    if inside <= 0 or inside < least * area * (1 - 1e-9):
         return None
     return [1 - right, top, 1 - left, bottom] if crop.flip else [left, top, right, bottom]
 
@@ -293,11 +290,11 @@ def box_overlaps(first: Array, second: Array) -> Array:
 
 def best_pairs(table: Array, least: float) -> list[tuple[int, int, float]]:
     """Return row, column and number of the highest numbers from `least` on; each row and column is in one at most."""
-    left, pairs = table.copy(), list[tuple[int, int, float]]()
-    while left.size and float(left.max()) >= least:
-        row, column = map(int, np.unravel_index(left.argmax(), left.shape))
-        pairs.append((row, column, float(left[row, column])))
-        left[row, :] = left[:, column] = -1.0
+    remaining, pairs = table.copy(), list[tuple[int, int, float]]()
+    while remaining.size and float(remaining.max()) >= least:
+        row, column = map(int, np.unravel_index(remaining.argmax(), remaining.shape))
+        pairs.append((row, column, float(remaining[row, column])))
+        remaining[row, :] = remaining[:, column] = -1.0
     return pairs
 
 

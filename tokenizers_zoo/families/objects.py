@@ -25,7 +25,7 @@ from tokenizers_zoo.families.object_tokens import (
     levels_of,
     numbers_of,
 )
-from tokenizers_zoo.families.text import TextModality, of_each, sequence_layout
+from tokenizers_zoo.families.text import TextModality, map_values, sequence_layout
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
 from tokenizers_zoo.spec import Crop, ModalitySpec
@@ -180,7 +180,7 @@ class ObjectModality(ValueHooks, TrainedModality):
         """Return statistics of the training values for `coordinates` and `join`; saved with the tokenizer."""
         return {}
 
-    def seen(self, value: Any, crop: Crop, options: Any) -> Any:
+    def crop_value(self, value: Any, crop: Crop, options: Any) -> Any:
         """Return the value under the shared crop and flip, at the size of the settings. Raises InvalidValueError."""
         raise NotImplementedError
 
@@ -221,9 +221,9 @@ class ObjectModality(ValueHooks, TrainedModality):
 
     def published_difference(self, architecture: Architecture, options: Any) -> str | None:
         shape = self.item_shape(options)
-        found = (architecture.channels, *(architecture.size if len(shape) > 1 else ()))
-        if found != shape:
-            return f"it is of {' x '.join(map(str, found))} numbers, expected {' x '.join(map(str, shape))}"
+        published_shape = (architecture.channels, *(architecture.size if len(shape) > 1 else ()))
+        if published_shape != shape:
+            return f"it is of {' x '.join(map(str, published_shape))} numbers, expected {' x '.join(map(str, shape))}"
         return None
 
     def importing(self, settings: Settings) -> Settings:
@@ -245,8 +245,8 @@ class ObjectModality(ValueHooks, TrainedModality):
         contents = f"{grammar.axes} coordinates and {grammar.codes} codes per object"
         if spelling is None:
             layout = sequence_layout(grammar, self.max_objects(options) * grammar.object_length)
-            own = {"ordered_ids": grammar.ordered_ids, "token_space": contents}
-            return self.spec_of(settings, value, layout, grammar.vocab_size, **own)
+            attributes = {"ordered_ids": grammar.ordered_ids, "token_space": contents}
+            return self.spec_of(settings, value, layout, grammar.vocab_size, **attributes)
         config = settings.vocabulary(VOCABULARY, VocabularyConfig)
         spelling.check(config, grammar.codebook_size, settings.name, VOCABULARY)
         shared = {"vocabulary": VOCABULARY, "own_tokenizer": True, "ordered_ids": config.ordered_ids}
@@ -257,15 +257,15 @@ class ObjectModality(ValueHooks, TrainedModality):
     def _check_items(self, settings: Settings) -> None:
         """Raise ConfigError if blocks or patch size do not fit the items."""
         options = self.options(settings)
-        table, shape, where = options.tokenizer, self.item_shape(options), settings.origin.inner("tokenizer")
+        table, shape, origin = options.tokenizer, self.item_shape(options), settings.origin.inner("tokenizer")
         if (len(shape) == 3) == (table.blocks == "mlp"):
             fitting = "conv or vit" if len(shape) == 3 else "mlp"
             raise ConfigError(
-                f"{where.at('blocks')}: expected {fitting} for items of shape {shape}, got {table.blocks}"
+                f"{origin.at('blocks')}: expected {fitting} for items of shape {shape}, got {table.blocks}"
             )
         if any(side % table.patch_size for side in shape[1:]):
             raise ConfigError(
-                f"{where.at('patch_size')}: {table.patch_size} does not divide the {shape[1]} x {shape[2]} items"
+                f"{origin.at('patch_size')}: {table.patch_size} does not divide the {shape[1]} x {shape[2]} items"
             )
 
     @hookimpl
@@ -292,17 +292,17 @@ class ObjectModality(ValueHooks, TrainedModality):
         spelling = self.spelling(self.options(settings))
         if spelling is None:
             return ()
-        words = (*(part.word for part in (spelling.head, *spelling.parts)), *spelling.nothing)
+        words = (*(part.word for part in (spelling.head, *spelling.parts)), *spelling.empty)
         return [" ".join(word.strip() for word in words if isinstance(word, str))] * len(values)
 
     @hookimpl
     def transform(self, value: Any, crop: Crop, settings: Settings) -> Any:
-        return self.seen(value, crop, self.options(settings))
+        return self.crop_value(value, crop, self.options(settings))
 
-    def split_all(self, values: Sequence[Any], options: Any, name: str) -> list[list[Any]]:
+    def split_values(self, values: Sequence[Any], options: Any, name: str) -> list[list[Any]]:
         """Return the objects of each value, at most `max_objects`. Raises InvalidValueError with the place."""
         arrays = [np.asarray(value.cpu()) if hasattr(value, "cpu") else value for value in values]
-        return of_each(arrays, lambda array: self.split(array, options)[: self.max_objects(options)], name)
+        return map_values(arrays, lambda array: self.split(array, options)[: self.max_objects(options)], name)
 
 
 class ObjectCodec(ValueCodec):
@@ -318,7 +318,8 @@ class ObjectCodec(ValueCodec):
         return outputs
 
     def objects_of(self, values: Sequence[Any]) -> list[Any]:
-        return [one for group in self.modality.split_all(values, self.options, self.settings.name) for one in group]
+        groups = self.modality.split_values(values, self.options, self.settings.name)
+        return [item for group in groups for item in group]
 
     def fit(
         self, train: Sequence[Any], count: int, rng: np.random.Generator
@@ -345,7 +346,7 @@ class ObjectCodec(ValueCodec):
         """Return the items of all objects of the values; at least one item."""
         import torch
 
-        objects = self.objects_of(self.augmented(values, rng))
+        objects = self.objects_of(self.augment(values, rng))
         items = self.modality.items(objects, self.options) if objects else self.spare
         assert items is not None
         return torch.from_numpy(items)
@@ -354,11 +355,11 @@ class ObjectCodec(ValueCodec):
         """Return the values after encode and decode, and all codes, each codebook's at an offset."""
         import torch
 
-        both = ObjectTokenizer(self.modality, self.settings.name, self.options, tokenizer)
-        tokens, start = both.encode(values), self.modality.grammar(self.options).code_start
+        object_tokenizer = ObjectTokenizer(self.modality, self.settings.name, self.options, tokenizer)
+        tokens, start = object_tokenizer.encode(values), self.modality.grammar(self.options).code_start
         ids = np.concatenate(tokens)
         codes = torch.from_numpy(ids[ids >= start] - start)
-        return both.decode(tokens), codes if len(codes) else None
+        return object_tokenizer.decode(tokens), codes if len(codes) else None
 
 
 class ObjectTokenizer:
@@ -376,11 +377,11 @@ class ObjectTokenizer:
     def encode(self, values: Sequence[Any]) -> list[Array]:
         import torch
 
-        groups = self.modality.split_all([*values], self.options, self.name)
-        objects = [one for group in groups for one in group]
+        groups = self.modality.split_values([*values], self.options, self.name)
+        objects = [item for group in groups for item in group]
         if not objects:
-            none = np.zeros((0, len(self.axes)), np.int64), np.zeros((0, self.plain.codes), np.int64)
-            return [self.grammar.write(*none) for _ in groups]
+            empty = np.zeros((0, len(self.axes)), np.int64), np.zeros((0, self.plain.codes), np.int64)
+            return [self.grammar.write(*empty) for _ in groups]
         items = torch.from_numpy(self.modality.items(objects, self.options))
         codes = self.items.encode(items).flatten(1).numpy()
         numbers = self.modality.coordinates(objects, self.fitted, self.options)

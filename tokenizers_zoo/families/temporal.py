@@ -47,26 +47,26 @@ def read_csv(data: bytes, columns: Sequence[str] = ()) -> NDArray[np.float64]:
     number, head = next(rows, (0, []))
     first = [word.strip(" \t'").lower() for word in head]
     names = [] if all(map(_is_number, first)) else first
-    wanted = [name.lower() for name in columns]
-    places = list(range(len(first)))
-    if wanted and all(names.count(name) == 1 for name in wanted):
-        places = [names.index(name) for name in wanted]
-    elif known := set(names) & set(wanted):
-        in_place = len(names) == len(wanted) and all(names.index(name) == wanted.index(name) for name in known)
-        if not in_place:
-            found, expected = ", ".join(head), ", ".join(columns)
-            raise ValueError(f"line {number}: expected the names {expected}, in any order, got {found:.90}")
+    column_names = [name.lower() for name in columns]
+    column_indices = list(range(len(first)))
+    if column_names and all(names.count(name) == 1 for name in column_names):
+        column_indices = [names.index(name) for name in column_names]
+    elif common := set(names) & set(column_names):
+        same_order = len(names) == len(column_names) and all(names.index(n) == column_names.index(n) for n in common)
+        if not same_order:
+            header, expected = ", ".join(head), ", ".join(columns)
+            raise ValueError(f"line {number}: expected the names {expected}, in any order, got {header:.90}")
     numbers = array("d")
     for line, row in rows if names or not head else itertools.chain([(number, head)], rows):
         try:
             if len(row) != len(first):
                 raise ValueError
-            numbers.extend([float(row[place]) for place in places])
+            numbers.extend([float(row[index]) for index in column_indices])
         except ValueError:
             raise ValueError(f"line {line}: expected {len(first)} numbers separated by commas") from None
     if not numbers:
         raise ValueError("it has no row of numbers")
-    return np.ascontiguousarray(np.frombuffer(numbers).reshape(-1, len(places)).T)
+    return np.ascontiguousarray(np.frombuffer(numbers).reshape(-1, len(column_indices)).T)
 
 
 def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -214,12 +214,12 @@ class SeriesModality(TemporalModality):
         width, band = PICTURE[0], int(np.clip(PICTURE[1] // len(value), *BAND))
         sheet = Image.new("RGB", (width, band * len(value)), "white")
         draw = ImageDraw.Draw(sheet)
-        places = np.linspace(0, width - 1, value.shape[1])
-        least, most = value.min(axis=1, keepdims=True), value.max(axis=1, keepdims=True)
-        heights = np.where(most > least, (most - value) / np.where(most > least, most - least, 1), 0.5)
+        xs = np.linspace(0, width - 1, value.shape[1])
+        lowest, highest = value.min(axis=1, keepdims=True), value.max(axis=1, keepdims=True)
+        heights = np.where(highest > lowest, (highest - value) / np.where(highest > lowest, highest - lowest, 1), 0.5)
         for top, curve in zip(range(0, sheet.height, band), heights, strict=True):
             levels = top + 1 + curve * (band - 3)
-            draw.line(list(zip(places.tolist(), levels.tolist(), strict=True)), fill=INK)
+            draw.line(list(zip(xs.tolist(), levels.tolist(), strict=True)), fill=INK)
         return sheet
 
     @hookimpl

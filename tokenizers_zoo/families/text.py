@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from tokenizers_zoo.autoencoder.codec import called
+from tokenizers_zoo.autoencoder.codec import call_hook
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CONTROL, ConfigError, InvalidValueError
@@ -98,25 +98,24 @@ class TextModality(PluginBase, Generic[S]):
         settings' value; otherwise it is unchanged. Training is deterministic.
         """
         config.take(self.settings_class)
-        wanted = self._vocabulary_config(config)
+        vocabulary_config = self._vocabulary_config(config)
         special_tokens = (*samples.special_tokens, *self.vocabulary_tokens(config))
         texts = functools.partial(self._texts, samples, config)
-        own = (config.name,) if hasattr(self, "vocabulary_texts") else ()
-        text_of = samples.text_of or own
-        TextVocabulary.train_folder(out_dir, wanted, texts, special_tokens, samples.provenance, text_of)
+        text_of = samples.text_of or ((config.name,) if hasattr(self, "vocabulary_texts") else ())
+        TextVocabulary.train_folder(out_dir, vocabulary_config, texts, special_tokens, samples.provenance, text_of)
         return out_dir
 
     def _texts(self, samples: TrainingSamples, settings: Settings) -> Iterator[str]:
         """Yield the texts of `samples`; if there are none, this modality's texts of the training values."""
-        found = False
+        has_texts = False
         for text in samples.texts():
-            found = True
+            has_texts = True
             yield text
         hook = getattr(self, "vocabulary_texts", None)
-        if found or hook is None:
+        if has_texts or hook is None:
             return
         for value in samples.train:
-            yield from called(hook, values=[value], settings=settings)
+            yield from call_hook(hook, values=[value], settings=settings)
 
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, settings: Settings) -> TextTokenizer[S]:
@@ -127,7 +126,7 @@ class TextModality(PluginBase, Generic[S]):
     @hookimpl
     def encode(self, tokenizer: TextTokenizer[S], values: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
         """Return the ids of each value, int64 `(tokens,)`. Raises InvalidValueError that names the batch index."""
-        rows = of_each(values, lambda value: self.encode_value(value, tokenizer), tokenizer.name)
+        rows = map_values(values, lambda value: self.encode_value(value, tokenizer), tokenizer.name)
         return [np.asarray(ids, dtype=np.int64) for ids in rows]
 
     @hookimpl
@@ -149,7 +148,7 @@ class TextModality(PluginBase, Generic[S]):
         return config
 
 
-def of_each(values: Sequence[Any], function: Callable[[Any], R], name: str) -> list[R]:
+def map_values(values: Sequence[Any], function: Callable[[Any], R], name: str) -> list[R]:
     """Return the results for the values of modality `name`; an InvalidValueError gets the name and the batch index."""
     results = []
     for index, value in enumerate(values):
@@ -161,7 +160,7 @@ def of_each(values: Sequence[Any], function: Callable[[Any], R], name: str) -> l
     return results
 
 
-def whole_groups(groups: Iterable[Sequence[int]], limit: int) -> list[int]:
+def fitting_groups(groups: Iterable[Sequence[int]], limit: int) -> list[int]:
     """Return the ids of the leading groups that fit in `limit` together; groups are never cut."""
     ids: list[int] = []
     for group in groups:
@@ -183,15 +182,15 @@ def read_json(data: bytes, extension: str) -> Any:
 
 def control_character(text: str, allowed: str = "") -> str | None:
     """Return the first control character of `text` that is not `allowed`, as `U+0007 at character 12`, or None."""
-    for found in CONTROL.finditer(text):
-        if found.group() not in allowed:
-            return f"U+{ord(found.group()):04X} at character {found.start()}"
+    for match in CONTROL.finditer(text):
+        if match.group() not in allowed:
+            return f"U+{ord(match.group()):04X} at character {match.start()}"
     return None
 
 
 def printable(text: str, allowed: str = "") -> str:
     """Return the text with each control character that is not `allowed` replaced by U+FFFD."""
-    return CONTROL.sub(lambda found: found.group() if found.group() in allowed else "\ufffd", text)
+    return CONTROL.sub(lambda match: match.group() if match.group() in allowed else "\ufffd", text)
 
 
 def words_of(text: str) -> list[str]:

@@ -65,8 +65,8 @@ class Architecture:
     def tokenizer_table(self) -> dict[str, Any]:
         """The table `tokenizer` that builds an autoencoder with these sizes."""
         names = ("codebook_size", "codebook_dim", "distance", "num_codebooks")
-        given = {name: getattr(self.quantizer, name) for name in names}
-        table = {name: value for name, value in given.items() if value is not None}
+        quantizer_fields = {name: getattr(self.quantizer, name) for name in names}
+        table = {name: value for name, value in quantizer_fields.items() if value is not None}
         table |= {"quantizer": self.quantizer.kind, "latent_dim": self.latent_dim}
         table |= {"width": self.encoder.width, "depth": self.encoder.depth}
         if isinstance(self.encoder, BlockConfig):
@@ -128,10 +128,10 @@ class PublishedKeys:
 
     def size(self, side: Literal["enc", "dec"] | None = None) -> tuple[int, int]:
         """Return height and width of the inputs, or the size that the position grid of one side is for."""
-        found = self.image_size
+        image_size = self.image_size
         if side is not None:
-            found = (self.image_size_enc if side == "enc" else self.image_size_dec) or found
-        return (found, found) if isinstance(found, int) else found
+            image_size = (self.image_size_enc if side == "enc" else self.image_size_dec) or image_size
+        return (image_size, image_size) if isinstance(image_size, int) else image_size
 
     def blocks(self, side: Literal["enc", "dec"], name: str) -> BlockConfig | MlpConfig:
         """Return the encoder or decoder of a type name."""
@@ -153,8 +153,8 @@ class PublishedKeys:
         if match := re.fullmatch(r"BottleneckMLP/B_(\d+)-Wi_(\d+)(?:-E_(\d+))?", name):
             depth, width, expansion = (int(number or 4) for number in match.groups())
             return MlpConfig(width=width, depth=depth, expansion=expansion, latent_map=True)
-        known = ", ".join(f"{stem}_{side}" for stem in VITS)
-        raise ValueError(f"{side}_type: expected {known} or BottleneckMLP/B_x-Wi_y, got {name!r}")
+        expected = ", ".join(f"{stem}_{side}" for stem in VITS)
+        raise ValueError(f"{side}_type: expected {expected} or BottleneckMLP/B_x-Wi_y, got {name!r}")
 
     def quantizer(self) -> QuantizerConfig:
         size, dim, count = self.codebook_size, self.latent_dim, self.num_codebooks
@@ -178,24 +178,24 @@ class PublishedKeys:
 
 def read_architecture(published: PublishedCheckpoint) -> Architecture:
     """Return the architecture of a tokenizer. Raises CheckpointError if it is not supported."""
-    known = {field.name for field in fields(PublishedKeys)}
-    given = {key: value for key, value in published.config.items() if key in known and value is not None}
+    key_names = {field.name for field in fields(PublishedKeys)}
+    values = {key: value for key, value in published.config.items() if key in key_names and value is not None}
     try:
-        whole = {key: int(x) if isinstance(x, str) and x.isdecimal() else x for key, x in given.items()}
-        keys = from_mapping(PublishedKeys, whole)
+        parsed = {key: int(x) if isinstance(x, str) and x.isdecimal() else x for key, x in values.items()}
+        keys = from_mapping(PublishedKeys, parsed)
         diffusion = _class_name(published) == DIFFUSION
         dec_type = keys.dec_type or ("unet_patched" if diffusion else "vit_b_dec")
         if diffusion and dec_type not in UNETS:
             raise ValueError(f"dec_type: expected {' or '.join(UNETS)}, got {dec_type!r}")
-        (height, width), cut = keys.size(), keys.patch_size
-        if not diffusion and keys.patch_size_dec not in (None, cut):  # a UNet has its own patches
-            raise ValueError(f"patch_size_dec: expected {cut}, the patch_size, got {keys.patch_size_dec}")
+        (height, width), side = keys.size(), keys.patch_size
+        if not diffusion and keys.patch_size_dec not in (None, side):  # a UNet has its own patches
+            raise ValueError(f"patch_size_dec: expected {side}, the patch_size, got {keys.patch_size_dec}")
         pixels = keys.enc_type.startswith("vit_") and keys.patch_proj
         return Architecture(
             channels=keys.n_channels,
             classes=keys.n_labels,
-            size=(height, width) if pixels else (height // cut, width // cut),
-            patch_size=cut if pixels else 1,
+            size=(height, width) if pixels else (height // side, width // side),
+            patch_size=side if pixels else 1,
             latent_dim=keys.latent_dim,
             quantizer=keys.quantizer(),
             encoder=keys.blocks("enc", keys.enc_type),
@@ -204,17 +204,18 @@ def read_architecture(published: PublishedCheckpoint) -> Architecture:
             noise=keys.noise() if diffusion else {},
         )
     except (ConfigError, ValueError) as error:  # also a size that blocks or quantizers do not take
-        raise CheckpointError(f"{published.place}: config.json: {error}") from None
+        raise CheckpointError(f"{published.path}: config.json: {error}") from None
 
 
 def _class_name(published: PublishedCheckpoint) -> str:
     """Return VQVAE or DiVAE, from the key `class` or, if it is absent, from the decoder."""
-    found, tensors = published.config.get("class"), published.tensors
-    if found is None and not any(name.startswith("decoder.") for name in tensors):
-        raise ValueError(f"is no tokenizer with a decoder; expected a {PLAIN} or a {DIFFUSION}")
-    if found is None:
-        drawn = str(published.config.get("dec_type", "")).startswith(("unet", "uvit"))
-        found = DIFFUSION if drawn or "decoder.input_blocks.0.0.weight" in tensors else PLAIN
-    if found not in (PLAIN, DIFFUSION):
-        raise ValueError(f"class: expected {PLAIN} or {DIFFUSION}, got {found!r}")
-    return str(found)
+    class_name = published.config.get("class")
+    if class_name is None:
+        if not any(name.startswith("decoder.") for name in published.tensors):
+            raise ValueError(f"is no tokenizer with a decoder; expected a {PLAIN} or a {DIFFUSION}")
+        has_unet = str(published.config.get("dec_type", "")).startswith(("unet", "uvit"))
+        has_unet |= "decoder.input_blocks.0.0.weight" in published.tensors
+        return DIFFUSION if has_unet else PLAIN
+    if class_name not in (PLAIN, DIFFUSION):
+        raise ValueError(f"class: expected {PLAIN} or {DIFFUSION}, got {class_name!r}")
+    return str(class_name)

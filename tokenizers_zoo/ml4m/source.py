@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SUFFIX = ".safetensors"
 PLAIN_METADATA = {"format": "pt"}
 """Default metadata of a safetensors file written by torch."""
-SAID = "file_metadata"
+EXTRA_METADATA = "file_metadata"
 """Key in an imported checkpoint for the other metadata of the published file."""
 KNOWN_AS = "known_as"
 """Key in the config.json of an imported backbone for its fingerprint before tokenizers were added."""
@@ -52,13 +52,13 @@ class PublishedCheckpoint:
     tensors: Mapping[str, Tensor]
     same_as: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=lambda: PLAIN_METADATA)
-    place: str = "the checkpoint"
+    path: str = "the checkpoint"
     """Path that it was read from, for error messages."""
 
-    def said(self) -> dict[str, dict[str, str]]:
+    def extra_metadata(self) -> dict[str, dict[str, str]]:
         """Return the metadata that an import stores. Default metadata are not stored, so that fingerprints stay the
         same."""
-        return {} if self.metadata == PLAIN_METADATA else {SAID: dict(self.metadata)}
+        return {} if self.metadata == PLAIN_METADATA else {EXTRA_METADATA: dict(self.metadata)}
 
     @property
     def is_backbone(self) -> bool:
@@ -68,11 +68,11 @@ class PublishedCheckpoint:
     def tensor(self, name: str, *shape: int) -> Tensor:
         """Return a tensor by name. Raises CheckpointError if it is absent or its shape is not `shape`."""
         if name not in self.tensors:
-            raise CheckpointError(f"{self.place}: has no tensor {name}; copy the folder again")
+            raise CheckpointError(f"{self.path}: has no tensor {name}; copy the folder again")
         tensor = self.tensors[name]
         if shape and tuple(tensor.shape) != shape:
             raise CheckpointError(
-                f"{self.place}: {name} is {list(tensor.shape)}, and its config.json asks for {list(shape)}"
+                f"{self.path}: {name} is {list(tensor.shape)}, and its config.json asks for {list(shape)}"
             )
         return tensor
 
@@ -86,21 +86,21 @@ def read_published(source: Path) -> PublishedCheckpoint:
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for path in weight_files(source):
-        with opened(path) as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with open_tensors(path) as file:
+            file_tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata |= metadata_of(path)
-        if twice := sorted(found.keys() & tensors.keys()):
+        if duplicates := sorted(file_tensors.keys() & tensors.keys()):
             raise CheckpointError(
-                f"{path}: has {twice[0]}, as another file of the folder has; keep one checkpoint in it"
+                f"{path}: has {duplicates[0]}, as another file of the folder has; keep one checkpoint in it"
             )
-        check_finite(path, found)
-        tensors |= found
-    same_as = {name: kept for name, kept in metadata.items() if kept in tensors and name not in tensors}
-    tensors |= {name: tensors[kept] for name, kept in same_as.items()}
-    said = {key: value for key, value in metadata.items() if key not in same_as}
-    if list({**said, **same_as}) == list(metadata):
-        metadata = said
-    return PublishedCheckpoint(config=config, tensors=tensors, same_as=same_as, metadata=metadata, place=str(source))
+        check_finite(path, file_tensors)
+        tensors |= file_tensors
+    same_as = {alias: name for alias, name in metadata.items() if name in tensors and alias not in tensors}
+    tensors |= {alias: tensors[name] for alias, name in same_as.items()}
+    other_metadata = {key: value for key, value in metadata.items() if key not in same_as}
+    if list({**other_metadata, **same_as}) == list(metadata):
+        metadata = other_metadata
+    return PublishedCheckpoint(config=config, tensors=tensors, same_as=same_as, metadata=metadata, path=str(source))
 
 
 def published_config(source: Path) -> dict[str, Any]:
@@ -114,10 +114,10 @@ def published_config(source: Path) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise CheckpointError(f"{source / CONFIG}: expected a table; copy it again")
     elif source.is_file():
-        with opened(source) as file:
+        with open_tensors(source) as file:
             names = set(file.keys())
-        said = metadata_of(source)
-        config = {key: _value(text) for key, text in said.items() if key not in PLAIN_METADATA and text not in names}
+        texts = metadata_of(source)
+        config = {key: _value(text) for key, text in texts.items() if key not in PLAIN_METADATA and text not in names}
         if not config:
             remedy = f"download the {CONFIG} that was published with it, too, and give the folder of the two"
             raise CheckpointError(f"{source}: has no configuration in its metadata; {remedy}")
@@ -126,8 +126,8 @@ def published_config(source: Path) -> dict[str, Any]:
     try:
         json.dumps(config, allow_nan=False)
     except ValueError:
-        what = f"{CONFIG} has a number that is not finite; write another in its place"
-        raise CheckpointError(f"{source}: {what}") from None
+        reason = f"{CONFIG} has a number that is not finite; write another in its place"
+        raise CheckpointError(f"{source}: {reason}") from None
     return config
 
 
@@ -140,7 +140,7 @@ def _value(text: str) -> Any:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def open_tensors(path: Path) -> Iterator[Any]:
     """Open a .safetensors file for reading. Raises CheckpointError if it is damaged."""
     from safetensors import SafetensorError, safe_open
 
@@ -170,15 +170,15 @@ def known_fingerprint(backbone: Path) -> str:
 
     Existing outputs refer to the backbone by it. Raises CheckpointError if there is no checkpoint.
     """
-    current = fingerprint(backbone)
-    return str(read_table(backbone / CONFIG).get(KNOWN_AS, current))
+    digest = fingerprint(backbone)
+    return str(read_table(backbone / CONFIG).get(KNOWN_AS, digest))
 
 
 def write_published(checkpoint: PublishedCheckpoint, folder: Path) -> None:
     """Write a checkpoint in the published format; an existing checkpoint in the folder is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in checkpoint.same_as}
+    unique_tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in checkpoint.same_as}
     with replacing_file(folder / WEIGHTS) as temporary:
-        write_tensors(temporary, kept, {**checkpoint.metadata, **checkpoint.same_as} or None)
+        write_tensors(temporary, unique_tensors, {**checkpoint.metadata, **checkpoint.same_as} or None)
     with replacing_file(folder / CONFIG) as temporary:
         temporary.write_text(json_text(checkpoint.config), encoding="utf-8")

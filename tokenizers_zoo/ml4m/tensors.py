@@ -23,66 +23,66 @@ POINTWISE = "o i 1 1 -> o i"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class TensorMapping:
     """A published tensor and our names for it. With several names, each has one row of the first axis."""
 
     published: str
-    own: tuple[str, ...]
+    names: tuple[str, ...]
     pattern: str = ""
     """einops pattern that converts the published tensor to ours; empty if it is unchanged."""
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
-def places(architecture: Architecture) -> list[Place]:
-    """Return the places of all tensors of a published tokenizer."""
-    found = list(_encoder(architecture))
+def tensor_mappings(architecture: Architecture) -> list[TensorMapping]:
+    """Return the mappings of all tensors of a published tokenizer."""
+    mappings = list(_encoder(architecture))
     if architecture.classes:
-        found.append(Place(published="cls_emb.weight", own=("embedding.weight",)))
-    found += _quantizer(architecture.quantizer)
-    found += _unet(architecture.unet) if architecture.unet is not None else _decoder(architecture)
-    return found
+        mappings.append(TensorMapping(published="cls_emb.weight", names=("embedding.weight",)))
+    mappings += _quantizer(architecture.quantizer)
+    mappings += _unet(architecture.unet) if architecture.unet is not None else _decoder(architecture)
+    return mappings
 
 
-def _encoder(architecture: Architecture) -> Iterator[Place]:
+def _encoder(architecture: Architecture) -> Iterator[TensorMapping]:
     config = architecture.encoder
     if isinstance(config, MlpConfig):
-        yield from _pair("encoder.linear_in", "encoder.0")
+        yield from _layer("encoder.linear_in", "encoder.0")
         yield from _mlp_blocks(config, "encoder", first=1)
-        yield from _pair("encoder.linear_out", f"encoder.{config.depth + 1}")
-        yield from _pair("quant_proj", f"encoder.{config.depth + 2}", POINTWISE)
+        yield from _layer("encoder.linear_out", f"encoder.{config.depth + 1}")
+        yield from _layer("quant_proj", f"encoder.{config.depth + 2}", POINTWISE)
         return
     side = architecture.patch_size
-    yield from _pair("encoder.proj", "encoder.embed", "o c h w -> o (h w c)", sizes={"h": side, "w": side})
+    yield from _layer("encoder.proj", "encoder.embed", "o c h w -> o (h w c)", sizes={"h": side, "w": side})
     yield from _vit_blocks(config, "encoder")
-    yield from _pair("quant_proj", "encoder.head", POINTWISE)
+    yield from _layer("quant_proj", "encoder.head", POINTWISE)
 
 
-def _decoder(architecture: Architecture) -> Iterator[Place]:
+def _decoder(architecture: Architecture) -> Iterator[TensorMapping]:
     config, side = architecture.decoder, architecture.patch_size
     assert config is not None
     if isinstance(config, MlpConfig):
-        yield from _pair("post_quant_proj", "decoder.0", POINTWISE)
-        yield from _pair("decoder.linear_in", "decoder.1")
+        yield from _layer("post_quant_proj", "decoder.0", POINTWISE)
+        yield from _layer("decoder.linear_in", "decoder.1")
         yield from _mlp_blocks(config, "decoder", first=2)
-        yield from _pair("decoder.linear_out", f"decoder.{config.depth + 2}")
+        yield from _layer("decoder.linear_out", f"decoder.{config.depth + 2}")
         return
     cells = {"h": side, "w": side}
-    yield from _pair("post_quant_proj", "decoder.embed", POINTWISE)
+    yield from _layer("post_quant_proj", "decoder.embed", POINTWISE)
     yield from _vit_blocks(config, "decoder")
     patch = "(c h w) -> (h w c)"
-    yield from _pair("decoder.out_proj", "decoder.head", "(c h w) i -> (h w c) i", patch, sizes=cells)
+    yield from _layer("decoder.out_proj", "decoder.head", "(c h w) i -> (h w c) i", patch, sizes=cells)
     for k in range(config.out_blocks):
         theirs, ours = f"decoder.out_conv.{k}", f"decoder.out.{k}"
-        yield from _pairs(theirs, ours, dwconv="depthwise", norm="norm", pwconv1="mlp.expand", pwconv2="mlp.contract")
-        yield Place(published=f"{theirs}.gamma", own=(f"{ours}.gamma",))
+        yield from _layers(theirs, ours, dwconv="depthwise", norm="norm", pwconv1="mlp.expand", pwconv2="mlp.contract")
+        yield TensorMapping(published=f"{theirs}.gamma", names=(f"{ours}.gamma",))
 
 
-def _vit_blocks(config: BlockConfig, side: str) -> Iterator[Place]:
-    """Yield the places of positions, blocks and output layers."""
+def _vit_blocks(config: BlockConfig, side: str) -> Iterator[TensorMapping]:
+    """Yield the mappings of positions, blocks and output layers."""
     ours = f"{side}.transformer"
-    yield Place(published=f"{side}.pos_emb", own=(f"{ours}.positions",))
+    yield TensorMapping(published=f"{side}.pos_emb", names=(f"{ours}.positions",))
     for k in range(config.depth):
-        yield from _pairs(
+        yield from _layers(
             f"{side}.blocks.{k}",
             f"{ours}.blocks.{k}",
             **{
@@ -96,38 +96,38 @@ def _vit_blocks(config: BlockConfig, side: str) -> Iterator[Place]:
         )
     if config.post_mlp:
         last = {"norm_mlp": "norm_post", "post_mlp.fc1": "post_mlp.expand", "post_mlp.fc2": "post_mlp.contract"}
-        yield from _pairs(side, ours, **last)
+        yield from _layers(side, ours, **last)
 
 
-def _mlp_blocks(config: MlpConfig, side: str, first: int) -> Iterator[Place]:
+def _mlp_blocks(config: MlpConfig, side: str, first: int) -> Iterator[TensorMapping]:
     for k in range(config.depth):
-        yield from _pair(f"{side}.layernorms.{k}", f"{side}.{first + k}.norm")
-        yield from _pair(f"{side}.blocks.{k}.block.0", f"{side}.{first + k}.mlp.expand")
-        yield from _pair(f"{side}.blocks.{k}.block.2", f"{side}.{first + k}.mlp.contract")
+        yield from _layer(f"{side}.layernorms.{k}", f"{side}.{first + k}.norm")
+        yield from _layer(f"{side}.blocks.{k}.block.0", f"{side}.{first + k}.mlp.expand")
+        yield from _layer(f"{side}.blocks.{k}.block.2", f"{side}.{first + k}.mlp.contract")
 
 
-def _quantizer(config: QuantizerConfig) -> Iterator[Place]:
+def _quantizer(config: QuantizerConfig) -> Iterator[TensorMapping]:
     ours = "quantizer.adapter"
     if config.kind == "memcodes":
-        yield Place(published="quantize.codes", own=(f"{ours}.codes",))
-        yield Place(published="quantize.to_k.weight", own=(f"{ours}.to_k",))
-        yield Place(published="quantize.to_v.weight", own=(f"{ours}.to_v",))
+        yield TensorMapping(published="quantize.codes", names=(f"{ours}.codes",))
+        yield TensorMapping(published="quantize.to_k.weight", names=(f"{ours}.to_k",))
+        yield TensorMapping(published="quantize.to_v.weight", names=(f"{ours}.to_v",))
         return
     rows = {"embed": "codes d -> 1 codes d", "cluster_size": "codes -> 1 codes", "initted": "1 ->"}
     if config.distance == "euclidean":
         rows["embed_avg"] = rows["embed"]
     for name, pattern in rows.items():
-        own = (f"{ours}.vq._codebook.{name}",)
-        yield Place(published=f"quantize._codebook.{name}", own=own, pattern=pattern)
+        names = (f"{ours}.vq._codebook.{name}",)
+        yield TensorMapping(published=f"quantize._codebook.{name}", names=names, pattern=pattern)
 
 
-def _unet(size: UnetSize) -> Iterator[Place]:
+def _unet(size: UnetSize) -> Iterator[TensorMapping]:
     """Published blocks are numbered through, first on the way down and then on the way up."""
     ours, last = "denoiser.network", len(size.multipliers) - 1
     attending = len(size.multipliers) - size.attention
-    yield from _pair("decoder.time_embed.0", f"{ours}.time_embedding.linear_1")
-    yield from _pair("decoder.time_embed.2", f"{ours}.time_embedding.linear_2")
-    yield from _pair("decoder.input_blocks.0.0", f"{ours}.conv_in")
+    yield from _layer("decoder.time_embed.0", f"{ours}.time_embedding.linear_1")
+    yield from _layer("decoder.time_embed.2", f"{ours}.time_embedding.linear_2")
+    yield from _layer("decoder.input_blocks.0.0", f"{ours}.conv_in")
     number, channels = 1, size.width
     skips = [channels]
     for level, multiplier in enumerate(size.multipliers):
@@ -140,7 +140,7 @@ def _unet(size: UnetSize) -> Iterator[Place]:
             number, channels = number + 1, width
             skips.append(channels)
         if level != last:
-            yield from _pair(f"decoder.input_blocks.{number}.0.op", f"{block}.downsamplers.0.conv")
+            yield from _layer(f"decoder.input_blocks.{number}.0.op", f"{block}.downsamplers.0.conv")
             number += 1
             skips.append(channels)
     yield from _residual("decoder.middle_block.0", f"{ours}.mid_block.resnets.0", shortcut=False)
@@ -155,80 +155,86 @@ def _unet(size: UnetSize) -> Iterator[Place]:
             if level >= attending:
                 yield from _attention(f"{theirs}.1", f"{block}.attentions.{k}")
             if level and k == size.depth:
-                yield from _pair(f"{theirs}.{2 if level >= attending else 1}.conv", f"{block}.upsamplers.0.conv")
+                yield from _layer(f"{theirs}.{2 if level >= attending else 1}.conv", f"{block}.upsamplers.0.conv")
             number, channels = number + 1, width
-    yield from _pair("decoder.out.0", f"{ours}.conv_norm_out")
-    yield from _pair("decoder.out.2", f"{ours}.conv_out")
+    yield from _layer("decoder.out.0", f"{ours}.conv_norm_out")
+    yield from _layer("decoder.out.2", f"{ours}.conv_out")
 
 
-def _residual(theirs: str, ours: str, *, shortcut: bool) -> Iterator[Place]:
+def _residual(theirs: str, ours: str, *, shortcut: bool) -> Iterator[TensorMapping]:
     parts = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj"}
     parts |= {"out_layers.0": "norm2", "out_layers.3": "conv2"}
-    yield from _pairs(theirs, ours, **parts, **({"skip_connection": "conv_shortcut"} if shortcut else {}))
+    yield from _layers(theirs, ours, **parts, **({"skip_connection": "conv_shortcut"} if shortcut else {}))
 
 
-def _attention(theirs: str, ours: str) -> Iterator[Place]:
-    yield from _pair(f"{theirs}.norm", f"{ours}.group_norm")
+def _attention(theirs: str, ours: str) -> Iterator[TensorMapping]:
+    yield from _layer(f"{theirs}.norm", f"{ours}.group_norm")
     for part, pattern in (("weight", "(three o) i 1 -> three o i"), ("bias", "(three o) -> three o")):
-        own = tuple(f"{ours}.to_{name}.{part}" for name in "qkv")
-        yield Place(published=f"{theirs}.qkv.{part}", own=own, pattern=pattern, sizes={"three": 3})
-    yield from _pair(f"{theirs}.proj_out", f"{ours}.to_out.0", "o i 1 -> o i")
+        names = tuple(f"{ours}.to_{name}.{part}" for name in "qkv")
+        yield TensorMapping(published=f"{theirs}.qkv.{part}", names=names, pattern=pattern, sizes={"three": 3})
+    yield from _layer(f"{theirs}.proj_out", f"{ours}.to_out.0", "o i 1 -> o i")
 
 
-def _pairs(theirs: str, ours: str, **parts: str) -> Iterator[Place]:
-    """Yield the places of weights and biases of several layers of one block, unchanged."""
-    for published, own in parts.items():
-        yield from _pair(f"{theirs}.{published}", f"{ours}.{own}")
+def _layers(theirs: str, ours: str, **parts: str) -> Iterator[TensorMapping]:
+    """Yield the mappings of weights and biases of several layers of one block, unchanged."""
+    for published, our_name in parts.items():
+        yield from _layer(f"{theirs}.{published}", f"{ours}.{our_name}")
 
 
-def _pair(
+def _layer(
     theirs: str, ours: str, weight: str = "", bias: str = "", sizes: Mapping[str, int] | None = None
-) -> Iterator[Place]:
-    """Yield the places of a layer's weight and bias."""
+) -> Iterator[TensorMapping]:
+    """Yield the mappings of a layer's weight and bias."""
     for part, pattern in (("weight", weight), ("bias", bias)):
         used = sizes if pattern and sizes else {}
-        yield Place(published=f"{theirs}.{part}", own=(f"{ours}.{part}",), pattern=pattern, sizes=used)
+        yield TensorMapping(published=f"{theirs}.{part}", names=(f"{ours}.{part}",), pattern=pattern, sizes=used)
 
 
-def to_own(
-    published: PublishedCheckpoint, places: Sequence[Place], state: Mapping[str, Tensor], given: Mapping[str, Tensor]
+def from_published(
+    published: PublishedCheckpoint,
+    mappings: Sequence[TensorMapping],
+    state: Mapping[str, Tensor],
+    other_tensors: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Return all tensors of our model, converted from the published tensors; tensors without a place come from `given`.
+    """Return all tensors of our model: converted from the published tensors, and `other_tensors` as they are.
 
     Only the shapes of `state`, our model's state dict, are used. Raises CheckpointError that names the tensor if a
     published tensor is missing or unused, or if its shape does not match its config.json.
     """
-    names = {place.published for place in places}
-    if more := sorted(set(published.tensors) - names):
+    names = {mapping.published for mapping in mappings}
+    if unexpected := sorted(set(published.tensors) - names):
         raise CheckpointError(
-            f"{published.place}: has {more[0]}{and_others(len(more) - 1)}, which its config.json does not ask for; "
-            "copy the folder again"
+            f"{published.path}: has {unexpected[0]}{and_others(len(unexpected) - 1)}, which its config.json does not"
+            " ask for; copy the folder again"
         )
-    tensors = dict(given)
-    for place in places:
-        shape = _put_back(place, [state[name] for name in place.own]).shape
-        tensor = published.tensor(place.published, *shape)
-        if place.published in published.same_as:  # our files hold no tensor twice
+    tensors = dict(other_tensors)
+    for mapping in mappings:
+        shape = _published_tensor(mapping, [state[name] for name in mapping.names]).shape
+        tensor = published.tensor(mapping.published, *shape)
+        if mapping.published in published.same_as:  # our files hold no tensor twice
             tensor = tensor.clone()
-        if place.pattern:
-            tensor = rearrange(tensor, place.pattern, **place.sizes)
-        tensors |= zip(place.own, tensor.unbind() if len(place.own) > 1 else [tensor], strict=True)
+        if mapping.pattern:
+            tensor = rearrange(tensor, mapping.pattern, **mapping.sizes)
+        tensors |= zip(mapping.names, tensor.unbind() if len(mapping.names) > 1 else [tensor], strict=True)
     assert tensors.keys() == state.keys(), tensors.keys() ^ state.keys()
     return tensors
 
 
-def to_published(tensors: Mapping[str, Tensor], places: Sequence[Place]) -> dict[str, Tensor]:
+def to_published(tensors: Mapping[str, Tensor], mappings: Sequence[TensorMapping]) -> dict[str, Tensor]:
     """Convert our tensors to the published ones. Raises CheckpointError if a tensor is missing."""
-    for place in places:
-        for name in place.own:
-            if name not in tensors:
-                raise CheckpointError(f"the weights have no {name}, which becomes {place.published}; import them again")
-    return {place.published: _put_back(place, [tensors[name] for name in place.own]) for place in places}
+    published = {}
+    for mapping in mappings:
+        if missing := [name for name in mapping.names if name not in tensors]:
+            raise CheckpointError(
+                f"the weights lack {missing[0]}, which becomes {mapping.published}; import them again"
+            )
+        published[mapping.published] = _published_tensor(mapping, [tensors[name] for name in mapping.names])
+    return published
 
 
-def _put_back(place: Place, tensors: Sequence[Tensor]) -> Tensor:
+def _published_tensor(mapping: TensorMapping, tensors: Sequence[Tensor]) -> Tensor:
     tensor = tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))
-    if not place.pattern:
+    if not mapping.pattern:
         return tensor
-    before, after = place.pattern.split("->")
-    return rearrange(tensor, f"{after} -> {before}", **place.sizes)
+    before, after = mapping.pattern.split("->")
+    return rearrange(tensor, f"{after} -> {before}", **mapping.sizes)

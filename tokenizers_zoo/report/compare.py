@@ -14,7 +14,7 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.intervals import percentiles
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.report import records
-from tokenizers_zoo.report.pages import FOLDER, chart_of, flat, no_folder, registry_of, write_page
+from tokenizers_zoo.report.pages import FOLDER, LOSS, chart_of, flatten_table, registry_of, write_page
 from tokenizers_zoo.report.pictures import pictures_beside
 from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.train.log import read_metrics
@@ -34,18 +34,18 @@ class RunRecord:
     """metrics.jsonl."""
     pairs: dict[Pair, dict[str, Any]]
     """Pairs of evaluation.json; empty if it belongs to other weights, or is missing."""
-    problem: str = ""
+    error: str = ""
     """The reason why there are no pairs."""
 
     def losses(self) -> dict[str, list[tuple[int, float]]]:
         """Return the curves of the held-out losses: "loss" for all modalities, and each modality's, by name."""
-        prefix = next((one for one in HELD_OUT if any(f"{one}/loss" in line for line in self.lines)), HELD_OUT[-1])
-        found: dict[str, list[tuple[int, float]]] = {}
+        prefix = next((name for name in HELD_OUT if any(f"{name}/loss" in line for line in self.lines)), HELD_OUT[-1])
+        curves: dict[str, list[tuple[int, float]]] = {}
         for line in self.lines:
             for key, value in line.items():
                 if key.startswith(f"{prefix}/") and value is not None:
-                    found.setdefault(key.removeprefix(f"{prefix}/"), []).append((line["step"], value))
-        return found
+                    curves.setdefault(key.removeprefix(f"{prefix}/"), []).append((line["step"], value))
+        return curves
 
 
 def record_of(path: Path) -> RunRecord:
@@ -68,7 +68,7 @@ def record_of(path: Path) -> RunRecord:
         else:
             settings["eval"] = evaluation["identity"]["settings"]
             pairs = {(tuple(entry["inputs"]), str(entry["target"])): entry for entry in evaluation["pairs"]}
-    return RunRecord(path=path, settings=flat(settings), lines=read_metrics(path), pairs=pairs, problem=error)
+    return RunRecord(path=path, settings=flatten_table(settings), lines=read_metrics(path), pairs=pairs, error=error)
 
 
 def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
@@ -88,60 +88,53 @@ def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     settings = {key: [run.settings.get(key) for run in runs] for key in keys}
     curves = [run.losses() for run in runs]
+    loss_names = sorted({name for run in curves for name in run}, key=lambda name: (name != "loss", name))
     pairs = dict.fromkeys(pair for run in runs for pair in run.pairs)
     return {
         "runs": [
-            {"name": name, "path": str(run.path), "problem": run.problem}
+            {"name": name, "path": str(run.path), "problem": run.error}
             for name, run in zip(short_names(paths), runs, strict=True)
         ],
         "settings": {key: values for key, values in settings.items() if len(set(values)) > 1},
-        "losses": {
-            name: [run.get(name, []) for run in curves]
-            for name in sorted(
-                dict.fromkeys(name for run in curves for name in run), key=lambda name: (name != "loss", name)
-            )
-        },
+        "losses": {name: [run.get(name, []) for run in curves] for name in loss_names},
         "skills": [
-            {
-                "inputs": list(inputs),
-                "target": target,
-                "runs": _skills([run.pairs.get((inputs, target)) for run in runs]),
-            }
-            for inputs, target in pairs
+            {"inputs": list(pair[0]), "target": pair[1], "runs": _skills([run.pairs.get(pair) for run in runs])}
+            for pair in pairs
         ],
     }
 
 
 def _skills(entries: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any] | None]:
     """Return the skill of a pair in each run, with its difference from the first run."""
-    first, found = entries[0], list[dict[str, Any] | None]()
+    first, skills = entries[0], list[dict[str, Any] | None]()
     for entry in entries:
         if entry is None:
-            found.append(None)
+            skills.append(None)
             continue
-        own = {
+        skill = {
             "skill": entry["skill"], "interval": percentiles(entry["resampled_skill"]), "samples": entry["samples"],
             "difference": None, "difference_interval": None,
         }  # fmt: skip
         if first is not None and entry is not first and None not in (entry["skill"], first["skill"]):
-            own["difference"] = entry["skill"] - first["skill"]
+            skill["difference"] = entry["skill"] - first["skill"]
             if len(entry["resampled_skill"]) == len(first["resampled_skill"]):
-                both = zip(entry["resampled_skill"], first["resampled_skill"], strict=True)
-                own["difference_interval"] = percentiles(None if None in pair else pair[0] - pair[1] for pair in both)
-        found.append(own)
-    return found
+                resamples = zip(entry["resampled_skill"], first["resampled_skill"], strict=True)
+                differences = (None if None in pair else pair[0] - pair[1] for pair in resamples)
+                skill["difference_interval"] = percentiles(differences)
+        skills.append(skill)
+    return skills
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
     """Return the parts of paths that differ: `demo`, `long` for runs/demo/backbone, runs/long/backbone."""
     parts = [path.resolve().parts for path in paths]
-    start = _equal(parts)
-    end = _equal([part[start:][::-1] for part in parts])
+    start = _common_prefix_length(parts)
+    end = _common_prefix_length([part[start:][::-1] for part in parts])
     names = ["/".join(part[start : len(part) - end]) for part in parts]
     return names if all(names) else list(map(str, paths))  # one folder may be in another
 
 
-def _equal(parts: Sequence[Sequence[str]]) -> int:
+def _common_prefix_length(parts: Sequence[Sequence[str]]) -> int:
     """Return the number of leading items that are equal in all sequences."""
     return sum(1 for _ in takewhile(lambda items: len(set(items)) == 1, zip(*parts, strict=False)))
 
@@ -152,14 +145,10 @@ def write_comparison(comparison: Mapping[str, Any], page: Path) -> Path:
     Raises ConfigError if `page` is a folder, and FolderError while another process writes pictures there.
     """
     names = [run["name"] for run in comparison["runs"]]
-    curves = []
-    with pictures_beside(no_folder(page)) as pictures:
-        for loss, of_runs in comparison["losses"].items():
+    charts = []
+    with pictures_beside(page) as pictures:
+        for loss, run_curves in comparison["losses"].items():
             title = "Held-out loss" if loss == "loss" else f"Held-out loss of {loss}"
-            lines = {
-                name: ([{"step": step, "loss": value} for step, value in points], "loss")
-                for name, points in zip(names, of_runs, strict=True)
-            }
-            curves += chart_of(pictures, f"compare-{loss}", title, "loss (nats per token)", lines)
-        write_page(page, "compare.html.j2", {**comparison, "names": names, "curves": curves})
+            charts += chart_of(pictures, f"compare-{loss}", title, LOSS, dict(zip(names, run_curves, strict=True)))
+        write_page(page, "compare.html.j2", {**comparison, "names": names, "curves": charts})
     return page

@@ -14,7 +14,7 @@ from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import AGAIN, CONFIG, WEIGHTS, fitting, is_complete
 from tokenizers_zoo.config import TOML
 from tokenizers_zoo.data.samples import TRAIN
-from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError, count_of
+from tokenizers_zoo.errors import CheckpointError, ZooError, count_of
 from tokenizers_zoo.io import open_regular, read_regular, read_table, replacing_file
 from tokenizers_zoo.report import records
 from tokenizers_zoo.report.pictures import (
@@ -26,7 +26,13 @@ from tokenizers_zoo.report.pictures import (
     range_text,
     signed,
 )
-from tokenizers_zoo.report.samples import SHOWN, overview, read_galleries, reconstructions, retrieval_section
+from tokenizers_zoo.report.samples import (
+    SAMPLES_PER_TOKENIZER,
+    overview,
+    read_galleries,
+    reconstructions,
+    retrieval_section,
+)
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.run_folder import RUN, read_run
 from tokenizers_zoo.spec import layout_from_json
@@ -42,7 +48,7 @@ GROWTH = "growth.json"
 """Losses and skill scores of a grown run, before and after."""
 SAMPLES = 8
 """Reconstructions on the page of a tokenizer."""
-KEPT = "ml4m."
+EXPORT_PREFIX = "ml4m."
 """How tensors begin that an imported backbone keeps for its export, and that are no parameters of the model."""
 REASONS = 20
 """Reasons of dropped samples that are listed; the rest is counted."""
@@ -54,6 +60,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'"
 )
 """Content-Security-Policy of a page: it loads nothing, and runs no script but its own."""
+LOSS = "loss (nats per token)"
 DEFAULTS = "none: every installed modality with its default settings"
 """Text in place of a registry."""
 
@@ -79,16 +86,9 @@ def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
     and FolderError while another process writes pictures there.
     """
     registry_of(run)
-    page = no_folder(out or run / "report" / "index.html")
+    page = out or run / "report" / "index.html"
     with pictures_beside(page) as pictures, fitting(run):
         write_page(page, "report.html.j2", _content(zoo, run, pictures))
-    return page
-
-
-def no_folder(page: Path) -> Path:
-    """Return the path of a page. Raises ConfigError if it is a folder, before anything is written."""
-    if page.is_dir():
-        raise ConfigError(f"{page}: a folder is where the page should be; give a file, such as {page / 'index.html'}")
     return page
 
 
@@ -110,23 +110,23 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
 def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
     """Return the template's variables."""
     config, record = read_table(run / CONFIG, records.MODEL), read_run(run)
-    places = record["places"] if record else {}
+    paths = record["places"] if record else {}
     names = [spec["name"] for spec in config["specs"]]
     scores = run / FOLDER / "evaluation.json"
     evaluation = records.read_scores(scores) if scores.is_file() else {}
-    left_out = bool(evaluation) and evaluation.get("identity", {}).get("weights") != config.get("weights_sha256")
+    left_out = bool(evaluation) and evaluation["identity"].get("weights") != config.get("weights_sha256")
     evaluation = {} if left_out else evaluation
-    data = Path(places["data"]) if places.get("data") else None
+    data = Path(paths["data"]) if paths.get("data") else None
     handles: dict[str, ModalityHandle] = {}
-    tokenizers, problems = [], []
+    tokenizers, errors = [], []
     for name in names:
         try:
             if name in zoo:
                 handle = handles[name] = zoo[name]
-                _check_codec(handle, config["fingerprints"].get(name))
+                _check_fingerprint(handle, config["fingerprints"].get(name))
                 tokenizers.append(tokenizer_card(handle, pictures))
         except ZooError as error:
-            problems.append(about(name, error))
+            errors.append(with_name(name, error))
     pairs = {(" + ".join(pair["inputs"]), pair["target"]): pair for pair in evaluation.get("pairs", [])}
     skills = {key: pair["skill"] for key, pair in pairs.items()}
     forms = {spec["name"]: spec.get("input_form_of") for spec in config["specs"]}
@@ -134,15 +134,13 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
     predicted = [pair for key, pair in pairs.items() if key not in copies and (pair["skill"] or 0) > 0]
     matrix = None
     if pairs:
-        rows, columns = (list(dict.fromkeys(key[place] for key in pairs)) for place in (0, 1))
+        rows, columns = (list(dict.fromkeys(key[axis] for key in pairs)) for axis in (0, 1))
         samples = range_text([pair["samples"] for pair in pairs.values()])
         metrics = {name: evaluation["modalities"][name]["metrics"][0] for name in columns}
         matrix = {"rows": rows, "columns": columns, "samples": samples, "metrics": metrics}
-    galleries, gone = read_galleries(run / FOLDER, evaluation.get("galleries", []), pictures)
+    galleries, missing_sheets = read_galleries(run / FOLDER, evaluation.get("galleries", []), pictures)
     only_read = config.get("model", {}).get("inputs_only", ())
-    registry = places.get("registry")
-    if registry is not None:
-        registry = _registry_text(Path(registry), zoo)
+    registry = _registry_text(Path(paths["registry"]), zoo) if paths.get("registry") else ""
     settings = {key: value for key, value in config.items() if key not in ("specs", "fingerprints")}
     return {
         "title": f"tokenizers-zoo: {run.resolve().name}",
@@ -154,7 +152,7 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         "overview": overview(galleries, skills, copies),
         "legends": [(handle, swatches) for handle in handles.values() if (swatches := legend_of(handle))],
         "galleries": galleries,
-        "gone": gone,
+        "missing_sheets": missing_sheets,
         "left_out": left_out,
         "pairs": pairs,
         "retrieval": retrieval_section(run, pictures),
@@ -163,7 +161,7 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         "start": config.get("start"),
         "growth": read_table(run / GROWTH, records.GROWTH) if (run / GROWTH).is_file() else None,
         "tokenizers": tokenizers,
-        "problems": problems,
+        "problems": errors,
         "curves": _curves(read_metrics(run), names, pictures),
         "cross_entropy": evaluation.get("cross_entropy", {}).get("modalities", {}),
         "data": _data(data),
@@ -188,20 +186,20 @@ def _registry_text(path: Path, zoo: Zoo) -> str:
     return (read_regular(path) or b"").decode(TOML)
 
 
-def _check_codec(handle: ModalityHandle, codec: str | None) -> None:
-    """Raise CheckpointError unless the tokenizer is `codec`, which wrote the run's tokens, or grew from it.
+def _check_fingerprint(handle: ModalityHandle, fingerprint: str | None) -> None:
+    """Raise CheckpointError unless the tokenizer is `fingerprint`, which wrote the run's tokens, or grew from it.
 
     None means unknown. A tokenizer on the hub is not downloaded for this check.
     """
-    here = handle.has_tokenizer and is_complete(handle.checkpoint)
-    if codec and here and not handle.speaks(codec):
+    is_local = handle.has_tokenizer and is_complete(handle.checkpoint)
+    if fingerprint and is_local and not handle.speaks(fingerprint):
         raise CheckpointError(
             f"{handle.name}: its tokenizer in {handle.checkpoint} is another one ({handle.fingerprint[:12]}) than that "
-            f"of the run's tokens ({codec[:12]}); its figures are left out"
+            f"of the run's tokens ({fingerprint[:12]}); its figures are left out"
         )
 
 
-def about(name: str, error: ZooError) -> str:
+def with_name(name: str, error: ZooError) -> str:
     """Return an error message that starts with the modality's name."""
     return str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}"
 
@@ -212,7 +210,7 @@ def _tiles(run: Path, config: Mapping[str, Any], pairs: int) -> list[str]:
 
     try:
         with open_regular(run / WEIGHTS), safe_open(run / WEIGHTS, framework="np") as file:
-            learnt = [key for key in file.keys() if not key.startswith(KEPT)]  # noqa: SIM118 - not a mapping
+            learnt = [key for key in file.keys() if not key.startswith(EXPORT_PREFIX)]  # noqa: SIM118 - not a mapping
             parameters = sum(math.prod(file.get_slice(key).get_shape()) for key in learnt)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{run / WEIGHTS}: damaged: {' '.join(str(error).split())}; {AGAIN}") from None
@@ -225,15 +223,15 @@ def _tiles(run: Path, config: Mapping[str, Any], pairs: int) -> list[str]:
     return [*tiles, count_of(pairs, "input → target pair scored", "input → target pairs scored")] if pairs else tiles
 
 
-def tokenizer_card(handle: ModalityHandle, pictures: Pictures, shown: int = SHOWN) -> dict[str, Any]:
+def tokenizer_card(handle: ModalityHandle, pictures: Pictures, samples: int = SAMPLES_PER_TOKENIZER) -> dict[str, Any]:
     """Return the template's card of a tokenizer: reconstructions, metrics, and its tokens in words."""
-    found = reconstructions(handle, pictures, shown)
+    evaluation = reconstructions(handle, pictures, samples)
     rows = [
-        {"name": m.name, "value": digits(found.metrics.get(m.name)), "unit": m.unit,
+        {"name": m.name, "value": digits(evaluation.metrics.get(m.name)), "unit": m.unit,
          "meaning": f"{m.meaning}; {'higher' if m.higher_is_better else 'lower'} is better"}
         for m in handle.spec.metrics
     ]  # fmt: skip
-    return {"spec": handle.spec, "shown": found, "facts": token_facts(handle), "metrics": rows + found.codes}
+    return {"spec": handle.spec, "shown": evaluation, "facts": token_facts(handle), "metrics": rows + evaluation.codes}
 
 
 def digits(value: float | None) -> str:
@@ -259,27 +257,27 @@ def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: 
 
     If the run has EMA weights, the losses per modality are for these.
     """
-    shown = list[dict[str, str]]()
     averaged = any("held_out_average/loss" in line for line in lines)
-    given, suffix = ("held_out_average", ", averaged weights") if averaged else ("held_out", "")
-    whole = {"train/loss": "training", "held_out/loss": "held-out", f"{given}/loss": f"held-out{suffix}"}
-    for file, title, keys in (
-        ("training-loss", "Loss on training and on held-out samples", whole),
-        ("loss-per-modality", f"Held-out loss by modality{suffix}", {f"{given}/{name}": name for name in names}),
-    ):
-        sources = {label: (lines, key) for key, label in keys.items()}
-        shown += chart_of(pictures, file, title, "loss (nats per token)", sources)
-    return shown
+    prefix, suffix = ("held_out_average", ", averaged weights") if averaged else ("held_out", "")
+    overall = {"training": "train/loss", "held-out": "held_out/loss", f"held-out{suffix}": f"{prefix}/loss"}
+    curves = {label: curve_of(lines, key) for label, key in overall.items()}
+    modality_curves = {name: curve_of(lines, f"{prefix}/{name}") for name in names}
+    return [
+        *chart_of(pictures, "training-loss", "Loss on training and on held-out samples", LOSS, curves),
+        *chart_of(pictures, "loss-per-modality", f"Held-out loss by modality{suffix}", LOSS, modality_curves),
+    ]
+
+
+def curve_of(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    """Return step and value of the lines of a log that have a key."""
+    return [(line["step"], line[key]) for line in lines if line.get(key) is not None]
 
 
 def chart_of(
-    pictures: Pictures, file: str, title: str, quantity: str,
-    sources: Mapping[str, tuple[Sequence[Mapping[str, Any]], str]],
-) -> list[dict[str, str]]:  # fmt: skip
-    """Return a chart with a curve for each label: a key of the lines of a log. [] if no log has its key."""
-    points = {label: [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-              for label, (lines, key) in sources.items()}  # fmt: skip
-    curves = {label: found for label, found in points.items() if found}
+    pictures: Pictures, file: str, title: str, quantity: str, curves: Mapping[str, Sequence[tuple[int, float]]]
+) -> list[dict[str, str]]:
+    """Return a chart of the curves that have points, by label; [] if none has."""
+    curves = {label: points for label, points in curves.items() if points}
     return [{"image": pictures.add(file, curve_chart(curves, quantity)), "title": title}] if curves else []
 
 
@@ -287,21 +285,21 @@ def _data(data: Path | None) -> dict[str, Any]:
     """Return counts and reasons of the values, a row per modality; only a reason if the data are gone."""
     from tokenizers_zoo.pipeline.stores import StoreDescription, describe_data
 
-    found, problem = StoreDescription(), "" if data else "the run does not say where its values are"
+    description, reason = StoreDescription(), "" if data else "the run does not say where its values are"
     try:
-        found = describe_data(data) if data else found
+        description = describe_data(data) if data else description
     except ZooError as error:
-        problem = str(error)
-    splits = sorted({row.split for row in found.rows}, key=lambda split: (split != TRAIN, split))
+        reason = str(error)
+    splits = sorted({row.split for row in description.rows}, key=lambda split: (split != TRAIN, split))
     rows: dict[str, dict[str, Any]] = {}
-    for row in sorted(found.rows, key=lambda row: (row.modality, splits.index(row.split))):
-        kept = rows.setdefault(row.modality, {"samples": {}, "bytes": 0, "dropped": 0, "made_by": row.made_by})
-        kept["samples"][row.split] = row.samples
-        kept["bytes"] += row.bytes
-        kept["dropped"] += row.dropped
-    more = max(0, sum(row.dropped for row in found.rows) - REASONS)
-    return {"splits": splits, "rows": rows, "aligned": found.aligned, "reasons": found.reasons[:REASONS], "more": more,
-            "problem": problem}  # fmt: skip
+    for row in sorted(description.rows, key=lambda row: (row.modality, splits.index(row.split))):
+        counts = rows.setdefault(row.modality, {"samples": {}, "bytes": 0, "dropped": 0, "made_by": row.made_by})
+        counts["samples"][row.split] = row.samples
+        counts["bytes"] += row.bytes
+        counts["dropped"] += row.dropped
+    unlisted = max(0, sum(row.dropped for row in description.rows) - REASONS)
+    return {"splits": splits, "rows": rows, "aligned": description.aligned, "problem": reason,
+            "reasons": description.reasons[:REASONS], "more": unlisted}  # fmt: skip
 
 
 def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
@@ -312,48 +310,47 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
     the folder `pictures` next to the page. Raises ConfigError if `out` is a folder, and FolderError while another
     process writes pictures there.
     """
-    page = no_folder(out or zoo.checkpoints.parent / "report" / "index.html")
-    with pictures_beside(page) as pictures:
-        _write_zoo_pages(zoo, page, pictures)
-    return page
-
-
-def _write_zoo_pages(zoo: Zoo, page: Path, pictures: Pictures) -> None:
-    problems = list(zoo.problems().values())
+    page = out or zoo.checkpoints.parent / "report" / "index.html"
+    errors = list(zoo.problems().values())
     rows, families = [], dict[str, list[dict[str, Any]]]()
-    for handle in zoo.handles():
-        try:
-            trained = handle.has_tokenizer
-            fingerprint = handle.fingerprint if trained and handle.checkpoint.is_dir() else ""
-            more = {"trained": trained, "fingerprint": fingerprint, "distribution": handle.distribution}
-            more["page"] = _write_tokenizer_page(page, zoo, handle, pictures)
-            rows.append({**tokenizer_card(handle, pictures), "layout": str(handle.spec.layout), **more})
-            families.setdefault(handle.spec.family or "of its own", []).append(rows[-1])
-        except ZooError as error:
-            problems.append(about(handle.name, error))
-    tiles = [
-        count_of(len(rows), "modality", "modalities"),
-        f"{sum(item['trained'] for item in rows)} with a tokenizer",
-        count_of(len(families), "family", "families"),
-        count_of(len({item["distribution"] for item in rows}), "distribution"),
-    ]
-    content = {"families": dict(sorted(families.items())), "rows": rows, "tiles": tiles, "problems": problems,
-               "registry": str(zoo.path) if zoo.path else DEFAULTS, "pictures_folder": PICTURES}  # fmt: skip
-    write_page(page, "zoo.html.j2", content)
+    with pictures_beside(page) as pictures:
+        for handle in zoo.handles():
+            try:
+                trained = handle.has_tokenizer
+                row = {
+                    "fingerprint": handle.fingerprint if trained and handle.checkpoint.is_dir() else "",
+                    "trained": trained, "distribution": handle.distribution, "layout": str(handle.spec.layout),
+                    "page": _write_tokenizer_page(page, zoo, handle, pictures), **tokenizer_card(handle, pictures),
+                }  # fmt: skip
+            except ZooError as error:
+                errors.append(with_name(handle.name, error))
+                continue
+            rows.append(row)
+            families.setdefault(handle.spec.family or "of its own", []).append(row)
+        tiles = [
+            count_of(len(rows), "modality", "modalities"),
+            f"{sum(row['trained'] for row in rows)} with a tokenizer",
+            count_of(len(families), "family", "families"),
+            count_of(len({row["distribution"] for row in rows}), "distribution"),
+        ]
+        content = {"families": dict(sorted(families.items())), "rows": rows, "tiles": tiles, "problems": errors,
+                   "registry": str(zoo.path) if zoo.path else DEFAULTS, "pictures_folder": PICTURES}  # fmt: skip
+        write_page(page, "zoo.html.j2", content)
+    return page
 
 
 def _write_tokenizer_page(index: Path, zoo: Zoo, handle: ModalityHandle, pictures: Pictures) -> str:
     """Write the page of a modality's checkpoints and return its path relative to `index`; "" without a checkpoint."""
     if not (checkpoints := _checkpoints(zoo, handle)):
         return ""
-    shown, problems = dict[str, dict[str, Any]](), []
-    for name, other in checkpoints.items():
+    cards, errors = dict[str, dict[str, Any]](), []
+    for name, checkpoint in checkpoints.items():
         try:
-            card, log = tokenizer_card(other, pictures, SAMPLES), read_metrics(other.checkpoint)
-            settings = flat(read_table(other.checkpoint / CONFIG))
-            shown[name] = {**card, "folder": other.checkpoint, "settings": settings, "log": log}
+            card, log = tokenizer_card(checkpoint, pictures, SAMPLES), read_metrics(checkpoint.checkpoint)
+            settings = flatten_table(read_table(checkpoint.checkpoint / CONFIG))
+            cards[name] = {**card, "folder": checkpoint.checkpoint, "settings": settings, "log": log}
         except ZooError as error:
-            problems.append(about(name, error))
+            errors.append(with_name(name, error))
     main = handle.spec.metrics[0]
     charts = {
         "train/loss": ("Training loss", "loss"),
@@ -362,12 +359,12 @@ def _write_tokenizer_page(index: Path, zoo: Zoo, handle: ModalityHandle, picture
     }
     curves = list[dict[str, str]]()
     for key, labels in charts.items():
-        sources = {name: (item["log"], key) for name, item in shown.items()}
-        curves += chart_of(pictures, f"{handle.name}-{key}", *labels, sources)
-    keys = dict.fromkeys(key for item in shown.values() for key in item["settings"])
-    rows = {key: [item["settings"].get(key, "–") for item in shown.values()] for key in keys}
+        points = {name: curve_of(item["log"], key) for name, item in cards.items()}
+        curves += chart_of(pictures, f"{handle.name}-{key}", *labels, points)
+    keys = dict.fromkeys(key for item in cards.values() for key in item["settings"])
+    rows = {key: [item["settings"].get(key, "–") for item in cards.values()] for key in keys}
     content = {"spec": handle.spec, "facts": token_facts(handle), "distribution": handle.distribution,
-               "checkpoints": shown, "problems": problems, "legend": legend_of(handle), "curves": curves,
+               "checkpoints": cards, "problems": errors, "legend": legend_of(handle), "curves": curves,
                "settings": rows, "index": index.name}  # fmt: skip
     write_page(index.parent / "tokenizers" / f"{handle.name}.html", "tokenizer.html.j2", content)
     return f"tokenizers/{handle.name}.html"
@@ -380,21 +377,21 @@ def _checkpoints(zoo: Zoo, handle: ModalityHandle) -> dict[str, ModalityHandle]:
     """
     from tokenizers_zoo.pipeline.tokenizers import trained_for
 
-    instances = {handle.name: handle} | {it.name: it for it in zoo.handles() if it.plugin_name == handle.plugin_name}
-    found = {name: it for name, it in instances.items() if is_complete(it.checkpoint)}
-    taken = {it.checkpoint.resolve() for it in found.values()}
+    instances = [handle, *(instance for instance in zoo.handles() if instance.plugin_name == handle.plugin_name)]
+    checkpoints = {instance.name: instance for instance in instances if is_complete(instance.checkpoint)}
+    folders = {checkpoint.checkpoint.resolve() for checkpoint in checkpoints.values()}
     for folder in sorted(handle.checkpoint.parent.glob("[!.]*")):
-        if is_complete(folder) and folder.resolve() not in taken and trained_for(folder) == handle.name:
-            found[f"{folder.name}/" if folder.name in found else folder.name] = handle.at(folder)
-    return found
+        if is_complete(folder) and folder.resolve() not in folders and trained_for(folder) == handle.name:
+            checkpoints[f"{folder.name}/" if folder.name in checkpoints else folder.name] = handle.at(folder)
+    return checkpoints
 
 
-def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten_table(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return the values of nested tables as text, by keys joined with dots; without null, and the weights' digest."""
     result: dict[str, str] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
+            result |= flatten_table(value, f"{prefix}{key}.")
         elif value is not None and key != "weights_sha256":
             result[prefix + key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return result

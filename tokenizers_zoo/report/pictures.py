@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.io import replacing_file
 from tokenizers_zoo.run_folder import locked
 
@@ -50,7 +50,12 @@ class Pictures:
 
 @contextlib.contextmanager
 def pictures_beside(page: Path) -> Iterator[Pictures]:
-    """Lock the folder of a page's pictures, next to it. Raises FolderError while another process writes there."""
+    """Lock the folder of a page's pictures, next to it.
+
+    Raises ConfigError if `page` is a folder, and FolderError while another process writes pictures there.
+    """
+    if page.is_dir():
+        raise ConfigError(f"{page}: a folder is where the page should be; give a file, such as {page / 'index.html'}")
     folder = page.parent / PICTURES
     with locked(folder):
         yield Pictures(folder=folder)
@@ -78,15 +83,15 @@ def cells_of(sheet: Path) -> list[list[str | None]]:
     """
     from PIL import Image
 
-    of_pillow = Image.DecompressionBombError, Image.DecompressionBombWarning
+    pillow_errors = Image.DecompressionBombError, Image.DecompressionBombWarning
     try:
-        with Image.open(sheet, formats=("PNG",)) as whole:
-            rows = json.loads(getattr(whole, "text", {})["cells"])
-            for left, top, right, bottom in (place for row in rows for place in row if place is not None):
-                if not (0 <= left < right <= whole.width and 0 <= top < bottom <= whole.height):
+        with Image.open(sheet, formats=("PNG",)) as image:
+            rows = json.loads(getattr(image, "text", {})["cells"])
+            for left, top, right, bottom in (box for row in rows for box in row if box is not None):
+                if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
                     raise ValueError("a cell that is not in it")
-            return [[place and data_uri(png_of(whole.crop(place))) for place in row] for row in rows]
-    except (LookupError, OSError, RecursionError, SyntaxError, TypeError, ValueError, *of_pillow) as error:
+            return [[box and data_uri(png_of(image.crop(box))) for box in row] for row in rows]
+    except (LookupError, OSError, RecursionError, SyntaxError, TypeError, ValueError, *pillow_errors) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{sheet}: damaged: {reason}; delete it: the page goes without it, and what drew it draws it again"
@@ -95,8 +100,8 @@ def cells_of(sheet: Path) -> list[list[str | None]]:
 
 def range_text(numbers: Sequence[int]) -> str:
     """`100`, or `90 to 100`."""
-    least, most = min(numbers), max(numbers)
-    return str(least) if least == most else f"{least} to {most}"
+    smallest, largest = min(numbers), max(numbers)
+    return str(smallest) if smallest == largest else f"{smallest} to {largest}"
 
 
 def signed(number: float | None, form: str = ".2f") -> str:
@@ -116,10 +121,10 @@ def curve_chart(curves: Mapping[str, Sequence[tuple[int, float]]], quantity: str
     styles = itertools.cycle(["-", "--", ":", "-."])
     lines = {}
     for name, points in curves.items():
-        width, above = (0.6, 2) if len(points) > NOISY else (2.0, 3)
+        width, zorder = (0.6, 2) if len(points) > NOISY else (2.0, 3)
         marker = "o" if len(points) == 1 else ""
         (lines[name],) = axes.plot(
-            *zip(*points, strict=True), next(styles), linewidth=width, marker=marker, zorder=above
+            *zip(*points, strict=True), next(styles), linewidth=width, marker=marker, zorder=zorder
         )
     axes.set_xlabel("training step")
     axes.set_ylabel(quantity)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tokenizers_zoo.data.samples import TEST, TRAIN
+from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.io import read_regular, read_table
 from tokenizers_zoo.ml4m.source import known_fingerprint
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 Role = Literal["input", "generated", "truth"]
 RECALL = "retrieval/retrieval.json"
-SHOWN = 3
+SAMPLES_PER_TOKENIZER = 3
 """Reconstructions per tokenizer."""
-ANEW = "zoo tokenizer eval writes it anew"
+REMEDY = "zoo tokenizer eval writes it anew"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,29 +65,29 @@ def read_galleries(
 
     Each sheet is copied to the page's pictures. Galleries without their sheet are skipped.
     """
-    found, gone = [], []
+    loaded, missing_sheets = [], []
     for entry in galleries:
         inputs = tuple(entry["inputs"]) if "inputs" in entry else (entry["query"],)
         gallery = Gallery(inputs=inputs, target=entry["target"], keys=[row["key"] for row in entry["rows"]])
         images: list[list[str | None]] = [[None] * len(entry["columns"]) for _ in entry["rows"]]
         if name := entry["picture"]:
-            if key_problem(name) or (sheet := own_file(folder, folder / name)) is None:
-                gone.append(name)
+            if key_problem(name) or (sheet := read_inside(folder, folder / name)) is None:
+                missing_sheets.append(name)
                 continue
             images = cells_of(folder / name)
             prefix = "generated-" if "inputs" in entry else ""
             pictures.add(f"{prefix}{Path(name).stem}", sheet)
-        for row, drawn in zip(entry["rows"], images, strict=True):
+        for row, image_row in zip(entry["rows"], images, strict=True):
             cells = [
                 Cell(role=role, modality=name, label=label, image=image, text=text)
-                for (role, name, label), image, text in zip(_columns(entry, row), drawn, row["cells"], strict=False)
+                for (role, name, label), image, text in zip(_columns(entry, row), image_row, row["cells"], strict=False)
             ]
             gallery.rows.append([cell for cell in cells if cell.image or cell.text is not None])
-        found.append(gallery)
-    return found, gone
+        loaded.append(gallery)
+    return loaded, missing_sheets
 
 
-def own_file(folder: Path, path: Path) -> bytes | None:
+def read_inside(folder: Path, path: Path) -> bytes | None:
     """Return the content of a file in a folder. None if it is missing, or if a link leads out of the folder."""
     return read_regular(path) if path.resolve().is_relative_to(folder.resolve()) else None
 
@@ -97,9 +97,9 @@ def _columns(entry: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[tuple
     target = entry["target"]
     if "query" in entry:
         yield "input", entry["query"], "query"
-        for place, key in enumerate(row["hits"], 1):
-            right = key == row["key"]
-            yield "truth" if right else "generated", target, f"{place}: correct" if right else str(place)
+        for rank, key in enumerate(row["hits"], 1):
+            correct = key == row["key"]
+            yield "truth" if correct else "generated", target, f"{rank}: correct" if correct else str(rank)
         return
     inputs = entry["inputs"]
     draws = len(entry["columns"]) - len(inputs) - 1
@@ -143,23 +143,23 @@ def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
     """
     if not (run / RECALL).is_file():
         return None
-    found = read_table(run / RECALL, records.RETRIEVAL)
-    identity = found["identity"]
-    another = identity.get("fingerprint") != known_fingerprint(run)
-    if another or identity.get("split") in (None, TRAIN):
+    scores = read_table(run / RECALL, records.RETRIEVAL)
+    identity = scores["identity"]
+    another = identity["fingerprint"] != known_fingerprint(run)
+    if another or identity["split"] == TRAIN:
         reason = "it belongs to another model" if another else "it was measured on training samples"
         return {"left_out": f"{RECALL} is left out: {reason}; run zoo retrieve eval RUN again"}
-    galleries, gone = read_galleries((run / RECALL).parent, found["galleries"], pictures)
+    galleries, missing_sheets = read_galleries((run / RECALL).parent, scores["galleries"], pictures)
     return {
         "left_out": "",
         "split": identity["split"],
-        "names": list(dict.fromkeys(entry["query"] for entry in found["pairs"])),
-        "pairs": {(entry["query"], entry["target"]): entry for entry in found["pairs"]},
-        "samples": range_text([entry["samples"] for entry in found["pairs"]]),
-        "mean": found["mean"],
+        "names": list(dict.fromkeys(entry["query"] for entry in scores["pairs"])),
+        "pairs": {(entry["query"], entry["target"]): entry for entry in scores["pairs"]},
+        "samples": range_text([entry["samples"] for entry in scores["pairs"]]),
+        "mean": scores["mean"],
         "embedding": identity["embedding"],
         "galleries": galleries,
-        "gone": gone,
+        "missing_sheets": missing_sheets,
     }
 
 
@@ -172,12 +172,11 @@ class Reconstructions:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     codes: list[dict[str, str]] = field(default_factory=list)
     samples: int | None = None
-    judged: str = "held-out"
-    """Samples of the metrics and codes."""
+    """Held-out samples of the metrics and codes."""
 
 
-def reconstructions(handle: ModalityHandle, pictures: Pictures, shown: int = SHOWN) -> Reconstructions:
-    """Return the results stored in the checkpoint: up to `shown` samples, metrics, codes in use.
+def reconstructions(handle: ModalityHandle, pictures: Pictures, limit: int = SAMPLES_PER_TOKENIZER) -> Reconstructions:
+    """Return the results stored in the checkpoint: up to `limit` samples, metrics, codes in use.
 
     Modalities that share a checkpoint store them in subfolders by name. Raises CheckpointError if evaluation.json is
     damaged.
@@ -185,31 +184,28 @@ def reconstructions(handle: ModalityHandle, pictures: Pictures, shown: int = SHO
     folder = handle.checkpoint
     folder = folder / handle.name if handle.spec.shares_checkpoint else folder
     path = folder / EVALUATION
-    figures = read_table(path, records.TOKENIZER, remedy=ANEW) if path.is_file() else {}
-    metrics, split = figures.get("metrics", {}), figures.get("split", TEST)
-    judged = "held-out" if split == TEST else split
-    codes = []
+    figures = read_table(path, records.TOKENIZER, remedy=REMEDY) if path.is_file() else {}
+    metrics, codes = figures.get("metrics", {}), []
     codebook = (figures.get("codebook") or {}) | (figures if "usage" in figures else {})
     if codebook.get("usage") is not None and codebook.get("perplexity") is not None:
         size = codebook.get("size") or handle.spec.vocab_size
         codes = [
             {"name": "codes in use", "value": f"{100 * codebook['usage']:.0f}", "unit": "%",
-             "meaning": f"of {size}, on {judged} samples{mean_and_least(codebook)}"},
+             "meaning": f"of {size}, on held-out samples{mean_and_least(codebook)}"},
             {"name": "perplexity", "value": f"{codebook['perplexity']:.0f}", "unit": "",
              "meaning": f"as varied as this many codes that are equally frequent{mean_of(codebook)}"},
         ]  # fmt: skip
     # Pairs of input and reconstruction are numbered, other sheets are not.
     images, texts = (
-        [data for path in sorted((folder / PICTURES).glob(f"[0-9]*.{end}"))[:shown]
-         if (data := own_file(folder, path)) is not None]
+        [data for path in sorted((folder / PICTURES).glob(f"[0-9]*.{end}"))[:limit]
+         if (data := read_inside(folder, path)) is not None]
         for end in ("png", "txt")
     )  # fmt: skip
     name = handle.name if folder.name == handle.name else f"{handle.name}-{folder.name}"
     return Reconstructions(
         images=[pictures.add(f"tokenizer-{name}-{n}", png) for n, png in enumerate(images)],
         texts=[pair_of_texts(text.decode(errors="replace")) for text in texts],
-        metrics={m.name: metrics.get(m.name) for m in handle.spec.metrics}, codes=codes,
-        samples=figures.get("samples"), judged=judged,
+        metrics={m.name: metrics.get(m.name) for m in handle.spec.metrics}, codes=codes, samples=figures.get("samples"),
     )  # fmt: skip
 
 

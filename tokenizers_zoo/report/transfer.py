@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def read_probe(folder: Path) -> dict[str, Any]:
     return metrics
 
 
-def compared(probes: Iterable[tuple[Path, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def compare_probes(probes: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Return a row per setting and task, for probes given as folders and metrics.json. Seeds share a row.
 
     {"task", "kind", "metric", "unit", "higher_is_better", "inputs", "tuning", "head", "backbone",
@@ -34,13 +34,12 @@ def compared(probes: Iterable[tuple[Path, Mapping[str, Any]]]) -> list[dict[str,
 
     Scores are of the main metric; "half" is half of the 95 % interval (Student's t) over seeds, None for one seed.
     """
-    found = list(probes)
     groups: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {}
-    for folder, probe in found:
+    for folder, probe in probes:
         key = [probe[name] for name in ("task", "inputs", "tuning", "head", "backbone")]
         key += [_counts(probe), probe["metrics"][0]["name"], used_settings(probe)]
         groups.setdefault(repr(key), []).append((folder, probe))
-    rows = [_row(group, [probe for _, probe in found]) for group in groups.values()]
+    rows = [_row(group, [probe for _, probe in probes]) for group in groups.values()]
     return sorted(rows, key=lambda row: [row[key] for key in ORDER])
 
 
@@ -53,25 +52,25 @@ def _row(group: Sequence[tuple[Path, Mapping[str, Any]]], every: Sequence[Mappin
     """Return the row of probes that differ in the seed only, among `every` probe."""
     first = group[0][1]
     task, main = first["task"], first["metrics"][0]
-    alike = [
+    tasks = [
         probe["task"] for probe in every
         if (probe["task"]["name"], probe["metrics"][0]["name"]) == (task["name"], main["name"])
     ]  # fmt: skip
-    title = task["text"] if len({other["text"] for other in alike}) > 1 else task["name"]
-    title += f" as {task['kind']}" if len({other["kind"] for other in alike}) > 1 else ""
-    others = [used_settings(probe) for probe in every if probe["tuning"] == first["tuning"]]
+    title = task["text"] if len({entry["text"] for entry in tasks}) > 1 else task["name"]
+    title += f" as {task['kind']}" if len({entry["kind"] for entry in tasks}) > 1 else ""
+    comparable = [used_settings(probe) for probe in every if probe["tuning"] == first["tuning"]]
     differing = [
         f"{key}={value}" for key, value in used_settings(first).items()
-        if any(other.get(key) != value for other in others)
+        if any(settings.get(key) != value for settings in comparable)
     ]  # fmt: skip
     scores = {probe["seed"]: probe["metrics"][0] for _, probe in group}
-    mean, half = known_interval([score["score"] for score in scores.values()])
+    mean, half = finite_interval([score["score"] for score in scores.values()])
     return {
         "task": title, "kind": task["kind"], "metric": main["name"],
         **{key: main[key] for key in ("unit", "higher_is_better")},
         **{key: first[key] for key in ("inputs", "tuning", "head")}, **_counts(first),
         "settings": ", ".join(differing), "backbone": first["backbone"]["weights_sha256"], "mean": mean, "half": half,
-        "baseline": known_interval([score["baseline"] for score in scores.values()])[0],
+        "baseline": finite_interval([score["baseline"] for score in scores.values()])[0],
         "seeds": {str(seed): score["score"] for seed, score in sorted(scores.items())},
         "folders": [str(folder) for folder, _ in group],
     }  # fmt: skip
@@ -87,24 +86,24 @@ def used_settings(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in metrics["settings"].items() if key not in unused}
 
 
-def known_interval(numbers: Sequence[float | None]) -> tuple[float | None, float | None]:
+def finite_interval(numbers: Sequence[float | None]) -> tuple[float | None, float | None]:
     """Return the mean and half of its 95 % interval; None if a number was not finite."""
-    known = [number for number in numbers if number is not None]
-    return interval(known) if len(known) == len(numbers) else (None, None)
+    finite_numbers = [number for number in numbers if number is not None]
+    return interval(finite_numbers) if len(finite_numbers) == len(numbers) else (None, None)
 
 
 def transfer_section(run: Path, weights: str) -> dict[str, Any] | None:
     """Return the template's table of the probes in a run's folder that were trained on its `weights`, or None."""
-    found = [(path.parent, read_probe(path.parent)) for path in sorted(run.glob(PROBES))]
-    rows = compared(probe for probe in found if probe[1]["backbone"]["weights_sha256"] == weights)
+    probes = [(path.parent, read_probe(path.parent)) for path in sorted(run.glob(PROBES))]
+    rows = compare_probes([probe for probe in probes if probe[1]["backbone"]["weights_sha256"] == weights])
     if not rows:
         return None
-    most = max(len(row["seeds"]) for row in rows)
-    return {"rows": [shown_row(row) for row in rows], "seeds": most, "spread": f" {SPREAD}" if most > 1 else ""}
+    seeds = max(len(row["seeds"]) for row in rows)
+    return {"rows": [row_texts(row) for row in rows], "seeds": seeds, "spread": f" {SPREAD}" if seeds > 1 else ""}
 
 
-def shown_row(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return a row of `compared` as texts."""
+def row_texts(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return a row of `compare_probes` as texts."""
     unit, arrow = f" in {row['unit']}" if row["unit"] else "", "↑" if row["higher_is_better"] else "↓"
     spread = "" if row["half"] is None else f" ± {row['half']:.2g}"
     return {

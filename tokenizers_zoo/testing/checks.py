@@ -23,7 +23,7 @@ from tokenizers_zoo.spec import Crop, SequenceLayout, layout_from_json, layout_t
 from tokenizers_zoo.testing.geometry import check_crop_geometry
 from tokenizers_zoo.testing.probe import CLOSE, outcome_of
 from tokenizers_zoo.testing.probes import OTHER, probed_files
-from tokenizers_zoo.testing.subject import Skipped, Subject, alike, expect, lent, per_sample
+from tokenizers_zoo.testing.subject import Skipped, Subject, equal, expect, per_sample, unchanged_copy
 from tokenizers_zoo.validation import describe, fixed_shape, has_fixed_length, is_batched
 
 FLIPS_ALLOWED = 1e-3
@@ -53,8 +53,8 @@ def spec(subject: Subject) -> None:
     """The spec is valid, the same each time, and its layout survives JSON."""
     declared = subject.handle.spec
     expect(subject.handle.at(subject.workdir).spec == declared, "modality_spec gives another spec when asked again")
-    stored = json.loads(json.dumps(layout_to_json(declared.layout)))
-    expect(layout_from_json(stored) == declared.layout, f"the layout does not survive JSON: {declared.layout}")
+    layout_json = json.loads(json.dumps(layout_to_json(declared.layout)))
+    expect(layout_from_json(layout_json) == declared.layout, f"the layout does not survive JSON: {declared.layout}")
     for metric in declared.metrics:
         expect(bool(metric.meaning), f"the metric {metric.name} does not say what it means")
 
@@ -72,12 +72,12 @@ def sample_values(subject: Subject) -> None:
 @check
 def encode(subject: Subject) -> None:
     """Tokens have the declared layout, dtype and range; the values are not modified."""
-    with lent("encode", subject.values) as values:
+    with unchanged_copy("encode", subject.values) as values:
         subject.trained.encode(values)
     if is_batched(subject.handle.spec.value):
         import torch
 
-        with lent("encode", np.stack(subject.values)) as batch:
+        with unchanged_copy("encode", np.stack(subject.values)) as batch:
             subject.trained.encode(torch.from_numpy(batch))  # plugins get tensors unchanged, and lists stacked
 
 
@@ -109,23 +109,23 @@ def any_tokens(subject: Subject) -> None:
 def deterministic(subject: Subject) -> None:
     """The same values give the same tokens, and the same tokens the same values."""
     first, second = (per_sample(subject.trained.encode(subject.values)) for _ in range(2))
-    expect(alike(first, second), "the same values give other tokens when encoded again")
+    expect(equal(first, second), "the same values give other tokens when encoded again")
     tokens = subject.trained.encode(subject.values)
     values = [decoded_or_skip(subject, tokens) for _ in range(2)]
-    expect(alike(values[0], values[1]), "the same tokens give other values when decoded again")
+    expect(equal(values[0], values[1]), "the same tokens give other values when decoded again")
 
 
 @check
 def batches(subject: Subject) -> None:
     """A value's tokens do not depend on the rest of its batch, whose size may be odd."""
     values = subject.values
-    together = per_sample(subject.trained.encode(values))
+    batched = per_sample(subject.trained.encode(values))
     for size in (1, 3):
         tokens = [subject.trained.encode(values[start : start + size]) for start in range(0, len(values), size)]
-        for found in tokens:
-            subject.trained.decode_if_able(found)
-        apart = [item for found in tokens for item in per_sample(found)]
-        expect_close(subject, together, apart, f"a batch and batches of {size}", FLIPS_ALLOWED, 1e-4)
+        for batch in tokens:
+            subject.trained.decode_if_able(batch)
+        separate = [item for batch in tokens for item in per_sample(batch)]
+        expect_close(subject, batched, separate, f"a batch and batches of {size}", FLIPS_ALLOWED, 1e-4)
 
 
 def decoded_or_skip(subject: Subject, tokens: Any) -> list[Any]:
@@ -162,10 +162,10 @@ def save_and_load(subject: Subject) -> None:
     loaded = subject.handle.at(copy)
     expect(loaded.fingerprint == original.fingerprint, "the fingerprint depends on the folder")
     tokens = original.encode(subject.values)
-    again = per_sample(loaded.encode(subject.values))
-    expect(alike(again, per_sample(tokens)), "the tokens are others after loading the checkpoint again")
+    reloaded_tokens = per_sample(loaded.encode(subject.values))
+    expect(equal(reloaded_tokens, per_sample(tokens)), "the tokens are others after loading the checkpoint again")
     decoded = decoded_or_skip(subject, tokens)
-    expect(alike(loaded.decode(tokens), decoded), "the decoded values are others after loading the checkpoint again")
+    expect(equal(loaded.decode(tokens), decoded), "the decoded values are others after loading the checkpoint again")
 
 
 @check
@@ -195,17 +195,18 @@ def files(subject: Subject) -> None:
     """Written values are read back (arrays up to rounding) and written to the same bytes; damaged files are refused."""
     values, span = subject.values, None
     if all(isinstance(value, np.ndarray) for value in values):
-        least, most = min(float(value.min()) for value in values), max(float(value.max()) for value in values)
-        span = most - least or abs(most) or 1.0
+        lowest, highest = min(float(value.min()) for value in values), max(float(value.max()) for value in values)
+        span = highest - lowest or abs(highest) or 1.0
     for value in values:
         data, extension = subject.handle.write(value)
-        again = subject.handle.read(data, extension)
+        reread = subject.handle.read(data, extension)
         if span is not None:
-            alike = value.shape == again.shape
-            alike = alike and np.abs(again.astype(np.float64) - value.astype(np.float64)).mean() <= CLOSE * span
-            other = f"{describe(value)} is read back from .{extension} as {describe(again)}, which is another value"
-            expect(bool(alike), other)
-        expect(subject.handle.write(again) == (data, extension), f"a value read from .{extension} is written otherwise")
+            is_close = value.shape == reread.shape
+            is_close = is_close and np.abs(reread.astype(np.float64) - value.astype(np.float64)).mean() <= CLOSE * span
+            message = f"{describe(value)} is read back from .{extension} as {describe(reread)}, which is another value"
+            expect(bool(is_close), message)
+        rewritten = subject.handle.write(reread)
+        expect(rewritten == (data, extension), f"a value read from .{extension} is written otherwise")
     for damaged in (b"\xff\xfe\x00garbage\xff", data[: len(data) // 2] + b"\xff"):
         try:
             value = subject.handle.read(damaged, extension)
@@ -222,12 +223,12 @@ def transform(subject: Subject) -> None:
     mirror, part = Crop(flip=True), Crop(top=0.25, left=0.1, height=0.5, width=0.75, flip=True)
     for value in subject.values:
         for crop in (mirror, part):
-            with lent("transform", value) as mine:
-                handle.transform(mine, crop)
-        whole = handle.transform(value, Crop())
-        expect(alike(whole, value, ROUNDING), "the crop of the whole picture changes the value")
+            with unchanged_copy("transform", value) as argument:
+                handle.transform(argument, crop)
+        uncropped = handle.transform(value, Crop())
+        expect(equal(uncropped, value, ROUNDING), "the crop of the whole picture changes the value")
         twice = handle.transform(handle.transform(value, mirror), mirror)
-        expect(alike(twice, value, ROUNDING), "flipped twice, the value is another")
+        expect(equal(twice, value, ROUNDING), "flipped twice, the value is another")
 
 
 @check
@@ -240,9 +241,9 @@ def crop_geometry(subject: Subject) -> None:
 def render(subject: Subject) -> None:
     """A value is rendered as a non-empty PIL image or text, and is not modified."""
     for value in subject.values:
-        with lent("render", value) as mine:
-            shown = subject.handle.render(mine)
-        expect(bool(shown) if isinstance(shown, str) else min(shown.size) > 0, "nothing is shown")
+        with unchanged_copy("render", value) as argument:
+            rendering = subject.handle.render(argument)
+        expect(bool(rendering) if isinstance(rendering, str) else min(rendering.size) > 0, "nothing is shown")
 
 
 # ---------------------------------------------------------------- metrics
@@ -252,31 +253,32 @@ def render(subject: Subject) -> None:
 def score(subject: Subject) -> None:
     """Values score best against themselves, with finite numbers, and others score worse by the main metric."""
     handle, values = subject.handle, subject.values
-    with lent("score", (values, values)) as (predicted, target):
+    with unchanged_copy("score", (values, values)) as (predicted, target):
         perfect = handle.score(predicted, target)
     rivals = {"other values": values[1:] + values[:1], "a constant": [handle.constant_baseline(values)] * len(values)}
     for name, number in perfect.items():
         expect(math.isfinite(number), f"{name} of values against themselves is {number}")
-    main, told = handle.spec.metrics[0], alike(values[1:], values[:-1])
-    for rival, others in rivals.items():
-        with lent("score", (others, values)) as (predicted, target):
-            marks = handle.score(predicted, target)
-        gap = marks[main.name] - perfect[main.name]
-        told |= gap < 0 if main.higher_is_better else gap > 0
+    main, discriminates = handle.spec.metrics[0], equal(values[1:], values[:-1])
+    for rival, rival_values in rivals.items():
+        with unchanged_copy("score", (rival_values, values)) as (predicted, target):
+            rival_scores = handle.score(predicted, target)
+        gap = rival_scores[main.name] - perfect[main.name]
+        discriminates |= gap < 0 if main.higher_is_better else gap > 0
         for metric in handle.spec.metrics:
             sign = 1 if metric.higher_is_better else -1
-            mine, theirs = perfect[metric.name], marks[metric.name]
-            better = f"{metric.name} is better for {rival} ({theirs:g}) than for the values themselves ({mine:g})"
-            expect(math.isnan(theirs) or sign * mine >= sign * theirs - 1e-6, better)
-    nothing = f"{main.name} tells nothing: {perfect[main.name]:g} for the values themselves, and no worse for"
-    expect(told, f"{nothing} {' or '.join(rivals)}, although the values differ")
+            perfect_score, rival_score = perfect[metric.name], rival_scores[metric.name]
+            message = f"{metric.name} is better for {rival} ({rival_score:g}) than for the values themselves"
+            is_best = math.isnan(rival_score) or sign * perfect_score >= sign * rival_score - 1e-6
+            expect(is_best, f"{message} ({perfect_score:g})")
+    message = f"{main.name} tells nothing: {perfect[main.name]:g} for the values themselves, and no worse for"
+    expect(discriminates, f"{message} {' or '.join(rivals)}, although the values differ")
 
 
 @check
 def constant_baseline(subject: Subject) -> None:
     """The constant baseline fits the spec and is the same each time."""
     answers = [subject.handle.constant_baseline(subject.values) for _ in range(2)]
-    expect(alike(answers[0], answers[1]), "the constant baseline is another each time")
+    expect(equal(answers[0], answers[1]), "the constant baseline is another each time")
 
 
 @check
@@ -293,9 +295,9 @@ def derive(subject: Subject) -> None:
         raise Skipped(f"nothing here gives {' and '.join(inputs)}")
     for sample, value in derived:
         subject.handle.transform(value, Crop())
-        with lent("derive", sample) as mine:
-            again = subject.handle.derive(mine)
-        expect(alike(value, again), "derived again, the value is another")
+        with unchanged_copy("derive", sample) as argument:
+            rederived = subject.handle.derive(argument)
+        expect(equal(value, rederived), "derived again, the value is another")
 
 
 @check
@@ -308,8 +310,8 @@ def vocabulary(subject: Subject) -> None:
     if subject.handle.implements("single_ids"):
         single = subject.trained.single_ids()
         for row in per_sample(subject.trained.encode(subject.values)):
-            named = [index for index in row.ravel().tolist() if index in single]
-            expect(len(set(named)) == len(named), "a value's tokens have one of single_ids twice")
+            single_tokens = [index for index in row.ravel().tolist() if index in single]
+            expect(len(set(single_tokens)) == len(single_tokens), "a value's tokens have one of single_ids twice")
 
 
 @check
@@ -323,7 +325,7 @@ def probes(subject: Subject) -> None:
         files = probed_files(handle, next((value for value in subject.values if len(value)), subject.values[0]))
     for kind, probe in (*files.probes, ("", OTHER)):
         outcome = outcome_of(handle, probe)
-        name = f"{kind} {probe.what}".strip()
+        name = f"{kind} {probe.description}".strip()
         expect(not outcome.fault, f"{name}: {outcome.fault}")
         if outcome.read:
             read[name] = outcome.value
@@ -343,40 +345,40 @@ def devices(subject: Subject) -> None:
     tokens = per_sample(subject.trained.encode(subject.values))
     moved = subject.handle.at(subject.trained.checkpoint)
     moved.device = device
-    theirs = per_sample(moved.encode(subject.values))
-    dtypes = {item.dtype for item in (*tokens, *theirs)}
+    device_tokens = per_sample(moved.encode(subject.values))
+    dtypes = {item.dtype for item in (*tokens, *device_tokens)}
     expect(len(dtypes) == 1, f"tokens of several dtypes: {', '.join(sorted(map(str, dtypes)))}")
-    expect_close(subject, tokens, theirs, f"cpu and {device}", DEVICE_FLIPS_ALLOWED, 1e-2)
+    expect_close(subject, tokens, device_tokens, f"cpu and {device}", DEVICE_FLIPS_ALLOWED, 1e-2)
     moved.decode_if_able(subject.trained.encode(subject.values))
 
 
 @check
 def threads(subject: Subject) -> None:
     """Concurrent threads get the same results as a single one."""
-    some = subject.values[:THREADS]
+    values = subject.values[:THREADS]
 
-    def there_and_back(value: Any) -> tuple[Any, Any]:
+    def round_trip(value: Any) -> tuple[Any, Any]:
         tokens = subject.trained.encode([value])
         return per_sample(tokens), subject.trained.decode_if_able(tokens)
 
-    alone = [there_and_back(value) for value in some]
+    sequential = [round_trip(value) for value in values]
     with ThreadPoolExecutor(THREADS) as pool:
-        together = list(pool.map(there_and_back, some * 2))
-    for what, index in (("tokens", 0), ("values", 1)):
-        equal = alike([one[index] for one in together], [one[index] for one in alone * 2])
-        expect(equal, f"{THREADS} threads at once get other {what} than one alone")
+        concurrent = list(pool.map(round_trip, values * 2))
+    for kind, index in (("tokens", 0), ("values", 1)):
+        same = equal([result[index] for result in concurrent], [result[index] for result in sequential * 2])
+        expect(same, f"{THREADS} threads at once get other {kind} than one alone")
 
 
 @check
 def long_inputs(subject: Subject) -> None:
     """A value far longer than `max_length` is cut or refused in one line."""
     try:
-        subject.trained.encode([much_too_long(subject)])
+        subject.trained.encode([long_value(subject)])
     except InvalidValueError as error:
         expect("\n" not in str(error), f"a long value is refused in several lines: {str(error)[:200]!r}")
 
 
-def much_too_long(subject: Subject) -> Any:
+def long_value(subject: Subject) -> Any:
     """Return a text, a list in JSON, or an array of 100,000 letters or bytes."""
     spec = subject.handle.spec
     free = [axis for axis, size in enumerate(spec.value.shape) if isinstance(size, str)]

@@ -14,7 +14,7 @@ from tokenizers_zoo.testing.subject import Skipped
 
 TOLERANCE = 1
 """Tolerance in pixels: an edge of a resized picture lies between two pixels."""
-WEAK = 0.1
+MIN_CORRELATION = 0.1
 """A lower correlation means too few common edges to tell."""
 SATURATION = 3.0
 """Limit of an edge's strength, in mean strengths, so that one strong edge does not dominate."""
@@ -66,15 +66,15 @@ def shift_between(first: Sequence[Array], second: Sequence[Array]) -> Shift | No
     picture in each direction. With several samples the mean edges are subtracted, because their position says nothing
     about alignment.
     """
-    mine, theirs = (np.stack([edges(value) for value in values]) for values in (first, second))
-    if len(mine) > 1:
-        mine, theirs = mine - mine.mean(axis=0), theirs - theirs.mean(axis=0)
-    spectrum = np.conj(np.fft.rfft2(mine)) * np.fft.rfft2(theirs)
-    correlation = np.fft.irfft2(spectrum.sum(axis=0), s=mine.shape[-2:])
+    first_edges, second_edges = (np.stack([edges(value) for value in values]) for values in (first, second))
+    if len(first_edges) > 1:
+        first_edges, second_edges = first_edges - first_edges.mean(axis=0), second_edges - second_edges.mean(axis=0)
+    spectrum = np.conj(np.fft.rfft2(first_edges)) * np.fft.rfft2(second_edges)
+    correlation = np.fft.irfft2(spectrum.sum(axis=0), s=first_edges.shape[-2:])
     rows, columns = (np.r_[0 : size // 4 + 1, -(size // 4) : 0] for size in correlation.shape)
     near = correlation[np.ix_(rows, columns)]
-    energy = float(np.sqrt((mine**2).sum() * (theirs**2).sum()))
-    if not near.max() >= WEAK * energy > 0:
+    energy = float(np.sqrt((first_edges**2).sum() * (second_edges**2).sum()))
+    if not near.max() >= MIN_CORRELATION * energy > 0:
         return None
     row, column = np.unravel_index(near.argmax(), near.shape)
     return Shift(down=int(rows[row]), right=int(columns[column]))
@@ -90,7 +90,7 @@ CROPS = (
 )
 EDGE_TOLERANCE = 1.5
 """Tolerance of an edge in pixels of the result: half for resampling, one for thin structures."""
-SMALLEST = 16
+MIN_SIDE = 16
 """In smaller pictures the tolerance would hide a flip."""
 
 
@@ -104,7 +104,7 @@ def check_crop_geometry(handle: ModalityHandle, values: list[Array]) -> None:
     if not is_picture(handle):
         raise Skipped("its values are no pictures that are cropped")
     height, width = values[0].shape[-2:]
-    if min(height, width) < SMALLEST:
+    if min(height, width) < MIN_SIDE:
         raise Skipped(f"{height} x {width} pixels are too few to tell")
     pixels = two_pixels(values)
     if pixels is None:
@@ -117,21 +117,21 @@ def check_crop_geometry(handle: ModalityHandle, values: list[Array]) -> None:
     marked[..., rows, columns] = inner[..., rows, columns]
     for crop in CROPS:
         pictures = (handle.transform(np.ascontiguousarray(picture), crop) for picture in (marked, outer, inner))
-        seen, *others = (picture.astype(np.float64) for picture in pictures)
-        high, wide = seen.shape[-2:]
-        far, near = (np.abs(seen - other).reshape(-1, high, wide).sum(0) for other in others)
+        cropped, *references = (picture.astype(np.float64) for picture in pictures)
+        high, wide = cropped.shape[-2:]
+        far, near = (np.abs(cropped - reference).reshape(-1, high, wide).sum(0) for reference in references)
         inside = near < far
         ys, xs = np.nonzero(inside.any(axis=1))[0], np.nonzero(inside.any(axis=0))[0]
-        found = [ys[0], xs[0], ys[-1] + 1, xs[-1] + 1] if len(ys) else []
+        corners = [ys[0], xs[0], ys[-1] + 1, xs[-1] + 1] if len(ys) else []
         ends = [(edge - crop.left) / crop.width for edge in (left, right)]
         ends = [1 - ends[1], 1 - ends[0]] if crop.flip else ends
         first, last = ((edge - crop.top) / crop.height * high for edge in (top, bottom))
         expected = first, ends[0] * wide, last, ends[1] * wide
-        if not found or max(abs(f - e) for f, e in zip(found, expected, strict=True)) > EDGE_TOLERANCE:
-            wanted, got = ", ".join(f"{edge:.1f}" for edge in expected), ", ".join(map(str, found)) or "nowhere"
+        if not corners or max(abs(f - e) for f, e in zip(corners, expected, strict=True)) > EDGE_TOLERANCE:
             raise AssertionError(
-                f"{handle.name}: {crop} shows the marked rectangle (top, left, bottom, right) at {got}, expected "
-                f"{wanted} pixels"
+                f"{handle.name}: {crop} shows the marked rectangle (top, left, bottom, right) at"
+                f" {', '.join(map(str, corners)) or 'nowhere'}, expected"
+                f" {', '.join(f'{edge:.1f}' for edge in expected)} pixels"
             )
 
 

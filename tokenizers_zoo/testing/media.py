@@ -11,7 +11,7 @@ import numpy as np
 
 from tokenizers_zoo.families.images import IMAGE_EXTENSIONS, ORIENTATION
 from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.testing.probe import Array, File, Probe, bars, plainly_read
+from tokenizers_zoo.testing.probe import Array, File, Probe, bars, read_or_none
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -29,7 +29,7 @@ NUMBERS = (2000, 5000)
 SIZE = (24, 16)
 
 
-def saved(image: PIL.Image.Image, extension: str = "png", **options: Any) -> File:
+def save_picture(image: PIL.Image.Image, extension: str = "png", **options: Any) -> File:
     """Return a picture as a file."""
     from PIL import Image
 
@@ -38,12 +38,12 @@ def saved(image: PIL.Image.Image, extension: str = "png", **options: Any) -> Fil
     return File(buffer.getvalue(), extension)
 
 
-def plainly_saved(image: PIL.Image.Image) -> File:
+def save_plain_picture(image: PIL.Image.Image) -> File:
     """Return a picture as a file of the usual kind."""
-    return saved(image, "tif" if image.mode == "F" else "png")
+    return save_picture(image, "tif" if image.mode == "F" else "png")
 
 
-def plain_picture(handle: ModalityHandle, good: Array) -> PIL.Image.Image | None:
+def readable_picture(handle: ModalityHandle, good: Array) -> PIL.Image.Image | None:
     """Return a readable picture: the file that the modality writes, or the first readable candidate; else None."""
     from PIL import Image
 
@@ -52,7 +52,7 @@ def plain_picture(handle: ModalityHandle, good: Array) -> PIL.Image.Image | None
         return Image.open(io.BytesIO(data))
     grey, numbers = Image.fromarray(bars(SIZE, GREY, "uint8")), bars(SIZE, NUMBERS)
     candidates = grey.convert("RGB"), grey, Image.fromarray(numbers.astype(np.uint16)), Image.fromarray(numbers)
-    read = (image for image in candidates if plainly_read(handle, plainly_saved(image)) is not None)
+    read = (image for image in candidates if read_or_none(handle, save_plain_picture(image)) is not None)
     return next(read, None)
 
 
@@ -63,7 +63,7 @@ def picture_extensions(handle: ModalityHandle, plain: PIL.Image.Image) -> list[s
 
     def read(image: PIL.Image.Image, extension: str) -> bool:
         try:
-            return plainly_read(handle, saved(image, extension)) is not None
+            return read_or_none(handle, save_picture(image, extension)) is not None
         except (OSError, KeyError):  # a kind of file that cannot hold such pictures
             return False
 
@@ -74,7 +74,7 @@ def picture_probes(handle: ModalityHandle, plain: PIL.Image.Image) -> Iterator[P
     """Picture files that show what `plain` shows, and some that show nothing."""
     from PIL import Image
 
-    file = plainly_saved(plain)
+    file = save_plain_picture(plain)
     same = (("the same as " + WORDS.get(plain.mode, plain.mode), file),)
     ids = np.dtype(handle.spec.value.dtype).kind in "iu"  # of classes or instances
     versions = versions_of(plain, ids)
@@ -82,15 +82,15 @@ def picture_probes(handle: ModalityHandle, plain: PIL.Image.Image) -> Iterator[P
     for mode, image in versions.items():
         readings: tuple[tuple[str, File], ...] = same
         if mode in NUMERIC and not ids:  # brightness, unless it is a plain number
-            grey = saved(versions["L"].convert("RGB")), saved(versions["L"])
+            grey = save_picture(versions["L"].convert("RGB")), save_picture(versions["L"])
             readings = tuple(("brightness, white is 65535", reading) for reading in grey if mode == "I;16")
         elif mode == plain.mode:
             continue
         elif mode == "L" and plain.mode == "RGB":
-            readings = (("as grey RGB", saved(image.convert("RGB"))),)
-        yield Probe(WORDS[mode], plainly_saved(image), readings)
+            readings = (("as grey RGB", save_picture(image.convert("RGB"))),)
+        yield Probe(WORDS[mode], save_plain_picture(image), readings)
     opaque = colours.convert("RGBA")
-    yield Probe("RGBA without transparency", saved(opaque), same)
+    yield Probe("RGBA without transparency", save_picture(opaque), same)
     mask = Image.new("L", opaque.size, 255)
     mask.paste(0, (0, 0, opaque.width // 2, opaque.height))
     opaque.putalpha(mask)
@@ -99,17 +99,17 @@ def picture_probes(handle: ModalityHandle, plain: PIL.Image.Image) -> Iterator[P
         for ground in ("white", "black")
     ]
     blended.append(("the colours under what is transparent", colours))
-    readings = tuple((how, saved(image)) for how, image in blended)
-    yield Probe("RGBA half transparent", saved(opaque), readings)
-    printed = saved(colours.convert("CMYK"), "jpg", quality=100)
-    yield Probe("CMYK", printed, (("the same as 8-bit RGB", saved(colours)), *same))
+    readings = tuple((how, save_picture(image)) for how, image in blended)
+    yield Probe("RGBA half transparent", save_picture(opaque), readings)
+    printed = save_picture(colours.convert("CMYK"), "jpg", quality=100)
+    yield Probe("CMYK", printed, (("the same as 8-bit RGB", save_picture(colours)), *same))
     if ids:
-        yield Probe("JPEG", saved(versions["L"], "jpg", quality=75))
+        yield Probe("JPEG", save_picture(versions["L"], "jpg", quality=75))
     exif = Image.Exif()
     exif[ORIENTATION] = 6  # to be turned by a quarter to the right
     lying = plain.transpose(Image.Transpose.ROTATE_90)
     extension = file.extension
-    yield Probe("turned by EXIF", saved(lying, extension, exif=exif), (("upright", file),), must_match=True)
+    yield Probe("turned by EXIF", save_picture(lying, extension, exif=exif), (("upright", file),), must_match=True)
     yield Probe("extension in capitals", File(file.data, extension.upper()), same, must_match=True)
     yield Probe("cut off", File(file.data[:-30], extension), damaged=True)
     yield Probe("no picture", File(b"no picture", extension), damaged=True)
@@ -146,13 +146,13 @@ def animation(frames: int, extension: str = "gif") -> File:
 
     tones = [GREY, GREY[::-1]]
     images = [Image.fromarray(bars((32, 32), tones[number % 2], "uint8")).convert("RGB") for number in range(frames)]
-    return saved(images[0], extension, save_all=True, append_images=images[1:], duration=100, loop=0)
+    return save_picture(images[0], extension, save_all=True, append_images=images[1:], duration=100, loop=0)
 
 
 def moving_extensions(handle: ModalityHandle, frames: int) -> list[str]:
     """Return the animation formats that the modality reads."""
     kinds = ("gif", "png", "apng", "webp")
-    return [kind for kind in kinds if plainly_read(handle, animation(4 * frames, kind)) is not None]
+    return [kind for kind in kinds if read_or_none(handle, animation(4 * frames, kind)) is not None]
 
 
 def moving_probes(frames: int) -> Iterator[Probe]:
@@ -180,9 +180,8 @@ def wav(samples: Array, rate: int, width: int = 2) -> File:
         return File(buffer.getvalue(), "wav")
     with wave.open(buffer, "wb") as file:
         file.setparams((samples.shape[1], width, rate, 0, "NONE", ""))
-        numbers = np.round(samples * 2 ** (8 * width - 1)).astype("<i4") + (
-            128 if width == 1 else 0
-        )  # 8 bits: unsigned
+        numbers = np.round(samples * 2 ** (8 * width - 1)).astype("<i4")
+        numbers += 128 if width == 1 else 0  # 8 bits: unsigned
         file.writeframes(numbers.view(np.uint8).reshape(-1, 4)[:, :width].tobytes())
     return File(buffer.getvalue(), "wav")
 
@@ -203,11 +202,11 @@ def sound_probes(written: File) -> Iterator[Probe]:
         yield Probe("two channels", wav(np.hstack([samples, 0 * samples]), rate), mixed, must_match=True)
     else:
         yield Probe("one channel", wav(samples[:, :1], rate), (("the same in each", plain),))
-    for other in (other for other in RATES if other != rate):
-        resampled = wav(tone(other, seconds).repeat(channels, axis=1), other)
-        yield Probe(f"{other} Hz", resampled, (("resampled", plain),), must_match=True)
-    for width, what in ((1, "8 bits"), (3, "24 bits"), (0, "floats")):
-        yield Probe(what, wav(samples, rate, width), (("", plain),), must_match=True)
+    for other_rate in (other_rate for other_rate in RATES if other_rate != rate):
+        resampled = wav(tone(other_rate, seconds).repeat(channels, axis=1), other_rate)
+        yield Probe(f"{other_rate} Hz", resampled, (("resampled", plain),), must_match=True)
+    for width, sample_format in ((1, "8 bits"), (3, "24 bits"), (0, "floats")):
+        yield Probe(sample_format, wav(samples, rate, width), (("", plain),), must_match=True)
     yield Probe("floats beyond full scale", wav(4 * samples, rate, 0))
     longer, half = np.concatenate([samples, samples]), samples[: len(samples) // 2]
     yield Probe("twice as long", wav(longer, rate), (("cut at the end", plain),))

@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers_zoo.errors import InvalidValueError, MachineError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.spec import Crop
-from tokenizers_zoo.testing.subject import alike
+from tokenizers_zoo.testing.subject import equal
 from tokenizers_zoo.validation import array_bytes, bounds, describe
 
 LONGEST_LINE = 500
@@ -38,7 +38,7 @@ class Probe:
     `readings` are plain files with a description: the probe was read like the file whose value it equals.
     """
 
-    what: str
+    description: str
     file: File
     readings: tuple[tuple[str, File], ...] = ()
     _: KW_ONLY
@@ -53,7 +53,7 @@ class Outcome:
     """Outcome of a probe: its value and how it was read, or the line that refuses it, or a fault."""
 
     value: Any = None
-    how: str = ""
+    reading: str = ""
     """Description of the reading that gives the same value."""
     line: str = ""
     fault: str = ""
@@ -74,8 +74,8 @@ def outcome_of(handle: ModalityHandle, probe: Probe) -> Outcome:
     A fault is anything but a value that can be written, or a one-line InvalidValueError. Raises MachineError.
     """
     try:
-        as_read = handle.read(*probe.file)
-        value = handle.transform(as_read, Crop())
+        raw_value = handle.read(*probe.file)
+        value = handle.transform(raw_value, Crop())
     except InvalidValueError as error:
         line = str(error)
         if "\n" in line or len(line) >= LONGEST_LINE:
@@ -88,19 +88,19 @@ def outcome_of(handle: ModalityHandle, probe: Probe) -> Outcome:
     except Exception as error:
         return Outcome(fault=f"it is met with {type(error).__name__}: {str(error)[:200]}")
     try:
-        handle.write(as_read)
+        handle.write(raw_value)
     except ZooError as error:
-        return Outcome(fault=f"it is read as {describe(as_read)}, which is no value: {error}")
-    plain = [(how, plainly_read(handle, file)) for how, file in probe.readings]
-    for how, expected in plain:
-        if alike(value, expected, CLOSE):
-            return Outcome(value=value, how=how)
+        return Outcome(fault=f"it is read as {describe(raw_value)}, which is no value: {error}")
+    plain = [(reading, read_or_none(handle, file)) for reading, file in probe.readings]
+    for reading, expected in plain:
+        if equal(value, expected, CLOSE):
+            return Outcome(value=value, reading=reading)
     if probe.must_match and any(expected is not None for _, expected in plain):
-        return Outcome(fault=f"it is read, but not as it should be: {' or '.join(how for how, _ in plain)}")
+        return Outcome(fault=f"it is read, but not as it should be: {' or '.join(reading for reading, _ in plain)}")
     return Outcome(value=value)
 
 
-def plainly_read(handle: ModalityHandle, file: File) -> Any:
+def read_or_none(handle: ModalityHandle, file: File) -> Any:
     """Return the value of a file, or None."""
     try:
         return handle.transform(handle.read(*file), Crop())

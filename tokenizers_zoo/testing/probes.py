@@ -24,10 +24,10 @@ from tokenizers_zoo.testing.media import (
     moving_probes,
     picture_extensions,
     picture_probes,
-    plain_picture,
+    readable_picture,
     sound_probes,
 )
-from tokenizers_zoo.testing.probe import Array, File, Probe, bars, fits, npy, plainly_read, span_of
+from tokenizers_zoo.testing.probe import Array, File, Probe, bars, fits, npy, read_or_none, span_of
 from tokenizers_zoo.validation import bounds
 
 FREE = 3
@@ -59,16 +59,16 @@ def probed_files(handle: ModalityHandle, sample: Any = None) -> ProbedFiles:
 
     `sample` is a valid value, for objects without examples and arrays whose generated value is invalid.
     """
-    examples = {what: File(data, end) for what, (data, end) in handle.example_files().items()}
+    examples = {description: File(data, end) for description, (data, end) in handle.example_files().items()}
     kind, shape, value = handle.spec.value.kind, handle.spec.value.shape, sample
     if kind == "text":
         value = plain_text(handle)
     elif kind == "array":
-        made = made_up(handle)
-        value = sample if made is None else made
+        generated = example_array(handle)
+        value = sample if generated is None else generated
     elif examples:
         first = next(iter(examples.values()))
-        if first.extension == "json" and plainly_read(handle, first) is not None:
+        if first.extension == "json" and read_or_none(handle, first) is not None:
             value = json.loads(first.data)
     if value is None:
         raise DataError(
@@ -80,11 +80,11 @@ def probed_files(handle: ModalityHandle, sample: Any = None) -> ProbedFiles:
     if kind == "text":
         groups.append(("`.txt`", readable(handle, txt(value)), tuple(text_probes(handle))))
         if extensions := readable(handle, as_json(value)):
-            groups.append(("`.json`", extensions, tuple(listed_text_probes(value))))
+            groups.append(("`.json`", extensions, tuple(json_text_probes(value))))
     elif kind == "object":
         groups.append(("`.json`", readable(handle, as_json(value)), tuple(object_probes(value))))
     else:
-        plain = plain_picture(handle, value)
+        plain = readable_picture(handle, value)
         if plain is not None:
             groups.append((PICTURE, tuple(picture_extensions(handle, plain)), tuple(picture_probes(handle, plain))))
         if len(shape) >= 4 and isinstance(shape[0], int) and (moving := moving_extensions(handle, shape[0])):
@@ -95,10 +95,10 @@ def probed_files(handle: ModalityHandle, sample: Any = None) -> ProbedFiles:
         if arrays := readable(handle, npy(value)):
             groups.append(("`.npy`", arrays, tuple(array_probes(handle, value))))
     pictures = any(kind == PICTURE for kind, _, _ in groups)
-    for number, (what, file) in enumerate(examples.items()):
-        of_file = PICTURE if pictures and file.extension in IMAGE_EXTENSIONS else f"`.{file.extension}`"
+    for number, (description, file) in enumerate(examples.items()):
+        file_kind = PICTURE if pictures and file.extension in IMAGE_EXTENSIONS else f"`.{file.extension}`"
         base = kind == "object" and number == 0
-        groups.append((of_file, readable(handle, file), () if base else (Probe(what, file),)))
+        groups.append((file_kind, readable(handle, file), () if base else (Probe(description, file),)))
     return ProbedFiles(
         reads=tuple(dict.fromkeys(extension for _, extensions, _ in groups for extension in extensions)),
         writes=written.extension,
@@ -108,10 +108,10 @@ def probed_files(handle: ModalityHandle, sample: Any = None) -> ProbedFiles:
 
 def readable(handle: ModalityHandle, *files: File) -> list[str]:
     """Return the extensions of the readable files."""
-    return [file.extension for file in files if plainly_read(handle, file) is not None]
+    return [file.extension for file in files if read_or_none(handle, file) is not None]
 
 
-def made_up(handle: ModalityHandle) -> Array | None:
+def example_array(handle: ModalityHandle) -> Array | None:
     """Return a valid value made from the spec: bars of two numbers, as its own file reads them back; None if
     impossible."""
     shape = tuple(size if isinstance(size, int) else FREE for size in handle.spec.value.shape)
@@ -129,9 +129,9 @@ def made_up(handle: ModalityHandle) -> Array | None:
             raise
         except Exception:  # any error means it is not valid
             continue
-        found: Array | None = plainly_read(handle, File(data, extension))
-        if found is not None:
-            return found
+        value: Array | None = read_or_none(handle, File(data, extension))
+        if value is not None:
+            return value
     return None
 
 
@@ -140,12 +140,12 @@ def array_probes(handle: ModalityHandle, good: Array) -> Iterator[Probe]:
     spec, plain = handle.spec.value, npy(good)
     asis = (("", plain),)
     if good.dtype.kind == "f":
-        for what, number in (("NaN in it", np.nan), ("infinity in it", np.inf)):
-            yield Probe(what, npy(with_one(good, number)))
+        for description, number in (("NaN in it", np.nan), ("infinity in it", np.inf)):
+            yield Probe(description, npy(with_number(good, number)))
     for bound, step, word in zip(bounds(spec), (-1, 1), ("below", "above"), strict=True):
         outside = None if bound is None else bound + step * max(1, abs(bound))
         if outside is not None and fits(outside, good.dtype):
-            yield Probe(f"a number {word} {bound:g}", npy(with_one(good, outside)))
+            yield Probe(f"a number {word} {bound:g}", npy(with_number(good, outside)))
     yield Probe("zeros everywhere", npy(np.zeros_like(good)))
     yield from other_types(good, span_of(handle))
     if good.ndim >= 3 and good.shape[0] != good.shape[-1]:
@@ -169,7 +169,7 @@ def array_probes(handle: ModalityHandle, good: Array) -> Iterator[Probe]:
     yield Probe("an axis too many", npy(good[None]))
     yield Probe("an empty array", npy(good[..., :0] if good.ndim else good[None][:0]))
     yield Probe("cut off", File(plain.data[:-4], "npy"), damaged=True)
-    yield Probe("Python objects in it", pickled(), damaged=True)
+    yield Probe("Python objects in it", pickled_array(), damaged=True)
     yield Probe("no array", File(b"no array", "npy"), damaged=True)
 
 
@@ -189,14 +189,14 @@ def other_types(good: Array, tones: tuple[float, float]) -> Iterator[Probe]:
         yield Probe("floats", npy(good.astype(np.float32)), asis)
 
 
-def with_one(good: Array, number: float) -> Array:
+def with_number(good: Array, number: float) -> Array:
     """Return a copy with another number in the middle."""
-    other = good.copy()
-    other.flat[good.size // 2] = number
-    return other
+    changed = good.copy()
+    changed.flat[good.size // 2] = number
+    return changed
 
 
-def pickled() -> File:
+def pickled_array() -> File:
     """Return a pickled array of Python objects, which readers must refuse: unpickling runs code from the file."""
     np.save(buffer := io.BytesIO(), np.array([{}]), allow_pickle=True)
     return File(buffer.getvalue(), "npy")
@@ -236,7 +236,7 @@ def text_probes(handle: ModalityHandle) -> Iterator[Probe]:
     yield Probe("UTF-16 instead of UTF-8", txt(good, "utf-16"))
 
 
-def listed_text_probes(good: str) -> Iterator[Probe]:
+def json_text_probes(good: str) -> Iterator[Probe]:
     """Yield JSON files of texts."""
     same = (("", txt(good)),)
     yield Probe("a text", as_json(good), same)
@@ -248,7 +248,7 @@ def object_probes(example: Any) -> Iterator[Probe]:
     """Yield JSON files that differ from the valid value `example` in one respect."""
     item, within = (example[0], True) if isinstance(example, list) and example else (example, False)
 
-    def of(changed: Any) -> File:
+    def changed_file(changed: Any) -> File:
         return as_json([changed] if within else changed)
 
     if isinstance(example, list):
@@ -261,20 +261,20 @@ def object_probes(example: Any) -> Iterator[Probe]:
     if isinstance(item, dict):
         if within:
             for key in item:
-                yield Probe(f"without `{key}`", of({name: item[name] for name in item if name != key}))
-        yield Probe("a key more, `remark`", of({**item, "remark": "ok"}))
+                yield Probe(f"without `{key}`", changed_file({name: item[name] for name in item if name != key}))
+        yield Probe("a key more, `remark`", changed_file({**item, "remark": "ok"}))
         words = [key for key, part in item.items() if isinstance(part, str)]
         numeric = [key for key, part in item.items() if first_number(part) is not None]
         for key in words[: None if within else 1]:
-            yield Probe(f"`{key}` is a number", of({**item, key: 3}))
-            yield Probe(f"`{key}` is an empty text", of({**item, key: ""}))
+            yield Probe(f"`{key}` is a number", changed_file({**item, key: 3}))
+            yield Probe(f"`{key}` is an empty text", changed_file({**item, key: ""}))
         for key in numeric[: None if within else 1]:
-            yield Probe(f"`{key}` is a text", of({**item, key: "one"}))
-            yield Probe(f"`{key}` is {LARGER} times larger", of({**item, key: scaled(item[key], LARGER)}))
+            yield Probe(f"`{key}` is a text", changed_file({**item, key: "one"}))
+            yield Probe(f"`{key}` is {LARGER} times larger", changed_file({**item, key: scale(item[key], LARGER)}))
             if isinstance(item[key], list):
-                yield Probe(f"`{key}` lacks its last", of({**item, key: item[key][:-1]}))
+                yield Probe(f"`{key}` lacks its last", changed_file({**item, key: item[key][:-1]}))
         for key in numeric[:1]:
-            yield Probe("NaN in it", of({**item, key: scaled(item[key], math.nan)}))
+            yield Probe("NaN in it", changed_file({**item, key: scale(item[key], math.nan)}))
     marked = File(b"\xef\xbb\xbf" + as_json(example).data, "json")
     yield Probe("a byte order mark before it", marked, (("without it", as_json(example)),))
     yield Probe("cut off", File(as_json(example).data[:-1], "json"), damaged=True)
@@ -289,8 +289,8 @@ def first_number(part: Any) -> float | None:
     return None if isinstance(part, bool) or not isinstance(part, int | float) else part
 
 
-def scaled(part: Any, factor: float) -> Any:
+def scale(part: Any, factor: float) -> Any:
     """Return nested lists with all numbers multiplied by a factor."""
     if isinstance(part, list):
-        return [scaled(item, factor) for item in part]
+        return [scale(item, factor) for item in part]
     return part if first_number(part) is None else part * factor

@@ -43,13 +43,13 @@ class Subject:
     name: str
     workdir: Path
     data_dir: Path | None = None
-    given: Sequence[Mapping[str, Any]] | None = None
+    samples: Sequence[Mapping[str, Any]] | None = None
     """Sample values in place of those of a source, `{modality: value}`."""
     device: str = AUTO
     """The device that is compared with the CPU."""
 
     def __post_init__(self) -> None:
-        self.refused: ZooError | None = None
+        self.source_error: ZooError | None = None
         """The error of the first source that failed."""
         self.handle: ModalityHandle = self.zoo[self.name]
         if self.handle.files.lacks_vocabulary:
@@ -65,7 +65,7 @@ class Subject:
         if not raw:
             raw = generated_values(self.handle.spec.value, COUNT)
         if len(raw) < 2:
-            why = f"; {self.refused}" if self.refused else ""
+            why = f"; {self.source_error}" if self.source_error else ""
             raise DataError(
                 f"{self.name}: no installed source gives values of it{why}; give a folder of value shards that has some"
                 " (--data, --zoo-data), or install a source"
@@ -77,38 +77,38 @@ class Subject:
 
         Raises the reason if all are dropped, PluginError if the hook fails, and PretrainedError without its network.
         """
-        found: list[tuple[dict[str, Any], Any]] = []
+        derived: list[tuple[dict[str, Any], Any]] = []
         dropped: ZooError | None = None
         for sample in self.samples_with(self.handle.spec.derived_from):
             try:
-                found.append((sample, self.handle.derive(copy.deepcopy(sample))))
+                derived.append((sample, self.handle.derive(copy.deepcopy(sample))))
             except (PluginError, PretrainedError):
                 raise
             except ZooError as error:
                 dropped = dropped or error
-        if dropped and not found:
+        if dropped and not derived:
             raise dropped
-        return found
+        return derived
 
     def samples_with(self, modalities: Sequence[str]) -> list[dict[str, Any]]:
         """Return up to 8 samples that have all `modalities`, at the size of their settings."""
         if any(name not in self.zoo for name in modalities):
             return []
         candidates: Iterable[Iterable[Mapping[str, Any]]]
-        if self.given is not None:
-            candidates = [self.given]
+        if self.samples is not None:
+            candidates = [self.samples]
         elif self.data_dir is not None:
             candidates = [self._stored(self.data_dir, modalities)]
         else:
             candidates = (self._from_source(source_name, modalities) for source_name in self.zoo.source_names())
         for samples in candidates:
-            whole = (sample for sample in samples if all(name in sample for name in modalities))
-            found = [
+            complete = (sample for sample in samples if all(name in sample for name in modalities))
+            transformed = [
                 {name: self.zoo[name].transform(sample[name], Crop()) for name in modalities}
-                for sample in islice(whole, COUNT)
+                for sample in islice(complete, COUNT)
             ]
-            if found:
-                return found
+            if transformed:
+                return transformed
         return []
 
     def _stored(self, data_dir: Path, modalities: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -116,22 +116,22 @@ class Subject:
         from tokenizers_zoo.data.shards import ValueStore
 
         store = ValueStore(data_dir)
-        refused: ZooError | None = None
-        sound = 0
+        first_error: ZooError | None = None
+        read_count = 0
         for split in store.splits():
             if set(modalities) <= set(store.modalities(split)):
-                for place in store.rows(split, modalities):
+                for row in store.rows(split, modalities):
                     try:
-                        sample = {name: store.read(self.zoo[name], split, *place) for name in modalities}
+                        sample = {name: store.read(self.zoo[name], split, *row) for name in modalities}
                     except ReadError:
                         raise  # not the sample's fault
                     except (InvalidValueError, DataError) as error:
-                        refused = refused or error
+                        first_error = first_error or error
                         continue
-                    sound += 1
+                    read_count += 1
                     yield sample
-        if refused and not sound:
-            raise refused
+        if first_error and not read_count:
+            raise first_error
 
     def _from_source(self, source_name: str, modalities: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Yield samples of a source under the names of our instances; none if the source lacks a modality."""
@@ -139,15 +139,15 @@ class Subject:
         try:
             source = self.zoo.source(source_name)
             offered = source.spec.modalities
-            wanted = {name: name_at_source(handle, offered) for name, handle in handles.items()}
-            if not set(wanted.values()) <= set(offered):
+            names_at_source = {name: name_at_source(handle, offered) for name, handle in handles.items()}
+            if not set(names_at_source.values()) <= set(offered):
                 return
-            samples = drawn(self.zoo, source_name)
+            samples = source_samples(self.zoo, source_name)
         except ZooError as error:
-            self.refused = self.refused or error  # reported if no other source works
+            self.source_error = self.source_error or error  # reported if no other source works
             return
         for sample in samples:
-            yield {name: sample[theirs] for name, theirs in wanted.items() if theirs in sample}
+            yield {name: sample[source_key] for name, source_key in names_at_source.items() if source_key in sample}
 
     @cached_property
     def trained(self) -> ModalityHandle:
@@ -179,7 +179,7 @@ class Subject:
 
 
 @lru_cache(maxsize=8)
-def drawn(zoo: Zoo, source_name: str) -> list[Mapping[str, Any]]:
+def source_samples(zoo: Zoo, source_name: str) -> list[Mapping[str, Any]]:
     """Return 8 samples of a source, cached for all modalities. Raises ZooError."""
     samples = zoo.source(source_name).samples(TRAIN, COUNT, 0)
     return [samples[index][1] for index in range(len(samples))]
@@ -192,9 +192,11 @@ def generated_values(spec: ValueSpec, count: int) -> list[Any]:
         return [spec.classes[i % len(spec.classes)] for i in range(count)]
     if spec.kind == "text":
         return [" ".join(rng.choice(WORDS, size=5 + i)) for i in range(count)]
+    if spec.kind != "array":
+        return []
     arrays = []
     low, high = bounds(spec)
-    for number in range(count if spec.kind == "array" else 0):
+    for number in range(count):
         shape = tuple(size if isinstance(size, int) else LONGEST - number for size in spec.shape)
         dtype = np.dtype(spec.dtype)
         if dtype.kind in "iub":
@@ -211,7 +213,7 @@ def generated_values(spec: ValueSpec, count: int) -> list[Any]:
     return arrays
 
 
-Given = TypeVar("Given")
+Values = TypeVar("Values")
 
 
 class Skipped(Exception):
@@ -229,7 +231,7 @@ def per_sample(tokens: Any) -> list[np.ndarray[Any, Any]]:
     return [item if isinstance(item, np.ndarray) else item.cpu().numpy() for item in tokens]
 
 
-def alike(first: Any, second: Any, tolerance: float = 0.0) -> bool:
+def equal(first: Any, second: Any, tolerance: float = 0.0) -> bool:
     """True if two values, or nested lists, tuples or dicts of values, have the same types and are equal.
 
     Arrays may differ by `tolerance` times their range on average, and floats by `tolerance` times their size.
@@ -237,9 +239,9 @@ def alike(first: Any, second: Any, tolerance: float = 0.0) -> bool:
     if type(first) is not type(second):
         return False
     if isinstance(first, dict):
-        return first.keys() == second.keys() and all(alike(first[key], second[key], tolerance) for key in first)
+        return first.keys() == second.keys() and all(equal(first[key], second[key], tolerance) for key in first)
     if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(alike, first, second, [tolerance] * len(first)))
+        return len(first) == len(second) and all(map(equal, first, second, [tolerance] * len(first)))
     if isinstance(first, float):
         return math.isclose(first, second, rel_tol=tolerance, abs_tol=tolerance / 10)
     if not isinstance(first, np.ndarray) or not tolerance:
@@ -251,8 +253,8 @@ def alike(first: Any, second: Any, tolerance: float = 0.0) -> bool:
 
 
 @contextmanager
-def lent(hook: str, given: Given) -> Iterator[Given]:
-    """Yield a deep copy of `given` for a call of `hook`, and check that the call does not modify it."""
-    mine = copy.deepcopy(given)
-    yield mine
-    expect(alike(given, mine), f"{hook} changes the values that it is given; let it work on a copy")
+def unchanged_copy(hook: str, values: Values) -> Iterator[Values]:
+    """Yield a deep copy of `values` for a call of `hook`, and check that the call does not modify it."""
+    argument = copy.deepcopy(values)
+    yield argument
+    expect(equal(values, argument), f"{hook} changes the values that it is given; let it work on a copy")

@@ -15,7 +15,7 @@ from torch import Tensor
 from tokenizers_zoo.checkpoint import fitting, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.ml4m.source import PLAIN_METADATA, SAID, PublishedCheckpoint
+from tokenizers_zoo.ml4m.source import EXTRA_METADATA, PLAIN_METADATA, PublishedCheckpoint
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.checkpoint import (
     CLASS,
@@ -152,7 +152,7 @@ def config_of(
     checkpoint: PublishedCheckpoint, modalities: Sequence[PublishedModality], names: Mapping[str, str]
 ) -> PublishedConfig:
     """Return our config of a published one. Raises CheckpointError for unknown keys and unsupported models."""
-    config_path = f"{checkpoint.place}/config.json"
+    config_path = f"{checkpoint.path}/config.json"
     if unknown := sorted(set(checkpoint.config) - {*DEFAULTS, *TRAINING_KEYS, *SHAPE_KEYS}):
         raise CheckpointError(f"{config_path}: unknown key {unknown[0]}; expected the configuration of a 4M backbone")
     table = {**DEFAULTS, **checkpoint.config}
@@ -190,7 +190,7 @@ def import_backbone(checkpoint: PublishedCheckpoint, specs: Mapping[str, Modalit
     modalities = published_modalities(checkpoint)
     names = {item.published: specs[item.published].name for item in modalities}
     config = config_of(checkpoint, modalities, names)
-    with fitting(checkpoint.place), torch.device("meta"):
+    with fitting(checkpoint.path), torch.device("meta"):
         model = PublishedFourM(config, [specs[item.published] for item in modalities])
     shapes = {name: tensor.shape for name, tensor in model_tensors(model, model.state_dict()).items()}
     pairs = list(pairs_of(config, modalities, names))
@@ -198,16 +198,16 @@ def import_backbone(checkpoint: PublishedCheckpoint, specs: Mapping[str, Modalit
         for name, part in pair.split(torch.empty(shapes[pair.ours], device="meta")):
             dtype = checkpoint.tensor(name, *part.shape).dtype
             if not dtype.is_floating_point or dtype.itemsize > torch.float32.itemsize:
-                raise CheckpointError(f"{checkpoint.place}: {name} is {dtype}; expected float32 or a shorter float")
+                raise CheckpointError(f"{checkpoint.path}: {name} is {dtype}; expected float32 or a shorter float")
     zeros = zero_biases(config)
     used = {theirs for pair in pairs for theirs in pair.theirs}
     extra = {name: tensor for name, tensor in sorted(checkpoint.tensors.items()) if name not in used}
     for name, tensor in extra.items():
         if name in zeros and tensor.any():
-            raise CheckpointError(f"{checkpoint.place}: {name} is not zero, and config.json says norm_bias = false")
+            raise CheckpointError(f"{checkpoint.path}: {name} is not zero, and config.json says norm_bias = false")
         if name not in zeros and not name.endswith(".mod_emb"):
             raise CheckpointError(
-                f"{checkpoint.place}: unknown tensor {name}: not a 4M backbone, or config.json is of another"
+                f"{checkpoint.path}: unknown tensor {name}: not a 4M backbone, or config.json is of another"
             )
     # Tensors that the file ties are separate here.
     tensors = {pair.ours: pair.join(checkpoint.tensors, shapes[pair.ours]).float().clone() for pair in pairs}
@@ -219,7 +219,7 @@ def import_backbone(checkpoint: PublishedCheckpoint, specs: Mapping[str, Modalit
     absent = sorted(zeros.keys() - checkpoint.tensors.keys())
     origin = {
         "config": dict(checkpoint.config), "modalities": [dataclasses.asdict(item) for item in modalities],
-        "names": names, "same_as": dict(checkpoint.same_as), **checkpoint.said(),
+        "names": names, "same_as": dict(checkpoint.same_as), **checkpoint.extra_metadata(),
         **({ABSENT: absent} if absent else {}),
         "dtypes": {name: str(tensor.dtype) for name, tensor in checkpoint.tensors.items()
                    if tensor.dtype != torch.float32},
@@ -269,6 +269,6 @@ def export_backbone(folder: Path) -> PublishedCheckpoint:
     for name, dtype in origin["dtypes"].items():
         published[name] = published[name].to(getattr(torch, dtype.removeprefix("torch.")))
     return PublishedCheckpoint(
-        config=origin["config"], tensors=published, same_as=same_as, metadata=origin.get(SAID, PLAIN_METADATA),
-        place=str(folder),
+        config=origin["config"], tensors=published, same_as=same_as,
+        metadata=origin.get(EXTRA_METADATA, PLAIN_METADATA), path=str(folder),
     )  # fmt: skip

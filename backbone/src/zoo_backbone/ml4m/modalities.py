@@ -85,7 +85,7 @@ def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModal
     config, tensors = checkpoint.config, checkpoint.tensors
 
     def error(text: str) -> CheckpointError:
-        return CheckpointError(f"{checkpoint.place}: {text}")
+        return CheckpointError(f"{checkpoint.path}: {text}")
 
     for key in ("domains_in", "domains_out"):
         names = config.get(key)

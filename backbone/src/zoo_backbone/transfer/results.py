@@ -28,7 +28,7 @@ from tokenizers_zoo.cli.options import plain_table
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.errors import ConfigError, and_others
 from tokenizers_zoo.intervals import SPREAD
-from tokenizers_zoo.report.transfer import compared, read_probe, shown_row
+from tokenizers_zoo.report.transfer import compare_probes, read_probe, row_texts
 
 CLASSES_SHOWN = 5
 FIXED_COLUMNS = "task", "inputs", "tuning", "labels", "metric", "score", "baseline"
@@ -123,11 +123,11 @@ On {labels["test"]} held-out samples:
 
 
 def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the rows of `compared` for folders of finished probes.
+    """Return the rows of `compare_probes` for folders of finished probes.
 
     Raises CheckpointError for a folder that is not a finished probe, ConfigError for two probes that differ in nothing.
     """
-    rows = compared((folder, read_probe(folder)) for folder in folders)
+    rows = compare_probes([(folder, read_probe(folder)) for folder in folders])
     for row in rows:
         if len(row["folders"]) > len(row["seeds"]):
             raise ConfigError(
@@ -138,7 +138,7 @@ def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return the rows of `compare` as a table for a terminal, without columns that are equal in all rows."""
-    texts = [shown_row(row) for row in rows]
+    texts = [row_texts(row) for row in rows]
     columns = {
         "task": "task", "inputs": "inputs", "tuning": "tuning", "head": "head", "settings": "settings",
         "backbone": "backbone", "labels": ">labels", "held_out": ">held-out", "metric": "metric", "score": ">score",

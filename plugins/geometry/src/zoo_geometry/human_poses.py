@@ -256,7 +256,7 @@ class HumanPoses(ObjectModality):
         """An adult's skeleton."""
         return {"skeleton": body.ADULT.copy()}
 
-    def seen(self, value: Any, crop: Crop, options: PoseSettings) -> list[Person]:
+    def crop_value(self, value: Any, crop: Crop, options: PoseSettings) -> list[Person]:
         """People in the frame of the crop; a mirror swaps left and right, a crop leaves the camera where it is."""
         people = validate_people(value)
         if crop.is_whole:

@@ -56,7 +56,7 @@ SPELLING = Spelling(
         Part(word="camera", axes=(0,) * 3),
         Part(word="shape", axes=(0,) * SHAPE_SIZE),
     ),
-    nothing=(" none",),
+    empty=(" none",),
 )
 
 

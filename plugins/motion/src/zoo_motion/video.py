@@ -17,8 +17,8 @@ from tokenizers_zoo.families.images import (
     PSNR,
     bounded_pictures,
     fractions,
-    laid_over,
-    opened_image,
+    open_undecoded,
+    over_background,
     psnr,
     read_array,
     rgb_image,
@@ -131,7 +131,7 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
     until = 0.0  # milliseconds
     late = min(HALF_TICK, 500 / frame_rate)
     try:
-        with opened_image(data, FORMATS) as image:
+        with open_undecoded(data, FORMATS) as image:
             if not getattr(image, "is_animated", False):
                 raise ValueError("one frame, which is a picture: a video has at least two")
             for frame in _frames(image, frames):
@@ -139,7 +139,7 @@ def read_animation(data: bytes, frames: int, frame_rate: float) -> NDArray[np.fl
                     continue  # shown by viewers without animation; not a frame
                 frame.load()  # a WebP says how long a frame is shown only then
                 until += float(frame.info.get("duration") or 100)  # 0 is shown for 100 ms, as browsers do
-                pixels = np.asarray(laid_over(frame, "white").convert("RGB")).transpose(2, 0, 1)
+                pixels = np.asarray(over_background(frame, "white").convert("RGB")).transpose(2, 0, 1)
                 while len(images) < frames and len(images) * 1000 / frame_rate + late < until:
                     images.append(pixels)
                 if len(images) == frames:

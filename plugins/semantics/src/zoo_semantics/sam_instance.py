@@ -52,8 +52,8 @@ BOX = ("xmin", "ymin", "xmax", "ymax")
 SPELLING = Spelling(
     head=Part(word="point", axes=(0, 1)),
     parts=(Part(word="polygon", axes=(0, 1, 2, 3), codes=True),),
-    nothing=(" point", Coordinate(0, FRAME // 2), Coordinate(1, FRAME // 2), " none"),
-    several=True,
+    empty=(" point", Coordinate(0, FRAME // 2), Coordinate(1, FRAME // 2), " none"),
+    repeats=True,
 )
 """That of ml-4m (`fourm/data/modality_transforms.py`, SAMInstanceTokTransform): a point, y then x, and the instances
 that it is in."""
@@ -215,7 +215,7 @@ class SamInstances(ObjectModality):
         """The published sequences, and the size of a mask."""
         return {"layout": "4m", "mask_size": architecture.size[0], "max_instances": MOST_POINTS}
 
-    def seen(self, value: Array, crop: Crop, options: InstanceSettings) -> Array:
+    def crop_value(self, value: Array, crop: Crop, options: InstanceSettings) -> Array:
         """The crop of the map, by nearest pixels; ids stay."""
         same = crop.is_whole and value.shape == options.size
         return value if same else crop_and_resize(value, crop, options.size, nearest=True)
