@@ -14,7 +14,7 @@ from torch import nn
 from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig
 from tokenizers_zoo.autoencoder.model import DENOISER, Autoencoder, NoDecoder
-from tokenizers_zoo.checkpoint import check_sizes, fitting, load_checkpoint
+from tokenizers_zoo.checkpoint import check_sizes, checkpoint_errors, load_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
 from tokenizers_zoo.io import as_json
@@ -116,7 +116,7 @@ def load_autoencoder(folder: Path, codec: ValueCodec, diffusion: DiffusionConfig
             f"{name}: the tokenizer at {folder} has no diffusion decoder, but"
             f" {codec.origin.at('diffusion')} asks for one; remove that, or train one (base = {folder})"
         )
-    with fitting(folder):
+    with checkpoint_errors(folder):
         model = from_mapping(AutoencoderConfig, config["model"], Origin(table="model"))
         if diffusion is not None:  # trained settings of the checkpoint, sampler settings of the registry
             table = {**config["diffusion"], **diffusion.sampled(), "base": config.get("base")}

@@ -42,8 +42,8 @@ from tokenizers_zoo.data.manifest import (
 )
 from tokenizers_zoo.data.samples import OWN_FILES, LazySequence, spread
 from tokenizers_zoo.data.tar import BLOCK, TARS, key_problem, read_at, split_name
-from tokenizers_zoo.errors import DataError, InvalidValueError, ReadError, UnknownNameError, and_others, by
-from tokenizers_zoo.io import as_json, not_read, open_regular, replacing_file
+from tokenizers_zoo.errors import DataError, InvalidValueError, ReadError, UnknownNameError, and_others, size_text
+from tokenizers_zoo.io import as_json, open_regular, read_error, replacing_file
 from tokenizers_zoo.limits import limited, limits
 from tokenizers_zoo.pretrained import networks_of
 from tokenizers_zoo.spec import WHOLE, Crop
@@ -288,7 +288,7 @@ class ValueStore:
         try:
             data = read_at(opened.file, offset, size)
         except OSError as error:
-            raise not_read(opened.path, error) from None
+            raise read_error(opened.path, error) from None
         if len(data) != size:
             raise DataError(f"{opened.path}: was cut off while it was open; {REPAIR}")
         return data, extension.decode("ascii", "replace")
@@ -305,8 +305,9 @@ class ValueStore:
         pairs = list(zip(stored, wanted, strict=True)) if len(stored) == len(wanted) else []
         if any(isinstance(before, int) and isinstance(now, int) and before < now for before, now in pairs):
             raise DataError(
-                f"{self.root / split / handle.name}: stored at {by(stored[-2:])}, and the settings "
-                f"({handle.settings.origin.at('image_size')}) are now {by(wanted[-2:])}; {self._made_again(split)}"
+                f"{self.root / split / handle.name}: stored at {size_text(stored[-2:])}, and the settings "
+                f"({handle.settings.origin.at('image_size')}) are now {size_text(wanted[-2:])}; "
+                f"{self._made_again(split)}"
             )
 
     def _made_again(self, split: str) -> str:
@@ -442,7 +443,7 @@ def reading_settings(handle: ModalityHandle) -> dict[str, Any]:
     to the tokens; the tokenizer and pretrained networks have their own records.
     """
     known = handle.known_settings()
-    fields = [field for config in handle.taken_settings() for field in dataclasses.fields(config)]
+    fields = [field for config in handle.plugin_settings() for field in dataclasses.fields(config)]
     shown = [field.name for field in fields if field.metadata.get("shown")]
     offered = {key: item for key, item in sorted(handle.settings.shared.items()) if key in known}
     apart = {TOKENIZER_KEY, "patch_size", *networks_of(known), *shown}

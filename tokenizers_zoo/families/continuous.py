@@ -132,7 +132,7 @@ class StandardisedModality(PluginBase):
             pairs = list(zip(held_out, back, strict=True))[:SHOWN]
             evaluation = Evaluation(
                 metrics=called(self.score, predicted=back, target=held_out, settings=config),
-                shown=[tuple(called(self.render, value=v, settings=config) for v in pair) for pair in pairs],  # type: ignore[misc]
+                pairs=[tuple(called(self.render, value=v, settings=config) for v in pair) for pair in pairs],  # type: ignore[misc]
                 samples=len(held_out),
             )
             tensors = {"mean": mean, "std": std}
@@ -166,7 +166,7 @@ class StandardisedModality(PluginBase):
         mean, std = (torch.tensor(numbers, dtype=torch.float32).expand(count) for numbers in self.published_statistics)
         card = f"# {name}\n\nMean and deviation at which 4M's published backbones take it (github.com/apple/ml-4m).\n"
         save_checkpoint(out_dir, {"mean": mean.clone(), "std": std.clone()}, self.describe(settings), card)
-        return dict(settings.own)
+        return dict(settings.table)
 
 
 def mean_and_deviation(values: Iterable[Array]) -> tuple[Array, Array]:

@@ -51,20 +51,20 @@ class InvertedBottleneck(nn.Module):
 def _pattern(sides: tuple[int, ...]) -> tuple[str, str, str, dict[str, int]]:
     """Return names for einops (whole axes, patches along them, cells within a patch), and the sizes of the cells."""
     sizes = {f"p{axis}": side for axis, side in enumerate(sides)}
-    whole = " ".join(f"(n{axis} p{axis})" for axis in range(len(sides)))
-    return whole, " ".join(f"n{axis}" for axis in range(len(sides))), " ".join(sizes), sizes
+    axes = " ".join(f"(n{axis} p{axis})" for axis in range(len(sides)))
+    return axes, " ".join(f"n{axis}" for axis in range(len(sides))), " ".join(sizes), sizes
 
 
 def to_patches(x: Float[Tensor, "batch channels *axes"], sides: tuple[int, ...]) -> Float[Tensor, "batch *grid dim"]:
     """Return one vector per patch: its cells row by row, the channels of a cell together."""
-    whole, grid, cells, sizes = _pattern(sides)
-    return rearrange(x, f"b c {whole} -> b {grid} ({cells} c)", **sizes)
+    axes, grid, cells, sizes = _pattern(sides)
+    return rearrange(x, f"b c {axes} -> b {grid} ({cells} c)", **sizes)
 
 
 def from_patches(x: Float[Tensor, "batch *grid dim"], sides: tuple[int, ...]) -> Float[Tensor, "batch channels *axes"]:
     """Undo `to_patches`."""
-    whole, grid, cells, sizes = _pattern(sides)
-    return rearrange(x, f"b {grid} ({cells} c) -> b c {whole}", **sizes)
+    axes, grid, cells, sizes = _pattern(sides)
+    return rearrange(x, f"b {grid} ({cells} c) -> b c {axes}", **sizes)
 
 
 class Unshuffle(nn.Module):
@@ -78,8 +78,8 @@ class Unshuffle(nn.Module):
         self.factors = factors
 
     def forward(self, x: Float[Tensor, "batch channels *axes"]) -> Float[Tensor, "batch more *grid"]:
-        whole, grid, cells, sizes = _pattern(self.factors)
-        return rearrange(x, f"b c {whole} -> b (c {cells}) {grid}", **sizes)
+        axes, grid, cells, sizes = _pattern(self.factors)
+        return rearrange(x, f"b c {axes} -> b (c {cells}) {grid}", **sizes)
 
 
 class Shuffle(nn.Module):
@@ -90,5 +90,5 @@ class Shuffle(nn.Module):
         self.factors = factors
 
     def forward(self, x: Float[Tensor, "batch more *grid"]) -> Float[Tensor, "batch channels *axes"]:
-        whole, grid, cells, sizes = _pattern(self.factors)
-        return rearrange(x, f"b (c {cells}) {grid} -> b c {whole}", **sizes)
+        axes, grid, cells, sizes = _pattern(self.factors)
+        return rearrange(x, f"b (c {cells}) {grid} -> b c {axes}", **sizes)

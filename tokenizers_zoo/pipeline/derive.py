@@ -22,11 +22,11 @@ from tokenizers_zoo.data.manifest import (
 )
 from tokenizers_zoo.data.shards import ValueStore, check_foreign, reading_settings, value_identity, writing_shard
 from tokenizers_zoo.device import AUTO
-from tokenizers_zoo.errors import DataError, ReadError, ZooError, passing
+from tokenizers_zoo.errors import DataError, ReadError, ZooError, is_transient
 from tokenizers_zoo.io import as_json, disk_errors
 from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
 from tokenizers_zoo.pipeline.workers import WorkerError, Workers, report, suspects, working_on
-from tokenizers_zoo.pretrained import PretrainedError, forget_networks, networks_of, preferring
+from tokenizers_zoo.pretrained import PretrainedError, forget_networks, networks_of, prefer_device
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.spec import WHOLE
@@ -75,7 +75,7 @@ def derive_data(
     """
     store, result = ValueStore(data), RunResult(planned=dry_run)
     download = modalities is not None and not dry_run
-    with preferring(device), disk_errors(store.root), locked(store.root), contextlib.ExitStack() as stack:
+    with prefer_device(device), disk_errors(store.root), locked(store.root), contextlib.ExitStack() as stack:
         orders = {split: _order(zoo, store, split, modalities, result) for split in splits or store.splits()}
         for split, order in orders.items():  # all are checked before any is changed
             for handle in order:
@@ -246,7 +246,7 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, Manifest]:
             return handle.write(value, trusted=True)
 
     with (
-        preferring(job.device), disk_errors(job.split.folder),
+        prefer_device(job.device), disk_errors(job.split.folder),
         writing_shard(job.split.folder / job.modality, shard) as writer,
     ):  # fmt: skip
         for row in suspects():
@@ -263,7 +263,7 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, Manifest]:
                 raise  # no sample is to blame
             except ZooError as error:
                 writer.skip(str(error))
-                again = again or passing(error)
+                again = again or is_transient(error)
         whole = not again and (writer.count or not writer.dropped)
         writer.finish(keys=job.split.keys_digest(shard), inputs=job.inputs if whole else "", record=job.record)
     return shard, writer.manifest

@@ -23,7 +23,7 @@ from tokenizers_zoo.data.manifest import (
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import check_foreign, reading_settings, value_identity
 from tokenizers_zoo.data.tar import Member, shown_key
-from tokenizers_zoo.errors import ConfigError, DataError, by, close_names, count_of
+from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of, size_text
 from tokenizers_zoo.io import as_json, difference, disk_errors
 from tokenizers_zoo.pipeline.make_shard import MakeShard, Samples, make_shard, open_samples, samples_of
 from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
@@ -152,7 +152,7 @@ def _stored_sizes(given: Mapping[str, Sequence[ModalityHandle]], crop: str | Non
         settings = handles[names[0]].settings
         is_set = "image_size" in {**settings, **settings.shared}
         at = settings.origin.at("image_size") if is_set else f"the default of image_size in {settings.origin.file}"
-        yield f"{', '.join(names)}: stored at {by(size)} pixels ({at}), {cut} (--set crop={other})"
+        yield f"{', '.join(names)}: stored at {size_text(size)} pixels ({at}), {cut} (--set crop={other})"
 
 
 def _told(opened: Mapping[str, Samples], given: Mapping[str, Sequence[ModalityHandle]]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from tokenizers_zoo.data.folder import FolderSettings, open_folder
 from tokenizers_zoo.data.manifest import Manifest, Split, shard_name
 from tokenizers_zoo.data.shards import writing_shard
 from tokenizers_zoo.data.tar import Member, key_problem
-from tokenizers_zoo.errors import DataError, ZooError, passing
+from tokenizers_zoo.errors import DataError, ZooError, is_transient
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.limits import limited
 from tokenizers_zoo.pipeline.workers import report, suspects, working_on
@@ -87,7 +87,7 @@ def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
                     raise DataError(f"key {key!r}: {problem}")
             except ZooError as error:
                 keys.append(f"/sample-{start + row}")  # no sample has such a key
-                again.update(handles if passing(error) else ())
+                again.update(handles if is_transient(error) else ())
                 for writer in writers.values():
                     writer.skip(str(error))
                 continue
@@ -113,7 +113,7 @@ def _made(
     """Yield each modality of a sample with its file (bytes and extension), or the error that drops it, or None if the
     sample lacks it; and whether the error may pass."""
     found = _read_files(zoo, row, {name: job.names[name] for name in (*job.inputs, *job.pictures)}, values)
-    unsure = any(isinstance(value, ZooError) and passing(value) for value in found.values())
+    unsure = any(isinstance(value, ZooError) and is_transient(value) for value in found.values())
     problems = _misfits(
         {name: found[name].shape[-2:] for name in job.pictures if getattr(found.get(name), "ndim", 0) >= 2}
     )
@@ -132,7 +132,7 @@ def _made(
                 made = zoo[name].write(zoo[name].transform(found[name], crop, trusted=checked), trusted=True)
             yield name, made, False
         except ZooError as error:
-            yield name, error, passing(error) or (name in problems and unsure)
+            yield name, error, is_transient(error) or (name in problems and unsure)
 
 
 def _read_files(zoo: Zoo, row: int, names: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:

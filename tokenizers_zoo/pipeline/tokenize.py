@@ -30,7 +30,7 @@ from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.shards import ValueStore, reading_settings
 from tokenizers_zoo.data.token_shard import TokenMetadata, write_token_shard
 from tokenizers_zoo.data.tokens import STORE, TokenSplit, TokenStore, write_store
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, ZooError, passing
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, ZooError, is_transient
 from tokenizers_zoo.io import disk_errors, remove_folder
 from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
 from tokenizers_zoo.pipeline.vocabulary import check_special_tokens
@@ -275,14 +275,14 @@ class _Plan:
 
     def plan(self, overwrite: bool) -> None:
         """Fill `todo` with the shards that are missing or of other inputs, and count the others."""
-        speaks = cache(self.handle.speaks)
+        can_read = cache(self.handle.can_read)
         kept: dict[int, Manifest] = {}
         for shard in range(self.split.shards) if not overwrite else ():
             manifest = sound_manifest(self.folder, shard)
             if manifest is not None and manifest.keys == self.split.sound_keys(shard):
                 record = manifest.record
                 writer = record["writer"]["fingerprint"]
-                if manifest.inputs == self._inputs(shard, writer) and speaks(writer, record["needed_vocab_size"]):
+                if manifest.inputs == self._inputs(shard, writer) and can_read(writer, record["needed_vocab_size"]):
                     kept[shard] = manifest
         if len(kept) < self.split.shards:  # all shards of a modality have one fingerprint
             now = self.metadata.to_json()
@@ -355,7 +355,7 @@ def tokenize_shard(zoo: Zoo, job: TokenizeShard) -> tuple[int, Manifest]:
         for view, found in encode(batch, values):
             if isinstance(found, ZooError):
                 dropped.setdefault(view.row, str(found))
-                passes = passes or passing(found)
+                passes = passes or is_transient(found)
             elif problem := metadata.number_problem(np.asarray(found)):
                 dropped.setdefault(view.row, f"{job.modality}: {problem}")
             else:

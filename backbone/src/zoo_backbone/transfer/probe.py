@@ -27,14 +27,14 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizers_zoo.checkpoint import AGAIN, CONFIG, check_sizes, fitting, load_checkpoint, loading
+from tokenizers_zoo.checkpoint import CONFIG, COPY_AGAIN, check_sizes, checkpoint_errors, load_checkpoint, loading
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
-from tokenizers_zoo.io import difference, shape_problem
+from tokenizers_zoo.io import difference, shape_error
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import read_run, replacing_folder
@@ -236,9 +236,9 @@ def load(
         raise CheckpointError(f"{folder}: no finished probe; train one with zoo transfer train")
     places = record["places"]
     tensors, stored = load_checkpoint(folder, CLASS, SHAPE)
-    if problem := shape_problem(places, PLACES):
-        raise CheckpointError(f"{folder}: damaged: {problem}; {AGAIN}")
-    with fitting(folder):
+    if problem := shape_error(places, PLACES):
+        raise CheckpointError(f"{folder}: damaged: {problem}; {COPY_AGAIN}")
+    with checkpoint_errors(folder):
         config = from_mapping(TransferConfig, stored["settings"])
         target = target_from_json(stored["target"])
         if stored["head"] not in HEADS[target.kind]:
@@ -256,7 +256,7 @@ def load(
     )
     if config.tuning == "lora":
         require_peft()
-    with loading(), fitting(folder):
+    with loading(), checkpoint_errors(folder):
         encoder = _load_encoder(folder, stored, config, run or Path(places["run"]), tuned)
         grid = Grid.of(encoder.layout, stored["inputs"]) if target.kind.endswith("map") else None
         if stored["head"] == "knn":

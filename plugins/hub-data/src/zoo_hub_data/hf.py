@@ -244,7 +244,7 @@ def columns_of(table: Any, config: HubSettings, names: ModalityNames) -> dict[st
     for column in config.columns:
         if column not in features:
             raise UnknownNameError.of(f"column of {config.path}:", column, features)
-    found = names.chosen(config.columns, "columns")
+    found = names.resolve(config.columns, "columns")
     for column in features:
         if column not in found and column in names.by_name and names.by_name[column] not in found.values():
             found[column] = names.by_name[column]

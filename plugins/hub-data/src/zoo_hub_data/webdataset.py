@@ -73,7 +73,7 @@ class WebDatasetSource:
         and ReadError for a tar file that cannot be read or downloaded.
         """
         config = settings.take(WebDatasetSettings)
-        chosen = names.chosen(config.extensions, "extensions")
+        chosen = names.resolve(config.extensions, "extensions")
         own = {ending.lower().removeprefix("."): name for ending, name in chosen.items()}
         given = config.test if split == TEST and config.test else config.path
         tars = tar_files((given,) if isinstance(given, str) else given)
