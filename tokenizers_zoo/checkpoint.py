@@ -53,8 +53,7 @@ def _unlock() -> None:
     _torch_state_lock = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock)
+os.register_at_fork(after_in_child=_unlock)
 
 
 @contextlib.contextmanager
@@ -222,10 +221,10 @@ def load_config(
 
 def fingerprint(folder: Path) -> str:
     """Return the sha256 (hex) over config and weights of a checkpoint folder. Raises CheckpointError if damaged."""
-    stored = load_config(folder)
-    check_weights(folder, stored)
-    config_json = json.dumps(stored, sort_keys=True, ensure_ascii=False).encode()
-    return hashlib.sha256(hashlib.sha256(config_json).digest() + bytes.fromhex(stored["weights_sha256"])).hexdigest()
+    config = load_config(folder)
+    check_weights(folder, config)
+    config_json = json.dumps(config, sort_keys=True, ensure_ascii=False).encode()
+    return hashlib.sha256(hashlib.sha256(config_json).digest() + bytes.fromhex(config["weights_sha256"])).hexdigest()
 
 
 def joint_fingerprint(*parts: str) -> str:

@@ -165,7 +165,7 @@ def _field(field: dataclasses.Field[Any], hint: Any, value: Any, origin: Origin)
     nested = isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(default, hint)
     if not (nested and isinstance(value, Mapping)):
         return _convert(hint, value, origin, field.name)
-    inherited = _drop_irrelevant(type(default), _changed_fields(default), value)
+    inherited = _drop_irrelevant(type(default), changed_fields(default), value)
     return from_mapping(type(default), {**inherited, **value}, origin.inner(field.name))
 
 
@@ -174,7 +174,7 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _changed_fields(config: Any) -> dict[str, Any]:
+def changed_fields(config: Any) -> dict[str, Any]:
     """Return the fields of a dataclass that differ from their defaults."""
     values = {field: getattr(config, field.name) for field in dataclasses.fields(config) if field.init}
     return {field.name: value for field, value in values.items() if value != default_of(field)}
@@ -482,7 +482,7 @@ def _text(value: Any, inner_class: type | None) -> str:
         return REQUIRED
     if value is None or (inner_class is not None and value in ((), {})):
         return UNSET
-    return ITS_TABLE if inner_class is not None and isinstance(value, inner_class) else plain(value)
+    return ITS_TABLE if inner_class is not None and isinstance(value, inner_class) else toml_text(value)
 
 
 def inner_table(hint: Any) -> tuple[type | None, Kind]:
@@ -529,14 +529,14 @@ def in_words(hint: Any) -> str:
     return "path" if hint is Path else str(getattr(hint, "__name__", hint))
 
 
-def plain(value: Any) -> str:
+def toml_text(value: Any) -> str:
     """Return a value written as TOML; a dataclass shows only what differs from its defaults."""
     if dataclasses.is_dataclass(value):
-        value = _changed_fields(value)
+        value = changed_fields(value)
     if isinstance(value, Mapping):
         bare = {key: key if re.fullmatch(r"[\w-]+", str(key)) else json.dumps(key) for key in value}
-        pairs = ", ".join(f"{bare[key]} = {plain(item)}" for key, item in value.items())
+        pairs = ", ".join(f"{bare[key]} = {toml_text(item)}" for key, item in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(plain, value))}]"
+        return f"[{', '.join(map(toml_text, value))}]"
     return json.dumps(value, ensure_ascii=False, default=str)

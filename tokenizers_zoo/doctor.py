@@ -24,7 +24,7 @@ from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import Crop, Metric, SequenceLayout
 from tokenizers_zoo.testing.geometry import CROPS, SMALLEST, Shift, check_crop_geometry, is_picture, shift_between
 from tokenizers_zoo.testing.subject import Skipped, per_sample
-from tokenizers_zoo.validation import bounds, same
+from tokenizers_zoo.validation import bounds, values_equal
 
 SAMPLES = 64
 """Default number of held-out samples."""
@@ -203,7 +203,7 @@ def values(patient: Patient) -> str:
             f"{len(patient.rejections)} of {len(values) + len(patient.rejections)} are refused; {key}: {reason}",
             "convert them to the declared unit, range and type, or declare what they are; then make the data again",
         )
-    if len(values) > 1 and all(same(value, values[0]) for value in values[1:]):
+    if len(values) > 1 and all(values_equal(value, values[0]) for value in values[1:]):
         raise Failed(f"all {len(values)} are the same", "look at what made them: there is nothing to learn")
     if spec.kind != "array":
         return f"{len(values)} sound"

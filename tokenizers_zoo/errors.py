@@ -92,13 +92,13 @@ class OtherTokenizerError(DataError):
 
     @classmethod
     def of(
-        cls, owner: object, name: str, stored: str, in_use: str, folder: object = "use", remedy: str = OTHER_REGISTRY
+        cls, owner: object, name: str, writer: str, in_use: str, folder: object = "use", remedy: str = OTHER_REGISTRY
     ) -> Self:
         """Build the message for a modality from the fingerprints of the tokens' tokenizer and of the one in use.
 
         `owner` is the file, folder or model that the tokens belong to, `folder` the folder of the tokenizer in use.
         """
-        tokens = f"tokens of {name} by tokenizer {stored[:12]}"
+        tokens = f"tokens of {name} by tokenizer {writer[:12]}"
         return cls(f"{owner}: {tokens}, the tokenizer in {folder} is {in_use[:12]}; {remedy}")
 
 
@@ -106,9 +106,9 @@ class OtherLayoutError(DataError):
     """Tokens have another layout than their modality has now."""
 
     @classmethod
-    def of(cls, owner: object, modality: str, stored: object, in_use: object, remedy: str = OTHER_REGISTRY) -> Self:
+    def of(cls, owner: object, modality: str, layout: object, in_use: object, remedy: str = OTHER_REGISTRY) -> Self:
         """Build the message from two token layouts. `owner` is the file, folder or model that the tokens belong to."""
-        return cls(f"{owner}: tokens of {modality} are {stored}, the registry has {in_use}; {remedy}")
+        return cls(f"{owner}: tokens of {modality} are {layout}, the registry has {in_use}; {remedy}")
 
 
 class ReadError(DataError):

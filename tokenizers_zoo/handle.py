@@ -36,7 +36,7 @@ from tokenizers_zoo.errors import (
     count_of,
 )
 from tokenizers_zoo.limits import DEFAULT, Limits, limited, read_file
-from tokenizers_zoo.plugins import Plugin, reason
+from tokenizers_zoo.plugins import Plugin, error_text
 from tokenizers_zoo.spec import EXACT, WHOLE, Crop, EmbeddingsLayout, ModalitySpec, TokenLayout, same_layout
 from tokenizers_zoo.validation import (
     as_array,
@@ -130,15 +130,16 @@ class ModalityHandle:
         return not self.spec.continuous and self.spec.vocabulary in self.plugin_vocabularies()
 
     def _call(self, hook: str, **arguments: Any) -> Any:
+        """Call a hook with the settings in use, unless `arguments` have others."""
         with limited(self.limits):
-            return self._plugin.call(self.name, hook, **arguments)
+            return self._plugin.call(self.name, hook, **{"settings": self.settings, **arguments})
 
     def _contract_error(self, hook: str, result: Any, expected: str, detail: str | None = None) -> PluginError:
         return PluginError.expected(f"{self.name}: {hook} of {self._plugin.claim}", expected, describe(result), detail)
 
     def _checked_spec(self) -> ModalitySpec:
         try:
-            spec = self._call("modality_spec", settings=self.settings)
+            spec = self._call("modality_spec")
         except PluginError as error:
             claim = str(self._plugin.claim)
             raise error if claim in str(error) else PluginError(f"{error}; declared by {claim}") from error
@@ -247,9 +248,8 @@ class ModalityHandle:
             import torch
 
             vocabulary = self.files.vocabulary_folder() if self.spec.own_tokenizer else folder
-            arguments = {"checkpoint": folder, "device": self._device, "vocabulary": vocabulary}
             with loading():
-                tokenizer = self._call("load_tokenizer", settings=self.settings, **arguments)
+                tokenizer = self._call("load_tokenizer", checkpoint=folder, device=self._device, vocabulary=vocabulary)
             self._tokenizer = tokenizer.eval() if isinstance(tokenizer, torch.nn.Module) else tokenizer
         return self._tokenizer
 
@@ -279,7 +279,7 @@ class ModalityHandle:
         Returns the keys that `[modalities.NAME]` needs to load it. Raises CheckpointError, and writes nothing, if it is
         no tokenizer of such values.
         """
-        table = self._call("import_published", published=published, out_dir=Path(out_dir), settings=self.settings)
+        table = self._call("import_published", published=published, out_dir=Path(out_dir))
         if not isinstance(table, Mapping):
             raise self._contract_error("import_published", table, "a table of settings")
         return dict(table)
@@ -290,7 +290,7 @@ class ModalityHandle:
         Raises CheckpointError if it was not imported.
         """
         folder = self.files.folder() if checkpoint is None else Path(checkpoint)
-        published: PublishedCheckpoint = self._call("export_published", checkpoint=folder, settings=self.settings)
+        published: PublishedCheckpoint = self._call("export_published", checkpoint=folder)
         return published
 
     def check_overrides(self, tokenizer_overrides: Mapping[str, Any]) -> Settings:
@@ -338,7 +338,7 @@ class ModalityHandle:
         batch = self._value_batch(values, trusted)
         count = len(batch)
         with self._inference():
-            result = self._call("encode", tokenizer=self.tokenizer, values=batch, settings=self.settings)
+            result = self._call("encode", tokenizer=self.tokenizer, values=batch)
         tokens, error = checked_tokens(self.spec, result)
         if error or len(tokens) != count:
             error = error or f"expected tokens of {count_of(count, 'value')}"
@@ -363,7 +363,7 @@ class ModalityHandle:
         if isinstance(batch, torch.Tensor):
             batch = batch.to(self._device)
         with self._inference():
-            result = self._call("decode", tokenizer=self.tokenizer, tokens=batch, settings=self.settings)
+            result = self._call("decode", tokenizer=self.tokenizer, tokens=batch)
             try:
                 values = result.cpu().numpy() if isinstance(result, torch.Tensor) else result
                 arrays = [v.cpu().numpy() if isinstance(v, torch.Tensor) else v for v in values]
@@ -400,13 +400,15 @@ class ModalityHandle:
         if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or not len(values):
             raise InvalidValueError.expected(self.name, "a list of one or more values", describe(values))
         if not trusted:
-            values = [self.fitted(value) if self._is_foreign(value) else self._checked_value(value) for value in values]
+            values = [self.fitted(value) if self._needs_opening(value) else self._checked(value) for value in values]
         return torch.from_numpy(np.stack(values)).to(self._device) if batched else list(values)
 
-    def _is_foreign(self, value: Any) -> bool:
+    def _is_path(self, value: Any) -> bool:
+        return isinstance(value, os.PathLike) or (isinstance(value, str) and self.spec.value.kind != "text")
+
+    def _needs_opening(self, value: Any) -> bool:
         """Return True for paths and PIL images."""
-        is_path = isinstance(value, str) and self.spec.value.kind != "text"
-        return is_path or isinstance(value, os.PathLike) or hasattr(value, "getbands")
+        return self._is_path(value) or hasattr(value, "getbands")
 
     # ------------------------------------------------------------------ values
 
@@ -415,9 +417,9 @@ class ModalityHandle:
 
         With `any_size` a picture-like array may have another height and width, as values before `transform` may.
         """
-        self._checked_value(value, any_size=any_size)
+        self._checked(value, any_size=any_size)
 
-    def _checked_value(self, value: Any, *, any_size: bool = False, trusted: bool = False) -> Any:
+    def _checked(self, value: Any, *, any_size: bool = False, trusted: bool = False) -> Any:
         """Return a value as plugins get it: checked unless `trusted`, and an array if it is a tensor."""
         array = as_array(value)
         if trusted:
@@ -450,7 +452,7 @@ class ModalityHandle:
         except OneLineError:
             raise
         except Exception as error:
-            raise InvalidValueError(f"{self.name}: cannot be read from .{extension}: {reason(error)}") from error
+            raise InvalidValueError(f"{self.name}: cannot be read from .{extension}: {error_text(error)}") from error
         value = in_declared_width(self.spec.value, value)
         self.check(value, any_size=self.implements("transform"))
         return value
@@ -463,15 +465,14 @@ class ModalityHandle:
         """
         import PIL.Image
 
-        kind = self.spec.value.kind
-        if isinstance(item, os.PathLike) or (isinstance(item, str) and kind != "text"):
+        if self._is_path(item):
             path = Path(item)
             if not os.path.isfile(path):  # Path.is_file raises for names that are too long
                 raise InvalidValueError.expected(self.name, "an existing file", f"{str(item)!r}")
             with limited(self.limits):
                 data = read_file(path)
             return self.read(data, path.suffix)
-        if kind == "array" and hasattr(item, "__array__") and not isinstance(item, PIL.Image.Image):
+        if self.spec.value.kind == "array" and hasattr(item, "__array__") and not isinstance(item, PIL.Image.Image):
             item = np.asarray(as_array(item))
             is_picture = item.dtype == np.uint8 and (item.ndim == 2 or item.shape[2:] == (3,))
             if is_picture and value_problem(self.spec.value, item, any_size=True):
@@ -487,8 +488,8 @@ class ModalityHandle:
 
     def write(self, value: Any, *, trusted: bool = False) -> tuple[bytes, str]:
         """Return a value of any size as a file's bytes and its extension (lower case, no dot)."""
-        value = self._checked_value(value, any_size=self.implements("transform"), trusted=trusted)
-        written = self._call("write_value", value=value, settings=self.settings, spec=self.spec)
+        value = self._checked(value, any_size=self.implements("transform"), trusted=trusted)
+        written = self._call("write_value", value=value, spec=self.spec)
         data, extension = written if isinstance(written, tuple) and len(written) == 2 else (None, None)
         if not isinstance(data, bytes) or not isinstance(extension, str) or not re.fullmatch(r"[a-z0-9]+", extension):
             raise self._contract_error("write_value", written, "(bytes, extension in lower case without a dot)")
@@ -496,7 +497,7 @@ class ModalityHandle:
 
     def example_files(self) -> dict[str, tuple[bytes, str]]:
         """Return files that users may have: a short description -> (bytes, extension)."""
-        examples = self._call("example_files", settings=self.settings)
+        examples = self._call("example_files")
         for file in examples.values() if isinstance(examples, Mapping) else [None]:
             if not (isinstance(file, tuple) and list(map(type, file)) == [bytes, str]):
                 raise self._contract_error("example_files", examples, "{words: (bytes, extension)}")
@@ -505,8 +506,8 @@ class ModalityHandle:
     def transform(self, value: Any, crop: Crop, *, trusted: bool = False) -> Any:
         """Return the part of the value inside `crop`, at the size of the settings."""
         resizes = self.implements("transform")
-        value = self._checked_value(value, any_size=resizes, trusted=trusted)
-        cropped = self._call("transform", value=value, crop=crop, settings=self.settings)
+        value = self._checked(value, any_size=resizes, trusted=trusted)
+        cropped = self._call("transform", value=value, crop=crop)
         if resizes and value_problem(self.spec.value, cropped):
             if getattr(cropped, "shape", None) == getattr(value, "shape", ()):  # it may resize nothing
                 self.check(value)
@@ -560,14 +561,13 @@ class ModalityHandle:
         specs = self._specs_of(self.spec.derived_from)
         if any(hasattr(value, "detach") for value in sample.values()):
             sample = {name: as_array(value) for name, value in sample.items()}
-        value = self._call("derive", sample=sample, settings=self.settings, specs=specs)
+        value = self._call("derive", sample=sample, specs=specs)
         self._check_result(value, "derive", any_size=True)
         return value
 
     def render(self, value: Any) -> PIL.Image.Image | str:
         """Return a PIL image of the value, or a text."""
-        value, settings = as_array(value), self.settings
-        picture: PIL.Image.Image | str = self._call("render", value=value, settings=settings, spec=self.spec)
+        picture: PIL.Image.Image | str = self._call("render", value=as_array(value), spec=self.spec)
         if not isinstance(picture, str):
             import PIL.Image
 
@@ -581,7 +581,7 @@ class ModalityHandle:
             expected, actual = "as many predictions as targets, at least one", f"{len(predicted)} and {len(target)}"
             raise InvalidValueError.expected(self.name, expected, actual)
         pairs = {"predicted": list(map(as_array, predicted)), "target": list(map(as_array, target))}
-        scores = self._call("score", **pairs, settings=self.settings, spec=self.spec)
+        scores = self._call("score", **pairs, spec=self.spec)
         names = [metric.name for metric in self.spec.metrics]
         try:
             if set(scores) == set(names):
@@ -594,18 +594,18 @@ class ModalityHandle:
         """Return the one value that scores best as the prediction for all `values`."""
         if not len(values):
             raise InvalidValueError(f"{self.name}: a constant baseline needs at least one value")
-        values, settings, spec = list(map(as_array, values)), self.settings, self.spec
-        baseline = self._call("constant_baseline", values=values, settings=settings, spec=spec, score=self.score)
+        values = list(map(as_array, values))
+        baseline = self._call("constant_baseline", values=values, spec=self.spec, score=self.score)
         self._check_result(baseline, "constant_baseline")
         return baseline
 
     def vocabulary_tokens(self) -> tuple[str, ...]:
         """Return the special tokens that this modality adds to its shared text vocabulary, in order."""
-        return self._strings("vocabulary_tokens", settings=self.settings)
+        return self._strings("vocabulary_tokens")
 
     def vocabulary_texts(self, values: Sequence[Any]) -> tuple[str, ...]:
         """Return the plain text in `values` that the shared text vocabulary should cover well."""
-        return self._strings("vocabulary_texts", values=values, settings=self.settings)
+        return self._strings("vocabulary_texts", values=values)
 
     def _strings(self, hook: str, **arguments: Any) -> tuple[str, ...]:
         strings = tuple(result := self._call(hook, **arguments))
@@ -616,7 +616,7 @@ class ModalityHandle:
     def single_ids(self) -> frozenset[int]:
         """Return the ids that occur at most once in a sequence."""
         tokenizer = self.tokenizer if self.implements("single_ids") else None
-        ids = list(self._call("single_ids", tokenizer=tokenizer, settings=self.settings))
+        ids = list(self._call("single_ids", tokenizer=tokenizer))
         if not all(isinstance(index, int) and 0 <= index < self.spec.vocab_size for index in ids):
             raise self._contract_error("single_ids", ids, f"ids from 0 to {self.spec.vocab_size - 1}")
         return frozenset(ids)

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from tokenizers_zoo.config import changed_fields
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.io import open_regular
 
@@ -48,9 +49,7 @@ class Limits:
 
     def identity(self) -> dict[str, dict[str, float]]:
         """Return the limits that are not defaults, for inputs digests, as {"limits": {...}} or {}."""
-        default = type(self)()
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        overrides = {key: value for key, value in values.items() if value != getattr(default, key)}
+        overrides = changed_fields(self)
         return {"limits": overrides} if overrides else {}
 
     def check(self, key: str, amount: float, description: str) -> None:

@@ -26,7 +26,7 @@ from tokenizers_zoo.errors import (
 )
 from tokenizers_zoo.hookspecs import CONTRACT, PROJECT, ModalityHooks, Score, SourceHooks, hookimpl
 from tokenizers_zoo.spec import EXACT, ModalitySpec
-from tokenizers_zoo.validation import array_bytes, array_of, describe, json_of, same, text_of
+from tokenizers_zoo.validation import array_bytes, array_of, describe, json_of, text_of, values_equal
 
 if TYPE_CHECKING:
     from tokenizers_zoo.ml4m import PublishedCheckpoint
@@ -72,7 +72,7 @@ def installed_claims() -> dict[str, dict[str, list[Claim]]]:
     return claims_by_group
 
 
-def reason(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return an exception as one line, with its place in the plugin's source."""
     skipped = ("importlib", "pluggy", __file__)  # files of the frames between our code and the plugin
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(name in f.filename for name in skipped)]
@@ -82,14 +82,14 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}{': ' + text if text else ''}{location}"
 
 
-def failed(call: str, error: BaseException) -> OneLineError:
+def call_error(call: str, error: BaseException) -> OneLineError:
     """Return the error to raise for an unexpected exception: MachineError if memory ran out, else PluginError."""
     if is_of_the_machine(error):
         return MachineError(
-            f"{call} ran out of memory, or its device failed: {reason(error)}; what was finished is kept: free some "
-            "memory, or ask for smaller batches, fewer workers or another device, and run the same command again"
+            f"{call} ran out of memory, or its device failed: {error_text(error)}; what was finished is kept: free "
+            "some memory, or ask for smaller batches, fewer workers or another device, and run the same command again"
         )
-    return PluginError(f"{call} failed: {reason(error)}")
+    return PluginError(f"{call} failed: {error_text(error)}")
 
 
 def check_hooks(pm: pluggy.PluginManager, plugin: Any, claim: Claim, required: Iterable[str]) -> frozenset[str]:
@@ -182,7 +182,7 @@ class Defaults:
 
     @hookimpl
     def score(self, predicted: Sequence[Any], target: Sequence[Any]) -> Mapping[str, float]:
-        return {EXACT.name: float(np.mean([same(p, t) for p, t in zip(predicted, target, strict=True)]))}
+        return {EXACT.name: float(np.mean([values_equal(p, t) for p, t in zip(predicted, target, strict=True)]))}
 
     @hookimpl
     def constant_baseline(self, values: Sequence[Any], spec: ModalitySpec, score: Score) -> Any:
@@ -241,7 +241,7 @@ class Plugin:
         except OneLineError:
             raise
         except (Exception, SystemExit) as error:
-            raise failed(f"{name}: {hook} of {self.claim}", error) from error
+            raise call_error(f"{name}: {hook} of {self.claim}", error) from error
         if result is None:
             raise PluginError(f"{name}: {hook} of {self.claim} gave None")
         return result
@@ -273,7 +273,7 @@ class Plugins:
             try:
                 plugin = claim.entry_point.load()
             except (Exception, SystemExit) as error:
-                raise PluginError(f"{name}: {claim} fails to import: {reason(error)}") from error
+                raise PluginError(f"{name}: {claim} fails to import: {error_text(error)}") from error
             if inspect.isclass(plugin):
                 raise PluginError(f"{name}: {claim} is a class; point the entry point at an instance of it")
             self._loaded[group, name] = self.add(claim, plugin, required)
@@ -288,7 +288,7 @@ class Plugins:
             if not self.pm.is_registered(plugin):  # one object may stand behind two names
                 self.pm.register(plugin, name=f"{claim.group}:{claim.name}")
         except Exception as error:
-            raise PluginError(f"{claim.name}: {claim} is refused by pluggy: {reason(error)}") from error
+            raise PluginError(f"{claim.name}: {claim} is refused by pluggy: {error_text(error)}") from error
         return Plugin(claim, plugin, hooks, self)
 
     @functools.cached_property

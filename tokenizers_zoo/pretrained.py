@@ -94,15 +94,15 @@ class PretrainedConfig:
     def locate(self, *, download: bool = True) -> Path:
         """Return the folder of the network's files, downloaded at the first use. Raises PretrainedError."""
         if self.model.startswith(PIP):
-            return self._checked(self._packaged(self.model.removeprefix(PIP)))
+            return self._check_files(self._wheel_folder(self.model.removeprefix(PIP)))
         path = Path(os.path.expanduser(self.model))  # unchanged if there is no such home folder
         if path.is_dir():
-            return self._checked(path)
+            return self._check_files(path)
         if self.model.count("/") != 1 or path.is_absolute() or self.model.startswith((".", "~")):
             advice = f"; {self.advice}" if self.advice else ""
             raise PretrainedError(f"{self.model}: no such folder, and not a hub id (owner/name){advice}")
         with contextlib.suppress(OSError, ValueError, PretrainedError):  # absent from the cache, or only in part
-            return self._checked(self._snapshot(cached=True))
+            return self._check_files(self._snapshot(cached=True))
         if not download:
             advice = "fetch it by zoo data derive DATA --modalities NAME, or set its model to a local folder"
             raise PretrainedError(f"its network {self.model} is not on this machine; {advice}")
@@ -112,7 +112,7 @@ class PretrainedConfig:
             reason = " ".join(str(error).split())[:200]
             failure = f"{self.model}: no such folder, and the hub does not give it: {reason}"
             raise PretrainedError(f"{failure}; copy it here, and set its model to that folder") from None
-        return self._checked(folder)
+        return self._check_files(folder)
 
     def _snapshot(self, *, cached: bool) -> Path:
         from huggingface_hub import snapshot_download
@@ -120,7 +120,7 @@ class PretrainedConfig:
         download = partial(snapshot_download, allow_patterns=list(DOWNLOADED))
         return Path(download(self.model, revision=self.revision, local_files_only=cached))
 
-    def _packaged(self, distribution: str) -> Path:
+    def _wheel_folder(self, distribution: str) -> Path:
         """Return the folder of an installed distribution with the needed files."""
         try:
             installed = importlib.metadata.distribution(distribution)
@@ -132,12 +132,13 @@ class PretrainedConfig:
                 return folder
         raise PretrainedError(f"{distribution}: the installed wheel has no folder with {' and '.join(self.files)}")
 
-    def _checked(self, folder: Path) -> Path:
+    def _check_files(self, folder: Path) -> Path:
         """Return the folder. Raises PretrainedError if files are missing."""
         for pattern in self.files:
-            for path in files_of(folder, pattern):
+            paths = files_of(folder, pattern)
+            for path in paths:
                 open_regular(path).close()
-            if not files_of(folder, pattern):
+            if not paths:
                 pickled = "safetensors" in pattern and (any(folder.glob("*.bin")) or any(folder.glob("*.pt*")))
                 hint = " (pickles are never read: save it again with safe serialization)" if pickled else ""
                 raise PretrainedError(f"{self.model}: there is no {pattern} in it{hint}")

@@ -85,12 +85,9 @@ class SourceSpec:
     def __post_init__(self) -> None:
         if not self.summary or "\n" in self.summary:
             raise PluginError(f"{self.name}: SourceSpec summary: expected one line")
-        compared = {setting for settings in self.agrees.values() for setting in settings.values()}
-        if self.settings is not None:
-            compared -= {field.name for field in fields(self.settings)}
-        if compared:
-            unknown = ", ".join(sorted(compared))
-            raise PluginError(f"{self.name}: SourceSpec agrees: {unknown}: expected settings of the source")
+        settings = {setting.name for setting in fields(self.settings)} if self.settings is not None else set[str]()
+        if unknown := sorted({setting for keys in self.agrees.values() for setting in keys.values()} - settings):
+            raise PluginError(f"{self.name}: SourceSpec agrees: {', '.join(unknown)}: expected settings of the source")
 
 
 class MadeSamples(LazySequence[Sample]):

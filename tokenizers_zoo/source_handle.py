@@ -11,7 +11,7 @@ from tokenizers_zoo.data.files import FileSamples
 from tokenizers_zoo.data.samples import LazySequence
 from tokenizers_zoo.errors import ConfigError, OneLineError, PluginError
 from tokenizers_zoo.limits import Limits, limited
-from tokenizers_zoo.plugins import Claim, Plugin, failed
+from tokenizers_zoo.plugins import Claim, Plugin, call_error
 from tokenizers_zoo.source import ModalityNames, Sample, SourceSpec
 from tokenizers_zoo.validation import describe
 
@@ -150,7 +150,7 @@ class CheckedSamples(LazySequence[Sample]):
         except OneLineError:
             raise
         except (Exception, SystemExit) as error:
-            raise failed(f"{self._spec.name}: sample {index} of {self._claim}", error) from error
+            raise call_error(f"{self._spec.name}: sample {index} of {self._claim}", error) from error
         if violation := self._contract_violation(sample):
             raise PluginError(f"{self._spec.name}: sample {index} of {self._claim} {violation}")
         return sample

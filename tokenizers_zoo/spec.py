@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -149,10 +149,8 @@ LAYOUTS: dict[str, type[TokenLayout]] = {
 
 def same_layout(first: TokenLayout, second: TokenLayout) -> bool:
     """Return whether both layouts have the same token shape; sequences and embeddings may differ in length."""
-    any_length = SequenceLayout | EmbeddingsLayout
-    lengths = [None if isinstance(layout, any_length) else layout.length for layout in (first, second)]
-    shapes = [[getattr(layout, key, None) for key in ("kind", "shape", "dim")] for layout in (first, second)]
-    return lengths[0] == lengths[1] and shapes[0] == shapes[1]
+    keys = ("kind", "shape", "dim") if hasattr(first, "max_length") else ("kind", "shape", "dim", "length")
+    return all(getattr(first, key, None) == getattr(second, key, None) for key in keys)
 
 
 def ids_of(names: Collection[str], classes: Sequence[str]) -> tuple[int, ...]:
@@ -263,7 +261,7 @@ class ModalitySpec:
             object.__setattr__(self, "vocabulary", self.name)
         if not self.metrics:
             object.__setattr__(self, "metrics", (EXACT,))
-        for error in spec_problems(self):
+        for error in spec_errors(self):
             raise PluginError(f"{self.name}: ModalitySpec {error}")
 
     @property
@@ -290,51 +288,49 @@ class ModalitySpec:
         return self.shared_vocabulary and not self.own_tokenizer
 
 
-def spec_problems(spec: ModalitySpec) -> list[str]:
-    """Return the problems of a spec, one phrase each."""
-    errors = []
+def spec_errors(spec: ModalitySpec) -> Iterator[str]:
+    """Yield the errors of a spec, one phrase each."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", spec.name):
-        errors.append(f"name {spec.name!r}: expected lower-case letters, digits and underscores")
+        yield f"name {spec.name!r}: expected lower-case letters, digits and underscores"
     if not re.fullmatch(r"[\w-]+", spec.vocabulary):  # of folders and parameters
-        errors.append(f"vocabulary {spec.vocabulary!r}: expected letters, digits, underscores and hyphens")
+        yield f"vocabulary {spec.vocabulary!r}: expected letters, digits, underscores and hyphens"
     if not spec.summary or "\n" in spec.summary:
-        errors.append("summary: expected one line")
+        yield "summary: expected one line"
     if invalid_extensions := [extension for extension in spec.extensions if not re.fullmatch(r"[a-z0-9]+", extension)]:
-        errors.append(f"extensions {invalid_extensions[0]!r}: expected lower-case letters and digits, without a dot")
+        yield f"extensions {invalid_extensions[0]!r}: expected lower-case letters and digits, without a dot"
     if not isinstance(spec.layout, tuple(LAYOUTS.values())):
-        errors.append(f"layout: expected one of {', '.join(LAYOUTS)}, got {type(spec.layout).__name__}")
+        yield f"layout: expected one of {', '.join(LAYOUTS)}, got {type(spec.layout).__name__}"
     elif spec.layout.length < 1:
-        errors.append(f"layout: expected at least one token, got {spec.layout}")
+        yield f"layout: expected at least one token, got {spec.layout}"
     elif spec.continuous != (spec.vocab_size == 0):
-        errors.append(f"vocab_size {spec.vocab_size}: expected 0 for continuous layouts and only for them")
+        yield f"vocab_size {spec.vocab_size}: expected 0 for continuous layouts and only for them"
     elif isinstance(spec.layout, GridLayout) and not 1 <= len(spec.layout.shape) <= 3:
-        errors.append(f"layout: a grid has one to three axes, got {spec.layout.shape}")
+        yield f"layout: a grid has one to three axes, got {spec.layout.shape}"
     elif spec.num_codebooks < 1 or spec.layout.length % spec.num_codebooks:
-        errors.append(f"num_codebooks {spec.num_codebooks}: does not divide the {spec.layout.length} tokens")
+        yield f"num_codebooks {spec.num_codebooks}: does not divide the {spec.layout.length} tokens"
     elif isinstance(spec.layout, SequenceLayout):
         last = spec.layout.sentinel_start + spec.layout.num_sentinels
         if not (0 <= spec.layout.end < spec.vocab_size and last <= spec.vocab_size and spec.layout.num_sentinels >= 1):
-            errors.append("layout: end and sentinels must be ids below vocab_size, with at least one sentinel")
+            yield "layout: end and sentinels must be ids below vocab_size, with at least one sentinel"
     runs = sorted(spec.ordered_ids, key=lambda ids: ids.start)
     bounds = [0, *(bound for ids in runs for bound in (ids.start, ids.stop)), spec.vocab_size]
     if bounds != sorted(bounds):
-        errors.append("ordered_ids: expected ids below vocab_size, none of them twice")
+        yield "ordered_ids: expected ids below vocab_size, none of them twice"
     if spec.value.kind == "array" and spec.value.dtype not in DTYPES:
-        errors.append(f"value: dtype {spec.value.dtype!r}: expected one of {', '.join(DTYPES)}")
+        yield f"value: dtype {spec.value.dtype!r}: expected one of {', '.join(DTYPES)}"
     if spec.value.items and (spec.value.kind != "object" or spec.value.items not in ITEMS):
-        errors.append(f"value: items {spec.value.items!r}: expected one of {', '.join(ITEMS)}, of an object")
+        yield f"value: items {spec.value.items!r}: expected one of {', '.join(ITEMS)}, of an object"
     low, high = spec.value.low, spec.value.high
     limits = [limit for limit in (low, high) if limit is not None]
     if not all(map(math.isfinite, limits)) or limits != sorted(limits):
-        errors.append(f"value: low {low} and high {high}: expected finite numbers, low first; None is no bound")
+        yield f"value: low {low} and high {high}: expected finite numbers, low first; None is no bound"
     unscored = set(spec.value.unscored)
     if unscored and (spec.value.kind != "array" or not unscored < set(spec.value.classes)):
-        errors.append(f"value: unscored {unscored}: expected some of the classes of an array, and not all of them")
+        yield f"value: unscored {unscored}: expected some of the classes of an array, and not all of them"
     if spec.input_form_of is not None and (not spec.continuous or spec.input_form_of == spec.name):
-        errors.append(f"input_form_of {spec.input_form_of!r}: expected another modality, and a continuous layout")
+        yield f"input_form_of {spec.input_form_of!r}: expected another modality, and a continuous layout"
     if len({metric.name for metric in spec.metrics}) != len(spec.metrics):
-        errors.append("metrics: two have one name")
-    return errors
+        yield "metrics: two have one name"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -370,9 +370,8 @@ class TextVocabulary:
             stored_config = from_mapping(VocabularyConfig, table, Origin(table="vocabulary"))
             ((kind, tensor),) = tensors.items()
             text = tensor.numpy().tobytes().decode("utf-8")
-            content: dict[str, Any] = {"published": text} if kind == "file" else {}
-            if kind == "pieces" and text:
-                content["pieces"] = tuple(text.split("\n"))
+            pieces = tuple(text.split("\n")) if text else ()
+            content: dict[str, Any] = {"published": text} if kind == "file" else {"pieces": pieces}
             for name in FIXED if config else ():
                 old, new = getattr(stored_config, name), getattr(config, name)
                 if old != new:

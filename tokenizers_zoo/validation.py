@@ -63,10 +63,9 @@ def bounds(spec: ValueSpec) -> tuple[float | None, float | None]:
 
 def describe(value: Any) -> str:
     """Describe a value for a message: `uint8 (1, 64, 64) 0..255`, `str 'a cat'`."""
-    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "dtype"):
-        return f"{str(value.dtype).removeprefix('torch.')} {_shape(value.shape)}{_span(as_array(value))}"
-    if isinstance(value, np.ndarray | np.number):
-        return f"{value.dtype} {_shape(value.shape)}{_span(np.asarray(value))}"
+    array = as_array(value)
+    if isinstance(array, np.ndarray | np.number):
+        return f"{str(value.dtype).removeprefix('torch.')} {_shape(value.shape)}{_span(np.asarray(array))}"
     try:
         text = repr(value)
     except RecursionError:
@@ -275,7 +274,7 @@ def array_bytes(array: np.ndarray[Any, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def same(first: Any, second: Any) -> bool:
+def values_equal(first: Any, second: Any) -> bool:
     """Return whether two values are equal."""
     if isinstance(first, np.ndarray) or isinstance(second, np.ndarray):
         return np.array_equal(first, second)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,6 @@ class PieceMatcher:
             raise CheckpointError(f"vocabulary: a text piece holds {error}, which stands for no byte") from None
         if not all(self.bytes):
             raise CheckpointError("vocabulary: a text piece is empty")
-        self._tokenizer: tokenizers.Tokenizer | None = None
 
     @property
     def count(self) -> int:
@@ -91,7 +90,7 @@ class PieceMatcher:
 
     def match(self, text: str) -> tuple[list[int], list[int | None]]:
         """Return the numbers of the text's pieces, and each one's word number. Raises InvalidValueError."""
-        matched = self._matching().encode(checked_text(text), add_special_tokens=False)
+        matched = self._tokenizer.encode(checked_text(text), add_special_tokens=False)
         return matched.ids, matched.word_ids
 
     def cut(self, text: str, numbers: Sequence[int], words: Sequence[int | None], limit: int) -> list[int]:
@@ -113,26 +112,26 @@ class PieceMatcher:
                 return list(numbers[:piece])
             start = word_start(words, piece - 1)
             word = "".join(CHARACTER_OF[byte] for byte in data[ends[start] : end])
-            if start + len(self._matching().model.tokenize(word)) <= limit:
+            if start + len(self._tokenizer.model.tokenize(word)) <= limit:
                 prefix_pieces, _ = self.match(data[:end].decode())
                 if len(prefix_pieces) <= limit:  # a beginning may split into other words
                     return prefix_pieces
         return []
 
-    def _matching(self) -> tokenizers.Tokenizer:
-        if self._tokenizer is None:
-            from tokenizers import Tokenizer, models
+    @cached_property
+    def _tokenizer(self) -> tokenizers.Tokenizer:
+        from tokenizers import Tokenizer, models
 
-            # unk_token is not in the vocabulary, so an unknown character raises an error.
-            model = models.WordPiece(
-                {piece: number for number, piece in enumerate(self.texts)},
-                unk_token="",
-                continuing_subword_prefix=CONTINUES,
-                max_input_chars_per_word=LONGEST_WORD,
-            )
-            self._tokenizer = Tokenizer(model)
-            self._tokenizer.pre_tokenizer = _word_splitter()
-        return self._tokenizer
+        # unk_token is not in the vocabulary, so an unknown character raises an error.
+        model = models.WordPiece(
+            {piece: number for number, piece in enumerate(self.texts)},
+            unk_token="",
+            continuing_subword_prefix=CONTINUES,
+            max_input_chars_per_word=LONGEST_WORD,
+        )
+        tokenizer = Tokenizer(model)
+        tokenizer.pre_tokenizer = _word_splitter()
+        return tokenizer
 
 
 def word_start(words: Sequence[int | None], index: int) -> int:

@@ -18,7 +18,7 @@ from tokenizers_zoo.checkpoint import check_sizes, checkpoint_errors, load_check
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
 from tokenizers_zoo.io import as_json
-from tokenizers_zoo.nn.layers import Applied
+from tokenizers_zoo.nn.layers import FunctionModule
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -67,10 +67,12 @@ class AutoencoderTokenizer:
         codec = self.codec
         encoder, decoder = (_without(self.module, name, DENOISER[:-1]) for name in ("decoder", "encoder"))
         networks: dict[str, nn.Module] = {
-            "encoder": Applied(lambda values: encoder.encode(codec.to_network(values)), encoder)
+            "encoder": FunctionModule(lambda values: encoder.encode(codec.to_network(values)), encoder)
         }
         if not isinstance(self.module.decoder, NoDecoder):
-            networks["decoder"] = Applied(lambda tokens: codec.from_network(decoder.decode_plain(tokens)), decoder)
+            networks["decoder"] = FunctionModule(
+                lambda tokens: codec.from_network(decoder.decode_plain(tokens)), decoder
+            )
         return networks
 
     def _decoded(self, decode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:

@@ -342,7 +342,7 @@ def show_config(name: str, settings: Any, layers: Iterable[Layer]) -> None:
             inner.append((field.name, value))
             continue
         place = next((layer.place(field.name) for layer in reversed(given) if field.name in layer.values), "default")
-        text = f"# {field.name} is not set" if value is None else f"{field.name} = {config.plain(value)}"
+        text = f"# {field.name} is not set" if value is None else f"{field.name} = {config.toml_text(value)}"
         lines.append(f"{text}  # {place}" if value is not None or place != "default" else text)
     for line in lines:
         echo(line)

@@ -65,11 +65,11 @@ class PatchesTokenizer(Standardiser):
 
     def networks(self) -> dict[str, Any]:
         """Return encoder and decoder as modules, for export."""
-        from tokenizers_zoo.nn.layers import Applied
+        from tokenizers_zoo.nn.layers import FunctionModule
 
         return {
-            "encoder": Applied(lambda values: self.modality.encode(self, values)),
-            "decoder": Applied(lambda tokens: self.modality.decode(self, tokens)),
+            "encoder": FunctionModule(lambda values: self.modality.encode(self, values)),
+            "decoder": FunctionModule(lambda tokens: self.modality.decode(self, tokens)),
         }
 
 

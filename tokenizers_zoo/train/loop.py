@@ -25,7 +25,7 @@ from tokenizers_zoo.io import read_numbers, write_state
 from tokenizers_zoo.memory import kept_memory
 from tokenizers_zoo.quantizers.usage import CodebookUsage, reachable_usage
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
-from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.spec import Metric, ModalitySpec
 from tokenizers_zoo.train.batches import prefetched, sample_order, seeded, to_device
 from tokenizers_zoo.train.config import TrainConfig
 from tokenizers_zoo.train.interrupt import Interrupted, deferred_signals
@@ -50,9 +50,10 @@ class Best:
     waited: int = 0
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def update(self, score: float, higher_is_better: bool, step: int, module: nn.Module) -> None:
+    def update(self, scores: Mapping[str, float], metric: Metric, step: int, module: nn.Module) -> None:
         """Compare an evaluation with the best one; a score that is not finite is never better."""
-        gain = score - self.score if higher_is_better else self.score - score
+        score = scores[metric.name]
+        gain = score - self.score if metric.higher_is_better else self.score - score
         if math.isfinite(score) and (gain > 0 or not math.isfinite(self.score)):
             weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
             self.score, self.step, self.waited, self.weights = score, step, 0, weights
@@ -188,7 +189,7 @@ class Trainer:
     ) -> None:
         self.task, self.samples, self.config, self.seed = task, samples, config, seed
         self.state = run.path / run.kind.state
-        self.device, self.kind = device, torch.device(device).type
+        self.device, self.device_type = device, torch.device(device).type
         with seeded(seed):
             self.module = task.build(samples.train, np.random.default_rng([seed, 2])).to(self.device)
         with seeded(seed, 4):
@@ -202,7 +203,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
         self.ema = EMA(self.module, config.ema_decay)
         self.best = Best()
-        self.chooses = config.patience is not None or task.validates
+        self.keeps_best = config.patience is not None or task.validates
         self.held_out = [samples.test[index] for index in spread(len(samples.test), config.eval_samples)]
         self.done, self.seconds = 0, 0.0
         self.window: list[dict[str, float]] = []
@@ -226,11 +227,8 @@ class Trainer:
                     with self.ema.applied():
                         evaluation = evaluate(task, self.module, self.held_out)
                         # Weights from before the discriminator's first step are not kept, however they score.
-                        if self.chooses and (self.discriminator is None or self.done > task.discriminator_start):
-                            main = task.spec.metrics[0]
-                            self.best.update(
-                                evaluation.metrics[main.name], main.higher_is_better, self.done, self.module
-                            )
+                        if self.keeps_best and (self.discriminator is None or self.done > task.discriminator_start):
+                            self.best.update(evaluation.metrics, task.spec.metrics[0], self.done, self.module)
                     best = f"best {self.best.score:.4g} at step {self.best.step}" if self.best.step else ""
                     report.evaluation(self.done, evaluation, best)
                     self.window.clear()
@@ -261,9 +259,7 @@ class Trainer:
         losses: dict[str, float] = {}
         for number in range(step * config.grad_accum_steps, (step + 1) * config.grad_accum_steps):
             batch = to_device(next(batches), self.device)
-            autocast = torch.autocast(
-                torch.device(self.device).type, torch.bfloat16, enabled=config.precision == "bfloat16"
-            )
+            autocast = torch.autocast(self.device_type, torch.bfloat16, enabled=config.precision == "bfloat16")
             with seeded(self.seed, 3, number), autocast:
                 if self.discriminator is not None:
                     batch_losses = task.losses_against(self.module, self.discriminator, batch, step)
@@ -307,7 +303,7 @@ class Trainer:
         for index, entry in self.optimizer.state_dict()["state"].items():
             parts[f"optimizer/{index}"] = entry
         counters: dict[str, float] = {"step": self.done, "seconds": self.seconds}
-        if self.chooses:
+        if self.keeps_best:
             counters |= {"best": self.best.score, "best_step": self.best.step, "waited": self.best.waited}
         for number, losses in enumerate(self.window):  # sorted keys give their order back
             counters |= {f"window/{number}/{i:02}/{name}": x for i, (name, x) in enumerate(losses.items())}
@@ -341,7 +337,7 @@ class Trainer:
             _, number, _, name = key.split("/", 3)
             window[number][name] = counters[key]
         self.window = list(window.values())
-        if self.chooses:
+        if self.keeps_best:
             weights = {name: tensor.to(self.device) for name, tensor in parts["best"].items()}
             step, waited = int(counters["best_step"]), int(counters["waited"])
             self.best = Best(score=counters["best"], step=step, waited=waited, weights=weights)
