@@ -19,8 +19,7 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
         return mean, None
     from scipy import stats
 
-    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return mean, float(stats.t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5
+    return mean, float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def bootstrap(score: Callable[[Sequence[int]], float], count: int, seed: int) -> list[float]:

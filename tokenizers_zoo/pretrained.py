@@ -117,7 +117,7 @@ class PretrainedConfig:
     def _snapshot(self, *, cached: bool) -> Path:
         from huggingface_hub import snapshot_download
 
-        download = partial(snapshot_download, allow_patterns=list(DOWNLOADED))
+        download = functools.partial(snapshot_download, allow_patterns=list(DOWNLOADED))
         return Path(download(self.model, revision=self.revision, local_files_only=cached))
 
     def _wheel_folder(self, distribution: str) -> Path:

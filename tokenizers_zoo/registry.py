@@ -185,9 +185,10 @@ class Zoo:
 
     def _disabled_error(self, name: str) -> UnknownNameError:
         if name in self._instances:
-            reason = self._origin(f"modalities.{name}").at("enabled")
-            where = f"{self._origin('zoo').at('modalities')} lacks it" if self._instances[name].enabled else reason
-            return UnknownNameError(f"modality {name!r} is disabled: {where}")
+            unlisted = f"{self._origin('zoo').at('modalities')} lacks it"
+            enabled = self._origin(f"modalities.{name}").at("enabled")
+            reason = unlisted if self._instances[name].enabled else enabled
+            return UnknownNameError(f"modality {name!r} is disabled: {reason}")
         return _not_installed_error(name, self.names(), "or see zoo list for what is installed")
 
     def _load(self, name: str) -> ModalityHandle:
@@ -338,15 +339,15 @@ class Zoo:
                 if key not in known_keys[table]:
                     close = difflib.get_close_matches(key, sorted(known_keys[table]), n=2, cutoff=0.6)
                     offer = f"{CLOSE} {' or '.join(close)}?" if close else "remove it"
-                    where = self._origin(table).at(key)
-                    messages[f"[{table}] {key}"] = f"{where}: no enabled modality uses this key; {offer}"
+                    key_origin = self._origin(table).at(key)
+                    messages[f"[{table}] {key}"] = f"{key_origin}: no enabled modality uses this key; {offer}"
         return messages
 
 
-def _not_installed_error(name: str, known: Iterable[str], advice: str, kind: str = "modality") -> UnknownNameError:
+def _not_installed_error(name: str, installed: Iterable[str], advice: str, kind: str = "modality") -> UnknownNameError:
     """Return the error for a name that is not installed, with close names, or else how to install it."""
-    if close_names(name, known, MISSPELT):
-        return UnknownNameError.of(kind, name, known)
+    if close_names(name, installed, MISSPELT):
+        return UnknownNameError.of(kind, name, installed)
     return UnknownNameError(f"unknown {kind} {name!r:.80}: nothing installed has this name; {INSTALL}, {advice}")
 
 
@@ -354,8 +355,8 @@ def _table(tables: Mapping[str, Any], key: str, path: Path | None, parent: str =
     """Return the table under `key`, empty if absent. Raises ConfigError if it is no table."""
     table = tables.get(key, {})
     if not isinstance(table, Mapping):
-        where = Origin(path=path, table=parent).at(key)
-        raise ConfigError(f"{where}: expected a table, got {type(table).__name__} {table!r}")
+        key_origin = Origin(path=path, table=parent).at(key)
+        raise ConfigError(f"{key_origin}: expected a table, got {type(table).__name__} {table!r}")
     return table
 
 

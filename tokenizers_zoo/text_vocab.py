@@ -69,8 +69,8 @@ class VocabularyConfig:
             if getattr(self, name) < low:
                 raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
         if self.size < (least_size := self.special_start + len(ALPHABET)):
-            what = f"{least_size} for sentinels, coordinates and bytes"
-            raise ValueError(f"size: expected at least {what}, got {self.size}")
+            expected = f"{least_size} for sentinels, coordinates and bytes"
+            raise ValueError(f"size: expected at least {expected}, got {self.size}")
 
     @property
     def sentinel_start(self) -> int:

@@ -46,9 +46,7 @@ class StepLog:
         loggers: Sequence[str] = (),
         config: Any = None,
     ) -> None:
-
         self.loggers, self.config = new_loggers(loggers), config or {}
-
         self.folder, self.title, self.steps, self.first, self.done = folder, title, steps, done, done
         self.samples_per_step = samples_per_step
         self.loss: float | None = None
