@@ -189,7 +189,7 @@ def page(handle: ModalityHandle) -> str:
     ]  # fmt: skip
     lines += table(("metric", "unit", "better", "bound", "meaning"), rows)
     lines.append(f"\n## Settings\n\nKeys of `[modalities.{handle.name}]` in registry.toml.")
-    for config in handle.taken_settings():
+    for config in handle.plugin_settings():
         lines += ["", *settings_tables(type(config), f"modalities.{handle.name}"), *preset_sections(type(config))]
     return "\n".join(lines) + "\n"
 

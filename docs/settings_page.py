@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tokenizers_zoo.config import ITS_TABLE, REQUIRED, UNSET, Table, plain, tables_of
+from tokenizers_zoo.config import ITS_TABLE, REQUIRED, UNSET, Table, tables_of, toml_text
 from tokenizers_zoo.limits import Limits
 from tokenizers_zoo.registry import InstanceConfig, ZooConfig
 from tokenizers_zoo.spec import GridLayout, ModalitySpec, ValueSpec
@@ -78,7 +78,7 @@ def toml_lines(keys: Mapping[str, Any], prefix: str = "") -> list[str]:
     lines = []
     for key, value in keys.items():
         name = f"{prefix}{key}"
-        lines += toml_lines(value, f"{name}.") if isinstance(value, Mapping) else [f"{name} = {plain(value)}"]
+        lines += toml_lines(value, f"{name}.") if isinstance(value, Mapping) else [f"{name} = {toml_text(value)}"]
     return lines
 
 
@@ -149,7 +149,7 @@ def millions(config: ModelConfig) -> str:
 def tunings() -> list[str]:
     """Return a row per tuning with its keys."""
     rows = [
-        (f"`{name}`", ", ".join(f"`{key} = {plain(value)}`" for key, value in keys.items()))
+        (f"`{name}`", ", ".join(f"`{key} = {toml_text(value)}`" for key, value in keys.items()))
         for name, keys in TUNING.items()
     ]
     return table(("tuning", "defaults"), rows)

@@ -77,7 +77,7 @@ def size_settings(zoo: Zoo, name: str) -> list[str]:
     """Return the settings of a modality that change its number of tokens or of ids, found by trying other values."""
     before = _size_of(zoo[name].spec)
     keys = []
-    for options in zoo[name].taken_settings():
+    for options in zoo[name].plugin_settings():
         for key in (field.name for field in dataclasses.fields(options)):
             changes = {f"tokenizer.{inner}": {"tokenizer": {inner: value}} for inner, value in QUANTIZER.items()}
             for key_path, tables in changes.items() if key == "tokenizer" else [(key, None)]:

@@ -124,7 +124,7 @@ def candidates(published: PublishedCheckpoint, names: tuple[str, ...] | None = N
     Modalities that spell tokens as text use plain ids here, which need no vocabulary.
     """
     zoo = Zoo.installed()
-    spelled = [h.name for h in zoo.handles() if any(isinstance(c, SpelledSettings) for c in h.taken_settings())]
+    spelled = [h.name for h in zoo.handles() if any(isinstance(c, SpelledSettings) for c in h.plugin_settings())]
     zoo = Zoo.from_tables({"modalities": {name: {"layout": "codes"} for name in spelled}})
     hints = str(published.config.get("domain", "")), Path(published.path).name.replace("-", "_")
     handles = [zoo[name] for name in (zoo.names() if names is None else names)]

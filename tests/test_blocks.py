@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tokenizers_zoo.autoencoder.model import build_decoder, build_encoder
-from tokenizers_zoo.config import from_mapping, recorded
+from tokenizers_zoo.config import as_dicts, from_mapping
 from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
 from tokenizers_zoo.nn.conv import ConvNextBlock, ResidualBlock, scale_factors, stages
 from tokenizers_zoo.nn.layers import Shuffle, Unshuffle, from_patches, to_patches
@@ -206,7 +206,7 @@ def test_configurations_resolve_defaults_survive_json_and_need_no_torch() -> Non
     for kind in ("conv", "vit"):
         config = BlockConfig(kind=kind)  # type: ignore[arg-type]
         assert config.width > 0 and config.depth > 0
-        assert from_mapping(BlockConfig, recorded(config)) == config
+        assert from_mapping(BlockConfig, as_dicts(config)) == config
     program = (
         "import sys; from tokenizers_zoo.nn.config import BlockConfig as B; B(); assert 'torch' not in sys.modules"
     )

@@ -17,7 +17,7 @@ from command_world import ROAD, World, the_world
 from tokenizers_zoo import progress
 from tokenizers_zoo.cli.main import zoo as group
 from tokenizers_zoo.cli.options import command_paths
-from tokenizers_zoo.device import resolved_device
+from tokenizers_zoo.device import resolve_device
 from tokenizers_zoo.io import read_table, write_table
 
 Run = Callable[..., tuple[int, str, str]]
@@ -146,7 +146,7 @@ def test_networks_run_on_the_first_device_that_is_there(
     found = {path: option for path in PATHS for option in command_of(path).params if option.name == "device"}
     assert set(RUNS_NETWORKS) <= {path.removeprefix("zoo ") for path in found}
     assert {option.default for option in found.values()} == {"auto"}
-    assert resolved_device("auto") == chosen
+    assert resolve_device("auto") == chosen
 
 
 # ---------------------------------------------------------------- options that all commands take

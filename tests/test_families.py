@@ -255,7 +255,7 @@ def test_a_checkpoint_of_other_settings_or_another_class_is_refused(folders: dic
 )
 def test_settings_that_cannot_be_are_refused(case: str, changed: dict[str, Any], message: str) -> None:
     modality, settings, _ = CASES[case]
-    own = {key: value for key, value in (settings.own | changed).items() if value is not None}
+    own = {key: value for key, value in (settings.table | changed).items() if value is not None}
     with pytest.raises(ConfigError, match=message):
         modality.modality_spec(Settings("x", own))
 
@@ -465,7 +465,7 @@ def test_a_series_of_many_channels_is_no_picture(quantizer: str, install: Callab
                 shard.add(f"{split}-{number}", *zoo["leads"].write(value))
     gates = {finding.gate: finding for finding in examine(zoo, "leads", tmp_path / "data", steps=2)}
     assert gates["crops"].skipped and gates["crops"].figure == "its values are no pictures that are cropped"
-    assert zoo["leads"].spec.places == (zoo["leads"].spec.layout.shape[0],)
+    assert zoo["leads"].spec.grid_shape == (zoo["leads"].spec.layout.shape[0],)
 
 
 def test_a_series_with_several_codes_per_place_has_no_proportions(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from tokenizers_zoo import pretrained
 from tokenizers_zoo.autoencoder import losses as perceptual
-from tokenizers_zoo.autoencoder.tokenizer import fitting
+from tokenizers_zoo.autoencoder.tokenizer import checkpoint_errors
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError, forget_networks, networks_of
@@ -222,7 +222,7 @@ def test_other_networks_and_damaged_files_are_refused(
 
 def test_want_of_memory_is_not_blamed_on_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    for reading in (fitting(tmp_path), pretrained.one_line("BertModel")):
+    for reading in (checkpoint_errors(tmp_path), pretrained.pretrained_errors("BertModel")):
         with pytest.raises(torch.OutOfMemoryError), reading:
             raise error
     pytest.importorskip("efficientnet_lite_pytorch")

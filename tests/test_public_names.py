@@ -20,7 +20,7 @@ METHODS = {
     },
     "Zoo": {
         "at", "check_file", "checkpoints", "disabled", "folder", "forget_tokenizers", "from_tables", "from_toml",
-        "handles", "installed", "names", "place", "problems", "source", "source_names", "vocabularies",
+        "handles", "installed", "location", "names", "problems", "source", "source_names", "vocabularies",
     },
 }  # fmt: skip
 """Methods and properties; another one here is a promise to users."""

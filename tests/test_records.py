@@ -21,9 +21,9 @@ from tokenizers_zoo.errors import CheckpointError, DataError, ReadError
 from tokenizers_zoo.io import (
     line_text,
     read_lines,
+    read_numbers,
     read_table,
     table_text,
-    verified_numbers,
     write_state,
     write_table,
 )
@@ -48,7 +48,7 @@ def line_of(path: Path) -> Callable[[], Any]:
 
 def state(path: Path) -> Callable[[], Any]:
     write_state(path, STATE, {"step": 3, "seconds": 0.1})
-    return lambda: verified_numbers(path, "remove it")
+    return lambda: read_numbers(path, "remove it")
 
 
 @pytest.mark.parametrize("write", [record, line_of, state])

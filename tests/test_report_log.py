@@ -86,7 +86,7 @@ def test_tensorboard_has_scalars_and_pictures_of_both_loops(tmp_path: Path, zoo:
     pair = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     found = Evaluation(
         metrics={"abs_rel": 0.25},
-        shown=[pair],
+        pairs=[pair],
         samples=1,
         codebook={"usage": 0.5, "perplexity": 3.0, "size": 6, "reachable": 0.5},
     )

@@ -388,7 +388,7 @@ def handle_of(tmp_path: Path, layout: TokenLayout, fingerprint: str = "f" * 64, 
     spec: Any = SimpleNamespace(layout=layout, vocab_size=ids, continuous=continuous)
     files = TokenizerFiles(spec=spec, checkpoint=folder, origin=Origin())
     handle = SimpleNamespace(name="m", fingerprint=fingerprint, checkpoint=folder, files=files, spec=spec)
-    for method in ("speaks", "check_tokens_of"):
+    for method in ("can_read", "check_tokens_of"):
         setattr(handle, method, functools.partial(getattr(ModalityHandle, method), handle))
     return handle
 

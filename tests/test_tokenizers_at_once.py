@@ -16,7 +16,7 @@ import pytest
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.io import read_lines, verified_numbers
+from tokenizers_zoo.io import read_lines, read_numbers
 from tokenizers_zoo.pipeline import tokenizers, workers
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers
 from tokenizers_zoo.pipeline.workers import WorkerError, Workers, run_jobs
@@ -96,7 +96,7 @@ def test_interrupted_commands_wait_until_every_training_is_saved(
     line = complaint.strip().splitlines()[-1]
     assert line.startswith("interrupted; the same command goes on from step ") and "Traceback" not in complaint
     for name in names:
-        step = verified_numbers(tmp_path / name / TOKENIZER.state, "")["step"]
+        step = read_numbers(tmp_path / name / TOKENIZER.state, "")["step"]
         assert step >= 10 and f"step {step:.0f} of 100000 ({name})" in line
 
 

@@ -20,7 +20,7 @@ from tokenizers_zoo.io import (
     file_digest,
     read_table,
     replacing_file,
-    shape_problem,
+    shape_error,
     table_text,
     write_tensors,
 )
@@ -36,7 +36,7 @@ HUB_FILES = ("*.safetensors", "*.json", "*.toml", "golden/*", "samples/*", "toke
 """Files of tokenizers, backbones and bundles that are downloaded from the hub."""
 ORIGIN = "published"
 """Key of config.json for the origin of a checkpoint imported from 4M."""
-AGAIN = "copy this folder again, or make it anew in another"
+COPY_AGAIN = "copy this folder again, or make it anew in another"
 SHAPE = {
     "class": str, "weights_sha256?": str, "modality?": str, "lineage?": [{"fingerprint": str, "length": int}],
     f"{ORIGIN}?": {"class": str, "config": dict, "same_as?": {str: str}},
@@ -44,17 +44,16 @@ SHAPE = {
 """Shape of the keys of config.json that checkpoints of several classes have."""
 
 
-_one_at_a_time = threading.RLock()
+_torch_state_lock = threading.RLock()
 
 
 def _unlock() -> None:
     """Replace the lock after a fork: the new process inherits the lock, but not the thread that would release it."""
-    global _one_at_a_time
-    _one_at_a_time = threading.RLock()
+    global _torch_state_lock
+    _torch_state_lock = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock)
+os.register_at_fork(after_in_child=_unlock)
 
 
 @contextlib.contextmanager
@@ -67,7 +66,7 @@ def loading() -> Iterator[None]:
     import torch
 
     with (
-        _one_at_a_time, float32_by_default(), torch.device("cpu"),
+        _torch_state_lock, float32_by_default(), torch.device("cpu"),
         torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]),
     ):  # fmt: skip
         yield
@@ -81,14 +80,14 @@ def float32_by_default() -> Iterator[None]:
     """
     import torch
 
-    with contextlib.ExitStack() as alone:
-        alone.enter_context(_one_at_a_time)  # another thread may have changed it for a while
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_torch_state_lock)  # another thread may have changed it for a while
         dtype = torch.get_default_dtype()
         if dtype == torch.float32:
-            alone.close()
+            stack.close()
         else:
             torch.set_default_dtype(torch.float32)
-            alone.callback(torch.set_default_dtype, dtype)
+            stack.callback(torch.set_default_dtype, dtype)
         yield
 
 
@@ -133,7 +132,7 @@ def load_checkpoint(
     """Return the tensors and the config of a checkpoint folder.
 
     Raises CheckpointError if a file is missing or damaged, the weights and the config do not belong together, the
-    config's "class" is not `expected_class`, or the config does not have the `shape` (`io.shape_problem`).
+    config's "class" is not `expected_class`, or the config does not have the `shape` (`io.shape_error`).
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -143,7 +142,7 @@ def load_checkpoint(
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS}: damaged: {error}; {AGAIN}") from None
+        raise CheckpointError(f"{folder / WEIGHTS}: damaged: {error}; {COPY_AGAIN}") from None
     check_finite(folder / WEIGHTS, tensors)
     return tensors, config
 
@@ -154,12 +153,12 @@ def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         if not tensor.is_floating_point():
             continue
         try:
-            wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch has no isfinite for float8
+            checkable = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch has no isfinite for float8
         except NotImplementedError:
             raise CheckpointError(
                 f"{path}: {name} is {tensor.dtype}; expected float32, or another common type"
             ) from None
-        if not wide.isfinite().all():
+        if not checkable.isfinite().all():
             raise CheckpointError(f"{path}: {name} has numbers that are not finite; train it again, or copy it again")
 
 
@@ -170,17 +169,17 @@ def check_sizes(folder: Path, tensors: Mapping[str, torch.Tensor], build: Callab
     """
     import torch
 
-    with fitting(folder), torch.device("meta"):
+    with checkpoint_errors(folder), torch.device("meta"):
         expected = build()
     for name, tensor in expected.items():
         if name not in tensors:
-            raise CheckpointError(f"{folder}: has no tensor {name}; {AGAIN}")
-        if (found := tuple(tensors[name].shape)) != (shape := tuple(tensor.shape)):
-            raise CheckpointError(f"{folder}: {name} is {found}, expected {shape}; {AGAIN}")
+            raise CheckpointError(f"{folder}: has no tensor {name}; {COPY_AGAIN}")
+        if (size := tuple(tensors[name].shape)) != (expected_size := tuple(tensor.shape)):
+            raise CheckpointError(f"{folder}: {name} is {size}, expected {expected_size}; {COPY_AGAIN}")
 
 
 @contextlib.contextmanager
-def fitting(folder: Path | str) -> Iterator[None]:
+def checkpoint_errors(folder: Path | str) -> Iterator[None]:
     """Raise CheckpointError where the files in a folder, though undamaged, are not what this program writes."""
     try:
         yield
@@ -191,18 +190,18 @@ def fitting(folder: Path | str) -> Iterator[None]:
             raise
         kind = f"{type(error).__name__} " if isinstance(error, LookupError) or not str(error) else ""
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{folder}: its files do not fit together: {kind}{reason}; {AGAIN}") from error
+        raise CheckpointError(f"{folder}: its files do not fit together: {kind}{reason}; {COPY_AGAIN}") from error
 
 
 def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise CheckpointError if the weights of a folder are missing or were not written with its `config`."""
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(f"{folder}: has no {WEIGHTS}")
-    wanted, found = config.get("weights_sha256"), file_digest(folder / WEIGHTS)
-    if wanted != found:
+    recorded_digest, digest = config.get("weights_sha256"), file_digest(folder / WEIGHTS)
+    if recorded_digest != digest:
         raise CheckpointError(
-            f"{folder}: {WEIGHTS} is not the file that {CONFIG} was written with (its sha256 is {found[:12]}, "
-            f"expected {str(wanted)[:12]}); {AGAIN}"
+            f"{folder}: {WEIGHTS} is not the file that {CONFIG} was written with (its sha256 is {digest[:12]}, "
+            f"expected {str(recorded_digest)[:12]}); {COPY_AGAIN}"
         )
 
 
@@ -215,17 +214,17 @@ def load_config(
     config = read_table(folder / CONFIG, SHAPE)
     if expected_class is not None and config["class"] != expected_class:
         raise CheckpointError(f"{folder}: holds a {config['class']}, expected a {expected_class}")
-    if problem := shape_problem(config, shape or {}):
-        raise CheckpointError(f"{folder / CONFIG}: damaged: {problem}; {REMEDY}")
+    if mismatch := shape_error(config, shape or {}):
+        raise CheckpointError(f"{folder / CONFIG}: damaged: {mismatch}; {REMEDY}")
     return config
 
 
 def fingerprint(folder: Path) -> str:
     """Return the sha256 (hex) over config and weights of a checkpoint folder. Raises CheckpointError if damaged."""
-    stored = load_config(folder)
-    check_weights(folder, stored)
-    config = json.dumps(stored, sort_keys=True, ensure_ascii=False).encode()
-    return hashlib.sha256(hashlib.sha256(config).digest() + bytes.fromhex(stored["weights_sha256"])).hexdigest()
+    config = load_config(folder)
+    check_weights(folder, config)
+    config_json = json.dumps(config, sort_keys=True, ensure_ascii=False).encode()
+    return hashlib.sha256(hashlib.sha256(config_json).digest() + bytes.fromhex(config["weights_sha256"])).hexdigest()
 
 
 def joint_fingerprint(*parts: str) -> str:
@@ -272,18 +271,18 @@ def hub_folder(hub_id: str, revision: str | None = None) -> Path:
 
 
 @dataclass(frozen=True)
-class CheckpointPlace:
+class CheckpointLocation:
     """A local checkpoint folder, and the hub id to download from while that folder holds no checkpoint."""
 
     folder: Path
     hub_id: str | None = None
 
     @property
-    def known(self) -> bool:
+    def available(self) -> bool:
         """True if the checkpoint is in the folder or has a hub id. Does not access the network."""
         return self.hub_id is not None or is_complete(self.folder)
 
-    def fetched(self) -> Path:
+    def fetch(self) -> Path:
         """Return the local folder, or the downloaded snapshot. The folder may be empty if there is no hub id."""
         if self.hub_id is None or is_complete(self.folder):
             return self.folder
@@ -297,7 +296,7 @@ class TokenizerFiles:
     spec: ModalitySpec
     checkpoint: Path
     """Folder of the tokenizer, or of the shared vocabulary if the modality has no tokenizer of its own."""
-    locate_vocabulary: Callable[[ModalitySpec], CheckpointPlace] | None = None
+    locate_vocabulary: Callable[[ModalitySpec], CheckpointLocation] | None = None
     """Returns the place of the shared vocabulary, for a spec with `own_tokenizer`."""
     hub_id: str | None = None
     sha256: str | None = None
@@ -306,42 +305,42 @@ class TokenizerFiles:
     """The modality's table in the registry, for error messages."""
 
     @property
-    def _tokenizer_place(self) -> CheckpointPlace:
-        return CheckpointPlace(self.checkpoint, self.hub_id)
+    def _tokenizer_location(self) -> CheckpointLocation:
+        return CheckpointLocation(self.checkpoint, self.hub_id)
 
     @property
-    def _vocabulary_place(self) -> CheckpointPlace:
+    def _vocabulary_location(self) -> CheckpointLocation:
         if self.spec.own_tokenizer and self.locate_vocabulary is not None:
             return self.locate_vocabulary(self.spec)
-        return self._tokenizer_place
+        return self._tokenizer_location
 
     @property
     def vocabulary(self) -> Path:
         """Folder of the vocabulary: the checkpoint itself unless the spec says `own_tokenizer`."""
-        return self._vocabulary_place.folder
+        return self._vocabulary_location.folder
 
     @property
     def lacks_vocabulary(self) -> bool:
         """True if the tokenizer needs a shared vocabulary that is neither here nor on the hub."""
-        return self.spec.own_tokenizer and not self._vocabulary_place.known
+        return self.spec.own_tokenizer and not self._vocabulary_location.available
 
     @property
     def complete(self) -> bool:
         """True if tokenizer and vocabulary are here or on the hub. Does not access the network."""
-        return self._tokenizer_place.known and not self.lacks_vocabulary
+        return self._tokenizer_location.available and not self.lacks_vocabulary
 
     def vocabulary_folder(self) -> Path:
         """Return the vocabulary's folder, downloaded if needed. It may not exist yet."""
-        return self._vocabulary_place.fetched()
+        return self._vocabulary_location.fetch()
 
     def folder(self) -> Path:
         """Return the tokenizer's folder, downloaded if needed. Raises CheckpointError if there is none."""
-        if not self._tokenizer_place.known:
+        if not self._tokenizer_location.available:
             table = f"[modalities.{self.spec.name}] of {self.origin.file}"
             published = ", import a published one (zoo import-ml4m)" if self.spec.aliases else ""
-            where = f"train one there (zoo tokenizer train){published}, or set checkpoint in {table}"
-            raise CheckpointError(f"{self.spec.name}: no tokenizer at {self.checkpoint}; {where}")
-        return self._tokenizer_place.fetched()
+            advice = f"train one there (zoo tokenizer train){published}, or set checkpoint in {table}"
+            raise CheckpointError(f"{self.spec.name}: no tokenizer at {self.checkpoint}; {advice}")
+        return self._tokenizer_location.fetch()
 
     def fingerprint(self) -> str:
         """Return the sha256 of the tokenizer, joined with its vocabulary's if the two are separate.
@@ -350,21 +349,21 @@ class TokenizerFiles:
         asks for another fingerprint.
         """
         folder = self.folder()
-        found = fingerprint(folder)
-        if self.sha256 is not None and found != self.sha256:
+        digest = fingerprint(folder)
+        if self.sha256 is not None and digest != self.sha256:
             raise CheckpointError(
-                f"{self.spec.name}: the tokenizer at {folder} has the fingerprint {found}, but"
+                f"{self.spec.name}: the tokenizer at {folder} has the fingerprint {digest}, but"
                 f" {self.origin.at('sha256')} says {self.sha256}; put that tokenizer there, or update sha256"
             )
         if not self.spec.own_tokenizer:
-            return found
+            return digest
         if self.lacks_vocabulary:
             raise CheckpointError(
                 f"{self.spec.name}: no vocabulary {self.spec.vocabulary} at {self.vocabulary}; train it there "
                 "(zoo tokenizer train), or import the published one"
             )
         vocabulary = self.vocabulary_folder()
-        return joint_fingerprint(found, next(iter(_lineage(vocabulary)), "") or fingerprint(vocabulary))
+        return joint_fingerprint(digest, next(iter(_lineage(vocabulary)), "") or fingerprint(vocabulary))
 
     @property
     def published(self) -> bool:

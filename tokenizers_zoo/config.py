@@ -44,7 +44,7 @@ class Origin:
     table: str = ""
     shared: frozenset[str] = frozenset()
     """Keys that came from `[zoo]`, which all modalities share."""
-    beside: frozenset[str] = frozenset()
+    other_keys: frozenset[str] = frozenset()
     """Keys of this table that are read elsewhere, offered as corrections of a misspelt key."""
     option: str = ""
     """Option of the command line that sets the keys."""
@@ -52,7 +52,7 @@ class Origin:
     def at(self, key: str) -> str:
         """Return `registry.toml:12 [modalities.x] key`."""
         if key in self.shared:
-            return self._of_all.at(key)
+            return self._shared_origin.at(key)
         if self.path is None:
             return f"[{self.table}] {key}" if self.table else key
         line = find_line(self.path, self.table, key)
@@ -66,12 +66,12 @@ class Origin:
     def inner(self, key: str) -> Origin:
         """Return the origin of the table under `key`."""
         if key in self.shared:
-            return self._of_all.inner(key)
+            return self._shared_origin.inner(key)
         table = f"{self.table}.{key}" if self.table else key
-        return dataclasses.replace(self, table=table, shared=frozenset(), beside=frozenset(), option="")
+        return dataclasses.replace(self, table=table, shared=frozenset(), other_keys=frozenset(), option="")
 
     @property
-    def _of_all(self) -> Origin:
+    def _shared_origin(self) -> Origin:
         return Origin(path=self.path, table=SHARED)
 
 
@@ -84,12 +84,12 @@ def find_line(path: Path, table: str, key: str) -> int | None:
     parts = table.split(".") if table else []
     for depth in range(len(parts), -1, -1):  # an inner table may be written inline, below a parent table
         header = ".".join(parts[:depth])
-        wanted = [*parts[depth:], key][0]
-        current = ""
+        first_key = [*parts[depth:], key][0]
+        section = ""
         for number, line in enumerate(lines, 1):
             if match := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
-                current = match.group(1).replace('"', "")
-            elif current == header and re.match(rf'\s*"?{re.escape(wanted)}"?\s*[.=]', line):
+                section = match.group(1).replace('"', "")
+            elif section == header and re.match(rf'\s*"?{re.escape(first_key)}"?\s*[.=]', line):
                 return number
     return None
 
@@ -120,34 +120,34 @@ def load_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 
-def reject_unknown(given: Mapping[str, Any], known: typing.Iterable[str], origin: Origin) -> None:
-    """Raise ConfigError for the first key of `given` that is not in `known`, and offer close ones."""
-    known = set(known)
-    names = sorted(known | origin.beside)
-    for key in given:
-        if key not in known:
+def reject_unknown(table: Mapping[str, Any], known_keys: typing.Iterable[str], origin: Origin) -> None:
+    """Raise ConfigError for the first key of `table` that is not in `known_keys`, and offer close ones."""
+    known_keys = set(known_keys)
+    names = sorted(known_keys | origin.other_keys)
+    for key in table:
+        if key not in known_keys:
             close = difflib.get_close_matches(str(key)[:80], names, n=2, cutoff=0.5)
             offer = f"did you mean {' or '.join(close)}?" if close else f"known keys: {', '.join(names) or 'none'}"
             raise ConfigError(f"{origin.at(str(key)[:80])}: unknown key; {offer}")
 
 
-def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None = None) -> T:
+def from_mapping(cls: type[T], table: Mapping[str, Any], origin: Origin | None = None) -> T:
     """Build the dataclass `cls` from a table, recursing into nested dataclasses.
 
     If a field's default is a dataclass, an inner table replaces only the keys that it has, and the fields that these
-    make irrelevant; see `_beneath`. Raises ConfigError for an unknown key, a wrong type, a missing required key, and
-    for what `__post_init__` rejects with ValueError.
+    make irrelevant; see `_drop_irrelevant`. Raises ConfigError for an unknown key, a wrong type, a missing required
+    key, and for what `__post_init__` rejects with ValueError.
     """
     origin = origin or Origin()
-    table = f"[{origin.table}]" if origin.table else cls.__name__
-    place = table if origin.path is None else f"{origin.path}: {table}"
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{place}: expected a table, got {repr(given)[:80]}")
+    name = f"[{origin.table}]" if origin.table else cls.__name__
+    location = name if origin.path is None else f"{origin.path}: {name}"
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{location}: expected a table, got {repr(table)[:80]}")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    reject_unknown(given, fields, origin)
-    values = dict.fromkeys(emptied(cls, given))
-    values |= {key: _field(fields[key], hints[key], value, origin) for key, value in given.items()}
+    reject_unknown(table, fields, origin)
+    values = dict.fromkeys(irrelevant_fields(cls, table))
+    values |= {key: _field(fields[key], hints[key], value, origin) for key, value in table.items()}
     for name, field in fields.items():
         if name not in values and default_of(field) is dataclasses.MISSING:
             remedy = f"; give {origin.option} {name}=..." if origin.option else ""
@@ -155,8 +155,8 @@ def from_mapping(cls: type[T], given: Mapping[str, Any], origin: Origin | None =
     try:
         return cls(**values)
     except ValueError as error:
-        key = _blamed(given, str(error))
-        raise ConfigError(f"{origin.at(key) if key else place}: {str(error).removeprefix(f'{key}: ')}") from None
+        key = _key_in_message(table, str(error))
+        raise ConfigError(f"{origin.at(key) if key else location}: {str(error).removeprefix(f'{key}: ')}") from None
 
 
 def _field(field: dataclasses.Field[Any], hint: Any, value: Any, origin: Origin) -> Any:
@@ -165,9 +165,8 @@ def _field(field: dataclasses.Field[Any], hint: Any, value: Any, origin: Origin)
     nested = isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(default, hint)
     if not (nested and isinstance(value, Mapping)):
         return _convert(hint, value, origin, field.name)
-    own = {f.name: (getattr(default, f.name), default_of(f)) for f in dataclasses.fields(default) if f.init}
-    others = {name: given for name, (given, usual) in own.items() if given != usual}
-    return from_mapping(type(default), {**_beneath(type(default), others, value), **value}, origin.inner(field.name))
+    inherited = _drop_irrelevant(type(default), changed_fields(default), value)
+    return from_mapping(type(default), {**inherited, **value}, origin.inner(field.name))
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
@@ -175,29 +174,35 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def emptied(cls: type, table: Mapping[str, Any]) -> typing.Iterable[str]:
-    """Return the fields made irrelevant by a table's keys, from the class's `emptied_by(table)` if it has one."""
-    return getattr(cls, "emptied_by", lambda _: ())(table)
+def changed_fields(config: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that differ from their defaults."""
+    values = {field: getattr(config, field.name) for field in dataclasses.fields(config) if field.init}
+    return {field.name: value for field, value in values.items() if value != default_of(field)}
 
 
-def _beneath(cls: type, table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def irrelevant_fields(cls: type, table: Mapping[str, Any]) -> typing.Iterable[str]:
+    """Return the fields made irrelevant by a table's keys: the class's `irrelevant_fields(table)` if it has one."""
+    return getattr(cls, "irrelevant_fields", lambda _: ())(table)
+
+
+def _drop_irrelevant(cls: type, table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Drop the keys of a table, and of its inner tables, that the table `over` it makes irrelevant."""
-    empty = set(emptied(cls, over))
-    kept = {key: value for key, value in table.items() if key not in empty}
+    irrelevant = set(irrelevant_fields(cls, over))
+    relevant = {key: value for key, value in table.items() if key not in irrelevant}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        inner, own = kept.get(field.name), over.get(field.name)
-        if isinstance(inner, Mapping) and isinstance(own, Mapping):
+        inner, inner_over = relevant.get(field.name), over.get(field.name)
+        if isinstance(inner, Mapping) and isinstance(inner_over, Mapping):
             default = default_of(field)
             if dataclasses.is_dataclass(default):
-                kept[field.name] = _beneath(type(default), inner, own)
-    return kept
+                relevant[field.name] = _drop_irrelevant(type(default), inner, inner_over)
+    return relevant
 
 
-def _blamed(given: Mapping[str, Any], message: str) -> str | None:
+def _key_in_message(table: Mapping[str, Any], message: str) -> str | None:
     """Return the key that a message begins with, or names in words ("image size" for `image_size`)."""
-    begins = (key for key in given if re.match(rf"{re.escape(key)}\b", message))
-    in_words = (key for key in given if "_" in key and re.search(rf"\b{key.replace('_', ' ')}\b", message))
-    return next(begins, None) or next(in_words, None)
+    leading_keys = (key for key in table if re.match(rf"{re.escape(key)}\b", message))
+    spelled_keys = (key for key in table if "_" in key and re.search(rf"\b{key.replace('_', ' ')}\b", message))
+    return next(leading_keys, None) or next(spelled_keys, None)
 
 
 def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
@@ -228,7 +233,7 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
         if len(args) == len(value):
             return tuple(_convert(arg, item, origin, key) for arg, item in zip(args, value, strict=True))
         raise ConfigError(f"{origin.at(key)}: expected {len(args)} items, got {len(value)}")
-    if outer in (dict, Mapping) or outer is typing.get_origin(Mapping[str, Any]):
+    if outer in (dict, Mapping):
         if isinstance(value, Mapping):
             inner = typing.get_args(hint)[1]
             return {k: _convert(inner, v, origin.inner(key), k) for k, v in value.items()}
@@ -254,16 +259,16 @@ SHOWN = {"shown": True}
 """Metadata of a setting for display or memory only: it changes neither values nor tokens."""
 
 
-def as_setting(hint: Any, value: Any, key: str) -> Any:
+def convert_setting(hint: Any, value: Any, key: str) -> Any:
     """Return a setting or argument from Python, with numpy's numbers, as if from a file. Raises ConfigError."""
     return _convert(hint, value.item() if getattr(value, "ndim", None) == 0 else value, Origin(), key)
 
 
 def check_types(config: Any) -> None:
-    """Convert all fields of a frozen dataclass to their types, see `as_setting`. Raises ConfigError."""
+    """Convert all fields of a frozen dataclass to their types, see `convert_setting`. Raises ConfigError."""
     hints = typing.get_type_hints(type(config))
     for name in (field.name for field in dataclasses.fields(config)):
-        object.__setattr__(config, name, as_setting(hints[name], getattr(config, name), name))
+        object.__setattr__(config, name, convert_setting(hints[name], getattr(config, name), name))
 
 
 def check_counts(config: object, *names: str) -> None:
@@ -288,27 +293,27 @@ def check_interval(config: object, interval: str, *names: str, unit: str = "a nu
     low, high = map(float, interval[1:-1].split(","))
     for name in names:
         value = getattr(config, name)
-        for one in value if isinstance(value, tuple) else () if value is None else (value,):
-            if not low <= one <= high or (interval[0] == "(" and one == low) or (interval[-1] == ")" and one == high):
+        for x in value if isinstance(value, tuple) else () if value is None else (value,):
+            if not low <= x <= high or (interval[0] == "(" and x == low) or (interval[-1] == ")" and x == high):
                 raise SettingError(f"{name}: expected {unit} in {interval}, got {value}")
 
 
-def recorded(config: Any) -> Any:
+def as_dicts(config: Any) -> Any:
     """Return a dataclass as dicts and tuples, for a file."""
     if dataclasses.is_dataclass(config):
-        return {field.name: recorded(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        return {field.name: as_dicts(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, Mapping):
-        return {key: recorded(value) for key, value in config.items()}
-    return type(config)(map(recorded, config)) if isinstance(config, (list, tuple)) else config
+        return {key: as_dicts(value) for key, value in config.items()}
+    return type(config)(map(as_dicts, config)) if isinstance(config, (list, tuple)) else config
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base` updated with `over`, table by table."""
-    result = dict(base)
+    table = dict(base)
     for key, value in over.items():
-        old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result
+        inner = table.get(key)
+        table[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return table
 
 
 def preset_of(cls: type, table: Mapping[str, Any], origin: Origin) -> Mapping[str, Any]:
@@ -316,11 +321,11 @@ def preset_of(cls: type, table: Mapping[str, Any], origin: Origin) -> Mapping[st
     presets: Mapping[str, Mapping[str, Any]] = getattr(cls, "presets", {})
     if "preset" not in table or not presets:
         return {}
-    chosen = table["preset"]
-    if not isinstance(chosen, str) or chosen not in presets:
-        known = " or ".join(f'"{name}"' for name in presets)
-        raise ConfigError(f"{origin.at('preset')}: expected {known}, or no such key; got {chosen!r}")
-    return presets[chosen]
+    preset = table["preset"]
+    if not isinstance(preset, str) or preset not in presets:
+        options = " or ".join(f'"{name}"' for name in presets)
+        raise ConfigError(f"{origin.at('preset')}: expected {options}, or no such key; got {preset!r}")
+    return presets[preset]
 
 
 class Settings(Mapping[str, Any]):
@@ -333,35 +338,35 @@ class Settings(Mapping[str, Any]):
     def __init__(
         self,
         name: str,
-        own: Mapping[str, Any] | None = None,
+        table: Mapping[str, Any] | None = None,
         *,
         shared: Mapping[str, Any] | None = None,
         vocabularies: Mapping[str, Mapping[str, Any]] | None = None,
         origin: Origin | None = None,
     ) -> None:
         self.name = name
-        self.own = dict(own or {})
+        self.table = dict(table or {})
         self.shared = dict(shared or {})
         self.vocabularies = {key: dict(table) for key, table in (vocabularies or {}).items()}
         # A preset precedes shared keys, and its keys are known only to the class that declares it.
-        shared_keys = frozenset() if "preset" in self.own else frozenset(self.shared.keys() - self.own.keys())
+        shared_keys = frozenset() if "preset" in self.table else frozenset(self.shared.keys() - self.table.keys())
         self.origin = dataclasses.replace(origin or Origin(), shared=shared_keys)
-        self.taken: dict[type, Any] = {}
+        self.parsed: dict[type, Any] = {}
         """Results of `take`, by class."""
-        self.taken_vocabularies: dict[tuple[str, type], Any] = {}
+        self.parsed_vocabularies: dict[tuple[str, type], Any] = {}
         """Results of `vocabulary`, by table name and class."""
 
     def __getitem__(self, key: str) -> Any:
-        return self.own[key]
+        return self.table[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.own)
+        return iter(self.table)
 
     def __len__(self) -> int:
-        return len(self.own)
+        return len(self.table)
 
     def __repr__(self) -> str:
-        return f"Settings({self.name!r}, {self.own!r})"
+        return f"Settings({self.name!r}, {self.table!r})"
 
     def take(self, cls: type[T]) -> T:
         """Return these settings as the dataclass `cls`, checked and cached. Raises ConfigError.
@@ -369,24 +374,24 @@ class Settings(Mapping[str, Any]):
         Own keys go over the keys of the preset that the key `preset` names (in the class attribute `presets`), and
         these over shared keys.
         """
-        if cls not in self.taken:
+        if cls not in self.parsed:
             names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
             offered = {key: value for key, value in self.shared.items() if key in names}
-            own = merged(_beneath(cls, preset_of(cls, self.own, self.origin), self.own), self.own)
-            origin = dataclasses.replace(self.origin, shared=frozenset(offered.keys() - own.keys()))
-            self.taken[cls] = from_mapping(cls, {**offered, **own}, origin)
-        return typing.cast(T, self.taken[cls])
+            keys = merged(_drop_irrelevant(cls, preset_of(cls, self.table, self.origin), self.table), self.table)
+            origin = dataclasses.replace(self.origin, shared=frozenset(offered.keys() - keys.keys()))
+            self.parsed[cls] = from_mapping(cls, {**offered, **keys}, origin)
+        return typing.cast(T, self.parsed[cls])
 
     def vocabulary(self, name: str, cls: type[T]) -> T:
         """Return the table `[vocabularies.NAME]` as the dataclass `cls`; presets work as in `take`."""
-        if (name, cls) not in self.taken_vocabularies:
+        if (name, cls) not in self.parsed_vocabularies:
             origin = Origin(path=self.origin.path, table=f"vocabularies.{name}")
-            self.taken_vocabularies[name, cls] = Settings(name, self.vocabularies.get(name), origin=origin).take(cls)
-        return typing.cast(T, self.taken_vocabularies[name, cls])
+            self.parsed_vocabularies[name, cls] = Settings(name, self.vocabularies.get(name), origin=origin).take(cls)
+        return typing.cast(T, self.parsed_vocabularies[name, cls])
 
-    def changed(self, **own: Any) -> Settings:
+    def changed(self, **overrides: Any) -> Settings:
         """Return a copy with some own keys replaced; tables are merged."""
-        table = merged(self.own, own)
+        table = merged(self.table, overrides)
         return Settings(self.name, table, shared=self.shared, vocabularies=self.vocabularies, origin=self.origin)
 
 
@@ -447,21 +452,23 @@ def _tables(cls: type, name: str, *, default: Any, used: Any, kind: Kind, absent
     hints, meanings = typing.get_type_hints(cls), field_docstrings(cls)
     keys, inner = [], []
     for field in filter(lambda field: field.init, dataclasses.fields(cls)):
-        first = default_of(field) if default is None else getattr(default, field.name)
-        now = first if used is None else getattr(used, field.name)
-        below, how = inner_table(hints[field.name])
-        words = in_words(hints[field.name]) if below is None else TABLES[how]
-        texts = {"default": _text(first, below), "used": _text(now, below), "meaning": meanings.get(field.name, "")}
-        keys.append(Key(name=field.name, type=words, **texts, inner=below is not None))
-        if below is not None:
+        default_value = default_of(field) if default is None else getattr(default, field.name)
+        value = default_value if used is None else getattr(used, field.name)
+        inner_class, inner_kind = inner_table(hints[field.name])
+        type_text = in_words(hints[field.name]) if inner_class is None else TABLES[inner_kind]
+        keys.append(Key(
+            name=field.name, type=type_text, default=_text(default_value, inner_class), used=_text(value, inner_class),
+            meaning=meanings.get(field.name, ""), inner=inner_class is not None,
+        ))  # fmt: skip
+        if inner_class is not None:
             inner.append(
                 _tables(
-                    below,
+                    inner_class,
                     f"{name}.{field.name}" if name else field.name,
-                    default=first if isinstance(first, below) else None,
-                    used=now if isinstance(now, below) else None,
-                    kind=how,
-                    absent=how == "one" and first is None,
+                    default=default_value if isinstance(default_value, inner_class) else None,
+                    used=value if isinstance(value, inner_class) else None,
+                    kind=inner_kind,
+                    absent=inner_kind == "one" and default_value is None,
                 )
             )
     yield Table(
@@ -470,12 +477,12 @@ def _tables(cls: type, name: str, *, default: Any, used: Any, kind: Kind, absent
     yield from itertools.chain.from_iterable(inner)
 
 
-def _text(value: Any, below: type | None) -> str:
+def _text(value: Any, inner_class: type | None) -> str:
     if value is dataclasses.MISSING:
         return REQUIRED
-    if value is None or (below is not None and value in ((), {})):
+    if value is None or (inner_class is not None and value in ((), {})):
         return UNSET
-    return ITS_TABLE if below is not None and isinstance(value, below) else plain(value)
+    return ITS_TABLE if inner_class is not None and isinstance(value, inner_class) else toml_text(value)
 
 
 def inner_table(hint: Any) -> tuple[type | None, Kind]:
@@ -483,15 +490,15 @@ def inner_table(hint: Any) -> tuple[type | None, Kind]:
     options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     for option in options:
         outer, inner = typing.get_origin(option), typing.get_args(option)
-        held: Any = inner[0] if outer is tuple else inner[1] if outer in (dict, Mapping) else option
-        if isinstance(held, type) and dataclasses.is_dataclass(held):
-            return held, "list" if outer is tuple else "one" if outer is None else "named"
+        table_class: Any = inner[0] if outer is tuple else inner[1] if outer in (dict, Mapping) else option
+        if isinstance(table_class, type) and dataclasses.is_dataclass(table_class):
+            return table_class, "list" if outer is tuple else "one" if outer is None else "named"
     return None, "one"
 
 
 def field_docstrings(cls: type) -> dict[str, str]:
     """Return the docstring below each field of a dataclass, inherited fields included, on one line."""
-    found: dict[str, str] = {}
+    docstrings: dict[str, str] = {}
     for owner in cls.__mro__:
         if not dataclasses.is_dataclass(owner):
             continue
@@ -503,8 +510,8 @@ def field_docstrings(cls: type) -> dict[str, str]:
         for field, text in itertools.pairwise(definition.body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
                 words = ast.literal_eval(text.value) if isinstance(text.value, ast.Constant) else ""
-                found.setdefault(field.target.id, " ".join(str(words).split()))
-    return found
+                docstrings.setdefault(field.target.id, " ".join(str(words).split()))
+    return docstrings
 
 
 def in_words(hint: Any) -> str:
@@ -522,15 +529,14 @@ def in_words(hint: Any) -> str:
     return "path" if hint is Path else str(getattr(hint, "__name__", hint))
 
 
-def plain(value: Any) -> str:
+def toml_text(value: Any) -> str:
     """Return a value written as TOML; a dataclass shows only what differs from its defaults."""
     if dataclasses.is_dataclass(value):
-        fields = {field.name: (getattr(value, field.name), default_of(field)) for field in dataclasses.fields(value)}
-        value = {key: now for key, (now, default) in fields.items() if now != default}
+        value = changed_fields(value)
     if isinstance(value, Mapping):
         bare = {key: key if re.fullmatch(r"[\w-]+", str(key)) else json.dumps(key) for key in value}
-        pairs = ", ".join(f"{bare[key]} = {plain(item)}" for key, item in value.items())
+        pairs = ", ".join(f"{bare[key]} = {toml_text(item)}" for key, item in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(plain, value))}]"
+        return f"[{', '.join(map(toml_text, value))}]"
     return json.dumps(value, ensure_ascii=False, default=str)

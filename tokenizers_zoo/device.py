@@ -10,7 +10,7 @@ AUTO = "auto"
 """The best device of this machine."""
 
 
-def device_problem(device: str) -> str | None:
+def device_error(device: str) -> str | None:
     """Return the problem if a device, such as "cpu" or "cuda:1", is not available, else None."""
     kind, colon, number = device.partition(":")
     if kind not in DEVICES or (colon and not number.isdecimal()):
@@ -19,16 +19,16 @@ def device_problem(device: str) -> str | None:
         return None
     import torch
 
-    there = torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
-    if there and number:
-        there = int(number) < (torch.cuda.device_count() if kind == "cuda" else 1)
-    return None if there else f'device "{device}" is asked for, and there is none'
+    available = torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
+    if available and number:
+        available = int(number) < (torch.cuda.device_count() if kind == "cuda" else 1)
+    return None if available else f'device "{device}" is asked for, and there is none'
 
 
-def resolved_device(device: str) -> str:
+def resolve_device(device: str) -> str:
     """Return the device itself; for "auto" the first of cuda, mps and cpu that is there. Raises ConfigError."""
     if device == AUTO:
-        return next(kind for kind in ("cuda", "mps", "cpu") if not device_problem(kind))
-    if problem := device_problem(device):
-        raise ConfigError(problem)
+        return next(kind for kind in ("cuda", "mps", "cpu") if not device_error(kind))
+    if error := device_error(device):
+        raise ConfigError(error)
     return device

@@ -24,13 +24,13 @@ from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.spec import Crop, Metric, SequenceLayout
 from tokenizers_zoo.testing.geometry import CROPS, MIN_SIDE, Shift, check_crop_geometry, is_picture, shift_between
 from tokenizers_zoo.testing.subject import Skipped, per_sample
-from tokenizers_zoo.validation import bounds, same
+from tokenizers_zoo.validation import bounds, values_equal
 
 SAMPLES = 64
 """Default number of held-out samples."""
 STEPS = 100
 """Training steps of a temporary tokenizer."""
-MOST = 2000
+MAX_TRAINING_SAMPLES = 2000
 """Maximal training samples of a temporary tokenizer, spread over the split."""
 LEAST_SPAN = 0.01
 """Least share of the declared range that values span; less hints at another unit."""
@@ -41,7 +41,7 @@ HALF_WAY = 0.5
 training."""
 LEAST_ENTROPY = 0.2
 """Least share of the maximal bits per token."""
-SHIFTED = 16
+SHIFT_SAMPLES = 16
 """Samples of the shift test."""
 
 
@@ -69,13 +69,13 @@ class Patient:
     store: ValueStore
     split: str
     values: list[Any] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-    unread: str = ""
+    rejections: dict[str, str] = field(default_factory=dict)
+    read_error: str = ""
     """Why no value can be read."""
     how_trained: str = ""
     trained_fully: bool = True
     """False if the tokenizer was trained for fewer steps than its settings say."""
-    problem: str = ""
+    tokenizer_error: str = ""
     """Why there is no tokenizer, or why it cannot encode."""
     rows: list[np.ndarray[Any, Any]] = field(default_factory=list)
     """The tokens of each value."""
@@ -87,56 +87,56 @@ class Patient:
         Raises DataError if the data lack the modality.
         """
         try:
-            there = self.store.rows(self.split, [self.handle.name])
+            rows = self.store.rows(self.split, [self.handle.name])
         except ZooError as error:
             if self.handle.name not in self.store.modalities(self.split):
                 raise
-            self.unread = str(error)
+            self.read_error = str(error)
             return
-        places = [there[index] for index in spread(len(there), limit)]
-        if not places:
-            self.unread = f"{self.store.folder(self.split, self.handle.name)}: holds no values"
-        with progress_bar(f"read {self.split}/{self.handle.name}", len(places)) as advance:
-            for place in places:
+        rows_to_read = [rows[index] for index in spread(len(rows), limit)]
+        if not rows_to_read:
+            self.read_error = f"{self.store.folder(self.split, self.handle.name)}: holds no values"
+        with progress_bar(f"read {self.split}/{self.handle.name}", len(rows_to_read)) as advance:
+            for row in rows_to_read:
                 try:
-                    self.values.append(self.store.read(self.handle, self.split, *place))
+                    self.values.append(self.store.read(self.handle, self.split, *row))
                 except ZooError as error:
-                    self.refused[there.key(place)] = str(error)
+                    self.rejections[rows.key(row)] = str(error)
                 advance(1)
 
     def encode(self, data: Path, steps: int | None, workdir: Path) -> None:
         """Encode and decode the values with the modality's tokenizer, or a temporary one of `steps` steps."""
         if not self.values:
-            self.problem = "no value can be read"
+            self.tokenizer_error = "no value can be read"
             return
         try:
-            trained = self.handle
-            if steps is None and trained.has_tokenizer:
-                self.how_trained = f"the one in {trained.checkpoint}"
+            handle = self.handle
+            if steps is None and handle.has_tokenizer:
+                self.how_trained = f"the one in {handle.checkpoint}"
             else:
-                trained = self._trained(data, steps or STEPS, workdir / "tokenizer")
-            tokens = trained.encode(self.values)
-            self.rows, self.decoded = per_sample(tokens), trained.decode_if_able(tokens)
+                handle = self._train_temporary(data, steps or STEPS, workdir / "tokenizer")
+            tokens = handle.encode(self.values)
+            self.rows, self.decoded = per_sample(tokens), handle.decode_if_able(tokens)
         except ZooError as error:
-            self.problem = str(error)
+            self.tokenizer_error = str(error)
 
-    def _trained(self, data: Path, steps: int, out: Path) -> ModalityHandle:
-        planned = getattr(self.handle.known_settings().get("tokenizer"), "steps", None)
-        overrides = {} if planned is None else {"steps": steps}
+    def _train_temporary(self, data: Path, steps: int, out: Path) -> ModalityHandle:
+        planned_steps = getattr(self.handle.known_settings().get("tokenizer"), "steps", None)
+        overrides = {} if planned_steps is None else {"steps": steps}
         device = self.handle.device
         folder = train_tokenizer(
-            self.zoo, self.handle.name, data, out=out, overrides=overrides, limit=MOST, device=device
+            self.zoo, self.handle.name, data, out=out, overrides=overrides, limit=MAX_TRAINING_SAMPLES, device=device
         )  # fmt: skip
-        trained = self.handle.at(folder)
-        trained.device = self.handle.device
-        self.trained_fully = planned is None or steps >= planned
-        self.how_trained = "trained" if planned is None else f"trained for {count_of(steps, 'step')}"
-        return trained
+        handle = self.handle.at(folder)
+        handle.device = self.handle.device
+        self.trained_fully = planned_steps is None or steps >= planned_steps
+        self.how_trained = "trained" if planned_steps is None else f"trained for {count_of(steps, 'step')}"
+        return handle
 
     def usage(self) -> CodebookUsage:
         """Return the counts of the ids of all values. Raises Skipped without ids."""
-        if self.problem or self.handle.spec.continuous:
-            raise Skipped("no tokens" if self.problem else "continuous, no ids")
+        if self.tokenizer_error or self.handle.spec.continuous:
+            raise Skipped("no tokens" if self.tokenizer_error else "continuous, no ids")
         usage = CodebookUsage(self.handle.spec.vocab_size, self.handle.spec.num_codebooks)
         for row in self.rows:
             usage.update(row)
@@ -156,7 +156,7 @@ def examine(
     """
     patient = Patient(zoo=zoo, handle=zoo[name], store=ValueStore(data), split=split)
     patient.read(samples)
-    more = f"`zoo check {name}` says more about the plugin"
+    advice_on_error = f"`zoo check {name}` says more about the plugin"
     with tempfile.TemporaryDirectory(prefix="zoo-doctor-") as workdir:
         patient.encode(data, steps, Path(workdir))
         for gate_name, function in GATES.items():
@@ -168,7 +168,7 @@ def examine(
                 figure, advice = failure.args
                 yield Finding(gate=gate_name, passed=False, figure=figure, advice=advice)
             except ZooError as error:
-                yield Finding(gate=gate_name, passed=False, figure=str(error), advice=more)
+                yield Finding(gate=gate_name, passed=False, figure=str(error), advice=advice_on_error)
 
 
 def examinable(zoo: Zoo, data: Path, split: str) -> tuple[list[str], list[str]]:
@@ -194,28 +194,28 @@ def gate(function: Callable[[Patient], str]) -> Callable[[Patient], str]:
 def values(patient: Patient) -> str:
     """Held-out values fit the spec, differ, and span more than a hundredth of the declared range (a thousandth if 0 is
     inside)."""
-    found, spec = patient.values, patient.handle.spec.value
-    if patient.unread:
-        raise Failed(patient.unread, "make, derive or copy these data again")
-    if patient.refused:
-        key, reason = next(iter(patient.refused.items()))
+    values, spec = patient.values, patient.handle.spec.value
+    if patient.read_error:
+        raise Failed(patient.read_error, "make, derive or copy these data again")
+    if patient.rejections:
+        key, reason = next(iter(patient.rejections.items()))
         raise Failed(
-            f"{len(patient.refused)} of {len(found) + len(patient.refused)} are refused; {key}: {reason}",
+            f"{len(patient.rejections)} of {len(values) + len(patient.rejections)} are refused; {key}: {reason}",
             "convert them to the declared unit, range and type, or declare what they are; then make the data again",
         )
-    if len(found) > 1 and all(same(value, found[0]) for value in found[1:]):
-        raise Failed(f"all {len(found)} are the same", "look at what made them: there is nothing to learn")
+    if len(values) > 1 and all(values_equal(value, values[0]) for value in values[1:]):
+        raise Failed(f"all {len(values)} are the same", "look at what made them: there is nothing to learn")
     if spec.kind != "array":
-        return f"{len(found)} sound"
-    least, most = min(float(v.min()) for v in found), max(float(v.max()) for v in found)
+        return f"{len(values)} sound"
+    minimum, maximum = min(float(v.min()) for v in values), max(float(v.max()) for v in values)
     low, high = bounds(spec)
     unit = f" {spec.unit}" if spec.unit else ""
-    figure = f"{len(found)} sound, {least:.4g} to {most:.4g}{unit}"
+    figure = f"{len(values)} sound, {minimum:.4g} to {maximum:.4g}{unit}"
     if low is None or high is None:
         return figure
     figure += f" (declared {low:g} to {high:g})"
     share = LEAST_SIGNED_SPAN if low < 0 < high else LEAST_SPAN
-    if found[0].dtype.kind == "f" and most - least < share * (high - low):
+    if values[0].dtype.kind == "f" and maximum - minimum < share * (high - low):
         raise Failed(
             f"{figure}: less than {100 * share:g}% of the range",
             f"are they really{unit or ' in the declared unit'}? convert them, or declare the range that they have",
@@ -226,14 +226,14 @@ def values(patient: Patient) -> str:
 @gate
 def trained(patient: Patient) -> str:
     """A tokenizer exists or can be trained, and encodes the values."""
-    if patient.problem:
-        raise ZooError(patient.problem)
+    if patient.tokenizer_error:
+        raise ZooError(patient.tokenizer_error)
     return patient.how_trained
 
 
 def main_scores(patient: Patient) -> tuple[Metric, float, float, float]:
     """Return the main metric and the scores of the reconstruction, the constant baseline, and the values themselves."""
-    if patient.problem:
+    if patient.tokenizer_error:
         raise Skipped("no tokens")
     if patient.decoded is None:
         raise Skipped("an input only, not decoded")
@@ -243,7 +243,7 @@ def main_scores(patient: Patient) -> tuple[Metric, float, float, float]:
     return metric, scores[0], scores[1], scores[2]
 
 
-def _within(metric: Metric, score: float, least: float) -> bool:
+def _meets(metric: Metric, score: float, least: float) -> bool:
     return score >= least if metric.higher_is_better else score <= least
 
 
@@ -258,7 +258,7 @@ def floor(patient: Patient) -> str:
     figure = f"{metric.name} {_number(metric, score)}, the best constant {_number(metric, constant)}"
     if math.isnan(constant) or constant == perfect:
         raise Skipped(f"{figure}, which {'is perfect already' if constant == perfect else 'is no score'}")
-    if score == constant or not _within(metric, score, constant):
+    if score == constant or not _meets(metric, score, constant):
         advice = "train longer (--steps), lower the learning rate, or use more codes: nothing is learnt yet"
         raise Failed(figure, advice)
     return figure
@@ -279,14 +279,14 @@ def bound(patient: Patient) -> str:
     if declared and patient.trained_fully:
         assert patient.decoded is not None
         scores = patient.handle.score(patient.decoded, patient.values)
-        told = {m.name: f"{m.name} {_number(m, scores[m.name])}, bound {_number(m, least)}" for m, least in declared}
-        if worse := [told[m.name] for m, least in declared if not _within(m, scores[m.name], least)]:
-            raise Failed("; ".join(worse), advice)
-        return "; ".join(told.values())
+        figures = {m.name: f"{m.name} {_number(m, scores[m.name])}, bound {_number(m, least)}" for m, least in declared}
+        if missed_bounds := [figures[m.name] for m, least in declared if not _meets(m, scores[m.name], least)]:
+            raise Failed("; ".join(missed_bounds), advice)
+        return "; ".join(figures.values())
     if metric.bound is None and metric.unit == "dB" and metric.higher_is_better:
         raise Skipped(f"half way to a perfect {metric.name} in dB says nothing: declare a bound (Metric.bound)")
     goal, name = (perfect, "perfect") if metric.bound is None else (metric.bound, f"the bound {metric.bound:g}")
-    if math.isnan(constant) or _within(metric, constant, goal):
+    if math.isnan(constant) or _meets(metric, constant, goal):
         raise Skipped(f"there is no way from the best constant, {_number(metric, constant)}, to {name}")
     share = (score - constant) / (goal - constant)
     figure = f"{share:.0%} of the way from the best constant to {name}"
@@ -297,9 +297,9 @@ def bound(patient: Patient) -> str:
 
 def _worst(usage: CodebookUsage, key: Callable[[CodebookUsage], float]) -> tuple[CodebookUsage, str]:
     """Return the codebook with the least `key`, and a text that introduces its figure; empty for a single codebook."""
-    alone = usage.apart()
-    number = min(range(len(alone)), key=lambda index: key(alone[index]))
-    return alone[number], f"; codebook {number + 1} of {len(alone)}: " if len(alone) > 1 else ""
+    usages = usage.per_codebook()
+    number = min(range(len(usages)), key=lambda index: key(usages[index]))
+    return usages[number], f"; codebook {number + 1} of {len(usages)}: " if len(usages) > 1 else ""
 
 
 @gate
@@ -310,10 +310,10 @@ def codebook(patient: Patient) -> str:
     usage = patient.usage()
     reachable = reachable_usage(int(usage.counts.sum()) // usage.num_codebooks, usage.codebook_size)
     figure = f"{usage.usage:.1%} of {usage.codebook_size} codes used, {reachable:.1%} where tokens are spread evenly"
-    worst, which = _worst(usage, lambda one: one.usage)
+    worst, worst_label = _worst(usage, lambda book: book.usage)
     if worst.usage < COLLAPSED * reachable:
         advice = "fewer codes, the quantizer fsq, a lower learning rate, or longer training"
-        raise Failed(figure + (f"{which}{worst.usage:.1%}" if which else ""), advice)
+        raise Failed(figure + (f"{worst_label}{worst.usage:.1%}" if worst_label else ""), advice)
     return figure
 
 
@@ -321,13 +321,14 @@ def codebook(patient: Patient) -> str:
 def varied(patient: Patient) -> str:
     """Tokens differ between samples and carry a fair share of the maximal bits, in the worst codebook too."""
     usage = patient.usage()
-    most = math.log2(min(usage.codebook_size, usage.counts.sum() / usage.num_codebooks))
+    max_bits = math.log2(min(usage.codebook_size, usage.counts.sum() / usage.num_codebooks))
     distinct = len({row.tobytes() for row in patient.rows})
-    figure = f"{distinct} of {len(patient.rows)} samples differ; {usage.entropy_bits:.2f} bits per token of {most:.2f}"
-    worst, which = _worst(usage, lambda one: one.entropy_bits)
-    if worst.entropy_bits < LEAST_ENTROPY * most or (distinct == 1 and len(patient.rows) > 1):
+    count, bits = len(patient.rows), usage.entropy_bits
+    figure = f"{distinct} of {count} samples differ; {bits:.2f} bits per token of {max_bits:.2f}"
+    worst, worst_label = _worst(usage, lambda book: book.entropy_bits)
+    if worst.entropy_bits < LEAST_ENTROPY * max_bits or (distinct == 1 and count > 1):
         advice = "the values hardly differ for the tokenizer: check its input, train longer, or use other codes"
-        raise Failed(figure + (f"{which}{worst.entropy_bits:.2f} bits" if which else ""), advice)
+        raise Failed(figure + (f"{worst_label}{worst.entropy_bits:.2f} bits" if worst_label else ""), advice)
     return figure
 
 
@@ -341,40 +342,38 @@ def crops(patient: Patient) -> str:
     except (AssertionError, ZooError) as error:
         advice = "let the hook transform cut crop.top, left, height, width (fractions), then flip"
         raise Failed(str(error), advice) from None
-    found = []
-    for other in patient.store.modalities(patient.split):
-        if other == patient.handle.name or other not in patient.zoo or (shift := edge_shift(patient, other)) is None:
+    name, aligned = patient.handle.name, []
+    for modality in patient.store.modalities(patient.split):
+        shift = edge_shift(patient, modality) if modality in patient.zoo and modality != name else None
+        if shift is None:
             continue
         if not shift.aligned:
-            raise Failed(
-                f"edges of {other} lie {shift}",
-                f"the pictures of a sample have to show the same view: compare what made {patient.handle.name} and"
-                f" {other}",
-            )
-        found.append(other)
-    told = f"; edges lie on those of {', '.join(found)}" if found else "; no other modality here has its edges"
-    return f"{len(CROPS)} crops as computed{told}"
+            advice = f"the pictures of a sample have to show the same view: compare what made {name} and {modality}"
+            raise Failed(f"edges of {modality} lie {shift}", advice)
+        aligned.append(modality)
+    edges = f"edges lie on those of {', '.join(aligned)}" if aligned else "no other modality here has its edges"
+    return f"{len(CROPS)} crops as computed; {edges}"
 
 
-def edge_shift(patient: Patient, other: str) -> Shift | None:
+def edge_shift(patient: Patient, modality: str) -> Shift | None:
     """Return the shift of whole values, or of cropped values if only these differ.
 
     None if the other modality has no pictures of the same size, or there are few common edges.
     """
     size = patient.values[0].shape[-2:]
-    found = []
+    shifts = []
     try:
         handles = patient.handle, patient.zoo[other]
         if not is_picture(handles[1]) or handles[1].spec.value.shape[-2:] != size or min(size) < MIN_SIDE:
             return None
-        places = list(islice(patient.store.rows(patient.split, [handle.name for handle in handles]), SHIFTED))
+        rows = list(islice(patient.store.rows(patient.split, [handle.name for handle in handles]), SHIFT_SAMPLES))
     except ZooError:
         return None  # reported when that modality is examined
     for crop in (Crop(), CROPS[2]):
         pairs = []
-        for place in places:
+        for row in rows:
             with contextlib.suppress(ZooError):  # the gate of values reports refused values
-                pairs.append([patient.store.read(handle, patient.split, *place, crop) for handle in handles])
+                pairs.append([patient.store.read(handle, patient.split, *row, crop) for handle in handles])
         if pairs and (shift := shift_between(*map(list, zip(*pairs, strict=True)))) is not None:
-            found.append(shift)
-    return next((shift for shift in found if not shift.aligned), found[0] if found else None)
+            shifts.append(shift)
+    return next((shift for shift in shifts if not shift.aligned), shifts[0] if shifts else None)

@@ -30,9 +30,9 @@ class ZooError(OneLineError):
     """Base of all errors about inputs: settings, files, values, plugins. The message says what to do."""
 
     @classmethod
-    def expected(cls, where: object, expected: str, got: object, remedy: str | None = None) -> Self:
+    def expected(cls, subject: object, expected: str, actual: object, remedy: str | None = None) -> Self:
         """Build `WHERE: expected EXPECTED, got GOT; REMEDY`."""
-        return cls(f"{where}: expected {expected}, got {got}{f'; {remedy}' if remedy else ''}")
+        return cls(f"{subject}: expected {expected}, got {actual}{f'; {remedy}' if remedy else ''}")
 
 
 class ConfigError(ZooError):
@@ -51,24 +51,24 @@ class UnknownNameError(ZooError):
         cls,
         kind: str,
         name: str,
-        known: Iterable[str],
+        known_names: Iterable[str],
         hint: str = "",
         *,
         aliases: Mapping[str, str] | None = None,
     ) -> UnknownNameError:
-        """Build the message for an unknown `name` of a `kind` ("modality", "source", ...) among `known` names.
+        """Build the message for an unknown `name` of a `kind` ("modality", "source", ...) among `known_names` names.
 
         `aliases` maps names of other projects to ours.
         """
-        end = f" {hint}" if hint else ""
+        suffix = f" {hint}" if hint else ""
         if aliases and name in aliases:
-            return cls(f"unknown {kind} {name!r}; here it is called {aliases[name]}{end}")
-        names = sorted(known)
+            return cls(f"unknown {kind} {name!r}; here it is called {aliases[name]}{suffix}")
+        names = sorted(known_names)
         close = close_names(name[:80], names, MISSPELT)
-        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-        known_ones = (", ".join(names[:MOST_NAMES]) or "none") + more
-        offer = f"did you mean {' or '.join(close)}?" if close else f"known: {known_ones}"
-        return cls(f"unknown {kind} {name!r:.80}; {offer}{end}")
+        remainder = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        listed = (", ".join(names[:MOST_NAMES]) or "none") + remainder
+        offer = f"did you mean {' or '.join(close)}?" if close else f"known: {listed}"
+        return cls(f"unknown {kind} {name!r:.80}; {offer}{suffix}")
 
 
 class PluginError(ZooError):
@@ -92,23 +92,23 @@ class OtherTokenizerError(DataError):
 
     @classmethod
     def of(
-        cls, where: object, modality: str, wrote: str, in_use: str, place: object = "use", remedy: str = OTHER_REGISTRY
+        cls, owner: object, name: str, writer: str, in_use: str, folder: object = "use", remedy: str = OTHER_REGISTRY
     ) -> Self:
-        """Build the message from two fingerprints.
+        """Build the message for a modality from the fingerprints of the tokens' tokenizer and of the one in use.
 
-        `where` is the file, folder or model that the tokens belong to, `place` the folder of the tokenizer in use.
+        `owner` is the file, folder or model that the tokens belong to, `folder` the folder of the tokenizer in use.
         """
-        tokens = f"tokens of {modality} by tokenizer {wrote[:12]}"
-        return cls(f"{where}: {tokens}, the tokenizer in {place} is {in_use[:12]}; {remedy}")
+        tokens = f"tokens of {name} by tokenizer {writer[:12]}"
+        return cls(f"{owner}: {tokens}, the tokenizer in {folder} is {in_use[:12]}; {remedy}")
 
 
 class OtherLayoutError(DataError):
     """Tokens have another layout than their modality has now."""
 
     @classmethod
-    def of(cls, where: object, modality: str, wrote: object, in_use: object, remedy: str = OTHER_REGISTRY) -> Self:
-        """Build the message from two token layouts. `where` is the file, folder or model that the tokens belong to."""
-        return cls(f"{where}: tokens of {modality} are {wrote}, the registry has {in_use}; {remedy}")
+    def of(cls, owner: object, modality: str, layout: object, in_use: object, remedy: str = OTHER_REGISTRY) -> Self:
+        """Build the message from two token layouts. `owner` is the file, folder or model that the tokens belong to."""
+        return cls(f"{owner}: tokens of {modality} are {layout}, the registry has {in_use}; {remedy}")
 
 
 class ReadError(DataError):
@@ -135,22 +135,22 @@ def is_of_the_machine(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and MACHINE_MESSAGES.match(str(error)) is not None
 
 
-def passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Return whether a retry may succeed: a file could not be read, or the machine failed somewhere in the chain."""
-    found: BaseException | None = error
-    seen = set[int]()  # an error that was raised twice may be in its own chain
-    while found is not None and id(found) not in seen:
-        if isinstance(found, MachineError) or is_of_the_machine(found):
+    link: BaseException | None = error
+    seen_ids = set[int]()  # an error that was raised twice may be in its own chain
+    while link is not None and id(link) not in seen_ids:
+        if isinstance(link, MachineError) or is_of_the_machine(link):
             return True
-        seen.add(id(found))
-        found = found.__cause__ or found.__context__
+        seen_ids.add(id(link))
+        link = link.__cause__ or link.__context__
     return isinstance(error, ReadError)
 
 
-def close_names(name: str, known: Iterable[str], alike: float = 0.5) -> list[str]:
+def close_names(name: str, names: Iterable[str], cutoff: float = 0.5) -> list[str]:
     """Return up to three known names that resemble `name`, closest first; case does not matter."""
-    lower = {one.lower(): one for one in sorted(known, reverse=True)}
-    return [lower[found] for found in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=alike)]
+    by_lowercase = {known_name.lower(): known_name for known_name in sorted(names, reverse=True)}
+    return [by_lowercase[match] for match in difflib.get_close_matches(name.lower(), by_lowercase, n=3, cutoff=cutoff)]
 
 
 def first_line(error: BaseException) -> str:
@@ -164,12 +164,12 @@ def shortened(message: str) -> str:
     return message if len(message) <= LONGEST_MESSAGE else f"{message[: half - 10]} [...] {message[10 - half :]}"
 
 
-def count_of(number: int, one: str, many: str = "") -> str:
-    """Return "1 sample", "2 samples"; `many` is an irregular plural."""
-    return f"{number} {one if number == 1 else many or f'{one}s'}"
+def count_of(number: int, singular: str, plural: str = "") -> str:
+    """Return "1 sample", "2 samples"; `plural` is an irregular plural."""
+    return f"{number} {singular if number == 1 else plural or f'{singular}s'}"
 
 
-def by(sizes: Iterable[int | str]) -> str:
+def size_text(sizes: Iterable[int | str]) -> str:
     """Return sizes as "64 x 60"; "1" for none."""
     return " x ".join(map(str, sizes)) or "1"
 

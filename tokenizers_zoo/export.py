@@ -92,7 +92,7 @@ def export_networks(
             path = folder / f"{network.name}{FILES[format]}"
             try:
                 with _quiet(), torch.no_grad():
-                    save = _traced(network, format)
+                    save = _trace(network, format)
             except Exception as error:  # tracers raise errors of no common class
                 if is_of_the_machine(error):
                     raise
@@ -103,7 +103,7 @@ def export_networks(
             files[path.name] = {
                 "inputs": [asdict(port) for port in network.inputs],
                 "outputs": [asdict(port) for port in network.outputs],
-                "largest_difference": _compared(network, path),
+                "largest_difference": _compare(network, path),
             }
         if not files:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
@@ -125,12 +125,12 @@ def check_library(format: Format) -> None:
             ) from None
 
 
-def _traced(network: Network, format: Format) -> Callable[[Path], object]:
+def _trace(network: Network, format: Format) -> Callable[[Path], object]:
     """Trace a network with a batch axis of any size; return a function that writes it."""
     examples = tuple(example[:TRACED] for example in network.examples)
     inputs, outputs = ([port.name for port in ports] for ports in (network.inputs, network.outputs))
     sizes = ({0: torch.export.Dim.DYNAMIC},) * len(examples)
-    program = torch.export.export(_Named(network.module, inputs), examples, dynamic_shapes=sizes)
+    program = torch.export.export(_NamedInputs(network.module, inputs), examples, dynamic_shapes=sizes)
     if format == "torch":
         file = io.BytesIO()  # on a full disk its writer, in C++, would end the process
         torch.export.save(program, file)
@@ -148,7 +148,7 @@ def _traced(network: Network, format: Format) -> Callable[[Path], object]:
     return partial(exported.save, external_data=weights > LARGEST_FILE)
 
 
-class _Named(nn.Module):
+class _NamedInputs(nn.Module):
     """A network whose `forward` has one named parameter per input: torch 2.9 cannot use exported `*inputs`."""
 
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
@@ -168,50 +168,49 @@ def run_export(path: Path, inputs: Mapping[str, np.ndarray[Any, Any]]) -> list[n
     if path.suffix == FILES["torch"]:
         program = torch.export.load(path).module()
         with torch.no_grad():
-            given = program(*(torch.from_numpy(value) for value in inputs.values()))
-        return [tensor.numpy() for tensor in (given if isinstance(given, tuple) else (given,))]
+            outputs = program(*(torch.from_numpy(value) for value in inputs.values()))
+        return [tensor.numpy() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
     import onnxruntime
 
     return list(onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, dict(inputs)))
 
 
-def _compared(network: Network, path: Path) -> dict[str, float]:
+def _compare(network: Network, path: Path) -> dict[str, float]:
     """Return the largest difference from PyTorch by output, over batches of several sizes.
 
     Differences of ids are shares of unequal ids, those of numbers are in the output's unit. Raises ExportError.
     """
-    pairs: list[list[tuple[Any, Any]]] = [[] for _ in network.outputs]
+    pairs_by_output: dict[str, list[tuple[Any, Any]]] = {port.name: [] for port in network.outputs}
     for size in CHECKED:
         examples = [example[:size] for example in network.examples]
         with torch.no_grad():
-            expected = network.module(*examples)
+            result = network.module(*examples)
         names = [port.name for port in network.inputs]
         try:
-            given = run_export(path, {name: one.numpy() for name, one in zip(names, examples, strict=True)})
+            outputs = run_export(path, {name: example.numpy() for name, example in zip(names, examples, strict=True)})
         except Exception as error:  # runtimes raise errors of no common class
             if is_of_the_machine(error):
                 raise
             raise ExportError(f"{path.name}: does not run: {' '.join(str(error).split())[:LONGEST_REASON]}") from error
-        wanted = expected if isinstance(expected, tuple) else (expected,)
-        for port, right, there, found in zip(network.outputs, wanted, given, pairs, strict=True):
-            here = right.numpy()
-            if here.shape != there.shape or here.dtype != there.dtype:
-                what = f"{path.name}: {port.name}"
-                raise ExportError.expected(what, f"{here.dtype} {here.shape}", f"{there.dtype} {there.shape}")
-            found.append((here.ravel(), there.ravel()))
+        references = [tensor.numpy() for tensor in (result if isinstance(result, tuple) else (result,))]
+        for (name, pairs), reference, output in zip(pairs_by_output.items(), references, outputs, strict=True):
+            expected, actual = (f"{array.dtype} {array.shape}" for array in (reference, output))
+            if expected != actual:
+                raise ExportError.expected(f"{path.name}: {name}", expected, actual)
+            pairs.append((reference.ravel(), output.ravel()))
     differences = {}
-    for port, found in zip(network.outputs, pairs, strict=True):
-        here, there = (np.concatenate(side) for side in zip(*found, strict=True))
-        if here.dtype.kind in "iub":
-            difference, limit = float((here != there).mean()), 1 - AGREEMENT
+    for name, pairs in pairs_by_output.items():
+        reference, output = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+        if reference.dtype.kind in "iub":
+            difference, limit = float((reference != output).mean()), 1 - AGREEMENT
         else:
-            difference, limit = float(np.abs(here - there).max()), TOLERANCE * float(np.ptp(here)) + 1e-6
+            difference, limit = float(np.abs(reference - output).max()), TOLERANCE * float(np.ptp(reference)) + 1e-6
         if not difference <= limit:
             raise ExportError(
-                f"{path.name}: {port.name} differs from PyTorch by {difference:.3g}, at most {limit:.3g} was expected;"
+                f"{path.name}: {name} differs from PyTorch by {difference:.3g}, at most {limit:.3g} was expected;"
                 " try the other --format, or report a bug with the versions of zoo env"
             )
-        differences[port.name] = difference
+        differences[name] = difference
     return differences
 
 
@@ -241,8 +240,8 @@ def export_tokenizer(
     Raises ConfigError for a tokenizer that is not a network, such as for text, and the errors of `export_networks`.
     """
     spec, layout = handle.spec, layout_to_json(handle.spec.layout)
-    parts: Mapping[str, nn.Module] = getattr(handle.tokenizer, "networks", dict)()
-    if not parts:
+    modules: Mapping[str, nn.Module] = getattr(handle.tokenizer, "networks", dict)()
+    if not modules:
         raise ConfigError(
             f"{handle.name}: its tokenizer is not a network from arrays to tokens; there is nothing to export"
         )
@@ -253,16 +252,17 @@ def export_tokenizer(
     )  # fmt: skip
     values = example_values(value, max(CHECKED))
     with torch.no_grad():
-        tokens = parts["encoder"](values)
+        tokens = modules["encoder"](values)
     token = Port(
         name="tokens", shape=tuple(tokens.shape[1:]), dtype=str(tokens.dtype).removeprefix("torch."),
         low=None if spec.continuous else 0, high=None if spec.continuous else spec.vocab_size - 1,
     )  # fmt: skip
-    networks = [Network(name="encoder", module=parts["encoder"], examples=(values,), inputs=(value,), outputs=(token,))]
-    if "decoder" in parts:
-        networks.append(
-            Network(name="decoder", module=parts["decoder"], examples=(tokens,), inputs=(token,), outputs=(value,))
-        )
+    ports = {"encoder": (values, value, token), "decoder": (tokens, token, value)}
+    networks = [
+        Network(name=name, module=modules[name], examples=(batch,), inputs=(source,), outputs=(target,))
+        for name, (batch, source, target) in ports.items()
+        if name in modules
+    ]
     about = {"modality": spec.name, "fingerprint": handle.fingerprint, "layout": layout, "classes": spec.value.classes}
     return export_networks(networks, out, format, about, overwrite=overwrite)
 

@@ -16,14 +16,14 @@ import numpy as np
 from tokenizers_zoo.checkpoint import (
     CONFIG,
     WEIGHTS,
-    CheckpointPlace,
+    CheckpointLocation,
     TokenizerFiles,
     float32_by_default,
     is_complete,
     loading,
 )
-from tokenizers_zoo.config import Settings, emptied
-from tokenizers_zoo.device import AUTO, resolved_device
+from tokenizers_zoo.config import Settings, irrelevant_fields
+from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import (
     OTHER_REGISTRY,
     DataError,
@@ -36,7 +36,7 @@ from tokenizers_zoo.errors import (
     count_of,
 )
 from tokenizers_zoo.limits import DEFAULT, Limits, limited, read_file
-from tokenizers_zoo.plugins import Plugin, reason
+from tokenizers_zoo.plugins import Plugin, error_text
 from tokenizers_zoo.spec import EXACT, WHOLE, Crop, EmbeddingsLayout, ModalitySpec, TokenLayout, same_layout
 from tokenizers_zoo.validation import (
     as_array,
@@ -75,17 +75,17 @@ class ModalityHandle:
         plugin: Plugin,
         settings: Settings,
         files: Callable[[ModalitySpec], TokenizerFiles],
-        trained: Callable[[Path], None] | None = None,
+        on_trained: Callable[[Path], None] | None = None,
         specs_of: Callable[[Sequence[str]], Mapping[str, ModalitySpec]] = lambda names: {},
-        again: tuple[Callable[..., ModalityHandle], *tuple[Any, ...]] | None = None,
+        reopen: tuple[Callable[..., ModalityHandle], *tuple[Any, ...]] | None = None,
         limits: Limits = DEFAULT,
     ) -> None:
-        """`trained` gets the folder of a new tokenizer; `again` opens the same handle in another process."""
+        """`on_trained` gets the folder of a new tokenizer; `reopen` opens the same handle in another process."""
         self.name = settings.name
         self.plugin_name = plugin.claim.name
         self.distribution = plugin.claim.distribution
         self.settings = settings
-        self._plugin, self._trained, self._specs_of, self._again = plugin, trained, specs_of, again
+        self._plugin, self._on_trained, self._specs_of, self._reopen = plugin, on_trained, specs_of, reopen
         self._tokenizer: Any = None
         self._fingerprint: str | None = None
         self._device = "cpu"
@@ -101,9 +101,9 @@ class ModalityHandle:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the way to open the handle; the other process opens its own registry and loads the tokenizer again."""
-        if self._again is None:
+        if self._reopen is None:
             raise TypeError(f"{self!r} is of no registry, and cannot be pickled")
-        return _opened, (self._device, *self._again)
+        return _reopened, (self._device, *self._reopen)
 
     # ------------------------------------------------------------------ the plugin
 
@@ -111,47 +111,49 @@ class ModalityHandle:
         """Return whether the plugin implements `hook` itself instead of using the default."""
         return hook in self._plugin.hooks
 
-    def taken_settings(self) -> list[Any]:
+    def plugin_settings(self) -> list[Any]:
         """Return the settings dataclasses that the plugin reads, with the values in use."""
-        return list(self.settings.taken.values())
+        return list(self.settings.parsed.values())
 
     def known_settings(self) -> dict[str, Any]:
         """Return all settings that the plugin reads, by key, with the values in use."""
-        taken = self.taken_settings()
-        return {field.name: getattr(config, field.name) for config in taken for field in dataclasses.fields(config)}
+        configs = self.plugin_settings()
+        return {field.name: getattr(config, field.name) for config in configs for field in dataclasses.fields(config)}
 
-    def taken_vocabularies(self) -> dict[str, Any]:
+    def plugin_vocabularies(self) -> dict[str, Any]:
         """Return the `[vocabularies.*]` tables that the plugin reads, by name, with the values in use."""
-        return {name: config for (name, _), config in self.settings.taken_vocabularies.items()}
+        return {name: config for (name, _), config in self.settings.parsed_vocabularies.items()}
 
     @property
     def writes_text(self) -> bool:
         """True if the modality's vocabulary is a text vocabulary, which several modalities may share."""
-        return not self.spec.continuous and self.spec.vocabulary in self.taken_vocabularies()
+        return not self.spec.continuous and self.spec.vocabulary in self.plugin_vocabularies()
 
     def _call(self, hook: str, **arguments: Any) -> Any:
+        """Call a hook with the settings in use, unless `arguments` have others."""
         with limited(self.limits):
-            return self._plugin.call(self.name, hook, **arguments)
+            return self._plugin.call(self.name, hook, **{"settings": self.settings, **arguments})
 
-    def _broken(self, hook: str, given: Any, expected: str, problem: str | None = None) -> PluginError:
-        return PluginError.expected(f"{self.name}: {hook} of {self._plugin.claim}", expected, describe(given), problem)
+    def _contract_error(self, hook: str, result: Any, expected: str, detail: str | None = None) -> PluginError:
+        return PluginError.expected(f"{self.name}: {hook} of {self._plugin.claim}", expected, describe(result), detail)
 
     def _checked_spec(self) -> ModalitySpec:
         try:
-            spec = self._call("modality_spec", settings=self.settings)
+            spec = self._call("modality_spec")
         except PluginError as error:
             claim = str(self._plugin.claim)
             raise error if claim in str(error) else PluginError(f"{error}; declared by {claim}") from error
         if not isinstance(spec, ModalitySpec) or spec.name != self.name:
-            raise self._broken("modality_spec", spec, f"a ModalitySpec named {self.name!r} (settings.name)")
+            raise self._contract_error("modality_spec", spec, f"a ModalitySpec named {self.name!r} (settings.name)")
         metrics = "" if spec.metrics == (EXACT,) else ", ".join(metric.name for metric in spec.metrics)
-        for hook, about, what in (
+        for hook, declared, declaration in (
             ("derive", spec.derived_from or spec.derive_setting, f"derived_from {spec.derived_from!r}"),
             ("score", metrics, f"metrics {metrics or 'none'}"),
         ):
-            if bool(about) != self.implements(hook):
-                has = "is implemented" if self.implements(hook) else "is not implemented"
-                raise PluginError(f"{self.name}: {self._plugin.claim} declares {what}, but the hook {hook} {has}")
+            if bool(declared) != self.implements(hook):
+                verb = "is" if self.implements(hook) else "is not"
+                conflict = f"declares {declaration}, but the hook {hook} {verb} implemented"
+                raise PluginError(f"{self.name}: {self._plugin.claim} {conflict}")
         return spec
 
     # ------------------------------------------------------------------ the tokenizer
@@ -161,7 +163,7 @@ class ModalityHandle:
 
         `vocabulary` is the folder of its shared vocabulary, if it has both. `settings` replace the settings in use.
         """
-        locate = self.files.locate_vocabulary if vocabulary is None else lambda _: CheckpointPlace(vocabulary)
+        locate = self.files.locate_vocabulary if vocabulary is None else lambda _: CheckpointLocation(vocabulary)
         origin = self.settings.origin
         files = TokenizerFiles(spec=self.spec, checkpoint=checkpoint, locate_vocabulary=locate, origin=origin)
         return ModalityHandle(
@@ -169,7 +171,7 @@ class ModalityHandle:
             settings=settings or self.settings,
             files=lambda _: files,
             specs_of=self._specs_of,
-            again=(ModalityHandle.at, self, checkpoint.absolute(), vocabulary and vocabulary.absolute(), settings),
+            reopen=(ModalityHandle.at, self, checkpoint.absolute(), vocabulary and vocabulary.absolute(), settings),
             limits=self.limits,
         )
 
@@ -205,7 +207,7 @@ class ModalityHandle:
             self._fingerprint = self.files.fingerprint()
         return self._fingerprint
 
-    def speaks(self, fingerprint: str, needed_vocab_size: int = 0) -> bool:
+    def can_read(self, fingerprint: str, needed_vocab_size: int = 0) -> bool:
         """Return whether this tokenizer can read tokens of tokenizer `fingerprint`: it is the same or grew from it.
 
         `needed_vocab_size` is one more than the greatest id in use. Raises CheckpointError without a tokenizer.
@@ -214,7 +216,7 @@ class ModalityHandle:
 
     def check_tokens_of(
         self,
-        where: object,
+        owner: object,
         fingerprint: str | None,
         layout: TokenLayout | None = None,
         *,
@@ -223,19 +225,19 @@ class ModalityHandle:
     ) -> None:
         """Raise DataError unless tokens, or a model trained on them, fit this tokenizer.
 
-        Args: where: The file, folder or model that the tokens belong to, for the message. fingerprint: The tokenizer
+        Args: owner: The file, folder or model that the tokens belong to, for the message. fingerprint: The tokenizer
         that wrote the tokens; None if unknown. layout: The tokens' layout. The lengths of sequences and embeddings may
         differ. needed_vocab_size: One more than the greatest id in use. remedy: Advice for the user.
         """
-        if fingerprint is not None and not self.speaks(fingerprint, needed_vocab_size):
-            found = self.fingerprint
-            raise OtherTokenizerError.of(where, self.name, fingerprint, found, self.checkpoint, remedy)
+        if fingerprint is not None and not self.can_read(fingerprint, needed_vocab_size):
+            in_use = self.fingerprint
+            raise OtherTokenizerError.of(owner, self.name, fingerprint, in_use, self.checkpoint, remedy)
         if layout is not None and not same_layout(layout, self.spec.layout):
-            raise OtherLayoutError.of(where, self.name, layout, self.spec.layout, remedy)
+            raise OtherLayoutError.of(owner, self.name, layout, self.spec.layout, remedy)
         if needed_vocab_size > self.spec.vocab_size:
-            expected, got = f"ids of {self.name} below {self.spec.vocab_size}", f"up to {needed_vocab_size - 1}"
+            expected, actual = f"ids of {self.name} below {self.spec.vocab_size}", f"up to {needed_vocab_size - 1}"
             advice = "raise the vocabulary's size, or tokenize again with --overwrite"
-            raise DataError.expected(where, expected, got, advice)
+            raise DataError.expected(owner, expected, actual, advice)
 
     @property
     def tokenizer(self) -> Any:
@@ -246,9 +248,8 @@ class ModalityHandle:
             import torch
 
             vocabulary = self.files.vocabulary_folder() if self.spec.own_tokenizer else folder
-            arguments = {"checkpoint": folder, "device": self._device, "vocabulary": vocabulary}
             with loading():
-                tokenizer = self._call("load_tokenizer", settings=self.settings, **arguments)
+                tokenizer = self._call("load_tokenizer", checkpoint=folder, device=self._device, vocabulary=vocabulary)
             self._tokenizer = tokenizer.eval() if isinstance(tokenizer, torch.nn.Module) else tokenizer
         return self._tokenizer
 
@@ -263,13 +264,13 @@ class ModalityHandle:
         with float32_by_default():
             path = self._call(
                 "train_tokenizer", config=config, samples=samples, out_dir=Path(out_dir), seed=seed,
-                device=resolved_device(device),
+                device=resolve_device(device),
             )  # fmt: skip
         if not isinstance(path, Path) or not is_complete(path):
-            raise self._broken("train_tokenizer", path, f"the Path of a folder of {WEIGHTS} and {CONFIG}")
+            raise self._contract_error("train_tokenizer", path, f"the Path of a folder of {WEIGHTS} and {CONFIG}")
         self.forget_tokenizer()
-        if self._trained is not None:
-            self._trained(path)
+        if self._on_trained is not None:
+            self._on_trained(path)
         return path
 
     def import_published(self, published: PublishedCheckpoint, out_dir: Path) -> dict[str, Any]:
@@ -278,9 +279,9 @@ class ModalityHandle:
         Returns the keys that `[modalities.NAME]` needs to load it. Raises CheckpointError, and writes nothing, if it is
         no tokenizer of such values.
         """
-        table = self._call("import_published", published=published, out_dir=Path(out_dir), settings=self.settings)
+        table = self._call("import_published", published=published, out_dir=Path(out_dir))
         if not isinstance(table, Mapping):
-            raise self._broken("import_published", table, "a table of settings")
+            raise self._contract_error("import_published", table, "a table of settings")
         return dict(table)
 
     def export_published(self, checkpoint: Path | None = None) -> PublishedCheckpoint:
@@ -289,7 +290,7 @@ class ModalityHandle:
         Raises CheckpointError if it was not imported.
         """
         folder = self.files.folder() if checkpoint is None else Path(checkpoint)
-        published: PublishedCheckpoint = self._call("export_published", checkpoint=folder, settings=self.settings)
+        published: PublishedCheckpoint = self._call("export_published", checkpoint=folder)
         return published
 
     def check_overrides(self, tokenizer_overrides: Mapping[str, Any]) -> Settings:
@@ -307,7 +308,7 @@ class ModalityHandle:
         if not tokenizer_overrides:
             return self.settings
         table = dict(tokenizer_overrides)
-        table = dict.fromkeys(emptied(type(self.known_settings().get("tokenizer")), table)) | table
+        table = dict.fromkeys(irrelevant_fields(type(self.known_settings().get("tokenizer")), table)) | table
         config = self.settings.changed(tokenizer=table)
         config.origin = dataclasses.replace(config.origin, path=None)  # an error is of the command line
         return config
@@ -320,8 +321,8 @@ class ModalityHandle:
         import torch
 
         kind = torch.device(self._device).type
-        plain = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-        with torch.inference_mode(), plain, float32_by_default():
+        no_autocast = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+        with torch.inference_mode(), no_autocast, float32_by_default():
             yield
 
     def encode(self, values: Any, *, trusted: bool = False) -> torch.Tensor | list[np.ndarray[Any, Any]]:
@@ -337,11 +338,11 @@ class ModalityHandle:
         batch = self._value_batch(values, trusted)
         count = len(batch)
         with self._inference():
-            given = self._call("encode", tokenizer=self.tokenizer, values=batch, settings=self.settings)
-        tokens, problem = checked_tokens(self.spec, given)
-        if problem or len(tokens) != count:
-            problem = problem or f"expected tokens of {count_of(count, 'value')}"
-            raise self._broken("encode", given, expected_tokens(self.spec), problem)
+            result = self._call("encode", tokenizer=self.tokenizer, values=batch)
+        tokens, error = checked_tokens(self.spec, result)
+        if error or len(tokens) != count:
+            error = error or f"expected tokens of {count_of(count, 'value')}"
+            raise self._contract_error("encode", result, expected_tokens(self.spec), error)
         # Copies: a plugin may use its buffers again, and tensors of inference mode may not be used in training.
         return tokens.cpu().clone() if isinstance(tokens, torch.Tensor) else [np.array(item) for item in tokens]
 
@@ -356,23 +357,23 @@ class ModalityHandle:
         """Return the values of a batch of tokens, one per sample. Takes what `encode` returns."""
         import torch
 
-        batch, problem = checked_tokens(self.spec, tokens, trusted=trusted)
-        if problem:
-            raise InvalidValueError.expected(self.name, expected_tokens(self.spec), describe(tokens), problem)
+        batch, invalid = checked_tokens(self.spec, tokens, trusted=trusted)
+        if invalid:
+            raise InvalidValueError.expected(self.name, expected_tokens(self.spec), describe(tokens), invalid)
         if isinstance(batch, torch.Tensor):
             batch = batch.to(self._device)
         with self._inference():
-            given = self._call("decode", tokenizer=self.tokenizer, tokens=batch, settings=self.settings)
+            result = self._call("decode", tokenizer=self.tokenizer, tokens=batch)
             try:
-                values = given.cpu().numpy() if isinstance(given, torch.Tensor) else given
-                listed = [v.cpu().numpy() if isinstance(v, torch.Tensor) else v for v in values]
+                values = result.cpu().numpy() if isinstance(result, torch.Tensor) else result
+                arrays = [v.cpu().numpy() if isinstance(v, torch.Tensor) else v for v in values]
             except TypeError as error:  # no batch, or a type that numpy lacks, such as bfloat16
-                raise self._broken("decode", given, f"a batch of {expected_value(self.spec.value)}") from error
-        if len(listed) != len(batch):
-            raise self._broken("decode", given, count_of(len(batch), "value"), f"it gave {len(listed)}")
-        for value in listed:
-            self._check_given(value, "decode")
-        return [copy.deepcopy(value) for value in listed]  # copies, as in `encode`
+                raise self._contract_error("decode", result, f"a batch of {expected_value(self.spec.value)}") from error
+        if len(arrays) != len(batch):
+            raise self._contract_error("decode", result, count_of(len(batch), "value"), f"it gave {len(arrays)}")
+        for value in arrays:
+            self._check_result(value, "decode")
+        return [copy.deepcopy(value) for value in arrays]  # copies, as in `encode`
 
     def decode_if_able(self, tokens: Any, *, trusted: bool = False) -> list[Any] | None:
         """Like `decode`, but return None for embeddings that the plugin cannot decode: they are an input only."""
@@ -390,22 +391,24 @@ class ModalityHandle:
         batched = is_batched(self.spec.value)
         if batched and isinstance(values, torch.Tensor | np.ndarray):
             values = as_array(values) if values.dtype is torch.bfloat16 else values
-            if problem := None if trusted else batch_problem(self.spec.value, values):
+            if error := None if trusted else batch_problem(self.spec.value, values):
                 expected = f"a batch of {expected_value(self.spec.value)}"
-                raise InvalidValueError.expected(self.name, expected, describe(values), problem)
+                raise InvalidValueError.expected(self.name, expected, describe(values), error)
             if isinstance(values, np.ndarray):  # a copy: torch takes no mirrored arrays, and warns of read-only ones
                 values = torch.from_numpy(np.array(values, order="C"))
             return values.to(self._device)
         if isinstance(values, str | Mapping) or not isinstance(values, Sequence) or not len(values):
             raise InvalidValueError.expected(self.name, "a list of one or more values", describe(values))
         if not trusted:
-            values = [self.fitted(value) if self._is_foreign(value) else self._taken(value) for value in values]
+            values = [self.fitted(value) if self._needs_opening(value) else self._checked(value) for value in values]
         return torch.from_numpy(np.stack(values)).to(self._device) if batched else list(values)
 
-    def _is_foreign(self, value: Any) -> bool:
+    def _is_path(self, value: Any) -> bool:
+        return isinstance(value, os.PathLike) or (isinstance(value, str) and self.spec.value.kind != "text")
+
+    def _needs_opening(self, value: Any) -> bool:
         """Return True for paths and PIL images."""
-        named = isinstance(value, str) and self.spec.value.kind != "text"
-        return named or isinstance(value, os.PathLike) or hasattr(value, "getbands")
+        return self._is_path(value) or hasattr(value, "getbands")
 
     # ------------------------------------------------------------------ values
 
@@ -414,24 +417,24 @@ class ModalityHandle:
 
         With `any_size` a picture-like array may have another height and width, as values before `transform` may.
         """
-        self._taken(value, any_size=any_size)
+        self._checked(value, any_size=any_size)
 
-    def _taken(self, value: Any, *, any_size: bool = False, trusted: bool = False) -> Any:
+    def _checked(self, value: Any, *, any_size: bool = False, trusted: bool = False) -> Any:
         """Return a value as plugins get it: checked unless `trusted`, and an array if it is a tensor."""
-        plain = as_array(value)
+        array = as_array(value)
         if trusted:
-            return plain
+            return array
         with limited(self.limits):
-            error = value_problem(self.spec.value, plain, any_size=any_size)
+            error = value_problem(self.spec.value, array, any_size=any_size)
         if error:
             raise InvalidValueError.expected(self.name, expected_value(self.spec.value), describe(value), error)
-        return plain
+        return array
 
-    def _check_given(self, value: Any, hook: str, *, any_size: bool = False) -> None:
+    def _check_result(self, value: Any, hook: str, *, any_size: bool = False) -> None:
         with limited(self.limits):
-            problem = value_problem(self.spec.value, value, any_size=any_size)
-        if problem:
-            raise self._broken(hook, value, expected_value(self.spec.value), problem)
+            error = value_problem(self.spec.value, value, any_size=any_size)
+        if error:
+            raise self._contract_error(hook, value, expected_value(self.spec.value), error)
 
     def read(self, data: bytes, extension: str) -> Any:
         """Return one value from a file's bytes, at the file's size. Raises InvalidValueError.
@@ -449,7 +452,7 @@ class ModalityHandle:
         except OneLineError:
             raise
         except Exception as error:
-            raise InvalidValueError(f"{self.name}: cannot be read from .{extension}: {reason(error)}") from error
+            raise InvalidValueError(f"{self.name}: cannot be read from .{extension}: {error_text(error)}") from error
         value = in_declared_width(self.spec.value, value)
         self.check(value, any_size=self.implements("transform"))
         return value
@@ -462,15 +465,14 @@ class ModalityHandle:
         """
         import PIL.Image
 
-        kind = self.spec.value.kind
-        if isinstance(item, os.PathLike) or (isinstance(item, str) and kind != "text"):
+        if self._is_path(item):
             path = Path(item)
             if not os.path.isfile(path):  # Path.is_file raises for names that are too long
                 raise InvalidValueError.expected(self.name, "an existing file", f"{str(item)!r}")
             with limited(self.limits):
                 data = read_file(path)
             return self.read(data, path.suffix)
-        if kind == "array" and hasattr(item, "__array__") and not isinstance(item, PIL.Image.Image):
+        if self.spec.value.kind == "array" and hasattr(item, "__array__") and not isinstance(item, PIL.Image.Image):
             item = np.asarray(as_array(item))
             is_picture = item.dtype == np.uint8 and (item.ndim == 2 or item.shape[2:] == (3,))
             if is_picture and value_problem(self.spec.value, item, any_size=True):
@@ -486,49 +488,49 @@ class ModalityHandle:
 
     def write(self, value: Any, *, trusted: bool = False) -> tuple[bytes, str]:
         """Return a value of any size as a file's bytes and its extension (lower case, no dot)."""
-        value = self._taken(value, any_size=self.implements("transform"), trusted=trusted)
-        written = self._call("write_value", value=value, settings=self.settings, spec=self.spec)
+        value = self._checked(value, any_size=self.implements("transform"), trusted=trusted)
+        written = self._call("write_value", value=value, spec=self.spec)
         data, extension = written if isinstance(written, tuple) and len(written) == 2 else (None, None)
         if not isinstance(data, bytes) or not isinstance(extension, str) or not re.fullmatch(r"[a-z0-9]+", extension):
-            raise self._broken("write_value", written, "(bytes, extension in lower case without a dot)")
+            raise self._contract_error("write_value", written, "(bytes, extension in lower case without a dot)")
         return data, extension
 
     def example_files(self) -> dict[str, tuple[bytes, str]]:
         """Return files that users may have: a short description -> (bytes, extension)."""
-        given = self._call("example_files", settings=self.settings)
-        for file in given.values() if isinstance(given, Mapping) else [None]:
+        examples = self._call("example_files")
+        for file in examples.values() if isinstance(examples, Mapping) else [None]:
             if not (isinstance(file, tuple) and list(map(type, file)) == [bytes, str]):
-                raise self._broken("example_files", given, "{words: (bytes, extension)}")
-        return dict(given)
+                raise self._contract_error("example_files", examples, "{words: (bytes, extension)}")
+        return dict(examples)
 
     def transform(self, value: Any, crop: Crop, *, trusted: bool = False) -> Any:
         """Return the part of the value inside `crop`, at the size of the settings."""
         resizes = self.implements("transform")
-        value = self._taken(value, any_size=resizes, trusted=trusted)
-        seen = self._call("transform", value=value, crop=crop, settings=self.settings)
-        if resizes and value_problem(self.spec.value, seen):
-            if getattr(seen, "shape", None) == getattr(value, "shape", ()):  # it may resize nothing
+        value = self._checked(value, any_size=resizes, trusted=trusted)
+        cropped = self._call("transform", value=value, crop=crop)
+        if resizes and value_problem(self.spec.value, cropped):
+            if getattr(cropped, "shape", None) == getattr(value, "shape", ()):  # it may resize nothing
                 self.check(value)
-            self._check_given(seen, "transform")
-        return seen
+            self._check_result(cropped, "transform")
+        return cropped
 
     def fitted(self, item: Any) -> Any:
         """Return the value of a file or picture (see `open`), cropped to its middle, at the size of the settings."""
         value = self.open(item)
         return self.transform(value, self.middle(value), trusted=True)
 
-    def middle(self, value: Any, otherwise: Crop = WHOLE) -> Crop:
+    def middle(self, value: Any, default: Crop = WHOLE) -> Crop:
         """Return the largest crop in the middle of a value that has the proportions of the modality's pictures.
 
-        `otherwise` is returned for modalities whose values have no proportions, such as boxes.
+        `default` is returned for modalities whose values have no proportions, such as boxes.
         """
         shape = self.spec.value.shape
         if not self.implements("transform") or len(shape) < 2 or not isinstance(shape[-1], int):
-            return otherwise
+            return default
         height, width = value.shape[-2:]
-        taller = int(shape[-2]) * width / (shape[-1] * height)  # than the value, by this factor
-        across, down = min(1.0, 1 / taller), min(1.0, taller)
-        return Crop(top=(1 - down) / 2, left=(1 - across) / 2, height=down, width=across)
+        relative_height = int(shape[-2]) * width / (shape[-1] * height)  # of the crop, at the value's width
+        crop_width, crop_height = min(1.0, 1 / relative_height), min(1.0, relative_height)
+        return Crop(top=(1 - crop_height) / 2, left=(1 - crop_width) / 2, height=crop_height, width=crop_width)
 
     @property
     def is_picture(self) -> bool:
@@ -539,7 +541,7 @@ class ModalityHandle:
         value, size = self.spec.value, self.known_settings().get("image_size")
         sized = value.shape[-2:] == ((size, size) if isinstance(size, int) else tuple(size or ()))
         flat = value.kind == "array" and len(value.shape) >= 2 and self.implements("transform")
-        return flat and (sized or len(self.spec.places) == 2)
+        return flat and (sized or len(self.spec.grid_shape) == 2)
 
     @property
     def derive_hint(self) -> str:
@@ -559,69 +561,68 @@ class ModalityHandle:
         specs = self._specs_of(self.spec.derived_from)
         if any(hasattr(value, "detach") for value in sample.values()):
             sample = {name: as_array(value) for name, value in sample.items()}
-        value = self._call("derive", sample=sample, settings=self.settings, specs=specs)
-        self._check_given(value, "derive", any_size=True)
+        value = self._call("derive", sample=sample, specs=specs)
+        self._check_result(value, "derive", any_size=True)
         return value
 
     def render(self, value: Any) -> PIL.Image.Image | str:
         """Return a PIL image of the value, or a text."""
-        value, settings = as_array(value), self.settings
-        picture: PIL.Image.Image | str = self._call("render", value=value, settings=settings, spec=self.spec)
+        picture: PIL.Image.Image | str = self._call("render", value=as_array(value), spec=self.spec)
         if not isinstance(picture, str):
             import PIL.Image
 
             if not isinstance(picture, PIL.Image.Image):
-                raise self._broken("render", picture, "a PIL image or a str")
+                raise self._contract_error("render", picture, "a PIL image or a str")
         return picture
 
     def score(self, predicted: Sequence[Any], target: Sequence[Any]) -> dict[str, float]:
         """Return the metrics of `spec.metrics`, by name, over aligned lists of values."""
         if len(predicted) != len(target) or not len(target):
-            expected, got = "as many predictions as targets, at least one", f"{len(predicted)} and {len(target)}"
-            raise InvalidValueError.expected(self.name, expected, got)
+            expected, actual = "as many predictions as targets, at least one", f"{len(predicted)} and {len(target)}"
+            raise InvalidValueError.expected(self.name, expected, actual)
         pairs = {"predicted": list(map(as_array, predicted)), "target": list(map(as_array, target))}
-        scores = self._call("score", **pairs, settings=self.settings, spec=self.spec)
+        scores = self._call("score", **pairs, spec=self.spec)
         names = [metric.name for metric in self.spec.metrics]
         try:
             if set(scores) == set(names):
                 return {name: float(scores[name]) for name in names}
         except (TypeError, ValueError):
             pass
-        raise self._broken("score", scores, f"one number for each of {', '.join(names)}")
+        raise self._contract_error("score", scores, f"one number for each of {', '.join(names)}")
 
     def constant_baseline(self, values: Sequence[Any]) -> Any:
         """Return the one value that scores best as the prediction for all `values`."""
         if not len(values):
             raise InvalidValueError(f"{self.name}: a constant baseline needs at least one value")
-        values, settings, spec = list(map(as_array, values)), self.settings, self.spec
-        baseline = self._call("constant_baseline", values=values, settings=settings, spec=spec, score=self.score)
-        self._check_given(baseline, "constant_baseline")
+        values = list(map(as_array, values))
+        baseline = self._call("constant_baseline", values=values, spec=self.spec, score=self.score)
+        self._check_result(baseline, "constant_baseline")
         return baseline
 
     def vocabulary_tokens(self) -> tuple[str, ...]:
         """Return the special tokens that this modality adds to its shared text vocabulary, in order."""
-        return self._strings("vocabulary_tokens", settings=self.settings)
+        return self._strings("vocabulary_tokens")
 
     def vocabulary_texts(self, values: Sequence[Any]) -> tuple[str, ...]:
         """Return the plain text in `values` that the shared text vocabulary should cover well."""
-        return self._strings("vocabulary_texts", values=values, settings=self.settings)
+        return self._strings("vocabulary_texts", values=values)
 
     def _strings(self, hook: str, **arguments: Any) -> tuple[str, ...]:
-        strings = tuple(given := self._call(hook, **arguments))
-        if isinstance(given, str) or not all(isinstance(item, str) for item in strings):
-            raise self._broken(hook, given, "a sequence of str")
+        strings = tuple(result := self._call(hook, **arguments))
+        if isinstance(result, str) or not all(isinstance(item, str) for item in strings):
+            raise self._contract_error(hook, result, "a sequence of str")
         return strings
 
     def single_ids(self) -> frozenset[int]:
         """Return the ids that occur at most once in a sequence."""
         tokenizer = self.tokenizer if self.implements("single_ids") else None
-        given = list(self._call("single_ids", tokenizer=tokenizer, settings=self.settings))
-        if not all(isinstance(index, int) and 0 <= index < self.spec.vocab_size for index in given):
-            raise self._broken("single_ids", given, f"ids from 0 to {self.spec.vocab_size - 1}")
-        return frozenset(given)
+        ids = list(self._call("single_ids", tokenizer=tokenizer))
+        if not all(isinstance(index, int) and 0 <= index < self.spec.vocab_size for index in ids):
+            raise self._contract_error("single_ids", ids, f"ids from 0 to {self.spec.vocab_size - 1}")
+        return frozenset(ids)
 
 
-def _opened(device: str, open_handle: Callable[..., ModalityHandle], *of: Any) -> ModalityHandle:
-    handle = open_handle(*of)
+def _reopened(device: str, open_handle: Callable[..., ModalityHandle], *arguments: Any) -> ModalityHandle:
+    handle = open_handle(*arguments)
     handle.device = device
     return handle

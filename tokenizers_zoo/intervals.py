@@ -19,8 +19,7 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
         return mean, None
     from scipy import stats
 
-    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return mean, float(stats.t.ppf(0.975, len(values) - 1)) * spread / len(values) ** 0.5
+    return mean, float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def bootstrap(score: Callable[[Sequence[int]], float], count: int, seed: int) -> list[float]:
@@ -30,11 +29,11 @@ def bootstrap(score: Callable[[Sequence[int]], float], count: int, seed: int) ->
     sample, the resamples need no further calls. Calls with equal `count` and `seed` use the same resamples: the
     difference of two results over the same samples is the bootstrap of the paired difference.
     """
-    drawn = np.random.default_rng([seed, count]).integers(count, size=(RESAMPLES, count))
-    single = np.array([score([place]) for place in range(count)], np.float64)
-    if np.isclose(single.mean(), score(range(count)), rtol=1e-6, atol=1e-12):
-        return list(map(float, single[drawn].mean(axis=1)))
-    return [float(score(places)) for places in drawn.tolist()]
+    samples = np.random.default_rng([seed, count]).integers(count, size=(RESAMPLES, count))
+    sample_scores = np.array([score([index]) for index in range(count)], np.float64)
+    if np.isclose(sample_scores.mean(), score(range(count)), rtol=1e-6, atol=1e-12):
+        return list(map(float, sample_scores[samples].mean(axis=1)))
+    return [float(score(indices)) for indices in samples.tolist()]
 
 
 def percentiles(resampled: Iterable[float | None]) -> tuple[float, float] | None:

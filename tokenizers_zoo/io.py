@@ -63,9 +63,9 @@ def disk_problem(error: BaseException) -> str | None:
     Libraries may wrap the system's error, so its number is also searched in the text; a plugin's error has it as its
     cause.
     """
-    for found in (error, error.__cause__):
-        if isinstance(found, OSError) and found.errno is not None:
-            return DISK_ERRORS.get(found.errno)
+    for cause in (error, error.__cause__):
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return DISK_ERRORS.get(cause.errno)
     if isinstance(error, OneLineError) and not isinstance(error, PluginError):
         return None
     number = re.search(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]", str(error))
@@ -80,12 +80,12 @@ def disk_errors(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception
-        if problem := disk_problem(error):
-            raise DataError(f"{path}: {problem}") from error
+        if advice := disk_problem(error):
+            raise DataError(f"{path}: {advice}") from error
         raise
 
 
-def not_read(path: Path, error: OSError) -> ReadError:
+def read_error(path: Path, error: OSError) -> ReadError:
     """Return the error for a file or folder that cannot be read now."""
     return ReadError(f"{path}: cannot be read: {error.strerror}; run the same command again when it can")
 
@@ -98,7 +98,7 @@ def open_regular(path: Path) -> BufferedReader:
     try:
         return _open(path)
     except OSError as error:
-        raise not_read(path, error) from None
+        raise read_error(path, error) from None
 
 
 def read_regular(path: Path) -> bytes | None:
@@ -109,7 +109,7 @@ def read_regular(path: Path) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise not_read(path, error) from None
+        raise read_error(path, error) from None
 
 
 def _open(path: Path) -> BufferedReader:
@@ -133,7 +133,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError, ReadError), _open(stale) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(_beside(stale), ignore_errors=True)
+            shutil.rmtree(_scratch_folder(stale), ignore_errors=True)
             stale.unlink()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)  # the umask applies
@@ -161,7 +161,7 @@ def write_tensors(
     """
     from safetensors.torch import save_file
 
-    folder = _beside(temporary)
+    folder = _scratch_folder(temporary)
     folder.mkdir()
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
@@ -205,7 +205,7 @@ def write_state(path: Path, tensors: Mapping[str, torch.Tensor], numbers: Mappin
             file.write(digest.encode())
 
 
-def verified_numbers(path: Path, remedy: str) -> dict[str, float]:
+def read_numbers(path: Path, remedy: str) -> dict[str, float]:
     """Return the numbers that `write_state` wrote. Raises CheckpointError unless the whole file has its checksum."""
     try:
         with open_regular(path) as file:
@@ -217,13 +217,13 @@ def verified_numbers(path: Path, remedy: str) -> dict[str, float]:
             hashed = hashlib.sha256(start.replace(digest.encode(), NO_DIGEST.encode()))
             if hashlib.file_digest(file, lambda: hashed).hexdigest() == digest:
                 return {name: float(number) for name, number in metadata.items()}
-        problem = "its checksum is not the checksum of its content"
+        reason = "its checksum is not the checksum of its content"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        problem = f"its header cannot be read: {type(error).__name__}"
-    raise CheckpointError(f"{path}: damaged: {problem}; {remedy}")
+        reason = f"its header cannot be read: {type(error).__name__}"
+    raise CheckpointError(f"{path}: damaged: {reason}; {remedy}")
 
 
-def _beside(temporary: Path) -> Path:
+def _scratch_folder(temporary: Path) -> Path:
     """Return the folder for intermediate files of a temporary file."""
     return temporary.with_name(f"{temporary.name}.d")
 
@@ -287,7 +287,7 @@ def read_table(
 ) -> dict[str, Any]:  # fmt: skip
     """Read a record of a `shape`; return it without format and checksum. Raises `error`, ReadError.
 
-    See `shape_problem` for shapes.
+    See `shape_error` for shapes.
     """
     if (data := read_regular(path)) is None:
         raise error(f"{path}: no such file")
@@ -308,15 +308,15 @@ def parsed_table(
         raise error(f"{path}: damaged: its checksum is not the checksum of its content; {remedy}")
     try:
         table = json.loads(data, parse_int=_integer, parse_float=_float, parse_constant=_float)
-        problem = shape_problem(table, shape or {})
-        if not problem and too_deep(table):
-            problem = f"is nested too deeply: {DEEPEST} levels at most"
-        elif not problem and b"\\u" in data:
+        damage = shape_error(table, shape or {})
+        if not damage and too_deep(table):
+            damage = f"is nested too deeply: {DEEPEST} levels at most"
+        elif not damage and b"\\u" in data:
             json.dumps(table, ensure_ascii=False).encode()  # fails for half a character, which no file can hold
     except (ValueError, RecursionError) as reason:
-        problem = f"cannot be read as JSON: {reason}"
-    if problem:
-        raise error(f"{path}: damaged: {problem}; {remedy}")
+        damage = f"cannot be read as JSON: {reason}"
+    if damage:
+        raise error(f"{path}: damaged: {damage}; {remedy}")
     return {key: value for key, value in table.items() if key not in ("format", CHECKSUM)}
 
 
@@ -343,15 +343,15 @@ def check_format(path: Path, written: int, error: type[ZooError] = CheckpointErr
 
 def too_deep(value: Any, deepest: int = DEEPEST) -> bool:
     """Return whether lists and dicts are nested more than `deepest` levels."""
-    level: list[Any] = [[value]]
+    containers: list[Any] = [[value]]
     for _ in range(deepest + 1):
-        nested = (one.values() if isinstance(one, dict) else one for one in level)
-        if not (level := [item for one in nested for item in one if isinstance(item, dict | list)]):
+        nested = (container.values() if isinstance(container, dict) else container for container in containers)
+        if not (containers := [item for container in nested for item in container if isinstance(item, dict | list)]):
             return False
     return True
 
 
-def shape_problem(value: Any, shape: Any, place: str = "") -> str | None:
+def shape_error(value: Any, shape: Any, key_path: str = "") -> str | None:
     """Return where a JSON value differs from a shape, as `pairs[0].target: expected str, got 3`, or None.
 
     A shape is a type, where float includes int, and Path is the text of a path; None; a frozenset of texts; a tuple of
@@ -359,37 +359,37 @@ def shape_problem(value: Any, shape: Any, place: str = "") -> str | None:
     "?" may be absent, and other keys are not checked.
     """
     if shape is Path:
-        return None if isinstance(value, str) and "\0" not in value else _unexpected(value, "a path", place)
+        return None if isinstance(value, str) and "\0" not in value else _unexpected(value, "a path", key_path)
     if isinstance(shape, frozenset):
-        known = isinstance(value, str) and value in shape
-        return None if known else _unexpected(value, " or ".join(sorted(shape)), place)
+        listed = isinstance(value, str) and value in shape
+        return None if listed else _unexpected(value, " or ".join(sorted(shape)), key_path)
     if isinstance(shape, tuple):
-        problems = [shape_problem(value, one, place) for one in shape]
-        return problems[0] if all(problems) else None
-    inner: Iterator[str | None] = iter(())
+        mismatches = [shape_error(value, alternative, key_path) for alternative in shape]
+        return mismatches[0] if all(mismatches) else None
+    item_errors: Iterator[str | None] = iter(())
     if isinstance(shape, list):
         expected: Any = list
         if isinstance(value, list):
-            inner = (shape_problem(item, shape[0], f"{place}[{number}]") for number, item in enumerate(value))
+            item_errors = (shape_error(item, shape[0], f"{key_path}[{index}]") for index, item in enumerate(value))
     elif isinstance(shape, Mapping):
         expected = dict
         if isinstance(value, dict):
-            parts = dict.fromkeys(value, shape[str]) if str in shape else shape
-            dot = f"{place}." if place else ""
-            inner = (
-                shape_problem(value[name], part, f"{dot}{name}") if (name := key.removesuffix("?")) in value
+            shapes = dict.fromkeys(value, shape[str]) if str in shape else shape
+            dot = f"{key_path}." if key_path else ""
+            item_errors = (
+                shape_error(value[name], item_shape, f"{dot}{name}") if (name := key.removesuffix("?")) in value
                 else None if key.endswith("?") else f"lacks {dot}{key}"
-                for key, part in parts.items()
+                for key, item_shape in shapes.items()
             )  # fmt: skip
     else:
         expected = type(None) if shape is None else shape
     if type(value) is not expected and not (expected is float and type(value) is int):
-        return _unexpected(value, expected.__name__, place)
-    return next(filter(None, inner), None)
+        return _unexpected(value, expected.__name__, key_path)
+    return next(filter(None, item_errors), None)
 
 
-def _unexpected(value: Any, expected: str, place: str) -> str:
-    return f"{place or 'content'}: expected {expected}, got {json.dumps(value)[:SHORT]}"
+def _unexpected(value: Any, expected: str, key_path: str) -> str:
+    return f"{key_path or 'content'}: expected {expected}, got {json.dumps(value)[:SHORT]}"
 
 
 def read_lines(path: Path, *, finished: bool = True) -> list[dict[str, Any]]:
@@ -400,8 +400,8 @@ def read_lines(path: Path, *, finished: bool = True) -> list[dict[str, Any]]:
     """
     if (content := read_regular(path)) is None:
         return []
-    found: list[dict[str, Any]] = []
-    *lines, rest = content.decode(errors="replace").split("\n")
+    tables: list[dict[str, Any]] = []
+    *lines, unfinished_line = content.decode(errors="replace").split("\n")
     for number, line in enumerate(lines):
         try:
             table = json.loads(line)
@@ -416,10 +416,10 @@ def read_lines(path: Path, *, finished: bool = True) -> list[dict[str, Any]]:
                 raise ValueError(f"expected numbers up to {LARGEST:g}")
         except (ValueError, KeyError, TypeError, RecursionError, StopIteration) as error:
             raise CheckpointError(f"{path}:{number + 1}: damaged line ({error}); delete the line or the file") from None
-        found.append({key: value for key, value in table.items() if key != CHECKSUM})
-    if finished and (rest or not found or found[-1].get("end") != len(found) - 1):
+        tables.append({key: value for key, value in table.items() if key != CHECKSUM})
+    if finished and (unfinished_line or not tables or tables[-1].get("end") != len(tables) - 1):
         raise CheckpointError(f"{path}: damaged: its end is missing; restore the file, or delete it")
-    return [table for table in found if "step" in table]
+    return [table for table in tables if "step" in table]
 
 
 def line_text(table: Mapping[str, Any]) -> str:
@@ -433,13 +433,13 @@ def start_lines(path: Path, step: int) -> int:
 
     Returns how many lines it has.
     """
-    kept = [{"format": FORMAT}, *(line for line in read_lines(path, finished=False) if line["step"] <= step)]
+    lines = [{"format": FORMAT}, *(line for line in read_lines(path, finished=False) if line["step"] <= step)]
     with replacing_file(path) as temporary:
-        temporary.write_text("".join(map(line_text, kept)), encoding="utf-8")
-    return len(kept)
+        temporary.write_text("".join(map(line_text, lines)), encoding="utf-8")
+    return len(lines)
 
 
-def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+def differences(old: Any, new: Any, key_path: str = "") -> Iterator[str]:
     """Yield the places where two JSON values differ, as `train.steps was 400, is 800`.
 
     A table that only one has is named, without its content: `modalities.rgb is new`. Short lists are shown whole; of
@@ -447,35 +447,35 @@ def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict.fromkeys((*old, *new)):
-            yield from differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+            yield from differences(old.get(key), new.get(key), f"{key_path}.{key}" if key_path else key)
     elif old is None and isinstance(new, Mapping):
-        yield f"{where} is new"
+        yield f"{key_path} is new"
     elif new is None and isinstance(old, Mapping):
-        yield f"{where} is left out"
+        yield f"{key_path} is left out"
     elif old != new:
         was, now = json.dumps(old), json.dumps(new)
         if isinstance(old, list) and isinstance(new, list) and max(len(was), len(now)) > SHORT:
-            for place, pair in enumerate(zip_longest(old, new)):
-                yield from differences(*pair, f"{where}[{place}]")
+            for index, pair in enumerate(zip_longest(old, new)):
+                yield from differences(*pair, f"{key_path}[{index}]")
         else:
-            yield f"{where} was {was}, is {now}"
+            yield f"{key_path} was {was}, is {now}"
 
 
-def relative_place(place: str | Path, folder: Path) -> str:
+def relative_place(path: str | Path, folder: Path) -> str:
     """Return a path for a file in `folder`, relative to it, so that both can be moved together.
 
-    Links in the folders of `place` are resolved, but not its last part.
+    Links in the folders of `path` are resolved, but not its last part.
     """
-    place = Path(place)
-    relative = os.path.relpath(place.parent.resolve() / place.name, folder.resolve())
+    path = Path(path)
+    relative = os.path.relpath(path.parent.resolve() / path.name, folder.resolve())
     return relative if relative.startswith(os.pardir) else os.path.join(os.curdir, relative)
 
 
-def absolute_place(place: str, folder: Path) -> Path:
+def absolute_place(relative: str, folder: Path) -> Path:
     """Return the path that `relative_place` recorded."""
-    return Path(os.path.normpath(folder.resolve() / place))
+    return Path(os.path.normpath(folder.resolve() / relative))
 
 
-def difference(old: Any, new: Any, where: str = "") -> str:
+def difference(old: Any, new: Any, key_path: str = "") -> str:
     """Return the first place where two JSON values differ; empty if they are equal."""
-    return next(differences(old, new, where), "")
+    return next(differences(old, new, key_path), "")

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from tokenizers_zoo.config import changed_fields
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.io import open_regular
 
@@ -48,18 +49,16 @@ class Limits:
 
     def identity(self) -> dict[str, dict[str, float]]:
         """Return the limits that are not defaults, for inputs digests, as {"limits": {...}} or {}."""
-        default = type(self)()
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed = {key: value for key, value in found.items() if value != getattr(default, key)}
-        return {"limits": changed} if changed else {}
+        overrides = changed_fields(self)
+        return {"limits": overrides} if overrides else {}
 
-    def check(self, key: str, amount: float, what: str) -> None:
+    def check(self, key: str, amount: float, description: str) -> None:
         """Raise InvalidValueError, which names the limit, if `amount` exceeds the limit `key`.
 
-        `what` describes the amount: "13000 x 13000 pixels".
+        `description` describes the amount: "13000 x 13000 pixels".
         """
-        if amount > (most := getattr(self, key)):
-            raise InvalidValueError(f"{what}, at most {most:,} ({key} in [limits] of registry.toml)")
+        if amount > (maximum := getattr(self, key)):
+            raise InvalidValueError(f"{description}, at most {maximum:,} ({key} in [limits] of registry.toml)")
 
 
 DEFAULT = Limits()
@@ -72,9 +71,9 @@ def limits() -> Limits:
 
 
 @contextlib.contextmanager
-def limited(to: Limits) -> Iterator[None]:
-    """Use the limits `to` in this thread, inside the block."""
-    token = _CURRENT.set(to)
+def limited(limits: Limits) -> Iterator[None]:
+    """Use the limits `limits` in this thread, inside the block."""
+    token = _CURRENT.set(limits)
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ from tokenizers_zoo.errors import (
 )
 from tokenizers_zoo.hookspecs import CONTRACT, PROJECT, ModalityHooks, Score, SourceHooks, hookimpl
 from tokenizers_zoo.spec import EXACT, ModalitySpec
-from tokenizers_zoo.validation import array_bytes, array_of, describe, json_of, same, text_of
+from tokenizers_zoo.validation import array_bytes, array_of, describe, json_of, text_of, values_equal
 
 if TYPE_CHECKING:
     from tokenizers_zoo.ml4m import PublishedCheckpoint
@@ -59,37 +59,37 @@ class Claim:
 
 def installed_claims() -> dict[str, dict[str, list[Claim]]]:
     """Return all claims by group and name, in a fixed order. Reads metadata only."""
-    found: dict[str, dict[str, list[Claim]]] = {MODALITIES: {}, SOURCES: {}, WRAPPERS: {}}
-    everything = entry_points()
-    for group, names in found.items():
-        for entry_point in everything.select(group=group):
+    claims_by_group: dict[str, dict[str, list[Claim]]] = {MODALITIES: {}, SOURCES: {}, WRAPPERS: {}}
+    installed = entry_points()
+    for group, names in claims_by_group.items():
+        for entry_point in installed.select(group=group):
             dist = entry_point.dist
             distribution = f"{dist.name} {dist.version}" if dist else "an unknown distribution"
             claim = Claim(name=entry_point.name, group=group, distribution=distribution, entry_point=entry_point)
             names.setdefault(entry_point.name, []).append(claim)
         for claims in names.values():
             claims.sort(key=lambda claim: (claim.distribution, claim.entry_point.value))
-    return found
+    return claims_by_group
 
 
-def reason(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return an exception as one line, with its place in the plugin's source."""
-    between = ("importlib", "pluggy", __file__)  # frames between our code and the plugin
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(name in f.filename for name in between)]
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    skipped = ("importlib", "pluggy", __file__)  # files of the frames between our code and the plugin
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(name in f.filename for name in skipped)]
+    location = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     unwritten = frames and isinstance(error, NotImplementedError)
     text = " ".join(str(error).split()) or (f"{frames[-1].name} is to be written" if unwritten else "")
-    return f"{type(error).__name__}{': ' + text if text else ''}{place}"
+    return f"{type(error).__name__}{': ' + text if text else ''}{location}"
 
 
-def failed(what: str, error: BaseException) -> OneLineError:
+def call_error(call: str, error: BaseException) -> OneLineError:
     """Return the error to raise for an unexpected exception: MachineError if memory ran out, else PluginError."""
     if is_of_the_machine(error):
         return MachineError(
-            f"{what} ran out of memory, or its device failed: {reason(error)}; what was finished is kept: free some "
-            "memory, or ask for smaller batches, fewer workers or another device, and run the same command again"
+            f"{call} ran out of memory, or its device failed: {error_text(error)}; what was finished is kept: free "
+            "some memory, or ask for smaller batches, fewer workers or another device, and run the same command again"
         )
-    return PluginError(f"{what} failed: {reason(error)}")
+    return PluginError(f"{call} failed: {error_text(error)}")
 
 
 def check_hooks(pm: pluggy.PluginManager, plugin: Any, claim: Claim, required: Iterable[str]) -> frozenset[str]:
@@ -101,30 +101,30 @@ def check_hooks(pm: pluggy.PluginManager, plugin: Any, claim: Claim, required: I
     if version != CONTRACT:
         older = isinstance(version, int) and version < CONTRACT
         update = claim.distribution.partition(" ")[0] if older else "tokenizers-zoo"
-        made = f"was made for version {version} of the plugin contract, this is version {CONTRACT}"
-        raise PluginError(f"{claim.name}: {claim} {made}; pip install --upgrade {update}")
-    own, wrapped, problems = set[str](), set[str](), list[str]()
+        mismatch = f"was made for version {version} of the plugin contract, this is version {CONTRACT}"
+        raise PluginError(f"{claim.name}: {claim} {mismatch}; pip install --upgrade {update}")
+    implemented, wrapped, errors = set[str](), set[str](), list[str]()
     for attribute in dir(plugin):
         options = pm.parse_hookimpl_opts(plugin, attribute)
         if options is None:
             continue
-        (wrapped if options.get("wrapper") or options.get("hookwrapper") else own).add(attribute)
+        (wrapped if options.get("wrapper") or options.get("hookwrapper") else implemented).add(attribute)
         if attribute in HOOKS:
-            problems += _signature_problems(getattr(plugin, attribute), attribute)
+            errors += _signature_problems(getattr(plugin, attribute), attribute)
         else:
             close = difflib.get_close_matches(attribute, sorted(HOOKS), n=1)
             offer = f"did you mean {close[0]!r}?" if close else f"known hooks: {', '.join(sorted(HOOKS))}"
-            problems.append(f"there is no hook {attribute!r}; {offer}")
+            errors.append(f"there is no hook {attribute!r}; {offer}")
     if claim.group == WRAPPERS:
-        problems += [f"{hook} has to be a wrapper: @hookimpl(wrapper=True)" for hook in sorted(own)]
-        problems += [] if own or wrapped else ["it wraps no hook"]
+        errors += [f"{hook} has to be a wrapper: @hookimpl(wrapper=True)" for hook in sorted(implemented)]
+        errors += [] if implemented or wrapped else ["it wraps no hook"]
     for hook in required:
-        if hook not in own:
+        if hook not in implemented:
             unmarked = callable(getattr(plugin, hook, None)) and hook not in wrapped
-            problems.append(f"{hook} is {'not marked with @tokenizers_zoo.hookimpl' if unmarked else 'missing'}")
-    if problems:
-        raise PluginError(f"{claim.name}: {claim} breaks the plugin contract: {'; '.join(problems)}")
-    return frozenset(own)
+            errors.append(f"{hook} is {'not marked with @tokenizers_zoo.hookimpl' if unmarked else 'missing'}")
+    if errors:
+        raise PluginError(f"{claim.name}: {claim} breaks the plugin contract: {'; '.join(errors)}")
+    return frozenset(implemented)
 
 
 def _signature_problems(method: Any, hook: str) -> Iterator[str]:
@@ -182,14 +182,14 @@ class Defaults:
 
     @hookimpl
     def score(self, predicted: Sequence[Any], target: Sequence[Any]) -> Mapping[str, float]:
-        return {EXACT.name: float(np.mean([same(p, t) for p, t in zip(predicted, target, strict=True)]))}
+        return {EXACT.name: float(np.mean([values_equal(p, t) for p, t in zip(predicted, target, strict=True)]))}
 
     @hookimpl
     def constant_baseline(self, values: Sequence[Any], spec: ModalitySpec, score: Score) -> Any:
         """Return the best of up to 32 evenly spaced `values` by the main metric, the first of equals."""
-        places = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_CANDIDATES)).round().astype(int))
-        scores = [score([values[place]] * len(values), values)[spec.metrics[0].name] for place in places]
-        return values[places[spec.metrics[0].best(scores)]]
+        candidates = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_CANDIDATES)).round().astype(int))
+        scores = [score([values[index]] * len(values), values)[spec.metrics[0].name] for index in candidates]
+        return values[candidates[spec.metrics[0].best(scores)]]
 
     @hookimpl
     def vocabulary_tokens(self) -> Sequence[str]:
@@ -226,10 +226,10 @@ class Plugin:
 
         Every exception passes; an InvalidValueError gets the name.
         """
-        called = self.object if hook in self.hooks else self.plugins.defaults
-        others = self.plugins.exclusive - {called}
+        implementation = self.object if hook in self.hooks else self.plugins.defaults
+        excluded = self.plugins.exclusive - {implementation}
         try:
-            return self.plugins.pm.subset_hook_caller(hook, remove_plugins=others)(**arguments)
+            return self.plugins.pm.subset_hook_caller(hook, remove_plugins=excluded)(**arguments)
         except InvalidValueError as error:
             named = str(error).startswith(f"{name}:")
             raise error if named else InvalidValueError(f"{name}: {error}") from error
@@ -241,7 +241,7 @@ class Plugin:
         except OneLineError:
             raise
         except (Exception, SystemExit) as error:
-            raise failed(f"{name}: {hook} of {self.claim}", error) from error
+            raise call_error(f"{name}: {hook} of {self.claim}", error) from error
         if result is None:
             raise PluginError(f"{name}: {hook} of {self.claim} gave None")
         return result
@@ -266,14 +266,14 @@ class Plugins:
         if group != WRAPPERS:
             _ = self.wrapper_errors
         if (group, name) not in self._loaded:
-            claim, *others = self.claims[group][name]
-            if others:
-                owners = " and ".join(f"{one.distribution} ({one.entry_point.value})" for one in (claim, *others))
+            claim, *rivals = self.claims[group][name]
+            if rivals:
+                owners = " and ".join(f"{owner.distribution} ({owner.entry_point.value})" for owner in (claim, *rivals))
                 raise PluginError(f"{name}: claimed by {owners}; uninstall one, or ask its author to rename it")
             try:
                 plugin = claim.entry_point.load()
             except (Exception, SystemExit) as error:
-                raise PluginError(f"{name}: {claim} fails to import: {reason(error)}") from error
+                raise PluginError(f"{name}: {claim} fails to import: {error_text(error)}") from error
             if inspect.isclass(plugin):
                 raise PluginError(f"{name}: {claim} is a class; point the entry point at an instance of it")
             self._loaded[group, name] = self.add(claim, plugin, required)
@@ -288,7 +288,7 @@ class Plugins:
             if not self.pm.is_registered(plugin):  # one object may stand behind two names
                 self.pm.register(plugin, name=f"{claim.group}:{claim.name}")
         except Exception as error:
-            raise PluginError(f"{claim.name}: {claim} is refused by pluggy: {reason(error)}") from error
+            raise PluginError(f"{claim.name}: {claim} is refused by pluggy: {error_text(error)}") from error
         return Plugin(claim, plugin, hooks, self)
 
     @functools.cached_property

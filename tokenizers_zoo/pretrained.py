@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
-from tokenizers_zoo.device import AUTO, resolved_device
+from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import ConfigError, ZooError, and_others, is_of_the_machine
 from tokenizers_zoo.io import file_digest, open_regular, read_regular
 
@@ -33,14 +33,14 @@ _lock = threading.RLock()
 
 
 @contextlib.contextmanager
-def preferring(device: str) -> Iterator[None]:
+def prefer_device(device: str) -> Iterator[None]:
     """Let networks whose `device` is auto run on this one, in all threads of the process."""
     global _preferred
-    before, _preferred = _preferred, device
+    previous, _preferred = _preferred, device
     try:
         yield
     finally:
-        _preferred = before
+        _preferred = previous
 
 
 def forget_networks() -> None:
@@ -85,24 +85,24 @@ class PretrainedConfig:
 
     @property
     def torch_device(self) -> str:
-        """`device` with auto resolved, see `preferring`. Raises PretrainedError if there is no such device."""
+        """`device` with auto resolved, see `prefer_device`. Raises PretrainedError if there is no such device."""
         try:
-            return resolved_device(_preferred if self.device == AUTO else self.device)
+            return resolve_device(_preferred if self.device == AUTO else self.device)
         except ConfigError as error:
             raise PretrainedError(f'{self.model}: {error}; set device = "cpu"') from None
 
     def locate(self, *, download: bool = True) -> Path:
         """Return the folder of the network's files, downloaded at the first use. Raises PretrainedError."""
         if self.model.startswith(PIP):
-            return self._checked(self._packaged(self.model.removeprefix(PIP)))
+            return self._check_files(self._wheel_folder(self.model.removeprefix(PIP)))
         path = Path(os.path.expanduser(self.model))  # unchanged if there is no such home folder
         if path.is_dir():
-            return self._checked(path)
+            return self._check_files(path)
         if self.model.count("/") != 1 or path.is_absolute() or self.model.startswith((".", "~")):
             advice = f"; {self.advice}" if self.advice else ""
             raise PretrainedError(f"{self.model}: no such folder, and not a hub id (owner/name){advice}")
         with contextlib.suppress(OSError, ValueError, PretrainedError):  # absent from the cache, or only in part
-            return self._checked(self._snapshot(cached=True))
+            return self._check_files(self._snapshot(cached=True))
         if not download:
             advice = "fetch it by zoo data derive DATA --modalities NAME, or set its model to a local folder"
             raise PretrainedError(f"its network {self.model} is not on this machine; {advice}")
@@ -110,17 +110,17 @@ class PretrainedConfig:
             folder = self._snapshot(cached=False)
         except Exception as error:  # the hub's, its transport's and its file formats' errors have no class in common
             reason = " ".join(str(error).split())[:200]
-            what = f"{self.model}: no such folder, and the hub does not give it: {reason}"
-            raise PretrainedError(f"{what}; copy it here, and set its model to that folder") from None
-        return self._checked(folder)
+            failure = f"{self.model}: no such folder, and the hub does not give it: {reason}"
+            raise PretrainedError(f"{failure}; copy it here, and set its model to that folder") from None
+        return self._check_files(folder)
 
     def _snapshot(self, *, cached: bool) -> Path:
         from huggingface_hub import snapshot_download
 
-        kept = list(DOWNLOADED)
-        return Path(snapshot_download(self.model, revision=self.revision, allow_patterns=kept, local_files_only=cached))
+        download = functools.partial(snapshot_download, allow_patterns=list(DOWNLOADED))
+        return Path(download(self.model, revision=self.revision, local_files_only=cached))
 
-    def _packaged(self, distribution: str) -> Path:
+    def _wheel_folder(self, distribution: str) -> Path:
         """Return the folder of an installed distribution with the needed files."""
         try:
             installed = importlib.metadata.distribution(distribution)
@@ -132,23 +132,24 @@ class PretrainedConfig:
                 return folder
         raise PretrainedError(f"{distribution}: the installed wheel has no folder with {' and '.join(self.files)}")
 
-    def _checked(self, folder: Path) -> Path:
+    def _check_files(self, folder: Path) -> Path:
         """Return the folder. Raises PretrainedError if files are missing."""
         for pattern in self.files:
-            for path in files_of(folder, pattern):
+            paths = files_of(folder, pattern)
+            for path in paths:
                 open_regular(path).close()
-            if not files_of(folder, pattern):
+            if not paths:
                 pickled = "safetensors" in pattern and (any(folder.glob("*.bin")) or any(folder.glob("*.pt*")))
                 hint = " (pickles are never read: save it again with safe serialization)" if pickled else ""
                 raise PretrainedError(f"{self.model}: there is no {pattern} in it{hint}")
         for index in files_of(folder, "*.safetensors.index.json"):
             try:
-                wanted = set(json.loads(read_regular(index) or b"")["weight_map"].values())
+                shard_names = set(json.loads(read_regular(index) or b"")["weight_map"].values())
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 raise PretrainedError(
                     f"{self.model}: {index.name} is damaged: expected JSON with a table weight_map; copy it again"
                 ) from None
-            if absent := sorted(name for name in wanted if not (folder / name).is_file()):
+            if absent := sorted(name for name in shard_names if not (folder / name).is_file()):
                 raise PretrainedError(f"{self.model}: it lacks {', '.join(absent)}, which {index.name} names")
         return folder
 
@@ -165,15 +166,15 @@ class PretrainedConfig:
         return {
             "model": self.model,
             "revision": revision,
-            **self.own(),
+            **self.added_settings(),
             "sha256": {path.name: _digest(path, path.stat().st_mtime_ns) for path in sorted(names)},
         }
 
-    def own(self) -> dict[str, Any]:
+    def added_settings(self) -> dict[str, Any]:
         """Return the settings that a subclass adds and that affect values."""
-        kinds = {field.name for field in dataclasses.fields(PretrainedConfig)}
-        added = [field for field in dataclasses.fields(self) if field.name not in kinds]
-        return {field.name: getattr(self, field.name) for field in added if not field.metadata.get("shown")}
+        base_fields = {field.name for field in dataclasses.fields(PretrainedConfig)}
+        own_fields = [field for field in dataclasses.fields(self) if field.name not in base_fields]
+        return {field.name: getattr(self, field.name) for field in own_fields if not field.metadata.get("shown")}
 
     def load(self, build: Callable[..., T], *arguments: Hashable) -> T:
         """Return `build(folder, device, *arguments)`, cached per process and config; `build` is a function of a
@@ -200,27 +201,27 @@ def _from_transformers(folder: Path, device: str, name: str, unused: tuple[str, 
         raise PretrainedError('its network needs transformers; pip install "transformers>=5.22.2"') from None
     cls = getattr(transformers, name)
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    with _quiet(transformers), one_line(f"{folder}: cannot be read as {name}"):
+    with _quiet(transformers), pretrained_errors(f"{folder}: cannot be read as {name}"):
         if not hasattr(cls, "base_model_prefix") and not name.startswith("AutoModel"):
             # One way to resize, so that values do not depend on whether torchvision is installed.
             return cls.from_pretrained(folder, **safe, **({"backend": "pil"} if "Image" in name else {}))
         safe |= {"use_safetensors": True, "output_loading_info": True}
         network, report = cls.from_pretrained(folder, dtype=torch.float32, **safe)
-    missing = (key for key in report["missing_keys"] if not any(fnmatch(key, pattern) for pattern in unused))
-    if absent := sorted(missing):
+    missing_weights = (key for key in report["missing_keys"] if not any(fnmatch(key, pattern) for pattern in unused))
+    if absent := sorted(missing_weights):
         raise PretrainedError(f"{folder}: is no {name}: its weights lack {absent[0]}{and_others(len(absent) - 1)}")
     return network.eval().requires_grad_(False).to(device)
 
 
 @contextlib.contextmanager
-def one_line(problem: str) -> Iterator[None]:
-    """Turn a library's errors about unsuitable files into one line after `problem`; running out of memory passes."""
+def pretrained_errors(message: str) -> Iterator[None]:
+    """Turn a library's errors about unsuitable files into one line after `message`; running out of memory passes."""
     try:
         yield
     except Exception as error:
         if is_of_the_machine(error):
             raise
-        raise PretrainedError(f"{problem}: {' '.join(str(error).split())[:200]}") from error
+        raise PretrainedError(f"{message}: {' '.join(str(error).split())[:200]}") from error
 
 
 @contextlib.contextmanager
@@ -265,14 +266,15 @@ class LabellerConfig(PretrainedConfig):
         """The network in eval mode on `device`. Raises PretrainedError if it is none of `architectures`."""
         try:
             config = json.loads(read_regular(self.locate() / "config.json") or b"")
-            found = [str(name) for name in config.get("architectures") or ()]
+            architectures = [str(name) for name in config.get("architectures") or ()]
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise PretrainedError(f"{self.model}: config.json cannot be read: {error}") from None
-        for name in found:
+        for name in architectures:
             if name.endswith(self.architectures):
                 return self.transformers(name)
-        wanted = " or ".join(f"...{end}" for end in self.architectures)
-        raise PretrainedError(f"{self.model}: is a {', '.join(found) or 'network of no class'}, expected {wanted}")
+        actual = ", ".join(architectures) or "network of no class"
+        expected = " or ".join(f"...{end}" for end in self.architectures)
+        raise PretrainedError(f"{self.model}: is a {actual}, expected {expected}")
 
     @property
     def processor(self) -> Any:

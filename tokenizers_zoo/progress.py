@@ -49,10 +49,10 @@ def progress_of(title: str, total: int, console: Console) -> Progress:
     from rich.progress import TimeRemainingColumn as Remaining
     from rich.table import Column
 
-    room = console.width - 2 * len(str(total)) - TIMES
-    shown = Column(no_wrap=True, overflow="ellipsis", max_width=max(SHORTEST, room - SHORTEST))
-    text = TextColumn("{task.description}", markup=False, table_column=shown)
-    bar = BarColumn(max(SHORTEST, min(40, room - len(title))))
+    columns_left = console.width - 2 * len(str(total)) - TIMES
+    title_column = Column(no_wrap=True, overflow="ellipsis", max_width=max(SHORTEST, columns_left - SHORTEST))
+    text = TextColumn("{task.description}", markup=False, table_column=title_column)
+    bar = BarColumn(max(SHORTEST, min(40, columns_left - len(title))))
     times = TimeElapsedColumn(), TextColumn("left"), Remaining()
     columns = text, bar, MofNCompleteColumn(), *times
     return Progress(
@@ -95,14 +95,14 @@ def progress_bar(title: str, total: int) -> Iterator[Advance]:
     lines = Lines(screen, total)
     with progress_of(title, total, screen) as progress:
         task = progress.add_task(title, total=total, visible=total > 0)
-        done, shown = 0, title
+        done, last_title = 0, title
 
         def advance(count: int, title: str = "") -> None:
-            nonlocal done, shown
-            done, shown = done + count, title or shown
-            progress.update(task, completed=done, description=shown)
+            nonlocal done, last_title
+            done, last_title = done + count, title or last_title
+            progress.update(task, completed=done, description=last_title)
             if left := lines.due(done):
-                say(screen, f"{shown}: {done} of {total}, {left}")
+                say(screen, f"{last_title}: {done} of {total}, {left}")
 
         yield advance
 

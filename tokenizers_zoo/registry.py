@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.checkpoint import CheckpointPlace, TokenizerFiles
+from tokenizers_zoo.checkpoint import CheckpointLocation, TokenizerFiles
 from tokenizers_zoo.config import PIPELINE, Origin, Settings, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.errors import MISSPELT, ConfigError, UnknownNameError, ZooError, close_names
 from tokenizers_zoo.handle import ModalityHandle
@@ -85,8 +85,8 @@ class Zoo:
         self.path = path
         self.tables = {key: dict(_table(tables, key, path)) for key in TABLES}
         reject_unknown(tables, tables if PIPELINE in tables else TABLES, Origin(path=path))
-        known = {key: value for key, value in self.tables["zoo"].items() if key in CORE_KEYS}
-        self.config = from_mapping(ZooConfig, known, self._origin("zoo"))
+        core_settings = {key: value for key, value in self.tables["zoo"].items() if key in CORE_KEYS}
+        self.config = from_mapping(ZooConfig, core_settings, self._origin("zoo"))
         self.limits = from_mapping(Limits, self.tables["limits"], self._origin("limits"))
         for name in self.tables["vocabularies"]:
             _table(self.tables["vocabularies"], name, path, "vocabularies")
@@ -98,8 +98,8 @@ class Zoo:
             self._instances[name] = from_mapping(InstanceConfig, reserved, self._origin(f"modalities.{name}"))
         for name in self.config.modalities or ():
             if name not in self._instances:
-                where = self._origin("zoo").at("modalities")
-                raise UnknownNameError(f"{where}: {_unknown(name, self._instances, 'or remove the name')}")
+                reason = _not_installed_error(name, self._instances, "or remove the name")
+                raise UnknownNameError(f"{self._origin('zoo').at('modalities')}: {reason}")
         self._handles: dict[str, ModalityHandle] = {}
         self._sources: dict[str, SourceHandle] = {}
 
@@ -114,12 +114,12 @@ class Zoo:
         return cls({})
 
     @classmethod
-    def at(cls, place: Path) -> Zoo:
-        """Return the registry that has this `place`."""
-        return cls({"zoo": {"checkpoints": str(place)}}) if place.is_dir() else cls.from_toml(place)
+    def at(cls, location: Path) -> Zoo:
+        """Return the registry that has this `location`."""
+        return cls({"zoo": {"checkpoints": str(location)}}) if location.is_dir() else cls.from_toml(location)
 
     @property
-    def place(self) -> Path:
+    def location(self) -> Path:
         """The registry.toml, or without one the folder of the tokenizers; `Zoo.at` opens both."""
         return self.path or self.checkpoints
 
@@ -162,8 +162,8 @@ class Zoo:
         return len(self.names())
 
     def __contains__(self, name: object) -> bool:
-        chosen = self.config.modalities is None or name in self.config.modalities
-        return chosen and name in self._instances and self._instances[str(name)].enabled
+        listed = self.config.modalities is None or name in self.config.modalities
+        return listed and name in self._instances and self._instances[str(name)].enabled
 
     def __getitem__(self, name: str) -> ModalityHandle:
         """Return the handle of an enabled modality, with its plugin loaded and its spec checked.
@@ -173,7 +173,7 @@ class Zoo:
         """
         if name not in self._handles:
             if name not in self:
-                raise self._unknown(name)
+                raise self._disabled_error(name)
             self._handles[name] = self._load(name)
         return self._handles[name]
 
@@ -181,54 +181,58 @@ class Zoo:
         """Return the installed but disabled modalities. Imports nothing."""
         installed = self._plugins.claims[MODALITIES]
         instances = sorted(self._instances.items())
-        return [name for name, one in instances if name not in self and (one.plugin or name) in installed]
+        return [name for name, instance in instances if name not in self and (instance.plugin or name) in installed]
 
-    def _unknown(self, name: str) -> UnknownNameError:
+    def _disabled_error(self, name: str) -> UnknownNameError:
         if name in self._instances:
-            off = self._origin(f"modalities.{name}").at("enabled")
-            where = f"{self._origin('zoo').at('modalities')} lacks it" if self._instances[name].enabled else off
-            return UnknownNameError(f"modality {name!r} is disabled: {where}")
-        return _unknown(name, self.names(), "or see zoo list for what is installed")
+            unlisted = f"{self._origin('zoo').at('modalities')} lacks it"
+            enabled = self._origin(f"modalities.{name}").at("enabled")
+            reason = unlisted if self._instances[name].enabled else enabled
+            return UnknownNameError(f"modality {name!r} is disabled: {reason}")
+        return _not_installed_error(name, self.names(), "or see zoo list for what is installed")
 
     def _load(self, name: str) -> ModalityHandle:
         instance = self._instances[name]
-        wanted = instance.plugin or name
+        plugin_name = instance.plugin or name
         installed = self._plugins.claims[MODALITIES]
-        if wanted not in installed:
+        if plugin_name not in installed:
             table, key = ("modalities." + name, "plugin") if instance.plugin else ("modalities", name)
-            others = "name the plugin that it is an instance of, or set enabled = false"
-            raise UnknownNameError(f"{self._origin(table).at(key)}: {_unknown(wanted, installed, others, 'plugin')}")
-        plugin = self._plugins.load(MODALITIES, wanted, REQUIRED)
+            advice = "name the plugin that it is an instance of, or set enabled = false"
+            reason = _not_installed_error(plugin_name, installed, advice, "plugin")
+            raise UnknownNameError(f"{self._origin(table).at(key)}: {reason}")
+        plugin = self._plugins.load(MODALITIES, plugin_name, REQUIRED)
         settings = Settings(
             name,
             {key: value for key, value in self.tables["modalities"].get(name, {}).items() if key not in RESERVED},
             shared=self.tables["zoo"],
             vocabularies=self.tables["vocabularies"],
-            origin=dataclasses.replace(self._origin(f"modalities.{name}"), beside=frozenset(RESERVED)),
+            origin=dataclasses.replace(self._origin(f"modalities.{name}"), other_keys=frozenset(RESERVED)),
         )
         return ModalityHandle(
             plugin=plugin,
             settings=settings,
             files=lambda spec: self._files(spec, instance, settings.origin),
-            trained=self.forget_tokenizers,
+            on_trained=self.forget_tokenizers,
             specs_of=lambda names: {name: self[name].spec for name in names if name in self},
             limits=self.limits,
-            again=(Zoo.__getitem__, self, name),
+            reopen=(Zoo.__getitem__, self, name),
         )
 
     def _files(self, spec: ModalitySpec, instance: InstanceConfig, origin: Origin) -> TokenizerFiles:
-        own, usual = instance.checkpoint, self.checkpoints / (spec.name if spec.own_tokenizer else spec.vocabulary)
-        local = Path(own).parts[:1] == Path(self.config.checkpoints).parts[:1]  # `owner` is our folder of tokenizers
+        checkpoint = instance.checkpoint
+        default_folder = self.checkpoints / (spec.name if spec.own_tokenizer else spec.vocabulary)
+        # Not a hub id if its `owner` is our folder of tokenizers.
+        is_local = Path(checkpoint).parts[:1] == Path(self.config.checkpoints).parts[:1]
         return TokenizerFiles(
             spec=spec,
-            checkpoint=self.folder / os.path.expanduser(own) if own else usual,
+            checkpoint=self.folder / os.path.expanduser(checkpoint) if checkpoint else default_folder,
             locate_vocabulary=self._locate_vocabulary,
-            hub_id=own if re.fullmatch(HUB_ID, own) and not local else None,
+            hub_id=checkpoint if re.fullmatch(HUB_ID, checkpoint) and not is_local else None,
             sha256=instance.sha256 or None,
             origin=origin,
         )
 
-    def _locate_vocabulary(self, spec: ModalitySpec) -> CheckpointPlace:
+    def _locate_vocabulary(self, spec: ModalitySpec) -> CheckpointLocation:
         """Return the place of a shared vocabulary, for a modality with a tokenizer of its own.
 
         Loads only modalities whose tables set a checkpoint.
@@ -239,8 +243,8 @@ class Zoo:
                     handle = self[name]
                     shares = handle.spec.shared_vocabulary or handle.writes_text
                     if handle.spec.vocabulary == spec.vocabulary and shares and not handle.spec.own_tokenizer:
-                        return CheckpointPlace(handle.checkpoint, handle.files.hub_id)
-        return CheckpointPlace(self.checkpoints / spec.vocabulary)
+                        return CheckpointLocation(handle.checkpoint, handle.files.hub_id)
+        return CheckpointLocation(self.checkpoints / spec.vocabulary)
 
     def forget_tokenizers(self, path: Path) -> None:
         """Make all modalities with their checkpoint or vocabulary in this folder load it again."""
@@ -250,9 +254,9 @@ class Zoo:
 
     def handles(self) -> list[ModalityHandle]:
         """Return the handles of all usable enabled modalities, sorted by name. Loads all plugins."""
-        return self._opened()[0]
+        return self._load_all()[0]
 
-    def _opened(self) -> tuple[list[ModalityHandle], dict[str, ZooError]]:
+    def _load_all(self) -> tuple[list[ModalityHandle], dict[str, ZooError]]:
         """Return the handles that load, and the errors of the others by name."""
         loaded, errors = [], {}
         for name in self.names():
@@ -264,11 +268,11 @@ class Zoo:
 
     def vocabularies(self) -> dict[str, list[str]]:
         """Return the vocabularies of the usable modalities, each with the names of its modalities, sorted."""
-        found: dict[str, list[str]] = {}
+        names_by_vocabulary: dict[str, list[str]] = {}
         for handle in self.handles():
             if not handle.spec.continuous:
-                found.setdefault(handle.spec.vocabulary, []).append(handle.name)
-        return dict(sorted(found.items()))
+                names_by_vocabulary.setdefault(handle.spec.vocabulary, []).append(handle.name)
+        return dict(sorted(names_by_vocabulary.items()))
 
     # ------------------------------------------------------------------ sources
 
@@ -294,79 +298,79 @@ class Zoo:
         """Return all problems, one line each: by modality, `source NAME`, `wrapper NAME` or `[TABLE] KEY`. Loads
         everything.
         """
-        found = {name: str(error) for name, error in self._opened()[1].items()}
+        errors = {name: str(error) for name, error in self._load_all()[1].items()}
         for name in self.source_names():
             try:
                 self.source(name)
             except ZooError as error:
-                found[f"source {name}"] = str(error)
-        found.update(self._plugins.wrapper_errors)
+                errors[f"source {name}"] = str(error)
+        errors.update(self._plugins.wrapper_errors)
         for vocabulary, names in self.vocabularies().items():
-            for name, problem in _disagreements(vocabulary, [self[name] for name in names]):
-                found.setdefault(name, problem)
-        return found | self._unused()
+            for name, conflict in _disagreements(vocabulary, [self[name] for name in names]):
+                errors.setdefault(name, conflict)
+        return errors | self._unused_keys()
 
     def check_file(self) -> list[str]:
         """Raise ConfigError for an unknown key or a wrong value in registry.toml.
 
         A shared key that no enabled modality uses is an error if it resembles a known key, else a returned line.
         """
-        for error in self._opened()[1].values() if self.path is not None else ():
+        for error in self._load_all()[1].values() if self.path is not None else ():
             if isinstance(error, ConfigError) and str(error).startswith(str(self.path)):
                 raise error  # others are errors of the plugin, reported on use and by problems()
-        told = list(self._unused().values())
-        for problem in told:
-            if CLOSE in problem:
-                raise ConfigError(problem)
-        return told
+        messages = list(self._unused_keys().values())
+        for message in messages:
+            if CLOSE in message:
+                raise ConfigError(message)
+        return messages
 
-    def _unused(self) -> dict[str, str]:
+    def _unused_keys(self) -> dict[str, str]:
         """Return unknown shared keys, each with its problem."""
-        found = {}
+        messages = {}
         shared = [key for key in self.tables["zoo"] if key not in CORE_KEYS]
         if not shared and not self.tables["vocabularies"]:
             return {}  # without loading a plugin
-        known = {
-            "zoo": set(CORE_KEYS).union(*(handle.known_settings() for handle in self._opened()[0])),
+        known_keys = {
+            "zoo": set(CORE_KEYS).union(*(handle.known_settings() for handle in self._load_all()[0])),
             "vocabularies": set(self.vocabularies()),
         }
         for table, keys in (("zoo", shared), ("vocabularies", list(self.tables["vocabularies"]))):
             for key in keys:
-                if key not in known[table]:
-                    close = difflib.get_close_matches(key, sorted(known[table]), n=2, cutoff=0.6)
+                if key not in known_keys[table]:
+                    close = difflib.get_close_matches(key, sorted(known_keys[table]), n=2, cutoff=0.6)
                     offer = f"{CLOSE} {' or '.join(close)}?" if close else "remove it"
-                    where = self._origin(table).at(key)
-                    found[f"[{table}] {key}"] = f"{where}: no enabled modality uses this key; {offer}"
-        return found
+                    key_origin = self._origin(table).at(key)
+                    messages[f"[{table}] {key}"] = f"{key_origin}: no enabled modality uses this key; {offer}"
+        return messages
 
 
-def _unknown(name: str, known: Iterable[str], otherwise: str, kind: str = "modality") -> UnknownNameError:
+def _not_installed_error(name: str, installed: Iterable[str], advice: str, kind: str = "modality") -> UnknownNameError:
     """Return the error for a name that is not installed, with close names, or else how to install it."""
-    if close_names(name, known, MISSPELT):
-        return UnknownNameError.of(kind, name, known)
-    return UnknownNameError(f"unknown {kind} {name!r:.80}: nothing installed has this name; {INSTALL}, {otherwise}")
+    if close_names(name, installed, MISSPELT):
+        return UnknownNameError.of(kind, name, installed)
+    return UnknownNameError(f"unknown {kind} {name!r:.80}: nothing installed has this name; {INSTALL}, {advice}")
 
 
 def _table(tables: Mapping[str, Any], key: str, path: Path | None, parent: str = "") -> Mapping[str, Any]:
     """Return the table under `key`, empty if absent. Raises ConfigError if it is no table."""
     table = tables.get(key, {})
     if not isinstance(table, Mapping):
-        where = Origin(path=path, table=parent).at(key)
-        raise ConfigError(f"{where}: expected a table, got {type(table).__name__} {table!r}")
+        key_origin = Origin(path=path, table=parent).at(key)
+        raise ConfigError(f"{key_origin}: expected a table, got {type(table).__name__} {table!r}")
     return table
 
 
 def _disagreements(vocabulary: str, handles: Iterable[ModalityHandle]) -> Iterator[tuple[str, str]]:
     """Yield modalities of one vocabulary that disagree on its size, special ids or checkpoint."""
-    first: dict[str, tuple[str, Any]] = {}
+    first_values: dict[str, tuple[str, Any]] = {}
     for handle in handles:
         layout = handle.spec.layout
         shared = {"vocab_size": handle.spec.vocab_size, "checkpoint": handle.files.vocabulary}
         if isinstance(layout, SequenceLayout):
             special = layout.end, layout.sentinel_start, layout.num_sentinels
             shared["(end, first sentinel, sentinels)"] = special
-        for what, mine in shared.items():
-            other, theirs = first.setdefault(what, (handle.name, mine))
-            if mine != theirs:
-                problem = f"shares the vocabulary {vocabulary!r} with {other}, but has {what} {mine}"
-                yield handle.name, f"{handle.name}: {problem} where {other} has {theirs}"
+        for key, value in shared.items():
+            first_name, first_value = first_values.setdefault(key, (handle.name, value))
+            if value != first_value:
+                conflict = f"shares the vocabulary {vocabulary!r} with {first_name}, but has {key} {value}"
+                yield handle.name, f"{handle.name}: {conflict} where {first_name} has {first_value}"

@@ -54,15 +54,15 @@ class ModalityNames:
     texts: frozenset[str] = frozenset()
     """Modalities whose values are texts."""
 
-    def chosen(self, given: Mapping[str, str], setting: str) -> dict[str, str]:
+    def resolve(self, names_by_key: Mapping[str, str], setting: str) -> dict[str, str]:
         """Return the modality of each key of a user's setting; an empty name, which leaves the key out, stays empty.
 
         Raises UnknownNameError for a modality that is not enabled.
         """
-        for name in given.values():
+        for name in names_by_key.values():
             if name and name not in self.by_name:
                 raise UnknownNameError.of(f"modality in {setting}:", name, self.by_name)
-        return {key: self.by_name.get(name, "") for key, name in given.items()}
+        return {key: self.by_name.get(name, "") for key, name in names_by_key.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,8 @@ class SourceSpec:
     def __post_init__(self) -> None:
         if not self.summary or "\n" in self.summary:
             raise PluginError(f"{self.name}: SourceSpec summary: expected one line")
-        known = {own.name for own in fields(self.settings)} if self.settings is not None else set[str]()
-        if unknown := sorted({own for keys in self.agrees.values() for own in keys.values()} - known):
+        settings = {setting.name for setting in fields(self.settings)} if self.settings is not None else set[str]()
+        if unknown := sorted({setting for keys in self.agrees.values() for setting in keys.values()} - settings):
             raise PluginError(f"{self.name}: SourceSpec agrees: {', '.join(unknown)}: expected settings of the source")
 
 
@@ -99,8 +99,8 @@ class MadeSamples(LazySequence[Sample]):
 
     def __init__(self, source: str, split: str, count: int | None, make: Callable[[int], Sample]) -> None:
         if count is None:
-            few = f"--{split} {1000 if split == 'train' else 100}"
-            raise ConfigError(f"{source}: has no end; say how many samples to make for {split!r}, such as {few}")
+            example = f"--{split} {1000 if split == 'train' else 100}"
+            raise ConfigError(f"{source}: has no end; say how many samples to make for {split!r}, such as {example}")
         if count < 0:
             raise ConfigError(f"{source}: count: expected 0 or more, got {count}")
         self._make, self._count = make, count

@@ -11,7 +11,7 @@ from tokenizers_zoo.data.files import FileSamples
 from tokenizers_zoo.data.samples import LazySequence
 from tokenizers_zoo.errors import ConfigError, OneLineError, PluginError
 from tokenizers_zoo.limits import Limits, limited
-from tokenizers_zoo.plugins import Claim, Plugin, failed
+from tokenizers_zoo.plugins import Claim, Plugin, call_error
 from tokenizers_zoo.source import ModalityNames, Sample, SourceSpec
 from tokenizers_zoo.validation import describe
 
@@ -64,9 +64,9 @@ class SourceHandle:
         self._plugin, self._shared, self._names, self._limits = plugin, shared, names, limits
         spec = plugin.call(self.name, "source_spec")
         if not isinstance(spec, SourceSpec) or spec.name != self.name:
-            got = f"the name {spec.name!r}" if isinstance(spec, SourceSpec) else describe(spec)
+            actual = f"the name {spec.name!r}" if isinstance(spec, SourceSpec) else describe(spec)
             expected = f"expected a SourceSpec named {self.name!r}"
-            raise PluginError(f"{self.name}: source_spec of {plugin.claim} gave {got}, {expected}")
+            raise PluginError(f"{self.name}: source_spec of {plugin.claim} gave {actual}, {expected}")
         self.spec = spec
 
     def settings_in_use(self) -> Any:
@@ -78,10 +78,10 @@ class SourceHandle:
 
     def settings_with(self, options: Mapping[str, Any]) -> Any:
         """Return the source's settings with `options`, or None if it takes none. Raises ConfigError."""
-        settings = self._checked(options)
+        settings = self._parsed_settings(options)
         return None if self.spec.settings is None else settings.take(self.spec.settings)
 
-    def _checked(self, options: Mapping[str, Any] | None) -> Settings:
+    def _parsed_settings(self, options: Mapping[str, Any] | None) -> Settings:
         settings = Settings(self.name, options, shared=self._shared, origin=Origin(option="--set"))
         if self.spec.settings is not None:
             settings.take(self.spec.settings)
@@ -102,60 +102,60 @@ class SourceHandle:
         `count` None means all samples of the source. `options` are the source's settings. Raises ConfigError for
         unknown ones.
         """
-        settings = self._checked(options)
+        settings = self._parsed_settings(options)
         arguments = {"split": split, "count": count, "seed": seed, "settings": settings, "names": self._names()}
         with limited(self._limits):
-            given = self._plugin.call(self.name, "samples", **arguments)
-        wrong = "" if hasattr(given, "__getitem__") and hasattr(given, "__len__") else "expected a sequence"
-        if not wrong and count is not None and len(given) > count:
-            wrong = f"{len(given)} samples where {count} were asked for"
-        if wrong:
-            raise PluginError(f"{self.name}: samples of {self._plugin.claim} gave {describe(given)}: {wrong}")
-        if isinstance(given, FileSamples):
-            return given
-        return CheckedSamples(self.spec, self._plugin.claim, given, self._limits)
+            samples = self._plugin.call(self.name, "samples", **arguments)
+        error = "" if hasattr(samples, "__getitem__") and hasattr(samples, "__len__") else "expected a sequence"
+        if not error and count is not None and len(samples) > count:
+            error = f"{len(samples)} samples where {count} were asked for"
+        if error:
+            raise PluginError(f"{self.name}: samples of {self._plugin.claim} gave {describe(samples)}: {error}")
+        if isinstance(samples, FileSamples):
+            return samples
+        return CheckedSamples(self.spec, self._plugin.claim, samples, self._limits)
 
 
 class CheckedSamples(LazySequence[Sample]):
     """A source's samples, with keys and modality names checked on access; the modalities check the values."""
 
-    def __init__(self, spec: SourceSpec, claim: Claim, given: Sequence[Sample], limits: Limits) -> None:
-        self._spec, self._claim, self._given, self._limits = spec, claim, given, limits
+    def __init__(self, spec: SourceSpec, claim: Claim, samples: Sequence[Sample], limits: Limits) -> None:
+        self._spec, self._claim, self._samples, self._limits = spec, claim, samples, limits
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """Modalities that the samples may have: from the spec, or from the samples if they depend on settings."""
-        return self._spec.modalities or tuple(getattr(self._given, "modalities", ()))
+        return self._spec.modalities or tuple(getattr(self._samples, "modalities", ()))
 
     offered = modalities
 
     @property
     def contents(self) -> str:
         """Digest of the contents, for a source whose settings do not determine them; else empty."""
-        return str(getattr(self._given, "contents", ""))
+        return str(getattr(self._samples, "contents", ""))
 
     @property
     def notes(self) -> list[str]:
         """Lines about the samples for the user."""
-        return list(getattr(self._given, "notes", ()))
+        return list(getattr(self._samples, "notes", ()))
 
     def __len__(self) -> int:
-        return len(self._given)
+        return len(self._samples)
 
     def item(self, index: int) -> Sample:
         """Return a sample. Raises PluginError if it breaks the contract."""
         try:
             with limited(self._limits):
-                sample = self._given[index]
+                sample = self._samples[index]
         except OneLineError:
             raise
         except (Exception, SystemExit) as error:
-            raise failed(f"{self._spec.name}: sample {index} of {self._claim}", error) from error
-        if problem := self._problem(sample):
-            raise PluginError(f"{self._spec.name}: sample {index} of {self._claim} {problem}")
+            raise call_error(f"{self._spec.name}: sample {index} of {self._claim}", error) from error
+        if violation := self._contract_violation(sample):
+            raise PluginError(f"{self._spec.name}: sample {index} of {self._claim} {violation}")
         return sample
 
-    def _problem(self, sample: Any) -> str | None:
+    def _contract_violation(self, sample: Any) -> str | None:
         if not (isinstance(sample, tuple) and len(sample) == 2 and isinstance(sample[1], Mapping)):
             return f"is {describe(sample)}, expected (key, {{modality: value}})"
         key, values = sample

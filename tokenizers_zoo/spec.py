@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError, PluginError
-from tokenizers_zoo.io import shape_problem
+from tokenizers_zoo.io import shape_error
 
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
@@ -149,9 +149,8 @@ LAYOUTS: dict[str, type[TokenLayout]] = {
 
 def same_layout(first: TokenLayout, second: TokenLayout) -> bool:
     """Return whether both layouts have the same token shape; sequences and embeddings may differ in length."""
-    lengths = [None if hasattr(layout, "max_length") else layout.length for layout in (first, second)]
-    others = [(layout.kind, getattr(layout, "shape", None), getattr(layout, "dim", None)) for layout in (first, second)]
-    return lengths[0] == lengths[1] and others[0] == others[1]
+    keys = ("kind", "shape", "dim") if hasattr(first, "max_length") else ("kind", "shape", "dim", "length")
+    return all(getattr(first, key, None) == getattr(second, key, None) for key in keys)
 
 
 def ids_of(names: Collection[str], classes: Sequence[str]) -> tuple[int, ...]:
@@ -166,8 +165,8 @@ def layout_to_json(layout: TokenLayout) -> dict[str, Any]:
 
 def layout_from_json(data: Mapping[str, Any]) -> TokenLayout:
     """Return the layout that `layout_to_json` wrote. Raises ValueError for another table."""
-    if problem := shape_problem(data, {"kind": frozenset(LAYOUTS)}, "layout"):
-        raise ValueError(problem)
+    if mismatch := shape_error(data, {"kind": frozenset(LAYOUTS)}, "layout"):
+        raise ValueError(mismatch)
     build: Any = LAYOUTS[data["kind"]]
     try:
         layout: TokenLayout = from_mapping(build, {key: value for key, value in data.items() if key != "kind"})
@@ -209,9 +208,9 @@ class Metric:
     bound: float | None = None
     """The worst held-out value of a usable tokenizer with default settings, or None; `zoo doctor` compares with it."""
 
-    def best(self, marks: Sequence[float]) -> int:
+    def best(self, scores: Sequence[float]) -> int:
         """Return the index of the best number, the first of equals; NaN counts as the worst."""
-        signed = [-math.inf if math.isnan(mark) else mark if self.higher_is_better else -mark for mark in marks]
+        signed = [-math.inf if math.isnan(score) else score if self.higher_is_better else -score for score in scores]
         return signed.index(max(signed))
 
 
@@ -262,8 +261,8 @@ class ModalitySpec:
             object.__setattr__(self, "vocabulary", self.name)
         if not self.metrics:
             object.__setattr__(self, "metrics", (EXACT,))
-        for problem in spec_problems(self):
-            raise PluginError(f"{self.name}: ModalitySpec {problem}")
+        for error in spec_errors(self):
+            raise PluginError(f"{self.name}: ModalitySpec {error}")
 
     @property
     def continuous(self) -> bool:
@@ -271,7 +270,7 @@ class ModalitySpec:
         return isinstance(self.layout, (PatchesLayout, EmbeddingsLayout))  # torch.export of 2.9 takes no unions
 
     @property
-    def places(self) -> tuple[int, ...]:
+    def grid_shape(self) -> tuple[int, ...]:
         """Positions along each axis of a grid or of patches, without an axis of codebooks; () for other layouts."""
         if not isinstance(self.layout, GridLayout | PatchesLayout):
             return ()
@@ -289,51 +288,49 @@ class ModalitySpec:
         return self.shared_vocabulary and not self.own_tokenizer
 
 
-def spec_problems(spec: ModalitySpec) -> list[str]:
-    """Return the problems of a spec, one phrase each."""
-    problems = []
+def spec_errors(spec: ModalitySpec) -> Iterator[str]:
+    """Yield the errors of a spec, one phrase each."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", spec.name):
-        problems.append(f"name {spec.name!r}: expected lower-case letters, digits and underscores")
+        yield f"name {spec.name!r}: expected lower-case letters, digits and underscores"
     if not re.fullmatch(r"[\w-]+", spec.vocabulary):  # of folders and parameters
-        problems.append(f"vocabulary {spec.vocabulary!r}: expected letters, digits, underscores and hyphens")
+        yield f"vocabulary {spec.vocabulary!r}: expected letters, digits, underscores and hyphens"
     if not spec.summary or "\n" in spec.summary:
-        problems.append("summary: expected one line")
-    if wrong := [one for one in spec.extensions if not re.fullmatch(r"[a-z0-9]+", one)]:
-        problems.append(f"extensions {wrong[0]!r}: expected lower-case letters and digits, without a dot")
+        yield "summary: expected one line"
+    if invalid_extensions := [extension for extension in spec.extensions if not re.fullmatch(r"[a-z0-9]+", extension)]:
+        yield f"extensions {invalid_extensions[0]!r}: expected lower-case letters and digits, without a dot"
     if not isinstance(spec.layout, tuple(LAYOUTS.values())):
-        problems.append(f"layout: expected one of {', '.join(LAYOUTS)}, got {type(spec.layout).__name__}")
+        yield f"layout: expected one of {', '.join(LAYOUTS)}, got {type(spec.layout).__name__}"
     elif spec.layout.length < 1:
-        problems.append(f"layout: expected at least one token, got {spec.layout}")
+        yield f"layout: expected at least one token, got {spec.layout}"
     elif spec.continuous != (spec.vocab_size == 0):
-        problems.append(f"vocab_size {spec.vocab_size}: expected 0 for continuous layouts and only for them")
+        yield f"vocab_size {spec.vocab_size}: expected 0 for continuous layouts and only for them"
     elif isinstance(spec.layout, GridLayout) and not 1 <= len(spec.layout.shape) <= 3:
-        problems.append(f"layout: a grid has one to three axes, got {spec.layout.shape}")
+        yield f"layout: a grid has one to three axes, got {spec.layout.shape}"
     elif spec.num_codebooks < 1 or spec.layout.length % spec.num_codebooks:
-        problems.append(f"num_codebooks {spec.num_codebooks}: does not divide the {spec.layout.length} tokens")
+        yield f"num_codebooks {spec.num_codebooks}: does not divide the {spec.layout.length} tokens"
     elif isinstance(spec.layout, SequenceLayout):
         last = spec.layout.sentinel_start + spec.layout.num_sentinels
         if not (0 <= spec.layout.end < spec.vocab_size and last <= spec.vocab_size and spec.layout.num_sentinels >= 1):
-            problems.append("layout: end and sentinels must be ids below vocab_size, with at least one sentinel")
+            yield "layout: end and sentinels must be ids below vocab_size, with at least one sentinel"
     runs = sorted(spec.ordered_ids, key=lambda ids: ids.start)
     bounds = [0, *(bound for ids in runs for bound in (ids.start, ids.stop)), spec.vocab_size]
     if bounds != sorted(bounds):
-        problems.append("ordered_ids: expected ids below vocab_size, none of them twice")
+        yield "ordered_ids: expected ids below vocab_size, none of them twice"
     if spec.value.kind == "array" and spec.value.dtype not in DTYPES:
-        problems.append(f"value: dtype {spec.value.dtype!r}: expected one of {', '.join(DTYPES)}")
+        yield f"value: dtype {spec.value.dtype!r}: expected one of {', '.join(DTYPES)}"
     if spec.value.items and (spec.value.kind != "object" or spec.value.items not in ITEMS):
-        problems.append(f"value: items {spec.value.items!r}: expected one of {', '.join(ITEMS)}, of an object")
+        yield f"value: items {spec.value.items!r}: expected one of {', '.join(ITEMS)}, of an object"
     low, high = spec.value.low, spec.value.high
     limits = [limit for limit in (low, high) if limit is not None]
     if not all(map(math.isfinite, limits)) or limits != sorted(limits):
-        problems.append(f"value: low {low} and high {high}: expected finite numbers, low first; None is no bound")
+        yield f"value: low {low} and high {high}: expected finite numbers, low first; None is no bound"
     unscored = set(spec.value.unscored)
     if unscored and (spec.value.kind != "array" or not unscored < set(spec.value.classes)):
-        problems.append(f"value: unscored {unscored}: expected some of the classes of an array, and not all of them")
+        yield f"value: unscored {unscored}: expected some of the classes of an array, and not all of them"
     if spec.input_form_of is not None and (not spec.continuous or spec.input_form_of == spec.name):
-        problems.append(f"input_form_of {spec.input_form_of!r}: expected another modality, and a continuous layout")
+        yield f"input_form_of {spec.input_form_of!r}: expected another modality, and a continuous layout"
     if len({metric.name for metric in spec.metrics}) != len(spec.metrics):
-        problems.append("metrics: two have one name")
-    return problems
+        yield "metrics: two have one name"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud80
 
 def printable(text: object) -> str:
     r"""Return a text with `\u001b` for each character of `UNSAFE`."""
-    return UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", str(text))
+    return UNSAFE.sub(lambda match: f"\\u{ord(match.group()):04x}", str(text))
 
 
 def echo(text: object = "", *, err: bool = False, bold: bool = False) -> None:
@@ -47,7 +47,7 @@ def console(**options: Any) -> Console:
 def show(renderable: RenderableType, width: int | None) -> None:
     """Print a renderable of rich on stdout, without spaces at the ends of lines; None: the terminal's width."""
     out = console(stderr=False, markup=False, highlight=False, width=width)
-    with out.capture() as shown:
+    with out.capture() as capture:
         out.print(renderable)
-    for line in shown.get().splitlines():
+    for line in capture.get().splitlines():
         click.echo(line.rstrip())

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, save_checkpoint
-from tokenizers_zoo.config import Origin, from_mapping, recorded
+from tokenizers_zoo.config import Origin, as_dicts, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.ml4m.words import UNKNOWN, WordMatcher
 from tokenizers_zoo.run_folder import locked
@@ -68,8 +68,9 @@ class VocabularyConfig:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
-        if self.size < (needed := self.special_start + len(ALPHABET)):
-            raise ValueError(f"size: expected at least {needed} for sentinels, coordinates and bytes, got {self.size}")
+        if self.size < (least_size := self.special_start + len(ALPHABET)):
+            expected = f"{least_size} for sentinels, coordinates and bytes"
+            raise ValueError(f"size: expected at least {expected}, got {self.size}")
 
     @property
     def sentinel_start(self) -> int:
@@ -148,7 +149,7 @@ class TextVocabulary:
         config, published = self.config, self.published
         self._text_start = config.special_start + len(self.special_tokens)
         self._matcher = (
-            WordMatcher(published, self._text_start, _fixed(config)) if published else PieceMatcher(self.pieces)
+            WordMatcher(published, self._text_start, _fixed_ids(config)) if published else PieceMatcher(self.pieces)
         )
         self._grown_start = self._text_start + self._matcher.count
         names = self.all_special_tokens
@@ -211,8 +212,8 @@ class TextVocabulary:
         ConfigError if bytes and special tokens do not fit.
         """
         empty = cls(config, tuple(dict.fromkeys(special_tokens)))
-        room = config.size - config.reserve - empty.used
-        pieces = tuple(learn_pieces(texts, room)) if room > 0 else ()
+        max_pieces = config.size - config.reserve - empty.used
+        pieces = tuple(learn_pieces(texts, max_pieces)) if max_pieces > 0 else ()
         return cls(config, empty.special_tokens, pieces, trained_on=dict(provenance or {}))
 
     def grow(self, special_tokens: Iterable[str], size: int | None = None) -> TextVocabulary:
@@ -307,14 +308,14 @@ class TextVocabulary:
         name, data = ("file", self.published) if self.published else ("pieces", "\n".join(self.pieces))
         config = {
             "class": CLASS,
-            "vocabulary": recorded(self.config),
+            "vocabulary": as_dicts(self.config),
             "special_tokens": list(self.special_tokens),
             "grown_tokens": list(self.grown_tokens),
             "lineage": [{"fingerprint": past, "length": length} for past, length in self.lineage],
             "trained_on": self.trained_on,
         }
-        stored = bytearray(data.encode())
-        tensors = {name: torch.frombuffer(stored, dtype=torch.uint8) if stored else torch.zeros(0).byte()}
+        file_bytes = bytearray(data.encode())
+        tensors = {name: torch.frombuffer(file_bytes, dtype=torch.uint8) if file_bytes else torch.zeros(0).byte()}
         self.fingerprint = save_checkpoint(folder, tensors, config, _card(self))
         return self.fingerprint
 
@@ -337,8 +338,8 @@ class TextVocabulary:
             if (folder / CONFIG).is_file():
                 cls.grow_folder(folder, config, special_tokens)
             else:
-                kept = {key: item for key, item in provenance.items() if key not in ("contents", "settings")}
-                cls.train(config, texts(), special_tokens, {**kept, TEXT_OF: list(text_of)}).save(folder)
+                origin = {key: item for key, item in provenance.items() if key not in ("contents", "settings")}
+                cls.train(config, texts(), special_tokens, {**origin, TEXT_OF: list(text_of)}).save(folder)
 
     @classmethod
     def grow_folder(
@@ -363,28 +364,27 @@ class TextVocabulary:
 
         Raises CheckpointError for a damaged folder or another id space.
         """
-        tensors, stored = load_checkpoint(folder, CLASS, SHAPE)
+        tensors, record = load_checkpoint(folder, CLASS, SHAPE)
         try:
-            table = {**stored["vocabulary"], "preset": None}  # it has the preset's keys
-            own = from_mapping(VocabularyConfig, table, Origin(table="vocabulary"))
+            table = {**record["vocabulary"], "preset": None}  # it has the preset's keys
+            stored_config = from_mapping(VocabularyConfig, table, Origin(table="vocabulary"))
             ((kind, tensor),) = tensors.items()
             text = tensor.numpy().tobytes().decode("utf-8")
-            content: dict[str, Any] = {"published": text} if kind == "file" else {}
-            if kind == "pieces" and text:
-                content["pieces"] = tuple(text.split("\n"))
+            pieces = tuple(text.split("\n")) if text else ()
+            content: dict[str, Any] = {"published": text} if kind == "file" else {"pieces": pieces}
             for name in FIXED if config else ():
-                old, new = getattr(own, name), getattr(config, name)
+                old, new = getattr(stored_config, name), getattr(config, name)
                 if old != new:
                     raise CheckpointError(
                         f"the vocabulary was trained with {name} = {old}, registry.toml says {new}: "
                         "set it back, or train the vocabulary again elsewhere"
                     )
             return cls(
-                replace(own, size=config.size, reserve=config.reserve) if config else own,
-                tuple(stored["special_tokens"]),
-                grown_tokens=tuple(stored["grown_tokens"]),
-                lineage=tuple((entry["fingerprint"], entry["length"]) for entry in stored["lineage"]),
-                trained_on=stored["trained_on"],
+                replace(stored_config, size=config.size, reserve=config.reserve) if config else stored_config,
+                tuple(record["special_tokens"]),
+                grown_tokens=tuple(record["grown_tokens"]),
+                lineage=tuple((entry["fingerprint"], entry["length"]) for entry in record["lineage"]),
+                trained_on=record["trained_on"],
                 fingerprint=fingerprint(folder),
                 **content,
             )
@@ -394,7 +394,7 @@ class TextVocabulary:
             raise CheckpointError(f"{folder}: damaged vocabulary: {error}") from None
 
 
-def _fixed(config: VocabularyConfig) -> dict[str, int]:
+def _fixed_ids(config: VocabularyConfig) -> dict[str, int]:
     """Return the names of a published file whose ids follow from the configuration."""
     names = {"[PAD]": PAD, UNKNOWN: PAD + 1, "[EOS]": config.end}
     names |= {f"[S_{number}]": config.end + 1 + number for number in range(config.unused + config.sentinels)}

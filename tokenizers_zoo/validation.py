@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.errors import InvalidValueError, UnknownNameError, by, first_line, is_of_the_machine
+from tokenizers_zoo.errors import InvalidValueError, UnknownNameError, first_line, is_of_the_machine, size_text
 from tokenizers_zoo.io import too_deep
 from tokenizers_zoo.limits import limits
 from tokenizers_zoo.spec import (
@@ -63,10 +63,9 @@ def bounds(spec: ValueSpec) -> tuple[float | None, float | None]:
 
 def describe(value: Any) -> str:
     """Describe a value for a message: `uint8 (1, 64, 64) 0..255`, `str 'a cat'`."""
-    if type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "dtype"):
-        return f"{str(value.dtype).removeprefix('torch.')} {_shape(value.shape)}{_span(as_array(value))}"
-    if isinstance(value, np.ndarray | np.number):
-        return f"{value.dtype} {_shape(value.shape)}{_span(np.asarray(value))}"
+    array = as_array(value)
+    if isinstance(array, np.ndarray | np.number):
+        return f"{str(value.dtype).removeprefix('torch.')} {_shape(value.shape)}{_span(np.asarray(array))}"
     try:
         text = repr(value)
     except RecursionError:
@@ -84,8 +83,8 @@ def _span(array: np.ndarray[Any, Any]) -> str:
     finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array
     if finite.size == 0:
         return " without a finite number"
-    more = f" with {array.size - finite.size} not finite" if finite.size < array.size else ""
-    return f" {finite.min():.6g}..{finite.max():.6g}{more}" if array.dtype.kind != "b" else ""
+    suffix = f" with {array.size - finite.size} not finite" if finite.size < array.size else ""
+    return f" {finite.min():.6g}..{finite.max():.6g}{suffix}" if array.dtype.kind != "b" else ""
 
 
 def as_array(value: Any) -> Any:
@@ -143,10 +142,10 @@ def _array_problem(spec: ValueSpec, array: Any, shape: tuple[int | str, ...]) ->
     dtype = str(array.dtype).removeprefix("torch.")
     if dtype != spec.dtype:
         return f"convert it to {spec.dtype}{f' {spec.unit}' if spec.unit else ''} first"
-    got = tuple(array.shape)
-    if len(got) != len(shape) or any(isinstance(w, int) and w != g for w, g in zip(shape, got, strict=True)):
+    actual = tuple(array.shape)
+    if len(actual) != len(shape) or any(isinstance(n, int) and n != m for n, m in zip(shape, actual, strict=True)):
         return f"the shape is not {_shape(shape)}"
-    if math.prod(got) == 0:
+    if math.prod(actual) == 0:
         return EMPTY
     low, high = bounds(spec)
     number = np.dtype(spec.dtype)
@@ -155,10 +154,10 @@ def _array_problem(spec: ValueSpec, array: Any, shape: tuple[int | str, ...]) ->
     if number.kind == "f":  # round the bound to the dtype: 0.01 is a little less in float32
         with np.errstate(over="ignore"):
             low, high = (bound if bound is None else float(number.type(bound)) for bound in (low, high))
-    least, most = float(array.min()), float(array.max())  # NaN anywhere makes both NaN, in numpy and in torch
-    if not (math.isfinite(least) and math.isfinite(most)):
+    minimum, maximum = float(array.min()), float(array.max())  # NaN anywhere makes both NaN, in numpy and in torch
+    if not (math.isfinite(minimum) and math.isfinite(maximum)):
         return "every number has to be finite: fill the others first"
-    if (low is not None and least < low) or (high is not None and most > high):
+    if (low is not None and minimum < low) or (high is not None and maximum > high):
         return (
             f"numbers lie outside the range: {'map them to classes' if spec.classes else 'convert or clip them'} first"
         )
@@ -166,32 +165,32 @@ def _array_problem(spec: ValueSpec, array: Any, shape: tuple[int | str, ...]) ->
 
 
 def _json_problem(value: Any) -> str | None:
-    too_deep_for = f"it is nested too deeply: {limits().json_depth} levels at most"
+    depth_error = f"it is nested too deeply: {limits().json_depth} levels at most"
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
-        same_again = bool(json.loads(text) == value)
+        round_trips = bool(json.loads(text) == value)
     except RecursionError:
-        return too_deep_for
+        return depth_error
     except (TypeError, ValueError) as error:
         return str(error)
     if too_deep(value, limits().json_depth):
-        return too_deep_for
+        return depth_error
     if LONE_SURROGATE.search(text):
         return "it cannot be written as UTF-8"
-    return None if same_again else "JSON changes it: it has tuples, or keys that are no text"
+    return None if round_trips else "JSON changes it: it has tuples, or keys that are no text"
 
 
 def in_declared_width(spec: ValueSpec, value: Any) -> Any:
     """Convert floats, and integers that fit, from a file's width to the declared dtype."""
     if spec.kind != "array" or not isinstance(value, np.ndarray) or not value.size:
         return value
-    wanted = np.dtype(spec.dtype)
-    if wanted.kind == value.dtype.kind == "f":
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind == value.dtype.kind == "f":
         with np.errstate(over="ignore"):  # too large numbers become infinite and are refused
-            return value.astype(wanted, copy=False)
-    if wanted.kind in "iu" and value.dtype.kind in "iu":
-        limits = np.iinfo(wanted)
-        return value.astype(wanted, copy=False) if limits.min <= value.min() and value.max() <= limits.max else value
+            return value.astype(dtype, copy=False)
+    if dtype.kind in "iu" and value.dtype.kind in "iu":
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        return value.astype(dtype, copy=False) if low <= value.min() and value.max() <= high else value
     return value
 
 
@@ -242,13 +241,13 @@ def array_of(data: bytes) -> np.ndarray[Any, Any]:
     except (ValueError, SyntaxError, tokenize.TokenError) as error:
         raise ValueError(f"its header cannot be read: {first_line(error)}") from None
     if min(shape, default=0) < 0:
-        raise ValueError(f"its shape is {by(shape)}")
+        raise ValueError(f"its shape is {size_text(shape)}")
     if dtype.hasobject:  # numpy would advise to unpickle it
         raise InvalidValueError("the .npy file holds Python objects; save it as numbers (.astype(np.float32))")
-    count, there = math.prod(shape), len(data) - file.tell()
-    limits().check("array_elements", count, f"an array of {by(shape)} numbers")
-    if there < count * dtype.itemsize:  # numpy would allocate the whole array first
-        raise ValueError(f"cut off: it has {there} of {count * dtype.itemsize} bytes")
+    count, available_bytes = math.prod(shape), len(data) - file.tell()
+    limits().check("array_elements", count, f"an array of {size_text(shape)} numbers")
+    if available_bytes < count * dtype.itemsize:  # numpy would allocate the whole array first
+        raise ValueError(f"cut off: it has {available_bytes} of {count * dtype.itemsize} bytes")
     flat = np.frombuffer(data, dtype, count, file.tell())
     return flat.reshape(shape, order="F" if fortran else "C").copy(order="K")
 
@@ -275,7 +274,7 @@ def array_bytes(array: np.ndarray[Any, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def same(first: Any, second: Any) -> bool:
+def values_equal(first: Any, second: Any) -> bool:
     """Return whether two values are equal."""
     if isinstance(first, np.ndarray) or isinstance(second, np.ndarray):
         return np.array_equal(first, second)
@@ -293,8 +292,8 @@ def commonest_classes(maps: np.ndarray[Any, Any], unscored: Sequence[int] = ()) 
         ids = np.setdiff1d(np.arange(len(unscored) + 1), unscored)[:1]
     counts = np.stack([(maps == number).sum(axis=0) for number in ids])
     overall = counts.reshape(len(ids), -1).sum(axis=1).argmax()
-    places = np.where(counts.any(axis=0), counts.argmax(axis=0), overall)
-    return ids[places].astype(maps.dtype)
+    indices = np.where(counts.any(axis=0), counts.argmax(axis=0), overall)
+    return ids[indices].astype(maps.dtype)
 
 
 def is_batched(spec: ValueSpec) -> bool:
@@ -336,7 +335,7 @@ def has_fixed_length(layout: TokenLayout) -> bool:
     return not isinstance(layout, SequenceLayout | EmbeddingsLayout)
 
 
-def checked_tokens(spec: ModalitySpec, given: Any, *, trusted: bool = False) -> tuple[Any, str | None]:
+def checked_tokens(spec: ModalitySpec, batch: Any, *, trusted: bool = False) -> tuple[Any, str | None]:
     """Return a batch of tokens in the form that plugins get, and its problem or None.
 
     The form is a tensor for layouts of fixed length, and a list of numpy arrays for the others. `trusted` tokens were
@@ -346,17 +345,17 @@ def checked_tokens(spec: ModalitySpec, given: Any, *, trusted: bool = False) -> 
 
     try:
         if has_fixed_length(spec.layout):
-            listed = isinstance(given, list | tuple)
-            tokens = torch.stack([_tensor(item) for item in given]) if listed else _tensor(given)
+            listed = isinstance(batch, list | tuple)
+            tokens = torch.stack([_tensor(item) for item in batch]) if listed else _tensor(batch)
             return tokens, None if trusted else _token_problem(spec, tokens.detach())
-        items = [item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asarray(item) for item in given]
+        items = [item.detach().cpu().numpy() if isinstance(item, torch.Tensor) else np.asarray(item) for item in batch]
     except (TypeError, ValueError, RuntimeError) as error:
         if is_of_the_machine(error):
             raise
-        return given, str(error)
+        return batch, str(error)
     for index, item in enumerate(() if trusted else items):
-        if problem := _token_problem(spec, item):
-            return items, f"item {index} is {describe(item)}: {problem}"
+        if invalid := _token_problem(spec, item):
+            return items, f"item {index} is {describe(item)}: {invalid}"
     return items, None if items else EMPTY
 
 
@@ -375,11 +374,11 @@ def _token_problem(spec: ModalitySpec, tokens: Any) -> str | None:
     layout, value, fixed = spec.layout, token_value(spec), has_fixed_length(spec.layout)
     if not fixed and len(tokens) > layout.length:
         return f"it is longer than {layout.length}"
-    problem = _array_problem(value, tokens, ("batch", *value.shape) if fixed else value.shape)
-    if problem == EMPTY and not fixed:
+    error = _array_problem(value, tokens, ("batch", *value.shape) if fixed else value.shape)
+    if error == EMPTY and not fixed:
         return None
-    if problem is None and isinstance(layout, SequenceLayout):
+    if error is None and isinstance(layout, SequenceLayout):
         sentinels = (tokens >= layout.sentinel_start) & (tokens < layout.sentinel_start + layout.num_sentinels)
         if (sentinels | (tokens == layout.end)).any():
             return "it holds the end or a sentinel, which only the backbone adds"
-    return problem
+    return error

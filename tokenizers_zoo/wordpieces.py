@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,8 @@ LONGEST_WORD = 64  # bytes matched at a time: longer words are cut here, which b
 def byte_characters() -> dict[int, str]:
     """Map each byte to a printable character: itself if printable, else from U+0100 on (Radford et al. 2019, GPT-2)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = (byte for byte in range(256) if byte not in printable)
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    unprintable = (byte for byte in range(256) if byte not in printable)
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(unprintable)}
 
 
 CHARACTER_OF = byte_characters()
@@ -56,8 +56,8 @@ def learn_pieces(texts: Iterable[str], count: int) -> list[str]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # with threads it warns when the process forks
     learner.train_from_iterator((checked_text(text) for text in texts), trainer)
     ids = learner.get_vocab(with_added_tokens=False)
-    known = set(ALPHABET)
-    return [piece for piece in sorted(ids, key=lambda piece: ids[piece]) if piece not in known][:count]
+    alphabet = set(ALPHABET)
+    return [piece for piece in sorted(ids, key=lambda piece: ids[piece]) if piece not in alphabet][:count]
 
 
 class PieceMatcher:
@@ -78,7 +78,6 @@ class PieceMatcher:
             raise CheckpointError(f"vocabulary: a text piece holds {error}, which stands for no byte") from None
         if not all(self.bytes):
             raise CheckpointError("vocabulary: a text piece is empty")
-        self._tokenizer: tokenizers.Tokenizer | None = None
 
     @property
     def count(self) -> int:
@@ -91,7 +90,7 @@ class PieceMatcher:
 
     def match(self, text: str) -> tuple[list[int], list[int | None]]:
         """Return the numbers of the text's pieces, and each one's word number. Raises InvalidValueError."""
-        matched = self._matching().encode(checked_text(text), add_special_tokens=False)
+        matched = self._tokenizer.encode(checked_text(text), add_special_tokens=False)
         return matched.ids, matched.word_ids
 
     def cut(self, text: str, numbers: Sequence[int], words: Sequence[int | None], limit: int) -> list[int]:
@@ -102,55 +101,56 @@ class PieceMatcher:
         """
         data = text.encode()
         ends = [0, *accumulate(len(self.bytes[number]) for number in numbers)]
-        if any(map(str.isspace, text)) and (start := word_start(words, limit)) and _parts_characters(data, ends[start]):
+        start = word_start(words, limit) if any(map(str.isspace, text)) else 0
+        if start and _starts_character(data, ends[start]):
             return list(numbers[:start])
         # A beginning longer than the first `limit` pieces has more pieces. A shorter beginning may have more pieces
         # too, because a piece that crosses its end is split.
-        for end in filter(partial(_parts_characters, data), range(ends[limit], 0, -1)):
+        for end in filter(partial(_starts_character, data), range(ends[limit], 0, -1)):
             piece = bisect_left(ends, end)
             if ends[piece] == end:
                 return list(numbers[:piece])
             start = word_start(words, piece - 1)
             word = "".join(CHARACTER_OF[byte] for byte in data[ends[start] : end])
-            if start + len(self._matching().model.tokenize(word)) <= limit:
-                found, _ = self.match(data[:end].decode())
-                if len(found) <= limit:  # a beginning may split into other words
-                    return found
+            if start + len(self._tokenizer.model.tokenize(word)) <= limit:
+                prefix_pieces, _ = self.match(data[:end].decode())
+                if len(prefix_pieces) <= limit:  # a beginning may split into other words
+                    return prefix_pieces
         return []
 
-    def _matching(self) -> tokenizers.Tokenizer:
-        if self._tokenizer is None:
-            from tokenizers import Tokenizer, models
+    @cached_property
+    def _tokenizer(self) -> tokenizers.Tokenizer:
+        from tokenizers import Tokenizer, models
 
-            # unk_token is not in the vocabulary, so an unknown character raises an error.
-            model = models.WordPiece(
-                {piece: number for number, piece in enumerate(self.texts)},
-                unk_token="",
-                continuing_subword_prefix=CONTINUES,
-                max_input_chars_per_word=LONGEST_WORD,
-            )
-            self._tokenizer = Tokenizer(model)
-            self._tokenizer.pre_tokenizer = _word_splitter()
-        return self._tokenizer
+        # unk_token is not in the vocabulary, so an unknown character raises an error.
+        model = models.WordPiece(
+            {piece: number for number, piece in enumerate(self.texts)},
+            unk_token="",
+            continuing_subword_prefix=CONTINUES,
+            max_input_chars_per_word=LONGEST_WORD,
+        )
+        tokenizer = Tokenizer(model)
+        tokenizer.pre_tokenizer = _word_splitter()
+        return tokenizer
 
 
-def word_start(words: Sequence[int | None], place: int) -> int:
+def word_start(words: Sequence[int | None], index: int) -> int:
     """Return the first index of the word at an index, given the word numbers of `match`."""
-    while place > 0 and words[place] == words[place - 1]:
-        place -= 1
-    return place
+    while index > 0 and words[index] == words[index - 1]:
+        index -= 1
+    return index
 
 
-def _parts_characters(data: bytes, place: int) -> bool:
+def _starts_character(data: bytes, offset: int) -> bool:
     """Return whether a position lies between two UTF-8 characters."""
-    return place == len(data) or data[place] & 0xC0 != 0x80
+    return offset == len(data) or data[offset] & 0xC0 != 0x80
 
 
 def checked_text(text: str) -> str:
     """Return the text. Raises InvalidValueError for lone surrogates, which UTF-8 cannot write."""
-    if found := LONE_SURROGATE.search(text):
+    if surrogate := LONE_SURROGATE.search(text):
         raise InvalidValueError(
-            f"text holds a lone surrogate U+{ord(found.group()):04X} at character {found.start()}: "
+            f"text holds a lone surrogate U+{ord(surrogate.group()):04X} at character {surrogate.start()}: "
             "it was decoded wrongly; expected text that UTF-8 can write"
         )
     return text

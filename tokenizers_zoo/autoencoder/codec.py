@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig, QuantizedTrainConfig
-from tokenizers_zoo.config import Settings, recorded
+from tokenizers_zoo.config import Settings, as_dicts
 from tokenizers_zoo.spec import Crop, ModalitySpec
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ class ValueCodec:
             "class": self.modality.checkpoint_class,
             "modality": self.spec.name,
             "value_shape": list(self.spec.value.shape or ()),
-            "meaning": recorded(self.modality.meaning(self.options)),
+            "meaning": as_dicts(self.modality.meaning(self.options)),
             "losses": dict(self.losses),
             **self.table.augmentation(),
-            "model": recorded(self.model),
+            "model": as_dicts(self.model),
         }
 
     def to_network(self, items: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-from tokenizers_zoo.config import check_counts, check_interval, recorded
+from tokenizers_zoo.config import as_dicts, check_counts, check_interval
 from tokenizers_zoo.nn.config import MOST_BLOCKS, BlockConfig, MlpConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerFields, QuantizerKind, unused_fields
 from tokenizers_zoo.train.config import TrainConfig
@@ -41,7 +41,7 @@ class QuantizedTrainConfig(QuantizerFields, TrainConfig):
         self.quantizer_config()
 
     @classmethod
-    def emptied_by(cls, table: Mapping[str, Any]) -> Iterable[str]:
+    def irrelevant_fields(cls, table: Mapping[str, Any]) -> Iterable[str]:
         """Return the fields that the quantizer chosen in `table` does not use; they are reset."""
         return unused_fields(str(table["quantizer"])) if "quantizer" in table else ()
 
@@ -147,7 +147,7 @@ class DiffusionConfig:
     def trained_settings(self) -> dict[str, Any]:
         """Return the fields that the weights depend on, as JSON types, without the path `base`."""
         omitted = {"base", *self.sampling_fields}
-        return {name: value for name, value in recorded(self).items() if name not in omitted}
+        return {name: value for name, value in as_dicts(self).items() if name not in omitted}
 
     def sampling_settings(self) -> dict[str, Any]:
         """Return the fields that only affect decoding."""

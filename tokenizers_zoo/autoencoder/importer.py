@@ -15,8 +15,8 @@ import torch
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig
 from tokenizers_zoo.autoencoder.model import DENOISER
 from tokenizers_zoo.autoencoder.tokenizer import build_autoencoder
-from tokenizers_zoo.checkpoint import ORIGIN, fitting, load_checkpoint, save_checkpoint
-from tokenizers_zoo.config import Origin, Settings, recorded
+from tokenizers_zoo.checkpoint import ORIGIN, checkpoint_errors, load_checkpoint, save_checkpoint
+from tokenizers_zoo.config import Origin, Settings, as_dicts
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.ml4m.architecture import DIFFUSION, PLAIN, Architecture, read_architecture
@@ -90,7 +90,7 @@ def import_tokenizer(
         inputs="published",
         **({"class_channels": architecture.channels} if architecture.classes else {}),
     )
-    with fitting(published.path), torch.device("meta"):
+    with checkpoint_errors(published.path), torch.device("meta"):
         module = build_autoencoder(model, diffusion)
     state = module.state_dict()
     mean, std = modality.published_scale
@@ -98,7 +98,7 @@ def import_tokenizer(
     tensors |= {f"fitted_{name}": torch.from_numpy(array) for name, array in modality.published_fitted(options).items()}
     if model.directions:
         tensors["length"] = torch.ones(())
-    description = {**codec.describe(), "model": recorded(model)}
+    description = {**codec.describe(), "model": as_dicts(model)}
     if diffusion is not None:
         description["diffusion"] = diffusion.trained_settings()
         tensors[f"{DENOISER}scale"] = torch.ones(()).expand(model.channels, 1, 1)

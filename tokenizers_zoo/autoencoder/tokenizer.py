@@ -14,11 +14,11 @@ from torch import nn
 from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig
 from tokenizers_zoo.autoencoder.model import DENOISER, Autoencoder, NoDecoder
-from tokenizers_zoo.checkpoint import check_sizes, fitting, load_checkpoint
+from tokenizers_zoo.checkpoint import check_sizes, checkpoint_errors, load_checkpoint
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
 from tokenizers_zoo.io import as_json
-from tokenizers_zoo.nn.layers import Applied
+from tokenizers_zoo.nn.layers import FunctionModule
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -67,10 +67,12 @@ class AutoencoderTokenizer:
         codec = self.codec
         encoder, decoder = (_without(self.module, name, DENOISER[:-1]) for name in ("decoder", "encoder"))
         networks: dict[str, nn.Module] = {
-            "encoder": Applied(lambda values: encoder.encode(codec.to_network(values)), encoder)
+            "encoder": FunctionModule(lambda values: encoder.encode(codec.to_network(values)), encoder)
         }
         if not isinstance(self.module.decoder, NoDecoder):
-            networks["decoder"] = Applied(lambda tokens: codec.from_network(decoder.decode_plain(tokens)), decoder)
+            networks["decoder"] = FunctionModule(
+                lambda tokens: codec.from_network(decoder.decode_plain(tokens)), decoder
+            )
         return networks
 
     def _decode_chunks(self, decode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ def load_autoencoder(folder: Path, codec: ValueCodec, diffusion: DiffusionConfig
             f"{name}: the tokenizer at {folder} has no diffusion decoder, but"
             f" {codec.origin.at('diffusion')} asks for one; remove that, or train one (base = {folder})"
         )
-    with fitting(folder):
+    with checkpoint_errors(folder):
         model = from_mapping(AutoencoderConfig, config["model"], Origin(table="model"))
         if diffusion is not None:  # trained settings of the checkpoint, sampler settings of the registry
             table = {**config["diffusion"], **diffusion.sampling_settings(), "base": config.get("base")}

@@ -33,7 +33,7 @@ from tokenizers_zoo.cli.options import (
     show_result,
     show_table,
 )
-from tokenizers_zoo.config import recorded
+from tokenizers_zoo.config import as_dicts
 from tokenizers_zoo.errors import DataError, and_others, count_of
 from tokenizers_zoo.terminal import echo
 
@@ -96,7 +96,7 @@ def source_info(name: str, as_json: bool) -> None:
     handle = open_zoo().source(name)
     config = handle.settings_in_use()
     if as_json:
-        show_json(facts_as_json(handle) | {"settings": recorded(config) if config else {}})
+        show_json(facts_as_json(handle) | {"settings": as_dicts(config) if config else {}})
         return
     classes = {
         f"{modality} classes": ", ".join(f"{number} {class_name}" for number, class_name in enumerate(names))

@@ -28,7 +28,7 @@ from tokenizers_zoo.cli.options import (
     show_problems,
     show_table,
 )
-from tokenizers_zoo.config import recorded
+from tokenizers_zoo.config import as_dicts
 from tokenizers_zoo.errors import CheckpointError, count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.spec import layout_to_json
@@ -159,10 +159,10 @@ def info(name: str, only_settings: bool, as_json: bool) -> None:
       zoo info depth --settings
     """
     handle = open_zoo()[name]
-    configs = [(f"modalities.{name}", config) for config in handle.taken_settings()]
-    configs += [(f"vocabularies.{shared}", config) for shared, config in handle.taken_vocabularies().items()]
+    configs = [(f"modalities.{name}", config) for config in handle.plugin_settings()]
+    configs += [(f"vocabularies.{shared}", config) for shared, config in handle.plugin_vocabularies().items()]
     if as_json:
-        settings = {table: recorded(config) for table, config in configs}
+        settings = {table: as_dicts(config) for table, config in configs}
         show_json(({} if only_settings else facts_as_json(handle)) | {"settings": settings})
         return
     if not only_settings:
@@ -193,7 +193,7 @@ def facts_of(handle: ModalityHandle) -> dict[str, str]:
         "derived from": ", ".join(spec.derived_from) or (f"nothing{handle.derive_hint}" if handle.derive_hint else ""),
         "family": spec.family,
         "plugin": f"{handle.plugin_name} of {handle.distribution}",
-        "settings": json.dumps(dict(handle.settings)) if handle.settings and not handle.taken_settings() else "",
+        "settings": json.dumps(dict(handle.settings)) if handle.settings and not handle.plugin_settings() else "",
         "checkpoint": f"{handle.checkpoint} ({state})",
         "licence": spec.licence,
         "other names": ", ".join(spec.aliases),

@@ -197,11 +197,11 @@ def _error_text(error: BaseException) -> str:
         return disk_error
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return "a path has a NUL character, which no file's name has; correct the setting or the record that names it"
-    from tokenizers_zoo.plugins import failed, reason
+    from tokenizers_zoo.plugins import call_error, error_text
 
     if is_of_the_machine(error):
-        return str(failed("the command", error))
-    return f"unexpected {reason(error)}: a damaged file, or a bug; zoo --debug shows where it comes from"
+        return str(call_error("the command", error))
+    return f"unexpected {error_text(error)}: a damaged file, or a bug; zoo --debug shows where it comes from"
 
 
 def _fail(error: BaseException, *, debug: bool) -> None:

@@ -21,7 +21,7 @@ import click
 
 from tokenizers_zoo import config
 from tokenizers_zoo.cli.completion import MODALITY
-from tokenizers_zoo.device import AUTO, resolved_device
+from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import ConfigError, close_names
 from tokenizers_zoo.progress import NORMAL, QUIET, VERBOSE, set_verbosity, verbosity
 from tokenizers_zoo.terminal import echo, show
@@ -116,7 +116,7 @@ def _available_device(context: click.Context, parameter: click.Parameter, device
     if context.resilient_parsing:  # completion does not import torch
         return device
     try:
-        return resolved_device(device)
+        return resolve_device(device)
     except ConfigError as error:
         raise click.UsageError(f"{error}; leave --device out", context) from None
 

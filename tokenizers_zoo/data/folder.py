@@ -33,7 +33,7 @@ from tokenizers_zoo.data.tar import (
 )
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.io import not_read
+from tokenizers_zoo.io import read_error
 from tokenizers_zoo.source import ModalityNames, OwnData, SourceSpec
 
 SIDECARS = (".aux.xml", ".ovr", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".xmp")
@@ -114,7 +114,7 @@ def open_folder(
         bounds = Bounds(out=out, root=None if config.follow_links else root.resolve())
         return _open_split(root, split, count, config.test_fraction, bounds, names)
     except OSError as error:
-        raise not_read(Path(error.filename or root), error) from None
+        raise read_error(Path(error.filename or root), error) from None
 
 
 def _open_split(

@@ -28,11 +28,11 @@ from tokenizers_zoo.errors import DataError, ReadError
 from tokenizers_zoo.io import (
     REMEDY,
     file_digest,
-    not_read,
     parsed_table,
+    read_error,
     read_regular,
     replacing_file,
-    shape_problem,
+    shape_error,
     write_table,
 )
 
@@ -143,7 +143,7 @@ def read_manifest(folder: Path, shard: int, suffix: str = "") -> Manifest | None
         dropped = {int(row): reason for row, reason in table.pop("dropped").items()}
         if suffix and suffix not in files:
             raise ValueError(f"has no .{suffix} file")
-        if "tar" not in files and (error := shape_problem(table["record"], TOKENS, "record")):
+        if "tar" not in files and (error := shape_error(table["record"], TOKENS, "record")):
             raise ValueError(error)
         manifest = Manifest(files=files, dropped=dropped, **table)
         if not 0 <= manifest.count <= manifest.rows or any(row not in range(manifest.rows) for row in dropped):
@@ -406,4 +406,4 @@ def file_problem(path: Path, expected: FileRecord) -> str:
             return f"has {size} bytes, its manifest says {expected.size}"
         return "" if file_digest(path) == expected.sha256 else "has another checksum than its manifest says"
     except OSError as error:
-        raise not_read(path, error) from None
+        raise read_error(path, error) from None

@@ -42,8 +42,8 @@ from tokenizers_zoo.data.manifest import (
 )
 from tokenizers_zoo.data.samples import OWN_FILES, LazySequence, spread
 from tokenizers_zoo.data.tar import BLOCK, TARS, key_problem, read_at, split_name
-from tokenizers_zoo.errors import DataError, InvalidValueError, ReadError, UnknownNameError, and_others, by
-from tokenizers_zoo.io import as_json, not_read, open_regular, replacing_file
+from tokenizers_zoo.errors import DataError, InvalidValueError, ReadError, UnknownNameError, and_others, size_text
+from tokenizers_zoo.io import as_json, open_regular, read_error, replacing_file
 from tokenizers_zoo.limits import limited, limits
 from tokenizers_zoo.pretrained import networks_of
 from tokenizers_zoo.spec import WHOLE, Crop
@@ -294,7 +294,7 @@ class ValueStore:
         try:
             data = read_at(opened.file, offset, size)
         except OSError as error:
-            raise not_read(opened.path, error) from None
+            raise read_error(opened.path, error) from None
         if len(data) != size:
             raise DataError(f"{opened.path}: was cut off while it was open; {REPAIR}")
         return data, extension.decode("ascii", "replace")
@@ -309,8 +309,9 @@ class ValueStore:
         sizes = list(zip(stored_shape, expected, strict=True)) if len(stored_shape) == len(expected) else []
         if any(isinstance(old, int) and isinstance(new, int) and old < new for old, new in sizes):
             raise DataError(
-                f"{self.root / split / handle.name}: stored at {by(stored_shape[-2:])}, and the settings "
-                f"({handle.settings.origin.at('image_size')}) are now {by(expected[-2:])}; {self._repair_advice(split)}"
+                f"{self.root / split / handle.name}: stored at {size_text(stored_shape[-2:])}, and the settings "
+                f"({handle.settings.origin.at('image_size')}) are now {size_text(expected[-2:])}; "
+                f"{self._repair_advice(split)}"
             )
 
     def _repair_advice(self, split: str) -> str:

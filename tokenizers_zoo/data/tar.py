@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers_zoo.errors import CONTROL, DataError, ReadError
-from tokenizers_zoo.io import not_read, open_regular
+from tokenizers_zoo.io import open_regular, read_error
 from tokenizers_zoo.limits import limits
 
 BLOCK = 512
@@ -102,7 +102,7 @@ def read_member(member: Member) -> bytes:
             same = os.fstat(file.fileno()).st_mtime_ns == member.changed
             data = read_at(file.fileno(), member.offset, member.size)
         except OSError as error:
-            raise not_read(member.path, error) from None
+            raise read_error(member.path, error) from None
     if not same or len(data) != member.size:
         raise ReadError(f"{member.path}: changed since it was listed; run the same command again")
     return data
@@ -129,7 +129,7 @@ def scan_tar(
             if not members and not damage and not os.fstat(file.fileno()).st_size:
                 damage = "0 bytes"
         except OSError as error:
-            raise not_read(path, error) from None
+            raise read_error(path, error) from None
     if not members and damage:
         raise DataError(f"{path}: no usable member ({damage}); copy or make this tar again, or delete it")
 

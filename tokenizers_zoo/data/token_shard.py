@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from tokenizers_zoo.data.manifest import REPAIR, FileRecord, Manifest, remove_shard, shard_name, write_manifest
 from tokenizers_zoo.errors import DataError, ReadError, first_line
-from tokenizers_zoo.io import as_json, not_read, open_regular, replacing_file
+from tokenizers_zoo.io import as_json, open_regular, read_error, replacing_file
 from tokenizers_zoo.spec import EmbeddingsLayout, PatchesLayout, TokenLayout, layout_from_json, layout_to_json
 from tokenizers_zoo.validation import has_fixed_length
 
@@ -307,7 +307,7 @@ class ShardFile:
             while remaining and (count := os.preadv(opened.file, [remaining], position)):
                 remaining, position = remaining[count:], position + count
         except OSError as error:
-            raise not_read(self.path, error) from None
+            raise read_error(self.path, error) from None
         if remaining:
             raise ReadError(f"{self.path}: was cut off while it was open; run the same command again")
 

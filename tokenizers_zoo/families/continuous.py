@@ -65,11 +65,11 @@ class PatchesTokenizer(Standardiser):
 
     def networks(self) -> dict[str, Any]:
         """Return encoder and decoder as modules, for export."""
-        from tokenizers_zoo.nn.layers import Applied
+        from tokenizers_zoo.nn.layers import FunctionModule
 
         return {
-            "encoder": Applied(lambda values: self.modality.encode(self, values)),
-            "decoder": Applied(lambda tokens: self.modality.decode(self, tokens)),
+            "encoder": FunctionModule(lambda values: self.modality.encode(self, values)),
+            "decoder": FunctionModule(lambda tokens: self.modality.decode(self, tokens)),
         }
 
 
@@ -166,7 +166,7 @@ class StandardisedModality(PluginBase):
         mean, std = (torch.tensor(numbers, dtype=torch.float32).expand(count) for numbers in self.published_statistics)
         card = f"# {name}\n\nMean and deviation at which 4M's published backbones take it (github.com/apple/ml-4m).\n"
         save_checkpoint(out_dir, {"mean": mean.clone(), "std": std.clone()}, self.describe(settings), card)
-        return dict(settings.own)
+        return dict(settings.table)
 
 
 def mean_and_deviation(values: Iterable[Array]) -> tuple[Array, Array]:

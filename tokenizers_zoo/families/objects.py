@@ -230,7 +230,7 @@ class ObjectModality(ValueHooks, TrainedModality):
         """Return the settings with the published text vocabulary, which may be imported after the tokenizer."""
         vocabularies = settings.vocabularies | {VOCABULARY: {"preset": "4m"}}
         return Settings(
-            settings.name, settings.own, shared=settings.shared, vocabularies=vocabularies, origin=settings.origin
+            settings.name, settings.table, shared=settings.shared, vocabularies=vocabularies, origin=settings.origin
         )
 
     def codec(self, settings: Settings, model: AutoencoderConfig | None = None) -> ObjectCodec:

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from einops import rearrange
+from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-class Applied(nn.Module):
+class FunctionModule(nn.Module):
     """A function as a module with the weights of the `parts` that it calls."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], *parts: nn.Module) -> None:
@@ -49,46 +50,38 @@ class InvertedBottleneck(nn.Module):
 
 
 def _pattern(sides: tuple[int, ...]) -> tuple[str, str, str, dict[str, int]]:
-    """Return names for einops (whole axes, patches along them, cells within a patch), and the sizes of the cells."""
+    """Return names for einops (axes, patches along them, cells within a patch), and the sizes of the cells."""
     sizes = {f"p{axis}": side for axis, side in enumerate(sides)}
-    whole = " ".join(f"(n{axis} p{axis})" for axis in range(len(sides)))
-    return whole, " ".join(f"n{axis}" for axis in range(len(sides))), " ".join(sizes), sizes
+    axes = " ".join(f"(n{axis} p{axis})" for axis in range(len(sides)))
+    return axes, " ".join(f"n{axis}" for axis in range(len(sides))), " ".join(sizes), sizes
 
 
 def to_patches(x: Float[Tensor, "batch channels *axes"], sides: tuple[int, ...]) -> Float[Tensor, "batch *grid dim"]:
     """Return one vector per patch: its cells row by row, the channels of a cell together."""
-    whole, grid, cells, sizes = _pattern(sides)
-    return rearrange(x, f"b c {whole} -> b {grid} ({cells} c)", **sizes)
+    axes, grid, cells, sizes = _pattern(sides)
+    return rearrange(x, f"b c {axes} -> b {grid} ({cells} c)", **sizes)
 
 
 def from_patches(x: Float[Tensor, "batch *grid dim"], sides: tuple[int, ...]) -> Float[Tensor, "batch channels *axes"]:
     """Undo `to_patches`."""
-    whole, grid, cells, sizes = _pattern(sides)
-    return rearrange(x, f"b {grid} ({cells} c) -> b c {whole}", **sizes)
+    axes, grid, cells, sizes = _pattern(sides)
+    return rearrange(x, f"b {grid} ({cells} c) -> b c {axes}", **sizes)
 
 
-class Unshuffle(nn.Module):
+class Unshuffle(Rearrange):
     """Space to channels by a factor per axis: (b, c, *axes) -> (b, c x factors, *axes / factors).
 
     Equals `nn.PixelUnshuffle` for two equal factors.
     """
 
     def __init__(self, factors: tuple[int, ...]) -> None:
-        super().__init__()
-        self.factors = factors
-
-    def forward(self, x: Float[Tensor, "batch channels *axes"]) -> Float[Tensor, "batch more *grid"]:
-        whole, grid, cells, sizes = _pattern(self.factors)
-        return rearrange(x, f"b c {whole} -> b (c {cells}) {grid}", **sizes)
+        axes, grid, cells, sizes = _pattern(factors)
+        super().__init__(f"b c {axes} -> b (c {cells}) {grid}", **sizes)
 
 
-class Shuffle(nn.Module):
+class Shuffle(Rearrange):
     """Channels to space: the inverse of `Unshuffle`; equals `nn.PixelShuffle` for two equal factors."""
 
     def __init__(self, factors: tuple[int, ...]) -> None:
-        super().__init__()
-        self.factors = factors
-
-    def forward(self, x: Float[Tensor, "batch more *grid"]) -> Float[Tensor, "batch channels *axes"]:
-        whole, grid, cells, sizes = _pattern(self.factors)
-        return rearrange(x, f"b (c {cells}) {grid} -> b c {whole}", **sizes)
+        axes, grid, cells, sizes = _pattern(factors)
+        super().__init__(f"b (c {cells}) {grid} -> b c {axes}", **sizes)

@@ -22,11 +22,11 @@ from tokenizers_zoo.data.manifest import (
 )
 from tokenizers_zoo.data.shards import ValueStore, check_foreign, reading_settings, value_identity, writing_shard
 from tokenizers_zoo.device import AUTO
-from tokenizers_zoo.errors import DataError, ReadError, ZooError, passing
+from tokenizers_zoo.errors import DataError, ReadError, ZooError, is_transient
 from tokenizers_zoo.io import as_json, disk_errors
 from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
 from tokenizers_zoo.pipeline.workers import WorkerError, Workers, report, suspects, working_on
-from tokenizers_zoo.pretrained import PretrainedError, forget_networks, networks_of, preferring
+from tokenizers_zoo.pretrained import PretrainedError, forget_networks, networks_of, prefer_device
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.spec import WHOLE
@@ -252,7 +252,7 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, Manifest]:
             return handle.write(value, trusted=True)
 
     with (
-        preferring(job.device), disk_errors(job.split.folder),
+        prefer_device(job.device), disk_errors(job.split.folder),
         writing_shard(job.split.folder / job.modality, shard) as writer,
     ):  # fmt: skip
         for row in suspects():
@@ -269,6 +269,6 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, Manifest]:
                 raise  # no sample is to blame
             except ZooError as error:
                 writer.skip(str(error))
-                retry = retry or passing(error)
+                retry = retry or is_transient(error)
         writer.finish(keys=job.split.keys_digest(shard), inputs=job.inputs, record=job.record, retry=retry)
     return shard, writer.manifest

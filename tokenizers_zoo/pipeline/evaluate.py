@@ -61,7 +61,7 @@ class TokenizerEvaluation:
     """Share of the codes used, averaged over codebooks; None for continuous layouts."""
     perplexity: float | None = None
     several: Mapping[str, float] = field(default_factory=dict)
-    """`CodebookUsage.of_several`; empty with one codebook."""
+    """`CodebookUsage.codebook_summary`; empty with one codebook."""
     dropped: dict[str, str] = field(default_factory=dict)
     pictures: Path | None = None
     decoder_figures: Sequence[Figure] = ()
@@ -128,7 +128,7 @@ def evaluate_tokenizer(
         encode_seconds=run.encode_seconds,
         usage=usage.usage if usage else None,
         perplexity=usage.perplexity if usage else None,
-        several=usage.of_several() if usage else {},
+        several=usage.codebook_summary() if usage else {},
         dropped=run.dropped,
         pictures=folder / folder_name if write else None,
         decoder_figures=compare_decoders(handle, run.plain, run.predicted, run.target) if run.plain else [],

@@ -23,7 +23,7 @@ from tokenizers_zoo.data.manifest import (
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import check_foreign, reading_settings, value_identity
 from tokenizers_zoo.data.tar import Member, shown_key
-from tokenizers_zoo.errors import ConfigError, DataError, by, close_names, count_of
+from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of, size_text
 from tokenizers_zoo.io import as_json, difference, disk_errors
 from tokenizers_zoo.pipeline.make_shard import MakeShard, Samples, cached_samples, make_shard, open_samples
 from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
@@ -158,7 +158,7 @@ def _size_notes(handles_by_split: Mapping[str, Sequence[ModalityHandle]], crop: 
         settings = handles[names[0]].settings
         is_set = "image_size" in {**settings, **settings.shared}
         origin = settings.origin.at("image_size") if is_set else f"the default of image_size in {settings.origin.file}"
-        yield f"{', '.join(names)}: stored at {by(size)} pixels ({origin}), {effect} (--set crop={alternative})"
+        yield f"{', '.join(names)}: stored at {size_text(size)} pixels ({origin}), {effect} (--set crop={alternative})"
 
 
 def _file_notes(

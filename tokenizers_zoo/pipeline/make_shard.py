@@ -17,7 +17,7 @@ from tokenizers_zoo.data.folder import FolderSettings, open_folder
 from tokenizers_zoo.data.manifest import Manifest, Split, shard_name
 from tokenizers_zoo.data.shards import writing_shard
 from tokenizers_zoo.data.tar import Member, key_problem
-from tokenizers_zoo.errors import DataError, ZooError, by, passing
+from tokenizers_zoo.errors import DataError, ZooError, is_transient
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.limits import limited
 from tokenizers_zoo.pipeline.workers import report, suspects, working_on
@@ -86,19 +86,19 @@ def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
                     raise DataError(f"key {key!r}: {reason}")
             except ZooError as error:
                 keys.append(f"/sample-{start + row}")  # no sample has such a key
-                retry.update(handles if passing(error) else ())
+                retry.update(handles if is_transient(error) else ())
                 for writer in writers.values():
                     writer.skip(str(error))
                 continue
             keys.append(key)
-            for name, file, is_transient in _value_files(zoo, job, row, values):
+            for name, file, may_pass in _value_files(zoo, job, row, values):
                 try:
                     if isinstance(file, ZooError):
                         raise file
                     writers[name].add(key, *file) if file else writers[name].skip()
                 except ZooError as error:
                     writers[name].skip(str(error))
-                    retry.update([name] if is_transient else [])
+                    retry.update([name] if may_pass else [])
         digest = job.split.write_keys(job.shard, keys)
         for name, writer in writers.items():
             writer.finish(keys=digest, inputs=job.inputs[name], record=job.made_with[name], retry=name in retry)
@@ -111,7 +111,7 @@ def _value_files(
     """Yield each modality of a sample with its file (bytes and extension), or the error that drops it, or None if the
     sample lacks it; and whether the error may pass. All are cropped as the first picture that could be read."""
     read = _read_files(zoo, row, {name: job.names[name] for name in (*job.inputs, *job.pictures)}, values)
-    unsettled = any(isinstance(value, ZooError) and passing(value) for value in read.values())
+    unsettled = any(isinstance(value, ZooError) and is_transient(value) for value in read.values())
     sizes = {name: read[name].shape[-2:] for name in job.pictures if getattr(read.get(name), "ndim", 0) >= 2}
     misfits = _aspect_errors(sizes)
     pictures = [name for name in job.pictures if isinstance(read.get(name), np.ndarray) and name not in misfits]
@@ -130,7 +130,7 @@ def _value_files(
                 file = zoo[name].write(zoo[name].transform(read[name], crop, trusted=checked), trusted=True)
             yield name, file, False
         except ZooError as error:
-            yield name, error, passing(error) or (name in misfits and unsettled)
+            yield name, error, is_transient(error) or (name in misfits and unsettled)
 
 
 def _read_files(zoo: Zoo, row: int, names: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:

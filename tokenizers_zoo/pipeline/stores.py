@@ -26,7 +26,7 @@ from tokenizers_zoo.data.manifest import (
 from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import STORE, TokenStore
-from tokenizers_zoo.device import AUTO, resolved_device
+from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
@@ -173,7 +173,7 @@ def _rebuild(zoo: Zoo, root: Path, name: str, modalities: set[str], workers: int
         names = store.modalities(name) if KEYS in modalities else sorted(modalities)
         result = tokenize(
             zoo, store.data, root, modalities=names, splits=[name], crops=crops, seed=seed,
-            workers=0 if workers == 0 else 1, device=resolved_device(device),
+            workers=0 if workers == 0 else 1, device=resolve_device(device),
         )  # fmt: skip
         yield result.summary()
         return

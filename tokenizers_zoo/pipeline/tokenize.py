@@ -30,7 +30,7 @@ from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.shards import ValueStore, reading_settings
 from tokenizers_zoo.data.token_shard import TokenMetadata, write_token_shard
 from tokenizers_zoo.data.tokens import STORE, TokenSplit, TokenStore, write_store
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, ZooError, passing
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, ZooError, is_transient
 from tokenizers_zoo.io import disk_errors, remove_folder
 from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
 from tokenizers_zoo.pipeline.vocabulary import check_special_tokens
@@ -276,7 +276,7 @@ class _Plan:
 
     def plan(self, overwrite: bool) -> None:
         """Fill `todo` with the shards that are missing or of other inputs, and count the others."""
-        is_compatible = cache(self.handle.speaks)
+        is_compatible = cache(self.handle.can_read)
         unchanged: dict[int, Manifest] = {}
         for shard in range(self.split.shards) if not overwrite else ():
             manifest = sound_manifest(self.folder, shard)
@@ -358,7 +358,7 @@ def tokenize_shard(zoo: Zoo, job: TokenizeShard) -> tuple[int, Manifest]:
         for view, encoding in encode(batch, values):
             if isinstance(encoding, ZooError):
                 dropped.setdefault(view.row, str(encoding))
-                retry = retry or passing(encoding)
+                retry = retry or is_transient(encoding)
             elif reason := metadata.number_problem(np.asarray(encoding)):
                 dropped.setdefault(view.row, f"{job.modality}: {reason}")
             else:

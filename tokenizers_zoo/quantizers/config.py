@@ -173,8 +173,8 @@ class QuantizerConfig(QuantizerFields):
         size, levels, name = self.codebook_size, self.levels, "levels" if self.levels else "codebook_size"
         if "levels" in KIND_DEFAULTS[self.kind]:
             if levels is None and size and size not in FSQ_LEVELS:
-                known = ", ".join(map(str, FSQ_LEVELS))
-                raise ValueError(f"{name}: no levels are recommended for {size}; take {known}, or give levels")
+                sizes = ", ".join(map(str, FSQ_LEVELS))
+                raise ValueError(f"{name}: no levels are recommended for {size}; take {sizes}, or give levels")
             if levels is None:
                 levels = FSQ_LEVELS[size] if size else KIND_DEFAULTS[self.kind]["levels"]
             if not levels or min(levels) < 3 or max(levels) > MAX_LEVELS:

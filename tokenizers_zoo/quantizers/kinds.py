@@ -231,8 +231,8 @@ def spread_loss(latents: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
     """
     mean = latents.mean(dim=0)
     covariance = latents.T @ latents / len(latents) - torch.outer(mean, mean)
-    apart = covariance / SPREAD**2 - torch.eye(latents.shape[1], device=latents.device)
-    return (apart.square().sum() + mean.square().sum()) / latents.shape[1]
+    deviations = covariance / SPREAD**2 - torch.eye(latents.shape[1], device=latents.device)
+    return (deviations.square().sum() + mean.square().sum()) / latents.shape[1]
 
 
 def directions(codebook: Float[Tensor, "codes dim"]) -> Float[Tensor, "codes dim"]:

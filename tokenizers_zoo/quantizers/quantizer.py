@@ -70,20 +70,20 @@ class Residual(Adapter):
         self.steps: Any = nn.ModuleList(steps)
 
     def quantize(self, latents: Codes) -> tuple[Codes, Tokens, Tensor]:
-        rest, ids, losses = latents, [], []
+        residual, ids, losses = latents, [], []
         for step in self.steps:
-            codes, tokens, loss = step.quantize(rest)
-            rest = rest - codes.detach()
+            codes, tokens, loss = step.quantize(residual)
+            residual = residual - codes.detach()
             ids.append(tokens)
             losses.append(loss)
         # One straight-through gradient for the sum: one per step would multiply it by their number.
-        return straight_through(latents, latents - rest), torch.stack(ids, dim=2), torch.stack(losses).mean()
+        return straight_through(latents, latents - residual), torch.stack(ids, dim=2), torch.stack(losses).mean()
 
     def tokens(self, latents: Codes) -> Tokens:
-        rest, ids = latents, []
+        residual, ids = latents, []
         for step in self.steps:
-            ids.append(step.tokens(rest))
-            rest = rest - step.lookup(ids[-1])
+            ids.append(step.tokens(residual))
+            residual = residual - step.lookup(ids[-1])
         return torch.stack(ids, dim=2)
 
     def lookup(self, tokens: Tokens) -> Codes:
@@ -161,7 +161,7 @@ class Quantizer(nn.Module):
 
     def forward(self, latents: Float[Tensor, "batch *grid dim"]) -> Quantized:
         """Quantise. Raises CheckpointError in eval mode if the codebook was never trained."""
-        places = latents.shape[:-1]
+        grid_shape = latents.shape[:-1]
         with torch.autocast(latents.device.type, enabled=False):
             flat = self.project_in(latents.float().reshape(1, -1, self.dim))  # one long row: some kernels loop over it
             if self.training:
@@ -169,8 +169,8 @@ class Quantizer(nn.Module):
             else:
                 tokens = self.adapter.tokens(flat)
                 codes, loss = self.adapter.lookup(tokens), flat.new_zeros(())
-            codes = self.project_out(codes).view(*places, self.dim)
-            return Quantized(codes, tokens.view(*places, *tokens.shape[2:]), loss)
+            codes = self.project_out(codes).view(*grid_shape, self.dim)
+            return Quantized(codes, tokens.view(*grid_shape, *tokens.shape[2:]), loss)
 
     @torch.no_grad()
     def encode(self, latents: Float[Tensor, "batch *grid dim"]) -> Int[Tensor, "batch *grid_codes"]:
@@ -192,7 +192,7 @@ class Quantizer(nn.Module):
             raise InvalidValueError(
                 f"tokens: expected ids in [0, {self.codebook_size}), got {int(tokens.min())} to {int(tokens.max())}"
             )
-        places = tokens.shape if count == 1 else tokens.shape[:-1]
-        flat = tokens.reshape(1, -1, *tokens.shape[len(places) :])
+        grid_shape = tokens.shape if count == 1 else tokens.shape[:-1]
+        flat = tokens.reshape(1, -1, *tokens.shape[len(grid_shape) :])
         with torch.autocast(tokens.device.type, enabled=False):
-            return self.project_out(self.adapter.lookup(flat)).view(*places, self.dim)
+            return self.project_out(self.adapter.lookup(flat)).view(*grid_shape, self.dim)

@@ -23,7 +23,7 @@ class CodebookUsage:
     """Running counts over all tokens given to `update`.
 
     With several codebooks, tokens are (..., num_codebooks), counts are kept per codebook, and figures are their means:
-    good ones hide a bad one, so that judging takes the figures of each (`apart`).
+    good ones hide a bad one, so that judging takes the figures of each (`per_codebook`).
     """
 
     def __init__(self, codebook_size: int, num_codebooks: int = 1) -> None:
@@ -42,19 +42,19 @@ class CodebookUsage:
         for counts, column in zip(self.counts, ids.reshape(-1, self.num_codebooks).T, strict=True):
             counts += np.bincount(column, minlength=self.codebook_size)
 
-    def apart(self) -> list[CodebookUsage]:
+    def per_codebook(self) -> list[CodebookUsage]:
         """Return one CodebookUsage per codebook, with the counts so far."""
-        alone = [CodebookUsage(self.codebook_size) for _ in self.counts]
-        for one, counts in zip(alone, self.counts, strict=True):
-            one.counts += counts
-        return alone
+        books = [CodebookUsage(self.codebook_size) for _ in self.counts]
+        for book, counts in zip(books, self.counts, strict=True):
+            book.counts += counts
+        return books
 
-    def of_several(self) -> dict[str, float]:
+    def codebook_summary(self) -> dict[str, float]:
         """Return figures of several codebooks; empty for a single one. `codebooks`: their number; `least_usage`: the
         lowest usage; `least_used`: the number of that codebook, from 1."""
-        each = [one.usage for one in self.apart()]
-        least = {"codebooks": len(each), "least_usage": min(each), "least_used": each.index(min(each)) + 1}
-        return least if len(each) > 1 else {}
+        usages = [book.usage for book in self.per_codebook()]
+        least = {"codebooks": len(usages), "least_usage": min(usages), "least_used": usages.index(min(usages)) + 1}
+        return least if len(usages) > 1 else {}
 
     @property
     def usage(self) -> float:
@@ -74,8 +74,8 @@ class CodebookUsage:
 
 def _entropy(counts: np.ndarray[Any, Any]) -> float:
     """Entropy of counts in nats, 0 log 0 = 0."""
-    seen = counts[counts > 0]
-    if not seen.size:
+    positive = counts[counts > 0]
+    if not positive.size:
         return 0.0
-    shares = seen / seen.sum()
+    shares = positive / positive.sum()
     return float(-(shares * np.log(shares)).sum())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.checkpoint import AGAIN, CONFIG, WEIGHTS, fitting, is_complete
+from tokenizers_zoo.checkpoint import CONFIG, COPY_AGAIN, WEIGHTS, checkpoint_errors, is_complete
 from tokenizers_zoo.config import TOML
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.errors import CheckpointError, ZooError, count_of
@@ -87,7 +87,7 @@ def write_report(zoo: Zoo, run: Path, out: Path | None = None) -> Path:
     """
     registry_of(run)
     page = out or run / "report" / "index.html"
-    with pictures_beside(page) as pictures, fitting(run):
+    with pictures_beside(page) as pictures, checkpoint_errors(run):
         write_page(page, "report.html.j2", _content(zoo, run, pictures))
     return page
 
@@ -192,7 +192,7 @@ def _check_fingerprint(handle: ModalityHandle, fingerprint: str | None) -> None:
     None means unknown. A tokenizer on the hub is not downloaded for this check.
     """
     is_local = handle.has_tokenizer and is_complete(handle.checkpoint)
-    if fingerprint and is_local and not handle.speaks(fingerprint):
+    if fingerprint and is_local and not handle.can_read(fingerprint):
         raise CheckpointError(
             f"{handle.name}: its tokenizer in {handle.checkpoint} is another one ({handle.fingerprint[:12]}) than that "
             f"of the run's tokens ({fingerprint[:12]}); its figures are left out"
@@ -213,7 +213,7 @@ def _tiles(run: Path, config: Mapping[str, Any], pairs: int) -> list[str]:
             learnt = [key for key in file.keys() if not key.startswith(EXPORT_PREFIX)]  # noqa: SIM118 - not a mapping
             parameters = sum(math.prod(file.get_slice(key).get_shape()) for key in learnt)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{run / WEIGHTS}: damaged: {' '.join(str(error).split())}; {AGAIN}") from None
+        raise CheckpointError(f"{run / WEIGHTS}: damaged: {' '.join(str(error).split())}; {COPY_AGAIN}") from None
     tiles = [count_of(len(config["specs"]), "modality", "modalities"), f"{parameters / 1e6:.1f} million parameters"]
     training = config.get("train", {})
     if "steps" in training and "batch_size" in training:

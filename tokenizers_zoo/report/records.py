@@ -1,4 +1,4 @@
-"""Shapes of the records that pages and comparisons read; see `tokenizers_zoo.io.shape_problem`."""
+"""Shapes of the records that pages and comparisons read; see `tokenizers_zoo.io.shape_error`."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def conformance_results(zoo: Zoo, name: str, data_dir: Path | None = None, devic
     the value spec. Without a tokenizer, a small temporary one is trained. The tokenizer on `device` is compared with
     the tokenizer on the CPU.
     """
-    from tokenizers_zoo.pretrained import preferring
+    from tokenizers_zoo.pretrained import prefer_device
     from tokenizers_zoo.testing.checks import CHECKS
     from tokenizers_zoo.testing.subject import Skipped, Subject
 
@@ -56,7 +56,7 @@ def conformance_results(zoo: Zoo, name: str, data_dir: Path | None = None, devic
             return
         for check_name, check in CHECKS.items():
             try:
-                with preferring(device):
+                with prefer_device(device):
                     check(subject)
                 yield CheckResult(name=check_name, passed=True)
             except Skipped as reason:

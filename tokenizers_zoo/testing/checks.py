@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo import checkpoint as checkpoints
-from tokenizers_zoo.device import resolved_device
+from tokenizers_zoo.device import resolve_device
 from tokenizers_zoo.errors import DataError, InvalidValueError, ZooError
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.run_folder import TOKENIZER, FolderError, check_replaceable
@@ -339,7 +339,7 @@ def probes(subject: Subject) -> None:
 @check
 def devices(subject: Subject) -> None:
     """An accelerator gives the same tokens and dtype as the CPU, and its decoded values fit the spec."""
-    device = resolved_device(subject.device)
+    device = resolve_device(subject.device)
     if device == "cpu":
         raise Skipped("no accelerator is there or was asked for")
     tokens = per_sample(subject.trained.encode(subject.values))

@@ -140,7 +140,7 @@ def is_picture(handle: ModalityHandle) -> bool:
     time), they are not."""
     value = handle.spec.value
     flat = value.kind == "array" and len(value.shape) >= 2 and handle.implements("transform")
-    return flat and len(handle.spec.places) != 1
+    return flat and len(handle.spec.grid_shape) != 1
 
 
 def two_pixels(values: list[np.ndarray[Any, Any]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:

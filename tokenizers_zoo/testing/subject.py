@@ -24,7 +24,7 @@ from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.source_handle import name_at_source
 from tokenizers_zoo.spec import Crop, ValueSpec
-from tokenizers_zoo.validation import bounds, same
+from tokenizers_zoo.validation import bounds, values_equal
 
 COUNT = 8
 """Sample values per modality."""
@@ -245,7 +245,7 @@ def equal(first: Any, second: Any, tolerance: float = 0.0) -> bool:
     if isinstance(first, float):
         return math.isclose(first, second, rel_tol=tolerance, abs_tol=tolerance / 10)
     if not isinstance(first, np.ndarray) or not tolerance:
-        return same(first, second)
+        return values_equal(first, second)
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
     a, b = first.astype(np.float64), second.astype(np.float64)

@@ -36,14 +36,14 @@ def sample_order(first: int, end: int, count: int, seed: int, store: int = 0) ->
     Only some blocks of places are in memory. Orders of one seed and different stores are unrelated.
     """
     blocks = range(first // BLOCK, -(-end // BLOCK))
-    found = [_order_of_block(number, count, seed, store) for number in blocks]
-    return np.concatenate(found)[first - blocks.start * BLOCK : end - blocks.start * BLOCK]
+    orders = [_order_of_block(number, count, seed, store) for number in blocks]
+    return np.concatenate(orders)[first - blocks.start * BLOCK : end - blocks.start * BLOCK]
 
 
 @functools.lru_cache(maxsize=16)
 def _order_of_block(number: int, count: int, seed: int, store: int) -> npt.NDArray[np.int64]:
-    epochs, places = np.divmod(np.arange(number * BLOCK, (number + 1) * BLOCK), count)
-    parts = [permuted(places[epochs == epoch], count, seed, epoch, store) for epoch in np.unique(epochs).tolist()]
+    epochs, positions = np.divmod(np.arange(number * BLOCK, (number + 1) * BLOCK), count)
+    parts = [permuted(positions[epochs == epoch], count, seed, epoch, store) for epoch in np.unique(epochs).tolist()]
     return np.concatenate(parts)
 
 
@@ -87,15 +87,15 @@ def prefetched(make: Callable[[int], Batch], first: int, last: int, depth: int =
     A thread makes them, at most `depth` in advance. An error in `make` is raised in place of its batch.
     """
     with ThreadPoolExecutor(1, "prefetch") as thread:
-        ahead = deque(thread.submit(make, number) for number in range(first, min(first + depth, last)))
+        pending = deque(thread.submit(make, number) for number in range(first, min(first + depth, last)))
 
         def batches() -> Iterator[Batch]:
-            following = first + depth
-            while ahead:
-                batch = ahead.popleft().result()
-                if following < last:
-                    ahead.append(thread.submit(make, following))
-                following += 1
+            next_number = first + depth
+            while pending:
+                batch = pending.popleft().result()
+                if next_number < last:
+                    pending.append(thread.submit(make, next_number))
+                next_number += 1
                 yield batch
 
         try:

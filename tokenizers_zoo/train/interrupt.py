@@ -17,26 +17,26 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def noted_signals() -> Iterator[list[int]]:
+def deferred_signals() -> Iterator[list[int]]:
     """Yield a list that gets the first SIGINT or SIGTERM of the block; a second Ctrl-C raises KeyboardInterrupt.
 
     A signal after which the block ends as usual is sent again. Outside the main thread, the list stays empty.
     """
-    noted: list[int] = []
+    received: list[int] = []
 
     def note(number: int, _: object) -> None:
-        if noted and number == signal.SIGINT:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        noted[:] = noted or [number]
+        received[:] = received or [number]
 
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
+    handlers = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
     try:
-        for number in before:
+        for number in handlers:
             signal.signal(number, note)
-        yield noted
+        yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-    if noted:
-        signal.raise_signal(noted[0])
+    if received:
+        signal.raise_signal(received[0])

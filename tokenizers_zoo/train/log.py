@@ -46,9 +46,7 @@ class StepLog:
         loggers: Sequence[str] = (),
         config: Any = None,
     ) -> None:
-
         self.loggers, self.config = new_loggers(loggers), config or {}
-
         self.folder, self.title, self.steps, self.first, self.done = folder, title, steps, done, done
         self.samples_per_step = samples_per_step
         self.loss: float | None = None
@@ -102,8 +100,8 @@ class StepLog:
         """Log scalars to the loggers and as a line of metrics.jsonl."""
         for logger in self.loggers:
             logger.log(done, scalars)
-        told = {name: value if abs(value) <= LARGEST else None for name, value in scalars.items()}  # None for NaN, too
-        self.file.write(line_text({"step": done, **told}))
+        finite = {name: x if abs(x) <= LARGEST else None for name, x in scalars.items()}  # None for NaN, too
+        self.file.write(line_text({"step": done, **finite}))
         self.written += 1
 
     def write_speed(self) -> None:

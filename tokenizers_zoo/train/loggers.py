@@ -80,16 +80,16 @@ class WeightsAndBiases(Logger):
         except ImportError:
             advice = "pip install 'tokenizers-zoo[wandb]', or remove it from loggers"
             raise ConfigError(f"loggers: wandb is not installed; {advice}") from None
-        place = folder / LOGS / "wandb-id"
-        place.parent.mkdir(exist_ok=True)
-        if not place.exists():
-            place.write_text(uuid4().hex[:16], encoding="utf-8")
+        id_file = folder / LOGS / "wandb-id"
+        id_file.parent.mkdir(exist_ok=True)
+        if not id_file.exists():
+            id_file.write_text(uuid4().hex[:16], encoding="utf-8")
         self.wandb = wandb
         self.run = wandb.init(
             dir=str(folder / LOGS),
             name=title,
             config=dict(config),
-            id=(read_regular(place) or b"").decode(),
+            id=(read_regular(id_file) or b"").decode(),
             resume="allow",
         )  # fmt: skip
         # Their own step only grows, and a resumed training logs some steps again.
@@ -107,14 +107,14 @@ class WeightsAndBiases(Logger):
 
 def new_loggers(names: Sequence[str]) -> list[Logger]:
     """Return new loggers. Raises UnknownNameError for a name that is not installed, PluginError if one fails."""
-    points = {name: EntryPoint(name, place, GROUP) for name, place in BUILT_IN.items()}
+    points = {name: EntryPoint(name, target, GROUP) for name, target in BUILT_IN.items()}
     points |= {point.name: point for point in entry_points(group=GROUP)}
-    found: list[Logger] = []
+    loggers: list[Logger] = []
     for name in names:
         if name not in points:
             raise UnknownNameError.of("logger", name, points, "(setting loggers)")
         try:
-            found.append(points[name].load()())
+            loggers.append(points[name].load()())
         except Exception as error:
             raise PluginError(f"logger {name} ({points[name].value}): {error}") from error
-    return found
+    return loggers

@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from tokenizers_zoo.checkpoint import check_weights, load_config
 from tokenizers_zoo.data.samples import TrainingSamples, spread
-from tokenizers_zoo.device import AUTO, resolved_device
+from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import CheckpointError, DataError, first_line
-from tokenizers_zoo.io import verified_numbers, write_state
+from tokenizers_zoo.io import read_numbers, write_state
 from tokenizers_zoo.memory import kept_memory
 from tokenizers_zoo.quantizers.usage import CodebookUsage, reachable_usage
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
-from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.spec import Metric, ModalitySpec
 from tokenizers_zoo.train.batches import prefetched, sample_order, seeded, to_device
 from tokenizers_zoo.train.config import TrainConfig
-from tokenizers_zoo.train.interrupt import Interrupted, noted_signals
+from tokenizers_zoo.train.interrupt import Interrupted, deferred_signals
 from tokenizers_zoo.train.optim import EMA, check_finite
 from tokenizers_zoo.train.report import Evaluation, TrainingReport, finish_run
 
@@ -50,9 +50,10 @@ class Best:
     waited: int = 0
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def update(self, score: float, higher_is_better: bool, step: int, module: nn.Module) -> None:
+    def update(self, scores: Mapping[str, float], metric: Metric, step: int, module: nn.Module) -> None:
         """Compare an evaluation with the best one; a score that is not finite is never better."""
-        gain = score - self.score if higher_is_better else self.score - score
+        score = scores[metric.name]
+        gain = score - self.score if metric.higher_is_better else self.score - score
         if math.isfinite(score) and (gain > 0 or not math.isfinite(self.score)):
             weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
             self.score, self.step, self.waited, self.weights = score, step, 0, weights
@@ -123,8 +124,8 @@ class Task(Protocol):
         `rate` is the group's learning rate as a multiple of the schedule's.
         """
         trained = [p for p in module.parameters() if p.requires_grad]
-        matrices, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-        groups = ((matrices, weight_decay), (others, 0.0))
+        matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+        groups = ((matrices, weight_decay), (vectors, 0.0))
         return [{"params": params, "weight_decay": decay, "rate": 1.0} for params, decay in groups if params]
 
     def save(
@@ -134,8 +135,8 @@ class Task(Protocol):
         evaluation = evaluate(self, module, [test[index] for index in spread(len(test), FINAL_SAMPLES)])
         table = {**run.identity["model"], "training": run.identity["training"], "seed": run.identity["seed"]}
         table |= {"lengthened": run.lengthened} if run.lengthened else {}
-        kept = best.step if best else None
-        finish_run(run, self.spec, module.state_dict(), table, evaluation, steps=steps, seconds=seconds, kept_step=kept)
+        step, weights = best.step if best else None, module.state_dict()
+        finish_run(run, self.spec, weights, table, evaluation, steps=steps, seconds=seconds, kept_step=step)
 
 
 @kept_memory()
@@ -159,16 +160,16 @@ def train(
     for split, values in (("training", samples.train), ("held-out", samples.test)):
         if not len(values):
             raise DataError(f"{task.spec.name}: there are no {split} samples to train its tokenizer with")
-    known = identity(task, samples, config, seed)
-    with RunFolder(out_dir, task.kind_of_run, known, task.places).open(overwrite) as run:
+    run_identity = identity(task, samples, config, seed)
+    with RunFolder(out_dir, task.kind_of_run, run_identity, task.places).open(overwrite) as run:
         if run.finished is not None:
             check_weights(out_dir, load_config(out_dir))
             return out_dir
-        trainer = Trainer(task, samples, config, run, seed, resolved_device(device))
+        trainer = Trainer(task, samples, config, run, seed, resolve_device(device))
         with TrainingReport(task.spec, task.title, task.validates, config, out_dir, trainer.done) as report:
             trainer.train(report, on_step)
-        kept = trainer.best if trainer.best.step else None
-        task.save(run, trainer.final_module(), samples.test, trainer.done, trainer.seconds, kept)
+        best = trainer.best if trainer.best.step else None
+        task.save(run, trainer.final_module(), samples.test, trainer.done, trainer.seconds, best)
     return out_dir
 
 
@@ -188,7 +189,7 @@ class Trainer:
     ) -> None:
         self.task, self.samples, self.config, self.seed = task, samples, config, seed
         self.state = run.path / run.kind.state
-        self.device, self.kind = device, torch.device(device).type
+        self.device, self.device_type = device, torch.device(device).type
         with seeded(seed):
             self.module = task.build(samples.train, np.random.default_rng([seed, 2])).to(self.device)
         with seeded(seed, 4):
@@ -197,12 +198,12 @@ class Trainer:
         self.discriminator: nn.Module | None = None
         if discriminator is not None:
             self.discriminator = discriminator.to(self.device)
-            own = Task.parameter_groups(task, self.discriminator, config.weight_decay)
-            groups += [group | {"rate": task.discriminator_rate} for group in own]
+            discriminator_groups = Task.parameter_groups(task, self.discriminator, config.weight_decay)
+            groups += [group | {"rate": task.discriminator_rate} for group in discriminator_groups]
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
         self.ema = EMA(self.module, config.ema_decay)
         self.best = Best()
-        self.chooses = config.patience is not None or task.validates
+        self.keeps_best = config.patience is not None or task.validates
         self.held_out = [samples.test[index] for index in spread(len(samples.test), config.eval_samples)]
         self.done, self.seconds = 0, 0.0
         self.window: list[dict[str, float]] = []
@@ -216,7 +217,7 @@ class Trainer:
         config, task = self.config, self.task
         first, last = (steps * config.grad_accum_steps for steps in (self.done, config.steps))
         report.window = self.window
-        with prefetched(self.batch, first, last) as batches, noted_signals() as noted:
+        with prefetched(self.batch, first, last) as batches, deferred_signals() as received_signals:
             while self.done < config.steps and not self.out_of_patience:
                 started = time.perf_counter()
                 losses = self.train_step(batches)
@@ -226,25 +227,22 @@ class Trainer:
                     with self.ema.applied():
                         evaluation = evaluate(task, self.module, self.held_out)
                         # Weights from before the discriminator's first step are not kept, however they score.
-                        if self.chooses and (self.discriminator is None or self.done > task.discriminator_start):
-                            main = task.spec.metrics[0]
-                            self.best.update(
-                                evaluation.metrics[main.name], main.higher_is_better, self.done, self.module
-                            )
+                        if self.keeps_best and (self.discriminator is None or self.done > task.discriminator_start):
+                            self.best.update(evaluation.metrics, task.spec.metrics[0], self.done, self.module)
                     best = f"best {self.best.score:.4g} at step {self.best.step}" if self.best.step else ""
                     report.evaluation(self.done, evaluation, best)
                     self.window.clear()
                     self._save()
                 if on_step is not None:
                     on_step(self.done)
-                if noted:
+                if received_signals:
                     report.flush()
                     self._save()
-                    raise Interrupted(noted[0], f"step {self.done} of {config.steps} ({task.spec.name})")
+                    raise Interrupted(received_signals[0], f"step {self.done} of {config.steps} ({task.spec.name})")
         if self.out_of_patience:
             reason = f"no better {task.spec.metrics[0].name} in {self.best.waited} evaluations"
-            told = f"stops after step {self.done} of {config.steps}: {reason}; keeps step {self.best.step or self.done}"
-            report.say(f"{task.spec.name}: {told}")
+            kept_step = f"keeps step {self.best.step or self.done}"
+            report.say(f"{task.spec.name}: stops after step {self.done} of {config.steps}: {reason}; {kept_step}")
 
     def batch(self, number: int) -> Any:
         """Return batch `number`; its samples and augmentation depend on (seed, number) only."""
@@ -261,17 +259,15 @@ class Trainer:
         losses: dict[str, float] = {}
         for number in range(step * config.grad_accum_steps, (step + 1) * config.grad_accum_steps):
             batch = to_device(next(batches), self.device)
-            autocast = torch.autocast(
-                torch.device(self.device).type, torch.bfloat16, enabled=config.precision == "bfloat16"
-            )
+            autocast = torch.autocast(self.device_type, torch.bfloat16, enabled=config.precision == "bfloat16")
             with seeded(self.seed, 3, number), autocast:
                 if self.discriminator is not None:
-                    found = task.losses_against(self.module, self.discriminator, batch, step)
+                    batch_losses = task.losses_against(self.module, self.discriminator, batch, step)
                 else:
-                    found = task.losses(self.module, batch)
-            total = found["loss"] + found["discriminator_loss"] if "discriminator_loss" in found else found["loss"]
+                    batch_losses = task.losses(self.module, batch)
+            total = batch_losses["loss"] + batch_losses.get("discriminator_loss", 0.0)
             (total / config.grad_accum_steps).backward()
-            for name, value in found.items():
+            for name, value in batch_losses.items():
                 losses[name] = losses.get(name, 0.0) + float(value.detach()) / config.grad_accum_steps
         norms = {}
         for name, module in (("gradient_norm", self.module), ("discriminator_gradient_norm", self.discriminator)):
@@ -307,7 +303,7 @@ class Trainer:
         for index, entry in self.optimizer.state_dict()["state"].items():
             parts[f"optimizer/{index}"] = entry
         counters: dict[str, float] = {"step": self.done, "seconds": self.seconds}
-        if self.chooses:
+        if self.keeps_best:
             counters |= {"best": self.best.score, "best_step": self.best.step, "waited": self.best.waited}
         for number, losses in enumerate(self.window):  # sorted keys give their order back
             counters |= {f"window/{number}/{i:02}/{name}": x for i, (name, x) in enumerate(losses.items())}
@@ -316,8 +312,8 @@ class Trainer:
 
     def _load(self) -> None:
         """Continue from the saved state. Raises CheckpointError if it is damaged."""
-        again = "remove it to start again"
-        counters = verified_numbers(self.state, again)
+        advice = "remove it to start again"
+        counters = read_numbers(self.state, advice)
         parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
         try:
             for key, tensor in load_file(self.state).items():
@@ -326,7 +322,7 @@ class Trainer:
             self._restore(parts, counters)
         except (SafetensorError, OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             reason = first_line(error)
-            raise CheckpointError(f"{self.state}: is not a state of this training: {reason}; {again}") from None
+            raise CheckpointError(f"{self.state}: is not a state of this training: {reason}; {advice}") from None
 
     def _restore(self, parts: Mapping[str, Mapping[str, Tensor]], counters: Mapping[str, float]) -> None:
         self.module.load_state_dict(parts["module"])
@@ -341,7 +337,7 @@ class Trainer:
             _, number, _, name = key.split("/", 3)
             window[number][name] = counters[key]
         self.window = list(window.values())
-        if self.chooses:
+        if self.keeps_best:
             weights = {name: tensor.to(self.device) for name, tensor in parts["best"].items()}
             step, waited = int(counters["best_step"]), int(counters["waited"])
             self.best = Best(score=counters["best"], step=step, waited=waited, weights=weights)
@@ -363,11 +359,11 @@ def evaluate(task: Task, module: nn.Module, values: list[Any]) -> Evaluation:
             "perplexity": usage.perplexity,
             "entropy_bits": usage.entropy_bits,
             "reachable": reachable_usage(tokens.numel() // count, size),
-            **usage.of_several(),
+            **usage.codebook_summary(),
         }
     return Evaluation(
         metrics={name: float(value) for name, value in task.score(predicted, values).items()},
-        shown=[(task.render(v), task.render(p)) for v, p in zip(values[:8], predicted[:8], strict=True)],
+        pairs=[(task.render(v), task.render(p)) for v, p in zip(values[:8], predicted[:8], strict=True)],
         samples=len(values),
         codebook=codebook,
     )

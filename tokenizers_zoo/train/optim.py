@@ -64,12 +64,12 @@ class EMA:
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Give the model the average within the block."""
-        last = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        model_weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self.copy_to_model(self.weights)
         try:
             yield
         finally:
-            self.copy_to_model(last)
+            self.copy_to_model(model_weights)
 
     @torch.no_grad()
     def copy_to_model(self, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -97,11 +97,11 @@ def check_finite(
     """
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    longer = f"warmup_steps ({config.warmup_steps})"
+    warmup_advice = f"warmup_steps ({config.warmup_steps})"
     if config.warmup_steps >= config.steps // 2:  # it is cut to half of the steps
-        longer = f"steps ({config.steps}), half of which are warm-up"
-    exact = "" if config.precision == "float32" else f", or set {table}precision to float32"
+        warmup_advice = f"steps ({config.steps}), half of which are warm-up"
+    precision_advice = "" if config.precision == "float32" else f", or set {table}precision to float32"
     raise DivergedError(
         f"{name}: step {step} of {config.steps}: the loss ({loss:g}) or its gradient norm ({norm:g}) is not finite; "
-        f"lower {table}learning_rate ({learning_rate:g}), raise {table}{longer}{exact}"
+        f"lower {table}learning_rate ({learning_rate:g}), raise {table}{warmup_advice}{precision_advice}"
     )

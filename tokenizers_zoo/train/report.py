@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenizers_zoo.checkpoint import card_row, save_checkpoint
-from tokenizers_zoo.config import recorded
+from tokenizers_zoo.config import as_dicts
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import replacing_file, write_table
 from tokenizers_zoo.quantizers.usage import COLLAPSED
@@ -48,7 +48,7 @@ class Evaluation:
     """Held-out metrics, codebook statistics (none for continuous modalities), and pairs (input, reconstruction)."""
 
     metrics: Mapping[str, float]
-    shown: Sequence[tuple[PIL.Image.Image | str, PIL.Image.Image | str]]
+    pairs: Sequence[tuple[PIL.Image.Image | str, PIL.Image.Image | str]]
     samples: int
     codebook: Mapping[str, float] = field(default_factory=dict)
     """size, usage, perplexity, entropy_bits, and the usage that as many evenly spread tokens would reach.
@@ -65,10 +65,10 @@ class Evaluation:
         book = self.codebook
         if not book or (usage := book.get("least_usage", book["usage"])) >= COLLAPSED * book["reachable"]:
             return ""
-        which = "the codebook"
+        name = "the codebook"
         if "codebooks" in book:
-            which = f"codebook {book['least_used']:.0f} of {book['codebooks']:.0f}"
-        return f"{which} collapses: {usage:.1%} of {book['size']:.0f} codes are used on held-out samples"
+            name = f"codebook {book['least_used']:.0f} of {book['codebooks']:.0f}"
+        return f"{name} collapses: {usage:.1%} of {book['size']:.0f} codes are used on held-out samples"
 
 
 class TrainingReport(StepLog):
@@ -80,9 +80,9 @@ class TrainingReport(StepLog):
         samples = config.batch_size * config.grad_accum_steps
         super().__init__(
             out_dir, title, steps=config.steps, done=done, samples_per_step=samples, loggers=config.loggers,
-            config={"modality": spec.name, "train": recorded(config)},
+            config={"modality": spec.name, "train": as_dicts(config)},
         )  # fmt: skip
-        self.spec, self.judged = spec, "validation" if validates else "held_out"
+        self.spec, self.split_name = spec, "validation" if validates else "held_out"
         self.window: list[dict[str, float]] = []
 
     def step(self, done: int, losses: Mapping[str, float], learning_rate: float) -> None:
@@ -102,7 +102,7 @@ class TrainingReport(StepLog):
     def evaluation(self, done: int, evaluation: Evaluation, best: str = "") -> None:
         """Log and print an evaluation with the best so far in words, and warn about a collapsing codebook."""
         codebook = evaluation.codebook
-        scalars = {f"{self.judged}/{name}": value for name, value in evaluation.metrics.items()}
+        scalars = {f"{self.split_name}/{name}": value for name, value in evaluation.metrics.items()}
         scalars |= {f"codebook/{name}": value for name, value in codebook.items() if name not in NOT_LOGGED}
         self.write(done, scalars)
         main = self.spec.metrics[0]
@@ -111,21 +111,21 @@ class TrainingReport(StepLog):
         if codebook:  # with the usage of as many uniform tokens, if that is below 1
             used, reachable = f"codebook {codebook['usage']:.0%}", codebook["reachable"]
             used += "" if reachable >= ENOUGH else f" (even: {reachable:.0%})"
-        found = ["" if self.judged == "held_out" else self.judged, score]
-        self.note = ", ".join(part for part in (" ".join(filter(None, found)), best, used) if part)
+        score_parts = ["" if self.split_name == "held_out" else self.split_name, score]
+        self.note = ", ".join(part for part in (" ".join(filter(None, score_parts)), best, used) if part)
         if (collapse := evaluation.collapse) and done >= SETTLED:
             self.say(f"{self.spec.name}: step {done}: {collapse}; {COLLAPSE_ADVICE}", style="bold yellow", warning=True)
-        pictures = picture_rows(evaluation.shown)
+        pictures = picture_rows(evaluation.pairs)
         if pictures is not None:
-            self.write_image(done, f"{self.judged}/input_and_reconstruction", pictures)
+            self.write_image(done, f"{self.split_name}/input_and_reconstruction", pictures)
         self.flush()
 
 
-def picture_rows(shown: Sequence[Sequence[Any]]) -> PIL.Image.Image | None:
+def picture_rows(picture_grid: Sequence[Sequence[Any]]) -> PIL.Image.Image | None:
     """Rows of pictures as one, such as inputs left and reconstructions right; None where they are text."""
     from PIL import Image
 
-    rows = [row for row in shown if not any(isinstance(picture, str) for picture in row)]
+    rows = [row for row in picture_grid if not any(isinstance(picture, str) for picture in row)]
     if not rows:
         return None
     width = max(picture.width for row in rows for picture in row)
@@ -137,13 +137,13 @@ def picture_rows(shown: Sequence[Sequence[Any]]) -> PIL.Image.Image | None:
     return sheet
 
 
-def write_pictures(folder: Path, shown: Sequence[tuple[Any, Any]], name: str = PICTURES) -> None:
+def write_pictures(folder: Path, pairs: Sequence[tuple[Any, Any]], name: str = PICTURES) -> None:
     """Write each pair of input and reconstruction to the subfolder `name`: a .png side by side, or a .txt for text.
 
     Files of an earlier evaluation are removed.
     """
     written = set()
-    for number, pair in enumerate(shown):
+    for number, pair in enumerate(pairs):
         picture = picture_rows([pair])
         path = folder / name / f"{number:02}.{'txt' if picture is None else 'png'}"
         written.add(path)
@@ -171,7 +171,7 @@ def finish_run(
 
     `kept_step` is the step of the weights if it is not the last one.
     """
-    write_pictures(run.path, evaluation.shown)
+    write_pictures(run.path, evaluation.pairs)
     scores = {metric.name: evaluation.metrics.get(metric.name) for metric in spec.metrics}
     result = {
         "steps": steps,

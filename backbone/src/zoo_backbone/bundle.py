@@ -111,7 +111,7 @@ def registry_of(zoo: Zoo, handles: Sequence[ModalityHandle]) -> dict[str, Any]:
     }
     used = {*CORE_KEYS, *(key for handle in handles for key in handle.known_settings())}
     shared = {key: value for key, value in zoo.tables["zoo"].items() if key in used}
-    vocabularies = {name for handle in handles for name in handle.taken_vocabularies()}
+    vocabularies = {name for handle in handles for name in handle.plugin_vocabularies()}
     return {
         "zoo": {**shared, "checkpoints": TOKENIZERS, "modalities": names},
         "vocabularies": {name: table for name, table in zoo.tables["vocabularies"].items() if name in vocabularies},

@@ -21,13 +21,13 @@ from torch import Tensor
 from tokenizers_zoo.checkpoint import (
     card_row,
     check_sizes,
-    fitting,
+    checkpoint_errors,
     load_checkpoint,
     load_config,
     loading,
     save_checkpoint,
 )
-from tokenizers_zoo.config import from_mapping, recorded
+from tokenizers_zoo.config import as_dicts, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, count_of
 from tokenizers_zoo.io import difference
 from tokenizers_zoo.registry import ModalityHandle
@@ -65,7 +65,7 @@ GROWING = ("tokens.", "read.", "output.")
 
 
 def spec_to_json(spec: ModalitySpec) -> dict[str, Any]:
-    return {**recorded(spec), "layout": layout_to_json(spec.layout)}
+    return {**as_dicts(spec), "layout": layout_to_json(spec.layout)}
 
 
 def spec_from_json(data: Mapping[str, Any]) -> ModalitySpec:
@@ -139,7 +139,7 @@ def save_model(
 def stored_config(config: ModelConfig, specs: Sequence[ModalitySpec]) -> dict[str, Any]:
     """Return the config.json of a backbone."""
     return {
-        "class": CLASS, "architecture": architecture_for(config).__name__, "model": recorded(config),
+        "class": CLASS, "architecture": architecture_for(config).__name__, "model": as_dicts(config),
         "specs": [spec_to_json(spec) for spec in specs],
     }  # fmt: skip
 
@@ -162,7 +162,7 @@ def _load(
 ) -> tuple[FourM, dict[str, Tensor], dict[str, Tensor]]:
     """Return a loaded model, the rows that were loaded by entry of its state dict, and all stored tensors."""
     tensors, config = load_checkpoint(folder, CLASS, SHAPE)
-    with fitting(folder):
+    with checkpoint_errors(folder):
         checkpoint_specs, shape = stored_specs(config), model_config(config)
     with loading():
         check_sizes(folder, tensors, lambda: model_tensors(architecture_for(shape)(shape, checkpoint_specs)))

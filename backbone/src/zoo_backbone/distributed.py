@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils._pytree import register_dataclass
 
-from tokenizers_zoo.device import AUTO, resolved_device
+from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import CheckpointError, ZooError, first_line, is_of_the_machine
 from tokenizers_zoo.io import file_digest, read_table, remove_folder, write_table
 from zoo_backbone.model import FourM, Losses
@@ -42,7 +42,7 @@ class Ranks:
 
     def __init__(self, device: str = AUTO) -> None:
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.device = torch.device(resolved_device(device))
+        self.device = torch.device(resolve_device(device))
         if self.size > 1 and self.device.type == "cuda":
             self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(self.device)
@@ -118,7 +118,7 @@ def ranks(device: str = AUTO) -> Iterator[Ranks]:
     if processes() == 1:
         yield Ranks(device)
         return
-    on_gpus = resolved_device(device).startswith("cuda")
+    on_gpus = resolve_device(device).startswith("cuda")
     dist.init_process_group("nccl" if on_gpus else "gloo", timeout=TIMEOUT)
     try:
         yield Ranks(device)

@@ -218,7 +218,7 @@ def _without_decoder(model: FourM) -> FourM:
 def flat_grid(spec: ModalitySpec) -> tuple[int, int] | None:
     """Return rows and columns of a grid or patches with two axes and one feature per place, else None."""
     layout = spec.layout
-    if not isinstance(layout, GridLayout | PatchesLayout) or len(layout.shape) != 2 or spec.places != layout.shape:
+    if not isinstance(layout, GridLayout | PatchesLayout) or len(layout.shape) != 2 or spec.grid_shape != layout.shape:
         return None
     return layout.shape[0], layout.shape[1]
 

@@ -243,7 +243,7 @@ def ranked_names(specs: Sequence[ModalitySpec]) -> list[str]:
 
     def rank(spec: ModalitySpec) -> tuple[bool, bool, int, str]:
         children = sum(spec.name in candidate.derived_from for candidate in specs)
-        return len(spec.places) != 2, bool(spec.derived_from), -children, spec.name
+        return len(spec.grid_shape) != 2, bool(spec.derived_from), -children, spec.name
 
     return [spec.name for spec in sorted(specs, key=rank)]
 

@@ -172,7 +172,7 @@ def grow(
         out, tokens, specs, trained.model, config, start=trained.folder,
         fingerprints={**trained.fingerprints, **training_fingerprints(out, handles.values())},
         ids=ids_in_use(trained.folder, handles.values()),
-        run=Run(tokens=tokens, data=store.data, registry=zoo.place), show=previews,
+        run=Run(tokens=tokens, data=store.data, registry=zoo.location), show=previews,
         replay_mixtures=replay_mixtures(trained, specs, table), overwrite=overwrite, device=device,
     )  # fmt: skip
 

@@ -15,10 +15,10 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from tokenizers_zoo.config import as_setting
+from tokenizers_zoo.config import convert_setting
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.tokens import token_text
-from tokenizers_zoo.device import resolved_device
+from tokenizers_zoo.device import resolve_device
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.io import replacing_file
 from tokenizers_zoo.memory import kept_memory
@@ -106,7 +106,7 @@ class AnyToAny:
 
         Raises CheckpointError if there is no such model, or it is not the expected one.
         """
-        folder, device = find_run(source, revision, sha256), resolved_device(device)
+        folder, device = find_run(source, revision, sha256), resolve_device(device)
         zoo = zoo_of(folder, Run.load(folder).registry) if zoo is None else zoo
         loaded = cls(load_model(folder, device=device), zoo, folder)
         if verify:
@@ -179,7 +179,7 @@ class AnyToAny:
         squeezes the picture. Several pictures of a sample have one centre: each is cropped by its own proportions.
         Inputs that are no pictures, such as boxes, share the crop of the picture that loses the most.
         """
-        crop = as_setting(Cropping, crop, "crop")
+        crop = convert_setting(Cropping, crop, "crop")
         items = {**(inputs or {}), **values}
         forms = {name: form for name, form in self.input_forms.items() if name not in as_tokens}
         self.model.layout.check_inputs([forms.get(name, name) for name in items], "inputs")
@@ -263,7 +263,7 @@ class AnyToAny:
             crop: The part of input pictures that is used, see `tokenize`.
             on_step: Called after each decoding step with the target and its tokens so far, -1 where undecided.
         """
-        if (num_samples := as_setting(int, num_samples, "num_samples")) < 1:
+        if (num_samples := convert_setting(int, num_samples, "num_samples")) < 1:
             raise ConfigError(f"num_samples {num_samples}: expected 1 or more")
         plan = GenerationPlan.of(
             targets, steps=steps, temperature=temperature, top_p=top_p, guidance=guidance,

@@ -32,9 +32,10 @@ SUGGESTED = 1000
 class Request:
     """A plan applied to a pipeline and a token store: tokenizers, targets, and samples with their input tokens.
 
-    `absolute_plan` is the plan with absolute paths, `plan` has input forms, too. `titles` are the inputs' names in `absolute_plan`.
-    `names` and `numbers` have an entry per sample. `values` are tokens of one sample, which are inputs of all samples;
-    tokens of stored samples (`columns`) and of the `files` of several samples are read when `rows` asks for them.
+    `absolute_plan` is the plan with absolute paths, `plan` has input forms, too. `titles` are the inputs' names in
+    `absolute_plan`. `names` and `numbers` have an entry per sample. `values` are tokens of one sample, which are inputs
+    of all samples; tokens of stored samples (`columns`) and of the `files` of several samples are read when `rows` asks
+    for them.
     """
 
     def __init__(self, plan: GenerationPlan, pipeline: AnyToAny, tokens: Path) -> None:

@@ -24,7 +24,7 @@ from tokenizers_zoo.memory import kept_memory
 from tokenizers_zoo.run_folder import RunFolder, read_run
 from tokenizers_zoo.spec import ModalitySpec, layout_to_json
 from tokenizers_zoo.train.batches import prefetched
-from tokenizers_zoo.train.interrupt import Interrupted, noted_signals
+from tokenizers_zoo.train.interrupt import Interrupted, deferred_signals
 from tokenizers_zoo.train.log import StepLog
 from tokenizers_zoo.train.optim import EMA, check_finite
 from zoo_backbone import distributed
@@ -214,7 +214,7 @@ class Trainer:
         log = TrainingLog(self.folder, config, first, self.model) if self.ranks.first else None
         with (
             log or contextlib.nullcontext(), self.accumulation,
-            prefetched(self.batch, first, config.steps) as batches, noted_signals() as self.signals,
+            prefetched(self.batch, first, config.steps) as batches, deferred_signals() as self.signals,
         ):  # fmt: skip
             if config.compile:
                 compile_error = compile_blocks(self.model, lambda: self.gradients(self.batch(first)))

@@ -155,7 +155,7 @@ def train(
         echo(f"{state} {out}: {config.steps} steps of {config.batch_size} samples over {', '.join(handles)}")
         return
     with disk_errors(out):
-        train_run(out, tokens, handles, zoo.place, model, config, start=start, overwrite=overwrite, device=device)
+        train_run(out, tokens, handles, zoo.location, model, config, start=start, overwrite=overwrite, device=device)
     leave(first=False)
     echo(f"backbone: {count_of(len(handles), 'modality', 'modalities')}, in {out}")
     next_command("backbone", "eval", out)

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tokenizers_zoo.errors import ConfigError, InvalidValueError, by, count_of
+from tokenizers_zoo.errors import ConfigError, InvalidValueError, count_of, size_text
 from tokenizers_zoo.families.images import open_image
 from tokenizers_zoo.limits import read_file
 from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
@@ -56,7 +56,7 @@ def partial_of(spec: ModalitySpec, tokens: Any, region: str) -> Any:
     if isinstance(spec.layout, SequenceLayout):
         return [_partial_sequence(spec.name, row, region) for row in tokens]
     ids = torch.as_tensor(tokens).cpu()
-    mask = torch.from_numpy(region_mask(spec.name, spec.places or ids.shape[1:], region))
+    mask = torch.from_numpy(region_mask(spec.name, spec.grid_shape or ids.shape[1:], region))
     if mask.all() or not mask.any():
         reason = "covers all tokens; make it smaller" if mask.all() else "no token lies in it; make it larger"
         raise ConfigError(f"inpaint {spec.name}={region:.80}: {reason}")
@@ -114,8 +114,8 @@ def _mask_of_file(name: str, shape: Sequence[int], path: Path) -> Mask:
     factors = [size // cells for size, cells in zip(pixels.shape, grid, strict=False)]
     expected = tuple(factor * cells for factor, cells in zip(factors, grid, strict=False))
     if pixels.ndim != len(grid) or 0 in factors or expected != pixels.shape:
-        allowed_sizes = f"the grid's {by(grid)}, or a multiple of it"
-        raise ConfigError(f"inpaint {name}: mask:{path}: expected {allowed_sizes}; got {by(pixels.shape)}")
+        allowed_sizes = f"the grid's {size_text(grid)}, or a multiple of it"
+        raise ConfigError(f"inpaint {name}: mask:{path}: expected {allowed_sizes}; got {size_text(pixels.shape)}")
     parts = [number for pair in zip(grid, factors, strict=True) for number in pair]
     return (pixels != 0).reshape(parts).any(axis=tuple(range(1, 2 * len(grid), 2)))
 

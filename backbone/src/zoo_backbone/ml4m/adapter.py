@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from tokenizers_zoo.checkpoint import fitting, load_checkpoint, save_checkpoint
+from tokenizers_zoo.checkpoint import checkpoint_errors, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.ml4m.source import EXTRA_METADATA, PLAIN_METADATA, PublishedCheckpoint
@@ -190,7 +190,7 @@ def import_backbone(checkpoint: PublishedCheckpoint, specs: Mapping[str, Modalit
     modalities = published_modalities(checkpoint)
     names = {item.published: specs[item.published].name for item in modalities}
     config = config_of(checkpoint, modalities, names)
-    with fitting(checkpoint.path), torch.device("meta"):
+    with checkpoint_errors(checkpoint.path), torch.device("meta"):
         model = PublishedFourM(config, [specs[item.published] for item in modalities])
     shapes = {name: tensor.shape for name, tensor in model_tensors(model, model.state_dict()).items()}
     pairs = list(pairs_of(config, modalities, names))

@@ -13,7 +13,7 @@ from typing import Any
 
 import tomli_w
 
-from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, fingerprint, fitting, load_config
+from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, checkpoint_errors, fingerprint, load_config
 from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ReadError, UnknownNameError, ZooError, count_of
 from tokenizers_zoo.io import difference, read_regular, read_table, replacing_file, write_table
@@ -344,7 +344,7 @@ def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
 
     Raises CheckpointError, and FolderError if `out` is not empty.
     """
-    with replacing_folder(out) as folder, fitting(source):
+    with replacing_folder(out) as folder, checkpoint_errors(source):
         config = load_config(source)
         if config["class"] == CLASS:
             published = export_backbone(source)

@@ -34,7 +34,7 @@ from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, load_checkpoint, sa
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
-from tokenizers_zoo.io import file_digest, read_table, replacing_file, shape_problem, write_table, write_tensors
+from tokenizers_zoo.io import file_digest, read_table, replacing_file, shape_error, write_table, write_tensors
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import RunFolder, RunKind, read_run
@@ -252,7 +252,7 @@ class Index:
                 f"{folder}: no finished index; run zoo retrieve build RUN --out {shlex.quote(str(folder))}"
             )
         tensors, config = load_checkpoint(self.folder, CLASS, SHAPE)
-        if reason := shape_problem(record, {"finished": {"files": {str: str}}}):
+        if reason := shape_error(record, {"finished": {"files": {str: str}}}):
             raise CheckpointError(f"{self.folder}: damaged: {reason}; {REBUILD}")
         self._files: Mapping[str, str] = record["finished"]["files"]
         self.keys, self._missing = _read_keys(self.folder / KEYS)

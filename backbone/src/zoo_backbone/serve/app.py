@@ -29,7 +29,7 @@ from starlette.staticfiles import StaticFiles
 
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.errors import ConfigError, InvalidValueError, OneLineError, UnknownNameError, by
+from tokenizers_zoo.errors import ConfigError, InvalidValueError, OneLineError, UnknownNameError, size_text
 from tokenizers_zoo.families.images import png_bytes
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.report.pictures import data_uri
@@ -185,10 +185,11 @@ class Server:
         modalities = {}
         for name in dict.fromkeys((*self.inputs, *self.targets)):  # pictures first
             spec = self.handle(name).spec
+            grid = spec.grid_shape if isinstance(spec.layout, GridLayout) else ()
             modalities[name] = {
                 "summary": spec.summary, "kind": kind_of(spec),
                 "value": str(spec.value), "layout": str(spec.layout),
-                "grid": list(spec.places) if len(spec.places) == 2 and isinstance(spec.layout, GridLayout) else None,
+                "grid": list(grid) if len(grid) == 2 else None,
                 "input": name in self.inputs, "target": name in self.targets,
                 "inpaint": name in self.targets and name in self.inputs and isinstance(spec.layout, GridLayout),
                 "fields": dict(spec.value.fields),
@@ -314,7 +315,8 @@ class Server:
             if isinstance(picture, str):
                 entries.append({"text": f"{int(mask.sum())} of {mask.numel()} tokens"})
                 continue
-            cells = mask.reshape(*handle.spec.places, -1).all(-1) if len(handle.spec.places) == 2 else torch.ones(1, 1)
+            grid = handle.spec.grid_shape
+            cells = mask.reshape(*grid, -1).all(-1) if len(grid) == 2 else torch.ones(1, 1)
             shade = PIL.Image.fromarray(np.uint8(cells.numpy()) * 255).resize(picture.size, NEAREST)
             grey = PIL.Image.new("RGB", picture.size, "grey")
             shaded = PIL.Image.composite(picture.convert("RGB"), grey, shade)
@@ -326,12 +328,13 @@ class Server:
         if region.region is not None and "mask:" not in region.region:
             return region.region
         spec = self.handle(name).spec
-        if not region.cells or len(spec.places) != 2:
+        if not region.cells or len(spec.grid_shape) != 2:
             raise ConfigError(f"inpaint {name}: expected cells of its token grid")
-        mask = np.zeros(spec.places, bool)
+        mask = np.zeros(spec.grid_shape, bool)
         for row, column in region.cells:
             if not (0 <= row < mask.shape[0] and 0 <= column < mask.shape[1]):
-                raise ConfigError.expected(f"inpaint {name}", f"cells of a grid {by(mask.shape)}", f"{row}, {column}")
+                expected = f"cells of a grid {size_text(mask.shape)}"
+                raise ConfigError.expected(f"inpaint {name}", expected, f"{row}, {column}")
             mask[row, column] = True
         np.save(folder / f"{name}.npy", mask)
         return f"mask:{folder / f'{name}.npy'}"
@@ -370,11 +373,11 @@ class Server:
     def tokens(self, name: str, origin: Value) -> dict[str, Any]:
         """Return the token ids of a value of a grid."""
         handle = self.handle(name)
-        if not isinstance(handle.spec.layout, GridLayout) or len(handle.spec.places) != 2:
+        if not isinstance(handle.spec.layout, GridLayout) or len(handle.spec.grid_shape) != 2:
             raise ConfigError(f"{name}: its tokens are no grid of rows and columns")
         value = self.value(name, origin)
         ids = value.tokens if isinstance(value, Sample) else handle.encode([handle.fitted(value)], trusted=True)[0]
-        return {"ids": ids.reshape(*handle.spec.places, -1).tolist(), "vocabulary": handle.spec.vocab_size}
+        return {"ids": ids.reshape(*handle.spec.grid_shape, -1).tolist(), "vocabulary": handle.spec.vocab_size}
 
 
 async def answer_error(request: Request, error: Exception) -> border.Answer:

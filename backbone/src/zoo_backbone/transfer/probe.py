@@ -27,14 +27,14 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizers_zoo.checkpoint import AGAIN, CONFIG, check_sizes, fitting, load_checkpoint, loading
+from tokenizers_zoo.checkpoint import CONFIG, COPY_AGAIN, check_sizes, checkpoint_errors, load_checkpoint, loading
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
-from tokenizers_zoo.io import difference, shape_problem
+from tokenizers_zoo.io import difference, shape_error
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import read_run, replacing_folder
@@ -237,9 +237,9 @@ def load(
         raise CheckpointError(f"{folder}: no finished probe; train one with zoo transfer train")
     sources = record["places"]
     tensors, config_json = load_checkpoint(folder, CLASS, SHAPE)
-    if damage := shape_problem(sources, PLACES):
-        raise CheckpointError(f"{folder}: damaged: {damage}; {AGAIN}")
-    with fitting(folder):
+    if damage := shape_error(sources, PLACES):
+        raise CheckpointError(f"{folder}: damaged: {damage}; {COPY_AGAIN}")
+    with checkpoint_errors(folder):
         config = from_mapping(TransferConfig, config_json["settings"])
         target = target_from_json(config_json["target"])
         if config_json["head"] not in HEADS[target.kind]:
@@ -257,7 +257,7 @@ def load(
     )
     if config.tuning == "lora":
         require_peft()
-    with loading(), fitting(folder):
+    with loading(), checkpoint_errors(folder):
         encoder = _load_encoder(folder, config_json, config, run or Path(sources["run"]), tuned)
         grid = Grid.of(encoder.layout, config_json["inputs"]) if target.kind.endswith("map") else None
         if config_json["head"] == "knn":

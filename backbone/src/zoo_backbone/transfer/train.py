@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, float32_by_default, save_checkpoint
 from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.device import AUTO, resolved_device
+from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import write_table
 from tokenizers_zoo.progress import progress_bar, say
@@ -70,7 +70,7 @@ def train_probe(
     `rgb` as `rgb_patches`, stands for that form. Resumes a killed training, to the same weights. A finished probe is
     kept, with its places updated. Errors are raised before anything is written.
     """
-    training = ProbeTask(Path(run), zoo, task, inputs, config, seed, target_kind, data, resolved_device(device))
+    training = ProbeTask(Path(run), zoo, task, inputs, config, seed, target_kind, data, resolve_device(device))
     if training.head == "knn":
         training.train_knn(out, overwrite)
     else:
@@ -139,7 +139,7 @@ class ProbeTask(LoopTask):
         }  # fmt: skip
         self.places: Mapping[str, Any] = {
             "task": parsed.text, "run": str(run.resolve()), "tokens": str(record.tokens),
-            "data": None if data is None else str(data.resolve()), "registry": registry_path(zoo.place),
+            "data": None if data is None else str(data.resolve()), "registry": registry_path(zoo.location),
         }  # fmt: skip
         self.device = device
         self.frozen = config.tuning == "frozen"

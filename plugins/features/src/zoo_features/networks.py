@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizers_zoo.errors import by
+from tokenizers_zoo.errors import size_text
 from tokenizers_zoo.nn.vit import resized_positions
-from tokenizers_zoo.pretrained import PretrainedError, files_of, one_line
+from tokenizers_zoo.pretrained import PretrainedError, files_of, pretrained_errors
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -66,8 +66,10 @@ def as_array(vectors: Tensor, channels: int, size: tuple[int, ...], model: str) 
     """
     rows = vectors.movedim(-1, 1)[0]
     if rows.shape != (channels, *([math.prod(size)] if size else [])):
-        shape = by(reversed(rows.shape))
-        raise PretrainedError(f"{model}: gives vectors {shape}, expected {by((*size, channels))}; take another network")
+        shape = size_text(reversed(rows.shape))
+        raise PretrainedError(
+            f"{model}: gives vectors {shape}, expected {size_text((*size, channels))}; take another network"
+        )
     return rows.float().cpu().contiguous().numpy().reshape(channels, *size)
 
 
@@ -116,7 +118,7 @@ def load_edge_network(folder: Path, device: str) -> EdgeNetwork:
     for number, scale in enumerate(network.scales, 1):
         assert isinstance(scale, nn.ModuleList)
         names |= {f"block{number}/layers/conv2d{f'_{i}' if i else ''}": layer for i, layer in enumerate(scale)}
-    with one_line(f"{path}: does not hold the weights of HED"), h5py.File(path) as file, torch.no_grad():
+    with pretrained_errors(f"{path}: does not hold the weights of HED"), h5py.File(path) as file, torch.no_grad():
         for name, layer in names.items():
             kernel, bias = (torch.from_numpy(file[f"{name}/vars/{part}"][()]) for part in (0, 1))
             layer.load_state_dict({"weight": kernel.permute(3, 2, 0, 1).contiguous(), "bias": bias})
@@ -197,7 +199,7 @@ def load_vision_trunk(folder: Path, device: str) -> VisionTrunk:
 
     tensors: dict[str, Tensor] = {}
     files = files_of(folder, "*.safetensors")
-    with one_line(f"{folder}: is not the vision trunk of ImageBind under its published names ({STEM}, ...)"):
+    with pretrained_errors(f"{folder}: is not the vision trunk of ImageBind under its published names ({STEM}, ...)"):
         for path in files:
             with safe_open(path, framework="pt") as file:
                 names = [name for name in file.keys() if name.startswith((INPUTS, TRUNK, HEAD))]  # noqa: SIM118

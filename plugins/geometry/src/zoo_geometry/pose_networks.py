@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.families.object_tokens import box_overlaps
-from tokenizers_zoo.pretrained import PretrainedError, files_of, one_line
+from tokenizers_zoo.pretrained import PretrainedError, files_of, pretrained_errors
 
 Array = NDArray[Any]
 FILES = ("pose_detection.tflite", "pose_landmark_*.tflite")
@@ -174,7 +174,7 @@ class TfliteNetwork:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError:
             raise PretrainedError('its networks need ai-edge-litert; pip install "zoo-geometry[poses]"') from None
-        with one_line(f"{file}: cannot be read as a network of LiteRT"):
+        with pretrained_errors(f"{file}: cannot be read as a network of LiteRT"):
             self.interpreter = Interpreter(model_content=file.read_bytes(), num_threads=1)
             self.interpreter.allocate_tensors()
         (picture_input, *_), outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.errors import InvalidValueError, by, first_line
+from tokenizers_zoo.errors import InvalidValueError, first_line, size_text
 from tokenizers_zoo.families.images import check_directories
 from tokenizers_zoo.limits import limits
 
@@ -93,7 +93,7 @@ def check_sizes(file: Any, data: bytes) -> None:
     pages = [page.aspage() for page in file.pages]
     shapes = [page.shape for page in pages] + [page.chunks for page in pages]
     for shape in [*shapes, *(series.shape for series in file.series[:1])]:
-        limits().check("array_elements", math.prod(shape), f"{by(shape)} numbers")
+        limits().check("array_elements", math.prod(shape), f"{size_text(shape)} numbers")
     total = sum(math.prod(page.shape) for page in pages)
     limits().check("array_elements", total, f"{total:,} numbers in {len(pages)} pages")
     for page in pages:
