@@ -296,7 +296,9 @@ def is_batched(spec: ValueSpec) -> bool:
 def token_value(spec: ModalitySpec) -> ValueSpec:
     """Return the type, shape and bounds of one sample's tokens."""
     layout = spec.layout
-    shape = ("tokens", *layout.token_shape[1:]) if layout.variable else layout.token_shape
+    shape: tuple[int | str, ...] = layout.token_shape
+    if layout.variable:
+        shape = ("tokens", *shape[1:])
     if spec.continuous:
         return ValueSpec(shape=shape, dtype="float32")
     return ValueSpec(shape=shape, dtype="int64", low=0, high=spec.vocab_size - 1)
