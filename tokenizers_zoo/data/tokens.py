@@ -39,7 +39,7 @@ from tokenizers_zoo.data.manifest import (
 from tokenizers_zoo.data.token_shard import SUFFIX, ShardFile, TokenMetadata, present_samples
 from tokenizers_zoo.errors import DataError, UnknownNameError
 from tokenizers_zoo.io import absolute_place, read_table, relative_place, table_text
-from tokenizers_zoo.validation import describe, fixed_shape, has_fixed_length
+from tokenizers_zoo.validation import describe
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.shards import ValueStore
@@ -156,7 +156,7 @@ class TokenColumn:
         shards, within = np.divmod(wanted[order], self.split.shard_size * self.split.crops)
         starts = np.flatnonzero(np.diff(shards, prepend=-1)).tolist()
         runs = [(self._files[shards[first]], slice(first, end)) for first, end in pairwise([*starts, len(wanted)])]
-        if not has_fixed_length(layout):
+        if layout.variable:
             result: list[Any] = [None] * len(wanted)
             for file, run in runs:
                 for place, tokens in zip(order[run].tolist(), file.lists(within[run]), strict=True):
@@ -169,7 +169,7 @@ class TokenColumn:
             file.fixed(within[run], gathered[run])
         found = np.empty_like(gathered)
         found[order] = gathered
-        return metadata.from_stored(found).reshape(len(wanted), *fixed_shape(layout))
+        return metadata.from_stored(found).reshape(len(wanted), *layout.token_shape)
 
     def check_tokenizer(self, handle: ModalityHandle) -> None:
         """Raise DataError unless `handle`'s tokenizer wrote these tokens, or its vocabulary grew from theirs."""

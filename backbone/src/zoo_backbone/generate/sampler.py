@@ -11,8 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.spec import SequenceLayout
-from tokenizers_zoo.validation import fixed_shape
+from tokenizers_zoo.layouts import SequenceLayout
 from zoo_backbone.generate.inpainting import (
     UNKNOWN,
     Ids,
@@ -102,7 +101,7 @@ def generate(
             noise = Noise(seed, [numbers[row] for row in drawn], name)
             passes = Passes.of(target.guidance, name, encoded.names)
             there = rows_of(known[name], [row // draws for row in drawn]) if name in known else None
-            if isinstance(spec, SequenceLayout):
+            if spec.causal:
                 there = [np.array([UNKNOWN])] * len(drawn) if there is None else there
                 found[name] = decode_sequence(model, encoded, target, noise, passes, there, once.get(name, ()), on_step)
                 encoded.remove(name)  # known tokens with their sentinels
@@ -196,8 +195,8 @@ def decode_grid(
         tokens.scatter_(1, cells, ids)
         inputs.add(plan.name, ids, cells)
         if on_step:
-            on_step(plan.name, tokens.view(inputs.batch, *fixed_shape(layout)).to("cpu", copy=True))
-    return tokens.view(inputs.batch, *fixed_shape(layout)).cpu()
+            on_step(plan.name, tokens.view(inputs.batch, *layout.token_shape).to("cpu", copy=True))
+    return tokens.view(inputs.batch, *layout.token_shape).cpu()
 
 
 def shares_keys(device: torch.device) -> bool:
