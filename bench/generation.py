@@ -19,7 +19,8 @@ from backbone_data import seconds
 from rich.console import Console
 from rich.table import Table
 
-from tokenizers_zoo.spec import GridLayout, ModalitySpec, SequenceLayout, TokenLayout, ValueSpec
+from tokenizers_zoo.layouts import GridLayout, SequenceLayout, TokenLayout
+from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 from zoo_backbone.batch import PackedTargets
 from zoo_backbone.config import PRESETS, preset
 from zoo_backbone.generate import TargetPlan, generate

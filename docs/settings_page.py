@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from tokenizers_zoo.config import ITS_TABLE, REQUIRED, UNSET, Table, tables_of, toml_text
+from tokenizers_zoo.layouts import GridLayout
 from tokenizers_zoo.limits import Limits
 from tokenizers_zoo.registry import InstanceConfig, ZooConfig
-from tokenizers_zoo.spec import GridLayout, ModalitySpec, ValueSpec
+from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 from zoo_backbone.config import PRESETS, EvaluationConfig, ModelConfig, TrainConfig
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.model import FourM

@@ -45,8 +45,8 @@ def modality_table(zoo: Zoo) -> list[str]:
     rows = []
     for name in declared(zoo):
         spec = zoo[name].spec
-        prefix = "up to " if hasattr(spec.layout, "max_length") else ""
-        shape = getattr(spec.layout, "shape", ())
+        prefix = "up to " if spec.layout.variable else ""
+        shape = spec.layout.axes if spec.layout.spatial else ()
         layout = f"{spec.layout.kind} {'x'.join(map(str, shape))}".rstrip()
         numbers = math.prod(spec.value.shape) if all(isinstance(side, int) for side in spec.value.shape) else 0
         rows.append(

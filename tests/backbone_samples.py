@@ -14,16 +14,15 @@ import torch
 from token_stores import metadata_of, write_tokens
 
 from tokenizers_zoo.io import read_lines
-from tokenizers_zoo.spec import (
+from tokenizers_zoo.layouts import (
     EmbeddingsLayout,
     GridLayout,
-    ModalitySpec,
     PatchesLayout,
     SequenceLayout,
     TokenLayout,
-    ValueSpec,
     VectorLayout,
 )
+from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 from zoo_backbone.batch import PackedBatch, RawBatch
 from zoo_backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, PatchesLayout, SequenceLayout
+from tokenizers_zoo.layouts import EmbeddingsLayout, GridLayout, PatchesLayout, SequenceLayout
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.model import FourM
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-from tokenizers_zoo.spec import GridLayout, Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.layouts import GridLayout
+from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

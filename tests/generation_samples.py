@@ -9,14 +9,8 @@ import numpy as np
 import torch
 from backbone_samples import spec
 
-from tokenizers_zoo.spec import (
-    EmbeddingsLayout,
-    GridLayout,
-    ModalitySpec,
-    PatchesLayout,
-    SequenceLayout,
-    VectorLayout,
-)
+from tokenizers_zoo.layouts import EmbeddingsLayout, GridLayout, PatchesLayout, SequenceLayout, VectorLayout
+from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.checkpoint import architecture_for
 from zoo_backbone.config import ModelConfig

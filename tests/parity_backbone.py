@@ -11,9 +11,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tokenizers_zoo.layouts import PatchesLayout, SequenceLayout
 from tokenizers_zoo.ml4m.source import PublishedCheckpoint
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.spec import PatchesLayout, SequenceLayout
 from zoo_backbone.batch import PackedInputs, PackedTargets
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.ml4m.adapter import import_backbone

@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-from tokenizers_zoo.spec import ModalitySpec, SequenceLayout, ValueSpec
+from tokenizers_zoo.layouts import SequenceLayout
+from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 
 class Letters:
     """Text of up to 4 letters a-f, one token each."""
@@ -57,7 +58,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-from tokenizers_zoo.spec import ModalitySpec, PatchesLayout, ValueSpec, VectorLayout
+from tokenizers_zoo.layouts import PatchesLayout, VectorLayout
+from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 
 class Numbers:
     """Four numbers in [0, 1]: as a vector of tokens, one a number, or as one patch of four."""

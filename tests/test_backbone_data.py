@@ -26,7 +26,7 @@ from torch import nn
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.tokens import whole_samples
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.spec import GridLayout, PatchesLayout, VectorLayout
+from tokenizers_zoo.layouts import GridLayout, PatchesLayout, VectorLayout
 from tokenizers_zoo.train.batches import prefetched, sample_order
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.config import TrainConfig

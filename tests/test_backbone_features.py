@@ -17,9 +17,8 @@ from backbone_samples import END, all_layouts, raw_batch, sequence
 from torch import Tensor
 
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.layouts import GridLayout, VectorLayout
 from tokenizers_zoo.registry import ModalityHandle
-from tokenizers_zoo.spec import GridLayout, VectorLayout
-from tokenizers_zoo.validation import fixed_shape
 from zoo_backbone import FourM, FourMEncoder
 from zoo_backbone.batch import PackedInputs
 from zoo_backbone.checkpoint import architecture_for, save_model
@@ -46,7 +45,7 @@ def given(*names: str) -> dict[str, Any]:
         if spec.layout.kind in ("sequence", "embeddings"):
             found[spec.name] = [row[:length] for row, length in zip(rows, lengths, strict=True)]
         else:
-            shape = rows.shape[1:] if spec.continuous else fixed_shape(spec.layout)
+            shape = rows.shape[1:] if spec.continuous else spec.layout.token_shape
             found[spec.name] = torch.from_numpy(rows.reshape(BATCH, *shape))
     return {name: found[name] for name in names}
 
@@ -117,7 +116,7 @@ def test_a_linked_registry_resolves_paths_from_the_link(tmp_path: Path, monkeypa
 
 
 def test_values_are_encoded_by_the_training_tokenizers(tmp_path: Path) -> None:
-    """Sequences may become longer; see `same_layout`."""
+    """Sequences may become longer; see `TokenLayout.same_tokens`."""
     save_model(model(), tmp_path, {"fingerprints": {"words": "0" * 64}})
     Run(tokens=tmp_path).save(tmp_path)
 

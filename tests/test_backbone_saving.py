@@ -13,7 +13,8 @@ from backbone_samples import all_layouts, packed_batch, sequence, spec, trained
 
 from tokenizers_zoo.checkpoint import load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, ModalitySpec, ValueSpec, VectorLayout
+from tokenizers_zoo.layouts import EmbeddingsLayout, GridLayout, VectorLayout
+from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.checkpoint import load_model, save_model, spec_from_json, spec_to_json
 from zoo_backbone.embedding_layout import EmbeddingLayout

@@ -41,8 +41,8 @@ from torch.nn.modules.module import register_module_forward_hook
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
+from tokenizers_zoo.layouts import GridLayout
 from tokenizers_zoo.run_folder import FolderError, RunFolder
-from tokenizers_zoo.spec import GridLayout
 from tokenizers_zoo.train.interrupt import Interrupted
 from tokenizers_zoo.train.log import read_metrics
 from tokenizers_zoo.train.optim import DivergedError

@@ -22,12 +22,12 @@ from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.continuous import mean_and_deviation
 from tokenizers_zoo.io import read_table
+from tokenizers_zoo.layouts import EmbeddingsLayout
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.pretrained import PretrainedError
-from tokenizers_zoo.spec import EmbeddingsLayout
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.data import TokenData
 from zoo_backbone.generate.plans import TargetPlan

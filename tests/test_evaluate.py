@@ -28,8 +28,8 @@ from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.io import read_table, write_table
+from tokenizers_zoo.layouts import EmbeddingsLayout, GridLayout, PatchesLayout
 from tokenizers_zoo.run_folder import FolderError
-from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, PatchesLayout
 from tokenizers_zoo.train.batches import permuted
 from zoo_backbone import evaluate as evaluation
 from zoo_backbone import generate_to_folder as outputs

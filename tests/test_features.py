@@ -17,7 +17,8 @@ from tokenizers_zoo.families.features import (
     main_colours,
 )
 from tokenizers_zoo.families.vectors import NUMBER_METRICS, VectorModality
-from tokenizers_zoo.spec import Crop, VectorLayout
+from tokenizers_zoo.layouts import VectorLayout
+from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.validation import in_declared_width
 
 TINY = {"width": 32, "batch_size": 16, "eval_every": 60, "eval_samples": 16, "codebook_size": 64, "warmup_steps": 5}

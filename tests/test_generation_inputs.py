@@ -25,7 +25,7 @@ from generation_samples import (
 from PIL import Image
 
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
-from tokenizers_zoo.spec import GridLayout
+from tokenizers_zoo.layouts import GridLayout
 from zoo_backbone.batch import PackedInputs, RawBatch
 from zoo_backbone.config import MaskingConfig, Mixture
 from zoo_backbone.embedding_layout import EmbeddingLayout

@@ -14,7 +14,8 @@ from backbone_samples import spec
 from generation_samples import draw_one
 
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.spec import GridLayout, ModalitySpec, SequenceLayout, ValueSpec
+from tokenizers_zoo.layouts import GridLayout, SequenceLayout
+from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.generate import TargetPlan, generate

@@ -34,8 +34,9 @@ from test_ml4m_backbone import VARIANTS, imported, published
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.io import read_table, write_table
+from tokenizers_zoo.layouts import GridLayout, PatchesLayout, VectorLayout
 from tokenizers_zoo.run_folder import FolderError
-from tokenizers_zoo.spec import GridLayout, ModalitySpec, PatchesLayout, VectorLayout
+from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import freeze, initial_model, load_model
 from zoo_backbone.config import MaskingConfig, Mixture, TrainConfig

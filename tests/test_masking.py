@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
-from tokenizers_zoo.spec import GridLayout, ModalitySpec, PatchesLayout, SequenceLayout, VectorLayout
+from tokenizers_zoo.layouts import GridLayout, PatchesLayout, SequenceLayout, VectorLayout
+from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.batch import PackedBatch, RawBatch
 from zoo_backbone.config import MaskingConfig, Mixture
 from zoo_backbone.embedding_layout import EmbeddingLayout

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.io import metadata_of
+from tokenizers_zoo.layouts import GridLayout, SequenceLayout
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.spec import GridLayout, ModalitySpec, SequenceLayout
+from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.ml4m.adapter import export_backbone, import_backbone
 from zoo_backbone.ml4m.modalities import published_modalities, specs_of

@@ -15,7 +15,8 @@ from backbone_twin import SlowTwin
 from torch import Tensor
 
 from tokenizers_zoo.errors import ConfigError, PluginError, UnknownNameError
-from tokenizers_zoo.spec import GridLayout, ModalitySpec, OrderedIds
+from tokenizers_zoo.layouts import GridLayout
+from tokenizers_zoo.spec import ModalitySpec, OrderedIds
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import architecture_for
 from zoo_backbone.config import ModelConfig, preset

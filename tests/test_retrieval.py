@@ -28,9 +28,10 @@ from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.data.tokens import STORE, TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
 from tokenizers_zoo.io import file_digest, read_table, table_text, write_table
+from tokenizers_zoo.layouts import VectorLayout
 from tokenizers_zoo.report.pictures import cells_of
 from tokenizers_zoo.run_folder import FolderError
-from tokenizers_zoo.spec import ModalitySpec, ValueSpec, VectorLayout
+from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder

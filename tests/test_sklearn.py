@@ -40,7 +40,8 @@ import numpy as np
 from einops import rearrange
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-from tokenizers_zoo.spec import ModalitySpec, PatchesLayout, ValueSpec
+from tokenizers_zoo.layouts import PatchesLayout
+from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 
 class Field:
     """A line of numbers without bounds, as 4 patches of 2; lines of other lengths are resampled."""

@@ -27,8 +27,7 @@ from tokenizers_zoo.data.token_shard import write_token_shard
 from tokenizers_zoo.data.tokens import STORE, TokenColumn, TokenStore, read_tokens, samples_digest, whole_samples
 from tokenizers_zoo.errors import DataError, OtherLayoutError, OtherTokenizerError, ReadError
 from tokenizers_zoo.io import file_digest, read_table, write_table
-from tokenizers_zoo.registry import ModalityHandle
-from tokenizers_zoo.spec import (
+from tokenizers_zoo.layouts import (
     EmbeddingsLayout,
     GridLayout,
     PatchesLayout,
@@ -36,6 +35,7 @@ from tokenizers_zoo.spec import (
     TokenLayout,
     VectorLayout,
 )
+from tokenizers_zoo.registry import ModalityHandle
 
 LAYOUTS: dict[str, TokenLayout] = {
     "grid": GridLayout(shape=(2, 3)),

@@ -31,7 +31,7 @@ from PIL import Image
 
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.io import read_table, write_table
-from tokenizers_zoo.spec import GridLayout
+from tokenizers_zoo.layouts import GridLayout
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.config import Dataset, Mixture, TrainConfig

@@ -15,15 +15,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, r2_score
 from torch.nn import functional as F
 
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.spec import (
-    GridLayout,
-    ModalitySpec,
-    OrderedIds,
-    SequenceLayout,
-    TokenLayout,
-    ValueSpec,
-    VectorLayout,
-)
+from tokenizers_zoo.layouts import GridLayout, SequenceLayout, TokenLayout, VectorLayout
+from tokenizers_zoo.spec import ModalitySpec, OrderedIds, ValueSpec
 from tokenizers_zoo.train.batches import permuted
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout

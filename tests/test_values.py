@@ -11,20 +11,17 @@ import pytest
 import torch
 
 from tokenizers_zoo.errors import InvalidValueError, PluginError
-from tokenizers_zoo.limits import Limits, limited
-from tokenizers_zoo.plugins import Defaults
-from tokenizers_zoo.spec import (
-    DTYPES,
-    EXACT,
+from tokenizers_zoo.layouts import (
     EmbeddingsLayout,
     GridLayout,
-    ModalitySpec,
     PatchesLayout,
     SequenceLayout,
     TokenLayout,
-    ValueSpec,
     VectorLayout,
 )
+from tokenizers_zoo.limits import Limits, limited
+from tokenizers_zoo.plugins import Defaults
+from tokenizers_zoo.spec import DTYPES, EXACT, ModalitySpec, ValueSpec
 from tokenizers_zoo.validation import (
     array_bytes,
     array_of,

@@ -11,7 +11,8 @@ import numpy as np
 
 from tokenizers_zoo.data.token_shard import TokenMetadata, write_token_shard
 from tokenizers_zoo.data.tokens import STORE, TokenSplit, TokenStore, whole_samples, write_store
-from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, PatchesLayout, TokenLayout
+from tokenizers_zoo.layouts import EmbeddingsLayout, PatchesLayout, TokenLayout
+from tokenizers_zoo.spec import ModalitySpec
 
 
 def metadata_of(spec: ModalitySpec, **changes: Any) -> TokenMetadata:

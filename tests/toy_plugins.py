@@ -67,7 +67,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.checkpoint import save_checkpoint
-from tokenizers_zoo.spec import ModalitySpec, SequenceLayout, ValueSpec
+from tokenizers_zoo.layouts import SequenceLayout
+from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 
 class Words:
     @hookimpl

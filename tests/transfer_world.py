@@ -24,7 +24,8 @@ from zoo_backbone.transfer.train import train_probe
 UNTRAINED = """
 import numpy as np
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.spec import GridLayout, Metric, ModalitySpec, ValueSpec, VectorLayout
+from tokenizers_zoo.layouts import GridLayout, VectorLayout
+from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 
 class Untrained:
     @hookimpl

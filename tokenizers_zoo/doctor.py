@@ -21,7 +21,7 @@ from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, usable_modalitie
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.spec import Crop, Metric, SequenceLayout
+from tokenizers_zoo.spec import Crop, Metric
 from tokenizers_zoo.testing.geometry import CROPS, MIN_SIDE, Shift, check_crop_geometry, is_picture, shift_between
 from tokenizers_zoo.testing.subject import Skipped, per_sample
 from tokenizers_zoo.validation import bounds, values_equal
@@ -273,7 +273,7 @@ def bound(patient: Patient) -> str:
     """
     metric, score, constant, perfect = main_scores(patient)
     advice = "train longer, use more codes (levels, codebook_size) or more tokens (a smaller patch_size)"
-    if isinstance(patient.handle.spec.layout, SequenceLayout):
+    if patient.handle.spec.layout.causal:
         advice = "use a longer max_length, or more coordinate_bins: what does not fit is cut or rounded"
     declared = [(m, m.bound) for m in patient.handle.spec.metrics if m.bound is not None]
     if declared and patient.trained_fully:
@@ -305,7 +305,7 @@ def _worst(usage: CodebookUsage, key: Callable[[CodebookUsage], float]) -> tuple
 @gate
 def codebook(patient: Patient) -> str:
     """Most reachable codes are used, in the worst codebook too."""
-    if isinstance(patient.handle.spec.layout, SequenceLayout):
+    if patient.handle.spec.layout.causal:
         raise Skipped("ids of a sequence, not a codebook")
     usage = patient.usage()
     reachable = reachable_usage(int(usage.counts.sum()) // usage.num_codebooks, usage.codebook_size)

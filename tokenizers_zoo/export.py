@@ -27,7 +27,6 @@ from tokenizers_zoo.errors import ConfigError, ZooError, is_of_the_machine
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.io import write_table
 from tokenizers_zoo.run_folder import replacing_folder
-from tokenizers_zoo.spec import layout_to_json
 from tokenizers_zoo.validation import bounds
 
 Format = Literal["onnx", "torch"]
@@ -239,7 +238,7 @@ def export_tokenizer(
 
     Raises ConfigError for a tokenizer that is not a network, such as for text, and the errors of `export_networks`.
     """
-    spec, layout = handle.spec, layout_to_json(handle.spec.layout)
+    spec, layout = handle.spec, handle.spec.layout.to_json()
     modules: Mapping[str, nn.Module] = getattr(handle.tokenizer, "networks", dict)()
     if not modules:
         raise ConfigError(

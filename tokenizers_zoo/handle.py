@@ -35,9 +35,10 @@ from tokenizers_zoo.errors import (
     ZooError,
     count_of,
 )
+from tokenizers_zoo.layouts import TokenLayout
 from tokenizers_zoo.limits import DEFAULT, Limits, limited, read_file
 from tokenizers_zoo.plugins import Plugin, error_text
-from tokenizers_zoo.spec import EXACT, WHOLE, Crop, EmbeddingsLayout, ModalitySpec, TokenLayout, same_layout
+from tokenizers_zoo.spec import EXACT, WHOLE, Crop, ModalitySpec
 from tokenizers_zoo.validation import (
     as_array,
     batch_problem,
@@ -232,7 +233,7 @@ class ModalityHandle:
         if fingerprint is not None and not self.can_read(fingerprint, needed_vocab_size):
             in_use = self.fingerprint
             raise OtherTokenizerError.of(owner, self.name, fingerprint, in_use, self.checkpoint, remedy)
-        if layout is not None and not same_layout(layout, self.spec.layout):
+        if layout is not None and not layout.same_tokens(self.spec.layout):
             raise OtherLayoutError.of(owner, self.name, layout, self.spec.layout, remedy)
         if needed_vocab_size > self.spec.vocab_size:
             expected, actual = f"ids of {self.name} below {self.spec.vocab_size}", f"up to {needed_vocab_size - 1}"
@@ -380,7 +381,7 @@ class ModalityHandle:
         try:
             return self.decode(tokens, trusted=trusted)
         except ZooError:
-            if isinstance(self.spec.layout, EmbeddingsLayout):
+            if self.spec.layout.continuous and self.spec.layout.variable:
                 return None
             raise
 

@@ -19,7 +19,7 @@ from tokenizers_zoo.hookspecs import REQUIRED, SOURCE_REQUIRED
 from tokenizers_zoo.limits import Limits
 from tokenizers_zoo.plugins import MODALITIES, SOURCES, Plugins
 from tokenizers_zoo.source_handle import SourceHandle, modality_names
-from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
+from tokenizers_zoo.spec import ModalitySpec
 
 __all__ = ["ModalityHandle", "SourceHandle", "Zoo"]
 
@@ -366,9 +366,8 @@ def _disagreements(vocabulary: str, handles: Iterable[ModalityHandle]) -> Iterat
     for handle in handles:
         layout = handle.spec.layout
         shared = {"vocab_size": handle.spec.vocab_size, "checkpoint": handle.files.vocabulary}
-        if isinstance(layout, SequenceLayout):
-            special = layout.end, layout.sentinel_start, layout.num_sentinels
-            shared["(end, first sentinel, sentinels)"] = special
+        if layout.special:
+            shared["(end, first sentinel, sentinels)"] = tuple(layout.special.values())
         for key, value in shared.items():
             first_name, first_value = first_values.setdefault(key, (handle.name, value))
             if value != first_value:

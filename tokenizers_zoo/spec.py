@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.errors import ConfigError, PluginError
-from tokenizers_zoo.io import shape_error
+from tokenizers_zoo.errors import PluginError
+from tokenizers_zoo.layouts import LAYOUTS, TokenLayout
 
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
@@ -59,124 +57,9 @@ class ValueSpec:
         return f"{self.dtype} ({', '.join(map(str, self.shape))}){f' {self.unit}' if self.unit else ''}{bounds}"
 
 
-class _Layout:
-    """Shared by all layouts."""
-
-    kind: ClassVar[str]
-
-    def __str__(self) -> str:
-        """`grid 8x8`, `sequence <=64`, `patches 8x8 of 48 numbers`."""
-        shape, longest, dim = (getattr(self, name, None) for name in ("shape", "max_length", "dim"))
-        size = "x".join(map(str, shape)) if shape else f"<={longest}" if longest else getattr(self, "length")  # noqa: B009
-        return f"{self.kind} {size}{f' of {dim} numbers' if dim else ''}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GridLayout(_Layout):
-    """A fixed grid of tokens with one to three axes, slowest first: `(h, w)`, `(t, h, w)`, `(t, q)`."""
-
-    kind: ClassVar[str] = "grid"
-    shape: tuple[int, ...]
-
-    @property
-    def length(self) -> int:
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VectorLayout(_Layout):
-    """A fixed number of tokens without an order in space."""
-
-    kind: ClassVar[str] = "vector"
-    length: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SequenceLayout(_Layout):
-    """Up to `max_length` content tokens, read left to right.
-
-    `encode` returns content only. The backbone adds `end` after the last token and marks masked spans with the ids
-    `sentinel_start ... sentinel_start + num_sentinels - 1`. They belong to the modality's vocabulary.
-    """
-
-    kind: ClassVar[str] = "sequence"
-    max_length: int
-    end: int
-    sentinel_start: int
-    num_sentinels: int
-
-    @property
-    def length(self) -> int:
-        return self.max_length
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchesLayout(_Layout):
-    """Continuous input only: a grid of `dim` numbers per patch, projected linearly. Stored as `dtype`."""
-
-    kind: ClassVar[str] = "patches"
-    shape: tuple[int, ...]
-    dim: int
-    dtype: Literal["uint8", "float16", "float32"] = "float16"
-    """"uint8": 256 levels between the numbers of the least and the greatest value; needs values with bounds."""
-
-    @property
-    def length(self) -> int:
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbeddingsLayout(_Layout):
-    """Continuous input only: up to `max_length` vectors of `dim` numbers, projected linearly. Stored as `dtype`."""
-
-    kind: ClassVar[str] = "embeddings"
-    max_length: int
-    dim: int
-    dtype: Literal["float16", "float32"] = "float16"
-
-    @property
-    def length(self) -> int:
-        return self.max_length
-
-
-TokenLayout = GridLayout | VectorLayout | SequenceLayout | PatchesLayout | EmbeddingsLayout
-LARGEST = 1 << 24
-"""Most tokens, and most numbers of a token, in stored layouts."""
-LAYOUTS: dict[str, type[TokenLayout]] = {
-    cls.kind: cls for cls in (GridLayout, VectorLayout, SequenceLayout, PatchesLayout, EmbeddingsLayout)
-}
-
-
-def same_layout(first: TokenLayout, second: TokenLayout) -> bool:
-    """Return whether both layouts have the same token shape; sequences and embeddings may differ in length."""
-    keys = ("kind", "shape", "dim") if hasattr(first, "max_length") else ("kind", "shape", "dim", "length")
-    return all(getattr(first, key, None) == getattr(second, key, None) for key in keys)
-
-
 def ids_of(names: Collection[str], classes: Sequence[str]) -> tuple[int, ...]:
     """Return the ids of the `classes` that are in `names`."""
     return tuple(number for number, name in enumerate(classes) if name in names)
-
-
-def layout_to_json(layout: TokenLayout) -> dict[str, Any]:
-    """Return a layout as JSON types, with its kind."""
-    return {"kind": layout.kind, **dataclasses.asdict(layout)}
-
-
-def layout_from_json(data: Mapping[str, Any]) -> TokenLayout:
-    """Return the layout that `layout_to_json` wrote. Raises ValueError for another table."""
-    if mismatch := shape_error(data, {"kind": frozenset(LAYOUTS)}, "layout"):
-        raise ValueError(mismatch)
-    build: Any = LAYOUTS[data["kind"]]
-    try:
-        layout: TokenLayout = from_mapping(build, {key: value for key, value in data.items() if key != "kind"})
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
-    axes = getattr(layout, "shape", (layout.length,))
-    sizes = *axes, layout.length, getattr(layout, "dim", 1)
-    if not axes or min(sizes) < 1 or max(sizes) > LARGEST:
-        raise ValueError(f"a layout without tokens, or with too many or too long ones: {layout}")
-    return layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,15 +150,13 @@ class ModalitySpec:
     @property
     def continuous(self) -> bool:
         """True for layouts that can only be an input."""
-        return isinstance(self.layout, (PatchesLayout, EmbeddingsLayout))  # torch.export of 2.9 takes no unions
+        return self.layout.continuous
 
     @property
     def grid_shape(self) -> tuple[int, ...]:
         """Positions along each axis of a grid or of patches, without an axis of codebooks; () for other layouts."""
-        if not isinstance(self.layout, GridLayout | PatchesLayout):
-            return ()
-        coded = self.num_codebooks > 1 and self.layout.shape[-1] == self.num_codebooks
-        return self.layout.shape[:-1] if coded else self.layout.shape
+        axes = self.layout.axes if self.layout.spatial else ()
+        return axes[:-1] if axes and self.num_codebooks > 1 and axes[-1] == self.num_codebooks else axes
 
     @property
     def shared_vocabulary(self) -> bool:
@@ -298,20 +179,14 @@ def spec_errors(spec: ModalitySpec) -> Iterator[str]:
         yield "summary: expected one line"
     if invalid_extensions := [extension for extension in spec.extensions if not re.fullmatch(r"[a-z0-9]+", extension)]:
         yield f"extensions {invalid_extensions[0]!r}: expected lower-case letters and digits, without a dot"
-    if not isinstance(spec.layout, tuple(LAYOUTS.values())):
+    if not isinstance(spec.layout, TokenLayout):
         yield f"layout: expected one of {', '.join(LAYOUTS)}, got {type(spec.layout).__name__}"
-    elif spec.layout.length < 1:
-        yield f"layout: expected at least one token, got {spec.layout}"
     elif spec.continuous != (spec.vocab_size == 0):
         yield f"vocab_size {spec.vocab_size}: expected 0 for continuous layouts and only for them"
-    elif isinstance(spec.layout, GridLayout) and not 1 <= len(spec.layout.shape) <= 3:
-        yield f"layout: a grid has one to three axes, got {spec.layout.shape}"
+    elif layout_error := spec.layout.error(spec.vocab_size):
+        yield f"layout: {layout_error}"
     elif spec.num_codebooks < 1 or spec.layout.length % spec.num_codebooks:
         yield f"num_codebooks {spec.num_codebooks}: does not divide the {spec.layout.length} tokens"
-    elif isinstance(spec.layout, SequenceLayout):
-        last = spec.layout.sentinel_start + spec.layout.num_sentinels
-        if not (0 <= spec.layout.end < spec.vocab_size and last <= spec.vocab_size and spec.layout.num_sentinels >= 1):
-            yield "layout: end and sentinels must be ids below vocab_size, with at least one sentinel"
     runs = sorted(spec.ordered_ids, key=lambda ids: ids.start)
     bounds = [0, *(bound for ids in runs for bound in (ids.start, ids.stop)), spec.vocab_size]
     if bounds != sorted(bounds):

@@ -17,16 +17,7 @@ import numpy as np
 from tokenizers_zoo.errors import InvalidValueError, UnknownNameError, first_line, is_of_the_machine, size_text
 from tokenizers_zoo.io import too_deep
 from tokenizers_zoo.limits import limits
-from tokenizers_zoo.spec import (
-    ITEMS,
-    EmbeddingsLayout,
-    GridLayout,
-    ModalitySpec,
-    PatchesLayout,
-    SequenceLayout,
-    TokenLayout,
-    ValueSpec,
-)
+from tokenizers_zoo.spec import ITEMS, ModalitySpec, ValueSpec
 
 if TYPE_CHECKING:
     import torch
@@ -303,8 +294,9 @@ def is_batched(spec: ValueSpec) -> bool:
 
 def token_value(spec: ModalitySpec) -> ValueSpec:
     """Return the type, shape and bounds of one sample's tokens."""
-    shape: tuple[int | str, ...] = fixed_shape(spec.layout)
-    if not has_fixed_length(spec.layout):
+    layout = spec.layout
+    shape: tuple[int | str, ...] = layout.token_shape
+    if layout.variable:
         shape = ("tokens", *shape[1:])
     if spec.continuous:
         return ValueSpec(shape=shape, dtype="float32")
@@ -314,25 +306,13 @@ def token_value(spec: ModalitySpec) -> ValueSpec:
 def expected_tokens(spec: ModalitySpec) -> str:
     """Return the expected form of a batch of tokens, for a message."""
     layout, value = spec.layout, token_value(spec)
-    if has_fixed_length(layout):
+    if not layout.variable:
         return str(dataclasses.replace(value, shape=("batch", *value.shape)))
-    special = ""
-    if isinstance(layout, SequenceLayout):
-        last = layout.sentinel_start + layout.num_sentinels - 1
-        special = f" without end ({layout.end}) and sentinels ({layout.sentinel_start} to {last})"
-    return f"a list of {value} of up to {layout.length} tokens{special}"
-
-
-def fixed_shape(layout: TokenLayout) -> tuple[int, ...]:
-    """Return the shape of one sample's tokens; the first axis of a variable length is the longest."""
-    if isinstance(layout, GridLayout):
-        return layout.shape
-    return (layout.length, *([layout.dim] if isinstance(layout, PatchesLayout | EmbeddingsLayout) else []))
-
-
-def has_fixed_length(layout: TokenLayout) -> bool:
-    """Return whether every sample has the same number of tokens, so that a batch is one tensor."""
-    return not isinstance(layout, SequenceLayout | EmbeddingsLayout)
+    without = ""
+    if layout.special:
+        end, first, count = layout.special.values()
+        without = f" without end ({end}) and sentinels ({first} to {first + count - 1})"
+    return f"a list of {value} of up to {layout.length} tokens{without}"
 
 
 def checked_tokens(spec: ModalitySpec, batch: Any, *, trusted: bool = False) -> tuple[Any, str | None]:
@@ -344,7 +324,7 @@ def checked_tokens(spec: ModalitySpec, batch: Any, *, trusted: bool = False) -> 
     import torch
 
     try:
-        if has_fixed_length(spec.layout):
+        if not spec.layout.variable:
             listed = isinstance(batch, list | tuple)
             tokens = torch.stack([_tensor(item) for item in batch]) if listed else _tensor(batch)
             return tokens, None if trusted else _token_problem(spec, tokens.detach())
@@ -371,14 +351,12 @@ def _tensor(tokens: Any) -> torch.Tensor:
 
 def _token_problem(spec: ModalitySpec, tokens: Any) -> str | None:
     """Return the problem of a batch of tokens of fixed length, or of one item of variable length; None without any."""
-    layout, value, fixed = spec.layout, token_value(spec), has_fixed_length(spec.layout)
-    if not fixed and len(tokens) > layout.length:
+    layout, value = spec.layout, token_value(spec)
+    if layout.variable and len(tokens) > layout.length:
         return f"it is longer than {layout.length}"
-    error = _array_problem(value, tokens, ("batch", *value.shape) if fixed else value.shape)
-    if error == EMPTY and not fixed:
+    error = _array_problem(value, tokens, value.shape if layout.variable else ("batch", *value.shape))
+    if error == EMPTY and layout.variable:
         return None
-    if error is None and isinstance(layout, SequenceLayout):
-        sentinels = (tokens >= layout.sentinel_start) & (tokens < layout.sentinel_start + layout.num_sentinels)
-        if (sentinels | (tokens == layout.end)).any():
-            return "it holds the end or a sentinel, which only the backbone adds"
+    if error is None and layout.special and layout.is_special(tokens).any():
+        return "it holds the end or a sentinel, which only the backbone adds"
     return error

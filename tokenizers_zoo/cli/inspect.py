@@ -31,7 +31,6 @@ from tokenizers_zoo.cli.options import (
 from tokenizers_zoo.config import as_dicts
 from tokenizers_zoo.errors import CheckpointError, count_of
 from tokenizers_zoo.io import disk_errors
-from tokenizers_zoo.spec import layout_to_json
 from tokenizers_zoo.terminal import echo
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def facts_as_json(handle: ModalityHandle) -> dict[str, Any]:
         "distribution": handle.distribution,
         "family": spec.family,
         "value": str(spec.value),
-        "layout": layout_to_json(spec.layout),
+        "layout": spec.layout.to_json(),
         "vocabulary": spec.vocabulary,
         "vocab_size": spec.vocab_size,
         "derived_from": list(spec.derived_from),

@@ -24,8 +24,7 @@ import numpy.typing as npt
 from tokenizers_zoo.data.manifest import REPAIR, FileRecord, Manifest, remove_shard, shard_name, write_manifest
 from tokenizers_zoo.errors import DataError, ReadError, first_line
 from tokenizers_zoo.io import as_json, open_regular, read_error, replacing_file
-from tokenizers_zoo.spec import EmbeddingsLayout, PatchesLayout, TokenLayout, layout_from_json, layout_to_json
-from tokenizers_zoo.validation import has_fixed_length
+from tokenizers_zoo.layouts import TokenLayout
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,7 +68,7 @@ class TokenMetadata:
     def from_json(cls, table: Mapping[str, Any]) -> TokenMetadata:
         """Return the metadata that `to_json` wrote."""
         levels = tuple((int(run), float(low), float(high)) for run, low, high in table["levels"])
-        metadata = cls(**{**table, "layout": layout_from_json(table["layout"]), "levels": levels})
+        metadata = cls(**{**table, "layout": TokenLayout.from_json(table["layout"]), "levels": levels})
         limit = float(np.finfo(np.float32).max)
         valid = all(0 < run <= metadata.dim and abs(low) <= limit and abs(high) <= limit for run, low, high in levels)
         if not valid or (levels and sum(run for run, _, _ in levels) != metadata.dim):
@@ -79,23 +78,21 @@ class TokenMetadata:
     def to_json(self) -> dict[str, Any]:
         """Return all fields as JSON types."""
         fields = {name: getattr(self, name) for name in self.__slots__}
-        return as_json({**fields, "layout": layout_to_json(self.layout)})
+        return as_json({**fields, "layout": self.layout.to_json()})
 
     @property
     def dim(self) -> int:
         """Numbers per token."""
-        return int(getattr(self.layout, "dim", 1))
+        return self.layout.numbers_per_token
 
     @property
     def stored_as(self) -> np.dtype[Any]:
         """The type of the stored numbers."""
-        if isinstance(self.layout, PatchesLayout | EmbeddingsLayout):
-            return np.dtype(self.layout.dtype)
-        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.int32)
+        return np.dtype(self.layout.stored_as(self.vocab_size))
 
     def number_problem(self, row: Array) -> str | None:
         """Return why the numbers of a continuous layout cannot be stored, or None."""
-        if not isinstance(self.layout, PatchesLayout | EmbeddingsLayout):
+        if not self.layout.continuous:
             return None
         if not np.isfinite(row).all():
             return "some numbers are not finite"
@@ -133,12 +130,13 @@ class TokenMetadata:
 def _levels(handle: ModalityHandle) -> tuple[tuple[int, float, float], ...]:
     """Return `TokenMetadata.levels`: the numbers that the least and the greatest value are encoded as."""
     spec = handle.spec
-    if not isinstance(spec.layout, PatchesLayout) or spec.layout.dtype != "uint8":
+    if spec.layout.stored_as(spec.vocab_size) != "uint8":
         return ()
     shape = tuple(int(size) for size in spec.value.shape)
     bounds = [np.full(shape, bound, spec.value.dtype) for bound in (spec.value.low, spec.value.high)]
     low, high = (np.asarray(tokens)[0] for tokens in handle.encode(bounds))
-    edges = [0, *(np.flatnonzero((np.diff(low) != 0) | (np.diff(high) != 0)) + 1).tolist(), spec.layout.dim]
+    changes = np.flatnonzero((np.diff(low) != 0) | (np.diff(high) != 0)) + 1
+    edges = [0, *changes.tolist(), len(low)]
     return tuple((end - first, float(low[first]), float(high[first])) for first, end in itertools.pairwise(edges))
 
 
@@ -190,7 +188,7 @@ def write_token_shard(
 def _flatten_views(metadata: TokenMetadata, views: Sequence[Array]) -> tuple[npt.NDArray[np.int64], Array]:
     """Return the number of tokens of each row, and the concatenated numbers of all rows. Raises DataError."""
     layout, dim = metadata.layout, metadata.dim
-    least = layout.length * dim if has_fixed_length(layout) else 0
+    least = 0 if layout.variable else layout.length * dim
     for view in views:
         if view.size % dim or not least <= view.size <= layout.length * dim:
             expected = f"{'' if least else 'up to '}{layout.length} tokens of {dim} numbers"
@@ -227,7 +225,7 @@ def _arrow_column(
     import pyarrow as pa
 
     absent = pa.array(~present)
-    if has_fixed_length(metadata.layout):
+    if not metadata.layout.variable:
         width = metadata.layout.length * metadata.dim
         numbers = np.zeros((len(present), width), metadata.stored_as)
         numbers[present] = flat.reshape(-1, width)
@@ -235,7 +233,7 @@ def _arrow_column(
     offsets = np.zeros(len(present) + 1, np.int32)
     offsets[1:][present] = lengths
     content = pa.array(flat.astype(metadata.stored_as))
-    if metadata.dim > 1 or isinstance(metadata.layout, EmbeddingsLayout):
+    if metadata.layout.continuous:
         content = pa.FixedSizeListArray.from_arrays(content, metadata.dim)
     return pa.ListArray.from_arrays(pa.array(np.cumsum(offsets, dtype=np.int32)), content, mask=absent)
 
@@ -292,7 +290,7 @@ class ShardFile:
     def read_lists(self, rows: npt.NDArray[np.int64]) -> Iterator[Array]:
         """Yield the tokens of rows of a layout of variable length, as stored."""
         opened, writer = _open_cached(self), self.writer
-        inner = (writer.dim,) if isinstance(writer.layout, EmbeddingsLayout) else ()
+        inner = writer.layout.token_shape[1:]
         size = writer.dim * writer.stored_as.itemsize
         for first, end in zip(opened.offsets[rows].tolist(), opened.offsets[rows + 1].tolist(), strict=True):
             tokens = np.empty((end - first, *inner), writer.stored_as)
@@ -323,7 +321,7 @@ class ShardFile:
             verified, start, offsets_start = self._verified
             if verified != stamp:
                 raise ReadError(f"{self.path}: was replaced since it was opened; run the same command again")
-            rows = 0 if has_fixed_length(self.writer.layout) else self.manifest.rows * self.crops + 1
+            rows = self.manifest.rows * self.crops + 1 if self.writer.layout.variable else 0
             opened = OpenShard(os.dup(file.fileno()), start, np.zeros(rows, np.int32))
         weakref.finalize(opened, os.close, opened.file)
         self._read(opened, opened.offsets, offsets_start - start)
@@ -369,21 +367,21 @@ class ShardFile:
         if not np.array_equal(column.is_valid().to_numpy(zero_copy_only=False), present):
             raise ValueError("its rows are not those of its manifest")
         content = column.values
-        if isinstance(layout, EmbeddingsLayout):
+        if layout.variable and layout.continuous:
             content = content.values
         if content.null_count:
             raise ValueError("it has tokens without a number")
         values = content.to_numpy(zero_copy_only=True)
         if values.dtype != self.writer.stored_as:
             raise ValueError(f"it holds {values.dtype}, expected {self.writer.stored_as}")
-        if isinstance(layout, PatchesLayout | EmbeddingsLayout):
+        if layout.continuous:
             if not np.isfinite(values).all():
                 raise ValueError("it has numbers that are not finite")
         elif values.size:
             vocab_size = int(self.manifest.record["needed_vocab_size"])
             if not (0 <= values.min() <= values.max() < max(vocab_size, 1) <= max(self.writer.vocab_size, 1)):
                 raise ValueError(f"it has ids {values.min()}..{values.max()}, expected 0..{vocab_size - 1}")
-        if has_fixed_length(layout):
+        if not layout.variable:
             return values.reshape(len(present), layout.length * dim), np.zeros(0, np.int32)
         offsets = column.offsets.to_numpy(zero_copy_only=True)
         if int(np.diff(offsets).max(initial=0)) > layout.length or offsets[0] or offsets[-1] * dim != values.size:

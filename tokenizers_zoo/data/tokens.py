@@ -39,7 +39,7 @@ from tokenizers_zoo.data.manifest import (
 from tokenizers_zoo.data.token_shard import SUFFIX, ShardFile, TokenMetadata, present_samples
 from tokenizers_zoo.errors import DataError, UnknownNameError
 from tokenizers_zoo.io import absolute_place, read_table, relative_place, table_text
-from tokenizers_zoo.validation import describe, fixed_shape, has_fixed_length
+from tokenizers_zoo.validation import describe
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.shards import ValueStore
@@ -156,7 +156,7 @@ class TokenColumn:
         shards, within = np.divmod(indices[order], self.split.shard_size * self.split.crops)
         starts = np.flatnonzero(np.diff(shards, prepend=-1)).tolist()
         runs = [(self._files[shards[first]], slice(first, end)) for first, end in pairwise([*starts, len(indices)])]
-        if not has_fixed_length(layout):
+        if layout.variable:
             result: list[Any] = [None] * len(indices)
             for file, run in runs:
                 for index, tokens in zip(order[run].tolist(), file.read_lists(within[run]), strict=True):
@@ -167,7 +167,7 @@ class TokenColumn:
         gathered = np.empty((len(indices), layout.length * metadata.dim), metadata.stored_as)
         for file, run in runs:
             file.read_fixed(within[run], gathered[run])
-        return metadata.from_stored(gathered[np.argsort(order)]).reshape(len(indices), *fixed_shape(layout))
+        return metadata.from_stored(gathered[np.argsort(order)]).reshape(len(indices), *layout.token_shape)
 
     def check_tokenizer(self, handle: ModalityHandle) -> None:
         """Raise DataError unless `handle`'s tokenizer wrote these tokens, or its vocabulary grew from theirs."""

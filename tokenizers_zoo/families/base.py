@@ -12,7 +12,8 @@ from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, LossName, ValueKind
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.spec import GridLayout, Metric, ModalitySpec, TokenLayout, ValueSpec
+from tokenizers_zoo.layouts import GridLayout, TokenLayout
+from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 
 if TYPE_CHECKING:
     import torch

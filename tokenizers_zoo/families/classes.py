@@ -16,7 +16,8 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError, count_of
 from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec, VectorLayout
+from tokenizers_zoo.layouts import VectorLayout
+from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.validation import text_of
 
 if TYPE_CHECKING:

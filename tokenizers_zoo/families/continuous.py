@@ -22,10 +22,11 @@ from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError,
 from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.families.images import ImageSettings, ImageValues
 from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.layouts import EmbeddingsLayout, PatchesLayout
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder
-from tokenizers_zoo.spec import EmbeddingsLayout, Metric, ModalitySpec, PatchesLayout, ValueSpec
+from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.validation import array_bytes, is_batched
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from tokenizers_zoo.families.base import TrainedModality
 from tokenizers_zoo.families.features import FEATURE_METRICS, agreement, central_value
 from tokenizers_zoo.families.images import to_bytes
 from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.layouts import TokenLayout, VectorLayout
 from tokenizers_zoo.nn.config import MlpConfig
 from tokenizers_zoo.quantizers.config import QuantizerKind
-from tokenizers_zoo.spec import Metric, TokenLayout, ValueSpec, VectorLayout
+from tokenizers_zoo.spec import Metric, ValueSpec
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -37,7 +37,7 @@ from tokenizers_zoo.pipeline.vocabulary import check_special_tokens
 from tokenizers_zoo.pipeline.workers import WorkerError, Workers, report, suspects, working_on
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import entries, locked
-from tokenizers_zoo.spec import Crop, layout_to_json
+from tokenizers_zoo.spec import Crop
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -270,7 +270,7 @@ class _Plan:
     def _inputs(self, shard: int, fingerprint: str) -> str:
         return inputs_digest(
             values=self._contents(shard), tokenizer=fingerprint, settings=self.metadata.settings,
-            layout=layout_to_json(self.metadata.layout), crops=self.split.crops, seed=self.split.seed,
+            layout=self.metadata.layout.to_json(), crops=self.split.crops, seed=self.split.seed,
             **self.handle.limits.identity(),
         )  # fmt: skip
 

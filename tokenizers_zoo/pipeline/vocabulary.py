@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from tokenizers_zoo.checkpoint import CONFIG, load_config
 from tokenizers_zoo.errors import CheckpointError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
-from tokenizers_zoo.spec import SequenceLayout
 from tokenizers_zoo.text_vocab import CLASS, SHAPE, TEXT_OF, TextVocabulary, VocabularyConfig
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def text_vocabularies(zoo: Zoo) -> dict[str, list[ModalityHandle]]:
     vocabularies: dict[str, list[ModalityHandle]] = {}
     for name, sharing in zoo.vocabularies().items():
         handles = [zoo[modality] for modality in sharing]
-        sequences = all(isinstance(handle.spec.layout, SequenceLayout) for handle in handles)
+        sequences = all(handle.spec.layout.causal for handle in handles)
         shared = any(handle.spec.shared_vocabulary for handle in handles)
         if sequences and (shared or _holds_text(handles[0].files.vocabulary_folder())):
             vocabularies[name] = handles

@@ -16,6 +16,7 @@ from tokenizers_zoo.config import TOML
 from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.errors import CheckpointError, ZooError, count_of
 from tokenizers_zoo.io import open_regular, read_regular, read_table, replacing_file
+from tokenizers_zoo.layouts import TokenLayout
 from tokenizers_zoo.report import records
 from tokenizers_zoo.report.pictures import (
     PICTURES,
@@ -35,7 +36,6 @@ from tokenizers_zoo.report.samples import (
 )
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.run_folder import RUN, read_run
-from tokenizers_zoo.spec import layout_from_json
 from tokenizers_zoo.train.log import read_metrics
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         "cross_entropy": evaluation.get("cross_entropy", {}).get("modalities", {}),
         "data": _data(data),
         "handles": handles,
-        "layouts": {spec["name"]: layout_from_json(spec["layout"]) for spec in config["specs"]},
+        "layouts": {spec["name"]: TokenLayout.from_json(spec["layout"]) for spec in config["specs"]},
         "fingerprints": config["fingerprints"],
         "skipped": evaluation.get("skipped", {}),
         "configurations": {

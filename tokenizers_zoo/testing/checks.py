@@ -19,12 +19,12 @@ from tokenizers_zoo.device import resolve_device
 from tokenizers_zoo.errors import DataError, InvalidValueError, ZooError
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.run_folder import TOKENIZER, FolderError, check_replaceable
-from tokenizers_zoo.spec import Crop, SequenceLayout, layout_from_json, layout_to_json
+from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing.geometry import check_crop_geometry
 from tokenizers_zoo.testing.probe import CLOSE, outcome_of
 from tokenizers_zoo.testing.probes import OTHER, probed_files
 from tokenizers_zoo.testing.subject import Skipped, Subject, equal, expect, per_sample, unchanged_copy
-from tokenizers_zoo.validation import describe, fixed_shape, has_fixed_length, is_batched
+from tokenizers_zoo.validation import describe, is_batched
 
 FLIPS_ALLOWED = 1e-3
 """Share of the tokens that may differ between a batch and single samples, because rounding decides ties."""
@@ -53,8 +53,10 @@ def spec(subject: Subject) -> None:
     """The spec is valid, the same each time, and its layout survives JSON."""
     declared = subject.handle.spec
     expect(subject.handle.at(subject.workdir).spec == declared, "modality_spec gives another spec when asked again")
-    layout_json = json.loads(json.dumps(layout_to_json(declared.layout)))
-    expect(layout_from_json(layout_json) == declared.layout, f"the layout does not survive JSON: {declared.layout}")
+    layout_json = json.loads(json.dumps(declared.layout.to_json()))
+    expect(
+        TokenLayout.from_json(layout_json) == declared.layout, f"the layout does not survive JSON: {declared.layout}"
+    )
     for metric in declared.metrics:
         expect(bool(metric.meaning), f"the metric {metric.name} does not say what it means")
 
@@ -93,15 +95,13 @@ def any_tokens(subject: Subject) -> None:
     declared, rng = subject.handle.spec, np.random.default_rng(0)
     if declared.continuous:
         raise Skipped("continuous tokens are an input only")
-    if isinstance(declared.layout, SequenceLayout):
-        layout = declared.layout
-        ids = np.arange(declared.vocab_size)
-        sentinel = (ids >= layout.sentinel_start) & (ids < layout.sentinel_start + layout.num_sentinels)
-        content = ids[~sentinel & (ids != layout.end)]
-        lengths = [0, 1, layout.max_length, *rng.integers(0, layout.max_length + 1, 13)]
+    layout, ids = declared.layout, np.arange(declared.vocab_size)
+    content = ids[~layout.is_special(ids)]
+    if layout.variable:
+        lengths = [0, 1, layout.length, *rng.integers(0, layout.length + 1, 13)]
         tokens: Any = [rng.choice(content, size=length) for length in lengths]
     else:
-        tokens = rng.integers(0, declared.vocab_size, (16, *fixed_shape(declared.layout)))
+        tokens = rng.choice(content, (16, *layout.token_shape))
     subject.trained.decode(tokens)
 
 
@@ -382,7 +382,7 @@ def long_value(subject: Subject) -> Any:
     """Return a text, a list in JSON, or an array of 100,000 letters or bytes."""
     spec = subject.handle.spec
     free = [axis for axis, size in enumerate(spec.value.shape) if isinstance(size, str)]
-    if has_fixed_length(spec.layout) or (spec.value.kind == "array" and not free):
+    if not spec.layout.variable or (spec.value.kind == "array" and not free):
         raise Skipped("all its values are of one length")
     first = next((value for value in subject.values if len(value)), subject.values[0])
     if isinstance(first, np.ndarray):

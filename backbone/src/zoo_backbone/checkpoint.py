@@ -30,15 +30,9 @@ from tokenizers_zoo.checkpoint import (
 from tokenizers_zoo.config import as_dicts, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, count_of
 from tokenizers_zoo.io import difference
+from tokenizers_zoo.layouts import TokenLayout
 from tokenizers_zoo.registry import ModalityHandle
-from tokenizers_zoo.spec import (
-    EmbeddingsLayout,
-    ModalitySpec,
-    SequenceLayout,
-    VectorLayout,
-    layout_from_json,
-    layout_to_json,
-)
+from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.text_vocab import Special, TextVocabulary
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
@@ -65,12 +59,12 @@ GROWING = ("tokens.", "read.", "output.")
 
 
 def spec_to_json(spec: ModalitySpec) -> dict[str, Any]:
-    return {**as_dicts(spec), "layout": layout_to_json(spec.layout)}
+    return {**as_dicts(spec), "layout": spec.layout.to_json()}
 
 
 def spec_from_json(data: Mapping[str, Any]) -> ModalitySpec:
     """Return the spec that `spec_to_json` wrote."""
-    return from_mapping(ModalitySpec, {**data, "layout": layout_from_json(data["layout"])})
+    return from_mapping(ModalitySpec, {**data, "layout": TokenLayout.from_json(data["layout"])})
 
 
 def backbone_config(folder: Path) -> dict[str, Any]:
@@ -174,7 +168,7 @@ def _load(
         lengths = {spec.name: spec.layout.length for spec in checkpoint_specs} | dict(shape.position_lengths)
         changed_lengths = {
             spec.name: lengths[spec.name] for spec in specs
-            if isinstance(spec.layout, SequenceLayout | EmbeddingsLayout)
+            if spec.layout.variable
             and lengths.get(spec.name, spec.layout.length) != spec.layout.length
         }  # fmt: skip
         shape = dataclasses.replace(shape, position_lengths=changed_lengths)
@@ -200,9 +194,7 @@ def _check_same_tokens(folder: Path, old: ModalitySpec, new: ModalitySpec) -> No
     """Raise CheckpointError unless the ids of a modality still mean the same; its size may change."""
 
     def meaning(spec: ModalitySpec) -> dict[str, Any]:
-        keys = ["end", "sentinel_start", "dim"] + ["length"] * isinstance(spec.layout, VectorLayout)
-        attributes = {key: getattr(spec.layout, key) for key in keys if hasattr(spec.layout, key)}
-        return {"layout": spec.layout.kind, "vocabulary": spec.vocabulary, **attributes}
+        return {"layout": spec.layout.kind, "vocabulary": spec.vocabulary, **spec.layout.meaning}
 
     mismatch = difference(meaning(old), meaning(new))
     if not mismatch and old.vocab_size > new.vocab_size:
@@ -307,11 +299,11 @@ def initial_model(
         "folder": str(Path(start).resolve()), "weights_sha256": start_config["weights_sha256"],
         "knows": [spec.name for spec in specs if spec.name in old], "added": [spec.name for spec in added],
     }  # fmt: skip
-    shapes = {spec.name: getattr(spec.layout, "shape", ()) for spec in trained}
+    shapes = {spec.name: spec.grid_shape for spec in trained}
     return InitialModel(
         model=model, pretrained_rows=pretrained_rows, unused=unused, record=record, extra_tensors=extra_tensors,
         reshaped=tuple(spec.name for spec in specs
-                       if shapes.get(spec.name, ()) not in ((), getattr(spec.layout, "shape", ()))),
+                       if shapes.get(spec.name, ()) not in ((), spec.grid_shape)),
         without_rows=tuple(spec for spec in added
                            if spec.name in ids and ids[spec.name] <= used.get(model.layout.table_of(spec), -1)),
     )  # fmt: skip

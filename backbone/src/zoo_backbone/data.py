@@ -16,7 +16,7 @@ from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest
 from tokenizers_zoo.errors import ConfigError, DataError, OtherLayoutError, OtherTokenizerError, UnknownNameError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
-from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, SequenceLayout, same_layout
+from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.train.batches import sample_order
 from zoo_backbone.batch import PackedBatch, RawBatch
 from zoo_backbone.config import Dataset, MaskingConfig, TrainConfig
@@ -101,16 +101,7 @@ class TokenData:
         for number, spec in enumerate(self.specs):
             indices = np.flatnonzero(present[:, number])
             values = self.columns[spec.name].take(rows[indices]) if len(indices) else np.zeros(0, np.int64)
-            dim = getattr(spec.layout, "dim", None)
-            shape = (len(rows), spec.layout.length) + (() if dim is None else (dim,))
-            variable = isinstance(spec.layout, SequenceLayout | EmbeddingsLayout)
-            array = np.zeros(shape, np.int64 if dim is None else np.float32)
-            if not variable:
-                array[indices] = values.reshape(len(indices), *shape[1:])
-            for sample, row in zip(indices, values, strict=True) if variable else ():
-                array[sample, : len(row)] = row
-            lengths[indices, number] = list(map(len, values)) if variable else spec.layout.length
-            tokens[spec.name] = array
+            tokens[spec.name], lengths[:, number] = spec.layout.padded(values, indices, len(rows))
         return RawBatch(tokens=tokens, lengths=lengths, present=present)
 
     def batches(self, samples: npt.NDArray[np.int64], size: int, masker: Masker, seed: int) -> Iterator[PackedBatch]:
@@ -137,12 +128,7 @@ def stored_samples(
 def _check_fits(column: TokenColumn, spec: ModalitySpec) -> None:
     """Raise DataError where stored tokens do not fit `spec`."""
     stored_layout, layout = column.metadata.layout, spec.layout
-    same = same_layout(stored_layout, layout)
-    if isinstance(layout, SequenceLayout | EmbeddingsLayout):  # a longer limit does not change the stored ids
-        same = same and column.longest <= layout.length
-    if isinstance(layout, SequenceLayout) and isinstance(stored_layout, SequenceLayout):
-        same = same and (stored_layout.end, stored_layout.sentinel_start) == (layout.end, layout.sentinel_start)
-    if not same:
+    if not stored_layout.same_tokens(layout) or column.longest > layout.length:
         raise OtherLayoutError.of(column.folder, spec.name, stored_layout, layout, "tokenize again")
     if (vocabulary := column.metadata.vocabulary) != spec.vocabulary:
         reason = f"ids of vocabulary {vocabulary!r}, expected {spec.vocabulary!r}"

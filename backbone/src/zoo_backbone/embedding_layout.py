@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
-from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, ModalitySpec, OrderedIds, PatchesLayout, SequenceLayout
+from tokenizers_zoo.spec import ModalitySpec, OrderedIds
 from zoo_backbone.config import ModelConfig
 
 Positions = Literal["grid", "line", "learned", "stored"]
@@ -99,9 +99,9 @@ class EmbeddingLayout:
         The key of a grid is its shape; of a line, its rows and the rows for which they are computed; else the name.
         """
         layout = spec.layout
-        if isinstance(layout, GridLayout | PatchesLayout):
-            return "grid", layout.shape
-        if isinstance(layout, SequenceLayout | EmbeddingsLayout):
+        if layout.spatial:
+            return "grid", layout.axes
+        if layout.variable:
             trained = self.config.position_lengths.get(spec.name)
             return "line", (num_positions(spec), num_positions(spec, trained))
         return "learned", spec.name
@@ -117,7 +117,7 @@ class EmbeddingLayout:
     @cached_property
     def causal(self) -> np.ndarray:
         """bool `modalities`: True where targets are predicted left to right."""
-        return np.array([isinstance(spec.layout, SequenceLayout) for spec in self.specs])
+        return np.array([spec.layout.causal for spec in self.specs])
 
     @cached_property
     def table_index(self) -> np.ndarray:
@@ -161,7 +161,7 @@ def consecutive(counts: Iterable[int]) -> list[slice]:
 def num_positions(spec: ModalitySpec, length: int | None = None) -> int:
     """Return the position rows of a modality, or its rows if it had `length` tokens; sequences have some to spare."""
     length = length or spec.layout.length
-    return 2 * length + 2 if isinstance(spec.layout, SequenceLayout) else length
+    return 2 * length + 2 if spec.layout.causal else length
 
 
 def position_table(layout: EmbeddingLayout, dim: int) -> Tensor:

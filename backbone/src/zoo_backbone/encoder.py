@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.spec import GridLayout, ModalitySpec, PatchesLayout
+from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import packed, padded, spans_of
@@ -217,10 +217,9 @@ def _without_decoder(model: FourM) -> FourM:
 
 def flat_grid(spec: ModalitySpec) -> tuple[int, int] | None:
     """Return rows and columns of a grid or patches with two axes and one feature per place, else None."""
-    layout = spec.layout
-    if not isinstance(layout, GridLayout | PatchesLayout) or len(layout.shape) != 2 or spec.grid_shape != layout.shape:
+    if len(spec.grid_shape) != 2 or spec.grid_shape != spec.layout.axes:
         return None
-    return layout.shape[0], layout.shape[1]
+    return spec.grid_shape[0], spec.grid_shape[1]
 
 
 def parameter_groups(

@@ -54,7 +54,6 @@ from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import RunFolder, RunKind, locked
-from tokenizers_zoo.spec import layout_to_json
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.config import EvaluationConfig, MaskingConfig
 from zoo_backbone.data import TokenData
@@ -115,7 +114,7 @@ class _Evaluation:
             "modalities": {
                 name: {
                     "summary": handle.spec.summary,
-                    "layout": layout_to_json(handle.spec.layout),
+                    "layout": handle.spec.layout.to_json(),
                     "vocab_size": handle.spec.vocab_size,
                     "test_samples": data.columns[name].count,
                     "metrics": [dataclasses.asdict(metric) for metric in handle.spec.metrics],

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.export import CHECKED, Format, Network, Port, example_values, export_networks
-from tokenizers_zoo.spec import EmbeddingsLayout, GridLayout, ModalitySpec, PatchesLayout, layout_to_json
-from tokenizers_zoo.validation import has_fixed_length
+from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.packing import input_end
 
@@ -37,7 +36,7 @@ class Features(nn.Module):
             spec = self.encoder.layout.spec(name)
             content = next(tensors)
             tokens[name] = content if spec.continuous else content.flatten(1)
-            if not has_fixed_length(spec.layout):
+            if spec.layout.variable:
                 used[name] = next(tensors)
         features, mask = self.encoder.forward_features(tokens, used)
         return features, self.encoder.forward_head(features, mask)
@@ -72,7 +71,7 @@ def export_encoder(
     )
     network = Network(name="encoder", module=module, examples=examples, inputs=tuple(ports), outputs=outputs)
     about = {
-        "fingerprint": fingerprint(run), "modalities": {spec.name: layout_to_json(spec.layout) for spec in specs},
+        "fingerprint": fingerprint(run), "modalities": {spec.name: spec.layout.to_json() for spec in specs},
         "tokenizers": {name: encoder.model.trained_on.get(name) for name in inputs},
     }  # fmt: skip
     return export_networks([network], out, format, about, overwrite=overwrite)
@@ -81,14 +80,14 @@ def export_encoder(
 def ports_of(encoder: FourMEncoder, spec: ModalitySpec) -> list[Port]:
     """Return the inputs for one modality: its tokens, and a mask if their number varies."""
     layout = spec.layout
-    if isinstance(layout, PatchesLayout | EmbeddingsLayout):
-        tokens = Port(name=spec.name, shape=(layout.length, layout.dim), dtype="float32")
+    shape = layout.token_shape
+    if layout.continuous:
+        tokens = Port(name=spec.name, shape=shape, dtype="float32")
     else:
-        shape = layout.shape if isinstance(layout, GridLayout) else (layout.length,)
         end = input_end(encoder.layout, spec)
         meaning = f"a sequence below the maximum length ends with id {end}" if end is not None else ""
         tokens = Port(name=spec.name, shape=shape, dtype="int64", low=0, high=spec.vocab_size - 1, meaning=meaning)
-    if has_fixed_length(layout):
+    if not layout.variable:
         return [tokens]
     return [tokens, Port(name=spec.name + USED, shape=(layout.length,), dtype="bool", low=0, high=1,
                          meaning="true for tokens, which come first")]  # fmt: skip

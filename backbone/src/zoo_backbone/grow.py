@@ -20,7 +20,6 @@ from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.spec import ModalitySpec
-from tokenizers_zoo.validation import has_fixed_length
 from zoo_backbone.checkpoint import (
     REPLAY_MIXTURES,
     backbone_config,
@@ -291,7 +290,7 @@ def growing_config(
         config = dataclasses.replace(config, masking=masking)
         # Whether new targets of full length leave enough budget and tokens for the old targets of fixed length.
         new_tokens = sum(spec.layout.length for spec in discrete if spec.name in added)
-        old_specs = [spec for spec in discrete if spec.name not in added and has_fixed_length(spec.layout)]
+        old_specs = [spec for spec in discrete if spec.name not in added and not spec.layout.variable]
         old_tokens = sum(spec.layout.length for spec in old_specs)
         room = min(masking.target_budget - new_tokens, old_tokens - masking.input_budget)
         has_old_targets = old == trained.names and not config.datasets and room >= OLD_TARGETS * masking.target_budget

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.spec import SequenceLayout
+from tokenizers_zoo.layouts import SequenceLayout
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets, RawBatch
 from zoo_backbone.config import MaskingConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
@@ -100,7 +100,7 @@ class Masker:
         self._by_length: dict[int, list[int]] = {}
         """Modalities (indices of specs) by fixed length; the tokens of a group are ordered together."""
         for index, spec in enumerate(specs):
-            if not isinstance(spec.layout, SequenceLayout):
+            if not spec.layout.causal:
                 self._by_length.setdefault(spec.layout.length, []).append(index)
         self._num_keys = sum(length * len(indices) for length, indices in self._by_length.items())
 

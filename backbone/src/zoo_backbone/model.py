@@ -12,8 +12,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.layouts import TokenLayout
 from tokenizers_zoo.registry import ModalityHandle
-from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, PatchesLayout, TokenLayout
+from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import (
@@ -108,9 +109,8 @@ class FourM(nn.Module):
             {name: nn.Parameter(torch.empty(rows.stop - rows.start, dim)) for name, rows in learned}
         )
         self.projections = nn.ModuleDict(
-            {spec.name: nn.Linear(spec.layout.dim, dim)
-             for spec in specs if isinstance(spec.layout, PatchesLayout | EmbeddingsLayout)}
-        )  # fmt: skip
+            {spec.name: nn.Linear(spec.layout.numbers_per_token, dim) for spec in specs if spec.continuous}
+        )
         self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_depth))
         self.encoder_norm = layer_norm(dim, config)
         self.context_projection = nn.Linear(dim, dim)

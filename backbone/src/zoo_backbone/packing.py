@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tokenizers_zoo.errors import InvalidValueError, count_of
-from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, SequenceLayout
-from tokenizers_zoo.validation import checked_tokens, describe, expected_tokens, has_fixed_length
+from tokenizers_zoo.layouts import EmbeddingsLayout, SequenceLayout
+from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.validation import checked_tokens, describe, expected_tokens
 from zoo_backbone.batch import Packed, PackedInputs
 from zoo_backbone.embedding_layout import EmbeddingLayout, consecutive
 
@@ -39,7 +40,7 @@ def padded(
         checked = checked_batch(spec, value, count, count_reason)
         count, count_reason = len(checked), f"{next(iter(tokens_by_modality))} has {len(checked)}"
         tokens[name], mask = pad_tokens(layout, spec, checked, device)
-        if not has_fixed_length(spec.layout):
+        if spec.layout.variable:
             used[name] = mask
     return tokens, used
 
@@ -75,7 +76,7 @@ def pad_tokens(
 
 def input_end(layout: EmbeddingLayout, spec: ModalitySpec) -> int | None:
     """Return the id that follows a complete input sequence of this modality; None if there is no such id."""
-    return spec.layout.end if layout.marked_inputs and isinstance(spec.layout, SequenceLayout) else None
+    return spec.layout.special.get("end") if layout.marked_inputs else None
 
 
 def spans_of(tokens: Mapping[str, Tensor]) -> dict[str, slice]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tokenizers_zoo.config import check_amounts
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.spec import ModalitySpec, PatchesLayout, SequenceLayout
+from tokenizers_zoo.layouts import PatchesLayout
+from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.batch import PackedInputs
 from zoo_backbone.config import ModelConfig, expect
 from zoo_backbone.embedding_layout import EmbeddingLayout, Positions, init_ordered_ids
@@ -69,7 +70,7 @@ class PublishedLayout(EmbeddingLayout):
         if available is None:
             return EmbeddingLayout.num_positions_of(self, spec)
         # Targets of a sequence are its masked tokens, and a sentinel before each span; kept tokens separate spans.
-        required = spec.layout.length + isinstance(spec.layout, SequenceLayout)
+        required = spec.layout.length + spec.layout.causal
         if available < required:
             reason = f"needs {required} positions, and the model stores {available}"
             raise ConfigError(f"backbone: {spec.name} {reason}; give it a shorter length or a smaller grid")

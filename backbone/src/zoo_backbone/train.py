@@ -22,7 +22,7 @@ from tokenizers_zoo.errors import CheckpointError, ConfigError, count_of, first_
 from tokenizers_zoo.io import as_json
 from tokenizers_zoo.memory import kept_memory
 from tokenizers_zoo.run_folder import RunFolder, read_run
-from tokenizers_zoo.spec import ModalitySpec, layout_to_json
+from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.train.batches import prefetched
 from tokenizers_zoo.train.interrupt import Interrupted, deferred_signals
 from tokenizers_zoo.train.log import StepLog
@@ -113,7 +113,7 @@ def train(
         del settings["loggers"]
         modalities = {
             spec.name: {
-                "layout": layout_to_json(spec.layout), "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size,
+                "layout": spec.layout.to_json(), "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size,
                 "fingerprint": fingerprints.get(spec.name, ""),
             }
             for spec in specs

@@ -35,8 +35,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, count_of, size_text
 from tokenizers_zoo.families.images import open_image
+from tokenizers_zoo.layouts import SequenceLayout
 from tokenizers_zoo.limits import read_file
-from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
+from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import array_of
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate.plans import is_count, ranges
@@ -53,7 +54,7 @@ def partial_of(spec: ModalitySpec, tokens: Any, region: str) -> Any:
 
     Raises ConfigError for a wrong, empty or complete region.
     """
-    if isinstance(spec.layout, SequenceLayout):
+    if spec.layout.causal:
         return [_partial_sequence(spec.name, row, region) for row in tokens]
     ids = torch.as_tensor(tokens).cpu()
     mask = torch.from_numpy(region_mask(spec.name, spec.grid_shape or ids.shape[1:], region))
@@ -157,7 +158,7 @@ def checked_partial(layout: EmbeddingLayout, name: str, tokens: Any, batch: int,
     spec, positions = layout.spec(name), layout.positions[name]
     count_reason = f"the batch has {batch}"
     rows: Any
-    if not isinstance(spec.layout, SequenceLayout):
+    if not spec.layout.causal:
         grid = torch.as_tensor(tokens).cpu()
         checked_batch(spec, torch.where(grid == UNKNOWN, 0, grid), batch, count_reason)
         rows = grid.reshape(batch, -1)

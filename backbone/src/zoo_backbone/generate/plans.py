@@ -38,7 +38,7 @@ from tokenizers_zoo.config import (
 from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.spec import ModalitySpec, SequenceLayout
+from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.config import expect
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate.sampling import Guidance, Passes, Schedule, TemperatureSchedule
@@ -104,7 +104,7 @@ class TargetPlan:
 
     def resolved(self, spec: ModalitySpec) -> TargetPlan:
         """Return the plan with the defaults of the modality. Raises ConfigError if they do not fit."""
-        sequence = isinstance(spec.layout, SequenceLayout)
+        sequence = spec.layout.causal
         schemes = ("autoregressive",) if sequence else GRID_SCHEMES
         scheme = schemes[0] if self.scheme == "layout" else self.scheme
         for key, value, allowed in (

@@ -11,8 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.spec import SequenceLayout
-from tokenizers_zoo.validation import fixed_shape
+from tokenizers_zoo.layouts import SequenceLayout
 from zoo_backbone.generate.inpainting import (
     UNKNOWN,
     Ids,
@@ -102,7 +101,7 @@ def generate(
             noise = Noise(seed, [numbers[row] for row in draw_rows], name)
             passes = Passes.of(target.guidance, name, encoded.names)
             tokens = rows_of(partial[name], [row // draws for row in draw_rows]) if name in partial else None
-            if isinstance(spec, SequenceLayout):
+            if spec.causal:
                 tokens = [np.array([UNKNOWN])] * len(draw_rows) if tokens is None else tokens
                 generated[name] = decode_sequence(
                     model, encoded, target, noise, passes, tokens, once.get(name, ()), on_step
@@ -198,8 +197,8 @@ def decode_grid(
         tokens.scatter_(1, cells, ids)
         inputs.add(plan.name, ids, cells)
         if on_step:
-            on_step(plan.name, tokens.view(inputs.batch, *fixed_shape(layout)).to("cpu", copy=True))
-    return tokens.view(inputs.batch, *fixed_shape(layout)).cpu()
+            on_step(plan.name, tokens.view(inputs.batch, *layout.token_shape).to("cpu", copy=True))
+    return tokens.view(inputs.batch, *layout.token_shape).cpu()
 
 
 def shares_keys(device: torch.device) -> bool:

@@ -11,18 +11,17 @@ from typing import Any, Literal
 
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ZooError
-from tokenizers_zoo.ml4m.source import PublishedCheckpoint
-from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.spec import (
+from tokenizers_zoo.layouts import (
     EmbeddingsLayout,
     GridLayout,
-    ModalitySpec,
     PatchesLayout,
     SequenceLayout,
     TokenLayout,
-    ValueSpec,
     VectorLayout,
 )
+from tokenizers_zoo.ml4m.source import PublishedCheckpoint
+from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 from tokenizers_zoo.text_vocab import VocabularyConfig
 
 PRESET = "4m"
@@ -204,20 +203,20 @@ def specs_of(
 def misfit(spec: ModalitySpec, item: PublishedModality) -> str:
     """Return the mismatch of a spec with a published modality, empty if it matches."""
     layout = spec.layout
-    kind = {PatchesLayout: "patches", EmbeddingsLayout: "embeddings"}.get(type(layout), "tokens")
+    kind = layout.kind if layout.continuous else "tokens"
     if kind != item.kind:
         return f"{kind}, and these are {item.kind}"
     if spec.vocab_size != item.ids:
         return f"{spec.vocab_size} ids, and these are {item.ids}"
-    if isinstance(layout, PatchesLayout | EmbeddingsLayout) and layout.dim != item.dim:
-        return f"{layout.dim} numbers each, and these have {item.dim}"
+    if layout.continuous and layout.numbers_per_token != item.dim:
+        return f"{layout.numbers_per_token} numbers each, and these have {item.dim}"
     longest = item.positions
-    if isinstance(layout, SequenceLayout):
-        ids = layout.end, layout.sentinel_start, layout.num_sentinels
+    if layout.causal:
+        ids = tuple(layout.special.values())
         if ids != (WORDS.end, WORDS.sentinel_start, WORDS.sentinels) or spec.vocabulary != TEXT:
             return "ids that are not those of the published text vocabulary"
         longest -= 1
-    if isinstance(layout, SequenceLayout | EmbeddingsLayout):
+    if layout.variable:
         return "" if layout.length <= longest else f"up to {layout.length}, and these have {item.positions}"
     return "" if layout.length == item.positions else f"{layout.length} tokens, and these have {item.positions}"
 

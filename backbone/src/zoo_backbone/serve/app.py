@@ -33,7 +33,7 @@ from tokenizers_zoo.errors import ConfigError, InvalidValueError, OneLineError, 
 from tokenizers_zoo.families.images import png_bytes
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.report.pictures import data_uri
-from tokenizers_zoo.spec import GridLayout, ModalitySpec, SequenceLayout
+from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.terminal import echo
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.generate.plans import GenerationPlan
@@ -185,13 +185,13 @@ class Server:
         modalities = {}
         for name in dict.fromkeys((*self.inputs, *self.targets)):  # pictures first
             spec = self.handle(name).spec
-            grid = spec.grid_shape if isinstance(spec.layout, GridLayout) else ()
+            grid = () if spec.continuous else spec.grid_shape
             modalities[name] = {
                 "summary": spec.summary, "kind": kind_of(spec),
                 "value": str(spec.value), "layout": str(spec.layout),
                 "grid": list(grid) if len(grid) == 2 else None,
                 "input": name in self.inputs, "target": name in self.targets,
-                "inpaint": name in self.targets and name in self.inputs and isinstance(spec.layout, GridLayout),
+                "inpaint": name in self.targets and name in self.inputs and spec.layout.spatial,
                 "fields": dict(spec.value.fields),
                 "choices": list(spec.value.classes) if spec.value.kind == "text" else [],
             }  # fmt: skip
@@ -305,7 +305,7 @@ class Server:
     def partial(self, name: str, tokens: Any) -> list[dict[str, Any]]:
         """Return unfinished values for the page: pictures with grey cells, or the number of tokens."""
         handle = self.handle(name)
-        if isinstance(handle.spec.layout, SequenceLayout):
+        if handle.spec.layout.causal:
             return [{"text": f"{len(row)} tokens"} for row in tokens]
         masks = tokens >= 0
         values = handle.decode(tokens.clamp(min=0), trusted=True)
@@ -373,7 +373,7 @@ class Server:
     def tokens(self, name: str, origin: Value) -> dict[str, Any]:
         """Return the token ids of a value of a grid."""
         handle = self.handle(name)
-        if not isinstance(handle.spec.layout, GridLayout) or len(handle.spec.grid_shape) != 2:
+        if handle.spec.continuous or len(handle.spec.grid_shape) != 2:
             raise ConfigError(f"{name}: its tokens are no grid of rows and columns")
         value = self.value(name, origin)
         ids = value.tokens if isinstance(value, Sample) else handle.encode([handle.fitted(value)], trusted=True)[0]

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.spec import GridLayout, Metric, ModalitySpec, OrderedIds, SequenceLayout, VectorLayout, ids_of
+from tokenizers_zoo.spec import Metric, ModalitySpec, OrderedIds, ids_of
 from tokenizers_zoo.validation import commonest_classes
 
 IGNORED = -100
@@ -231,12 +231,11 @@ class Tokens:
             "vocab_size": spec.vocab_size, "fingerprint": fingerprint, "ordered_ids": spec.ordered_ids
         }  # fmt: skip
         layout = spec.layout
-        if isinstance(layout, SequenceLayout):
-            longest = max(max(len(row) for row in tokens), 1)
-            sentinels = layout.sentinel_start, layout.num_sentinels
-            return cls(shape=(longest,), end=layout.end, sentinels=sentinels, **fields)
-        assert isinstance(layout, GridLayout | VectorLayout)
-        return cls(shape=layout.shape if isinstance(layout, GridLayout) else (layout.length,), **fields)
+        if not layout.variable:
+            return cls(shape=layout.token_shape, **fields)
+        longest = max(max(len(row) for row in tokens), 1)
+        end, *sentinels = layout.special.values()
+        return cls(shape=(longest,), end=end, sentinels=(sentinels[0], sentinels[1]), **fields)
 
     @property
     def outputs(self) -> int:
