@@ -17,6 +17,7 @@ import numpy as np
 from tokenizers_zoo import checkpoint as checkpoints
 from tokenizers_zoo.device import resolve_device
 from tokenizers_zoo.errors import DataError, InvalidValueError, ZooError
+from tokenizers_zoo.layouts import TokenLayout
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.run_folder import TOKENIZER, FolderError, check_replaceable
 from tokenizers_zoo.spec import Crop
