@@ -77,8 +77,8 @@ def test_tokenizers_of_all_families(
     else:
         assert tokens.dtype == np.int64 and (tokens != expected).mean() < 0.05
     (back,) = run_export(tmp_path / "out" / f"decoder{ending}", {"tokens": expected})
-    wanted = np.asarray(handle.decode(torch.from_numpy(expected)))
-    np.testing.assert_allclose(back, wanted, atol=1e-3 * max(1, np.ptp(wanted)))
+    decoded = np.asarray(handle.decode(torch.from_numpy(expected)))
+    np.testing.assert_allclose(back, decoded, atol=1e-3 * max(1, np.ptp(decoded)))
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
@@ -112,8 +112,10 @@ def test_a_network_that_cannot_be_traced(
     """Decoding depends on values; the encoder is exported alone."""
     handle = trained("canny")
     codec = handle.tokenizer.codec
-    whole = codec.from_network
-    monkeypatch.setattr(codec, "from_network", lambda outputs: whole(outputs) if outputs.max() > 0 else outputs[:1])
+    from_network = codec.from_network
+    monkeypatch.setattr(
+        codec, "from_network", lambda outputs: from_network(outputs) if outputs.max() > 0 else outputs[:1]
+    )
     record = export_tokenizer(handle, tmp_path / "out", "torch")
     assert set(record["files"]) == {"encoder.pt2"} and set(record["skipped"]) == {"decoder"}
     monkeypatch.setattr(codec, "to_network", lambda values: values if values.max() > 0 else values[:1])
@@ -140,7 +142,7 @@ def test_an_export_that_computes_something_else_is_not_kept(
     """Ids, and numbers."""
 
     def shifted(path: Path, inputs: Any) -> Any:
-        return [found + 1 for found in run_export(path, inputs)]
+        return [output + 1 for output in run_export(path, inputs)]
 
     monkeypatch.setattr(exporting, "run_export", shifted)
     with pytest.raises(ExportError, match=r"encoder\.pt2: tokens"):
@@ -154,15 +156,15 @@ def test_the_encoder_of_a_backbone(format: Any, ending: str, tmp_path: Path) -> 
     encoder = FourMEncoder.from_run(run)
     record = export_encoder(encoder, run, ["rgb_patches", "depth", "caption"], tmp_path / "out", format)
     (file,) = record["files"].values()
-    given = {port["name"]: example_values(Port(**port), 5) for port in file["inputs"]}
-    assert list(given) == ["rgb_patches", "depth", "caption", "caption_used"]
+    inputs = {port["name"]: example_values(Port(**port), 5) for port in file["inputs"]}
+    assert list(inputs) == ["rgb_patches", "depth", "caption", "caption_used"]
     lengths = torch.tensor([0, 1, 3, 5, 9])
-    given["caption_used"] = torch.arange(given["caption"].shape[1]) < lengths[:, None]
+    inputs["caption_used"] = torch.arange(inputs["caption"].shape[1]) < lengths[:, None]
     features, embedding = run_export(
-        tmp_path / "out" / f"encoder{ending}", {name: value.numpy() for name, value in given.items()}
+        tmp_path / "out" / f"encoder{ending}", {name: value.numpy() for name, value in inputs.items()}
     )
-    captions = [row[:count].numpy() for row, count in zip(given["caption"], lengths, strict=True)]
-    tokens = {"rgb_patches": given["rgb_patches"], "depth": given["depth"], "caption": captions}
+    captions = [row[:count].numpy() for row, count in zip(inputs["caption"], lengths, strict=True)]
+    tokens = {"rgb_patches": inputs["rgb_patches"], "depth": inputs["depth"], "caption": captions}
     expected = encoder(*encoder.prepare(tokens)).numpy()
     np.testing.assert_allclose(embedding, expected, atol=1e-5)
     assert features.shape == (5, sum(encoder.layout.spec(name).layout.length for name in tokens), encoder.num_features)

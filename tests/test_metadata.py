@@ -69,9 +69,9 @@ def test_the_number_of_a_field_is_written_once_and_its_level_as_often_as_it_come
     assert tokens[1] == tokens[3] and [token in ids for token in tokens] == [True, False, True, False]
 
 
-def own_fields(**more: Any) -> dict[str, Any]:
+def own_fields(**options: Any) -> dict[str, Any]:
     fields = {"weather": {"kind": "choice", "choices": ["sun", "rain, or <hail>"]}, "speed": {"high": 40, "bins": 5}}
-    return {"fields": fields, "default_fields": False, **more}
+    return {"fields": fields, "default_fields": False, **options}
 
 
 def test_fields_of_the_registry(tmp_path: Path) -> None:
@@ -210,10 +210,10 @@ def test_the_look_against_libraries() -> None:
     from skimage.color import rgb2hsv
 
     rgb = np.random.default_rng(0).random((3, 16, 16)).astype(np.float32)
-    found = image_metadata.derive({"rgb": rgb}, settings_of("image_metadata"), {})
-    assert found["saturation"] == pytest.approx(rgb2hsv(rgb.transpose(1, 2, 0))[..., 1].mean(), abs=1e-6)
+    derived = image_metadata.derive({"rgb": rgb}, settings_of("image_metadata"), {})
+    assert derived["saturation"] == pytest.approx(rgb2hsv(rgb.transpose(1, 2, 0))[..., 1].mean(), abs=1e-6)
     levels = (np.tensordot([0.2126, 0.7152, 0.0722], rgb.astype(np.float64), 1) * 256).astype(np.uint8)
-    assert found["entropy"] == pytest.approx(Image.fromarray(levels).entropy())
+    assert derived["entropy"] == pytest.approx(Image.fromarray(levels).entropy())
 
 
 def plane(normal: tuple[float, float, float], distance: float, size: int = 32) -> np.ndarray[Any, Any]:
@@ -232,18 +232,18 @@ def test_slanted_planes_have_no_occlusion_edges_and_jumps_have() -> None:
     outline = np.zeros((32, 32), bool)
     outline[[9, 20], 8:24] = outline[10:20, [7, 24]] = True
     assert (edges == outline).all(), "the ring of far pixels around the box, and nothing else"
-    found = geometric_metadata.derive(
+    derived = geometric_metadata.derive(
         {"depth": with_box[None].astype(np.float32), "normal": np.zeros((3, 4, 4), np.float32)},
         settings_of("geometric_metadata"),
         {},
     )
-    assert found["occlusion_score"] == outline.mean()
+    assert derived["occlusion_score"] == outline.mean()
     ramp = geometric_metadata.derive(
         {"depth": np.linspace(1, 2, 101)[None, None]}, settings_of("geometric_metadata", inputs=["depth"]), {}
     )
     assert [ramp[f"{name}_depth"] for name in ("nearest", "median", "farthest")] == pytest.approx([1.05, 1.5, 1.95])
-    assert found["median_depth"] == pytest.approx(np.median(with_box), rel=1e-6)
-    assert found["geometric_complexity"] == 1.0
+    assert derived["median_depth"] == pytest.approx(np.median(with_box), rel=1e-6)
+    assert derived["geometric_complexity"] == 1.0
 
 
 def test_geometric_complexity_by_hand() -> None:
@@ -276,29 +276,29 @@ def test_fields_without_anything_to_measure_are_omitted() -> None:
     at = settings_of("semantic_metadata")
     empty = {"boxes": [], "semseg": np.zeros((4, 4), np.int64), "caption": "..."}
     assert semantic_metadata.derive(empty, at, SPECS) == {"num_people": 0, "num_objects": 0, "num_labels": 0}
-    some = settings_of("semantic_metadata", inputs=["caption"])
-    assert semantic_metadata.modality_spec(some).derived_from == ("caption",)
+    caption_only = settings_of("semantic_metadata", inputs=["caption"])
+    assert semantic_metadata.modality_spec(caption_only).derived_from == ("caption",)
     segments = settings_of("semantic_metadata", inputs=["sam_instance"])
     assert semantic_metadata.derive({"sam_instance": np.array([[0, 3], [3, 9]])}, segments, {}) == {"num_segments": 2}
-    assert semantic_metadata.derive({"caption": "日本語。はい。"}, some, {})["caption_sentences"] == 2
+    assert semantic_metadata.derive({"caption": "日本語。はい。"}, caption_only, {})["caption_sentences"] == 2
     long = "A table, 1.5 m long... It was built in 1910. Nobody sits at it!"
-    assert semantic_metadata.derive({"caption": long}, some, {})["caption_sentences"] == 3
+    assert semantic_metadata.derive({"caption": long}, caption_only, {})["caption_sentences"] == 3
 
 
 def test_computed_numbers_are_clipped_to_their_range() -> None:
     at = settings_of("semantic_metadata", inputs=["boxes", "caption"])
     crowd = [{"label": "person", "box": [0, 0, 1, 1]}] * 99
-    found = semantic_metadata.derive({"boxes": crowd, "caption": "word. " * 500}, at, {})
-    assert (found["num_people"], found["num_objects"], found["caption_words"]) == (20, 31, 400)
-    assert round_trip(load("semantic_metadata"), found).keys() == found.keys()
+    derived = semantic_metadata.derive({"boxes": crowd, "caption": "word. " * 500}, at, {})
+    assert (derived["num_people"], derived["num_objects"], derived["caption_words"]) == (20, 31, 400)
+    assert round_trip(load("semantic_metadata"), derived).keys() == derived.keys()
 
 
 def test_class_ids_mean_what_semseg_says() -> None:
     table = {"classes": ["sky", "person", "floor"]}
     zoo = Zoo.from_tables({"modalities": {"semseg": table, "semantic_metadata": {"inputs": ["semseg"]}}})
-    found = zoo["semantic_metadata"].derive({"semseg": np.array([[0, 1], [1, 2]])})
-    assert found == {"object_share": 0.5, "walkable_share": 0.25, "num_classes": 3}
+    derived = zoo["semantic_metadata"].derive({"semseg": np.array([[0, 1], [1, 2]])})
+    assert derived == {"object_share": 0.5, "walkable_share": 0.25, "num_classes": 3}
     table = {"classes": ["void", "chair", "floor-wood", "wall"]}  # has no walkable class, so the share is unknown
     zoo = Zoo.from_tables({"modalities": {"semseg": table, "semantic_metadata": {"inputs": ["semseg"]}}})
-    found = zoo["semantic_metadata"].derive({"semseg": np.array([[1, 2], [2, 3]])})
-    assert found == {"object_share": 0.25, "num_classes": 3}
+    derived = zoo["semantic_metadata"].derive({"semseg": np.array([[1, 2], [2, 3]])})
+    assert derived == {"object_share": 0.25, "num_classes": 3}
