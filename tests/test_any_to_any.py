@@ -56,7 +56,7 @@ def ids(samples: Any) -> list[list[int]]:
     return [np.asarray(sample.tokens).ravel().tolist() for sample in samples]
 
 
-def test_one_picture_in_any_form(model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path) -> None:
+def test_a_picture_may_be_given_in_any_form(model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path) -> None:
     picture.save(tmp_path / "photo.png")
     pixels = np.asarray(picture)
     forms = [
@@ -83,7 +83,7 @@ def test_one_picture_in_any_form(model: AnyToAny, picture: PIL.Image.Image, tmp_
     assert torch.equal(model.handle("rgb_patches").encode([picture, photo, str(photo)]), tokens.repeat(3, 1, 1))
 
 
-def test_tokens_as_inputs(model: AnyToAny, picture: PIL.Image.Image) -> None:
+def test_tokens_are_accepted_as_inputs(model: AnyToAny, picture: PIL.Image.Image) -> None:
     patches = model.tokenize(rgb=picture)["rgb_patches"]
     depth = model.generate(targets="depth", seed=3).depth[0].tokens
     words = model.handle("caption").encode(["a red ball"])
@@ -102,7 +102,7 @@ def test_tokens_as_inputs(model: AnyToAny, picture: PIL.Image.Image) -> None:
         model.tokenize(depth=depth + 10_000)
 
 
-def test_more_samples_than_a_batch(model: AnyToAny, picture: PIL.Image.Image) -> None:
+def test_more_samples_than_a_batch_give_the_same_results(model: AnyToAny, picture: PIL.Image.Image) -> None:
     pictures = [picture.rotate(angle) for angle in range(40)]
     vectors = model.embed(rgb=pictures)
     assert vectors.shape == (40, 32)
@@ -168,7 +168,9 @@ def test_the_spec_decides_whether_a_list_is_one_value(monkeypatch: pytest.Monkey
         model.tokenize(boxes=[3])
 
 
-def test_generated_values(model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path) -> None:
+def test_generated_values_have_arrays_pictures_texts_and_files(
+    model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path
+) -> None:
     out = model.generate(rgb=picture, targets=["depth", "caption"], num_samples=2, seed=1, steps=2)
     assert list(out) == ["depth", "caption"] and len(out.depth) == len(out["caption"]) == 2
     assert out.depth[0].array.shape == (1, 16, 16) and out.depth[0].image.size == (16, 16)
@@ -232,7 +234,7 @@ def test_settings_change_the_result(model: AnyToAny, picture: PIL.Image.Image) -
     assert len(model.generate(targets="caption", num_samples=3).caption) == 3
 
 
-def test_each_step_is_told(model: AnyToAny, picture: PIL.Image.Image) -> None:
+def test_on_step_is_called_after_each_step(model: AnyToAny, picture: PIL.Image.Image) -> None:
     steps: list[tuple[str, Any]] = []
     out = model.generate(
         rgb=picture, targets=["depth", "caption"], steps=3, on_step=lambda name, tokens: steps.append((name, tokens))
@@ -245,13 +247,13 @@ def test_each_step_is_told(model: AnyToAny, picture: PIL.Image.Image) -> None:
     assert texts[-1][0].tolist() == out.caption[0].tokens.tolist()
 
 
-def test_features_of_tokens(model: AnyToAny, picture: PIL.Image.Image) -> None:
+def test_mean_features_equal_the_embedding(model: AnyToAny, picture: PIL.Image.Image) -> None:
     features, mask = model.forward_features(rgb=picture)
     assert features.shape == (1, 4, 32) and mask.all()
     np.testing.assert_allclose(features.mean(1).numpy(), model.embed(rgb=picture), atol=1e-6)
 
 
-def test_half_precision(picture: PIL.Image.Image) -> None:
+def test_a_model_runs_in_half_precision(picture: PIL.Image.Image) -> None:
     half = AnyToAny.from_pretrained(the_world().put_back().folder / "run", device="cpu", dtype=torch.bfloat16)
     assert half.embed(rgb=picture).dtype == np.float32
     assert half.model.token_embedding.weight.dtype == torch.bfloat16
@@ -291,12 +293,14 @@ def test_half_precision(picture: PIL.Image.Image) -> None:
         ),
     ],
 )
-def test_wrong_arguments(model: AnyToAny, arguments: dict[str, Any], error: type[Exception], named: str) -> None:
+def test_wrong_arguments_are_named(
+    model: AnyToAny, arguments: dict[str, Any], error: type[Exception], named: str
+) -> None:
     with pytest.raises(error, match=named):
         model.generate(**{"targets": ["depth"], **arguments})
 
 
-def test_wrong_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_models_and_devices_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         AnyToAny.from_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="tpu"):
@@ -307,7 +311,7 @@ def test_wrong_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         AnyToAny.from_pretrained("runs/demo")  # no hub id, as there is a folder runs
 
 
-def test_a_moved_project(picture: PIL.Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moved_project_still_works(picture: PIL.Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No file of the stores and runs names the folder in which it was written."""
     world = the_world().put_back()
     generated_folder = world.folder / "made"  # a plan names its inputs by absolute paths
@@ -330,7 +334,7 @@ def test_a_run_without_a_registry_finds_its_tokenizers(picture: PIL.Image.Image,
     assert handle.checkpoint == world.folder / "tokenizers" / "text"
 
 
-def test_middle_crop(model: AnyToAny) -> None:
+def test_the_middle_crop_by_hand(model: AnyToAny) -> None:
     depth = model.handle("depth")
     assert depth.middle(np.zeros((1, 10, 20))) == Crop(left=0.25, width=0.5)
     assert depth.middle(np.zeros((1, 40, 20))) == Crop(top=0.25, height=0.5)
@@ -341,7 +345,7 @@ def test_middle_crop(model: AnyToAny) -> None:
     assert imu.middle(np.zeros((channels, 2 * int(length)))) == Crop(left=0.25, width=0.5)
 
 
-def test_score(model: AnyToAny) -> None:
+def test_score_equals_the_stored_evaluation(model: AnyToAny) -> None:
     world = the_world().put_back()
     scores = model.score(inputs=["rgb"], targets=["depth"], data=world.folder / "data", samples=4)
     assert [(score["inputs"], score["target"], score["samples"]) for score in scores] == [(["rgb_patches"], "depth", 4)]
@@ -468,7 +472,7 @@ def contents(wheel: Path) -> dict[str, Any]:
     return {name: sorted(data.split()) if name.endswith("/RECORD") else data for name, data in files.items()}
 
 
-def test_an_editable_distribution_that_cannot_be_built(install: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_editable_distribution_that_cannot_be_built_is_named(install: Callable[..., Path], tmp_path: Path) -> None:
     metadata = install("zoo-broken", {}, {}) / "zoo_broken-1.0.dist-info"
     (tmp_path / "source").mkdir()
     url = (tmp_path / "source").as_uri()
@@ -497,7 +501,7 @@ def test_a_missing_plugin_is_named_with_the_wheels(bundle_with_wheels: Path, tmp
         AnyToAny.from_pretrained(moved)
 
 
-def test_parts_of_a_bundle() -> None:
+def test_bundle_helpers_by_hand() -> None:
     zoo = Zoo.from_tables({"modalities": {"depth": {"checkpoint": "elsewhere", "tokenizer": {"steps": 3}}}})
     assert registry_of(zoo, [zoo["depth"]])["modalities"] == {"depth": {"tokenizer": {"steps": 3}}}
     weights = stored_as({"small": torch.ones(1), "large": torch.full((1,), 1e6)}, "float16")
@@ -505,7 +509,7 @@ def test_parts_of_a_bundle() -> None:
     assert agreement([1, 2], [1, 2, 3, 4]) == 0.5 and agreement([], []) == 1 and agreement([], [1]) == 0
 
 
-def test_from_the_hub(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_is_loaded_from_the_hub(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub's cache: models--owner--name/refs/main and snapshots/<commit>."""
     cached = tmp_path / "models--me--small"
     shutil.copytree(bundle, cached / "snapshots" / COMMIT)
@@ -524,7 +528,7 @@ def test_from_the_hub(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         AnyToAny.from_pretrained("me/other")
 
 
-def test_saved_again(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loaded_bundle_is_saved_and_pushed(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = AnyToAny.from_pretrained(bundle)
     model.save_pretrained(tmp_path / "again")
     assert AnyToAny.from_pretrained(tmp_path / "again", verify=True).modalities == model.modalities

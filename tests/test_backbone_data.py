@@ -300,7 +300,7 @@ def test_optimizer_resumes_from_its_state() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 40), (2, 40, 8), (1, 5, 1)])
-def test_the_orthogonal_factor(shape: tuple[int, ...]) -> None:
+def test_singular_values_of_the_orthogonal_factor_are_near_one(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e3
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     factor = orthogonal(matrices)

@@ -86,7 +86,7 @@ def test_finished_run_keeps_model_metrics_and_state(finished_run: Path, store: P
     assert [path.name for path in (finished_run / STATE).iterdir()] == ["step-00000012"]
 
 
-def test_golden_losses(finished_run: Path) -> None:
+def test_losses_equal_the_golden_losses(finished_run: Path) -> None:
     losses = {side: metrics(finished_run, f"{side}/loss") for side in ("train", "held_out")}
     expected = json.loads(GOLDEN.read_text())
     assert all(losses[side] == pytest.approx(expected[side], rel=1e-4) for side in losses)
@@ -286,7 +286,7 @@ def test_previews_use_the_weights_that_the_run_will_save(store: Path, tmp_path: 
     )
 
 
-def test_moved_run_is_updated_also_in_its_last_weights(store: Path, tmp_path: Path) -> None:
+def test_moved_tokens_are_recorded_in_run_and_last_weights(store: Path, tmp_path: Path) -> None:
     run(tmp_path / "run", store, steps=1, ema_decay=0.5)
     moved = Path(shutil.copytree(store, tmp_path / "tokens"))
     run(tmp_path / "run", moved, steps=1, ema_decay=0.5)

@@ -88,7 +88,7 @@ def test_missing_files_are_named_with_the_command_that_creates_them(
 # ---------------------------------------------------------------- plugins
 
 
-def test_plugin_that_cannot_be_loaded(world: World, install_example: Install) -> None:
+def test_a_plugin_that_cannot_be_loaded_is_named(world: World, install_example: Install) -> None:
     changes, message = {"def score(": "def scores("}, "there is no hook 'scores'; did you mean 'score'?"
     path = [str(install_example("broken", changes))]
     values = {f"train{number:02}": (array_bytes(np.zeros((1, 16, 16), np.float32)), "npy") for number in range(8)}
@@ -226,7 +226,7 @@ def test_setting_for_all_applies_to_modalities_that_have_it(world: World) -> Non
 # ---------------------------------------------------------------- tokens of another tokenizer
 
 
-def test_tokens_of_a_modality_that_is_not_enabled(world: World) -> None:
+def test_tokens_of_a_disabled_modality_are_refused(world: World) -> None:
     path = world.folder / "registry.toml"
     path.write_text(path.read_text().replace("[zoo]", '[zoo]\nmodalities = ["depth", "rgb_patches"]', 1))
     train = "backbone train --tokens tokens --out new --config backbone.toml"
@@ -235,7 +235,7 @@ def test_tokens_of_a_modality_that_is_not_enabled(world: World) -> None:
     assert world(f"{train} --modalities depth,rgb_patches").code == 0
 
 
-def test_tokens_of_another_tokenizer(world: World) -> None:
+def test_tokens_of_another_tokenizer_are_refused(world: World) -> None:
     ours = json.loads((world.folder / "one.json").read_text())["fingerprint"][:12]
     assert world("tokenizer train depth --data data --overwrite --seed 1").code == 0
     theirs = world("info depth").printed.split("fingerprint")[1].split()[0][:12]
@@ -285,7 +285,7 @@ def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None
     )
 
 
-def test_folder_without_any_readable_file(world: World) -> None:
+def test_folder_without_any_readable_file_is_refused(world: World) -> None:
     for path in (world.folder / "files/test").glob("[rd]*/*"):
         path.write_bytes(b"")
     message = "test/depth: all 8 samples were dropped", "test00", "so were all of test/rgb (8)"
@@ -338,7 +338,7 @@ def test_a_damaged_shard_that_cannot_be_made_again_is_kept(world: World, moved: 
     assert path.read_bytes() == intact_bytes
 
 
-def test_damaged_tokens_and_data_sets(world: World) -> None:
+def test_damaged_tokens_and_dataset_records_are_named(world: World) -> None:
     cut(world.folder / "tokens/train/depth/shard-00000.arrow")
     train = "backbone train --tokens tokens --out new_run --config backbone.toml"
     world(train).refused("tokens/train/depth/shard-00000.arrow", "run `zoo data repair` on the folder")

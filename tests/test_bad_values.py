@@ -92,7 +92,7 @@ def test_other_float_and_integer_widths_are_converted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ARRAYS if ("`.npy`", "channels last") in probes(name)])
-def test_channels_are_first(name: str) -> None:
+def test_channels_must_come_first(name: str) -> None:
     """A raster with all its bands is accepted, because the order of its axes is unambiguous."""
     file = probes(name)["`.npy`", "channels last"].file
     if name == "multispectral":
@@ -125,7 +125,7 @@ BLENDED = "RGBA half transparent"
 
 
 @pytest.mark.parametrize("name", READ)
-def test_pictures_of_every_kind(name: str) -> None:
+def test_pictures_of_every_kind_are_read_or_refused(name: str) -> None:
     handle, examples = ZOO[name], ZOO[name].example_files()
     pictures = {
         description: probe.file
@@ -191,7 +191,7 @@ def test_empty_values_are_valid(name: str, value: Any) -> None:
         ("depth", "picture", "a pixel of 0, where nothing was measured", "got 1 of 64 pixels that are 0"),
     ],
 )
-def test_files_of_the_kit_that_are_refused(name: str, kind: str, description: str, part: str) -> None:
+def test_unsuitable_probe_files_are_refused(name: str, kind: str, description: str, part: str) -> None:
     file = probes(name)[kind, description].file
     assert_refused(name, lambda: ZOO[name].transform(ZOO[name].read(file.data, file.extension), Crop()), part)
 

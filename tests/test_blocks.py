@@ -75,7 +75,7 @@ def test_samples_of_a_batch_do_not_mix_and_every_parameter_learns(kind: str, pat
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-def test_resolutions_of_conv() -> None:
+def test_resolutions_of_convolutional_stages_by_hand() -> None:
     assert [scale_factors(side) for side in (8, 16, 14, 1)] == [[4, 2], [4, 2, 2], [2, 7], [1]]
     assert all(math.prod(scale_factors(side)) == side for side in range(1, 65))
     conv_stages = stages(BlockConfig(width=32, depth=3), (32, 32))
@@ -86,7 +86,7 @@ def test_resolutions_of_conv() -> None:
     assert torch.equal(ResidualBlock(16)(x), x)  # starts as the identity
 
 
-def test_shuffles_and_patches() -> None:
+def test_shuffles_and_patches_are_exact_inverses() -> None:
     x, clip = torch.randn(2, 12, 8, 12), torch.randn(2, 3, 4, 6, 8)
     assert torch.equal(Unshuffle((4, 4))(x), nn.PixelUnshuffle(4)(x))
     assert torch.equal(Shuffle((2, 2))(x), nn.PixelShuffle(2)(x))
@@ -165,7 +165,7 @@ def test_a_convnext_block_by_hand() -> None:
     assert torch.allclose(block(x), x + h.permute(0, 3, 1, 2), atol=1e-6)
 
 
-def test_sizes_of_published_networks() -> None:
+def test_published_networks_have_the_published_sizes() -> None:
     """ViT-B has 12 blocks of 12 d^2 + 13 d parameters and a last norm of 2 d, besides embedding and head."""
     with torch.device("meta"):
         encoder = build_encoder(BlockConfig(kind="vit", width=768, depth=12, heads=12), 3, 32, (16, 16))

@@ -216,7 +216,7 @@ def test_scores_by_hand() -> None:
     assert plugin.score([[]], [[]]) == {"f1": 1.0, "center_error": 0.0, "label_f1": 1.0}
 
 
-def test_the_picture_from_above() -> None:
+def test_the_picture_shows_boxes_from_above() -> None:
     at = settings_of(NAME)
     value = [box("a", (1, 0, -4), (1, 1, 2), -math.pi / 2)]
     empty, picture = plugin.render([], at), plugin.render(value, at)

@@ -78,7 +78,7 @@ def test_invalid_class_is_refused_in_one_line(act: Callable[[ModalityHandle], An
         (["a", "b\u200b"], "printable"), ("ab", "expected tuple"),
     ],
 )  # fmt: skip
-def test_invalid_names(classes: Any, message: str) -> None:
+def test_invalid_class_names_are_refused(classes: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=f"classes: .*{message}"):
         Settings(NAME, {"classes": classes}).take(ClassSettings)
 
@@ -141,7 +141,7 @@ def test_training_adds_classes_and_keeps_the_rest(tmp_path: Path) -> None:
         (("a", "b"), "class 2 is 'c', and the settings have 2 classes"),
     ],
 )
-def test_any_other_change_is_refused(classes: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_any_other_change_of_classes_is_refused(classes: tuple[str, ...], message: str, tmp_path: Path) -> None:
     handle_of(("a", "b", "c"), tmp_path).train_tokenizer(NOTHING, tmp_path, 0)
     handle = handle_of(classes, tmp_path)
     for act in (lambda: handle.train_tokenizer(NOTHING, tmp_path, 0), lambda: handle.tokenizer):

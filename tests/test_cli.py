@@ -57,7 +57,7 @@ def zoo_without_data(tmp_path: Path, run_zoo: Run, monkeypatch: pytest.MonkeyPat
     return run_zoo
 
 
-def test_info_of_tokens(zoo: Run) -> None:
+def test_data_info_counts_tokens(zoo: Run) -> None:
     code, printed, _ = zoo("data", "info", "tokens")
     assert code == 0
     rows = {tuple(row[:2]): row[2:] for row in (line.split() for line in printed.splitlines()[1:]) if row}
@@ -168,7 +168,7 @@ def test_list_and_info_do_not_import_torch() -> None:
     (">&-", 1, "error: standard output is closed; > /dev/null discards it\n"), ("2>&-", 0, ""), ("<&-", 0, ""),
     ("<&- 2>&-", 0, ""), ("<&- >&- 2>&-", 1, ""),
 ])  # fmt: skip
-def test_closed_standard_streams(closed: str, code: int, complaint: str) -> None:
+def test_closed_standard_streams_are_handled(closed: str, code: int, complaint: str) -> None:
     program = "from tokenizers_zoo.cli.main import main\nmain()\n"
     words = shlex.join([sys.executable, "-c", program, "source", "list", "--quiet"])
     ended = subprocess.run(["sh", "-c", f"{words} {closed}"], cwd=ROOT, capture_output=True, text=True)
@@ -260,7 +260,7 @@ def test_encode_and_decode_overwrite_no_file_unasked(zoo: Run) -> None:
         assert Path("cat.txt").read_text(encoding="utf-8").strip() == text
 
 
-def test_missing_registry(zoo: Run, tmp_path: Path) -> None:
+def test_a_missing_registry_is_named(zoo: Run, tmp_path: Path) -> None:
     """A mistyped registry, or a trained run's registry that has moved; ./registry.toml is another file."""
     assert_refused(zoo("--registry", "registri.toml", "list"), "registri.toml: no such file; a TOML file was expected")
     gone, moved = tmp_path / "gone.toml", tmp_path / "moved"
@@ -299,7 +299,7 @@ def test_a_variant_of_a_tokenizer_is_scored_in_its_folder(zoo: Run, tmp_path: Pa
     assert_refused(zoo(*score, *settings[:2]), "--set", "--checkpoint")
 
 
-def test_missing_device(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_named(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for words in (
         "tokenize data --out new", "backbone generate run --target depth --out new", "backbone eval run",
@@ -340,7 +340,7 @@ def test_all_tables_of_a_configuration_are_checked_before_training(zoo_without_d
         (KeyboardInterrupt(), 130, f"\ninterrupted; {RESUMES.format(SAVED)}\n"),
     ],
 )
-def test_errors_and_interruptions_are_told_in_one_line(
+def test_errors_and_interruptions_are_one_line(
     zoo: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
 ) -> None:
     def stop(**_: object) -> None:

@@ -114,7 +114,7 @@ def test_percentiles_leave_missing_scores_out() -> None:
     assert percentiles([None, float("nan"), *[2.0] * 98]) == (2.0, 2.0)
 
 
-def test_sparkline() -> None:
+def test_sparklines_by_hand() -> None:
     assert sparkline([1, 2, 3], 1, 3, 8) == "▁▄█" or sparkline([1, 2, 3], 1, 3, 8) == "▁▅█"
     assert len(sparkline(list(range(100)), 0, 99, 12)) == 12
     assert sparkline([2, 2], 2, 2, 8) == "▁▁" and sparkline([], 0, 1, 8) == ""

@@ -52,7 +52,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subjec
 
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", SMALL.names())
-def test_installed_modality(name: str, check: str, subjects: Callable[[str], Subject]) -> None:
+def test_installed_modalities_pass_every_check(name: str, check: str, subjects: Callable[[str], Subject]) -> None:
     try:
         CHECKS[check](subjects(name))
     except Skipped as reason:
@@ -215,7 +215,9 @@ def derived_subject(install_example: Install, workdir: Path, body: str, levels: 
 
 
 @pytest.mark.parametrize("change", ["sample['base'] *= 0.5", "del sample['base']", "sample['more'] = 1"])
-def test_derive_hook_that_modifies_its_sample(change: str, install_example: Install, tmp_path: Path) -> None:
+def test_derive_hook_that_modifies_its_sample_is_detected(
+    change: str, install_example: Install, tmp_path: Path
+) -> None:
     body = f"        value = sample['base'].copy()\n        {change}\n        return value\n"
     with pytest.raises(AssertionError, match=r"^derive changes the values that it is given"):
         CHECKS["derive"](derived_subject(install_example, tmp_path, body, (0.2, 0.9)))
@@ -264,7 +266,7 @@ def test_check_modality_names_all_failures(install_example: Install) -> None:
         check_modality(Zoo.installed(), "mistaken")
 
 
-def test_the_pytest_plugin(install_example: Install, tmp_path: Path) -> None:
+def test_the_pytest_plugin_runs_each_check_as_a_test(install_example: Install, tmp_path: Path) -> None:
     """`pytest --zoo-plugin NAME` in an empty folder: every check is a test, and fails with one line."""
     folder = install_example("mistaken", {"if crop.flip else": "if False else"})
     empty = tmp_path / "empty"

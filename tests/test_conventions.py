@@ -120,7 +120,7 @@ def test_a_missing_argument_is_a_usage_error(path: str, run_zoo: Run) -> None:
         ("tokenize data --out new --device gpu", "expected auto, cpu, cuda, mps"),
     ],
 )
-def test_wrong_usage_names_the_right_one(words: str, offer: str, zoo: Run) -> None:
+def test_wrong_usage_suggests_the_right_command(words: str, offer: str, zoo: Run) -> None:
     code, _, complaint = zoo(*words.split())
     assert code == 2 and offer in complaint and len(complaint.splitlines()) == 1
 
@@ -140,7 +140,7 @@ RUNS_NETWORKS = (
 
 
 @pytest.mark.parametrize(("devices", "expected"), [({"cuda", "mps"}, "cuda"), ({"mps"}, "mps"), (set(), "cpu")])
-def test_networks_run_on_the_first_device_that_is_there(
+def test_networks_run_on_the_first_available_device(
     devices: set[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: "cuda" in devices)
@@ -293,7 +293,7 @@ def test_train_all_leaves_tokenizers_of_other_settings(world: World) -> None:
     world.put_back()
 
 
-def test_pipeline_commands_name_the_next_one(world: World) -> None:
+def test_pipeline_commands_name_the_next_command(world: World) -> None:
     """Each next command is one of zoo, and takes the words as they are."""
     world.put_back()
     for words in ("data make folder data --set path=files", "data derive data", "tokenize data --out tokens",
@@ -314,7 +314,7 @@ def test_growing_before_there_are_tokens_names_the_next_commands(world: World) -
     assert f"zoo tokenizer train normal --data {data}, then zoo tokenize {data} --out tokens --modalities" in refused
 
 
-def test_changed_modalities_are_told_in_words(world: World) -> None:
+def test_changed_modalities_are_described_in_words(world: World) -> None:
     refused = world.put_back()(f"{STAGES['backbone']} --modalities depth,rgb_patches").refused("modalities.caption")
     assert "modalities.caption is left out" in refused and "{" not in refused
 
@@ -339,7 +339,7 @@ def test_a_modality_whose_special_tokens_are_missing_is_not_trained(zoo: Run) ->
     assert trained()["caption"] and not trained()["metadata"]
 
 
-def test_a_vocabulary_that_was_learned_without_a_modality_is_told(world: World) -> None:
+def test_list_shows_vocabularies_learned_without_the_modality(world: World) -> None:
     """Boxes write their labels in the vocabulary of captions."""
     world.put_back()
 

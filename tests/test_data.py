@@ -556,7 +556,7 @@ def test_samples_are_those_of_known_modalities(tmp_path: Path, monkeypatch: pyte
     assert [key for key, _ in samples] == ["c"] and samples.modalities == ("notes", "one")
 
 
-def test_folder_errors(tmp_path: Path) -> None:
+def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         opened(tmp_path / "absent")
     with pytest.raises(DataError, match="one folder per modality"):
@@ -612,7 +612,7 @@ def test_a_split_locates_its_samples_and_reads_its_keys(tmp_path: Path) -> None:
         split.locate(7)
 
 
-def test_manifests_are_read_back_and_tell_what_is_finished(tmp_path: Path) -> None:
+def test_manifests_are_read_back_and_mark_finished_shards(tmp_path: Path) -> None:
     folder = a_split(tmp_path).folder / "rgb"
     manifest = read_manifest(folder, 1)
     assert manifest is not None and manifest.dropped == {0: "gone"} and manifest.files["tar"].size == 2
@@ -669,7 +669,7 @@ def test_verify_finds_each_kind_of_damage(tmp_path: Path) -> None:
     )
 
 
-def test_keys_that_are_there_twice_are_found(tmp_path: Path) -> None:
+def test_duplicate_keys_are_found(tmp_path: Path) -> None:
     split = a_split(tmp_path, samples=9)
     for shard, keys in {0: ["a", "b", "a"], 1: ["c", "d", "e"], 2: ["f", "g", "d"]}.items():
         digest = split.write_keys(shard, keys)

@@ -72,7 +72,7 @@ def assert_gate_fails(zoo: Zoo, data: Path, gate: str, *parts: str, **options: A
     assert "\n" not in finding.figure + finding.advice
 
 
-def test_refused_values_constant_values_and_wrong_units(zoo: Zoo, tmp_path: Path) -> None:
+def test_refused_constant_and_misscaled_values_fail(zoo: Zoo, tmp_path: Path) -> None:
     data = write_data(zoo, tmp_path / "one", [blocks(i) for i in range(3)])
     with writing_values(data, "test", "field", more=True) as shard:
         shard.add("wide", b"\x93NUMPY damaged", "npy")
@@ -207,7 +207,7 @@ def test_briefly_trained_tokenizer_must_get_half_way_to_the_bound(tmp_path: Path
     assert_gate_fails(zoo, data, "bound", "abs_rel 0.", "bound 0.08; delta1 0.", "bound 0.93", name="depth", steps=4)
 
 
-def test_inconsistent_crops_and_shifted_pictures(install_example: Install, zoo: Zoo, tmp_path: Path) -> None:
+def test_shifted_pictures_fail_the_crops_gate(install_example: Install, zoo: Zoo, tmp_path: Path) -> None:
     install_example("moved")
     zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers"), "image_size": 32})
     values = [np.random.default_rng(i).random((1, 8, 8)).repeat(4, 1).repeat(4, 2).astype(np.float32) for i in range(9)]
@@ -249,7 +249,7 @@ def test_a_single_token_does_not_show_variation(tmp_path: Path) -> None:
         assert gates["varied"].passed and gates["varied"].skipped == skipped
 
 
-def test_the_device_is_the_one_that_is_asked_for(
+def test_the_requested_device_is_used(
     zoo: Zoo, tmp_path: Path, run_zoo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also of a temporary tokenizer."""
@@ -297,7 +297,7 @@ def test_noise_gives_no_shift() -> None:
 # ---------------------------------------------------------------- the command
 
 
-def test_the_command_fits_80_columns_and_its_exit_code_tells(
+def test_the_command_fits_80_columns_and_reports_failures(
     install_example: Install, tmp_path: Path, run_zoo: Callable[..., Any]
 ) -> None:
     install_example("field")

@@ -103,7 +103,7 @@ def test_tokens_are_standardised_and_of_variable_length(zoo_and_folder: tuple[Zo
     assert zoo[NAME].score(back, values)["cosine"] == pytest.approx(1, abs=1e-4)
 
 
-def test_the_backbone_reads_them(zoo_and_folder: tuple[Zoo, Path], tmp_path: Path) -> None:
+def test_the_backbone_trains_and_generates_from_vectors(zoo_and_folder: tuple[Zoo, Path], tmp_path: Path) -> None:
     """A few steps of training, and a text made from vectors of three lengths."""
     zoo, folder = zoo_and_folder
     specs = [zoo["caption"].spec, zoo[NAME].spec]
@@ -169,7 +169,7 @@ def test_statistics_do_not_depend_on_the_unit(unit: float) -> None:
         assert mean_and_deviation([same, second])[1].tolist() == [np.float32(1e-6)] * 2
 
 
-def test_numbers_too_large_for_half_precision(zoo_and_folder: tuple[Zoo, Path]) -> None:
+def test_numbers_too_large_for_half_precision_are_refused(zoo_and_folder: tuple[Zoo, Path]) -> None:
     large = np.full((1, 16), 1e5, np.float32)
     with pytest.raises(InvalidValueError, match='not finite as float16; set dtype = "float32"'):
         zoo_and_folder[0][NAME].write(large)
@@ -232,7 +232,7 @@ def test_number_of_held_out_values_read_is_limited(tmp_path: Path, monkeypatch: 
     assert read == [0, 2, 4]
 
 
-def test_errors(patches_tokenizer: Path, tmp_path: Path) -> None:
+def test_invalid_patches_and_samples_are_refused(patches_tokenizer: Path, tmp_path: Path) -> None:
     tokenizer = plugin.load_tokenizer(patches_tokenizer, "cpu", PATCHES)
     with pytest.raises(InvalidValueError, match="multiple of the patch size 4"):
         plugin.encode(tokenizer, torch.zeros(1, 3, 8, 10))

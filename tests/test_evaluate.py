@@ -142,7 +142,7 @@ def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
 # --- figures
 
 
-def test_learned_mapping_closes_most_of_the_gap(result: dict[str, Any]) -> None:
+def test_a_learned_mapping_has_a_high_skill_score(result: dict[str, Any]) -> None:
     assert entry(result, "light", "dark")["skill"] > 0.8
     assert entry(result, "light", "letters")["skill"] > 0.8
     assert entry(result, "dark", "letters")["skill"] < 0.5  # never trained on
@@ -154,7 +154,7 @@ def test_learned_mapping_closes_most_of_the_gap(result: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("draws", [5, 1])
-def test_the_scored_answer_is_the_best_one_for_the_draws(world: World, run: Path, draws: int) -> None:
+def test_several_draws_are_scored_by_their_best_constant(world: World, run: Path, draws: int) -> None:
     """A single draw is the most likely one."""
     config = dataclasses.replace(SMALL, samples=3, draws=draws, batch_size=2)
     pair_scores = world.evaluate(run, config, inputs=[("dark",)], targets=["light"])["pairs"][0]
@@ -194,7 +194,7 @@ def test_only_the_whole_view_of_cropped_samples_is_scored(
     assert uncropped_pairs[0]["samples"] == TEST - 5
 
 
-def test_floor_and_ceiling_use_the_same_samples(world: World, result: dict[str, Any]) -> None:
+def test_baseline_and_reconstruction_use_the_same_samples(world: World, result: dict[str, Any]) -> None:
     pair_scores = entry(result, "light", "letters")
     assert pair_scores["samples"] == 16
     assert pair_scores["reconstruction"] == {"exact": 1.0}  # letters are lossless
@@ -225,7 +225,7 @@ def test_evaluation_file_is_complete_and_names_its_inputs(world: World, result: 
     assert pairs[0] == (["dark"], "light")  # both are pictures, in the order of the alphabet
 
 
-def test_galleries_show_given_draws_and_truth(world: World, result: dict[str, Any]) -> None:
+def test_galleries_show_inputs_draws_and_truth(world: World, result: dict[str, Any]) -> None:
     first, second = result["galleries"]
     assert first["columns"] == ["dark", "light 1", "light 2", "true light"]
     with Image.open(world.run / "evaluation" / first["picture"]) as picture:

@@ -60,7 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         ("depth", *FORMATS[1]),
     ],
 )
-def test_tokenizers_of_all_families(
+def test_exported_tokenizers_of_all_families_give_the_same_outputs(
     name: str, format: Any, ending: str, trained: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Batches of 5, which is neither a traced nor a compared size."""
@@ -82,7 +82,7 @@ def test_tokenizers_of_all_families(
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
-def test_all_quantizers(kind: Any, tmp_path: Path) -> None:
+def test_exported_quantizers_give_the_same_tokens(kind: Any, tmp_path: Path) -> None:
     class Both(nn.Module):
         def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return (tokens := quantizer.encode(latents)), quantizer.decode(tokens)
@@ -100,13 +100,13 @@ def test_all_quantizers(kind: Any, tmp_path: Path) -> None:
     assert record["files"]["both.onnx"]["largest_difference"]["tokens"] == 0
 
 
-def test_a_tokenizer_that_is_not_a_network(trained: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_tokenizer_that_is_not_a_network_is_refused(trained: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="caption"):
         export_tokenizer(trained("caption"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_that_cannot_be_traced(
+def test_a_decoder_that_cannot_be_traced_is_skipped(
     trained: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Decoding depends on values; the encoder is exported alone."""
@@ -151,7 +151,7 @@ def test_an_export_that_computes_something_else_is_not_kept(
 
 
 @pytest.mark.parametrize(("format", "ending"), FORMATS)
-def test_the_encoder_of_a_backbone(format: Any, ending: str, tmp_path: Path) -> None:
+def test_an_exported_backbone_encoder_gives_the_same_features(format: Any, ending: str, tmp_path: Path) -> None:
     run = the_world().put_back().folder / "run"
     encoder = FourMEncoder.from_run(run)
     record = export_encoder(encoder, run, ["rgb_patches", "depth", "caption"], tmp_path / "out", format)
@@ -170,7 +170,7 @@ def test_the_encoder_of_a_backbone(format: Any, ending: str, tmp_path: Path) -> 
     assert features.shape == (5, sum(encoder.layout.spec(name).layout.length for name in tokens), encoder.num_features)
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_export_onnx_exports_tokenizers_and_encoders(tmp_path: Path) -> None:
     world = the_world().put_back()
     ended = world("export-onnx depth --out onnx")
     assert ended.code == 0 and "encoder.onnx" in ended.printed and "of ids" in ended.printed, ended.complaint

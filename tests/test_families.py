@@ -253,7 +253,7 @@ def test_a_checkpoint_of_other_settings_or_another_class_is_refused(folders: dic
         ("depth", {"png_scale": -1.0}, "png_scale: expected metres per unit"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(case: str, changed: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(case: str, changed: dict[str, Any], message: str) -> None:
     modality, settings, _ = CASES[case]
     table = {key: value for key, value in (settings.own | changed).items() if value is not None}
     with pytest.raises(ConfigError, match=message):
@@ -276,7 +276,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_loss_is_that_of_the_values_and_of_the_quantizer(name: str) -> None:
+def test_the_loss_is_reconstruction_plus_quantizer_loss(name: str) -> None:
     modality, options, formula = LOSSES[name]
     table = {**LFQ, **options}
     if isinstance(modality, Vector):

@@ -145,7 +145,7 @@ def key_paths(value: Any, key_path: tuple[Any, ...] = ()) -> Iterator[tuple[Any,
 
 @pytest.mark.parametrize("tried", [TRIED, pytest.param(10**6, marks=pytest.mark.slow)], ids=["some", "all"])
 @pytest.mark.parametrize("name", [name for name in READERS if name.endswith(".json")])
-def test_odd_records_are_one_line(golden: Path, name: str, tried: int) -> None:
+def test_odd_records_give_one_line_errors(golden: Path, name: str, tried: int) -> None:
     """An untrusted record has a right checksum, whatever its values are. The error names the wrong one."""
     table, draw = read_table(golden / name), random.Random(name)
     odd = (LOST, 3, "x", -1, 10**12, "", "../x", [], {}, None, True, 1.5, [[1]], {"a": 1})

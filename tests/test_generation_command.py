@@ -122,7 +122,7 @@ def test_names_with_brackets_are_files_and_texts(world: World) -> None:
     assert results_in(world, "again") == results_in(world, "new")
 
 
-def test_a_sheet_has_the_names_of_the_request(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sheet_titles_use_the_requested_names(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although the model reads rgb as rgb_patches. Long titles take several lines, and none reaches the next column."""
     titles: list[str] = []
     monkeypatch.setattr(outputs, "write_sheet", lambda path, columns, rows: titles.extend(columns))
@@ -190,7 +190,7 @@ def test_a_folder_belongs_to_one_generation(world: World) -> None:
     world(f"{words} --out mine").refused("mine: holds plan.toml")
 
 
-def test_a_generation_is_of_its_input_files_and_weights(world: World) -> None:
+def test_changed_inputs_or_weights_make_another_generation(world: World) -> None:
     text, run = world.folder / "text.txt", world.folder / "run"
     words = f"{MAKE} --input caption=text.txt --target depth"
     for content in ("a blue box", "a red ball"):
@@ -213,7 +213,7 @@ def test_inputs_in_the_folder_are_not_overwritten(world: World) -> None:
     world(f"{words} --overwrite").refused("depth.npy: is an input and would be overwritten", "another --out")
 
 
-def test_an_input_is_given_in_the_form_that_the_model_was_trained_on(world: World) -> None:
+def test_inputs_are_converted_to_the_modality_the_model_reads(world: World) -> None:
     """The model knows rgb_patches, but not rgb."""
     for number, words in enumerate(("--input {}", "--input {}=files/test/rgb/test00.png", "--input {} --guide {}=2")):
         for out, name in ((f"form{number}", "rgb"), (f"plain{number}", "rgb_patches")):
@@ -342,7 +342,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(world: World, words: str, 
     assert not (world.folder / "new").exists()
 
 
-def test_a_folder_of_pictures(world: World) -> None:
+def test_a_folder_of_pictures_gives_a_sample_for_each(world: World) -> None:
     """Samples are named by their files, and a sheet shows all inputs and results."""
     photos = world.folder / "photos"
     photos.mkdir()

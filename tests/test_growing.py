@@ -409,7 +409,7 @@ def world() -> World:
     return the_world()
 
 
-def test_the_command(world: World) -> None:
+def test_backbone_grow_reports_losses_and_refuses_mistakes(world: World) -> None:
     world.put_back()
     train_old = "backbone train --tokens tokens --out old --config backbone.toml --modalities depth,rgb_patches"
     assert world(train_old).code == 0

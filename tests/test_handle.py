@@ -65,7 +65,7 @@ def test_checkpoints_are_relative_to_the_registry_or_in_the_home_folder(
         _ = zoo["b_map"].tokenizer
 
 
-def test_train_load_encode_decode(install_example: Install, tmp_path: Path) -> None:
+def test_a_trained_tokenizer_encodes_and_decodes(install_example: Install, tmp_path: Path) -> None:
     install_example("a_map")
     zoo = only({"a_map": {"checkpoint": str(tmp_path / "a")}})
     path = trained(zoo, "a_map", tmp_path / "a")
@@ -84,7 +84,7 @@ def test_train_load_encode_decode(install_example: Install, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["plain", "gradients", "bfloat16"])
-def test_tensors_are_values_wherever_arrays_are(depth_registry: Path, kind: str) -> None:
+def test_tensors_are_accepted_wherever_arrays_are(depth_registry: Path, kind: str) -> None:
     handle = Zoo.from_toml(depth_registry)["depth"]
     tensor = torch.from_numpy(DEPTHS[0]).to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
     tensor.requires_grad_(kind == "gradients")
@@ -303,7 +303,7 @@ def test_interrupted_download_is_reported_in_one_line(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(("revision", "cached"), [(None, False), (None, True), ("v1", True)])
-def test_the_commit_of_a_download_is_used_again(
+def test_a_cached_download_keeps_its_commit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, revision: str | None, cached: bool
 ) -> None:
     downloads = []
@@ -321,7 +321,7 @@ def test_the_commit_of_a_download_is_used_again(
     assert downloads == [("some/a", revision, True), ("some/a", "c0ffee" if cached else revision, False)]
 
 
-def test_a_train_hook_that_leaves_no_checkpoint(install_example: Install, tmp_path: Path) -> None:
+def test_a_train_hook_that_leaves_no_checkpoint_is_an_error(install_example: Install, tmp_path: Path) -> None:
     install_example("a_map", {"        save_checkpoint(": "        (lambda *_: None)("})
     with pytest.raises(PluginError, match="train_tokenizer of plugin 'a_map'"):
         trained(only(), "a_map", tmp_path / "a")
@@ -504,7 +504,7 @@ def test_transform_accepts_any_size_and_returns_the_declared_size(make_handle: C
 # ---------------------------------------------------------------- defaults of optional hooks
 
 
-def test_defaults(make_handle: Callable[..., Any]) -> None:
+def test_defaults_of_optional_hooks(make_handle: Callable[..., Any]) -> None:
     handle = make_handle()
     value = values()[0]
     data, extension = handle.write(value)

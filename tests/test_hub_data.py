@@ -118,7 +118,7 @@ def check_rows(split: str = "train", count: int = 12) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "folder", "arrow", "saved"])
-def test_local_datasets_of_any_kind(zoo: Run, kind: str) -> None:
+def test_local_datasets_of_any_kind_are_read(zoo: Run, kind: str) -> None:
     path = {"parquet": "rows.parquet", "folder": "rows/train-00000-of-00001.parquet", "saved": "rows"}.get(
         kind, "rows.arrow"
     )
@@ -140,7 +140,7 @@ def test_local_datasets_of_any_kind(zoo: Run, kind: str) -> None:
     assert "12 unchanged" in second_output and "train/rgb: 0 written" in second_output
 
 
-def test_columns_splits_and_a_share_for_testing(zoo: Run) -> None:
+def test_columns_and_splits_are_chosen_by_settings(zoo: Run) -> None:
     Path("rows").mkdir()
     for split, count in (("train", 12), ("validation", 5)):
         table = rows(count).rename_columns({"photo": "a", "text": "b"})
@@ -196,7 +196,7 @@ def test_paths_in_a_dataset_are_not_followed_out_of_it() -> None:
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
 @pytest.mark.parametrize("kind", ["zip", "relative"])
-def test_pictures_in_files_of_the_dataset(zoo: Run, kind: str, streaming: str) -> None:
+def test_pictures_in_files_of_the_dataset_are_read(zoo: Run, kind: str, streaming: str) -> None:
     Path("set/images").mkdir(parents=True)
     if kind == "zip":
         with zipfile.ZipFile("set/train.zip", "w") as archive:
@@ -270,7 +270,7 @@ def test_files_of_a_hub_dataset_are_read_from_its_own_repository_and_downloads(
         (["path=rows.parquet", "test_fraction=1.5"], ["test_fraction"]),
     ],
 )  # fmt: skip
-def test_wrong_settings_of_hf(zoo: Run, options: list[str], words: list[str]) -> None:
+def test_wrong_settings_of_hf_are_named(zoo: Run, options: list[str], words: list[str]) -> None:
     rows(2).to_parquet("rows.parquet")
     line = error_line(zoo, "hf", "data", "--test", "0", *(word for option in options for word in ("--set", option)))
     assert all(word in line for word in words), line
@@ -327,7 +327,7 @@ EXTENSIONS = 'extensions={"seg.png" = "semseg"}'
 
 
 @pytest.mark.parametrize("path", ["served", "served/part-*.tar", "served/part-{000..002}.tar", "file", "http"])
-def test_shards_in_any_place(zoo: Run, server: tuple[str, list[str]], path: str) -> None:
+def test_shards_are_read_from_folders_patterns_and_urls(zoo: Run, server: tuple[str, list[str]], path: str) -> None:
     write_shards(Path("served"))
     address, requested = server
     if path in ("file", "http"):
@@ -359,7 +359,7 @@ def test_only_needed_shards_are_downloaded(zoo: Run, server: tuple[str, list[str
     assert list(stored_values("rgb"))[-1] == "part-001/0001"
 
 
-def test_a_separate_test_split_and_more_samples_later(zoo: Run) -> None:
+def test_a_test_split_comes_from_shards_or_a_share(zoo: Run) -> None:
     write_shards(Path("a"))
     write_shards(Path("b"), shards=1)
     words = ("webdataset", "data", "--set", "path=a", "--set", "test=b")
@@ -390,7 +390,7 @@ def test_damaged_shards_lose_only_their_members(zoo: Run) -> None:
         (["path=http://127.0.0.1:9/a.tar"], ["127.0.0.1:9"]),
     ],
 )
-def test_wrong_settings_of_webdataset(zoo: Run, options: list[str], words: list[str]) -> None:
+def test_wrong_settings_of_webdataset_are_named(zoo: Run, options: list[str], words: list[str]) -> None:
     write_shards(Path("a"), shards=1)
     Path("bad").mkdir()
     Path("bad/bad.tar").write_bytes(b"not a tar file" * 100)

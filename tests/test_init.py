@@ -175,7 +175,7 @@ def test_a_registry_is_not_overwritten_unasked(zoo: Run) -> None:
     assert "rgb" in Zoo.from_toml(Path("registry.toml")).names()
 
 
-def test_splits_and_tar_files(zoo: Run) -> None:
+def test_splits_and_tar_files_are_recognised(zoo: Run) -> None:
     for split in ("train", "test"):
         write_pictures(Path(f"loose/{split}/rgb"), (70, 70), 4)
     code, printed, complaint = zoo("init", "loose")
@@ -193,7 +193,7 @@ def test_splits_and_tar_files(zoo: Run) -> None:
     assert "not used: tok_depth@224: tokens of ml-4m's tokenizers, not values" in complaint
 
 
-def test_pictures_with_texts_beside_them(zoo: Run) -> None:
+def test_texts_beside_pictures_become_captions(zoo: Run) -> None:
     write_pictures(Path("flat"), (130, 200))
     for path in list(Path("flat").iterdir())[:5]:
         path.with_suffix(".txt").write_text("a red ball\n")
@@ -202,7 +202,7 @@ def test_pictures_with_texts_beside_them(zoo: Run) -> None:
     assert load_toml(Path("registry.toml"))["zoo"]["image_size"] == 128
 
 
-def test_values_that_are_made_already(zoo: Run) -> None:
+def test_init_reads_an_existing_data_folder(zoo: Run) -> None:
     world = the_world().put_back()
     code, printed, complaint = zoo("init", str(world.folder / "data"))
     samples = sum(describe_data(world.folder / "data").aligned.values())

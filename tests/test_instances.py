@@ -120,7 +120,7 @@ def test_any_mask_survives_its_run_lengths(mask: np.ndarray) -> None:
         np.testing.assert_array_equal(mask_of_runs(form, mask.shape), mask)
 
 
-def test_a_thin_slanting_thing_is_not_lost() -> None:
+def test_a_thin_diagonal_object_is_not_lost() -> None:
     size = 512
     line = np.eye(size, dtype=bool)
     shape = shape_of(line, (16, 16))
@@ -155,7 +155,7 @@ def test_rectangles_are_exact() -> None:
     np.testing.assert_array_equal(joined, np.vectorize(lambda index: order.get(index, 0))(ROOM))
 
 
-def test_a_map_that_is_no_square_comes_back() -> None:
+def test_a_map_that_is_no_square_round_trips() -> None:
     size = (24, 40)
     options, value = InstanceSettings(image_size=size, mask_size=16), picture((2, 30, 20, 39), size=size)
     objects = plugin.split(value, options)
@@ -195,7 +195,7 @@ def test_tokens_are_box_and_codes_largest_first(instances: ModalityHandle) -> No
     assert (tokens.reshape(3, 8)[:, 4:] >= 1 + 64 + 4 * 256).all()
 
 
-def test_the_smallest_are_left_out(instances: ModalityHandle) -> None:
+def test_the_smallest_instances_are_left_out(instances: ModalityHandle) -> None:
     crowd = picture(*((k, k, k + 3, k + 3) for k in range(0, 20, 4)), (25, 0, 32, 32))
     (tokens,) = instances.encode([crowd])
     assert len(instances_of(crowd)) == 6 and len(tokens) == 4 * (4 + 4)
@@ -243,7 +243,7 @@ def runs_of(mask: np.ndarray) -> list[int]:
     return [int(count) for count in np.diff([0, *edges, flat.size])]
 
 
-def test_files_of_all_kinds(instances: ModalityHandle) -> None:
+def test_masks_are_read_from_files_of_all_kinds(instances: ModalityHandle) -> None:
     value = picture((0, 0, 4, 6), (2, 2, 4, 4), size=(6, 8))
     masks = np.stack([value == 8, value >= 7])  # the second one goes on below the first
     written = instances.write(value)

@@ -289,7 +289,7 @@ def test_only_a_labeller_makes_a_modality_derived(name: str) -> None:
         ("sam_instance", {"model": "a/b", "min_quality": 88}, r"min_quality: expected a share in \[0, 1\], got 88"),
     ],
 )
-def test_invalid_labeller_settings(name: str, table: dict[str, Any], message: str) -> None:
+def test_invalid_labeller_settings_are_refused(name: str, table: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Zoo.from_tables({"modalities": {name: {"labeller": table}}})[name]
 

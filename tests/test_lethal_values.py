@@ -131,7 +131,7 @@ def derive(zoo: Zoo, data: Path, workers: int = 1) -> dict[str, Any]:
         ("sys.exit", "SystemExit: enough", 1),
     ],
 )
-def test_a_value_that_is_not_to_be_derived_is_dropped(
+def test_a_value_that_kills_its_derivation_is_dropped(
     zoo: Zoo, harm: Harm, tmp_path: Path, kind: str, reason: str, tries: int
 ) -> None:
     workers = 2 if kind == "SIGKILL" else 1
@@ -146,7 +146,7 @@ def test_a_value_that_is_not_to_be_derived_is_dropped(
     assert rerun["loud"][:2] == (0, 9) and reason in rerun["loud"][2] and len(counter.read_text()) == tries
 
 
-def test_memory_that_is_short_is_tried_again_by_the_next_run(zoo: Zoo, harm: Harm, tmp_path: Path) -> None:
+def test_values_dropped_for_memory_are_tried_again_next_time(zoo: Zoo, harm: Harm, tmp_path: Path) -> None:
     data = tmp_path / "data"
     make(zoo, data, 0)
     harm("derive sample 8 of train to loud", "memory", times=2)
@@ -164,7 +164,7 @@ def stored_files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["SIGKILL", "memory"])
-def test_a_death_by_chance_changes_nothing(zoo: Zoo, harm: Harm, tmp_path: Path, kind: str) -> None:
+def test_a_single_worker_death_changes_nothing(zoo: Zoo, harm: Harm, tmp_path: Path, kind: str) -> None:
     unharmed, data = tmp_path / "whole", tmp_path / "data"
     make(zoo, unharmed, 0)
     derive(zoo, unharmed, 0)
@@ -185,7 +185,7 @@ def test_a_death_by_chance_changes_nothing(zoo: Zoo, harm: Harm, tmp_path: Path,
     ("call", "dropped"),
     [("sample 8", "toy: its process"), ("transform sample 8 of train", "words: its process")],
 )
-def test_a_sample_that_is_not_to_be_made_is_dropped(
+def test_a_sample_that_kills_its_source_is_dropped(
     zoo: Zoo, harm: Harm, tmp_path: Path, call: str, dropped: str
 ) -> None:
     counter = harm(call, "segfault")
@@ -203,9 +203,7 @@ def test_a_sample_that_is_not_to_be_made_is_dropped(
         pytest.param("read sample 8 of train", "sleeps", marks=pytest.mark.slow),
     ],
 )
-def test_a_value_that_is_not_to_be_encoded_is_dropped(
-    zoo: Zoo, harm: Harm, tmp_path: Path, call: str, kind: str
-) -> None:
+def test_a_value_that_kills_its_encoder_is_dropped(zoo: Zoo, harm: Harm, tmp_path: Path, call: str, kind: str) -> None:
     """Also in a batch with others, whose tokens are written; other modalities are encoded, too."""
     data, out = tmp_path / "data", tmp_path / "tokens"
     make(zoo, data, 0)

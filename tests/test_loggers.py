@@ -70,7 +70,7 @@ def lines_of(file: Path) -> list[dict[str, object]]:
         ("backbone", "backbone train --tokens tokens --out run --config backbone.toml --set loggers=['mine']", "run"),
     ],
 )
-def test_an_installed_logger(stage: str, words: str, folder: str, logger_site: Path) -> None:
+def test_an_installed_logger_gets_all_metrics(stage: str, words: str, folder: str, logger_site: Path) -> None:
     world = the_world().put_back(the_world().before[stage])
     ended = world(words, path=[str(logger_site)])
     assert ended.code == 0, ended.complaint
@@ -85,7 +85,7 @@ def test_an_installed_logger(stage: str, words: str, folder: str, logger_site: P
     assert not (run_folder / "tensorboard").exists()
 
 
-def test_other_loggers_do_not_make_it_another_run(logger_site: Path) -> None:
+def test_other_loggers_do_not_change_the_run(logger_site: Path) -> None:
     world = the_world().put_back()
     before = world.files()
     assert world("tokenizer train depth --data data --set loggers=[]").code == 0
@@ -97,7 +97,7 @@ def test_other_loggers_do_not_make_it_another_run(logger_site: Path) -> None:
     assert not (world.folder / "tokenizers/depth/logs").exists()
 
 
-def test_wrong_names(logger_site: Path) -> None:
+def test_wrong_logger_names_are_refused(logger_site: Path) -> None:
     world = the_world().put_back()
     words = "tokenizer train depth --data data --overwrite --set loggers=['tensorbord']"
     world(words).refused("tensorbord", "did you mean tensorboard?")
@@ -123,7 +123,7 @@ for first, last in ((0, 3), (2, 4)):
 """
 
 
-def test_weights_and_biases_without_a_network(tmp_path: Path) -> None:
+def test_wandb_logs_a_resumed_training_as_one_run(tmp_path: Path) -> None:
     """A killed and resumed training is one run."""
     pytest.importorskip("wandb")
     environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path)}

@@ -60,7 +60,7 @@ def test_a_field_name_is_written_once() -> None:
     assert metadata.decode(tokenizer, [np.concatenate(twice)]) == [{"num_objects": 3}]
 
 
-def test_the_number_of_a_field_is_written_once_and_its_level_as_often_as_it_comes(tmp_path: Path) -> None:
+def test_field_numbers_are_written_once_and_levels_repeatedly(tmp_path: Path) -> None:
     numbered = {"speed": {"high": 5, "number": 2}, "height": {"high": 5, "number": 0}}
     at = settings_of("metadata", fields=numbered, default_fields=False)
     metadata.train_tokenizer(at, samples(), tmp_path)
@@ -74,7 +74,7 @@ def own_fields(**options: Any) -> dict[str, Any]:
     return {"fields": fields, "default_fields": False, **options}
 
 
-def test_fields_of_the_registry(tmp_path: Path) -> None:
+def test_fields_can_be_declared_in_the_registry(tmp_path: Path) -> None:
     at = settings_of("metadata", **own_fields(unknown="drop"))
     assert metadata.modality_spec(at).layout.length == 4
     metadata.train_tokenizer(at, samples(), tmp_path)
@@ -189,7 +189,7 @@ def test_metadata_files_of_4m_are_read_and_scored() -> None:
 # ---- computed from other modalities
 
 
-def test_the_look_of_made_pictures() -> None:
+def test_picture_statistics_by_hand() -> None:
     at = settings_of("image_metadata")
     grey = image_metadata.derive({"rgb": np.full((3, 8, 8), 0.5, np.float32)}, at, {})
     assert grey == pytest.approx(
@@ -205,7 +205,7 @@ def test_the_look_of_made_pictures() -> None:
     assert image_metadata.derive({"rgb": halves}, at, {}) == pytest.approx(expected)
 
 
-def test_the_look_against_libraries() -> None:
+def test_picture_statistics_equal_libraries() -> None:
     from PIL import Image
     from skimage.color import rgb2hsv
 
