@@ -429,7 +429,7 @@ def test_other_samples_are_scored_in_a_folder_of_their_own(
     world: World, run: Path, tokens: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "scores" / "other"
-    changed_values(world, data, "test/dark", kept="02468")
+    changed_values(world, data, "test/dark", key_endings="02468")
     monkeypatch.setattr("zoo_backbone.cli.main.open_run", lambda _: (Run.load(run), world.zoo))
     words = ["eval", str(run), "--input", "light", "--target", "dark", "--samples", "99"]
     words += ["--set", "draws=1", "--set", "gallery_pairs=1"]
