@@ -290,21 +290,23 @@ class Faults:
 
     def check_results(self, stage: str) -> None:
         ended, expected = results(self.world.files()), results(self.world.after[stage])
-        wrong = {name for name in ended.keys() | expected.keys() if ended.get(name) != expected.get(name)}
-        if wrong:
-            name = min(wrong)
+        differing = {name for name in ended.keys() | expected.keys() if ended.get(name) != expected.get(name)}
+        if differing:
+            name = min(differing)
             how = "is missing" if name not in ended else "is left" if name not in expected else "differs"
-            raise Fault(f"{name} {how} after the same command ({len(wrong)} files){_differs(ended, expected, name)}")
+            raise Fault(
+                f"{name} {how} after the same command ({len(differing)} files){_differs(ended, expected, name)}"
+            )
 
     def check_whole(self, stage: str) -> None:
         """After a fault each file is the old one or the finished one."""
         before, after = results(self.world.before[stage]), results(self.world.after[stage])
-        left = results({name: data for name, data in self.world.files().items() if not name.endswith(".tmp")})
-        for name, data in left.items():
+        remaining = results({name: data for name, data in self.world.files().items() if not name.endswith(".tmp")})
+        for name, data in remaining.items():
             is_part = "tmp" in name or any(part in f"/{name}" for part in GROWING)
             if not is_part and data not in (before.get(name), after.get(name)):
                 raise Fault(f"{name} is half-written")
-        if lost := before.keys() - left.keys():
+        if lost := before.keys() - remaining.keys():
             raise Fault(f"{min(lost)} is lost")
 
     def refused_or_done(self, ended: Ended, *words: str) -> str:
@@ -330,7 +332,7 @@ class Faults:
             self.check_results(stage)
         self.check_again(stage)
         deadline = time.monotonic() + 20
-        while left := [process for process in processes_of(ended.process)]:
+        while left := processes_of(ended.process):
             if time.monotonic() > deadline:
                 for process in left:
                     os.kill(process, signal.SIGKILL)
@@ -394,13 +396,17 @@ class Faults:
             raise Fault(f"took {ended.peak:.0f} MiB, usually {usual.peak:.0f}")
         if ended.code:
             return "refused"
-        left = results(self.world.files())
-        differs = [name for name in left.keys() | files.keys() if name != file and left.get(name) != files.get(name)]
-        if not differs and left.get(file) == files.get(file) and base[file] == self.world.files().get(file):
+        remaining = results(self.world.files())
+        differs = [
+            name for name in remaining.keys() | files.keys() if name != file and remaining.get(name) != files.get(name)
+        ]
+        if not differs and remaining.get(file) == files.get(file) and base[file] == self.world.files().get(file):
             return "made again"
         if not differs and without_times(ended.printed) == without_times(usual.printed):
             return "no difference"
-        pages = [self.folder / name for name in differs if left.get(name) and b"<html" in self.world.files()[name][:99]]
+        pages = [
+            self.folder / name for name in differs if remaining.get(name) and b"<html" in self.world.files()[name][:99]
+        ]
         for text in (ended.complaint, ended.printed, *(path.read_text() for path in pages)):
             if re.search(rf"(problem|damaged).*{re.escape(file)}|{re.escape(file)}.*(problem|damaged)", text):
                 return "told, and left out"
@@ -543,8 +549,8 @@ class Faults:
         assert first and second
         if first.code and second.code:
             raise Fault(f"both are refused: {_last(first.complaint)} / {_last(second.complaint)}")
-        left = results(self.world.files())
-        if left not in expected and not (first.code == 0 and second.code == 0):
+        outcome = results(self.world.files())
+        if outcome not in expected and not (first.code == 0 and second.code == 0):
             raise Fault("neither result is there")
         if first.code == 0 and second.code == 0:  # one after the other
             sequential_results = []
@@ -552,7 +558,7 @@ class Faults:
                 self.world.put_back(self.world.before[stage])
                 codes = [self.run(command).code for command in order]
                 sequential_results.append((codes, results(self.world.files())))
-            if ([0, 0], left) not in sequential_results:
+            if ([0, 0], outcome) not in sequential_results:
                 raise Fault("both end well, and the result is neither's")
             return "one after the other"
         return "one is refused"
@@ -764,7 +770,6 @@ FAULTS = {
     "rename": "SIGKILL at a file's rename", "full": "full disk (tmpfs)", "nospace": "full disk (one write fails)",
     "toolarge": "file larger than allowed", "readonly": "read-only disk", "vanish": "folder moved away and back",
     "nolocks": "file system without locks", "locked": "lock held by another process", "race": "two commands at once",
-    "sametime": "other content, same size and times",
 }  # fmt: skip
 
 
@@ -833,8 +838,8 @@ def main() -> None:
             )  # fmt: skip
             run_cases(faults, (case for case in cases if re.search(arguments.only, case)), tell, done)
     finally:  # also of a run that was stopped
-        left = set(arguments.case if arguments.again else ()) - {result["case"] for result in done}
-        done += [{"case": case, "outcome": "FAILED", "problem": "was not run again"} for case in sorted(left)]
+        missing = set(arguments.case if arguments.again else ()) - {result["case"] for result in done}
+        done += [{"case": case, "outcome": "FAILED", "problem": "was not run again"} for case in sorted(missing)]
         rows, failed = summary(done), [result["case"] for result in done if result["problem"]]
         for row in rows:
             tell(f"{row['fault']}: {row['tries']}: {', '.join(f'{name} {n}' for name, n in row['outcomes'].items())}")

@@ -106,9 +106,9 @@ def tiff(width: int, height: int, strip: bytes, *replacements: Entry, compressio
     }  # fmt: skip
     entries |= {entry[0]: entry for entry in replacements}
     table = b"".join(struct.pack("<HHII", *entries[tag]) for tag in sorted(entries))
-    at = 8 + len(strip) + len(strip) % 2
+    offset = 8 + len(strip) + len(strip) % 2
     directory = struct.pack("<H", len(entries)) + table + struct.pack("<I", 0)
-    return b"II*\0" + struct.pack("<I", at) + strip + bytes(len(strip) % 2) + directory
+    return b"II*\0" + struct.pack("<I", offset) + strip + bytes(len(strip) % 2) + directory
 
 
 def tiff_of_tiles() -> bytes:
@@ -235,8 +235,8 @@ def wav(samples: int, rate: int) -> bytes:
 def edited(data: bytes, changes: list[Edit]) -> bytes:
     """Return a file after some edits."""
     for kind, fraction, payload in changes:
-        at = int(fraction * len(data))
+        offset = int(fraction * len(data))
         length = len(payload) if kind == "replace" else 16 * len(payload) if kind == "drop" else 0
-        between = {"cut": b"", "drop": b"", "repeat": data[at : at + 64] * len(payload)}.get(kind, payload)
-        data = data[:at] + between + (b"" if kind == "cut" else data[at + length :])
+        between = {"cut": b"", "drop": b"", "repeat": data[offset : offset + 64] * len(payload)}.get(kind, payload)
+        data = data[:offset] + between + (b"" if kind == "cut" else data[offset + length :])
     return data

@@ -27,19 +27,22 @@ def standing(turns: np.ndarray = STILL, bones: np.ndarray = body.ADULT) -> np.nd
 def landmarks_around(joints: np.ndarray, head: np.ndarray | None = None) -> np.ndarray:
     """Return landmarks (33, 3) for joints (24, 3), with ears, eyes and nose around a head rotated by `head` (3, 3)."""
     head = np.eye(3) if head is None else head
-    at = {name: joints[index] for index, name in enumerate(body.JOINTS)}
+    positions = {name: joints[index] for index, name in enumerate(body.JOINTS)}
     points = np.zeros((33, 3))
     for name, landmark in pose_labeller.SAME.items():
-        points[landmark] = at[name]
+        points[landmark] = positions[name]
     for side, (little, index, thumb, heel, toe) in {
         "left": (17, 19, 21, 29, 31),
         "right": (18, 20, 22, 30, 32),
     }.items():
-        points[little], points[index] = at[f"{side}_hand"] - (0, 0, 0.03), at[f"{side}_hand"] + (0, 0, 0.03)
-        points[thumb] = at[f"{side}_wrist"] + (0, 0, 0.05)
-        along = at[f"{side}_foot"] - at[f"{side}_ankle"]
-        points[heel], points[toe] = at[f"{side}_foot"] - 0.7 * along, at[f"{side}_foot"] + 0.3 * along
-    ears = at["neck"] + (at["head"] - at["neck"]) / 0.55
+        points[little], points[index] = (
+            positions[f"{side}_hand"] - (0, 0, 0.03),
+            positions[f"{side}_hand"] + (0, 0, 0.03),
+        )
+        points[thumb] = positions[f"{side}_wrist"] + (0, 0, 0.05)
+        along = positions[f"{side}_foot"] - positions[f"{side}_ankle"]
+        points[heel], points[toe] = positions[f"{side}_foot"] - 0.7 * along, positions[f"{side}_foot"] + 0.3 * along
+    ears = positions["neck"] + (positions["head"] - positions["neck"]) / 0.55
     face = {7: (0.07, 0, 0), 8: (-0.07, 0, 0), 0: (0, -0.02, 0.1), 2: (0.03, 0.01, 0.08), 5: (-0.03, 0.01, 0.08)}
     for landmark, offset in face.items():
         points[landmark] = ears + head @ np.array(offset)

@@ -325,7 +325,7 @@ def test_a_moved_project_still_works(picture: PIL.Image.Image, tmp_path: Path, m
     assert AnyToAny.from_pretrained("elsewhere/run").generate(rgb=picture, targets="depth").depth
 
 
-def test_a_run_without_a_registry_finds_its_tokenizers(picture: PIL.Image.Image, tmp_path: Path) -> None:
+def test_a_run_without_a_registry_finds_its_tokenizers(tmp_path: Path) -> None:
     world = the_world().put_back()
     run = shutil.copytree(world.folder / "run", tmp_path / "run")
     record = Run.load(world.folder / "run")

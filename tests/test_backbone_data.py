@@ -88,15 +88,15 @@ def test_views_are_samples_unless_samples_are_read_whole(tmp_path: Path, aligned
         rows = {key: [np.array([3 * number + view]) for view in range(3)]
                 for number, key in enumerate(keys) if number not in missing[item.name]}  # fmt: skip
         write_tokens(tmp_path, "train", metadata_of(item), rows, keys=keys, shard_size=3, crops=3, seed=5)
-    left = [n for n in range(7) if (n not in missing["a"] | missing["b"] if aligned else n != 3)]
+    remaining = [n for n in range(7) if (n not in missing["a"] | missing["b"] if aligned else n != 3)]
     for read_whole in (False, True):
         data = TokenData(tmp_path, "train", specs, aligned=aligned, whole=read_whole)
         views = [0] if read_whole else [0, 1, 2]
-        assert data.sample_keys() == [f"k{number}" for number in left for _ in views]
+        assert data.sample_keys() == [f"k{number}" for number in remaining for _ in views]
         raw = data.batch(np.arange(len(data)))
-        expected = np.array([3 * number + view for number in left for view in views])
+        expected = np.array([3 * number + view for number in remaining for view in views])
         for column, name in enumerate("ab"):
-            present = np.array([number not in missing[name] for number in left for _ in views])
+            present = np.array([number not in missing[name] for number in remaining for _ in views])
             np.testing.assert_array_equal(raw.present[:, column], present)
             np.testing.assert_array_equal(raw.tokens[name][present, 0], expected[present])
 
@@ -119,9 +119,9 @@ def test_shards_of_other_samples_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_tokens_that_do_not_fit_are_errors(store: Path, change: dict[str, Any], message: str) -> None:
-    wrong = dataclasses.replace(all_layouts()[0], **change)
+    unsuitable = dataclasses.replace(all_layouts()[0], **change)
     with pytest.raises(DataError, match=message):
-        TokenData(store, "train", [wrong])
+        TokenData(store, "train", [unsuitable])
 
 
 def test_longer_sequence_limit_fits_and_shorter_does_not(store: Path) -> None:
@@ -131,7 +131,7 @@ def test_longer_sequence_limit_fits_and_shorter_does_not(store: Path) -> None:
         TokenData(store, "train", [spec("words", sequence(5), 100, "text")])
 
 
-def test_tokens_of_another_codec_are_an_error(store: Path) -> None:
+def test_tokens_of_another_tokenizer_are_an_error(store: Path) -> None:
     columns, empty_zoo = TokenData(store, "train", all_layouts()).columns, Zoo.from_tables({"zoo": {"modalities": []}})
     check_stored(columns["picture"], columns["picture"].fingerprint, empty_zoo, "the backbone")
     check_stored(columns["clip"], None, empty_zoo, "one that does not say")
@@ -181,7 +181,7 @@ def test_learning_rate_by_hand() -> None:
     assert learning_rate(TrainConfig(steps=5, warmup_steps=0), 0, 1e-3) == pytest.approx(1e-3)
 
 
-def test_default_learning_rate_depends_on_optimizer_and_falls_with_width_for_muon() -> None:
+def test_default_learning_rate_depends_on_optimizer_and_width() -> None:
     assert peak_rate(TrainConfig(learning_rate=0.5), 512) == 0.5
     assert peak_rate(TrainConfig(optimizer="adamw"), 128) == peak_rate(TrainConfig(optimizer="adamw"), 512) == 1e-3
     assert (peak_rate(TrainConfig(), 128), peak_rate(TrainConfig(), 512)) == (5e-3, 2.5e-3)

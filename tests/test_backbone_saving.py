@@ -107,8 +107,8 @@ def test_sequences_of_another_length_keep_their_positions(
     longer = load_model(tmp_path / "other", of_length(50, 20)).eval()
     assert torch.equal(outputs(model), outputs(reloaded)) and torch.equal(outputs(model), outputs(longer))
     assert longer.config.position_lengths == {"words": 20, "vectors": 7}
-    back = load_model(tmp_path / "other", all_layouts())
-    assert back.config == model.config and torch.equal(back.fixed_positions, model.fixed_positions)
+    original_size = load_model(tmp_path / "other", all_layouts())
+    assert original_size.config == model.config and torch.equal(original_size.fixed_positions, model.fixed_positions)
 
 
 def test_a_subset_of_modalities_loads(saved: tuple[FourM, Path]) -> None:

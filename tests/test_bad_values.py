@@ -70,10 +70,10 @@ def test_arrays_with_wrong_numbers_and_damaged_files_are_refused(name: str) -> N
     low, high = handle.spec.value.low, handle.spec.value.high
     numbers = [] if low is None or high is None else [low - 1 - abs(low), high + 1 + abs(high)]
     for number in [*numbers, *((np.nan, -np.inf) if value.dtype.kind == "f" else ())]:
-        wrong = with_one(value, number)
-        for act in (lambda wrong=wrong: handle.check(wrong), lambda wrong=wrong: handle.write(wrong)):
+        invalid = with_one(value, number)
+        for act in (lambda wrong=invalid: handle.check(wrong), lambda wrong=invalid: handle.write(wrong)):
             assert_refused(name, act, "numbers lie outside the range" if np.isfinite(number) else "1 not finite")
-        assert_refused(name, lambda wrong=wrong: handle.read(npy(wrong).data, "npy"))
+        assert_refused(name, lambda wrong=invalid: handle.read(npy(wrong).data, "npy"))
     assert_refused(name, lambda: handle.read(b"PK", "docx"), "expected", "docx")
     assert_refused(name, lambda: handle.read(b"", "npy"))
     for description in ("no array", "an empty array", "cut off", "Python objects in it"):
@@ -178,8 +178,8 @@ def test_transparent_pixels_are_white_in_pictures_and_no_edges(name: str, ground
 )
 def test_empty_values_are_valid(name: str, value: Any) -> None:
     """Empty values are valid: no boxes, people, fields, text, objects or edges, and silence."""
-    back = ZOO[name].read(*ZOO[name].write(value))
-    assert np.array_equal(back, value) if isinstance(value, np.ndarray) else back == value
+    reread = ZOO[name].read(*ZOO[name].write(value))
+    assert np.array_equal(reread, value) if isinstance(value, np.ndarray) else reread == value
 
 
 @pytest.mark.parametrize(

@@ -91,9 +91,9 @@ def test_malformed_boxes_are_skipped() -> None:
 def test_tokens_decode_the_same_under_other_settings(tmp_path: Path) -> None:
     """Other levels need another token, which must be added to the vocabulary first."""
     wide = settings_of(NAME, x=[-10, 10], size=[0.1, 10])
-    for at in (settings_of(NAME), wide):
-        plugin.train_tokenizer(at, samples(), tmp_path / "text")
-    near, far = (plugin.load_tokenizer(tmp_path / "text", at) for at in (settings_of(NAME), wide))
+    for config in (settings_of(NAME), wide):
+        plugin.train_tokenizer(config, samples(), tmp_path / "text")
+    near, far = (plugin.load_tokenizer(tmp_path / "text", config) for config in (settings_of(NAME), wide))
     ids = plugin.encode(far, [[box("chair", (9, 0, -2))]])
     assert plugin.decode(near, ids) == plugin.decode(far, ids)
     assert abs(plugin.decode(near, ids)[0][0]["center"][0] - 9) < 20 / 62
@@ -217,9 +217,9 @@ def test_scores_by_hand() -> None:
 
 
 def test_the_picture_shows_boxes_from_above() -> None:
-    at = settings_of(NAME)
+    config = settings_of(NAME)
     value = [box("a", (1, 0, -4), (1, 1, 2), -math.pi / 2)]
-    empty, picture = plugin.render([], at), plugin.render(value, at)
+    empty, picture = plugin.render([], config), plugin.render(value, config)
     assert picture.size == empty.size == (256, 256)
     scale = 256 / 8.45
     changed = np.array(picture, int) - np.array(empty, int)
@@ -273,11 +273,11 @@ def test_the_smallest_boxes_are_dropped() -> None:
 
 
 def test_boxes_follow_the_crop() -> None:
-    at = settings_of("boxes")
+    config = settings_of("boxes")
     value = [flat("a", 0.25, 0.25, 0.75, 0.75), flat("b", 0.0, 0.0, 0.3, 0.3)]
-    flipped = boxes.transform(value, Crop(flip=True), at)
+    flipped = boxes.transform(value, Crop(flip=True), config)
     assert np.allclose([b["box"] for b in flipped], [[0.25, 0.25, 0.75, 0.75], [0.7, 0, 1, 0.3]])
-    half = boxes.transform(value, Crop(left=0.5, width=0.5, flip=True), at)
+    half = boxes.transform(value, Crop(left=0.5, width=0.5, flip=True), config)
     assert [b["label"] for b in half] == ["a"] and np.allclose(half[0]["box"], [0.5, 0.25, 1, 0.75])
     strict = settings_of("boxes", min_visible=0.6)
     assert boxes.transform(value, Crop(left=0.5, width=0.5), strict) == []
@@ -286,10 +286,10 @@ def test_boxes_follow_the_crop() -> None:
 def test_any_visible_part_of_a_4m_box_is_kept() -> None:
     person, crop = flat("person", 0, 0.1, 0.3, 0.9), Crop(left=0.29, width=0.71)
     assert boxes.transform([person], crop, settings_of("boxes")) == []
-    at = settings_of("boxes", preset="4m")
-    (visible_part,) = boxes.transform([person], crop, at)
+    config = settings_of("boxes", preset="4m")
+    (visible_part,) = boxes.transform([person], crop, config)
     assert np.allclose(visible_part["box"], [0, 0.1, 0.01 / 0.71, 0.9])
-    assert boxes.transform([person], Crop(left=0.3, width=0.7), at) == []
+    assert boxes.transform([person], Crop(left=0.3, width=0.7), config) == []
 
 
 def test_flat_overlap_by_hand() -> None:

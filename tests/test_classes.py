@@ -118,18 +118,18 @@ def test_an_untrusted_record_is_refused(tmp_path: Path, change: dict[str, Any], 
 def test_training_adds_classes_and_keeps_the_rest(tmp_path: Path) -> None:
     first = handle_of(("a", "b"), tmp_path)
     first.train_tokenizer(NOTHING, tmp_path, 0)
-    old = first.fingerprint
+    first_fingerprint = first.fingerprint
     grown = handle_of(("a", "b", "c"), tmp_path)
     with pytest.raises(CheckpointError, match=f"has 2 classes, .* 3; `zoo tokenizer train {NAME} --data DATA` adds"):
         grown.encode(["a"])
     grown.train_tokenizer(NOTHING, tmp_path, 0)
-    assert grown.encode(["a", "b", "c"]).tolist() == [[0], [1], [2]] and grown.fingerprint != old
+    assert grown.encode(["a", "b", "c"]).tolist() == [[0], [1], [2]] and grown.fingerprint != first_fingerprint
     largest = handle_of(("a", "b", "c", "d", "e"), tmp_path)
     largest.train_tokenizer(NOTHING, tmp_path, 0)
-    now = largest.fingerprint
+    fingerprint = largest.fingerprint
     largest.train_tokenizer(NOTHING, tmp_path, 0)
-    assert largest.fingerprint == now
-    assert handle_of(("a", "b", "c", "d", "e"), tmp_path).fingerprint == now
+    assert largest.fingerprint == fingerprint
+    assert handle_of(("a", "b", "c", "d", "e"), tmp_path).fingerprint == fingerprint
 
 
 @pytest.mark.parametrize(

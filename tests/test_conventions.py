@@ -286,9 +286,9 @@ def test_print_config_says_where_each_setting_comes_from(words: str, zoo: Run) -
 def test_train_all_leaves_tokenizers_of_other_settings(world: World) -> None:
     world.put_back()
     words = "tokenizer train --all --data data --set levels=[3,3] --steps 6"
-    left = world(words)
-    assert left.code == 0 and "depth: left as it is: tokenizers/depth: holds another tokenizer" in left.complaint
-    assert "caption: tokenizer in" in left.printed and "depth: tokenizer in" not in left.printed
+    result = world(words)
+    assert result.code == 0 and "depth: left as it is: tokenizers/depth: holds another tokenizer" in result.complaint
+    assert "caption: tokenizer in" in result.printed and "depth: tokenizer in" not in result.printed
     world(f"{words} --strict").refused("tokenizers/depth: holds another tokenizer")
     world.put_back()
 
@@ -373,7 +373,7 @@ def test_list_has_a_line_per_modality_in_pipes_and_at_80_columns(zoo: Run, monke
         assert columns is None or max(map(len, lines)) <= 80
 
 
-def test_other_samples_score_the_chosen_pairs_again_and_keep_the_others(world: World) -> None:
+def test_other_sample_counts_rescore_only_the_chosen_pairs(world: World) -> None:
     world.put_back()
     words = "backbone eval run --config backbone.toml --input rgb_patches"
 

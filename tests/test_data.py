@@ -126,9 +126,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_loses_only_the_members_that_it_hits_and_is_reported(
-    tar_of_six: bytes, tmp_path: Path, damage: str
-) -> None:
+def test_damage_loses_only_its_members_and_is_reported(tar_of_six: bytes, tmp_path: Path, damage: str) -> None:
     change, keys, reason = DAMAGES[damage]
     (tmp_path / "s.tar").write_bytes(change(tar_of_six))
     members, dropped = scan(tmp_path / "s.tar")
@@ -249,7 +247,7 @@ def test_an_error_of_memory_is_not_reported_as_a_full_disk() -> None:
     assert disk_problem(MachineError(message)) is None and "the disk is full" in str(disk_problem(PluginError(message)))
 
 
-def test_written_shards_have_the_same_bytes_and_other_programs_read_them(tmp_path: Path) -> None:
+def test_written_shards_are_deterministic_and_standard_tar_files(tmp_path: Path) -> None:
     values = {"a": b"1", "b/c": b"", "none": None, "z" * 150: b"x" * 1500}
     for folder in ("one", "two"):
         write(tmp_path / folder, values)
@@ -346,9 +344,7 @@ def test_shards_with_other_keys_or_without_a_manifest_are_ignored(store: ValueSt
         reopened.read_bytes("train", "one", 2, 0)
 
 
-def test_number_of_open_files_does_not_grow_with_shards(
-    store: ValueStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_number_of_open_files_does_not_grow_with_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {f"k{i}": (f"{i}".encode(), "txt") for i in range(60)}
     write_values(tmp_path / "many", "train", {"one": values}, shard_size=1)
     monkeypatch.setattr(shards_module, "OPEN_SHARDS", 4)
@@ -420,7 +416,7 @@ def ml4m(tmp_path: Path) -> Path:
     return root
 
 
-def test_folders_are_split_by_their_keys_and_keep_sides_when_files_are_added(tmp_path: Path) -> None:
+def test_samples_keep_their_split_when_files_are_added(tmp_path: Path) -> None:
     for i in range(200):
         for modality, extension in (("one", "txt"), ("two", "json")):
             path = tmp_path / modality / f"k{i}.{extension}"
@@ -490,7 +486,7 @@ def test_unrelated_files_are_ignored(tmp_path: Path) -> None:
     assert count == 1 and r"end\x1bof\x0alines: a key has no control character" in first
 
 
-def test_links_out_of_the_folder_are_refused_unless_they_may_be_followed(tmp_path: Path) -> None:
+def test_links_out_of_the_folder_need_follow_links(tmp_path: Path) -> None:
     touch(tmp_path, "mine/one/a.txt", "mine/one/in/b.txt", "mine/two/c.txt", "far/d.txt", "far/e.txt")
     write_tar(tmp_path / "far/t.tar", {"f.txt": b"f"})
     (tmp_path / "mine/unknown").symlink_to(tmp_path / "far")  # no modality's: never read

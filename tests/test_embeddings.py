@@ -98,9 +98,9 @@ def test_tokens_are_standardised_and_of_variable_length(zoo_and_folder: tuple[Zo
     assert sorted({len(row) for row in tokens}) == [1, 3, 4, 7, 8]
     numbers = np.concatenate(tokens)
     assert np.abs(numbers.mean(0)).max() < 0.01 and np.abs(numbers.std(0) - 1).max() < 0.01
-    back = zoo[NAME].decode(tokens)
+    decoded = zoo[NAME].decode(tokens)
     values = [ValueStore(folder / "data").read_key(zoo[NAME], "train", key) for key in keys]
-    assert zoo[NAME].score(back, values)["cosine"] == pytest.approx(1, abs=1e-4)
+    assert zoo[NAME].score(decoded, values)["cosine"] == pytest.approx(1, abs=1e-4)
 
 
 def test_the_backbone_trains_and_generates_from_vectors(zoo_and_folder: tuple[Zoo, Path], tmp_path: Path) -> None:
@@ -202,8 +202,8 @@ def test_patches_are_normalised_and_in_order(patches_tokenizer: Path) -> None:
     # patch 4 is row 1, column 1: rows 4..7, columns 4..7; number 16 + 4 + 2 of it is channel 1, row 1, column 2
     expected = (values[1, 1, 5, 6] - tensors["mean"][1]) / tensors["std"][1]
     assert tokens[1, 4, 22] == pytest.approx(float(expected), abs=1e-6)
-    back = plugin.decode(tokenizer, tokens)
-    np.testing.assert_allclose(back.numpy(), values, atol=1e-6)
+    decoded = plugin.decode(tokenizer, tokens)
+    np.testing.assert_allclose(decoded.numpy(), values, atol=1e-6)
 
 
 def test_spec_and_decoding_stay_within_bounds(patches_tokenizer: Path) -> None:

@@ -194,7 +194,7 @@ def test_only_the_whole_view_of_cropped_samples_is_scored(
     assert uncropped_pairs[0]["samples"] == TEST - 5
 
 
-def test_baseline_and_reconstruction_use_the_same_samples(world: World, result: dict[str, Any]) -> None:
+def test_baseline_and_reconstruction_use_the_same_samples(result: dict[str, Any]) -> None:
     pair_scores = entry(result, "light", "letters")
     assert pair_scores["samples"] == 16
     assert pair_scores["reconstruction"] == {"exact": 1.0}  # letters are lossless
@@ -242,9 +242,7 @@ def test_galleries_show_inputs_draws_and_truth(world: World, result: dict[str, A
     assert len({text for row in rows for text in row["cells"][1:]}) > 6, "of 9"
 
 
-def test_ids_that_values_have_once_are_drawn_once(
-    world: World, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_single_ids_are_drawn_once(world: World, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In evaluation and in generation."""
     config = dataclasses.replace(CONFIG, samples=1, draws=1, gallery_pairs=1, gallery_samples=12)
     plan = GenerationPlan(inputs=("dark",), targets=(TargetPlan(name="letters", temperature=50.0),), samples="10")
@@ -350,9 +348,7 @@ def test_values_of_other_samples_with_the_same_keys_are_refused(
         world.evaluate(run, tokens=tokens, data=other_data, **LIGHT_TO_DARK)
 
 
-def test_a_missing_gallery_is_drawn_again_and_scores_are_not_replaced_by_none(
-    world: World, run: Path, tokens: Path
-) -> None:
+def test_missing_galleries_are_redrawn_and_scores_survive_missing_tokens(world: World, run: Path, tokens: Path) -> None:
     config = dataclasses.replace(SMALL, draws=1, gallery_pairs=1)
     first = world.evaluate(run, config, **LIGHT_TO_DARK)
     picture = run / "evaluation" / first["galleries"][0]["picture"]
@@ -425,7 +421,7 @@ def test_default_pairs_that_cannot_be_scored_are_skipped(world: World, run: Path
         world.evaluate(run, config, data=data, **LIGHT_TO_DARK)
 
 
-def test_other_samples_are_scored_in_a_folder_of_their_own(
+def test_other_tokens_are_scored_in_a_separate_folder(
     world: World, run: Path, tokens: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "scores" / "other"
@@ -459,7 +455,7 @@ def test_other_samples_are_scored_in_a_folder_of_their_own(
     assert isinstance(run_eval(*other_tokens, run / "evaluation").exception, FolderError), "the scores of other values"
 
 
-def test_tokens_of_another_codec_are_left_out_or_refused(world: World, run: Path, tokens: Path) -> None:
+def test_tokens_of_another_tokenizer_are_left_out_or_refused(world: World, run: Path, tokens: Path) -> None:
     """They count as missing, both as targets and as inputs."""
     shutil.rmtree(tokens / "test" / "letters")
     without_letters = world.evaluate(run, tokens=tokens, **LIGHT_TO_DARK)
@@ -479,7 +475,7 @@ def test_tokens_of_another_codec_are_left_out_or_refused(world: World, run: Path
         world.evaluate(run, targets=["letters"])
 
 
-def test_a_vocabulary_that_grew_is_the_same_codec(world: World, run: Path, tmp_path: Path) -> None:
+def test_tokens_of_a_grown_vocabulary_are_scored(world: World, run: Path, tmp_path: Path) -> None:
     before = world.zoo["letters"].fingerprint
     grown = shutil.copytree(world.root / "tokenizers", tmp_path / "tokenizers") / "letters" / "config.json"
     config = read_table(grown)

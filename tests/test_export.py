@@ -124,7 +124,7 @@ def test_a_decoder_that_cannot_be_traced_is_skipped(
 
 
 @pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "torch"])
-def test_a_network_that_is_not_written_is_not_left_out(format: str) -> None:
+def test_an_export_that_cannot_be_written_is_an_error(format: str) -> None:
     """An error of the disk is not an error of the tracer. PyTorch's own writer would end the process."""
     world = the_world().put_back()
     words = f"export-onnx depth --out networks --format {format}"
@@ -170,7 +170,7 @@ def test_an_exported_backbone_encoder_gives_the_same_features(format: Any, endin
     assert features.shape == (5, sum(encoder.layout.spec(name).layout.length for name in tokens), encoder.num_features)
 
 
-def test_export_onnx_exports_tokenizers_and_encoders(tmp_path: Path) -> None:
+def test_export_onnx_exports_tokenizers_and_encoders() -> None:
     world = the_world().put_back()
     ended = world("export-onnx depth --out onnx")
     assert ended.code == 0 and "encoder.onnx" in ended.printed and "of ids" in ended.printed, ended.complaint
@@ -188,7 +188,7 @@ def test_export_onnx_exports_tokenizers_and_encoders(tmp_path: Path) -> None:
     world("export-onnx depth --out mine --overwrite").refused("mine")
 
 
-def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"onnxscript.*pip install 'tokenizers-zoo\[onnx\]'"):
         exporting.check_library("onnx")

@@ -426,7 +426,7 @@ def test_series_and_clips_are_mirrored_and_cut() -> None:
     )
 
 
-def test_a_series_of_one_channel_is_read_from_a_file_with_and_without_its_axis() -> None:
+def test_one_channel_series_are_read_with_or_without_channel_axis() -> None:
     class Lead(Pulse):
         channels = 1
 
@@ -468,7 +468,7 @@ def test_a_series_of_many_channels_is_no_picture(quantizer: str, install: Callab
     assert zoo["leads"].spec.places == (zoo["leads"].spec.layout.shape[0],)
 
 
-def test_a_series_with_several_codes_per_place_has_no_proportions(tmp_path: Path) -> None:
+def test_series_with_several_codes_have_no_aspect_ratio(tmp_path: Path) -> None:
     """Channels and time steps are not compared with a picture's height and width, although tokens have two axes."""
     table = {"length": 32, "patch_length": 8, "tokenizer": {"quantizer": "residual_fsq"}}
     sizes = {"image_size": 16, "patch_size": 8, "modalities": ["rgb", "imu"]}

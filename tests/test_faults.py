@@ -54,9 +54,9 @@ def test_a_tokenizer_is_never_lost_while_it_is_replaced(world: World, stage: str
     for number in sorted({1, count // 2, count - 1}):
         world.put_back(world.after[stage])
         assert world(words, kill_after=number).code == -signal.SIGKILL
-        left = world.files()
+        remaining = world.files()
         aside = (f"{folder}/{name}/config.json" for name in (".moving", ".replaced"))
-        assert old in (left.get(config_file), *map(left.get, aside)), f"lost at {replaced.renames[number]}"
+        assert old in (remaining.get(config_file), *map(remaining.get, aside)), f"lost at {replaced.renames[number]}"
         rerun = world(words)
         assert rerun.code == 0, rerun.complaint
         assert results(world.files()) == after

@@ -148,9 +148,9 @@ def key_paths(value: Any, key_path: tuple[Any, ...] = ()) -> Iterator[tuple[Any,
 def test_odd_records_give_one_line_errors(golden: Path, name: str, tried: int) -> None:
     """An untrusted record has a right checksum, whatever its values are. The error names the wrong one."""
     table, draw = read_table(golden / name), random.Random(name)
-    odd = (LOST, 3, "x", -1, 10**12, "", "../x", [], {}, None, True, 1.5, [[1]], {"a": 1})
-    changes = [(key_path, value) for key_path in key_paths(table) for value in odd]
-    first = [(key_path, value) for key_path, value in changes if len(key_path) == 1 and value in odd[:3]]
+    odd_values = (LOST, 3, "x", -1, 10**12, "", "../x", [], {}, None, True, 1.5, [[1]], {"a": 1})
+    changes = [(key_path, value) for key_path in key_paths(table) for value in odd_values]
+    first = [(key_path, value) for key_path, value in changes if len(key_path) == 1 and value in odd_values[:3]]
     for key_path, value in [*first, *draw.sample(changes, min(len(changes), tried))]:
         changed = copy.deepcopy(table)
         part, key = functools.reduce(operator.getitem, key_path[:-1], changed), key_path[-1]

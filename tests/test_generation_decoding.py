@@ -64,8 +64,8 @@ def slow_sequence(
         for weight, inputs in packed:
             logits += weight * full_logits(model, inputs, plan.name, read, range(len(read)))[-1]
         logits[WORDS.sentinel_start : WORDS.sentinel_start + WORDS.num_sentinels] = -torch.inf
-        at = uniform[len(tokens)]
-        token = int(draw_one(logits, at, plan.temperature, plan.top_k, plan.top_p, plan.filter_before_temperature))
+        draw = uniform[len(tokens)]
+        token = int(draw_one(logits, draw, plan.temperature, plan.top_k, plan.top_p, plan.filter_before_temperature))
         if token == WORDS.end:
             break
         tokens.append(token)
@@ -101,18 +101,18 @@ def slow_maskgit(
     noise = Noise(seed, [sample], plan.name)
     filters = plan.temperature, plan.top_k, plan.top_p, plan.filter_before_temperature
     for step, count in enumerate(counts):
-        left = [cell for cell in range(9) if cell not in tokens_by_cell]
-        logits = torch.zeros(len(left), 11)
+        undecided = [cell for cell in range(9) if cell not in tokens_by_cell]
+        logits = torch.zeros(len(undecided), 11)
         for weight, names in passes:
             inputs = whole_inputs(model, input_tokens, names)
             if tokens_by_cell:
                 inputs.add(
                     plan.name, torch.tensor([list(tokens_by_cell.values())]), torch.tensor([list(tokens_by_cell)])
                 )
-            logits += weight * full_logits(model, inputs.packed(), plan.name, [-1] * len(left), left)
+            logits += weight * full_logits(model, inputs.packed(), plan.name, [-1] * len(undecided), undecided)
         uniform, gumbel = noise.uniform(IDS, step, 9)[0], noise.gumbel(CONFIDENCE, step, 9)[0]
         scored = []
-        for row, cell in enumerate(left):
+        for row, cell in enumerate(undecided):
             token = int(draw_one(logits[row], uniform[cell], *filters))
             noisy = plan.confidence_noise * (1 - step / len(counts)) * gumbel[cell]
             ranked = tempered(logits[row], *filters) if plan.filter_before_temperature else logits[row]
@@ -332,4 +332,4 @@ def test_draws_equal_repeated_samples(
     for name, draw_rows in generated.items():
         ids = [row.tolist() for row in draw_rows]
         assert ids == [row.tolist() for row in alone[name]]
-        assert partial or all(len(set(map(str, ids[at : at + DRAWS]))) > 1 for at in range(0, len(ids), DRAWS))
+        assert partial or all(len(set(map(str, ids[start : start + DRAWS]))) > 1 for start in range(0, len(ids), DRAWS))

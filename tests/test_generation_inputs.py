@@ -276,7 +276,7 @@ def test_filled_sequences_equal_their_slow_twin(
     assert separate[4].tolist() == [9] * 6  # no room
 
 
-def test_passes_keep_to_their_samples_when_finished_ones_leave_the_batch(model: FourM) -> None:
+def test_passes_follow_their_samples_when_finished_samples_leave(model: FourM) -> None:
     input_tokens = {name: tokens for name, tokens in random_inputs(6).items() if name in ("left", "vectors")}
     full = np.array([9] * 6 + [-1])  # no room: it leaves the batch at once
     partial = [full, full, np.array([-1]), full, np.array([-1]), full]
@@ -294,7 +294,7 @@ def test_passes_keep_to_their_samples_when_finished_ones_leave_the_batch(model: 
 
 
 @pytest.mark.parametrize("sentinels", [1, 2, 4])
-def test_with_as_many_gaps_as_sentinels_the_id_after_these_is_content(sentinels: int) -> None:
+def test_with_all_sentinels_used_the_next_id_is_content(sentinels: int) -> None:
     layout = dataclasses.replace(WORDS, num_sentinels=sentinels)
     model = sharp_model([dataclasses.replace(TEXT, layout=layout)])
     row = np.array([-1] + [9, -1] * (sentinels - 1))

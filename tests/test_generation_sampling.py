@@ -143,8 +143,8 @@ def test_temperatures_by_hand() -> None:
     assert temperatures([9], 4.0, 1.0, "linear") == [4.0]
     # 16 points from 1 to 100 are 6.6 apart: 1, 7.6, 14.2, 20.8; 1/sqrt of them, from 0.1 to 1 scaled to 0 to 1.
     curve = [(x**-0.5 - 0.1) / 0.9 for x in (1, 7.6, 14.2, 20.8)]
-    left = [14 / 16, 11 / 16, 6 / 16, 0]
-    expected = [0.5 + 5.5 * a * b for a, b in zip(left, curve, strict=True)]
+    masked_shares = [14 / 16, 11 / 16, 6 / 16, 0]
+    expected = [0.5 + 5.5 * a * b for a, b in zip(masked_shares, curve, strict=True)]
     assert temperatures(counts, 6.0, 0.5, "inverse") == pytest.approx(expected)
 
 

@@ -364,10 +364,12 @@ def test_moved_run_is_not_grown_again(
 
 def test_bad_growth_is_refused(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
     trained = Trained.load(old_run)
-    now = {item.name: item for item in grown()}
+    specs_by_name = {item.name: item for item in grown()}
     with pytest.raises(ConfigError, match="each once; got height, height"):
-        grown_specs(trained, now, ["height", "height"])
-    assert {item.vocab_size for item in grown_specs(trained, now, ["names"]) if item.vocabulary == "text"} == {LONGER}
+        grown_specs(trained, specs_by_name, ["height", "height"])
+    assert {
+        item.vocab_size for item in grown_specs(trained, specs_by_name, ["names"]) if item.vocabulary == "text"
+    } == {LONGER}
     unknown_specs = [*all_layouts(), spec("absent", GridLayout(shape=(2, 2)), 5)]
     with pytest.raises(DataError, match="no tokens of absent"):
         train(tmp_path / "run", new_tokens, unknown_specs, SMALL, TrainConfig(steps=1), start=old_run)

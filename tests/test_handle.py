@@ -162,7 +162,7 @@ def test_threads_see_one_default_dtype() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
-def test_a_process_that_is_forked_while_something_is_loaded_can_load() -> None:
+def test_a_process_forked_during_a_load_can_load() -> None:
     script = (
         "import os, threading; from tokenizers_zoo.checkpoint import loading; import signal, torch\n"
         "holds, done = threading.Event(), threading.Event()\n"
@@ -343,9 +343,7 @@ def test_tokenizer_other_than_the_pinned_one_is_refused(install_example: Install
     assert Zoo.from_toml(tmp_path / "registry.toml")["a_map"].encode(values()).shape == (3, 4, 4)
 
 
-def test_training_again_replaces_the_loaded_tokenizer_of_all_that_share_it(
-    install_example: Install, tmp_path: Path
-) -> None:
+def test_retraining_reloads_the_tokenizer_of_all_that_share_it(install_example: Install, tmp_path: Path) -> None:
     shared = {"vocab_size=config.levels": 'vocab_size=16, vocabulary="levels"'}
     install_example("one", shared)
     install_example("two", shared)
@@ -353,13 +351,13 @@ def test_training_again_replaces_the_loaded_tokenizer_of_all_that_share_it(
     trained(zoo, "one", zoo["one"].checkpoint)
     before = zoo["two"].fingerprint
     assert len(zoo["two"].tokenizer) == 16
-    zoo2 = only({"one": {"levels": 4}}, zoo={"checkpoints": str(tmp_path)})
-    assert len(zoo2["two"].tokenizer) == 16
-    trained(zoo2, "one", zoo2["one"].checkpoint)
-    assert zoo2["two"].fingerprint != before and len(zoo2["two"].tokenizer) == 4
+    coarser_zoo = only({"one": {"levels": 4}}, zoo={"checkpoints": str(tmp_path)})
+    assert len(coarser_zoo["two"].tokenizer) == 16
+    trained(coarser_zoo, "one", coarser_zoo["one"].checkpoint)
+    assert coarser_zoo["two"].fingerprint != before and len(coarser_zoo["two"].tokenizer) == 4
 
 
-def test_a_pickled_handle_of_a_relative_registry_is_the_same_in_another_folder(
+def test_a_pickled_handle_works_in_another_folder(
     depth_registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(depth_registry.parent)

@@ -164,7 +164,7 @@ def test_a_stream_reads_in_order_and_needs_a_number(zoo: Run) -> None:
     streamed = Zoo.from_toml("registry.toml").source("hf").samples(
         "train", 12, 0, {"path": "rows.parquet", "streaming": True, "test_fraction": 0}
     )  # fmt: skip
-    assert [streamed[at][0] for at in (3, 5, 4, 0)] == [f"train-{at:08}" for at in (3, 5, 4, 0)]
+    assert [streamed[index][0] for index in (3, 5, 4, 0)] == [f"train-{index:08}" for index in (3, 5, 4, 0)]
 
 
 def test_changed_rows_are_made_again(zoo: Run) -> None:

@@ -95,13 +95,13 @@ def imports_of(path: Path, root: Path) -> list[tuple[int, str]]:
 def test_packages_import_only_allowed_packages(package: str) -> None:
     ours = {"tokenizers_zoo", "bench", "plugins", "tests"}
     allowed = ALLOWED.get(package, {package, "tokenizers_zoo"})
-    wrong = []
+    violations = []
     for path in files(package):
         for line, name in imports_of(path, packages()[package].parent):
             top = name.split(".")[0]
             if (top in ours or top.startswith("zoo_")) and top not in allowed:
-                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
-    assert not wrong, "\n".join(wrong)
+                violations.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert not violations, "\n".join(violations)
 
 
 def graph(package: str) -> dict[str, set[str]]:
@@ -141,11 +141,13 @@ def test_no_circular_imports(package: str) -> None:
 def test_no_import_upwards(package: str) -> None:
     layers = LAYERS[package]
     height = {name: len(layers) - number for number, layer in enumerate(layers) for name in layer}
-    wrong = []
+    violations = []
     for module, imported in graph(package).items():
         mine = height.get((module + ".").split(".")[1], 0) if module != package else len(layers)  # its public names
-        wrong += [f"{module} imports {name}" for name in imported if height.get((name + ".").split(".")[1], 0) > mine]
-    assert not wrong, "\n".join(wrong)
+        violations += [
+            f"{module} imports {name}" for name in imported if height.get((name + ".").split(".")[1], 0) > mine
+        ]
+    assert not violations, "\n".join(violations)
 
 
 def declared(project: dict[str, Any]) -> list[tuple[str, str]]:
@@ -159,7 +161,7 @@ def test_plugins_declare_their_imports(package: str) -> None:
     """Exceptions: torch inside functions (a dependency of the core), and jaxtyping for type checkers."""
     root = plugin_packages()[package].parent
     declared_names = {name for name, _ in declared(PLUGINS[root.parent])}
-    wrong = []
+    violations = []
     for path in files(package):
         lines = path.read_text(encoding="utf-8").splitlines()
         for line, name in imports_of(path, root):
@@ -168,8 +170,8 @@ def test_plugins_declare_their_imports(package: str) -> None:
                 continue
             indented = lines[line - 1].startswith(" ")  # in a function or for type checkers
             if DISTRIBUTIONS.get(top, top) not in declared_names and not (top in ("torch", "jaxtyping") and indented):
-                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
-    assert not wrong, "\n".join(wrong)
+                violations.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert not violations, "\n".join(violations)
 
 
 def test_packages_ask_for_the_same_releases() -> None:
@@ -211,16 +213,16 @@ def any_of(names: set[str]) -> re.Pattern[str]:
 def test_no_modality_is_known_by_name(package: str) -> None:
     names = {name for name in OURS if len(name) > 3}
     assert names
-    wrong = []
+    violations = []
     for path in files(package):
         source = str(path.relative_to(ROOT))
         for line, text in written_names(ast.parse(path.read_text(encoding="utf-8")), names):
             if EXCEPTIONS.get(source) != text:
-                wrong.append(f"{source}:{line} names a modality: {text[:60]!r}")
+                violations.append(f"{source}:{line} names a modality: {text[:60]!r}")
     for path in (path for path in CORE[package].rglob("*") if path.suffix not in (".py", ".pyc") and path.is_file()):
         mentions = any_of(names - GENERIC).findall(path.read_text(encoding="utf-8"))
-        wrong += [f"{path.relative_to(ROOT)} names a modality: {name}" for name in mentions]
-    assert not wrong, "\n".join(wrong)
+        violations += [f"{path.relative_to(ROOT)} names a modality: {name}" for name in mentions]
+    assert not violations, "\n".join(violations)
 
 
 LISTING = """

@@ -37,9 +37,9 @@ ZOO = Zoo.installed()
 @contextlib.contextmanager
 def at_most(extra_bytes: int) -> Iterator[None]:
     """Refuse the process more than `extra_bytes` bytes of memory beyond the present."""
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (now + extra_bytes, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (used_bytes + extra_bytes, hard))
     try:
         yield
     finally:

@@ -27,13 +27,13 @@ CASES = settings(max_examples=60, deadline=None, derandomize=True)
 def slow_fill(weights: np.ndarray, capacity: np.ndarray, budget: int) -> np.ndarray:
     """Reference implementation of water-filling for one row, without rounding."""
     amounts = np.zeros(len(weights))
-    left = min(budget, int(capacity.sum()))
-    while left > 1e-9:
+    remaining = min(budget, int(capacity.sum()))
+    while remaining > 1e-9:
         room = capacity - amounts
         share = np.where(room > 1e-12, weights, 0)
-        increment = np.minimum(left * share / share.sum(), room)
+        increment = np.minimum(remaining * share / share.sum(), room)
         amounts += increment
-        left -= increment.sum()
+        remaining -= increment.sum()
     return amounts
 
 
@@ -526,11 +526,13 @@ def test_fallback_targets_change_neither_inputs_nor_other_targets(targets: tuple
             overlapping += bool(given_too)
     assert overlapping > 20 or budget < 24
     raw.present[:, kinds], raw.lengths[:, kinds] = False, 0
-    left = masked(specs, raw, filling, **settings)
-    assert left.targets.mask[torch.from_numpy(raw.present[:, 1:3].any(axis=1))].any(dim=1).all(), "only what fills"
-    left = masked(specs, raw, filling, Mixture(weight=0.01, inputs=("grid_1",), targets=("grid_2",)), **settings)
+    filled_only = masked(specs, raw, filling, **settings)
+    assert filled_only.targets.mask[torch.from_numpy(raw.present[:, 1:3].any(axis=1))].any(dim=1).all(), (
+        "only what fills"
+    )
+    filled_only = masked(specs, raw, filling, Mixture(weight=0.01, inputs=("grid_1",), targets=("grid_2",)), **settings)
     has_both_grids = torch.from_numpy(raw.present[:, 1] & raw.present[:, 2])
-    assert (left.targets.modalities[has_both_grids][left.targets.mask[has_both_grids]] == 2).all(), (
+    assert (filled_only.targets.modalities[has_both_grids][filled_only.targets.mask[has_both_grids]] == 2).all(), (
         "where no other part has its targets"
     )
 

@@ -62,9 +62,9 @@ def test_a_field_name_is_written_once() -> None:
 
 def test_field_numbers_are_written_once_and_levels_repeatedly(tmp_path: Path) -> None:
     numbered = {"speed": {"high": 5, "number": 2}, "height": {"high": 5, "number": 0}}
-    at = settings_of("metadata", fields=numbered, default_fields=False)
-    metadata.train_tokenizer(at, samples(), tmp_path)
-    tokenizer = metadata.load_tokenizer(tmp_path, at)
+    config = settings_of("metadata", fields=numbered, default_fields=False)
+    metadata.train_tokenizer(config, samples(), tmp_path)
+    tokenizer = metadata.load_tokenizer(tmp_path, config)
     tokens, ids = metadata.encode(tokenizer, [{"speed": 1, "height": 1}])[0].tolist(), metadata.single_ids(tokenizer)
     assert tokens[1] == tokens[3] and [token in ids for token in tokens] == [True, False, True, False]
 
@@ -75,10 +75,10 @@ def own_fields(**options: Any) -> dict[str, Any]:
 
 
 def test_fields_can_be_declared_in_the_registry(tmp_path: Path) -> None:
-    at = settings_of("metadata", **own_fields(unknown="drop"))
-    assert metadata.modality_spec(at).layout.length == 4
-    metadata.train_tokenizer(at, samples(), tmp_path)
-    tokenizer = metadata.load_tokenizer(tmp_path, at)
+    config = settings_of("metadata", **own_fields(unknown="drop"))
+    assert metadata.modality_spec(config).layout.length == 4
+    metadata.train_tokenizer(config, samples(), tmp_path)
+    tokenizer = metadata.load_tokenizer(tmp_path, config)
     value = {"speed": 17, "other": 1, "weather": "rain, or <hail>"}
     assert round_trip(tokenizer, value) == {"weather": "rain, or <hail>", "speed": 20.0}
     assert round_trip(tokenizer, {"speed": 14.9}) == {"speed": 10.0}
@@ -110,28 +110,28 @@ def test_numbers_may_leave_the_range_by_rounding_only() -> None:
 
 
 def test_metadata_scores_by_hand() -> None:
-    at = settings_of("metadata")
+    config = settings_of("metadata")
     target = [{"camera_height": 1.5, "num_people": 2}, {"brightness": 0.5}, {}]
     predicted = [{"camera_height": 1.8}, {"brightness": 0.51, "room_width": 3}, {"brightness": 1}]
-    scores = metadata.score(predicted, target, at)
+    scores = metadata.score(predicted, target, config)
     assert scores == pytest.approx({"range_error": (0.1 + 1 + 0.01) / 3, "field_accuracy": 1 / 3})
-    assert metadata.score(target, target, at) == {"range_error": 0.0, "field_accuracy": 1.0}
-    assert metadata.score([{}], [{}], at) == {"range_error": 0.0, "field_accuracy": 1.0}
+    assert metadata.score(target, target, config) == {"range_error": 0.0, "field_accuracy": 1.0}
+    assert metadata.score([{}], [{}], config) == {"range_error": 0.0, "field_accuracy": 1.0}
 
 
 def test_the_constant_metadata_is_the_median_and_the_mode() -> None:
-    at = settings_of("metadata", **own_fields())
+    config = settings_of("metadata", **own_fields())
     values = [{"speed": speed, "weather": "sun"} for speed in (1, 2, 30)] + [{"weather": "rain, or <hail>"}]
-    assert metadata.constant_baseline(values, at) == {"weather": "sun", "speed": 2}
+    assert metadata.constant_baseline(values, config) == {"weather": "sun", "speed": 2}
 
 
 def test_metadata_is_shown_with_units_and_stored_as_json() -> None:
-    at = settings_of("metadata")
-    assert metadata.render({"camera_height": 1.23456, "num_people": 2}, at) == "camera_height 1.23 m\nnum_people 2"
-    data, extension = metadata.write_value({"num_people": 2}, at)
-    assert metadata.read_value(data, extension, at) == {"num_people": 2}
+    config = settings_of("metadata")
+    assert metadata.render({"camera_height": 1.23456, "num_people": 2}, config) == "camera_height 1.23 m\nnum_people 2"
+    data, extension = metadata.write_value({"num_people": 2}, config)
+    assert metadata.read_value(data, extension, config) == {"num_people": 2}
     with pytest.raises(InvalidValueError, match="outside its range"):
-        metadata.read_value(b'{"num_people": 9}', "json", at)
+        metadata.read_value(b'{"num_people": 9}', "json", config)
 
 
 def test_levels_that_are_even_in_the_logarithm() -> None:
@@ -190,8 +190,8 @@ def test_metadata_files_of_4m_are_read_and_scored() -> None:
 
 
 def test_picture_statistics_by_hand() -> None:
-    at = settings_of("image_metadata")
-    grey = image_metadata.derive({"rgb": np.full((3, 8, 8), 0.5, np.float32)}, at, {})
+    config = settings_of("image_metadata")
+    grey = image_metadata.derive({"rgb": np.full((3, 8, 8), 0.5, np.float32)}, config, {})
     assert grey == pytest.approx(
         {"brightness": 0.5, "contrast": 0, "saturation": 0, "colourfulness": 0, "entropy": 0}, abs=1e-6
     )
@@ -202,7 +202,7 @@ def test_picture_statistics_by_hand() -> None:
         "brightness": 0.2126 / 2, "contrast": 0.2126 / 2, "saturation": 0.5,
         "colourfulness": 1.3 * math.hypot(0.5, 0.25), "entropy": 1.0,
     }  # fmt: skip
-    assert image_metadata.derive({"rgb": halves}, at, {}) == pytest.approx(expected)
+    assert image_metadata.derive({"rgb": halves}, config, {}) == pytest.approx(expected)
 
 
 def test_picture_statistics_equal_libraries() -> None:
@@ -247,18 +247,18 @@ def test_slanted_planes_have_no_occlusion_edges_and_jumps_have() -> None:
 
 
 def test_geometric_complexity_by_hand() -> None:
-    at = settings_of("geometric_metadata", inputs=["normal"])
+    config = settings_of("geometric_metadata", inputs=["normal"])
     normal = np.zeros((3, 2, 2), np.float32)
     normal[2] = 1
-    assert geometric_metadata.derive({"normal": normal}, at, {}) == {"geometric_complexity": 0.0}
+    assert geometric_metadata.derive({"normal": normal}, config, {}) == {"geometric_complexity": 0.0}
     normal[:, 0] = [[0], [1], [0]]  # half up, half to the viewer: the mean has length sqrt(1/2)
-    assert geometric_metadata.derive({"normal": normal}, at, {}) == {
+    assert geometric_metadata.derive({"normal": normal}, config, {}) == {
         "geometric_complexity": pytest.approx(1 - 0.5**0.5)
     }
 
 
 def test_visible_people_and_classes_are_counted() -> None:
-    at = settings_of("semantic_metadata")
+    config = settings_of("semantic_metadata")
     labels = ["person", "chair", "chair", "lamp"]
     semseg = np.array([["floor", "floor", "chair"], ["void", "wall", "person"]])
     sample = {
@@ -266,16 +266,16 @@ def test_visible_people_and_classes_are_counted() -> None:
         "semseg": np.vectorize(CLASSES.index)(semseg),
         "caption": "A person sits. It's late! Is it?",
     }
-    assert semantic_metadata.derive(sample, at, SPECS) == {
+    assert semantic_metadata.derive(sample, config, SPECS) == {
         "num_people": 1, "num_objects": 4, "num_labels": 3, "object_share": 2 / 5, "walkable_share": 2 / 5,
         "num_classes": 4, "caption_characters": 32, "caption_words": 8, "caption_sentences": 3,
     }  # fmt: skip
 
 
 def test_fields_without_anything_to_measure_are_omitted() -> None:
-    at = settings_of("semantic_metadata")
+    config = settings_of("semantic_metadata")
     empty = {"boxes": [], "semseg": np.zeros((4, 4), np.int64), "caption": "..."}
-    assert semantic_metadata.derive(empty, at, SPECS) == {"num_people": 0, "num_objects": 0, "num_labels": 0}
+    assert semantic_metadata.derive(empty, config, SPECS) == {"num_people": 0, "num_objects": 0, "num_labels": 0}
     caption_only = settings_of("semantic_metadata", inputs=["caption"])
     assert semantic_metadata.modality_spec(caption_only).derived_from == ("caption",)
     segments = settings_of("semantic_metadata", inputs=["sam_instance"])
@@ -286,9 +286,9 @@ def test_fields_without_anything_to_measure_are_omitted() -> None:
 
 
 def test_computed_numbers_are_clipped_to_their_range() -> None:
-    at = settings_of("semantic_metadata", inputs=["boxes", "caption"])
+    config = settings_of("semantic_metadata", inputs=["boxes", "caption"])
     crowd = [{"label": "person", "box": [0, 0, 1, 1]}] * 99
-    derived = semantic_metadata.derive({"boxes": crowd, "caption": "word. " * 500}, at, {})
+    derived = semantic_metadata.derive({"boxes": crowd, "caption": "word. " * 500}, config, {})
     assert (derived["num_people"], derived["num_objects"], derived["caption_words"]) == (20, 31, 400)
     assert round_trip(load("semantic_metadata"), derived).keys() == derived.keys()
 
