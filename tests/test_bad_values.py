@@ -71,9 +71,9 @@ def test_arrays_with_wrong_numbers_and_damaged_files_are_refused(name: str) -> N
     numbers = [] if low is None or high is None else [low - 1 - abs(low), high + 1 + abs(high)]
     for number in [*numbers, *((np.nan, -np.inf) if value.dtype.kind == "f" else ())]:
         invalid = with_one(value, number)
-        for act in (lambda wrong=invalid: handle.check(wrong), lambda wrong=invalid: handle.write(wrong)):
+        for act in (lambda invalid=invalid: handle.check(invalid), lambda invalid=invalid: handle.write(invalid)):
             assert_refused(name, act, "numbers lie outside the range" if np.isfinite(number) else "1 not finite")
-        assert_refused(name, lambda wrong=invalid: handle.read(npy(wrong).data, "npy"))
+        assert_refused(name, lambda invalid=invalid: handle.read(npy(invalid).data, "npy"))
     assert_refused(name, lambda: handle.read(b"PK", "docx"), "expected", "docx")
     assert_refused(name, lambda: handle.read(b"", "npy"))
     for description in ("no array", "an empty array", "cut off", "Python objects in it"):
