@@ -127,8 +127,8 @@ def run(folder: Path, store: Path, specs: list[ModalitySpec] | None = None, **se
     """Train SMALL with changed settings; arguments of `train` are passed on."""
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     config = dataclasses.replace(TRAINING, **{key: value for key, value in settings.items() if key in names})
-    others = {key: value for key, value in settings.items() if key not in names}
-    return train(folder, store, specs or all_layouts(), others.pop("model", SMALL), config, **others)
+    options = {key: value for key, value in settings.items() if key not in names}
+    return train(folder, store, specs or all_layouts(), options.pop("model", SMALL), config, **options)
 
 
 def metrics(folder: Path, key: str = "") -> list[Any]:
@@ -149,12 +149,12 @@ class Killed(BaseException):
 @contextlib.contextmanager
 def killed_after(steps: int) -> Iterator[None]:
     """Kill a training within the block after this many of its steps."""
-    step, taken = Trainer.train_step, []
+    step, rates = Trainer.train_step, []
 
     def dying(self: Trainer, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
-        if len(taken) == steps:
+        if len(rates) == steps:
             raise Killed
-        taken.append(rate)
+        rates.append(rate)
         return step(self, batch, rate)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):

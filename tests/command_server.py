@@ -98,16 +98,16 @@ def processes_of(session: int) -> list[int]:
 
     Left out are the helper of multiprocessing that ends on its own, and processes that have just been forked.
     """
-    found, forked = [], Path("/proc/self/cmdline").read_bytes()
+    processes, forked = [], Path("/proc/self/cmdline").read_bytes()
     for path in Path("/proc").glob("[0-9]*"):
         try:
             state, _, _, owner = (path / "stat").read_text().rpartition(")")[2].split()[:4]
             words = (path / "cmdline").read_bytes()
             if int(owner) == session and state != "Z" and words != forked and b"resource_tracker" not in words:
-                found.append(int(path.name))
+                processes.append(int(path.name))
         except OSError:
             pass  # it has ended
-    return sorted(found)
+    return sorted(processes)
 
 
 def watch(child: int, mishap: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -47,7 +47,7 @@ draws = 1
 gallery_samples = 2
 loss_samples = 8
 """
-ROAD = {
+STAGES = {
     "make": "data make folder data --set path=files --workers 0",
     "derive": "data derive data --modalities rgb_patches --workers 0",
     "train": "tokenizer train depth --data data",
@@ -119,9 +119,9 @@ class World:
         self.server.stdin.flush()
         return Ended(**json.loads(self.server.stdout.readline()))
 
-    def go(self, road: Mapping[str, str] = ROAD, **mishap: Any) -> World:
+    def go(self, stages: Mapping[str, str] = STAGES, **mishap: Any) -> World:
         """Run all stages of a pipeline."""
-        for stage, words in road.items():
+        for stage, words in stages.items():
             self.before[stage] = self.files()
             ended = self(words, **mishap)
             assert ended.code == 0, (stage, ended.complaint)
@@ -130,30 +130,30 @@ class World:
 
     def files(self) -> Files:
         """Return the contents of all files by their path in the folder."""
-        found = {}
+        contents = {}
         for path in sorted(self.folder.rglob("*")):
             with contextlib.suppress(FileNotFoundError):  # removed by the worker of a killed command
                 if path.is_file():
-                    found[path.relative_to(self.folder).as_posix()] = path.read_bytes()
-        return found
+                    contents[path.relative_to(self.folder).as_posix()] = path.read_bytes()
+        return contents
 
-    def put_back(self, wanted: Mapping[str, bytes] | None = None) -> World:
+    def put_back(self, files: Mapping[str, bytes] | None = None) -> World:
         """Restore the folder to exactly these files; by default the files after the last stage."""
-        wanted = self.after["score"] if wanted is None else wanted
+        files = self.after["score"] if files is None else files
         for name, data in self.files().items():
-            if name not in wanted:
+            if name not in files:
                 (self.folder / name).unlink()
-            elif data != wanted[name]:
-                (self.folder / name).write_bytes(wanted[name])
+            elif data != files[name]:
+                (self.folder / name).write_bytes(files[name])
                 os.utime(self.folder / name, (CHANGED, CHANGED))
         for path in sorted(self.folder.rglob("*"), reverse=True):
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
-        for name in wanted:
+        for name in files:
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                path.write_bytes(wanted[name])
+                path.write_bytes(files[name])
                 os.utime(path, (CHANGED, CHANGED))
         return self
 
@@ -165,9 +165,9 @@ CHANGED = 1_700_000_000
 @functools.cache
 def the_world() -> World:
     """Return the world that all tests of this process share, after the whole pipeline ran in it."""
-    place = tempfile.TemporaryDirectory(prefix="zoo-world-")
-    atexit.register(place.cleanup)
-    return new_world(Path(place.name).resolve()).go()
+    directory = tempfile.TemporaryDirectory(prefix="zoo-world-")
+    atexit.register(directory.cleanup)
+    return new_world(Path(directory.name).resolve()).go()
 
 
 def new_world(folder: Path) -> World:
@@ -197,14 +197,14 @@ def write_inputs(folder: Path, samples: int = 24) -> None:
     (folder / "backbone.toml").write_text(BACKBONE)
     rng = np.random.default_rng(0)
     for split, count in (("train", samples), ("test", samples // 3)):
-        place = folder / "files" / split
+        split_folder = folder / "files" / split
         for name in ("rgb", "depth", "caption"):
-            (place / name).mkdir(parents=True)
+            (split_folder / name).mkdir(parents=True)
         for number in range(count):
             key = f"{split}{number:02}"
-            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(place / "rgb" / f"{key}.png")
-            np.save(place / "depth" / f"{key}.npy", rng.uniform(1, 9, (1, 16, 16)).astype(np.float32))
-            (place / "caption" / f"{key}.txt").write_text(f"a red ball and {number} blue boxes\n")
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(split_folder / "rgb" / f"{key}.png")
+            np.save(split_folder / "depth" / f"{key}.npy", rng.uniform(1, 9, (1, 16, 16)).astype(np.float32))
+            (split_folder / "caption" / f"{key}.txt").write_text(f"a red ball and {number} blue boxes\n")
     for path in (path for path in (folder / "files").rglob("*") if path.is_file()):
         os.utime(path, (CHANGED, CHANGED))
 

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from command_server import processes_of
-from command_world import REGISTRY, ROAD, Ended, Files, World, new_world, results
+from command_world import REGISTRY, STAGES, Ended, Files, World, new_world, results
 
 STEPS = "--set steps=4 --set batch_size=4"
 TRAIN = "backbone train --tokens tokens --config backbone.toml --out"
@@ -63,7 +63,7 @@ loss_samples = 4
 [report]
 """
 RGB = "[modalities.rgb]\ntokenizer = { steps = 1, batch_size = 4, width = 16, depth = 1, levels = [4, 4] }\n"
-PATH = {name: words.replace("--workers 0", "--workers 2") for name, words in ROAD.items()} | {
+COMMANDS = {name: words.replace("--workers 0", "--workers 2") for name, words in STAGES.items()} | {
     "small": f"{TRAIN} small --modalities depth,rgb_patches {STEPS}",
     "grow": f"backbone grow small --add caption --tokens tokens --out grown {STEPS}",
     "export": "backbone export run bundle --samples 2",
@@ -112,7 +112,7 @@ class Format:
     files: str
     """Patterns, separated by spaces."""
     readers: str
-    """Names in READERS or PATH, separated by commas."""
+    """Names in READERS or COMMANDS, separated by commas."""
     begun: str = ""
     """The stage that is killed in its middle before."""
     foreign: bool = False
@@ -121,7 +121,7 @@ class Format:
 
 NEW = "--out new"
 CHEAP = "--set steps=2 --set batch_size=4"
-READERS = PATH | {
+READERS = COMMANDS | {
     "data info": "data info data", "data verify": "data verify data",
     "tokenize new": f"tokenize data {NEW} --modalities depth,rgb_patches,caption",
     "derive new": "data derive data --modalities canny --workers 1",
@@ -275,7 +275,7 @@ class Faults:
         """Run a stage with an event after a share of its time; again if it is faster than it was before."""
         for _ in range(4):
             self.world.put_back(self.world.before[stage])
-            ended = self.run(PATH[stage], at=float(share) * self.world.seconds[stage], **event)
+            ended = self.run(COMMANDS[stage], at=float(share) * self.world.seconds[stage], **event)
             if ended.happened:
                 break
             self.world.seconds[stage] = min(self.world.seconds[stage], ended.seconds)
@@ -283,28 +283,30 @@ class Faults:
 
     def check_again(self, stage: str) -> None:
         """The same command ends, with the results of a run without a fault."""
-        again = self.run(PATH[stage])
-        if again.code and not re.search("is there already|is not empty", again.complaint):  # or it was finished
-            raise Fault(f"the same command: {_last(again.complaint)}")
+        rerun = self.run(COMMANDS[stage])
+        if rerun.code and not re.search("is there already|is not empty", rerun.complaint):  # or it was finished
+            raise Fault(f"the same command: {_last(rerun.complaint)}")
         self.check_results(stage)
 
     def check_results(self, stage: str) -> None:
-        ended, wanted = results(self.world.files()), results(self.world.after[stage])
-        wrong = {name for name in ended.keys() | wanted.keys() if ended.get(name) != wanted.get(name)}
-        if wrong:
-            name = min(wrong)
-            how = "is missing" if name not in ended else "is left" if name not in wanted else "differs"
-            raise Fault(f"{name} {how} after the same command ({len(wrong)} files){_differs(ended, wanted, name)}")
+        ended, expected = results(self.world.files()), results(self.world.after[stage])
+        differing = {name for name in ended.keys() | expected.keys() if ended.get(name) != expected.get(name)}
+        if differing:
+            name = min(differing)
+            how = "is missing" if name not in ended else "is left" if name not in expected else "differs"
+            raise Fault(
+                f"{name} {how} after the same command ({len(differing)} files){_differs(ended, expected, name)}"
+            )
 
     def check_whole(self, stage: str) -> None:
         """After a fault each file is the old one or the finished one."""
         before, after = results(self.world.before[stage]), results(self.world.after[stage])
-        left = results({name: data for name, data in self.world.files().items() if not name.endswith(".tmp")})
-        for name, data in left.items():
+        remaining = results({name: data for name, data in self.world.files().items() if not name.endswith(".tmp")})
+        for name, data in remaining.items():
             is_part = "tmp" in name or any(part in f"/{name}" for part in GROWING)
             if not is_part and data not in (before.get(name), after.get(name)):
                 raise Fault(f"{name} is half-written")
-        if lost := before.keys() - left.keys():
+        if lost := before.keys() - remaining.keys():
             raise Fault(f"{min(lost)} is lost")
 
     def refused_or_done(self, ended: Ended, *words: str) -> str:
@@ -318,30 +320,30 @@ class Faults:
 
     # ------------------------------------------------------------ kills
 
-    def kill(self, stage: str, share: str, which: str = "") -> str:
-        """SIGKILL after a share of the usual time: the command itself, or its worker number `which`."""
-        event = {"event": "kill worker", "which": int(which)} if which else {"event": "kill"}
+    def kill(self, stage: str, share: str, worker: str = "") -> str:
+        """SIGKILL after a share of the usual time: the command itself, or its worker number `worker`."""
+        event = {"event": "kill worker", "which": int(worker)} if worker else {"event": "kill"}
         ended = self.meanwhile(stage, share, **event)
         if not ended.happened:
             self.check_results(stage)
             return "ended before"
         self.check_whole(stage)
-        if which and ended.code == 0:
+        if worker and ended.code == 0:
             self.check_results(stage)
         self.check_again(stage)
         deadline = time.monotonic() + 20
-        while left := [process for process in processes_of(ended.process)]:
+        while left := processes_of(ended.process):
             if time.monotonic() > deadline:
                 for process in left:
                     os.kill(process, signal.SIGKILL)
                 raise Fault(f"{len(left)} processes are left")
             time.sleep(0.2)
-        return "finished by itself" if which and ended.code == 0 else "finished by the same command"
+        return "finished by itself" if worker and ended.code == 0 else "finished by the same command"
 
     def rename(self, stage: str, when: str, number: str) -> str:
         """SIGKILL `before` or `after` the command gives its file of this number its name."""
         self.world.put_back(self.world.before[stage])
-        if self.run(PATH[stage], **{f"kill_{when}": int(number)}).code == 0:
+        if self.run(COMMANDS[stage], **{f"kill_{when}": int(number)}).code == 0:
             self.check_results(stage)
             return "ended before"
         self.check_whole(stage)
@@ -358,9 +360,9 @@ class Faults:
             count = len(self.world.renames[stage])
             for number in sorted(range(count), key=lambda number: abs(number - 2 * count // 3)):
                 self.world.put_back(self.world.before[stage])
-                self.world(PATH[stage], kill_after=number)
+                self.world(COMMANDS[stage], kill_after=number)
                 self.begun[stage] = self.world.files()
-                pattern = next(one.files.split()[0] for one in FORMATS if one.begun == stage)
+                pattern = next(kind.files.split()[0] for kind in FORMATS if kind.begun == stage)
                 if any(fnmatchcase(name, pattern) for name in self.begun[stage]):
                     break
         return self.begun[stage]
@@ -385,23 +387,27 @@ class Faults:
         usual, files = self.without_fault(begun, reader)
         base = self.base(begun)
         self.world.put_back(base)
-        place = self.folder / file
-        old = place.stat()
-        place.write_bytes(changed(base[file], change, base))
-        os.utime(place, ns=(old.st_atime_ns, old.st_mtime_ns))
+        target = self.folder / file
+        old = target.stat()
+        target.write_bytes(changed(base[file], change, base))
+        os.utime(target, ns=(old.st_atime_ns, old.st_mtime_ns))
         ended = self.run(READERS[reader])
         if ended.peak > usual.peak + MORE_MEMORY:
             raise Fault(f"took {ended.peak:.0f} MiB, usually {usual.peak:.0f}")
         if ended.code:
             return "refused"
-        left = results(self.world.files())
-        differs = [name for name in left.keys() | files.keys() if name != file and left.get(name) != files.get(name)]
-        if not differs and left.get(file) == files.get(file) and base[file] == self.world.files().get(file):
+        remaining = results(self.world.files())
+        differs = [
+            name for name in remaining.keys() | files.keys() if name != file and remaining.get(name) != files.get(name)
+        ]
+        if not differs and remaining.get(file) == files.get(file) and base[file] == self.world.files().get(file):
             return "made again"
         if not differs and without_times(ended.printed) == without_times(usual.printed):
             return "no difference"
-        shown = [self.folder / name for name in differs if left.get(name) and b"<html" in self.world.files()[name][:99]]
-        for text in (ended.complaint, ended.printed, *(path.read_text() for path in shown)):
+        pages = [
+            self.folder / name for name in differs if remaining.get(name) and b"<html" in self.world.files()[name][:99]
+        ]
+        for text in (ended.complaint, ended.printed, *(path.read_text() for path in pages)):
             if re.search(rf"(problem|damaged).*{re.escape(file)}|{re.escape(file)}.*(problem|damaged)", text):
                 return "told, and left out"
         kind = next(kind for kind in FORMATS if kind.begun == begun and _has(kind, file))
@@ -422,12 +428,12 @@ class Faults:
         state = os.statvfs(self.folder)
         used = (state.f_blocks - state.f_bfree) * state.f_frsize
         with self.mounted_as(f"size={used + int(float(share) * max(new - old, 8192)) // 4096 * 4096 + 4096}"):
-            ended = self.run(PATH[stage])
-        said = self.refused_or_done(ended, "the disk is full")
-        return self.after_full(stage, said)
+            ended = self.run(COMMANDS[stage])
+        outcome = self.refused_or_done(ended, "the disk is full")
+        return self.after_full(stage, outcome)
 
-    def after_full(self, stage: str, said: str) -> str:
-        if said == "done":
+    def after_full(self, stage: str, outcome: str) -> str:
+        if outcome == "done":
             self.check_results(stage)
             return "enough space"
         self.check_whole(stage)
@@ -439,15 +445,15 @@ class Faults:
     def nospace(self, stage: str, number: str) -> str:
         """The disk is full when the file of this number is flushed."""
         self.world.put_back(self.world.before[stage])
-        ended = self.run(PATH[stage], full_at=int(number))
+        ended = self.run(COMMANDS[stage], full_at=int(number))
         return self.after_full(stage, self.refused_or_done(ended, "the disk is full"))
 
     def toolarge(self, stage: str) -> str:
         """The system refuses the largest file (RLIMIT_FSIZE); libraries get this error first."""
         before, after = self.world.before[stage], self.world.after[stage]
-        made = [len(data) for name, data in after.items() if data != before.get(name) and "/tensorboard/" not in name]
+        sizes = [len(data) for name, data in after.items() if data != before.get(name) and "/tensorboard/" not in name]
         self.world.put_back(before)
-        ended = self.run(PATH[stage], largest=max(made) - 1)
+        ended = self.run(COMMANDS[stage], largest=max(sizes) - 1)
         return self.after_full(stage, self.refused_or_done(ended, "`ulimit -f`"))
 
     def readonly(self, stage: str, when: str) -> str:
@@ -455,16 +461,16 @@ class Faults:
         files = getattr(self.world, when)[stage]
         self.world.put_back(files)
         with self.mounted_as("ro"):
-            ended = self.run(PATH[stage])
+            ended = self.run(COMMANDS[stage])
         words = ("read-only", "cannot be locked", "permission", *(["is there already"] if when == "after" else []))
-        said = self.refused_or_done(ended, *words)
+        outcome = self.refused_or_done(ended, *words)
         if results(self.world.files()) != results(files):
             raise Fault("files differ")
         if when == "before":
-            if said == "done":
+            if outcome == "done":
                 raise Fault("done, with nothing written")
             self.check_again(stage)
-        return said
+        return outcome
 
     @contextmanager
     def mounted_as(self, options: str) -> Iterator[None]:
@@ -474,39 +480,39 @@ class Faults:
         finally:
             subprocess.run(["mount", "-o", f"remount,rw,size={SPACE}", self.folder], check=True)
 
-    def vanish(self, stage: str, share: str, place: str) -> str:
+    def vanish(self, stage: str, share: str, folder: str) -> str:
         """A folder is moved away while the command runs, and comes back."""
-        ended = self.meanwhile(stage, share, event="move", place=place)
+        ended = self.meanwhile(stage, share, event="move", place=folder)
         if ended.happened:
-            _merge(self.folder / "gone", self.folder / place)
-        said = self.refused_or_done(ended)
+            _merge(self.folder / "gone", self.folder / folder)
+        outcome = self.refused_or_done(ended)
         if not ended.happened:
             return "not there"
         if "golden sample of the bundle is generated" in ended.complaint:  # an export needs no data, and says so
             shutil.rmtree(self.folder / OUTPUTS[stage], ignore_errors=True)
         self.check_again(stage)
-        return "finished" if said == "done" else "refused, then finished"
+        return "finished" if outcome == "done" else "refused, then finished"
 
     def nolocks(self, stage: str) -> str:
         """A file system without locks."""
         self.world.put_back(self.world.before[stage])
-        said = self.refused_or_done(self.run(PATH[stage], no_locks=True), "cannot be locked")
-        if said == "refused":
+        outcome = self.refused_or_done(self.run(COMMANDS[stage], no_locks=True), "cannot be locked")
+        if outcome == "refused":
             self.check_whole(stage)
         self.check_again(stage)
-        return said
+        return outcome
 
     def locked(self, stage: str) -> str:
         """Another process holds the lock."""
         self.world.put_back(self.world.before[stage])
-        place = self.folder / OUTPUTS[stage]
-        lock = (place.with_name(f".{place.name}.tmp") if "export" in stage else place) / ".lock"
+        output = self.folder / OUTPUTS[stage]
+        lock = (output.with_name(f".{output.name}.tmp") if "export" in stage else output) / ".lock"
         is_new = not lock.parent.exists()
         lock.parent.mkdir(parents=True, exist_ok=True)
         with open(lock, "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             before = results(self.world.files())
-            ended = self.run(PATH[stage])
+            ended = self.run(COMMANDS[stage])
             if ended.code == 0:
                 raise Fault("wrote while another process held the lock")
             self.refused_or_done(ended, "right now")
@@ -521,12 +527,12 @@ class Faults:
     def race(self, stage: str, delay: str) -> str:
         """The command twice, with other options: one result is there, not a mixture."""
         self.second = self.second or World(folder=self.folder, server=new_server())
-        words = [PATH[stage], f"{PATH[stage]} {OTHERS[stage]}"]
-        wanted = []
-        for each in words:
+        words = [COMMANDS[stage], f"{COMMANDS[stage]} {OTHERS[stage]}"]
+        expected = []
+        for command in words:
             self.world.put_back(self.world.before[stage])
-            self.run(each)
-            wanted.append(results(self.world.files()))
+            self.run(command)
+            expected.append(results(self.world.files()))
         self.world.put_back(self.world.before[stage])
         ended: list[Ended | None] = [None, None]
 
@@ -543,16 +549,16 @@ class Faults:
         assert first and second
         if first.code and second.code:
             raise Fault(f"both are refused: {_last(first.complaint)} / {_last(second.complaint)}")
-        left = results(self.world.files())
-        if left not in wanted and not (first.code == 0 and second.code == 0):
+        outcome = results(self.world.files())
+        if outcome not in expected and not (first.code == 0 and second.code == 0):
             raise Fault("neither result is there")
         if first.code == 0 and second.code == 0:  # one after the other
-            again = []
+            sequential_results = []
             for order in (words, words[::-1]):
                 self.world.put_back(self.world.before[stage])
-                codes = [self.run(each).code for each in order]
-                again.append((codes, results(self.world.files())))
-            if ([0, 0], left) not in again:
+                codes = [self.run(command).code for command in order]
+                sequential_results.append((codes, results(self.world.files())))
+            if ([0, 0], outcome) not in sequential_results:
                 raise Fault("both end well, and the result is neither's")
             return "one after the other"
         return "one is refused"
@@ -574,43 +580,45 @@ def changed(data: bytes, change: str, files: Files) -> bytes:
     kind, *numbers = change.split(":")
     if kind == "swap":
         return files[numbers[0]]
-    place = int(numbers[0]) if numbers else 0
+    offset = int(numbers[0]) if numbers else 0
     if kind == "empty":
         return b""
     if kind == "cut":
-        return data[:place]
+        return data[:offset]
     if kind == "longer":
-        return data + random.Random(place).randbytes(place)
+        return data + random.Random(offset).randbytes(offset)
     if kind == "zeros":
-        return data[:place] + bytes(min(512, len(data) - place)) + data[place + 512 :]
-    return data[:place] + bytes([data[place] ^ 1 << int(numbers[1])]) + data[place + 1 :]
+        return data[:offset] + bytes(min(512, len(data) - offset)) + data[offset + 512 :]
+    return data[:offset] + bytes([data[offset] ^ 1 << int(numbers[1])]) + data[offset + 1 :]
 
 
-def draw_change(rng: random.Random, data: bytes, others: list[str]) -> str:
-    """Draw a change; many are a flipped bit. `others` are files whose content may be in its place."""
+def draw_change(rng: random.Random, data: bytes, swap_files: list[str]) -> str:
+    """Draw a change; many are a flipped bit. `swap_files` are files whose content may be in its place."""
     kind = rng.choice(("flip", "flip", "flip", "cut", "empty", "zeros", "longer", "swap")) if data else "longer"
-    if kind == "swap" and others:
-        return f"swap:{rng.choice(others)}"
+    if kind == "swap" and swap_files:
+        return f"swap:{rng.choice(swap_files)}"
     if kind == "empty":
         return kind
     if kind == "longer":
         return f"longer:{rng.randint(1, 2000)}"
-    place = rng.randrange(len(data))
+    offset = rng.randrange(len(data))
     kind = "flip" if kind == "swap" else kind
-    return f"{kind}:{place}:{rng.randrange(8)}" if kind == "flip" else f"{kind}:{place}"
+    return f"{kind}:{offset}:{rng.randrange(8)}" if kind == "flip" else f"{kind}:{offset}"
 
 
 def new_server() -> Any:
     """Start a second server, for a second command at the same time."""
-    with tempfile.TemporaryDirectory() as other:
-        return new_world(Path(other)).server
+    with tempfile.TemporaryDirectory() as folder:
+        return new_world(Path(folder)).server
 
 
-def _differs(one: Mapping[str, Any], other: Mapping[str, Any], name: str) -> str:
+def _differs(actual: Mapping[str, Any], expected: Mapping[str, Any], name: str) -> str:
     """Return the first different part of a file."""
-    first, second = (str(files.get(name, "")) for files in (one, other))
-    place = next((place for place, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), 0)
-    return f": ...{first[max(0, place - 20) : place + 30]!r} for ...{second[max(0, place - 20) : place + 30]!r}"
+    first, second = (str(files.get(name, "")) for files in (actual, expected))
+    pairs = enumerate(zip(first, second, strict=False))
+    position = next((position for position, (a, b) in pairs if a != b), 0)
+    start, end = max(0, position - 20), position + 30
+    return f": ...{first[start:end]!r} for ...{second[start:end]!r}"
 
 
 def _errors(ended: Ended) -> list[str]:
@@ -647,10 +655,10 @@ SPACE = "600m"
 
 
 @contextmanager
-def new_faults(road: Mapping[str, str] = PATH) -> Iterator[Faults]:
+def new_faults(stages: Mapping[str, str] = COMMANDS) -> Iterator[Faults]:
     """Make the world, on a tmpfs if this process may mount one."""
-    with tempfile.TemporaryDirectory(prefix="zoo-faults-") as place:
-        folder = Path(place).resolve()
+    with tempfile.TemporaryDirectory(prefix="zoo-faults-") as directory:
+        folder = Path(directory).resolve()
         mount = ["mount", "-t", "tmpfs", "-o", f"size={SPACE}", "tmpfs", folder]
         mounted = subprocess.run(mount, capture_output=True).returncode == 0
         try:
@@ -658,7 +666,7 @@ def new_faults(road: Mapping[str, str] = PATH) -> Iterator[Faults]:
             enabled = '[zoo]\nmodalities = ["rgb", "rgb_patches", "depth"]\n'
             (folder / "pipeline.toml").write_text(PIPELINE + REGISTRY.replace("[zoo]\n", enabled) + RGB)
             write_published(folder / "published")
-            yield Faults(world=world.go(road, shard_size=SHARD), shard=SHARD, mounted=mounted)
+            yield Faults(world=world.go(stages, shard_size=SHARD), shard=SHARD, mounted=mounted)
         finally:
             if mounted:
                 subprocess.run(["umount", "--lazy", folder], check=True)
@@ -692,8 +700,8 @@ def kills(faults: Faults, count: int, rng: random.Random) -> Iterator[str]:
 
 def damages(faults: Faults, count: int, rng: random.Random) -> Iterator[str]:
     """Yield changes of files of all formats in turn."""
-    there = {name.split("/")[0] for name in faults.all_files}
-    absent = {OUTPUTS.get(stage, "found") for stage in PATH.keys() - faults.world.seconds.keys()} - there
+    folders = {name.split("/")[0] for name in faults.all_files}
+    absent = {OUTPUTS.get(stage, "found") for stage in COMMANDS.keys() - faults.world.seconds.keys()} - folders
     formats = [
         kind for kind in FORMATS
         if kind.begun in faults.world.seconds or (not kind.begun and any(_has(kind, name) for name in faults.all_files))
@@ -745,16 +753,16 @@ def run_cases(faults: Faults, cases: Iterator[str], tell: Callable[[str], None],
     """Run cases and append their outcomes to `done`; print failures at once, each with its case."""
     for case in cases:
         try:
-            outcome, problem = faults.case(case), ""
+            outcome, message = faults.case(case), ""
         except Fault as fault:
-            outcome, problem = "FAILED", str(fault)
-            tell(f'FAILED --case "{case}": {problem}')
+            outcome, message = "FAILED", str(fault)
+            tell(f'FAILED --case "{case}": {message}')
         except Exception as error:  # a mistake of this program: the other cases go on
-            outcome, problem = "FAILED", f"{type(error).__name__}: {error}"
+            outcome, message = "FAILED", f"{type(error).__name__}: {error}"
             tell(f'FAILED --case "{case}": {traceback.format_exc()}')
-        done.append({"case": case, "outcome": outcome, "problem": problem})
+        done.append({"case": case, "outcome": outcome, "problem": message})
         if len(done) % 50 == 0:
-            tell(f"{len(done)} cases, {sum(bool(each['problem']) for each in done)} failed")
+            tell(f"{len(done)} cases, {sum(bool(result['problem']) for result in done)} failed")
 
 
 FAULTS = {
@@ -762,7 +770,6 @@ FAULTS = {
     "rename": "SIGKILL at a file's rename", "full": "full disk (tmpfs)", "nospace": "full disk (one write fails)",
     "toolarge": "file larger than allowed", "readonly": "read-only disk", "vanish": "folder moved away and back",
     "nolocks": "file system without locks", "locked": "lock held by another process", "race": "two commands at once",
-    "sametime": "other content, same size and times",
 }  # fmt: skip
 
 
@@ -770,7 +777,7 @@ def row_of(case: str) -> str:
     """Return the row of the summary that a case belongs to."""
     if case.startswith("damage"):
         _, begun, file, *_ = case.split(" | ")
-        kind = next(one for one in FORMATS if one.begun == begun.removeprefix("whole") and _has(one, file))
+        kind = next(kind for kind in FORMATS if kind.begun == begun.removeprefix("whole") and _has(kind, file))
         return f"damaged file: {kind.name}"
     words = case.split()
     return FAULTS["killworker" if words[0] == "kill" and len(words) == 4 else words[0]]
@@ -779,15 +786,15 @@ def row_of(case: str) -> str:
 def summary(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Count tries and outcomes by fault."""
     rows: dict[str, Counter[str]] = {}
-    for each in done:
-        rows.setdefault(row_of(each["case"]), Counter())[each["outcome"]] += 1
-    return [{"fault": name, "tries": sum(found.values()), "outcomes": dict(sorted(found.items()))}
-            for name, found in rows.items()]  # fmt: skip
+    for result in done:
+        rows.setdefault(row_of(result["case"]), Counter())[result["outcome"]] += 1
+    return [{"fault": name, "tries": sum(outcomes.values()), "outcomes": dict(sorted(outcomes.items()))}
+            for name, outcomes in rows.items()]  # fmt: skip
 
 
-def corrected(rows: list[dict[str, Any]], again: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def corrected(rows: list[dict[str, Any]], rerun_rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the counts of all cases after the failed ones were run again."""
-    new = {row["fault"]: Counter(row["outcomes"]) for row in again}
+    new = {row["fault"]: Counter(row["outcomes"]) for row in rerun_rows}
     for row in rows:
         row["outcomes"].pop("FAILED", None)
         row["outcomes"] = dict(sorted((Counter(row["outcomes"]) + new.get(row["fault"], Counter())).items()))
@@ -805,39 +812,45 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a regular expression of cases")
     parser.add_argument("--json", type=Path, help="write the counts")
     parser.add_argument("--again", action="store_true", help="run the failed cases of --json, and correct its counts")
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes the world
 
     def tell(line: str) -> None:
         print(line, flush=True)
 
-    unread = () if chosen.kills or chosen.others or chosen.case or chosen.again else ("plugin", "pipeline", "init")
+    unread = (
+        ()
+        if arguments.kills or arguments.others or arguments.case or arguments.again
+        else ("plugin", "pipeline", "init")
+    )
     done = list[dict[str, Any]]()
     try:
-        with new_faults({stage: words for stage, words in PATH.items() if stage not in unread}) as faults:
+        with new_faults({stage: words for stage, words in COMMANDS.items() if stage not in unread}) as faults:
             check_complete(faults.all_files)
             tell(f"the world is made: {sum(faults.world.seconds.values()):.0f} s")
-            draws = ((kills, chosen.kills), (damages, chosen.damages), (others, chosen.others))
-            if chosen.again:
-                chosen.case = json.loads(chosen.json.read_text())["failed"]
-            cases = iter(chosen.case) if chosen.case else (
+            draws = ((kills, arguments.kills), (damages, arguments.damages), (others, arguments.others))
+            if arguments.again:
+                arguments.case = json.loads(arguments.json.read_text())["failed"]
+            cases = iter(arguments.case) if arguments.case else (
                 case for draw, count in draws
-                for case in draw(faults, count, random.Random(f"{chosen.seed}/{draw.__name__}"))
+                for case in draw(faults, count, random.Random(f"{arguments.seed}/{draw.__name__}"))
             )  # fmt: skip
-            run_cases(faults, (case for case in cases if re.search(chosen.only, case)), tell, done)
+            run_cases(faults, (case for case in cases if re.search(arguments.only, case)), tell, done)
     finally:  # also of a run that was stopped
-        left = set(chosen.case if chosen.again else ()) - {each["case"] for each in done}
-        done += [{"case": case, "outcome": "FAILED", "problem": "was not run again"} for case in sorted(left)]
-        rows, failed = summary(done), [each["case"] for each in done if each["problem"]]
+        missing = set(arguments.case if arguments.again else ()) - {result["case"] for result in done}
+        done += [{"case": case, "outcome": "FAILED", "problem": "was not run again"} for case in sorted(missing)]
+        rows, failed = summary(done), [result["case"] for result in done if result["problem"]]
         for row in rows:
             tell(f"{row['fault']}: {row['tries']}: {', '.join(f'{name} {n}' for name, n in row['outcomes'].items())}")
-        for each in done if chosen.case else ():
-            tell(f"{each['case']}: {each['outcome']} {each['problem']}")
-        if chosen.json:
-            if chosen.again:
-                rows = corrected(json.loads(chosen.json.read_text())["rows"], rows)
-            chosen.json.write_text(json.dumps({"seed": chosen.seed, "rows": rows, "failed": failed}, indent=2) + "\n")
+        for result in done if arguments.case else ():
+            tell(f"{result['case']}: {result['outcome']} {result['problem']}")
+        if arguments.json:
+            if arguments.again:
+                rows = corrected(json.loads(arguments.json.read_text())["rows"], rows)
+            arguments.json.write_text(
+                json.dumps({"seed": arguments.seed, "rows": rows, "failed": failed}, indent=2) + "\n"
+            )
     sys.exit(bool(failed))
 
 

@@ -37,16 +37,16 @@ SPECS = [
 def sharp_model(specs: Sequence[ModalitySpec] = SPECS, config: ModelConfig = CONFIG) -> FourM:
     """Return a model with sharper predictions than at initialisation, so that inputs matter."""
     torch.manual_seed(0)
-    made = architecture_for(config)(config, specs)
+    model = architecture_for(config)(config, specs)
     with torch.no_grad():
-        for table in (*made.output.values(), made.token_embedding.weight, made.modality_embedding.weight):
+        for table in (*model.output.values(), model.token_embedding.weight, model.modality_embedding.weight):
             table.mul_(40)
-        for block in made.decoder:
+        for block in model.decoder:
             block.cross_attention.out.weight.mul_(40)  # type: ignore[union-attr, operator]
-    return made
+    return model
 
 
-def given_tokens(batch: int) -> dict[str, Any]:
+def random_inputs(batch: int) -> dict[str, Any]:
     random = np.random.default_rng(0)
     return {
         "left": torch.from_numpy(random.integers(0, 7, (batch, 2, 3))),
@@ -56,8 +56,8 @@ def given_tokens(batch: int) -> dict[str, Any]:
     }
 
 
-def only(given: dict[str, Any], index: int) -> dict[str, Any]:
-    return {name: tokens[index : index + 1] for name, tokens in given.items()}
+def only(input_tokens: dict[str, Any], index: int) -> dict[str, Any]:
+    return {name: tokens[index : index + 1] for name, tokens in input_tokens.items()}
 
 
 def contents(inputs: PackedInputs) -> set[tuple[Any, ...]]:
@@ -89,15 +89,15 @@ def full_logits(model: FourM, inputs: PackedInputs, name: str, read: list[int], 
     return model.logits(hidden, tables.table_of(tables.spec(name)))[0]
 
 
-def draw_one(logits: torch.Tensor, uniform: torch.Tensor, *settings: Any, **more: Any) -> torch.Tensor:
+def draw_one(logits: torch.Tensor, uniform: torch.Tensor, *settings: Any, **options: Any) -> torch.Tensor:
     """Return ids `...` for logits `... ids` and uniform numbers `...`."""
-    return draw(logits, uniform.unsqueeze(-1), *settings, **more).squeeze(-1)
+    return draw(logits, uniform.unsqueeze(-1), *settings, **options).squeeze(-1)
 
 
-def whole_inputs(model: FourM, given: dict[str, Any], seen: Collection[str] | None = None) -> EncoderInputs:
-    """Return the encoder's inputs: all of `given`, or those in `seen`."""
-    inputs = EncoderInputs(model.layout, len(next(iter(given.values()))), torch.device("cpu"))
-    for name, tokens in given.items():
-        if seen is None or name in seen:
+def whole_inputs(model: FourM, input_tokens: dict[str, Any], names: Collection[str] | None = None) -> EncoderInputs:
+    """Return the encoder's inputs: all of `input_tokens`, or those in `names`."""
+    inputs = EncoderInputs(model.layout, len(next(iter(input_tokens.values()))), torch.device("cpu"))
+    for name, tokens in input_tokens.items():
+        if names is None or name in names:
             inputs.add_whole(name, tokens)
     return inputs

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command_world import ROAD, World, new_world
+from command_world import STAGES, World, new_world
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import load_checkpoint
@@ -50,10 +50,10 @@ def write(golden: Path) -> None:
             for old, new in SMALLER.items():
                 text = text.replace(old, new)
             (world.folder / name).write_text(text)
-        road = {stage: words for stage, words in ROAD.items() if stage not in ("report", "generate", "decode")}
-        road["export"] = "backbone export run bundle --samples 2 --dtype float16"
-        road["index"] = "retrieve build run --out index --approximate"
-        world.go(road)
+        stages = {stage: words for stage, words in STAGES.items() if stage not in ("report", "generate", "decode")}
+        stages["export"] = "backbone export run bundle --samples 2 --dtype float16"
+        stages["index"] = "retrieve build run --out index --approximate"
+        world.go(stages)
         for folder, stage in zip(STATES, ("train", "backbone"), strict=True):
             _kill(world, stage, folder)
         shutil.rmtree(golden, ignore_errors=True)
@@ -63,12 +63,12 @@ def write(golden: Path) -> None:
 
 def _kill(world: World, stage: str, folder: str) -> None:
     """Kill a training after it wrote its first state, and move its files to `folder`."""
-    made = {"train": "tokenizers/depth", "backbone": "run"}[stage]
-    kept = world.folder / f"{folder}.kept"
-    (world.folder / made).rename(kept)
-    assert world(ROAD[stage], kill_after=world.renames[stage].index(STATES[folder])).code < 0
-    (world.folder / made).rename(world.folder / folder)
-    kept.rename(world.folder / made)
+    finished = {"train": "tokenizers/depth", "backbone": "run"}[stage]
+    backup = world.folder / f"{folder}.kept"
+    (world.folder / finished).rename(backup)
+    assert world(STAGES[stage], kill_after=world.renames[stage].index(STATES[folder])).code < 0
+    (world.folder / finished).rename(world.folder / folder)
+    backup.rename(world.folder / finished)
 
 
 def results(golden: Path) -> dict[str, Any]:

@@ -97,18 +97,18 @@ def gif_of_comments(count: int = 5_000_000) -> bytes:
     return data[:19] + b"!\1\1x\0" * count + data[19:]
 
 
-def tiff(width: int, height: int, strip: bytes, *more: Entry, compression: int = 8) -> bytes:
-    """A grey TIFF of one strip; `more` entries replace those of the same tag."""
+def tiff(width: int, height: int, strip: bytes, *replacements: Entry, compression: int = 8) -> bytes:
+    """A grey TIFF of one strip; `replacements` entries replace those of the same tag."""
     entries = {
         256: (256, 4, 1, width), 257: (257, 4, 1, height), 258: (258, 3, 1, 8), 259: (259, 3, 1, compression),
         262: (262, 3, 1, 1), 273: (273, 4, 1, 8), 277: (277, 3, 1, 1), 278: (278, 4, 1, height),
         279: (279, 4, 1, len(strip)),
     }  # fmt: skip
-    entries |= {entry[0]: entry for entry in more}
+    entries |= {entry[0]: entry for entry in replacements}
     table = b"".join(struct.pack("<HHII", *entries[tag]) for tag in sorted(entries))
-    at = 8 + len(strip) + len(strip) % 2
+    offset = 8 + len(strip) + len(strip) % 2
     directory = struct.pack("<H", len(entries)) + table + struct.pack("<I", 0)
-    return b"II*\0" + struct.pack("<I", at) + strip + bytes(len(strip) % 2) + directory
+    return b"II*\0" + struct.pack("<I", offset) + strip + bytes(len(strip) % 2) + directory
 
 
 def tiff_of_tiles() -> bytes:
@@ -234,9 +234,9 @@ def wav(samples: int, rate: int) -> bytes:
 
 def edited(data: bytes, changes: list[Edit]) -> bytes:
     """Return a file after some edits."""
-    for kind, place, payload in changes:
-        at = int(place * len(data))
+    for kind, fraction, payload in changes:
+        offset = int(fraction * len(data))
         length = len(payload) if kind == "replace" else 16 * len(payload) if kind == "drop" else 0
-        between = {"cut": b"", "drop": b"", "repeat": data[at : at + 64] * len(payload)}.get(kind, payload)
-        data = data[:at] + between + (b"" if kind == "cut" else data[at + length :])
+        between = {"cut": b"", "drop": b"", "repeat": data[offset : offset + 64] * len(payload)}.get(kind, payload)
+        data = data[:offset] + between + (b"" if kind == "cut" else data[offset + length :])
     return data

@@ -36,15 +36,15 @@ def drawn(key: str, shape: list[int]) -> Tensor:
     return torch.from_numpy(np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32))
 
 
-def made_tensor(key: str, entry: dict[str, Any], stored: dict[str, Tensor]) -> Tensor:
+def made_tensor(key: str, entry: dict[str, Any], stored_tensors: dict[str, Tensor]) -> Tensor:
     """Return the weight that a manifest entry describes."""
-    return filled(key, entry["shape"], entry["fill"], stored).to(getattr(torch, entry["dtype"]))
+    return filled(key, entry["shape"], entry["fill"], stored_tensors).to(getattr(torch, entry["dtype"]))
 
 
-def filled(key: str, shape: list[int], fill: str, stored: dict[str, Tensor]) -> Tensor:
+def filled(key: str, shape: list[int], fill: str, stored_tensors: dict[str, Tensor]) -> Tensor:
     """Return a weight in float32, before it is cast."""
     if fill == "stored":
-        return stored[key]
+        return stored_tensors[key]
     if fill == "zeros":
         return torch.zeros(shape)
     if fill not in ("normal", "recipe", "recipe_l2norm"):
@@ -64,8 +64,8 @@ def filled(key: str, shape: list[int], fill: str, stored: dict[str, Tensor]) -> 
 def published_folder(fixture: Path, folder: Path) -> PublishedCheckpoint:
     """Write the checkpoint that a fixture describes, and read it like any published checkpoint."""
     manifest = json.loads((fixture / "manifest.json").read_text())
-    stored = load_file(fixture / "stored.safetensors") if (fixture / "stored.safetensors").is_file() else {}
-    tensors = {key: made_tensor(key, entry, stored) for key, entry in manifest.items()}
+    stored_tensors = load_file(fixture / "stored.safetensors") if (fixture / "stored.safetensors").is_file() else {}
+    tensors = {key: made_tensor(key, entry, stored_tensors) for key, entry in manifest.items()}
     config = json.loads((fixture / "config.json").read_text())
     write_published(PublishedCheckpoint(config=config, tensors=tensors), folder)
     return read_published(folder)
@@ -89,28 +89,28 @@ def as_stored(decoded: Tensor, checkpoint: PublishedCheckpoint, expected: Tensor
     return decoded[:, :3] if expected.shape[1] == 3 else decoded
 
 
-def compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+def compare(expected: dict[str, Tensor], actual: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
     """Return the difference of each expected key and whether it is within the tolerance."""
     report: dict[str, dict[str, Any]] = {}
-    for key, wanted in sorted(expected.items()):
-        if key not in found:
+    for key, target in sorted(expected.items()):
+        if key not in actual:
             report[key] = {"ok": False, "problem": "not computed"}
             continue
-        got = found[key]
-        if got.shape != wanted.shape:
-            report[key] = {"ok": False, "problem": f"{list(got.shape)}, expected {list(wanted.shape)}"}
-        elif not wanted.numel():
+        output = actual[key]
+        if output.shape != target.shape:
+            report[key] = {"ok": False, "problem": f"{list(output.shape)}, expected {list(target.shape)}"}
+        elif not target.numel():
             report[key] = {"ok": True}
-        elif wanted.is_floating_point():
-            difference = (got.to(wanted.dtype).double() - wanted.double()).abs()
-            scale = float(wanted.double().abs().max())
+        elif target.is_floating_point():
+            difference = (output.to(target.dtype).double() - target.double()).abs()
+            scale = float(target.double().abs().max())
             report[key] = {
                 "max": float(difference.max()), "mean": float(difference.mean()), "scale": scale,
-                "ok": bool(difference.max() <= TOLERANCE[wanted.dtype] * scale),
+                "ok": bool(difference.max() <= TOLERANCE[target.dtype] * scale),
             }  # fmt: skip
         else:
-            same = got.long() == wanted.long()
-            margin = found.get(margin_of(key))
+            same = output.long() == target.long()
+            margin = actual.get(margin_of(key))
             clear = torch.ones_like(same) if margin is None else margin > TIE
             report[key] = {"equal": float(same.double().mean()), "ok": bool((same | ~clear).all())}
     return report
@@ -131,14 +131,14 @@ def check(fixture: Path) -> dict[str, Any]:
         checkpoint = published_folder(fixture, Path(work) / fixture.name)
         inputs = fixture_inputs(fixture)
         if checkpoint.is_backbone:
-            found = backbone_results(checkpoint, inputs, Path(work))
+            results = backbone_results(checkpoint, inputs, Path(work))
         else:
             from parity_tokenizers import tokenizer_results
 
-            found = tokenizer_results(checkpoint, inputs, Path(work))
-    if "decoded" in expected and "decoded" in found:
-        found["decoded"] = as_stored(found["decoded"], checkpoint, expected["decoded"])
-    keys = compare(expected, found)
+            results = tokenizer_results(checkpoint, inputs, Path(work))
+    if "decoded" in expected and "decoded" in results:
+        results["decoded"] = as_stored(results["decoded"], checkpoint, expected["decoded"])
+    keys = compare(expected, results)
     return {"ok": all(entry["ok"] for entry in keys.values()), "keys": keys}
 
 

@@ -37,7 +37,7 @@ def backbone_results(
     read = [item.published for item in published if item.read and f"{item.published}/input_mask" in inputs]
     packed = packed_inputs(model, {theirs: names[theirs] for theirs in read}, inputs)
     encoded: list[Tensor] = []
-    model.encoder_norm.register_forward_hook(lambda norm, given, hidden: encoded.append(hidden))
+    model.encoder_norm.register_forward_hook(lambda norm, arguments, hidden: encoded.append(hidden))
     context = model.context(packed)
     hidden = encoded[0][:, model.num_registers :]
     results = {"encoder/hidden": hidden[packed.mask], "encoder/num_valid": packed.mask.sum(1)}
@@ -55,17 +55,19 @@ def backbone_results(
             results |= {f"target/{theirs}/{part}": torch.zeros(0) for part in ("logsumexp", "logprob")}
             results |= {f"target/{theirs}/{part}": torch.zeros(0, dtype=torch.long) for part in ("ids", "argmax")}
             continue
-        wanted, tokens_read, ranks = (pad_sequence(list(part), batch_first=True) for part in zip(*streams, strict=True))
+        target_ids, tokens_read, ranks = (
+            pad_sequence(list(part), batch_first=True) for part in zip(*streams, strict=True)
+        )
         used = pad_sequence([torch.ones(len(ids), dtype=torch.bool) for ids, _, _ in streams], batch_first=True)
-        start, kind = model.layout.token_rows(name).start, torch.full_like(wanted, model.layout.index(name))
+        start, kind = model.layout.token_rows(name).start, torch.full_like(target_ids, model.layout.index(name))
         targets = PackedTargets(
-            ids=wanted + start, read=torch.where(tokens_read < 0, -1, tokens_read + start),
+            ids=target_ids + start, read=torch.where(tokens_read < 0, -1, tokens_read + start),
             positions=ranks + model.layout.positions[name].start, modalities=kind, mask=used,
         )  # fmt: skip
         x = model.embed_targets(targets.read, targets.positions, targets.modalities)
         decoded = model.decode(x, model.rotations(targets.positions), context, model.target_mask(targets))
         logits = model.logits(decoded, model.layout.table_of(model.layout.spec(name)))[used]
-        flat = wanted[used]
+        flat = target_ids[used]
         log_probabilities = logits.log_softmax(-1)
         loss = F.cross_entropy(logits, flat)
         losses.append(loss)
@@ -93,27 +95,27 @@ def packed_inputs(model: FourM, names: Mapping[str, str], inputs: Mapping[str, T
             spec, start = model.layout.spec(name), model.layout.positions[name].start
             value = inputs[f"{theirs}/tensor"]
             ranked = isinstance(spec.layout, SequenceLayout) or spec.layout.kind == "embeddings"
-            places = torch.arange(len(used)) if ranked else used
+            slot_positions = torch.arange(len(used)) if ranked else used
             if spec.continuous:
                 content = value
                 if isinstance(spec.layout, PatchesLayout):
                     side = value.shape[-1] // spec.layout.shape[-1]
                     content = rearrange(value, "b c (h p) (w q) -> b (h w) (c p q)", p=side, q=side)
-                index, kept = vectors.setdefault(name, ([], []))
+                index, chunks = vectors.setdefault(name, ([], []))
                 index += [(sample, len(slots) + i) for i in range(len(used))]
-                kept.append(content[sample][used])
+                chunks.append(content[sample][used])
                 rows_read = [0] * len(used)
             else:
                 rows_read = (value.flatten(1)[sample][used].long() + model.layout.token_rows(name).start).tolist()
             number = model.layout.index(name)
-            slots += [(i, int(place) + start, number) for i, place in zip(rows_read, places, strict=True)]
+            slots += [(i, int(position) + start, number) for i, position in zip(rows_read, slot_positions, strict=True)]
         rows.append(slots)
     width = max(map(len, rows))
     table = torch.tensor([slots + [(0, 0, 0)] * (width - len(slots)) for slots in rows])
     mask = torch.tensor([[i < len(slots) for i in range(width)] for slots in rows])
     flat = {
-        name: (torch.tensor([sample * width + slot for sample, slot in index]), torch.cat(kept))
-        for name, (index, kept) in vectors.items()
+        name: (torch.tensor([sample * width + slot for sample, slot in index]), torch.cat(chunks))
+        for name, (index, chunks) in vectors.items()
     }
     ids, positions, modalities = table.unbind(-1)
     return PackedInputs(ids=ids, positions=positions, modalities=modalities, mask=mask, vectors=flat)
@@ -123,9 +125,9 @@ def target_streams(model: FourM, name: str, ids: Tensor, used: Tensor) -> list[t
     """Return for each sample the ids to predict, the ids read (-1: the mask token) and the positions."""
     streams = []
     for row, mask in zip(ids, used, strict=True):
-        kept = row[mask]
+        remaining_ids = row[mask]
         if isinstance(model.layout.spec(name).layout, SequenceLayout):
-            streams.append((kept[1:], kept[:-1], torch.arange(max(len(kept) - 1, 0))))
+            streams.append((remaining_ids[1:], remaining_ids[:-1], torch.arange(max(len(remaining_ids) - 1, 0))))
         else:
-            streams.append((kept, torch.full_like(kept, -1), mask.nonzero()[:, 0]))
+            streams.append((remaining_ids, torch.full_like(remaining_ids, -1), mask.nonzero()[:, 0]))
     return streams

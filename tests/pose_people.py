@@ -27,22 +27,25 @@ def standing(turns: np.ndarray = STILL, bones: np.ndarray = body.ADULT) -> np.nd
 def landmarks_around(joints: np.ndarray, head: np.ndarray | None = None) -> np.ndarray:
     """Return landmarks (33, 3) for joints (24, 3), with ears, eyes and nose around a head rotated by `head` (3, 3)."""
     head = np.eye(3) if head is None else head
-    at = {name: joints[index] for index, name in enumerate(body.JOINTS)}
+    positions = {name: joints[index] for index, name in enumerate(body.JOINTS)}
     points = np.zeros((33, 3))
     for name, landmark in pose_labeller.SAME.items():
-        points[landmark] = at[name]
+        points[landmark] = positions[name]
     for side, (little, index, thumb, heel, toe) in {
         "left": (17, 19, 21, 29, 31),
         "right": (18, 20, 22, 30, 32),
     }.items():
-        points[little], points[index] = at[f"{side}_hand"] - (0, 0, 0.03), at[f"{side}_hand"] + (0, 0, 0.03)
-        points[thumb] = at[f"{side}_wrist"] + (0, 0, 0.05)
-        along = at[f"{side}_foot"] - at[f"{side}_ankle"]
-        points[heel], points[toe] = at[f"{side}_foot"] - 0.7 * along, at[f"{side}_foot"] + 0.3 * along
-    ears = at["neck"] + (at["head"] - at["neck"]) / 0.55
+        points[little], points[index] = (
+            positions[f"{side}_hand"] - (0, 0, 0.03),
+            positions[f"{side}_hand"] + (0, 0, 0.03),
+        )
+        points[thumb] = positions[f"{side}_wrist"] + (0, 0, 0.05)
+        along = positions[f"{side}_foot"] - positions[f"{side}_ankle"]
+        points[heel], points[toe] = positions[f"{side}_foot"] - 0.7 * along, positions[f"{side}_foot"] + 0.3 * along
+    ears = positions["neck"] + (positions["head"] - positions["neck"]) / 0.55
     face = {7: (0.07, 0, 0), 8: (-0.07, 0, 0), 0: (0, -0.02, 0.1), 2: (0.03, 0.01, 0.08), 5: (-0.03, 0.01, 0.08)}
-    for landmark, place in face.items():
-        points[landmark] = ears + head @ np.array(place)
+    for landmark, offset in face.items():
+        points[landmark] = ears + head @ np.array(offset)
     for landmark in (1, 3, 4, 6, 9, 10):
         points[landmark] = points[0]
     return points
@@ -59,12 +62,12 @@ def seen(points: np.ndarray, region: Region, size: tuple[int, int], half: np.nda
     hips = points[[23, 24]].mean(axis=0)
     level = (points[:, 2:] - hips[2]) * scale[0] / -hips[2]
     steps = np.linspace(0, 1, 50)[:, None, None]
-    drawn = image[LINES[:, 0]] * (1 - steps) + image[LINES[:, 1]] * steps
+    outline = image[LINES[:, 0]] * (1 - steps) + image[LINES[:, 1]] * steps
     return Landmarks(
         image=np.concatenate([image, level], axis=1),
         world=(points - hips) @ view,
         visible=np.ones(33),
-        outline=drawn.reshape(-1, 2) * (1, -1),
+        outline=outline.reshape(-1, 2) * (1, -1),
         region=region,
     )
 
@@ -77,9 +80,9 @@ def answers_of_detector(pixels: np.ndarray) -> list[np.ndarray]:
     numbers, logits = np.zeros((1, 2254, 12), np.float32), np.full((1, 2254, 1), -30, np.float32)
     rows, columns = np.nonzero(pixels[..., 0] > 0.9)
     if len(rows):
-        place = np.array([columns.mean() + 0.5, rows.mean() + 0.5])
-        near = int(np.linalg.norm(anchors() * 224 - place, axis=1).argmin())
-        x, y = place - anchors()[near] * 224
+        hips = np.array([columns.mean() + 0.5, rows.mean() + 0.5])
+        near = int(np.linalg.norm(anchors() * 224 - hips, axis=1).argmin())
+        x, y = hips - anchors()[near] * 224
         numbers[0, near], logits[0, near] = [x, y - 30, 8, 8, x, y, x, y - 40, x, y - 20, x, y - 30], 3
     return [numbers, logits]
 
@@ -100,10 +103,10 @@ class Interpreter:
     """Replaces LiteRT's class. The file's bytes select one of two networks."""
 
     def __init__(self, *, model_content: bytes, num_threads: int) -> None:
-        known = {b"detector": (224, answers_of_detector), b"landmarks": (256, answers_of_landmarks)}
-        if model_content not in known:
+        networks = {b"detector": (224, answers_of_detector), b"landmarks": (256, answers_of_landmarks)}
+        if model_content not in networks:
             raise ValueError("Could not open\nmodel.")
-        self.size, self.answer = known[model_content]
+        self.size, self.answer = networks[model_content]
         self.outputs = self.answer(np.zeros((self.size, self.size, 3)))
 
     def allocate_tensors(self) -> None:
@@ -113,16 +116,16 @@ class Interpreter:
         return [{"shape": np.array([1, self.size, self.size, 3]), "index": 100}]
 
     def get_output_details(self) -> list[dict[str, Any]]:
-        found = [{"shape": np.array(output.shape), "index": index} for index, output in enumerate(self.outputs)]
-        return found[::-1]
+        details = [{"shape": np.array(output.shape), "index": index} for index, output in enumerate(self.outputs)]
+        return details[::-1]
 
     def set_tensor(self, index: int, value: np.ndarray) -> None:
         assert index == 100 and value.shape == (1, self.size, self.size, 3) and value.dtype == np.float32
         assert value.max() <= 1 and value.min() >= (-1 if self.size == 224 else 0)
-        self.given = value[0]
+        self.input = value[0]
 
     def invoke(self) -> None:
-        self.outputs = self.answer(self.given)
+        self.outputs = self.answer(self.input)
 
     def get_tensor(self, index: int) -> np.ndarray:
         return self.outputs[index]

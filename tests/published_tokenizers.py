@@ -21,7 +21,7 @@ UNETS["unet_tiny"] = UnetSize(patch_size=4, width=32, multipliers=(1, 2), depth=
 Tensors = Mapping[str, Tensor]
 
 
-def published(seed: int = 0, place: str = "made", **config: Any) -> PublishedCheckpoint:
+def published(seed: int = 0, source: str = "made", **config: Any) -> PublishedCheckpoint:
     """Return a tokenizer with random tensors; `config` is its config.json."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -32,16 +32,16 @@ def published(seed: int = 0, place: str = "made", **config: Any) -> PublishedChe
     if "quantize._codebook.initted" in tensors:
         tensors["quantize._codebook.initted"] = torch.ones(1)
         tensors["quantize._codebook.cluster_size"] = torch.rand(config["codebook_size"], generator=generator) * 9
-    return PublishedCheckpoint(config=config, tensors=tensors, path=place)
+    return PublishedCheckpoint(config=config, tensors=tensors, place=source)
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of all tensors."""
-    found: dict[str, tuple[int, ...]] = {}
+    tensor_shapes: dict[str, tuple[int, ...]] = {}
 
     def layer(name: str, *shape: int) -> None:
-        found[f"{name}.weight"] = shape
-        found[f"{name}.bias"] = shape[:1]
+        tensor_shapes[f"{name}.weight"] = shape
+        tensor_shapes[f"{name}.bias"] = shape[:1]
 
     channels, dim, size = config["n_channels"], config["latent_dim"], config["codebook_size"]
     patch = config["patch_size"] if config.get("patch_proj", True) else 1
@@ -59,7 +59,7 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
                 layer(f"{side}.blocks.{k}.block.2", wide, 4 * wide)
             layer(f"{side}.linear_out", wide if side == "encoder" else channels, wide)
             continue
-        found[f"{side}.pos_emb"] = (1, wide, grid, grid)
+        tensor_shapes[f"{side}.pos_emb"] = (1, wide, grid, grid)
         for k in range(2):
             block = f"{side}.blocks.{k}"
             layer(f"{block}.norm1", wide)
@@ -81,22 +81,26 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             layer(f"decoder.out_conv.{k}.norm", out)
             layer(f"decoder.out_conv.{k}.pwconv1", 4 * out, out)
             layer(f"decoder.out_conv.{k}.pwconv2", out, 4 * out)
-            found[f"decoder.out_conv.{k}.gamma"] = (out,)
+            tensor_shapes[f"decoder.out_conv.{k}.gamma"] = (out,)
     layer("quant_proj", dim, wide, 1, 1)
     if config["class"] == "VQVAE":
         layer("post_quant_proj", wide, dim, 1, 1)
     if "n_labels" in config:
-        found["cls_emb.weight"] = (out, channels)
+        tensor_shapes["cls_emb.weight"] = (out, channels)
     if config.get("quant_type") == "memcodes":
         heads = config["num_codebooks"]
-        found["quantize.codes"] = (heads, size, dim // heads)
-        found["quantize.to_k.weight"] = found["quantize.to_v.weight"] = (heads, dim // heads, dim // heads)
+        tensor_shapes["quantize.codes"] = (heads, size, dim // heads)
+        tensor_shapes["quantize.to_k.weight"] = tensor_shapes["quantize.to_v.weight"] = (
+            heads,
+            dim // heads,
+            dim // heads,
+        )
     else:
         book = "quantize._codebook"
-        found |= {f"{book}.embed": (size, dim), f"{book}.cluster_size": (size,), f"{book}.initted": (1,)}
+        tensor_shapes |= {f"{book}.embed": (size, dim), f"{book}.cluster_size": (size,), f"{book}.initted": (1,)}
         if not config.get("norm_codes", True):
-            found[f"{book}.embed_avg"] = (size, dim)
-    return found
+            tensor_shapes[f"{book}.embed_avg"] = (size, dim)
+    return tensor_shapes
 
 
 def unet_shapes(layer: Any, channels: int, dim: int) -> None:
@@ -148,13 +152,13 @@ def twin(checkpoint: PublishedCheckpoint, inputs: Tensors) -> dict[str, Tensor]:
         h = vit(t, "encoder", F.conv2d(h, t["encoder.proj.weight"], t["encoder.proj.bias"], stride=patch))
     latent = F.conv2d(h, t["quant_proj.weight"], t["quant_proj.bias"])
     tokens, quant = quantize(config, t, latent)
-    found = {"latent": latent, "tokens": tokens, "quant": quant}
+    outputs = {"latent": latent, "tokens": tokens, "quant": quant}
     if config["class"] == "DiVAE":
         noisy = 0.5 * inputs["x"] + 0.5 * inputs["noise"]
-        return found | {"decoder_output": unet(t, noisy, inputs["timesteps"], quant)}
+        return outputs | {"decoder_output": unet(t, noisy, inputs["timesteps"], quant)}
     h = F.conv2d(quant, t["post_quant_proj.weight"], t["post_quant_proj.bias"])
     if "MLP" in config["enc_type"]:
-        return found | {"decoded": mlp(t, "decoder", h)}
+        return outputs | {"decoded": mlp(t, "decoder", h)}
     h = vit(t, "decoder", h)
     h = linear(t, "decoder.out_proj", h.movedim(1, -1)).movedim(-1, 1)
     decoded = F.pixel_shuffle(h, config["patch_size"] if config.get("patch_proj", True) else 1)
@@ -164,7 +168,7 @@ def twin(checkpoint: PublishedCheckpoint, inputs: Tensors) -> dict[str, Tensor]:
         h = F.conv2d(decoded, weight, bias, padding=3, groups=len(weight)).movedim(1, -1)
         h = F.gelu(linear(t, f"{name}.pwconv1", norm(t, f"{name}.norm", h, 1e-6)))
         decoded = decoded + (t[f"{name}.gamma"] * linear(t, f"{name}.pwconv2", h)).movedim(-1, 1)
-    return found | {"decoded": decoded}
+    return outputs | {"decoded": decoded}
 
 
 def linear(t: Tensors, name: str, x: Tensor) -> Tensor:
@@ -212,14 +216,14 @@ def quantize(config: Mapping[str, Any], t: Tensors, latent: Tensor) -> tuple[Ten
     """Tokens (batch, [codebooks,] rows, columns) and codes (batch, dim, rows, columns)."""
     x = latent.movedim(1, -1)
     if config.get("quant_type") == "memcodes":
-        found = []
+        quantized = []
         for part, rows, to_k, to_v in zip(
             x.chunk(config["num_codebooks"], dim=-1), t["quantize.codes"], t["quantize.to_k.weight"],
             t["quantize.to_v.weight"], strict=True,
         ):  # fmt: skip
             ids = (part @ (rows @ to_k).T).argmax(dim=-1)
-            found.append((ids, (rows @ to_v)[ids]))
-        all_ids, all_codes = zip(*found, strict=True)
+            quantized.append((ids, (rows @ to_v)[ids]))
+        all_ids, all_codes = zip(*quantized, strict=True)
         return torch.stack(all_ids, dim=1), torch.cat(all_codes, dim=-1).movedim(-1, 1)
     rows = t["quantize._codebook.embed"]
     if config.get("norm_codes", True):

@@ -41,7 +41,7 @@ def make_world(root: Path) -> World:
     for split, count in (("train", TRAIN), ("test", TEST)):
         samples = {f"{split}-{i:03}": all_five(generator) for i in range(count)}
         for name in NAMES:
-            values = {key: found[name] for key, found in samples.items()}
+            values = {key: sample_values[name] for key, sample_values in samples.items()}
             if name == "letters":
                 values = {key: value for key, value in values.items() if key not in ("test-003", "test-007")}
             write(root, zoo, split, name, values)
@@ -62,9 +62,9 @@ def copied(world: World, root: Path) -> World:
 
 
 def all_five(generator: np.random.Generator) -> dict[str, Any]:
-    found = sample(generator)
-    numbers = np.array([ord(letter) - ord("a") for letter in found["letters"]], np.float32) / (LEVELS - 1)
-    return {**found, "gist": numbers, "raw": numbers}
+    values = sample(generator)
+    numbers = np.array([ord(letter) - ord("a") for letter in values["letters"]], np.float32) / (LEVELS - 1)
+    return {**values, "gist": numbers, "raw": numbers}
 
 
 def train(zoo: Zoo, root: Path, names: Sequence[str], masking: MaskingConfig, steps: int) -> None:

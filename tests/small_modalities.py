@@ -159,8 +159,8 @@ def sample(generator: np.random.Generator) -> dict[str, Any]:
     """Return a sample: dark mirrors the levels of light, and the letters spell them."""
     levels = generator.integers(0, LEVELS, (2, 2))
     maps = {}
-    for name, shown in (("light", levels), ("dark", LEVELS - 1 - levels)):
-        flat = np.repeat(np.repeat(shown / (LEVELS - 1), 4, 0), 4, 1)[None]
+    for name, map_levels in (("light", levels), ("dark", LEVELS - 1 - levels)):
+        flat = np.repeat(np.repeat(map_levels / (LEVELS - 1), 4, 0), 4, 1)[None]
         maps[name] = np.clip(flat + generator.normal(0, 0.02, flat.shape), 0, 1).astype(np.float32)
     return {**maps, "letters": "".join(chr(ord("a") + level) for level in levels.flat)}
 
@@ -179,9 +179,9 @@ def write(root: Path, zoo: Zoo, split: str, name: str, values: dict[str, Any]) -
     write_tokens(root / "tokens", split, TokenMetadata.of(zoo[name], {}), dict(rows))
 
 
-def command_result(command: Command, *words: Any, registry: Path | None = None, **more: Any) -> Result:
+def command_result(command: Command, *words: Any, registry: Path | None = None, **options: Any) -> Result:
     """Run a command of the backbone in this process."""
-    return CliRunner().invoke(command, [str(word) for word in words], obj={"registry": registry}, **more)
+    return CliRunner().invoke(command, [str(word) for word in words], obj={"registry": registry}, **options)
 
 
 def refusal(command: Command, *words: Any, error: type[Exception] = ZooError) -> str:

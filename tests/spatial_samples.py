@@ -28,8 +28,8 @@ PLUGINS = {
 TINY = {"steps": 3, "eval_every": 2, "batch_size": 4, "width": 16, "depth": 1, "levels": [5, 3]}
 
 
-def settings(name: str, **own: Any) -> Settings:
-    return Settings(name, {"image_size": 16, "patch_size": 8, "tokenizer": TINY, **own})
+def settings(name: str, **changes: Any) -> Settings:
+    return Settings(name, {"image_size": 16, "patch_size": 8, "tokenizer": TINY, **changes})
 
 
 def values(name: str, count: int, size: int = 16, seed: int = 0) -> list[np.ndarray]:
@@ -37,21 +37,21 @@ def values(name: str, count: int, size: int = 16, seed: int = 0) -> list[np.ndar
     rng = np.random.default_rng(seed)
     coarse = rng.random((count, 3, 3, 3)).astype(np.float32)
     fields = [crop_and_resize(field, Crop(), (size, size)) for field in coarse]
-    made = {
+    make_value = {
         "rgb": lambda f: f,
         "depth": lambda f: 0.5 + 5 * f[:1],
         "normal": lambda f: normal.normalise(2 * f - 1),
         "semseg": lambda f: (f[0] * 18.99).astype(np.int64),
         "canny": lambda f: (np.abs(f[:1] - 0.5) < 0.05).astype(np.float32),
     }[name]
-    return [made(field) for field in fields]
+    return [make_value(field) for field in fields]
 
 
 class Killed(Exception):
     """Raised in place of a kill signal."""
 
 
-def train_killed(plugin: Any, chosen: Settings, samples: TrainingSamples, folder: Path, last: int) -> None:
+def train_killed(plugin: Any, modality_settings: Settings, samples: TrainingSamples, folder: Path, last: int) -> None:
     """Train a tokenizer, and stop after step `last` as if killed."""
 
     def kill(step: int) -> None:
@@ -59,4 +59,11 @@ def train_killed(plugin: Any, chosen: Settings, samples: TrainingSamples, folder
             raise Killed
 
     with pytest.raises(Killed):
-        train(plugin.task(chosen), samples, plugin.options(chosen).tokenizer, folder, 0, on_step=kill)
+        train(
+            plugin.task(modality_settings),
+            samples,
+            plugin.options(modality_settings).tokenizer,
+            folder,
+            0,
+            on_step=kill,
+        )

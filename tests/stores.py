@@ -18,18 +18,18 @@ Values = Mapping[str, tuple[bytes, str]]
 
 def write_values(root: Path, split: str, modalities: Mapping[str, Values], shard_size: int = 500) -> None:
     """Write modalities of a split and keep the existing ones. The samples are all keys in order of first appearance."""
-    there: dict[str, dict[str, tuple[bytes, str]]] = {}
-    known = read_splits(root / DATASET)
-    if split in known and known[split].modalities():
+    values_by_modality: dict[str, dict[str, tuple[bytes, str]]] = {}
+    splits = read_splits(root / DATASET)
+    if split in splits and splits[split].modalities():
         store = ValueStore(root)
         for name in store.modalities(split):
             rows = store.rows(split, [name])
-            there[name] = {rows.key(place): store.read_bytes(split, name, *place) for place in rows}
-        before = [key for shard in range(known[split].shards) for key in known[split].keys(shard)]
+            values_by_modality[name] = {rows.key(row): store.read_bytes(split, name, *row) for row in rows}
+        before = [key for shard in range(splits[split].shards) for key in splits[split].keys(shard)]
     else:
         before = []
-    there |= {name: dict(values) for name, values in modalities.items()}
-    keys = list(dict.fromkeys([*before, *(key for values in there.values() for key in values)]))
+    values_by_modality |= {name: dict(values) for name, values in modalities.items()}
+    keys = list(dict.fromkeys([*before, *(key for values in values_by_modality.values() for key in values)]))
     samples = Split(root, split, len(keys), shard_size)
     record = read_record(root / DATASET) or {"splits": {}}
     root.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def write_values(root: Path, split: str, modalities: Mapping[str, Values], shard
     for shard in range(samples.shards):
         in_shard = keys[shard * shard_size : (shard + 1) * shard_size]
         digest = samples.write_keys(shard, in_shard)
-        for name, values in there.items() if keys != before else modalities.items():
+        for name, values in values_by_modality.items() if keys != before else modalities.items():
             with writing_shard(root / split / name, shard) as writer:
                 for key in in_shard:
                     if key in values:
@@ -69,7 +69,7 @@ def writing_values(
     if more:
         store = ValueStore(root)
         rows = store.rows(split, [modality])
-        adder.values = {rows.key(place): store.read_bytes(split, modality, *place) for place in rows}
+        adder.values = {rows.key(row): store.read_bytes(split, modality, *row) for row in rows}
     yield adder
     write_values(root, split, {modality: adder.values}, shard_size)
 

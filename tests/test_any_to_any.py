@@ -38,12 +38,12 @@ from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.run import Run
 from zoo_backbone.wheels import write_wheels
 
-WORLD, COMMIT = the_world, "abc123" + "0" * 34
+COMMIT = "abc123" + "0" * 34
 
 
 @pytest.fixture(scope="module")
 def model() -> AnyToAny:
-    return AnyToAny.from_pretrained(WORLD().put_back().folder / "run", device="cpu")
+    return AnyToAny.from_pretrained(the_world().put_back().folder / "run", device="cpu")
 
 
 @pytest.fixture
@@ -56,23 +56,23 @@ def ids(samples: Any) -> list[list[int]]:
     return [np.asarray(sample.tokens).ravel().tolist() for sample in samples]
 
 
-def test_one_picture_in_any_form(model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path) -> None:
+def test_a_picture_may_be_given_in_any_form(model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path) -> None:
     picture.save(tmp_path / "photo.png")
     pixels = np.asarray(picture)
-    given = [
+    forms = [
         picture, tmp_path / "photo.png", str(tmp_path / "photo.png"), pixels, torch.from_numpy(pixels.copy()),
         pixels.transpose(2, 0, 1).astype(np.float32) / 255,
     ]  # fmt: skip
-    vectors = model.embed(rgb=given)
-    assert vectors.shape == (len(given), 32) and vectors.dtype == np.float32
-    np.testing.assert_allclose(vectors, np.repeat(vectors[:1], len(given), 0), atol=1e-6)
+    vectors = model.embed(rgb=forms)
+    assert vectors.shape == (len(forms), 32) and vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, np.repeat(vectors[:1], len(forms), 0), atol=1e-6)
     np.testing.assert_allclose(vectors[:1], model.embed({"rgb": picture}), atol=1e-6)
     turned = picture.transpose(PIL.Image.Transpose.ROTATE_90)
     turned.getexif()[274] = 6  # the camera was turned: rotate by 270 degrees
     turned.save(tmp_path / "turned.jpg", exif=turned.getexif(), quality=100, subsampling=0)
     with PIL.Image.open(tmp_path / "turned.jpg") as opened:
         np.testing.assert_allclose(model.embed(rgb=opened), model.embed(rgb=tmp_path / "turned.jpg"), atol=1e-5)
-    assert model.embed(rgb=[picture.convert("CMYK"), torch.from_numpy(given[-1]).bfloat16()]).shape == (2, 32)
+    assert model.embed(rgb=[picture.convert("CMYK"), torch.from_numpy(forms[-1]).bfloat16()]).shape == (2, 32)
     square = picture.crop((4, 0, 20, 16))
     np.testing.assert_allclose(model.embed(rgb=square), vectors[:1], atol=1e-5)
     assert not np.allclose(model.embed(rgb=picture, crop="whole"), vectors[:1], atol=1e-3)
@@ -83,24 +83,26 @@ def test_one_picture_in_any_form(model: AnyToAny, picture: PIL.Image.Image, tmp_
     assert torch.equal(model.handle("rgb_patches").encode([picture, photo, str(photo)]), tokens.repeat(3, 1, 1))
 
 
-def test_tokens_as_inputs(model: AnyToAny, picture: PIL.Image.Image) -> None:
+def test_tokens_are_accepted_as_inputs(model: AnyToAny, picture: PIL.Image.Image) -> None:
     patches = model.tokenize(rgb=picture)["rgb_patches"]
     depth = model.generate(targets="depth", seed=3).depth[0].tokens
     words = model.handle("caption").encode(["a red ball"])
-    given = {"rgb_patches": patches, "depth": depth, "caption": words[0]}
-    for more in (1, 2):
-        batch = {name: item if more == 1 else [item.reshape(item.shape[-2:]) if name == "rgb_patches" else item] * 2
-                 for name, item in given.items()}  # fmt: skip
+    inputs = {"rgb_patches": patches, "depth": depth, "caption": words[0]}
+    for count in (1, 2):
+        batch = {name: item if count == 1 else [item.reshape(item.shape[-2:]) if name == "rgb_patches" else item] * 2
+                 for name, item in inputs.items()}  # fmt: skip
         tokens = model.tokenize(batch)
-        assert torch.equal(tokens["rgb_patches"], patches.repeat(more, 1, 1))
-        assert torch.equal(tokens["depth"], depth.repeat(more, 1, 1))
-        assert all(np.array_equal(found, words[0]) for found in tokens["caption"]) and len(tokens["caption"]) == more
+        assert torch.equal(tokens["rgb_patches"], patches.repeat(count, 1, 1))
+        assert torch.equal(tokens["depth"], depth.repeat(count, 1, 1))
+        assert (
+            all(np.array_equal(caption, words[0]) for caption in tokens["caption"]) and len(tokens["caption"]) == count
+        )
     assert torch.equal(model.tokenize(depth=torch.stack([depth] * 3))["depth"], depth.repeat(3, 1, 1))
     with pytest.raises(InvalidValueError, match="depth: expected"):
         model.tokenize(depth=depth + 10_000)
 
 
-def test_more_samples_than_a_batch(model: AnyToAny, picture: PIL.Image.Image) -> None:
+def test_more_samples_than_a_batch_give_the_same_results(model: AnyToAny, picture: PIL.Image.Image) -> None:
     pictures = [picture.rotate(angle) for angle in range(40)]
     vectors = model.embed(rgb=pictures)
     assert vectors.shape == (40, 32)
@@ -112,7 +114,7 @@ def test_more_samples_than_a_batch(model: AnyToAny, picture: PIL.Image.Image) ->
 
 
 def test_boxes_share_the_crop_of_the_picture(picture: PIL.Image.Image) -> None:
-    zoo = Zoo.from_toml(WORLD().put_back().folder / "registry.toml")
+    zoo = Zoo.from_toml(the_world().put_back().folder / "registry.toml")
     specs = [zoo["rgb_patches"].spec, zoo["boxes"].spec]
     small = FourM.seeded(ModelConfig(dim=16, heads=2, encoder_depth=1, decoder_depth=1), specs, 0)
     middle = [{"label": "chair", "box": [1 / 6, 0.0, 5 / 6, 1.0]}]
@@ -122,7 +124,7 @@ def test_boxes_share_the_crop_of_the_picture(picture: PIL.Image.Image) -> None:
 
 def test_pictures_of_other_proportions_stay_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture, depth of a part in its middle, and boxes in the picture; a time series shares nothing."""
-    zoo = Zoo.from_toml(WORLD().put_back().folder / "registry.toml")
+    zoo = Zoo.from_toml(the_world().put_back().folder / "registry.toml")
     names = ("rgb_patches", "depth", "boxes", "imu")
     specs = [zoo[name].spec for name in names]
     small = FourM.seeded(ModelConfig(dim=16, heads=2, encoder_depth=1, decoder_depth=1), specs, 0)
@@ -145,7 +147,7 @@ def test_pictures_of_other_proportions_stay_aligned(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_spec_decides_whether_a_list_is_one_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    zoo = Zoo.from_toml(WORLD().put_back().folder / "registry.toml")
+    zoo = Zoo.from_toml(the_world().put_back().folder / "registry.toml")
     small = FourM.seeded(ModelConfig(dim=16, heads=2, encoder_depth=1, decoder_depth=1), [zoo["boxes"].spec], 0)
     model, encode, calls = AnyToAny(small, zoo), zoo["boxes"].encode, list[Any]()
 
@@ -166,7 +168,9 @@ def test_the_spec_decides_whether_a_list_is_one_value(monkeypatch: pytest.Monkey
         model.tokenize(boxes=[3])
 
 
-def test_generated_values(model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path) -> None:
+def test_generated_values_have_arrays_pictures_texts_and_files(
+    model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path
+) -> None:
     out = model.generate(rgb=picture, targets=["depth", "caption"], num_samples=2, seed=1, steps=2)
     assert list(out) == ["depth", "caption"] and len(out.depth) == len(out["caption"]) == 2
     assert out.depth[0].array.shape == (1, 16, 16) and out.depth[0].image.size == (16, 16)
@@ -183,17 +187,17 @@ def test_generated_values(model: AnyToAny, picture: PIL.Image.Image, tmp_path: P
 
 
 def test_a_batch_equals_its_samples(model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path) -> None:
-    other = picture.transpose(PIL.Image.Transpose.ROTATE_90)
-    both = model.generate(rgb=[picture, other], caption=["a room", "a ball"], targets="depth", num_samples=2)
+    rotated = picture.transpose(PIL.Image.Transpose.ROTATE_90)
+    pair = model.generate(rgb=[picture, rotated], caption=["a room", "a ball"], targets="depth", num_samples=2)
     first = model.generate(rgb=picture, caption="a room", targets="depth", num_samples=2)
-    assert len(both.depth) == 4 and ids(both.depth[:2]) == ids(first.depth)
-    both.save(tmp_path)
+    assert len(pair.depth) == 4 and ids(pair.depth[:2]) == ids(first.depth)
+    pair.save(tmp_path)
     saved = [json.loads(file.read_text())["tokens"] for file in sorted(tmp_path.glob("00[01]/[01]/depth.tokens.json"))]
-    assert saved == [sample.tokens.tolist() for sample in both.depth]
+    assert saved == [sample.tokens.tolist() for sample in pair.depth]
 
 
 def test_the_command_generates_the_same(model: AnyToAny, picture: PIL.Image.Image) -> None:
-    world = WORLD().put_back()
+    world = the_world().put_back()
     picture.save(world.folder / "photo.png")
     words = "backbone generate run --out new --input rgb=photo.png --input caption=red --target depth --draws 2"
     assert world(words).code == 0
@@ -210,47 +214,47 @@ def test_generated_samples_are_inputs(model: AnyToAny, picture: PIL.Image.Image)
     by_sample = model.generate(depth=out.depth[0], targets=["caption"], seed=3)
     by_value = model.generate(depth=out.depth[0].array, targets=["caption"], seed=3)
     assert by_sample.caption[0].tokens.tolist() is not None and isinstance(by_value.caption[0].text, str)
-    kept = model.generate(depth=out.depth[0], targets=["depth"], inpaint={"depth": "cells:0,0,1,1"}, seed=5)
-    assert np.array_equal(kept.depth[0].tokens.ravel()[1:], out.depth[0].tokens.ravel()[1:])
+    inpainted = model.generate(depth=out.depth[0], targets=["depth"], inpaint={"depth": "cells:0,0,1,1"}, seed=5)
+    assert np.array_equal(inpainted.depth[0].tokens.ravel()[1:], out.depth[0].tokens.ravel()[1:])
 
 
 def test_settings_change_the_result(model: AnyToAny, picture: PIL.Image.Image) -> None:
     usual = ids(model.generate(rgb=picture, targets="depth", num_samples=8).depth)
     cold = ids(model.generate(rgb=picture, targets="depth", num_samples=8, temperature=0).depth)
-    assert all(one == cold[0] for one in cold) and usual != cold
+    assert all(sample_ids == cold[0] for sample_ids in cold) and usual != cold
     assert usual == ids(model.generate(rgb=picture, targets=[TargetPlan(name="depth")], num_samples=8).depth)
     assert usual != ids(model.generate(rgb=picture, targets="depth", num_samples=8, seed=1).depth)
     guided = model.generate(rgb=picture, targets="depth", num_samples=8, guidance={"rgb": -20.0})
     assert ids(guided.depth) != usual
-    own = [TargetPlan(name="depth", guidance=Guidance(weights={"rgb_patches": -20.0}))]
-    assert ids(model.generate(rgb=picture, targets=own, num_samples=8, guidance=3.0).depth) == ids(guided.depth)
+    guided_plan = [TargetPlan(name="depth", guidance=Guidance(weights={"rgb_patches": -20.0}))]
+    assert ids(model.generate(rgb=picture, targets=guided_plan, num_samples=8, guidance=3.0).depth) == ids(guided.depth)
     nucleus = model.generate(rgb=picture, targets="depth", num_samples=8, top_p=1e-6, steps=1)
     best = model.generate(rgb=picture, targets="depth", temperature=0, steps=1)
     assert ids(nucleus.depth) == ids(best.depth) * 8
     assert len(model.generate(targets="caption", num_samples=3).caption) == 3
 
 
-def test_each_step_is_told(model: AnyToAny, picture: PIL.Image.Image) -> None:
-    told: list[tuple[str, Any]] = []
+def test_on_step_is_called_after_each_step(model: AnyToAny, picture: PIL.Image.Image) -> None:
+    steps: list[tuple[str, Any]] = []
     out = model.generate(
-        rgb=picture, targets=["depth", "caption"], steps=3, on_step=lambda name, tokens: told.append((name, tokens))
+        rgb=picture, targets=["depth", "caption"], steps=3, on_step=lambda name, tokens: steps.append((name, tokens))
     )
-    grids = [tokens for name, tokens in told if name == "depth"]
+    grids = [tokens for name, tokens in steps if name == "depth"]
     undecided = [int((tokens < 0).sum()) for tokens in grids]
     assert len(grids) == 3 and undecided == sorted(undecided, reverse=True) and undecided[0] > 0
     assert torch.equal(grids[-1][0], out.depth[0].tokens)
-    texts = [tokens for name, tokens in told if name == "caption"]
+    texts = [tokens for name, tokens in steps if name == "caption"]
     assert texts[-1][0].tolist() == out.caption[0].tokens.tolist()
 
 
-def test_features_of_tokens(model: AnyToAny, picture: PIL.Image.Image) -> None:
+def test_mean_features_equal_the_embedding(model: AnyToAny, picture: PIL.Image.Image) -> None:
     features, mask = model.forward_features(rgb=picture)
     assert features.shape == (1, 4, 32) and mask.all()
     np.testing.assert_allclose(features.mean(1).numpy(), model.embed(rgb=picture), atol=1e-6)
 
 
-def test_half_precision(picture: PIL.Image.Image) -> None:
-    half = AnyToAny.from_pretrained(WORLD().put_back().folder / "run", device="cpu", dtype=torch.bfloat16)
+def test_a_model_runs_in_half_precision(picture: PIL.Image.Image) -> None:
+    half = AnyToAny.from_pretrained(the_world().put_back().folder / "run", device="cpu", dtype=torch.bfloat16)
     assert half.embed(rgb=picture).dtype == np.float32
     assert half.model.token_embedding.weight.dtype == torch.bfloat16
     assert len(half.generate(rgb=picture, targets=["depth", "caption"]).depth) == 1
@@ -289,28 +293,30 @@ def test_half_precision(picture: PIL.Image.Image) -> None:
         ),
     ],
 )
-def test_wrong_arguments(model: AnyToAny, arguments: dict[str, Any], error: type[Exception], named: str) -> None:
+def test_wrong_arguments_are_named(
+    model: AnyToAny, arguments: dict[str, Any], error: type[Exception], named: str
+) -> None:
     with pytest.raises(error, match=named):
         model.generate(**{"targets": ["depth"], **arguments})
 
 
-def test_wrong_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_models_and_devices_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         AnyToAny.from_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="tpu"):
-        AnyToAny.from_pretrained(WORLD().put_back().folder / "run", device="tpu")
+        AnyToAny.from_pretrained(the_world().put_back().folder / "run", device="tpu")
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="runs/demo: no such folder"):
         AnyToAny.from_pretrained("runs/demo")  # no hub id, as there is a folder runs
 
 
-def test_a_moved_project(picture: PIL.Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moved_project_still_works(picture: PIL.Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No file of the stores and runs names the folder in which it was written."""
-    world = WORLD().put_back()
-    drawn = world.folder / "made"  # a plan names its inputs by absolute paths
+    world = the_world().put_back()
+    generated_folder = world.folder / "made"  # a plan names its inputs by absolute paths
     moved = tmp_path / "elsewhere"
-    shutil.copytree(world.folder, moved, ignore=shutil.ignore_patterns(drawn.name, "report"))
+    shutil.copytree(world.folder, moved, ignore=shutil.ignore_patterns(generated_folder.name, "report"))
     named = str(world.folder).encode()
     assert [str(file) for file in moved.rglob("*.json") if named in file.read_bytes()] == []
     monkeypatch.chdir(tmp_path)
@@ -319,16 +325,16 @@ def test_a_moved_project(picture: PIL.Image.Image, tmp_path: Path, monkeypatch: 
     assert AnyToAny.from_pretrained("elsewhere/run").generate(rgb=picture, targets="depth").depth
 
 
-def test_a_run_without_a_registry_finds_its_tokenizers(picture: PIL.Image.Image, tmp_path: Path) -> None:
-    world = WORLD().put_back()
+def test_a_run_without_a_registry_finds_its_tokenizers(tmp_path: Path) -> None:
+    world = the_world().put_back()
     run = shutil.copytree(world.folder / "run", tmp_path / "run")
-    places = Run.load(world.folder / "run")
-    dataclasses.replace(places, registry=world.folder / "tokenizers").save(run)
+    record = Run.load(world.folder / "run")
+    dataclasses.replace(record, registry=world.folder / "tokenizers").save(run)
     handle = AnyToAny.from_pretrained(run).zoo["caption"]
     assert handle.checkpoint == world.folder / "tokenizers" / "text"
 
 
-def test_middle_crop(model: AnyToAny) -> None:
+def test_the_middle_crop_by_hand(model: AnyToAny) -> None:
     depth = model.handle("depth")
     assert depth.middle(np.zeros((1, 10, 20))) == Crop(left=0.25, width=0.5)
     assert depth.middle(np.zeros((1, 40, 20))) == Crop(top=0.25, height=0.5)
@@ -339,13 +345,13 @@ def test_middle_crop(model: AnyToAny) -> None:
     assert imu.middle(np.zeros((channels, 2 * int(length)))) == Crop(left=0.25, width=0.5)
 
 
-def test_score(model: AnyToAny) -> None:
-    world = WORLD().put_back()
+def test_score_equals_the_stored_evaluation(model: AnyToAny) -> None:
+    world = the_world().put_back()
     scores = model.score(inputs=["rgb"], targets=["depth"], data=world.folder / "data", samples=4)
     assert [(score["inputs"], score["target"], score["samples"]) for score in scores] == [(["rgb_patches"], "depth", 4)]
     assert {"rmse", "abs_rel"} <= set(scores[0]["score"]) and "skill" in scores[0]
-    stored = read_table(world.folder / "run/evaluation/evaluation.json")["pairs"][0]
-    assert scores[0]["reconstruction"] == stored["reconstruction"]
+    evaluated = read_table(world.folder / "run/evaluation/evaluation.json")["pairs"][0]
+    assert scores[0]["reconstruction"] == evaluated["reconstruction"]
 
 
 # --- bundles
@@ -354,7 +360,7 @@ def test_score(model: AnyToAny) -> None:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "small"
-    world = WORLD().put_back()
+    world = the_world().put_back()
     ended = world(f"backbone export run {folder} --dtype float16 --samples 2")
     assert ended.code == 0, ended.complaint
     assert "MB, in" in ended.printed
@@ -364,7 +370,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_bundle_works_anywhere(bundle: Path, picture: PIL.Image.Image, tmp_path: Path) -> None:
     """Without the folder in which it was trained."""
     moved = shutil.copytree(bundle, tmp_path / "moved")
-    world = WORLD().put_back({})
+    world = the_world().put_back({})
     picture.save(world.folder / "a.png")
     model = AnyToAny.from_pretrained(moved, verify=True)
     assert model.generate(rgb=picture, targets=["depth", "caption"]).depth[0].array.shape == (1, 16, 16)
@@ -408,10 +414,10 @@ def test_a_changed_file_of_a_bundle_is_refused(bundle: Path, tmp_path: Path, nam
 
 
 @pytest.fixture(scope="module")
-def carrying(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_with_wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with wheels, and the folder `site` into which these are installed."""
-    folder = tmp_path_factory.mktemp("bundles") / "carrying"
-    world = WORLD().put_back()
+    folder = tmp_path_factory.mktemp("bundles") / "bundle_with_wheels"
+    world = the_world().put_back()
     ended = world(f"backbone export run {folder} --with-plugins")
     assert ended.code == 0, ended.complaint
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target"]
@@ -419,34 +425,38 @@ def carrying(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_bundle_works_with_its_wheels_alone(carrying: Path) -> None:
-    record = read_table(carrying / "bundle.json")
+def test_a_bundle_works_with_its_wheels_alone(bundle_with_wheels: Path) -> None:
+    record = read_table(bundle_with_wheels / "bundle.json")
     wheels = {name.removeprefix("wheels/") for name in record["files"] if name.startswith("wheels/")}
-    assert wheels == {path.name for path in (carrying / "wheels").iterdir()} and len(wheels) == len(record["requires"])
-    assert "pip install carrying/wheels/*.whl" in (carrying / "README.md").read_text(encoding="utf-8")
+    assert wheels == {path.name for path in (bundle_with_wheels / "wheels").iterdir()} and len(wheels) == len(
+        record["requires"]
+    )
+    assert "pip install bundle_with_wheels/wheels/*.whl" in (bundle_with_wheels / "README.md").read_text(
+        encoding="utf-8"
+    )
     script = """import sys
 sys.path += sys.argv[1:3]  # -S leaves out editable installations
 import tokenizers_zoo
 from zoo_backbone import AnyToAny
 model = AnyToAny.from_pretrained(sys.argv[3], verify=True)
 print(tokenizers_zoo.__file__, model.generate(targets=["depth"]).depth[0].array.shape)"""
-    site, packages = str(carrying.parent / "site"), sysconfig.get_path("purelib")
+    site, packages = str(bundle_with_wheels.parent / "site"), sysconfig.get_path("purelib")
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-S", "-c", script, site, packages, str(carrying)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=carrying.parent)
+    command = [sys.executable, "-S", "-c", script, site, packages, str(bundle_with_wheels)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=bundle_with_wheels.parent)
     assert done.stdout.startswith(site) and done.stdout.endswith(" (1, 16, 16)\n"), done.stderr
 
 
 def test_wheels_of_installed_distributions_are_packed_again(
-    carrying: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle_with_wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site = shutil.copytree(carrying.parent / "site", tmp_path / "site")
+    site = shutil.copytree(bundle_with_wheels.parent / "site", tmp_path / "site")
     monkeypatch.syspath_prepend(str(site))
     write_wheels(["tokenizers-zoo", "zoo-geometry"], tmp_path / "again")
     packed = sorted((tmp_path / "again").iterdir())
     assert len(packed) == 2
     for wheel in packed:
-        assert contents(wheel) == contents(carrying / "wheels" / wheel.name)
+        assert contents(wheel) == contents(bundle_with_wheels / "wheels" / wheel.name)
     write_wheels(["tokenizers-zoo", "zoo-geometry"], tmp_path / "once more")
     assert [(tmp_path / "once more" / wheel.name).read_bytes() == wheel.read_bytes() for wheel in packed] == [True] * 2
     module = site / "zoo_geometry" / "__init__.py"
@@ -462,7 +472,7 @@ def contents(wheel: Path) -> dict[str, Any]:
     return {name: sorted(data.split()) if name.endswith("/RECORD") else data for name, data in files.items()}
 
 
-def test_an_editable_distribution_that_cannot_be_built(install: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_editable_distribution_that_cannot_be_built_is_named(install: Callable[..., Path], tmp_path: Path) -> None:
     metadata = install("zoo-broken", {}, {}) / "zoo_broken-1.0.dist-info"
     (tmp_path / "source").mkdir()
     url = (tmp_path / "source").as_uri()
@@ -472,17 +482,17 @@ def test_an_editable_distribution_that_cannot_be_built(install: Callable[..., Pa
 
 
 @pytest.mark.parametrize("change", ["another byte", "another wheel"])
-def test_a_bundle_with_other_wheels_is_refused(carrying: Path, tmp_path: Path, change: str) -> None:
-    changed = shutil.copytree(carrying, tmp_path / "changed")
+def test_a_bundle_with_other_wheels_is_refused(bundle_with_wheels: Path, tmp_path: Path, change: str) -> None:
+    changed = shutil.copytree(bundle_with_wheels, tmp_path / "changed")
     wheel = next((changed / "wheels").glob("zoo_geometry-*.whl"))
     wheel = wheel if change == "another byte" else wheel.with_name("zoo_evil-1.0-py3-none-any.whl")
     wheel.write_bytes(b"changed")
-    ended = WORLD().put_back()(f"backbone verify {changed}")
+    ended = the_world().put_back()(f"backbone verify {changed}")
     ended.refused(str(wheel))
 
 
-def test_a_missing_plugin_is_named_with_the_wheels(carrying: Path, tmp_path: Path) -> None:
-    moved = shutil.copytree(carrying, tmp_path / "to a colleague")
+def test_a_missing_plugin_is_named_with_the_wheels(bundle_with_wheels: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(bundle_with_wheels, tmp_path / "to a colleague")
     record = read_table(moved / "bundle.json")
     write_table(moved / "bundle.json", {**record, "requires": {"zoo-nowhere": "1"}})
     with pytest.raises(
@@ -491,15 +501,15 @@ def test_a_missing_plugin_is_named_with_the_wheels(carrying: Path, tmp_path: Pat
         AnyToAny.from_pretrained(moved)
 
 
-def test_parts_of_a_bundle() -> None:
+def test_bundle_helpers_by_hand() -> None:
     zoo = Zoo.from_tables({"modalities": {"depth": {"checkpoint": "elsewhere", "tokenizer": {"steps": 3}}}})
     assert registry_of(zoo, [zoo["depth"]])["modalities"] == {"depth": {"tokenizer": {"steps": 3}}}
-    stored = as_dtype({"small": torch.ones(1), "large": torch.full((1,), 1e6)}, "float16")
-    assert stored["small"].dtype == torch.float16 and stored["large"].dtype == torch.float32
+    weights = stored_as({"small": torch.ones(1), "large": torch.full((1,), 1e6)}, "float16")
+    assert weights["small"].dtype == torch.float16 and weights["large"].dtype == torch.float32
     assert agreement([1, 2], [1, 2, 3, 4]) == 0.5 and agreement([], []) == 1 and agreement([], [1]) == 0
 
 
-def test_from_the_hub(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_is_loaded_from_the_hub(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub's cache: models--owner--name/refs/main and snapshots/<commit>."""
     cached = tmp_path / "models--me--small"
     shutil.copytree(bundle, cached / "snapshots" / COMMIT)
@@ -518,7 +528,7 @@ def test_from_the_hub(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         AnyToAny.from_pretrained("me/other")
 
 
-def test_saved_again(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loaded_bundle_is_saved_and_pushed(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = AnyToAny.from_pretrained(bundle)
     model.save_pretrained(tmp_path / "again")
     assert AnyToAny.from_pretrained(tmp_path / "again", verify=True).modalities == model.modalities

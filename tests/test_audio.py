@@ -20,12 +20,12 @@ from tokenizers_zoo.testing.media import wav
 from zoo_audio import audio, mel
 
 RATE = 8000
-OWN = {"sample_rate": RATE, "length": 4000, "hop": 125, "window": 500, "mels": 32, "patch_length": 4}
+TABLE = {"sample_rate": RATE, "length": 4000, "hop": 125, "window": 500, "mels": 32, "patch_length": 4}
 FRAME = mel.MelFrame(sample_rate=RATE, window=500, hop=125, mels=32)
 
 
 def settings(**changed: Any) -> Settings:
-    return Settings("audio", {**OWN, **changed})
+    return Settings("audio", {**TABLE, **changed})
 
 
 def tone(hertz: float, rate: int = RATE, seconds: float = 0.5) -> np.ndarray:
@@ -58,9 +58,9 @@ def test_sines_have_the_expected_level_in_their_bands() -> None:
     centres = 700 * (10 ** (np.arange(1, frame.mels + 1) * top / (frame.mels + 1) / 2595) - 1)
     waveforms = torch.from_numpy(np.stack([2 * tone(hertz, frame.sample_rate) for hertz in centres]))
     loud = mel.log_mel(waveforms, frame)[:, :, 16].diagonal()
-    said = re.search(r"about (\S+) dB in the lowest bands\s+and (\S+) dB in the highest", mel.log_mel.__doc__ or "")
-    assert said
-    lowest, highest = map(float, said.groups())
+    match = re.search(r"about (\S+) dB in the lowest bands\s+and (\S+) dB in the highest", mel.log_mel.__doc__ or "")
+    assert match
+    lowest, highest = map(float, match.groups())
     assert loud[:3].tolist() == pytest.approx([lowest] * 3, abs=0.7)
     assert loud[-2:].tolist() == pytest.approx([highest] * 2, abs=0.7)
 
@@ -68,12 +68,12 @@ def test_sines_have_the_expected_level_in_their_bands() -> None:
 def test_waveforms_come_back_from_spectrograms() -> None:
     waveform = torch.from_numpy(np.stack([tone(440.0), 0.5 * tone(1500.0), np.zeros(4000, np.float32)]))
     target = mel.log_mel(waveform, FRAME)
-    again = mel.griffin_lim(target, FRAME, 32)
-    assert again.shape == waveform.shape and again.abs().max() <= 1
-    assert torch.equal(again, mel.griffin_lim(target, FRAME, 32))
-    assert (mel.log_mel(again, FRAME) - target)[:2].abs().mean() < 3
-    assert again[2].abs().max() < 1e-4  # silence stays silent
-    heard = torch.fft.rfft(again[0]).abs().argmax() * RATE / 4000
+    restored = mel.waveform_of(target, FRAME, 32)
+    assert restored.shape == waveform.shape and restored.abs().max() <= 1
+    assert torch.equal(restored, mel.waveform_of(target, FRAME, 32))
+    assert (mel.log_mel(restored, FRAME) - target)[:2].abs().mean() < 3
+    assert restored[2].abs().max() < 1e-4  # silence stays silent
+    heard = torch.fft.rfft(restored[0]).abs().argmax() * RATE / 4000
     assert heard.item() == pytest.approx(440, abs=66)  # the width of a band there
 
 
@@ -82,16 +82,16 @@ def test_reconstructed_waveform_end_is_as_good_as_the_rest() -> None:
     for frame in (FRAME, audio.AudioSettings().frame):
         pitches = range(200, frame.sample_rate // 2 - 500, 250)
         target = mel.log_mel(torch.from_numpy(np.stack([tone(hertz, frame.sample_rate) for hertz in pitches])), frame)
-        again = mel.griffin_lim(target, frame, 32)
-        wrong = (mel.log_mel(again, frame) - target).abs().mean(dim=(0, 1))
-        assert wrong[-1] < 2 * wrong[4:-4].mean()
+        restored = mel.waveform_of(target, frame, 32)
+        error = (mel.log_mel(restored, frame) - target).abs().mean(dim=(0, 1))
+        assert error[-1] < 2 * error[4:-4].mean()
 
 
 def test_mel_inversion_is_not_negative_and_close() -> None:
     truth = torch.rand(1, 251, 4, generator=torch.Generator().manual_seed(0))
     bands = mel.filters(FRAME) @ truth
-    found = mel.frequencies_of(bands, FRAME)
-    assert found.min() >= 0 and ((mel.filters(FRAME) @ found - bands).abs() / bands).mean() < 0.05
+    spectrum = mel.frequencies_of(bands, FRAME)
+    assert spectrum.min() >= 0 and ((mel.filters(FRAME) @ spectrum - bands).abs() / bands).mean() < 0.05
 
 
 # ---------------------------------------------------------------- files
@@ -149,8 +149,8 @@ def test_other_rates_are_resampled_and_other_lengths_fitted() -> None:
 @pytest.mark.parametrize("rate", [7, 11025, 44100, 96000, 999983])
 def test_only_the_used_part_of_a_long_file_is_resampled(rate: int) -> None:
     long = np.random.default_rng(0).uniform(-0.3, 0.3, 3 * rate + 50).astype(np.float32)
-    whole = audio.fit_length(audio.resample(long, rate, RATE), 4000)
-    np.testing.assert_array_equal(audio.plugin.read_value(wav_file(long, rate), "wav", settings()), whole)
+    expected = audio.fitted(audio.resampled(long, rate, RATE), 4000)
+    np.testing.assert_array_equal(audio.plugin.read_value(wav_file(long, rate), "wav", settings()), expected)
 
 
 def test_a_rate_without_a_common_divisor_needs_no_long_filter() -> None:
@@ -190,9 +190,9 @@ def test_wav_from_a_pipe_has_no_known_size(size: int) -> None:
 def test_written_files_round_trip() -> None:
     value = np.clip(3 * tone(300.0), -1, 1)
     data, extension = audio.plugin.write_value(value, settings())
-    again = audio.plugin.read_value(data, extension, settings())
-    np.testing.assert_allclose(again, value, atol=1 / 32768)
-    assert audio.plugin.write_value(again, settings()) == (data, extension)
+    restored = audio.plugin.read_value(data, extension, settings())
+    np.testing.assert_allclose(restored, value, atol=1 / 32768)
+    assert audio.plugin.write_value(restored, settings()) == (data, extension)
     with wave.open(io.BytesIO(data)) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (RATE, 1, 2)
 

@@ -21,10 +21,10 @@ def report():  # type: ignore[no-untyped-def]
 
 def test_vulnerabilities_are_named(report) -> None:  # type: ignore[no-untyped-def]
     sound = {"name": "a", "version": "1", "vulns": []}
-    bad = {"name": "b", "version": "2", "vulns": [{"id": "PYSEC-1", "fix_versions": ["3"]}]}
+    vulnerable = {"name": "b", "version": "2", "vulns": [{"id": "PYSEC-1", "fix_versions": ["3"]}]}
     skipped = {"name": "c", "skip_reason": "not found"}
     assert report(json.dumps({"dependencies": [sound]}), "") == (["1 packages compared, 0 vulnerabilities"], True)
-    lines, well = report(json.dumps({"dependencies": [sound, bad, skipped]}), "")
+    lines, well = report(json.dumps({"dependencies": [sound, vulnerable, skipped]}), "")
     assert lines[0] == "b 2: PYSEC-1, fixed in 3" and "2 packages compared" in lines[1] and not well
 
 

@@ -55,24 +55,26 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_data_has_every_sample_and_reports_missing_modalities(store: Path) -> None:
     specs = all_layouts()
     data = TokenData(store, "train", specs)
-    stored = {name: dict(whole_samples([column])) for name, column in data.columns.items()}
-    assert data.sample_keys() == sorted({key for rows in stored.values() for key in rows})
+    rows_by_modality = {name: dict(whole_samples([column])) for name, column in data.columns.items()}
+    assert data.sample_keys() == sorted({key for rows in rows_by_modality.values() for key in rows})
     raw = data.batch(np.arange(len(data)))
     for number, key in enumerate(data.sample_keys()):
         for column, item in enumerate(specs):
-            assert raw.present[number, column] == (key in stored[item.name])
-            if key in stored[item.name]:
-                row = np.asarray(data.columns[item.name].take([stored[item.name][key]])[0])
+            assert raw.present[number, column] == (key in rows_by_modality[item.name])
+            if key in rows_by_modality[item.name]:
+                row = np.asarray(data.columns[item.name].take([rows_by_modality[item.name][key]])[0])
                 row = row if item.continuous else row.ravel()
                 assert raw.lengths[number, column] == len(row)
                 np.testing.assert_array_equal(raw.tokens[item.name][number, : len(row)], row)
     aligned = TokenData(store, "train", specs, aligned=True)
-    assert aligned.sample_keys() == [key for key in data.sample_keys() if all(key in rows for rows in stored.values())]
+    assert aligned.sample_keys() == [
+        key for key in data.sample_keys() if all(key in rows for rows in rows_by_modality.values())
+    ]
     assert 0 < len(aligned) < len(data)
     assert aligned.batch(np.arange(len(aligned))).present.all()
-    some = np.array([len(data) - 1, 0, 5, 5])
-    for name, tokens in data.batch(some).tokens.items():
-        for row, sample in enumerate(some):
+    samples = np.array([len(data) - 1, 0, 5, 5])
+    for name, tokens in data.batch(samples).tokens.items():
+        for row, sample in enumerate(samples):
             length = raw.lengths[sample, list(raw.tokens).index(name)]
             np.testing.assert_array_equal(tokens[row, :length], raw.tokens[name][sample, :length])
 
@@ -81,22 +83,22 @@ def test_data_has_every_sample_and_reports_missing_modalities(store: Path) -> No
 def test_views_are_samples_unless_samples_are_read_whole(tmp_path: Path, aligned: bool) -> None:
     specs = [spec("a", VectorLayout(length=1)), spec("b", VectorLayout(length=1))]
     keys = [f"k{number}" for number in range(7)]
-    lacking = {"a": {0, 3, 6}, "b": {3, 4}}
+    missing = {"a": {0, 3, 6}, "b": {3, 4}}
     for item in specs:
         rows = {key: [np.array([3 * number + view]) for view in range(3)]
-                for number, key in enumerate(keys) if number not in lacking[item.name]}  # fmt: skip
+                for number, key in enumerate(keys) if number not in missing[item.name]}  # fmt: skip
         write_tokens(tmp_path, "train", metadata_of(item), rows, keys=keys, shard_size=3, crops=3, seed=5)
-    left = [n for n in range(7) if (n not in lacking["a"] | lacking["b"] if aligned else n != 3)]
-    for whole in (False, True):
-        data = TokenData(tmp_path, "train", specs, aligned=aligned, uncropped=whole)
-        views = [0] if whole else [0, 1, 2]
-        assert data.sample_keys() == [f"k{number}" for number in left for _ in views]
+    remaining = [n for n in range(7) if (n not in missing["a"] | missing["b"] if aligned else n != 3)]
+    for read_whole in (False, True):
+        data = TokenData(tmp_path, "train", specs, aligned=aligned, whole=read_whole)
+        views = [0] if read_whole else [0, 1, 2]
+        assert data.sample_keys() == [f"k{number}" for number in remaining for _ in views]
         raw = data.batch(np.arange(len(data)))
-        expected = np.array([3 * number + view for number in left for view in views])
+        expected = np.array([3 * number + view for number in remaining for view in views])
         for column, name in enumerate("ab"):
-            there = np.array([number not in lacking[name] for number in left for _ in views])
-            np.testing.assert_array_equal(raw.present[:, column], there)
-            np.testing.assert_array_equal(raw.tokens[name][there, 0], expected[there])
+            present = np.array([number not in missing[name] for number in remaining for _ in views])
+            np.testing.assert_array_equal(raw.present[:, column], present)
+            np.testing.assert_array_equal(raw.tokens[name][present, 0], expected[present])
 
 
 def test_shards_of_other_samples_are_refused(tmp_path: Path) -> None:
@@ -117,9 +119,9 @@ def test_shards_of_other_samples_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_tokens_that_do_not_fit_are_errors(store: Path, change: dict[str, Any], message: str) -> None:
-    wrong = dataclasses.replace(all_layouts()[0], **change)
+    unsuitable = dataclasses.replace(all_layouts()[0], **change)
     with pytest.raises(DataError, match=message):
-        TokenData(store, "train", [wrong])
+        TokenData(store, "train", [unsuitable])
 
 
 def test_longer_sequence_limit_fits_and_shorter_does_not(store: Path) -> None:
@@ -129,12 +131,12 @@ def test_longer_sequence_limit_fits_and_shorter_does_not(store: Path) -> None:
         TokenData(store, "train", [spec("words", sequence(5), 100, "text")])
 
 
-def test_tokens_of_another_codec_are_an_error(store: Path) -> None:
-    columns, nothing = TokenData(store, "train", all_layouts()).columns, Zoo.from_tables({"zoo": {"modalities": []}})
-    check_stored(columns["picture"], columns["picture"].fingerprint, nothing, "the backbone")
-    check_stored(columns["clip"], None, nothing, "one that does not say")
+def test_tokens_of_another_tokenizer_are_an_error(store: Path) -> None:
+    columns, empty_zoo = TokenData(store, "train", all_layouts()).columns, Zoo.from_tables({"zoo": {"modalities": []}})
+    check_stored(columns["picture"], columns["picture"].fingerprint, empty_zoo, "the backbone")
+    check_stored(columns["clip"], None, empty_zoo, "one that does not say")
     with pytest.raises(DataError, match=r"tokens of clip by tokenizer codec of cli.*runs/a is abcdef"):
-        check_stored(columns["clip"], "abcdef", nothing, "runs/a")
+        check_stored(columns["clip"], "abcdef", empty_zoo, "runs/a")
 
 
 def test_order_is_a_permutation_per_epoch_and_can_start_anywhere() -> None:
@@ -151,23 +153,23 @@ def test_order_is_a_permutation_per_epoch_and_can_start_anywhere() -> None:
 
 def test_the_loader_keeps_order_and_passes_errors_on() -> None:
     batch = packed_batch(all_layouts(), size=1)
-    made: list[int] = []
+    steps: list[int] = []
 
     def make(step: int) -> PackedBatch:
-        made.append(step)
+        steps.append(step)
         if step == 7:
             raise DataError("step 7 is damaged")
         return dataclasses.replace(batch, inputs=dataclasses.replace(batch.inputs, ids=torch.tensor(step)))
 
     with prefetched(make, 3, 20) as loader:
-        seen = iter(loader)
-        assert [int(next(seen).inputs.ids) for _ in range(4)] == [3, 4, 5, 6]
+        batches = iter(loader)
+        assert [int(next(batches).inputs.ids) for _ in range(4)] == [3, 4, 5, 6]
         with pytest.raises(DataError, match="step 7"):
-            next(seen)
-    assert made[:5] == [3, 4, 5, 6, 7] and len(made) <= 8
+            next(batches)
+    assert steps[:5] == [3, 4, 5, 6, 7] and len(steps) <= 8
     with prefetched(make, 8, 10_000, depth=2) as loader:
         next(iter(loader))
-    assert len(made) < 20
+    assert len(steps) < 20
 
 
 def test_learning_rate_by_hand() -> None:
@@ -179,7 +181,7 @@ def test_learning_rate_by_hand() -> None:
     assert learning_rate(TrainConfig(steps=5, warmup_steps=0), 0, 1e-3) == pytest.approx(1e-3)
 
 
-def test_default_learning_rate_depends_on_optimizer_and_falls_with_width_for_muon() -> None:
+def test_default_learning_rate_depends_on_optimizer_and_width() -> None:
     assert peak_rate(TrainConfig(learning_rate=0.5), 512) == 0.5
     assert peak_rate(TrainConfig(optimizer="adamw"), 128) == peak_rate(TrainConfig(optimizer="adamw"), 512) == 1e-3
     assert (peak_rate(TrainConfig(), 128), peak_rate(TrainConfig(), 512)) == (5e-3, 2.5e-3)
@@ -252,27 +254,27 @@ def test_gradient_norm_covers_all_gradients_and_is_clipped() -> None:
     assert updates[1] / updates[0] == pytest.approx(1e-3 / norms[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_only_matrices_of_layers_decay(optimizer: Any) -> None:
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_only_matrices_of_layers_decay(kind: Any) -> None:
     """Also if a modality is called like an embedding."""
     called = [spec("word_embedding", GridLayout(shape=(2, 2))), spec("embeddings", PatchesLayout(shape=(2, 2), dim=3))]
     model = FourM(dataclasses.replace(SMALL, bias=True), [*all_layouts(), *called])
-    made = Optimizer(model, dataclasses.replace(TRAINING, optimizer=optimizer, weight_decay=0.5))
+    optimizer = Optimizer(model, dataclasses.replace(TRAINING, optimizer=kind, weight_decay=0.5))
     before = {}
     for name, parameter in model.named_parameters():
         torch.nn.init.uniform_(parameter, 0.5, 1.5)
         before[name] = parameter.detach().clone()
         parameter.grad = torch.zeros_like(parameter)
-    made.step(0.1)
-    kept = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
+    optimizer.step(0.1)
+    unchanged = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
     for name, parameter in model.named_parameters():
-        if name not in kept:
+        if name not in unchanged:
             torch.testing.assert_close(parameter.detach(), 0.95 * before[name], msg=name)
-    assert kept >= {
+    assert unchanged >= {
         "encoder.0.mlp.up.bias", "encoder_norm.weight", TOKEN_TABLE, "mask_embedding.weight",
         "modality_embedding.weight", "learned_positions.code",
     }  # fmt: skip
-    assert not kept & {
+    assert not unchanged & {
         "encoder.0.mlp.up.weight", "output.text", "projections.pixels.weight", "output.word_embedding",
         "projections.embeddings.weight",
     }  # fmt: skip
@@ -280,33 +282,33 @@ def test_only_matrices_of_layers_decay(optimizer: Any) -> None:
 
 def test_optimizer_resumes_from_its_state() -> None:
     specs = all_layouts()
-    whole, _ = trained(True, steps=6)
+    uninterrupted, _ = trained(True, steps=6)
     model, optimizer = trained(True, steps=3)
     copy = FourM(SMALL, specs)
     copy.load_state_dict(model.state_dict())
-    other = Optimizer(copy, TRAINING)
-    state = other.state()
+    resumed = Optimizer(copy, TRAINING)
+    state = resumed.state()
     for name, tensor in optimizer.state().items():
         state[name].copy_(tensor)
     for step in range(3, 6):
         copy(packed_batch(specs, seed=step)).loss.backward()
-        other.step(1e-2)
-    assert all(torch.equal(a, b) for a, b in zip(copy.parameters(), whole.parameters(), strict=True))
+        resumed.step(1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(copy.parameters(), uninterrupted.parameters(), strict=True))
 
 
 # ---------------------------------------------------------------- Muon
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 40), (2, 40, 8), (1, 5, 1)])
-def test_the_orthogonal_factor(shape: tuple[int, ...]) -> None:
+def test_singular_values_of_the_orthogonal_factor_are_near_one(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e3
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
-    found = orthogonal(matrices)
-    assert found.dtype == torch.float32
-    sizes = torch.linalg.svdvals(found)
+    factor = orthogonal(matrices)
+    assert factor.dtype == torch.float32
+    sizes = torch.linalg.svdvals(factor)
     assert sizes.min() > 0.6 and sizes.max() < 1.25
     # The singular vectors are unchanged, so U' X V is diagonal.
-    inner = u.mT @ found @ v.mT
+    inner = u.mT @ factor @ v.mT
     torch.testing.assert_close(inner, torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1)), rtol=0, atol=1e-3)
     assert torch.equal(orthogonal(torch.zeros(1, 3, 4)), torch.zeros(1, 3, 4))
 

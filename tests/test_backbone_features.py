@@ -36,18 +36,18 @@ def model(kind: type[ModelConfig] = ModelConfig, **changes: Any) -> FourM:
     return architecture_for(config).seeded(config, SPECS, 0)
 
 
-def given(*names: str) -> dict[str, Any]:
+def tokens_of(*names: str) -> dict[str, Any]:
     """Return tokens as codecs return them, with sequences of different lengths."""
     raw = raw_batch(SPECS, BATCH, seed=1)
-    found: dict[str, Any] = {}
+    tokens: dict[str, Any] = {}
     for column, spec in enumerate(SPECS):
         rows, lengths = raw.tokens[spec.name], raw.lengths[:, column]
         if spec.layout.kind in ("sequence", "embeddings"):
-            found[spec.name] = [row[:length] for row, length in zip(rows, lengths, strict=True)]
+            tokens[spec.name] = [row[:length] for row, length in zip(rows, lengths, strict=True)]
         else:
-            shape = rows.shape[1:] if spec.continuous else spec.layout.token_shape
-            found[spec.name] = torch.from_numpy(rows.reshape(BATCH, *shape))
-    return {name: found[name] for name in names}
+            shape = rows.shape[1:] if spec.continuous else fixed_shape(spec.layout)
+            tokens[spec.name] = torch.from_numpy(rows.reshape(BATCH, *shape))
+    return {name: tokens[name] for name in names}
 
 
 def one_sample(backbone: FourM, tokens: dict[str, Any], number: int) -> PackedInputs:
@@ -65,7 +65,7 @@ def one_sample(backbone: FourM, tokens: dict[str, Any], number: int) -> PackedIn
             if backbone.layout.marked_inputs and layout.kind == "sequence" and len(row) < layout.length:
                 row = np.append(row, END)
             ids += [backbone.layout.token_rows(name).start + int(token) for token in row]
-        positions += [backbone.layout.positions[name].start + place for place in range(len(row))]
+        positions += [backbone.layout.positions[name].start + index for index in range(len(row))]
         kinds += [backbone.layout.names.index(name)] * len(row)
     return PackedInputs(
         ids=torch.tensor([ids]), positions=torch.tensor([positions]), modalities=torch.tensor([kinds]),
@@ -78,7 +78,7 @@ def one_sample(backbone: FourM, tokens: dict[str, Any], number: int) -> PackedIn
 def test_features_equal_the_models_encoder_output(changes: dict[str, Any]) -> None:
     backbone = model(PublishedConfig if changes else ModelConfig, **changes)
     encoder = FourMEncoder(copy.deepcopy(backbone))
-    tokens = given("words", "picture", "vectors", "code", "pixels", "clip")
+    tokens = tokens_of("words", "picture", "vectors", "code", "pixels", "clip")
     features, mask = encoder.forward_features(*encoder.prepare(tokens))
     assert features.shape[:2] == mask.shape
     for number in range(BATCH):
@@ -92,11 +92,11 @@ def test_run_is_loaded_without_its_decoder(tmp_path: Path) -> None:
     Run(tokens=tmp_path).save(tmp_path)
     encoder = FourMEncoder.from_run(tmp_path)
     assert not encoder.training and not any(parameter.requires_grad for parameter in encoder.parameters())
-    kept = {name.split(".")[1] for name in encoder.state_dict()}
-    assert kept == {
+    modules = {name.split(".")[1] for name in encoder.state_dict()}
+    assert modules == {
         "token_embedding", "modality_embedding", "learned_positions", "projections", "encoder", "encoder_norm"
     }  # fmt: skip
-    tokens = given("code", "picture")
+    tokens = tokens_of("code", "picture")
     features, mask = encoder.forward_features(*encoder.prepare(tokens))
     assert torch.allclose(features[0], backbone.encode(one_sample(backbone, tokens, 0))[0], atol=2e-5) and mask.all()
     assert FourMEncoder.from_run(tmp_path, frozen=False).model.encoder_norm.weight.requires_grad
@@ -129,18 +129,18 @@ def test_values_are_encoded_by_the_training_tokenizers(tmp_path: Path) -> None:
         return FourMEncoder.from_run(tmp_path, {"words": words})  # type: ignore[arg-type]
 
     assert encoder(sequence(99), "0" * 64).tokenize({"words": ["a"]}) == {"words": [np.array([70])]}
-    for layout, fingerprint, told in (
+    for layout, fingerprint, message in (
         (sequence(20), "1" * 64, "by tokenizer 000000000000, .* is 1111"),
         (VectorLayout(length=20), "0" * 64, "sequence <=20, the registry has vector 20"),
         (GridLayout(shape=(4, 5)), "0" * 64, "the registry has grid 4x5"),
     ):
-        with pytest.raises(DataError, match=f"^words: .*{told}.*; use the registry of its training$"):
+        with pytest.raises(DataError, match=f"^words: .*{message}.*; use the registry of its training$"):
             encoder(layout, fingerprint).tokenize({"words": ["a"]})
 
 
 def test_pooling_by_hand() -> None:
     encoder = FourMEncoder(model())
-    tokens, used = encoder.prepare({**given("picture"), "words": [np.zeros(0, np.int64), np.array([70, 71]), [70]]})
+    tokens, used = encoder.prepare({**tokens_of("picture"), "words": [np.zeros(0, np.int64), np.array([70, 71]), [70]]})
     features, mask = encoder.forward_features(tokens, used)
     assert mask.sum(1).tolist() == [36, 38, 37]
     assert torch.allclose(encoder(tokens, used)[1], features[1, :38].mean(0), atol=1e-6)
@@ -153,7 +153,7 @@ def test_pooling_by_hand() -> None:
 
 def test_empty_sample_gives_finite_features_and_does_not_change_others() -> None:
     encoder = FourMEncoder(model())
-    full = given("words")["words"]
+    full = tokens_of("words")["words"]
     empty = [full[0], np.zeros(0, np.int64), full[2]]
     masks: list[Tensor] = []
     encoder.model.encoder[0].register_forward_pre_hook(lambda _, arguments: masks.append(arguments[2]))
@@ -167,9 +167,9 @@ def test_empty_sample_gives_finite_features_and_does_not_change_others() -> None
 def test_pyramid_has_the_requested_sizes_and_keeps_positions() -> None:
     encoder = FourMEncoder(FourM.seeded(ModelConfig(dim=32, encoder_depth=5, decoder_depth=1, heads=2), SPECS, 0))
     assert encoder.out_indices == (0, 1, 2, 4)
-    tokens, used = encoder.prepare(given("words", "pixels", "picture"))
+    tokens, used = encoder.prepare(tokens_of("words", "pixels", "picture"))
     maps = encoder.pyramid(tokens, used, of="picture")
-    assert [tuple(found.shape) for found in maps] == [
+    assert [tuple(level.shape) for level in maps] == [
         (BATCH, 32, 24, 24), (BATCH, 32, 12, 12), (BATCH, 32, 6, 6), (BATCH, 32, 3, 3)
     ]  # fmt: skip
     last, between, _ = encoder.forward_intermediates(tokens, used)
@@ -197,13 +197,13 @@ def test_pyramid_of_a_wide_grid_keeps_rows_and_columns() -> None:
     [
         (lambda e: e.prepare({"pictures": []}), UnknownNameError, "pictures"),
         (lambda e: e.prepare({"picture": torch.zeros(2, 5, 5).long()}), InvalidValueError, "picture: expected int64"),
-        (lambda e: e.prepare({**given("picture"), "code": torch.zeros(2, 5).long()}), InvalidValueError,
+        (lambda e: e.prepare({**tokens_of("picture"), "code": torch.zeros(2, 5).long()}), InvalidValueError,
          "code: .*2 samples, and picture has 3"),
         (lambda e: e.prepare({}), ConfigError, "at least one modality"),
         (lambda e: e.tokenize({"picture": []}), ConfigError, "no zoo"),
         (lambda e: e.pyramid({}, of="code"), ConfigError, "expected a grid or patches of two axes, it is a vector"),
-        (lambda e: e.pyramid(e.prepare(given("picture"))[0], of="pixels"), ConfigError, "is not among the inputs"),
-        (lambda e: e.pyramid(e.prepare(given("picture"))[0], of="picture", scales=[1.0, 0.0]), ConfigError,
+        (lambda e: e.pyramid(e.prepare(tokens_of("picture"))[0], of="pixels"), ConfigError, "is not among the inputs"),
+        (lambda e: e.pyramid(e.prepare(tokens_of("picture"))[0], of="picture", scales=[1.0, 0.0]), ConfigError,
          "expected 2 numbers above 0"),
     ],
 )  # fmt: skip
@@ -213,7 +213,7 @@ def test_bad_input_is_named(act: Callable[[FourMEncoder], object], error: type[E
 
 
 def test_gradients_flow_to_unfrozen_parts_and_always_to_pixels() -> None:
-    tokens, used = FourMEncoder(model()).prepare(given("pixels", "words"))
+    tokens, used = FourMEncoder(model()).prepare(tokens_of("pixels", "words"))
     for frozen in (True, False):
         encoder = FourMEncoder(model(), frozen=frozen)
         pixels = tokens["pixels"].clone().requires_grad_()
@@ -241,10 +241,10 @@ def test_layer_decay_covers_every_parameter_once() -> None:
 
 def test_export_and_compile() -> None:
     encoder = FourMEncoder(model(rotary=True))
-    tokens, used = encoder.prepare(given("picture", "words", "pixels"))
+    tokens, used = encoder.prepare(tokens_of("picture", "words", "pixels"))
     expected = encoder(tokens, used)
     exported = torch.export.export(encoder, (tokens, used))
-    other = {**tokens, "picture": (tokens["picture"] + 1) % 50}
-    assert torch.allclose(exported.module()(other, used), encoder(other, used), atol=1e-6)
+    changed = {**tokens, "picture": (tokens["picture"] + 1) % 50}
+    assert torch.allclose(exported.module()(changed, used), encoder(changed, used), atol=1e-6)
     compiled = torch.compile(encoder, backend="aot_eager", fullgraph=True)
     assert torch.allclose(compiled(tokens, used), expected, atol=1e-6)

@@ -23,21 +23,21 @@ from zoo_backbone.model import FourM
 
 def remapped(batch: PackedBatch, old: EmbeddingLayout, new: EmbeddingLayout) -> PackedBatch:
     """Return the same tokens with the ids of another layout's tables."""
-    rows, places = torch.zeros(old.num_tokens, dtype=torch.int64), torch.zeros(old.num_positions, dtype=torch.int64)
+    rows, positions = torch.zeros(old.num_tokens, dtype=torch.int64), torch.zeros(old.num_positions, dtype=torch.int64)
     for name, span in old.token_tables.items():
         rows[span] = new.token_tables[name].start + torch.arange(span.stop - span.start)
     for name, span in old.positions.items():
-        places[span] = new.positions[name].start + torch.arange(span.stop - span.start)
+        positions[span] = new.positions[name].start + torch.arange(span.stop - span.start)
     kinds = torch.tensor([new.index(name) for name in old.names])
     inputs, targets = batch.inputs, batch.targets
     return PackedBatch(
         inputs=PackedInputs(
-            ids=rows[inputs.ids], positions=places[inputs.positions], modalities=kinds[inputs.modalities],
+            ids=rows[inputs.ids], positions=positions[inputs.positions], modalities=kinds[inputs.modalities],
             mask=inputs.mask, vectors=inputs.vectors,
         ),
         targets=PackedTargets(
             ids=rows[targets.ids], read=torch.where(targets.read < 0, -1, rows[targets.read]),
-            positions=places[targets.positions], modalities=kinds[targets.modalities], mask=targets.mask,
+            positions=positions[targets.positions], modalities=kinds[targets.modalities], mask=targets.mask,
         ),
     )  # fmt: skip
 
@@ -70,16 +70,18 @@ def test_a_table_without_its_last_rows_is_an_error(saved: tuple[FourM, Path]) ->
 
 def test_unscored_classes_are_saved_with_the_spec() -> None:
     value = ValueSpec(shape=(2, 2), dtype="int64", classes=("void", "a"), unscored=("void",))
-    some = ModalitySpec(name="ids", summary="ids", value=value, layout=GridLayout(shape=(1, 1)), vocab_size=2)
-    written = json.loads(json.dumps(spec_to_json(some)))
-    assert written["value"]["unscored"] == ["void"] and spec_from_json(written) == some
+    modality = ModalitySpec(name="ids", summary="ids", value=value, layout=GridLayout(shape=(1, 1)), vocab_size=2)
+    written = json.loads(json.dumps(spec_to_json(modality)))
+    assert written["value"]["unscored"] == ["void"] and spec_from_json(written) == modality
 
 
 def test_new_rows_start_as_in_a_new_model_of_the_same_seed(saved: tuple[FourM, Path]) -> None:
     """test_growing.py compares the outputs of old modalities."""
     grown = [dataclasses.replace(item, vocab_size=130) for item in all_layouts() if item.vocabulary == "text"]
-    larger, again = (load_model(saved[1], [*grown, spec("new", GridLayout(shape=(3, 3)), 21)], seed=7) for _ in "12")
-    assert all(torch.equal(a, b) for a, b in zip(larger.parameters(), again.parameters(), strict=True))
+    larger, same_seed = (
+        load_model(saved[1], [*grown, spec("new", GridLayout(shape=(3, 3)), 21)], seed=7) for _ in "12"
+    )
+    assert all(torch.equal(a, b) for a, b in zip(larger.parameters(), same_seed.parameters(), strict=True))
     assert larger.output["text"][100:].std().item() == pytest.approx(0.02, rel=0.2)
 
 
@@ -93,27 +95,27 @@ def test_sequences_of_another_length_keep_their_positions(
     saved: tuple[FourM, Path], tmp_path: Path, words: int, vectors: int
 ) -> None:
     model, folder = saved
-    other = load_model(folder, of_length(words, vectors)).eval()
-    shorter = min((model, other), key=lambda one: one.layout.spec("words").layout.length)
+    resized = load_model(folder, of_length(words, vectors)).eval()
+    shorter = min((model, resized), key=lambda model: model.layout.spec("words").layout.length)
     batch = packed_batch(list(shorter.layout.specs), size=4, seed=9)
 
-    def made(by: FourM) -> torch.Tensor:
-        return by.decode_targets(remapped(batch, shorter.layout, by.layout))
+    def outputs(model: FourM) -> torch.Tensor:
+        return model.decode_targets(remapped(batch, shorter.layout, model.layout))
 
-    assert torch.equal(made(model), made(other))
-    save_model(other, tmp_path / "other")
-    again = load_model(tmp_path / "other").eval()
+    assert torch.equal(outputs(model), outputs(resized))
+    save_model(resized, tmp_path / "other")
+    reloaded = load_model(tmp_path / "other").eval()
     longer = load_model(tmp_path / "other", of_length(50, 20)).eval()
-    assert torch.equal(made(model), made(again)) and torch.equal(made(model), made(longer))
+    assert torch.equal(outputs(model), outputs(reloaded)) and torch.equal(outputs(model), outputs(longer))
     assert longer.config.position_lengths == {"words": 20, "vectors": 7}
-    back = load_model(tmp_path / "other", all_layouts())
-    assert back.config == model.config and torch.equal(back.fixed_positions, model.fixed_positions)
+    original_size = load_model(tmp_path / "other", all_layouts())
+    assert original_size.config == model.config and torch.equal(original_size.fixed_positions, model.fixed_positions)
 
 
 def test_a_subset_of_modalities_loads(saved: tuple[FourM, Path]) -> None:
     model, folder = saved
-    few = [all_layouts()[3], all_layouts()[0]]
-    smaller = load_model(folder, few)
+    remaining_specs = [all_layouts()[3], all_layouts()[0]]
+    smaller = load_model(folder, remaining_specs)
     assert smaller.layout.names == ("words", "picture")
     assert torch.equal(smaller.output["text"], model.output["text"])
     rows, old = smaller.layout.token_rows("picture"), model.layout.token_rows("picture")

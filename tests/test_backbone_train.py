@@ -65,46 +65,46 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(tmp_path_factory.mktemp("run") / "whole", store)
 
 
-def test_finished_run_keeps_model_metrics_and_state(finished: Path, store: Path) -> None:
-    config = load_config(finished, "FourM")
+def test_finished_run_keeps_model_metrics_and_state(finished_run: Path, store: Path) -> None:
+    config = load_config(finished_run, "FourM")
     assert [item["name"] for item in config["specs"]] == [item.name for item in all_layouts()]
     assert config["fingerprints"]["words"] == "codec of text" and config["train"]["steps"] == 12
-    assert Run.load(finished).tokens == store.resolve()
-    assert [line["step"] for line in metrics(finished) if "train/loss" in line] == list(range(1, 13))
-    held_out = [line for line in metrics(finished) if "held_out/loss" in line]
+    assert Run.load(finished_run).tokens == store.resolve()
+    assert [line["step"] for line in metrics(finished_run) if "train/loss" in line] == list(range(1, 13))
+    held_out = [line for line in metrics(finished_run) if "held_out/loss" in line]
     assert [line["step"] for line in held_out] == [5, 10, 12]
     names = {item.name for item in all_layouts() if not item.continuous}
     assert {key.removeprefix("held_out/") for key in held_out[0]} == names | {"loss", "step"}
     assert held_out[0]["held_out/loss"] > held_out[-1]["held_out/loss"]
     by_modality = [held_out[0][f"held_out/{name}"] for name in names]
     assert held_out[0]["held_out/loss"] == pytest.approx(np.mean(by_modality))
-    assert any((finished / "tensorboard").iterdir())
-    assert [path.name for path in (finished / STATE).iterdir()] == ["step-00000012"]
+    assert any((finished_run / "tensorboard").iterdir())
+    assert [path.name for path in (finished_run / STATE).iterdir()] == ["step-00000012"]
 
 
-def test_golden_losses(finished: Path) -> None:
-    found = {side: metrics(finished, f"{side}/loss") for side in ("train", "held_out")}
+def test_losses_equal_the_golden_losses(finished_run: Path) -> None:
+    losses = {side: metrics(finished_run, f"{side}/loss") for side in ("train", "held_out")}
     expected = json.loads(GOLDEN.read_text())
-    assert all(found[side] == pytest.approx(expected[side], rel=1e-4) for side in found)
+    assert all(losses[side] == pytest.approx(expected[side], rel=1e-4) for side in losses)
 
 
-def test_gradient_accumulation_changes_only_the_last_bits(finished: Path, store: Path, tmp_path: Path) -> None:
+def test_gradient_accumulation_changes_only_the_last_bits(finished_run: Path, store: Path, tmp_path: Path) -> None:
     folder = run(tmp_path / "parts", store, grad_accum_steps=3)
-    assert metrics(folder, "train/loss") == pytest.approx(metrics(finished, "train/loss"), rel=1e-4)
+    assert metrics(folder, "train/loss") == pytest.approx(metrics(finished_run, "train/loss"), rel=1e-4)
 
 
 @pytest.mark.parametrize(
     "steps", [step if step in (0, 3, 4, 6, 11) else pytest.param(step, marks=pytest.mark.slow) for step in range(12)]
 )
-def test_killed_run_resumes_to_the_same_result(finished: Path, store: Path, tmp_path: Path, steps: int) -> None:
+def test_killed_run_resumes_to_the_same_result(finished_run: Path, store: Path, tmp_path: Path, steps: int) -> None:
     with killed_after(steps):
         run(tmp_path, store)
     run(tmp_path, store)
-    assert outcome(tmp_path) == outcome(finished)
+    assert outcome(tmp_path) == outcome(finished_run)
 
 
 def test_an_interrupted_run_goes_on_from_its_step(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,15 +127,15 @@ def test_an_interrupted_run_goes_on_from_its_step(store: Path, tmp_path: Path, m
     assert len(rates) == 12 and outcome(tmp_path / "run") == outcome(uninterrupted)
 
 
-def test_a_finished_run_is_lengthened(finished: Path, store: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_lengthened(finished_run: Path, store: Path, tmp_path: Path) -> None:
     """After a kill, it goes on to the same result. The finished weights stay until then."""
     results = []
     for kills in ((), (0, 3)):
-        folder = Path(shutil.copytree(finished, tmp_path / str(len(kills))))
+        folder = Path(shutil.copytree(finished_run, tmp_path / str(len(kills))))
         for steps in kills:
             with killed_after(steps):
                 run(folder, store, steps=18)
-            assert (folder / "model.safetensors").read_bytes() == outcome(finished)["model.safetensors"]
+            assert (folder / "model.safetensors").read_bytes() == outcome(finished_run)["model.safetensors"]
             assert load_config(folder, "FourM")["train"]["steps"] == 12 and read_metrics(folder)
         run(folder, store, steps=18)
         results.append(outcome(folder))
@@ -152,7 +152,7 @@ def test_a_finished_run_is_lengthened(finished: Path, store: Path, tmp_path: Pat
 
 
 def test_kill_during_a_state_write_is_harmless(
-    finished: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
 
@@ -167,11 +167,11 @@ def test_kill_during_a_state_write_is_harmless(
         run(tmp_path, store)
     assert len(list((tmp_path / STATE).iterdir())) == 2
     run(tmp_path, store)
-    assert outcome(tmp_path) == outcome(finished)
+    assert outcome(tmp_path) == outcome(finished_run)
 
 
 @pytest.fixture(scope="module")
-def stopped(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed_run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run that was killed after its last step, before the model was written."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -188,7 +188,7 @@ def flipped(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "change", "problem"),
+    ("files", "change", "reason"),
     [
         ("*.safetensors", lambda file: file.write_bytes(file.read_bytes()[:5000]), "has another checksum"),
         ("*.safetensors", flipped, "has another checksum"),
@@ -199,20 +199,20 @@ def flipped(file: Path) -> None:
     ids=["cut off", "flipped", "missing", "without checksums", "flipped checksums"],
 )
 def test_a_damaged_state_is_named(
-    stopped: Path, store: Path, tmp_path: Path, files: str, change: Callable[[Path], object], problem: str
+    killed_run: Path, store: Path, tmp_path: Path, files: str, change: Callable[[Path], object], reason: str
 ) -> None:
-    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    folder = Path(shutil.copytree(killed_run, tmp_path / "run"))
     change(next(folder.glob(f"training_state/step-*/{files}")))
     with pytest.raises(CheckpointError, match=r"step-00000004.*: damaged: .*; remove it to start again$") as raised:
         run(folder, store, steps=4)
-    assert problem in str(raised.value) and "ranks:" not in str(raised.value)
+    assert reason in str(raised.value) and "ranks:" not in str(raised.value)
 
 
 def test_a_state_that_cannot_be_read_now_is_not_called_damaged(
-    stopped: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    killed_run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The advice of a damaged state is to remove it."""
-    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    folder = Path(shutil.copytree(killed_run, tmp_path / "run"))
     opened = os.open
 
     def load(*_: object, **__: object) -> None:
@@ -233,14 +233,14 @@ def test_a_state_that_cannot_be_read_now_is_not_called_damaged(
 
 
 def test_finished_run_is_kept_and_another_run_is_refused(
-    finished: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, foreign = outcome(finished), tmp_path / "foreign"
+    before, foreign = outcome(finished_run), tmp_path / "foreign"
     save_model(FourM(SMALL, all_layouts()), tmp_path)
     foreign.mkdir()
     (foreign / "notes.txt").touch()
     monkeypatch.setattr(FourM, "__init__", lambda *_: pytest.fail("builds a model before it looks at the folder"))
-    assert run(finished, store) == finished
+    assert run(finished_run, store) == finished_run
     masking = MaskingConfig(input_budget=30, target_budget=24)
     for message, changed in (
         (r"train\.masking\.input_budget was 24, is 30", {"masking": masking}),
@@ -249,42 +249,44 @@ def test_finished_run_is_kept_and_another_run_is_refused(
         (r"order was \[", {"specs": all_layouts()[::-1]}),
     ):
         with pytest.raises(FolderError, match=message):
-            run(finished, store, **changed)
-    assert outcome(finished) == before
+            run(finished_run, store, **changed)
+    assert outcome(finished_run) == before
     with pytest.raises(ConfigError, match="is the backbone to start from"):
-        run(finished, store, start=finished, overwrite=True)
+        run(finished_run, store, start=finished_run, overwrite=True)
     for folder, message in ((tmp_path, "not trained here"), (foreign, "notes.txt")):
         with pytest.raises(FolderError, match=message):
             run(folder, store)
 
 
-def test_a_run_of_other_tokens_is_refused(finished: Path, store: Path, tmp_path: Path) -> None:
+def test_a_run_of_other_tokens_is_refused(finished_run: Path, store: Path, tmp_path: Path) -> None:
     """Otherwise a killed run would resume with other tokens, and a finished run would pass for a model of them."""
-    folder = Path(shutil.copytree(finished, tmp_path / "run"))
-    other = Path(shutil.copytree(store, tmp_path / "other"))
-    reversed_tokens(other, "train", "picture")
+    folder = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    reversed_store = Path(shutil.copytree(store, tmp_path / "other"))
+    reversed_tokens(reversed_store, "train", "picture")
     renamed = tmp_path / "renamed"  # the same tokens, in the same order, of other samples
     write_splits(renamed, prefix="other-")
     before = outcome(folder)
-    for tokens in (other, renamed):
+    for tokens in (reversed_store, renamed):
         with pytest.raises(FolderError, match=r"contents(\[0\])? was"):
             run(folder, tokens, run=Run(tokens=tokens))
     assert outcome(folder) == before
 
 
 def test_previews_use_the_weights_that_the_run_will_save(store: Path, tmp_path: Path) -> None:
-    seen: list[dict[str, torch.Tensor]] = []
+    previewed_weights: list[dict[str, torch.Tensor]] = []
 
     def show(model: FourM, _folder: Path, _step: int) -> dict[str, Path]:
-        seen.append({name: weight.clone() for name, weight in model.state_dict().items()})
+        previewed_weights.append({name: weight.clone() for name, weight in model.state_dict().items()})
         return {}
 
     folder = run(tmp_path, store, ema_decay=0.5, preview_every=TRAINING.steps, show=show)
     finished = load_model(folder).state_dict()
-    assert len(seen) == 1 and all((finished[name] == weight).all() for name, weight in seen[0].items())
+    assert len(previewed_weights) == 1 and all(
+        (finished[name] == weight).all() for name, weight in previewed_weights[0].items()
+    )
 
 
-def test_moved_run_is_updated_also_in_its_last_weights(store: Path, tmp_path: Path) -> None:
+def test_moved_tokens_are_recorded_in_run_and_last_weights(store: Path, tmp_path: Path) -> None:
     run(tmp_path / "run", store, steps=1, ema_decay=0.5)
     moved = Path(shutil.copytree(store, tmp_path / "tokens"))
     run(tmp_path / "run", moved, steps=1, ema_decay=0.5)
@@ -292,21 +294,21 @@ def test_moved_run_is_updated_also_in_its_last_weights(store: Path, tmp_path: Pa
         assert Run.load(folder).tokens == moved
 
 
-def test_a_run_starts_from_a_backbone_of_other_modalities(finished: Path, store: Path, tmp_path: Path) -> None:
+def test_a_run_starts_from_a_backbone_of_other_modalities(finished_run: Path, store: Path, tmp_path: Path) -> None:
     specs = [*all_layouts()[3:], *all_layouts()[:2]]
     settings = {"specs": specs, "steps": 1, "learning_rate": 1e-9, "eval_samples": 10}
-    run(tmp_path / "run", store, start=finished, **settings)
-    old, new = load_model(finished), load_model(tmp_path / "run")
+    run(tmp_path / "run", store, start=finished_run, **settings)
+    old, new = load_model(finished_run), load_model(tmp_path / "run")
     torch.testing.assert_close(new.output["text"], old.output["text"], rtol=0, atol=1e-6)
     with pytest.raises(FolderError, match=r"start was .*, is null"):
         run(tmp_path / "run", store, **settings)
     with pytest.raises(ConfigError, match=r"another shape: heads was 2, is 4"):
-        run(tmp_path / "other", store, model=dataclasses.replace(SMALL, heads=4), start=finished, **settings)
+        run(tmp_path / "other", store, model=dataclasses.replace(SMALL, heads=4), start=finished_run, **settings)
     assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
-    ("own", "advice"),
+    ("settings", "advice"),
     [
         ({"warmup_steps": 0}, r"warmup_steps \(0\)"),
         ({"warmup_steps": 4}, r"steps \(8\), half of which are warm-up"),
@@ -314,10 +316,10 @@ def test_a_run_starts_from_a_backbone_of_other_modalities(finished: Path, store:
     ],
 )
 def test_diverged_run_keeps_its_state_and_suggests_effective_settings(
-    store: Path, tmp_path: Path, own: dict[str, Any], advice: str
+    store: Path, tmp_path: Path, settings: dict[str, Any], advice: str
 ) -> None:
     with pytest.raises(DivergedError, match=f"backbone: step 2 of .* is not finite.*lower learning_rate .*{advice}$"):
-        run(tmp_path, store, steps=8, learning_rate=1e30, gradient_clip=0.0, save_every=1, **own)
+        run(tmp_path, store, steps=8, learning_rate=1e30, gradient_clip=0.0, save_every=1, **settings)
     assert [path.name for path in (tmp_path / STATE).iterdir()] == ["step-00000001"]
 
 
@@ -353,15 +355,15 @@ def test_a_rate_that_ends_above_the_peak_of_its_width_leaves_no_folder(store: Pa
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_layers_compute_in_the_precision_of_the_settings(store: Path, tmp_path: Path, precision: str) -> None:
-    found = set()
+    dtypes = set()
 
     def watch(layer: nn.Module, _: Any, output: Any) -> None:
         if isinstance(layer, nn.Linear):
-            found.add(output.dtype)
+            dtypes.add(output.dtype)
 
     with register_module_forward_hook(watch):
         run(tmp_path, store, steps=2, precision=precision, loss="token")
-    assert found == {getattr(torch, precision)}
+    assert dtypes == {getattr(torch, precision)}
     assert metrics(tmp_path)[-1]["held_out/loss"] == pytest.approx(math.log(60), rel=0.2)
 
 
@@ -396,8 +398,8 @@ def test_held_out_samples_without_a_target_are_reported_and_not_logged(
     pictures = MaskingConfig(input_budget=4, target_budget=4, mixtures=(Mixture(targets=("picture",)),))
     shutil.rmtree(tmp_path / "tokens/test/picture")
     write_store(tmp_path / "more", specs[:1], 12)
-    more = (Dataset(tokens=tmp_path / "more"),)
-    run(tmp_path / "run", tmp_path / "tokens", specs, steps=2, loss=loss, masking=pictures, datasets=more)
+    datasets = (Dataset(tokens=tmp_path / "more"),)
+    run(tmp_path / "run", tmp_path / "tokens", specs, steps=2, loss=loss, masking=pictures, datasets=datasets)
     assert "held_out" not in (tmp_path / "run/metrics.jsonl").read_text()
     assert "no held-out sample has a target" in capsys.readouterr().err
 
@@ -448,8 +450,8 @@ def test_two_processes_train_like_one_and_one_resumes_their_run(
     work(torchrun, "two", 0)
     work([sys.executable], "one", 0)
     for folder in ("two", "one"):
-        for line, wanted in zip(metrics(tmp_path / folder), metrics(finished), strict=True):
-            assert line == pytest.approx(wanted, rel=1e-4)
-        loaded, whole = load_model(tmp_path / folder), load_model(finished)
-        for name, tensor in whole.state_dict().items():
+        for line, expected in zip(metrics(tmp_path / folder), metrics(finished), strict=True):
+            assert line == pytest.approx(expected, rel=1e-4)
+        loaded, uninterrupted = load_model(tmp_path / folder), load_model(finished)
+        for name, tensor in uninterrupted.state_dict().items():
             torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)

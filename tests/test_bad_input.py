@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_world import REGISTRY, ROAD, World, results, the_world
+from command_world import REGISTRY, STAGES, World, results, the_world
 from stores import write_values
 
 from tokenizers_zoo.io import read_table, write_table
@@ -27,8 +27,8 @@ def world() -> Iterator[World]:
 
 def unchanged(world: World) -> bool:
     """True if all files of the pipeline are unchanged."""
-    left, wanted = results(world.files()), results(world.after["score"])
-    return all(left.get(name) == data for name, data in wanted.items())
+    remaining, expected = results(world.files()), results(world.after["score"])
+    return all(remaining.get(name) == data for name, data in expected.items())
 
 
 # ---------------------------------------------------------------- names
@@ -49,7 +49,6 @@ def unchanged(world: World) -> bool:
         ("backbone train --tokens tokens --out new --modalities rgb_patches", ("discrete",)),
         ("backbone eval run --input depth --target captoin", ("captoin", "caption")),
         ("backbone generate run --input caption --target depth --out new --keys tset00", ("tset00", "test00")),
-        ("tokenizer trian depth", ("trian", "train")),
         ("doctor --jsn", ("--jsn", "--json")),
         ("tokenizer eval depth", ("--data", "zoo tokenizer eval --help")),
         ("encode depth absent.npy", ("absent.npy",)),
@@ -88,7 +87,7 @@ def test_missing_files_are_named_with_the_command_that_creates_them(
 # ---------------------------------------------------------------- plugins
 
 
-def test_plugin_that_cannot_be_loaded(world: World, install_example: Install) -> None:
+def test_a_plugin_that_cannot_be_loaded_is_named(world: World, install_example: Install) -> None:
     changes, message = {"def score(": "def scores("}, "there is no hook 'scores'; did you mean 'score'?"
     path = [str(install_example("broken", changes))]
     values = {f"train{number:02}": (array_bytes(np.zeros((1, 16, 16), np.float32)), "npy") for number in range(8)}
@@ -119,7 +118,7 @@ def test_plugin_that_cannot_be_loaded(world: World, install_example: Install) ->
 )
 def test_registry_mistakes_stop_every_command(world: World, old: str, new: str, parts: tuple[str, ...]) -> None:
     (world.folder / "registry.toml").write_text(REGISTRY.replace(old, new))
-    for words in (ROAD["make"], "tokenizer train caption --data data"):
+    for words in (STAGES["make"], "tokenizer train caption --data data"):
         world(words).refused("registry.toml", *parts)
     for words in ("list", "check"):  # these commands list all problems
         ended = world(words)
@@ -144,7 +143,7 @@ USES = {
     "tokenizers/text": (
         "tokenizer eval caption --data data", "encode caption files/test/caption/test00.txt",
     ),
-    "run": (ROAD["backbone"], ROAD["eval"], ROAD["generate"]),
+    "run": (STAGES["backbone"], STAGES["eval"], STAGES["generate"]),
 }  # fmt: skip
 
 
@@ -165,25 +164,25 @@ def test_an_altered_checkpoint_is_refused_and_left(world: World, folder: str) ->
 def test_damaged_progress_record_is_refused_with_advice(world: World) -> None:
     """Without the file a folder would start again or belong to nobody, so it must not be deleted."""
     cut(world.folder / "run/run.json")
-    assert "delete" not in world(ROAD["backbone"]).refused("run.json: damaged", "copy it again")
+    assert "delete" not in world(STAGES["backbone"]).refused("run.json: damaged", "copy it again")
 
 
 @pytest.mark.parametrize(
     ("file", "content", "commands"),
     [
         ("tokenizers/depth/run.json", "[]", ("tokenizer train depth --data data",)),
-        ("run/run.json", "[]", (ROAD["backbone"], ROAD["eval"], ROAD["generate"], ROAD["report"])),
-        ("run/evaluation/evaluation.json", "[]", (ROAD["eval"], ROAD["report"])),
-        ("run/metrics.jsonl", '{"format": 1}\n{"step" 2}\n', (ROAD["report"],)),
+        ("run/run.json", "[]", (STAGES["backbone"], STAGES["eval"], STAGES["generate"], STAGES["report"])),
+        ("run/evaluation/evaluation.json", "[]", (STAGES["eval"], STAGES["report"])),
+        ("run/metrics.jsonl", '{"format": 1}\n{"step" 2}\n', (STAGES["report"],)),
     ],
 )
 def test_run_file_with_unexpected_content_is_named(
     world: World, file: str, content: str, commands: tuple[str, ...]
 ) -> None:
     (world.folder / file).write_text(content)
-    told = () if file.endswith("run.json") else ("delete",)
+    forbidden = () if file.endswith("run.json") else ("delete",)
     for words in commands:
-        world(words).refused(file, "damaged", *told)
+        world(words).refused(file, "damaged", *forbidden)
 
 
 def test_a_path_with_nul_is_named_with_its_file(world: World) -> None:
@@ -191,7 +190,7 @@ def test_a_path_with_nul_is_named_with_its_file(world: World) -> None:
     record = read_table(path)
     write_table(path, record | {"places": record["places"] | {"tokens": "/a\0b"}})
     for name in ("backbone", "eval", "report"):
-        world(ROAD[name]).refused("run/run.json: damaged: places.tokens", "copy it again")
+        world(STAGES[name]).refused("run/run.json: damaged: places.tokens", "copy it again")
     (world.folder / "registry.toml").write_text(f'{REGISTRY}[modalities.rgb]\ncheckpoint = "a\\u0000b"\n')
     world("encode rgb files/test/rgb/test00.png").refused("registry.toml: ", "NUL")
 
@@ -218,15 +217,15 @@ def test_setting_for_all_applies_to_modalities_that_have_it(world: World) -> Non
     done = world(f"{train} steps=6")
     assert done.code == 0 and "depth: tokenizer in" in done.printed
     assert "caption: its tokenizer table has no steps" in done.complaint
-    assert "depth: tokenizer in tokenizers/depth" in (again := world(f"{train} steps=6")).printed
-    assert " step " not in again.complaint
+    assert "depth: tokenizer in tokenizers/depth" in (rerun := world(f"{train} steps=6")).printed
+    assert " step " not in rerun.complaint
     world(f"{train} steps=5 --strict").refused("tokenizers/depth: holds another tokenizer", "steps was 6, is 5")
 
 
 # ---------------------------------------------------------------- tokens of another tokenizer
 
 
-def test_tokens_of_a_modality_that_is_not_enabled(world: World) -> None:
+def test_tokens_of_a_disabled_modality_are_refused(world: World) -> None:
     path = world.folder / "registry.toml"
     path.write_text(path.read_text().replace("[zoo]", '[zoo]\nmodalities = ["depth", "rgb_patches"]', 1))
     train = "backbone train --tokens tokens --out new --config backbone.toml"
@@ -235,16 +234,16 @@ def test_tokens_of_a_modality_that_is_not_enabled(world: World) -> None:
     assert world(f"{train} --modalities depth,rgb_patches").code == 0
 
 
-def test_tokens_of_another_tokenizer(world: World) -> None:
+def test_tokens_of_another_tokenizer_are_refused(world: World) -> None:
     ours = json.loads((world.folder / "one.json").read_text())["fingerprint"][:12]
     assert world("tokenizer train depth --data data --overwrite --seed 1").code == 0
     theirs = world("info depth").printed.split("fingerprint")[1].split()[0][:12]
     assert theirs != ours
-    for words in ("decode depth one.json", ROAD["eval"], ROAD["generate"]):
+    for words in ("decode depth one.json", STAGES["eval"], STAGES["generate"]):
         world(words).refused("depth", ours, theirs)
     world("backbone train --tokens tokens --out new --config backbone.toml").refused("depth", ours, theirs)
     world("decode caption one.json").refused("one.json: holds tokens of depth, not of caption")
-    assert world(ROAD["tokenize"]).code == 0  # makes the shards of depth again
+    assert world(STAGES["tokenize"]).code == 0  # makes the shards of depth again
     assert world("backbone train --tokens tokens --out new --config backbone.toml --set steps=1").code == 0
 
 
@@ -263,13 +262,9 @@ def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None
     (files / "caption" / "train05.txt").write_text("a\x07b")
     (files / "caption" / "train06.txt").write_bytes(b"na\xefve")
     cut(files / "rgb" / "train07.png")
-    made = world("data make folder new --set path=files --workers 1")
-    assert made.code == 0
-    dropped = [
-        f"{row.split}/{row.modality}/{reason}"
-        for row in describe_data(world.folder / "new").rows
-        for reason in row.reasons
-    ]
+    result = world("data make folder new --set path=files --workers 1")
+    assert result.code == 0
+    dropped = describe_data(world.folder / "new").reasons
     reasons = {
         ("depth", "train00"): "no number",
         ("depth", "train01"): "expected metres above 0",
@@ -284,14 +279,16 @@ def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None
     assert len(dropped) == len(reasons)
     for (name, key), words in reasons.items():
         assert any(line.startswith(f"train/{name}/shard-00000: {key}: ") and words in line for line in dropped), dropped
-    assert "train/depth: 20 written, 4 dropped (first: depth: " in made.printed and "(sample train00)" in made.printed
+    assert (
+        "train/depth: 20 written, 4 dropped (first: depth: " in result.printed and "(sample train00)" in result.printed
+    )
 
 
-def test_folder_without_any_readable_file(world: World) -> None:
+def test_folder_without_any_readable_file_is_refused(world: World) -> None:
     for path in (world.folder / "files/test").glob("[rd]*/*"):
         path.write_bytes(b"")
-    both = "test/depth: all 8 samples were dropped", "test00", "so were all of test/rgb (8)"
-    world("data make folder newer --set path=files --workers 1").refused(*both)
+    message = "test/depth: all 8 samples were dropped", "test00", "so were all of test/rgb (8)"
+    world("data make folder newer --set path=files --workers 1").refused(*message)
     (world.folder / "files/train/depth").rename(world.folder / "files/train/Depths")
     (world.folder / "files/test/depth").rename(world.folder / "files/test/Depths")
     printed = " ".join(world("data make folder newest --set path=files --test 0 --workers 1").printed.split())
@@ -311,14 +308,14 @@ def test_folder_without_any_readable_file(world: World) -> None:
 
 @pytest.mark.parametrize(("name", "damage"), [("caption", altered), ("depth", cut)])
 def test_a_damaged_shard_is_named_and_repaired(world: World, name: str, damage: Callable[[Path], None]) -> None:
-    place = f"data/train/{name}/shard-00000.tar"
-    damage(world.folder / place)
+    shard = f"data/train/{name}/shard-00000.tar"
+    damage(world.folder / shard)
     for words in (f"tokenize data --out new --modalities {name}", f"tokenizer train {name} --data data --out newer"):
-        world(words).refused(place, "zoo data repair")
-    world("data verify data").refused(place, "zoo data repair")
+        world(words).refused(shard, "zoo data repair")
+    world("data verify data").refused(shard, "zoo data repair")
     repaired = world("data repair data --workers 1")
-    assert repaired.code == 0 and place in repaired.printed
-    assert world.files()[place] == world.after["score"][place]
+    assert repaired.code == 0 and shard in repaired.printed
+    assert world.files()[shard] == world.after["score"][shard]
 
 
 @pytest.mark.parametrize(("moved", "root", "file"), [
@@ -327,26 +324,26 @@ def test_a_damaged_shard_is_named_and_repaired(world: World, name: str, damage: 
 ])  # fmt: skip
 def test_a_damaged_shard_that_cannot_be_made_again_is_kept(world: World, moved: str, root: str, file: str) -> None:
     path = world.folder / root / file
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + b"?")
+    intact_bytes = path.read_bytes()
+    path.write_bytes(intact_bytes[:-1] + b"?")
     before = world.files()
     (world.folder / moved).rename(world.folder / "elsewhere")
     world(f"data repair {root}").refused(moved)
     (world.folder / "elsewhere").rename(world.folder / moved)
-    now, manifest = results(world.files()), str(Path(root, file).with_suffix(".json"))
-    changed = {name for name, content in results(before).items() if now[name] != content}
-    assert now.keys() == results(before).keys() and changed <= {manifest}
+    repaired, manifest = results(world.files()), str(Path(root, file).with_suffix(".json"))
+    changed = {name for name, content in results(before).items() if repaired[name] != content}
+    assert repaired.keys() == results(before).keys() and changed <= {manifest}
     assert world(f"data repair {root}").code == 0 and world(f"data verify {root}").code == 0
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == intact_bytes
 
 
-def test_damaged_tokens_and_data_sets(world: World) -> None:
+def test_damaged_tokens_and_dataset_records_are_named(world: World) -> None:
     cut(world.folder / "tokens/train/depth/shard-00000.arrow")
     train = "backbone train --tokens tokens --out new_run --config backbone.toml"
     world(train).refused("tokens/train/depth/shard-00000.arrow", "run `zoo data repair` on the folder")
     assert world("data repair tokens").code == 0 and world(train).code == 0
     cut(world.folder / "data/dataset.json")
-    for words in ("data info data", ROAD["make"]):
+    for words in ("data info data", STAGES["make"]):
         world(words).refused("data/dataset.json: damaged", "copy it again")
 
 

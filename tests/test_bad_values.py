@@ -44,14 +44,14 @@ def probes(name: str) -> dict[tuple[str, str], Probe]:
     return {(kind, probe.description): probe for kind, probe in probed_files(ZOO[name]).probes}
 
 
-def good(name: str) -> np.ndarray:
+def valid_value(name: str) -> np.ndarray:
     """Return a valid value."""
     value = example_array(ZOO[name])
     assert value is not None
     return value
 
 
-def refused(name: str, act: Callable[[], Any], *parts: str) -> None:
+def assert_refused(name: str, act: Callable[[], Any], *parts: str) -> None:
     with pytest.raises(InvalidValueError) as caught:
         act()
     message = str(caught.value)
@@ -66,37 +66,39 @@ def refused(name: str, act: Callable[[], Any], *parts: str) -> None:
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_with_wrong_numbers_and_damaged_files_are_refused(name: str) -> None:
     """Also wrong units: 255 for 1, millimetres for metres, ids of other classes."""
-    handle, value = ZOO[name], good(name)
+    handle, value = ZOO[name], valid_value(name)
     low, high = handle.spec.value.low, handle.spec.value.high
     numbers = [] if low is None or high is None else [low - 1 - abs(low), high + 1 + abs(high)]
     for number in [*numbers, *((np.nan, -np.inf) if value.dtype.kind == "f" else ())]:
-        wrong = with_number(value, number)
-        for act in (lambda wrong=wrong: handle.check(wrong), lambda wrong=wrong: handle.write(wrong)):
-            refused(name, act, "numbers lie outside the range" if np.isfinite(number) else "1 not finite")
-        refused(name, lambda wrong=wrong: handle.read(npy(wrong).data, "npy"))
-    refused(name, lambda: handle.read(b"PK", "docx"), "expected", "docx")
-    refused(name, lambda: handle.read(b"", "npy"))
-    for what in ("no array", "an empty array", "cut off", "Python objects in it"):
-        refused(name, lambda what=what: handle.read(probes(name)["`.npy`", what].file.data, "npy"))
+        invalid = with_one(value, number)
+        for act in (lambda invalid=invalid: handle.check(invalid), lambda invalid=invalid: handle.write(invalid)):
+            assert_refused(name, act, "numbers lie outside the range" if np.isfinite(number) else "1 not finite")
+        assert_refused(name, lambda invalid=invalid: handle.read(npy(invalid).data, "npy"))
+    assert_refused(name, lambda: handle.read(b"PK", "docx"), "expected", "docx")
+    assert_refused(name, lambda: handle.read(b"", "npy"))
+    for description in ("no array", "an empty array", "cut off", "Python objects in it"):
+        assert_refused(
+            name, lambda description=description: handle.read(probes(name)["`.npy`", description].file.data, "npy")
+        )
 
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_other_float_and_integer_widths_are_converted(name: str) -> None:
-    handle, value = ZOO[name], good(name)
-    for other in ("float64", "float16") if value.dtype.kind == "f" else ("uint8", "int16"):
-        found = handle.read(npy(value.astype(other)).data, "npy")
-        assert found.dtype == value.dtype
-        np.testing.assert_allclose(found.reshape(value.shape), value, rtol=1e-3)
+    handle, value = ZOO[name], valid_value(name)
+    for dtype in ("float64", "float16") if value.dtype.kind == "f" else ("uint8", "int16"):
+        converted = handle.read(npy(value.astype(dtype)).data, "npy")
+        assert converted.dtype == value.dtype
+        np.testing.assert_allclose(converted.reshape(value.shape), value, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", [name for name in ARRAYS if ("`.npy`", "channels last") in probes(name)])
-def test_channels_are_first(name: str) -> None:
+def test_channels_must_come_first(name: str) -> None:
     """A raster with all its bands is accepted, because the order of its axes is unambiguous."""
     file = probes(name)["`.npy`", "channels last"].file
     if name == "multispectral":
-        np.testing.assert_array_equal(ZOO[name].read(file.data, "npy"), good(name))
+        np.testing.assert_array_equal(ZOO[name].read(file.data, "npy"), valid_value(name))
         return
-    refused(name, lambda: ZOO[name].read(file.data, "npy"), "expected", "(")
+    assert_refused(name, lambda: ZOO[name].read(file.data, "npy"), "expected", "(")
 
 
 # ---------------------------------------------------------------- pictures
@@ -123,29 +125,31 @@ BLENDED = "RGBA half transparent"
 
 
 @pytest.mark.parametrize("name", READ)
-def test_pictures_of_every_kind(name: str) -> None:
+def test_pictures_of_every_kind_are_read_or_refused(name: str) -> None:
     handle, examples = ZOO[name], ZOO[name].example_files()
     pictures = {
-        what: probe.file for (kind, what), probe in probes(name).items() if kind == PICTURE and what not in examples
+        description: probe.file
+        for (kind, description), probe in probes(name).items()
+        if kind == PICTURE and description not in examples
     }
-    plain = readable_picture(handle, good(name))
+    plain = plain_picture(handle, valid_value(name))
     assert plain is not None
     assert READ[name] <= {*pictures, WORDS[plain.mode]}
-    for what, file in pictures.items():
-        if what in READ[name]:
+    for description, file in pictures.items():
+        if description in READ[name]:
             value = handle.read(file.data, file.extension)
-            tolerance = 0.02 if what == "CMYK" else 1 / 255
-            np.testing.assert_allclose(value, shown(name, what), atol=tolerance, err_msg=what)
+            tolerance = 0.02 if description == "CMYK" else 1 / 255
+            np.testing.assert_allclose(value, expected_value(name, description), atol=tolerance, err_msg=description)
             assert len(np.unique(value)) >= 2
-        elif what != BLENDED or name in ("depth", "heightmap", "semseg", "sam_instance", "normal"):
-            refused(name, lambda file=file: handle.read(file.data, file.extension))
+        elif description != BLENDED or name in ("depth", "heightmap", "semseg", "sam_instance", "normal"):
+            assert_refused(name, lambda file=file: handle.read(file.data, file.extension))
 
 
-def shown(name: str, what: str) -> np.ndarray:
+def expected_value(name: str, description: str) -> np.ndarray:
     """Return the content of a picture of the kit: its original value, or numbers times their unit."""
     if name not in ("depth", "heightmap"):
-        return good(name)
-    scale = {"depth": 0.001, "heightmap": 1.0 if what == "grey of floats" else 0.1}[name]
+        return valid_value(name)
+    scale = {"depth": 0.001, "heightmap": 1.0 if description == "grey of floats" else 0.1}[name]
     return bars((1, *SIZE), NUMBERS) * scale
 
 
@@ -157,7 +161,7 @@ def test_transparent_pixels_are_white_in_pictures_and_no_edges(name: str, ground
     value = ZOO[name].read(file.data, file.extension)
     half = value.shape[-1] // 2
     assert (value[..., :half] == ground).all()
-    np.testing.assert_allclose(value[..., half:], good(name)[..., half:], atol=1 / 255)
+    np.testing.assert_allclose(value[..., half:], valid_value(name)[..., half:], atol=1 / 255)
 
 
 # ---------------------------------------------------------------- values of some modalities only
@@ -174,12 +178,12 @@ def test_transparent_pixels_are_white_in_pictures_and_no_edges(name: str, ground
 )
 def test_empty_values_are_valid(name: str, value: Any) -> None:
     """Empty values are valid: no boxes, people, fields, text, objects or edges, and silence."""
-    back = ZOO[name].read(*ZOO[name].write(value))
-    assert np.array_equal(back, value) if isinstance(value, np.ndarray) else back == value
+    reread = ZOO[name].read(*ZOO[name].write(value))
+    assert np.array_equal(reread, value) if isinstance(value, np.ndarray) else reread == value
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "what", "part"),
+    ("name", "kind", "description", "part"),
     [
         ("video", "`.npy`", "7 instead of 8 along the first axis", "expected at least 8 frames, got 7"),
         ("semseg", "picture", "JPEG", "JPEG changes numbers at every border"),
@@ -187,9 +191,9 @@ def test_empty_values_are_valid(name: str, value: Any) -> None:
         ("depth", "picture", "a pixel of 0, where nothing was measured", "got 1 of 64 pixels that are 0"),
     ],
 )
-def test_files_of_the_kit_that_are_refused(name: str, kind: str, what: str, part: str) -> None:
-    file = probes(name)[kind, what].file
-    refused(name, lambda: ZOO[name].transform(ZOO[name].read(file.data, file.extension), Crop()), part)
+def test_unsuitable_probe_files_are_refused(name: str, kind: str, description: str, part: str) -> None:
+    file = probes(name)[kind, description].file
+    assert_refused(name, lambda: ZOO[name].transform(ZOO[name].read(file.data, file.extension), Crop()), part)
 
 
 # ---------------------------------------------------------------- files
@@ -276,8 +280,8 @@ FILES: list[tuple[str, str, bytes, str]] = [
 @pytest.mark.parametrize(
     ("name", "extension", "data", "word"), FILES, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(FILES)]
 )
-def test_files(name: str, extension: str, data: bytes, word: str) -> None:
-    refused(name, lambda: ZOO[name].read(data, extension), word)
+def test_bad_files_are_refused(name: str, extension: str, data: bytes, word: str) -> None:
+    assert_refused(name, lambda: ZOO[name].read(data, extension), word)
 
 
 # ---------------------------------------------------------------- values that are stored as JSON or text
@@ -354,10 +358,10 @@ VALUES: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "word"), VALUES, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(VALUES)])
-def test_values(name: str, value: Any, word: str) -> None:
-    refused("", lambda: ZOO[name].write(value), word)
+def test_bad_values_are_refused(name: str, value: Any, word: str) -> None:
+    assert_refused("", lambda: ZOO[name].write(value), word)
     if name not in ("caption", "web_text") and "\\ud800" not in repr(value):
-        refused(name, lambda: ZOO[name].read(json.dumps(value).encode(), "json"))
+        assert_refused(name, lambda: ZOO[name].read(json.dumps(value).encode(), "json"))
 
 
 # ---------------------------------------------------------------- settings
@@ -384,7 +388,7 @@ SETTINGS: list[tuple[str, dict[str, Any], str]] = [
         ({"model": "a", "camera_fov": 180}, "camera_fov"),
         ({"model": "a", "camera_fov": [50, 0]}, "camera_fov"), ({"model": "a", "landmarks": "huge"}, "landmarks"),
     )),
-    *(("boxes_3d", own, next(iter(own))) for own in (
+    *(("boxes_3d", settings, next(iter(settings))) for settings in (
         {"max_boxes": 0}, {"max_length": 0}, {"x": [1, 1]}, {"z": [0, -8]}, {"y": [0, math.inf]}, {"size": [0, 4]},
         {"size": [0.05, 150.0]}, {"x": [1, 2, 3]}, {"order": "left"},
     )),
@@ -404,8 +408,8 @@ SETTINGS: list[tuple[str, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "own", "word"), SETTINGS, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(SETTINGS)])
-def test_settings(name: str, own: dict[str, Any], word: str) -> None:
+@pytest.mark.parametrize(("name", "settings", "word"), SETTINGS, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(SETTINGS)])
+def test_bad_settings_are_refused(name: str, settings: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        _ = Zoo.from_tables({"modalities": {name: own}})[name].spec
+        _ = Zoo.from_tables({"modalities": {name: settings}})[name].spec
     assert word in str(caught.value) and "\n" not in str(caught.value)

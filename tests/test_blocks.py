@@ -75,18 +75,18 @@ def test_samples_of_a_batch_do_not_mix_and_every_parameter_learns(kind: str, pat
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-def test_resolutions_of_conv() -> None:
+def test_resolutions_of_convolutional_stages_by_hand() -> None:
     assert [scale_factors(side) for side in (8, 16, 14, 1)] == [[4, 2], [4, 2, 2], [2, 7], [1]]
     assert all(math.prod(scale_factors(side)) == side for side in range(1, 65))
-    found = stages(BlockConfig(width=32, depth=3), (32, 32))
-    assert found == [((4, 4), 32, 1), ((2, 2), 64, 1), ((2, 2), 128, 1), ((2, 2), 128, 3)]
+    conv_stages = stages(BlockConfig(width=32, depth=3), (32, 32))
+    assert conv_stages == [((4, 4), 32, 1), ((2, 2), 64, 1), ((2, 2), 128, 1), ((2, 2), 128, 3)]
     late = [factors for factors, _, _ in stages(BlockConfig(width=16, depth=1), (2, 8, 8))]
     assert late == [(1, 4, 4), (2, 2, 2)]
     x = torch.randn(2, 16, 4, 4)
     assert torch.equal(ResidualBlock(16)(x), x)  # starts as the identity
 
 
-def test_shuffles_and_patches() -> None:
+def test_shuffles_and_patches_are_exact_inverses() -> None:
     x, clip = torch.randn(2, 12, 8, 12), torch.randn(2, 3, 4, 6, 8)
     assert torch.equal(Unshuffle((4, 4))(x), nn.PixelUnshuffle(4)(x))
     assert torch.equal(Shuffle((2, 2))(x), nn.PixelShuffle(2)(x))
@@ -132,13 +132,13 @@ def test_stored_positions_are_interpolated_and_move_with_the_weights(
 @pytest.mark.parametrize("positions", [(), (4, 4)])
 def test_residual_sums_stay_float32_under_autocast(positions: tuple[int, ...]) -> None:
     config = dataclasses.replace(VIT, positions=positions, post_mlp=True)
-    encoder, seen = build_encoder(config, 3, 5, SQUARE), []
+    encoder, dtypes = build_encoder(config, 3, 5, SQUARE), []
     for block in (module for module in encoder.modules() if isinstance(module, Block)):
-        block.register_forward_hook(lambda block, given, result: seen.append(result.dtype))
+        block.register_forward_hook(lambda block, inputs, result: dtypes.append(result.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         latents = encoder(torch.randn(2, 3, 32, 24))
         decoded = build_decoder(config, 5, 3, SQUARE)(latents)
-    assert seen == [torch.float32] * 2
+    assert dtypes == [torch.float32] * 2
     assert latents.dtype == decoded.dtype == torch.bfloat16
 
 
@@ -165,7 +165,7 @@ def test_a_convnext_block_by_hand() -> None:
     assert torch.allclose(block(x), x + h.permute(0, 3, 1, 2), atol=1e-6)
 
 
-def test_sizes_of_published_networks() -> None:
+def test_published_networks_have_the_published_sizes() -> None:
     """ViT-B has 12 blocks of 12 d^2 + 13 d parameters and a last norm of 2 d, besides embedding and head."""
     with torch.device("meta"):
         encoder = build_encoder(BlockConfig(kind="vit", width=768, depth=12, heads=12), 3, 32, (16, 16))
@@ -180,7 +180,7 @@ BUILDERS: list[Any] = [build_encoder, build_decoder]
 
 
 @pytest.mark.parametrize(
-    ("field", "given"),
+    ("field", "settings"),
     [
         ("width", {"width": 40}),
         ("width", {"width": -16}),
@@ -197,9 +197,9 @@ BUILDERS: list[Any] = [build_encoder, build_decoder]
         ("positions", {"kind": "vit", "positions": (4, 0)}),
     ],
 )
-def test_bad_configurations_name_the_field(field: str, given: dict[str, object]) -> None:
+def test_bad_configurations_name_the_field(field: str, settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=rf"^{field}: "):
-        BlockConfig(**given)  # type: ignore[arg-type]
+        BlockConfig(**settings)  # type: ignore[arg-type]
 
 
 def test_configurations_resolve_defaults_survive_json_and_need_no_torch() -> None:

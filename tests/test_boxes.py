@@ -42,13 +42,13 @@ any_box = st.builds(
 def test_boxes_are_exact_to_half_a_level(value: list[Box]) -> None:
     decoded = round_trip(load(NAME, max_length=300), value)
     assert [b["label"] for b in decoded] == [b["label"] for b in value]
-    for got, true in zip(decoded, value, strict=True):
-        off = np.abs(np.subtract(got["center"], true["center"]))
+    for decoded_box, true in zip(decoded, value, strict=True):
+        off = np.abs(np.subtract(decoded_box["center"], true["center"]))
         assert (off <= np.array([8, 4, 8]) * 0.5 / (BINS - 1) + 1e-9).all()
-        ratio = np.abs(np.log(np.divide(got["size"], true["size"])))
+        ratio = np.abs(np.log(np.divide(decoded_box["size"], true["size"])))
         assert (ratio <= math.log(4 / 0.05) * 0.5 / (BINS - 1) + 1e-9).all()
-        assert abs(wrap_angle(got["yaw"] - true["yaw"])) <= math.pi / BINS + 1e-9
-        assert -math.pi <= got["yaw"] < math.pi
+        assert abs(wrapped(decoded_box["yaw"] - true["yaw"])) <= math.pi / BINS + 1e-9
+        assert -math.pi <= decoded_box["yaw"] < math.pi
 
 
 def test_boxes_are_a_levels_token_then_seven_coordinates_and_a_label() -> None:
@@ -91,9 +91,9 @@ def test_malformed_boxes_are_skipped() -> None:
 def test_tokens_decode_the_same_under_other_settings(tmp_path: Path) -> None:
     """Other levels need another token, which must be added to the vocabulary first."""
     wide = settings_of(NAME, x=[-10, 10], size=[0.1, 10])
-    for at in (settings_of(NAME), wide):
-        plugin.train_tokenizer(at, samples(), tmp_path / "text")
-    near, far = (plugin.load_tokenizer(tmp_path / "text", at) for at in (settings_of(NAME), wide))
+    for config in (settings_of(NAME), wide):
+        plugin.train_tokenizer(config, samples(), tmp_path / "text")
+    near, far = (plugin.load_tokenizer(tmp_path / "text", config) for config in (settings_of(NAME), wide))
     ids = plugin.encode(far, [[box("chair", (9, 0, -2))]])
     assert plugin.decode(near, ids) == plugin.decode(far, ids)
     assert abs(plugin.decode(near, ids)[0][0]["center"][0] - 9) < 20 / 62
@@ -110,7 +110,7 @@ def test_numbers_that_are_outside_by_rounding_are_accepted() -> None:
     assert tokens[0] == tokens[1]
     half = float(np.float32(math.pi))
     value = plugin.read_value(*plugin.write_value([box("a", yaw=half), box("a", yaw=-half)]))
-    assert half > math.pi and {found["yaw"] for found in round_trip(load(NAME), value)} == {-math.pi}
+    assert half > math.pi and {decoded["yaw"] for decoded in round_trip(load(NAME), value)} == {-math.pi}
 
 
 def test_the_longest_side_decodes_to_a_value() -> None:
@@ -130,8 +130,8 @@ def test_a_flip_mirrors_and_a_crop_leaves_the_boxes() -> None:
     assert [b["center"] for b in flipped] == [[-1, 0.5, -3], [1, 0, -2], [0, 0, -3]]
     assert np.allclose([b["yaw"] for b in flipped], [math.pi - 0.4, -math.pi / 2, 3.0 - math.pi])
     # the mirrored corners are the corners of the mirrored boxes
-    seen, other = (corners(numbers_of(boxes)) for boxes in (value, flipped))
-    for mine, theirs in zip(seen * (-1, 1), other, strict=True):
+    before, after = (corners(numbers_of(boxes)) for boxes in (value, flipped))
+    for mine, theirs in zip(before * (-1, 1), after, strict=True):
         assert np.allclose(sorted(map(tuple, mine.round(9))), sorted(map(tuple, theirs.round(9))))
     assert np.allclose(numbers_of(plugin.transform(flipped, Crop(flip=True))), numbers_of(value))
 
@@ -142,9 +142,9 @@ def test_a_flip_mirrors_and_a_crop_leaves_the_boxes() -> None:
 def test_front_follows_yaw() -> None:
     """Yaw 0 faces right; yaw pi / 2 faces away from the viewer, towards smaller z."""
     for yaw, front in ((0.0, (1, 3)), (math.pi / 2, (0, 4)), (-math.pi / 2, (0, 2)), (math.pi, (-1, 3))):
-        found = corners(numbers_of([box("a", (0, 0, -3), (2, 1, 0.5), yaw)]))[0]
-        assert np.allclose(found[[0, 3]].mean(axis=0), front)
-        assert np.allclose(np.linalg.norm(found[0] - found[3]), 0.5)
+        footprint = corners(numbers_of([box("a", (0, 0, -3), (2, 1, 0.5), yaw)]))[0]
+        assert np.allclose(footprint[[0, 3]].mean(axis=0), front)
+        assert np.allclose(np.linalg.norm(footprint[0] - footprint[3]), 0.5)
 
 
 def iou(first: Box, second: Box) -> float:
@@ -168,9 +168,9 @@ def test_overlap_by_hand() -> None:
         (box("a", (1.1, 0, 0), (1, 1, 1)), 0.0),
         (box("a", (0, 0, 0), (0.5, 0.5, 0.5), 0.3), 0.125),
     ]
-    for other, expected in cases:
-        assert np.isclose(iou(unit, other), expected), other
-        assert np.isclose(iou(other, unit), expected), other
+    for second, expected in cases:
+        assert np.isclose(iou(unit, second), expected), second
+        assert np.isclose(iou(second, unit), expected), second
     # a long thin one, turned so that yaw's sign matters
     assert iou(box("a", size=(4, 1, 0.2), yaw=0.5), box("a", size=(4, 1, 0.2), yaw=-0.5)) < 0.1
     assert np.isclose(iou(box("a", (1, 0, -1), (4, 1, 0.2), 0.5), box("a", (1, 0, -1), (4, 1, 0.2), 0.5 - math.pi)), 1)
@@ -184,13 +184,13 @@ placed = st.builds(box, st.just("a"), st.tuples(*[st.floats(-1, 1)] * 3), st.tup
 def test_overlap_agrees_with_random_points(first: Box, second: Box) -> None:
     """Draw points in the first box; the fraction inside the second box estimates the shared volume."""
     draw, count = np.random.default_rng(0), 20_000
-    own = (draw.random((count, 3)) - 0.5) * first["size"]
+    offsets = (draw.random((count, 3)) - 0.5) * first["size"]
 
     def turned(points: np.ndarray, yaw: float) -> np.ndarray:
         cos, sin = math.cos(yaw), math.sin(yaw)  # about y, x towards -z
         return points @ np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
 
-    points = turned(own, first["yaw"]) + first["center"]
+    points = turned(offsets, first["yaw"]) + first["center"]
     inside = np.abs(turned(points - np.array(second["center"]), -second["yaw"])) <= np.array(second["size"]) / 2
     shared = inside.all(axis=1).mean() * math.prod(first["size"])
     union = math.prod(first["size"]) + math.prod(second["size"]) - shared
@@ -207,8 +207,8 @@ def test_scores_by_hand() -> None:
         [box("a", (0.6, 0, -3)), box("a", (0, 0.3, -3)), box("b", (0, 0, -3))],  # overlap 0.4 / 1.6, 0.7 / 1.3, none
         [box("c")],
     ]
-    found = plugin.score(predicted, target)
-    assert found == pytest.approx({"f1": 2 / 6, "center_error": 0.3, "label_f1": 4 / 6})
+    scores = plugin.score(predicted, target)
+    assert scores == pytest.approx({"f1": 2 / 6, "center_error": 0.3, "label_f1": 4 / 6})
     exact = plugin.score([[box("a", (0.6, 0, -3))], []], [target[0][:1], []])
     assert exact == pytest.approx({"f1": 1.0, "center_error": 0.6, "label_f1": 1.0})
     assert plugin.score([[box("a", (0.61, 0, -3))]], [target[0][:1]])["f1"] == 0
@@ -216,13 +216,13 @@ def test_scores_by_hand() -> None:
     assert plugin.score([[]], [[]]) == {"f1": 1.0, "center_error": 0.0, "label_f1": 1.0}
 
 
-def test_the_picture_from_above() -> None:
-    at = settings_of(NAME)
+def test_the_picture_shows_boxes_from_above() -> None:
+    config = settings_of(NAME)
     value = [box("a", (1, 0, -4), (1, 1, 2), -math.pi / 2)]
-    empty, drawn = plugin.render([], at), plugin.render(value, at)
-    assert drawn.size == empty.size == (256, 256)
+    empty, picture = plugin.render([], config), plugin.render(value, config)
+    assert picture.size == empty.size == (256, 256)
     scale = 256 / 8.45
-    changed = np.array(drawn, int) - np.array(empty, int)
+    changed = np.array(picture, int) - np.array(empty, int)
     rows, columns = np.nonzero(np.abs(changed).sum(axis=2)[round(3.2 * scale) :] > 60)
     # 2 m across from 0 to 2 m on the right; the tick at the side of the viewer
     assert abs(columns.min() - (4.225 + 0) * scale) < 3 and abs(columns.max() - (4.225 + 2) * scale) < 3
@@ -246,10 +246,10 @@ any_flat = st.builds(lambda name, x, y: flat(name, x[0], y[0], x[1], y[1]), labe
 def test_flat_boxes_are_exact_to_half_a_level(value: list[dict[str, Any]]) -> None:
     decoded = round_trip(load("boxes", max_length=300), value)
     assert [b["label"] for b in decoded] == [b["label"] for b in sorted(value, key=sort_key)]
-    for got, expected in zip(decoded, sorted(value, key=sort_key), strict=True):
-        assert np.abs(np.subtract(got["box"], expected["box"])).max() <= 0.55 / (BINS - 1) + 1e-9
+    for decoded_box, expected in zip(decoded, sorted(value, key=sort_key), strict=True):
+        assert np.abs(np.subtract(decoded_box["box"], expected["box"])).max() <= 0.55 / (BINS - 1) + 1e-9
         wide = np.subtract(expected["box"][2:], expected["box"][:2]) > 1 / (BINS - 1)
-        off = np.abs(np.subtract(got["box"], expected["box"])).reshape(2, 2)[:, wide]
+        off = np.abs(np.subtract(decoded_box["box"], expected["box"])).reshape(2, 2)[:, wide]
         assert (off <= 0.5 / (BINS - 1) + 1e-9).all()
 
 
@@ -266,18 +266,18 @@ def test_boxes_are_the_four_coordinates_and_the_label() -> None:
 
 def test_the_smallest_boxes_are_dropped() -> None:
     value = [flat("chair", 0, 0, 0.1 * k, 0.1 * k) for k in (3, 1, 4, 2)]
-    kept = round_trip(load("boxes", max_boxes=3), value)
-    assert [round(b["box"][2], 1) for b in kept] == [0.4, 0.3, 0.2]
+    largest = round_trip(load("boxes", max_boxes=3), value)
+    assert [round(b["box"][2], 1) for b in largest] == [0.4, 0.3, 0.2]
     assert len(round_trip(load("boxes", max_length=12), value)) == 2
     assert round_trip(load("boxes"), []) == []
 
 
 def test_boxes_follow_the_crop() -> None:
-    at = settings_of("boxes")
+    config = settings_of("boxes")
     value = [flat("a", 0.25, 0.25, 0.75, 0.75), flat("b", 0.0, 0.0, 0.3, 0.3)]
-    flipped = boxes.transform(value, Crop(flip=True), at)
+    flipped = boxes.transform(value, Crop(flip=True), config)
     assert np.allclose([b["box"] for b in flipped], [[0.25, 0.25, 0.75, 0.75], [0.7, 0, 1, 0.3]])
-    half = boxes.transform(value, Crop(left=0.5, width=0.5, flip=True), at)
+    half = boxes.transform(value, Crop(left=0.5, width=0.5, flip=True), config)
     assert [b["label"] for b in half] == ["a"] and np.allclose(half[0]["box"], [0.5, 0.25, 1, 0.75])
     strict = settings_of("boxes", min_visible=0.6)
     assert boxes.transform(value, Crop(left=0.5, width=0.5), strict) == []
@@ -286,10 +286,10 @@ def test_boxes_follow_the_crop() -> None:
 def test_any_visible_part_of_a_4m_box_is_kept() -> None:
     person, crop = flat("person", 0, 0.1, 0.3, 0.9), Crop(left=0.29, width=0.71)
     assert boxes.transform([person], crop, settings_of("boxes")) == []
-    at = settings_of("boxes", preset="4m")
-    (seen,) = boxes.transform([person], crop, at)
-    assert np.allclose(seen["box"], [0, 0.1, 0.01 / 0.71, 0.9])
-    assert boxes.transform([person], Crop(left=0.3, width=0.7), at) == []
+    config = settings_of("boxes", preset="4m")
+    (visible_part,) = boxes.transform([person], crop, config)
+    assert np.allclose(visible_part["box"], [0, 0.1, 0.01 / 0.71, 0.9])
+    assert boxes.transform([person], Crop(left=0.3, width=0.7), config) == []
 
 
 def test_flat_overlap_by_hand() -> None:
@@ -312,13 +312,13 @@ def test_box_scores_by_hand() -> None:
 
 def test_the_constant_boxes_beat_every_single_value() -> None:
     draw = np.random.default_rng(0)
-    places = {"chair": (0.1, 0.5), "lamp": (0.6, 0.1), "table": (0.4, 0.6)}
+    top_left = {"chair": (0.1, 0.5), "lamp": (0.6, 0.1), "table": (0.4, 0.6)}
     values = []
     for _ in range(40):
-        some = [name for name in places if draw.random() < 0.6]
-        moved = {name: np.array(places[name]) + draw.normal(0, 0.03, 2) for name in some}
+        labels = [name for name in top_left if draw.random() < 0.6]
+        moved = {name: np.array(top_left[name]) + draw.normal(0, 0.03, 2) for name in labels}
         values.append([flat(name, *np.clip([*at, *(at + 0.3)], 0, 1).tolist()) for name, at in moved.items()])
     floor = boxes.score([boxes.constant_baseline(values)] * 40, values)["f1"]
     assert floor >= max(boxes.score([value] * 40, values)["f1"] for value in values)
-    assert {b["label"] for b in boxes.constant_baseline(values)} == set(places)
+    assert {b["label"] for b in boxes.constant_baseline(values)} == set(top_left)
     assert boxes.constant_baseline([[], []]) == []

@@ -45,10 +45,10 @@ def test_class_token_is_its_index_in_the_list(tmp_path: Path) -> None:
     assert handle.spec.value.classes == ("b", "a", "c") and handle.render("a") == "a"
 
 
-@pytest.mark.parametrize(("data", "found"), [(b"library", "library"), (b" dining room\r\n", "dining room")])
-def test_a_file_holds_a_name(data: bytes, found: str) -> None:
-    assert handle_of().read(data, "txt") == found
-    assert handle_of().write(found) == (f"{found}\n".encode(), "txt")
+@pytest.mark.parametrize(("data", "name"), [(b"library", "library"), (b" dining room\r\n", "dining room")])
+def test_a_file_holds_a_name(data: bytes, name: str) -> None:
+    assert handle_of().read(data, "txt") == name
+    assert handle_of().write(name) == (f"{name}\n".encode(), "txt")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_invalid_class_is_refused_in_one_line(act: Callable[[ModalityHandle], An
         (["a", "b\u200b"], "printable"), ("ab", "expected tuple"),
     ],
 )  # fmt: skip
-def test_invalid_names(classes: Any, message: str) -> None:
+def test_invalid_class_names_are_refused(classes: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=f"classes: .*{message}"):
         Settings(NAME, {"classes": classes}).take(ClassSettings)
 
@@ -103,7 +103,7 @@ def test_the_constant_baseline_is_the_most_frequent_class() -> None:
         ({"lineage": {}}, "lineage: expected list"), ({"lineage": [{"length": 1}]}, r"lacks lineage\[0\]\.fingerprint"),
     ],
 )  # fmt: skip
-def test_a_strangers_record_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_an_untrusted_record_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     """Its checksum is right, whatever its values are."""
     handle_of(("a", "b"), tmp_path).train_tokenizer(NOTHING, tmp_path, 0)
     write_table(tmp_path / CONFIG, {**read_table(tmp_path / CONFIG), **change})
@@ -118,18 +118,18 @@ def test_a_strangers_record_is_refused(tmp_path: Path, change: dict[str, Any], m
 def test_training_adds_classes_and_keeps_the_rest(tmp_path: Path) -> None:
     first = handle_of(("a", "b"), tmp_path)
     first.train_tokenizer(NOTHING, tmp_path, 0)
-    old = first.fingerprint
-    more = handle_of(("a", "b", "c"), tmp_path)
+    first_fingerprint = first.fingerprint
+    grown = handle_of(("a", "b", "c"), tmp_path)
     with pytest.raises(CheckpointError, match=f"has 2 classes, .* 3; `zoo tokenizer train {NAME} --data DATA` adds"):
-        more.encode(["a"])
-    more.train_tokenizer(NOTHING, tmp_path, 0)
-    assert more.encode(["a", "b", "c"]).tolist() == [[0], [1], [2]] and more.fingerprint != old
-    most = handle_of(("a", "b", "c", "d", "e"), tmp_path)
-    most.train_tokenizer(NOTHING, tmp_path, 0)
-    now = most.fingerprint
-    most.train_tokenizer(NOTHING, tmp_path, 0)
-    assert most.fingerprint == now
-    assert handle_of(("a", "b", "c", "d", "e"), tmp_path).fingerprint == now
+        grown.encode(["a"])
+    grown.train_tokenizer(NOTHING, tmp_path, 0)
+    assert grown.encode(["a", "b", "c"]).tolist() == [[0], [1], [2]] and grown.fingerprint != first_fingerprint
+    largest = handle_of(("a", "b", "c", "d", "e"), tmp_path)
+    largest.train_tokenizer(NOTHING, tmp_path, 0)
+    fingerprint = largest.fingerprint
+    largest.train_tokenizer(NOTHING, tmp_path, 0)
+    assert largest.fingerprint == fingerprint
+    assert handle_of(("a", "b", "c", "d", "e"), tmp_path).fingerprint == fingerprint
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_training_adds_classes_and_keeps_the_rest(tmp_path: Path) -> None:
         (("a", "b"), "class 2 is 'c', and the settings have 2 classes"),
     ],
 )
-def test_any_other_change_is_refused(classes: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_any_other_change_of_classes_is_refused(classes: tuple[str, ...], message: str, tmp_path: Path) -> None:
     handle_of(("a", "b", "c"), tmp_path).train_tokenizer(NOTHING, tmp_path, 0)
     handle = handle_of(classes, tmp_path)
     for act in (lambda: handle.train_tokenizer(NOTHING, tmp_path, 0), lambda: handle.tokenizer):
@@ -152,10 +152,10 @@ def test_any_other_change_is_refused(classes: tuple[str, ...], message: str, tmp
 def test_data_and_tokens_stay_valid_after_classes_are_added(tmp_path: Path) -> None:
     """Values are made, tokenized, and made again with one more class. The old tokens still belong to the tokenizer."""
     for split, names in (("train", "aabb"), ("test", "ab")):
-        place = tmp_path / "files" / split / NAME
-        place.mkdir(parents=True)
+        split_folder = tmp_path / "files" / split / NAME
+        split_folder.mkdir(parents=True)
         for number, name in enumerate(names):
-            (place / f"{split}{number}.txt").write_text(f"{name}\n")
+            (split_folder / f"{split}{number}.txt").write_text(f"{name}\n")
     data, tokens, folder = tmp_path / "data", tmp_path / "tokens", tmp_path / "tokenizer"
 
     def make(classes: Sequence[str]) -> Zoo:
@@ -175,10 +175,12 @@ def test_data_and_tokens_stay_valid_after_classes_are_added(tmp_path: Path) -> N
     column.check_tokenizer(grown[NAME])
     rows = [row for _, row in sorted(whole_samples([column]))]
     assert grown[NAME].decode(column.take(rows)) == list("aabb")
-    other = Zoo.from_tables({"modalities": {NAME: {"classes": ["a", "b", "d"], "checkpoint": str(tmp_path / "other")}}})
-    other[NAME].train_tokenizer(NOTHING, tmp_path / "other", 0)
+    other_zoo = Zoo.from_tables(
+        {"modalities": {NAME: {"classes": ["a", "b", "d"], "checkpoint": str(tmp_path / "other")}}}
+    )
+    other_zoo[NAME].train_tokenizer(NOTHING, tmp_path / "other", 0)
     with pytest.raises(DataError, match="by tokenizer"):
-        column.check_tokenizer(other[NAME])
+        column.check_tokenizer(other_zoo[NAME])
 
 
 # -- plugins -----------------------------------------------------------------------------------------------------------
@@ -187,9 +189,9 @@ def test_data_and_tokens_stay_valid_after_classes_are_added(tmp_path: Path) -> N
 def test_the_plugin_of_the_docs_keeps_the_contract(install: Callable[..., Path]) -> None:
     """There is no source, so the kit uses the classes as values."""
     section = PAGE.read_text(encoding="utf-8").split("## A class label")[1]
-    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert found is not None and len(found[1].splitlines()) < 40
-    install("zoo-weather", {"tokenizers_zoo": {"weather": "zoo_weather:plugin"}}, {"zoo_weather": found[1]})
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert code is not None and len(code[1].splitlines()) < 40
+    install("zoo-weather", {"tokenizers_zoo": {"weather": "zoo_weather:plugin"}}, {"zoo_weather": code[1]})
     zoo = Zoo.installed()
     results = check_modality(zoo, "weather")
     assert {r.name for r in results if r.skipped} == {"derive", "crop_geometry", "devices", "long_inputs"}

@@ -27,7 +27,7 @@ from tokenizers_zoo.config import tables_of
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.io import read_table, write_table
-from zoo_backbone.run import Run as Run_
+from zoo_backbone.run import Run as BackboneRun
 
 ROOT = Path(__file__).parent.parent
 REGISTRY = """[zoo]
@@ -50,24 +50,24 @@ def zoo(run_zoo: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 @pytest.fixture
-def bare(tmp_path: Path, run_zoo: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+def zoo_without_data(tmp_path: Path, run_zoo: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """The same in a folder with only the registry."""
     (tmp_path / "registry.toml").write_text(REGISTRY)
     monkeypatch.chdir(tmp_path)
     return run_zoo
 
 
-def test_info_of_tokens(zoo: Run) -> None:
-    code, shown, _ = zoo("data", "info", "tokens")
+def test_data_info_counts_tokens(zoo: Run) -> None:
+    code, printed, _ = zoo("data", "info", "tokens")
     assert code == 0
-    rows = {tuple(row[:2]): row[2:] for row in (line.split() for line in shown.splitlines()[1:]) if row}
+    rows = {tuple(row[:2]): row[2:] for row in (line.split() for line in printed.splitlines()[1:]) if row}
     assert set(rows) == {(split, name) for split in ("test", "train") for name in ("caption", "depth", "rgb_patches")}
     samples, _, dropped, tokens, vocabulary, codec = rows["train", "depth"]
     assert (samples, tokens, dropped, vocabulary) == ("24", "96", "0", "depth")
     assert codec == TokenStore(Path("tokens")).open("train", "depth").fingerprint[:12]
 
 
-def refused(result: tuple[int, str, str], *parts: str) -> None:
+def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
     """The exit code of an error, one line, no traceback, and each of `parts` in it."""
     code, _, complaint = result
     lines = [line for line in complaint.splitlines() if line.startswith("error: ")]
@@ -77,82 +77,84 @@ def refused(result: tuple[int, str, str], *parts: str) -> None:
 
 
 def test_list_and_info(zoo: Run) -> None:
-    code, shown, _ = zoo("list")
-    listed = {line.split()[0]: line.split() for line in shown.splitlines() if line[:1].strip()}
+    code, printed, _ = zoo("list")
+    listed = {line.split()[0]: line.split() for line in printed.splitlines() if line[:1].strip()}
     assert code == 0 and listed["depth"][1:3] == ["grid", "2x2"]
     assert "yes" in listed["depth"] and "no" in listed["normal"]
     settings = json.loads(zoo("info", "depth", "--settings", "--json")[1])
     assert list(settings) == ["settings"] and settings["settings"]["modalities.depth"]["tokenizer"]["steps"] == 6
-    depth = next(one for one in json.loads(zoo("list", "--json")[1])["modalities"] if one["name"] == "depth")
+    depth = next(
+        modality for modality in json.loads(zoo("list", "--json")[1])["modalities"] if modality["name"] == "depth"
+    )
     assert depth["trained"] and depth["layout"] == {"kind": "grid", "shape": [2, 2]}
     assert [metric["bound"] for metric in depth["metrics"]] == [0.08, 0.93, None]
-    code, shown, _ = zoo("info", "depth")
-    assert code == 0 and "log metres" in shown and "abs_rel" in shown
-    assert "lower is better; fit for use: at most 0.08)" in " ".join(shown.split())
-    code, shown, _ = zoo("source", "list")
-    assert code == 0 and "scenes" in shown and "photos" in shown
+    code, printed, _ = zoo("info", "depth")
+    assert code == 0 and "log metres" in printed and "abs_rel" in printed
+    assert "lower is better; fit for use: at most 0.08)" in " ".join(printed.split())
+    code, printed, _ = zoo("source", "list")
+    assert code == 0 and "scenes" in printed and "photos" in printed
 
 
-def test_info_shows_every_setting_with_default_and_value_in_use(bare: Run) -> None:
+def test_info_shows_every_setting_with_default_and_value_in_use(zoo_without_data: Run) -> None:
     """Also show the value in use if it differs: set by the modality's table, by [zoo] or by a preset."""
     text = REGISTRY + '[modalities.depth]\ntokenizer = { steps = 7 }\n[modalities.semseg]\npreset = "4m"\n'
     Path("own.toml").write_text(text)
-    lines = bare("--registry", "own.toml", "info", "depth", "--settings")[1].splitlines()
+    lines = zoo_without_data("--registry", "own.toml", "info", "depth", "--settings")[1].splitlines()
     assert max(map(len, lines)) <= 80
-    shown = " ".join(" ".join(lines).split())
+    printed = " ".join(" ".join(lines).split())
     handle = Zoo.from_toml(Path("own.toml"))["depth"]
-    for table in [table for config in handle.plugin_settings() for table in tables_of(config, "modalities.depth")]:
-        assert table.header in shown
+    for table in [table for config in handle.taken_settings() for table in tables_of(config, "modalities.depth")]:
+        assert table.header in printed
         for key in table.keys:
-            assert f"{key.name} {key.type}; default {key.default}" in shown or key.default == "required", key
-            assert key.meaning in shown
+            assert f"{key.name} {key.type}; default {key.default}" in printed or key.default == "required", key
+            assert key.meaning in printed
 
     def info(name: str) -> str:
-        return " ".join(bare("--registry", "own.toml", "info", name, "--settings")[1].split())
+        return " ".join(zoo_without_data("--registry", "own.toml", "info", name, "--settings")[1].split())
 
-    shown = info("depth")
-    assert "; default 64; here 32 " in shown and "steps int; default 800; here 7 " in shown
-    assert "[modalities.depth.tokenizer.diffusion] (absent unless given)" in shown
+    printed = info("depth")
+    assert "; default 64; here 32 " in printed and "steps int; default 800; here 7 " in printed
+    assert "[modalities.depth.tokenizer.diffusion] (absent unless given)" in printed
     assert "; default 64; here 224 " in info("semseg") and "size int; default 4096; here 1024 " in info("caption")
 
 
-def test_info_of_a_source_shows_its_settings(bare: Run) -> None:
-    code, shown, _ = bare("source", "info", "scenes")
-    assert code == 0 and max(map(len, shown.splitlines())) <= 80 and "person" in shown
+def test_info_of_a_source_shows_its_settings(zoo_without_data: Run) -> None:
+    code, printed, _ = zoo_without_data("source", "info", "scenes")
+    assert code == 0 and max(map(len, printed.splitlines())) <= 80 and "person" in printed
     for key in next(tables_of(Zoo.installed().source("scenes").spec.settings, "")).keys:
-        assert f"  {key.name}  {key.type}; default {key.default}" in shown
-        assert key.meaning in " ".join(shown.split())
-    assert "image_size  int; default 64; here 32\n" in shown  # by [zoo]
-    assert "path  str; required\n" in bare("source", "info", "folder")[1]
+        assert f"  {key.name}  {key.type}; default {key.default}" in printed
+        assert key.meaning in " ".join(printed.split())
+    assert "image_size  int; default 64; here 32\n" in printed  # by [zoo]
+    assert "path  str; required\n" in zoo_without_data("source", "info", "folder")[1]
 
 
-def test_list_counts_installed_but_disabled_modalities(bare: Run) -> None:
+def test_list_counts_installed_but_disabled_modalities(zoo_without_data: Run) -> None:
     installed = len(Zoo.installed())
     text = (
         '[zoo]\nmodalities = ["depth", "rgb"]\n[modalities.caption]\nenabled = false\n[modalities.b]\nplugin = "gone"\n'
     )
     Path("few.toml").write_text(text)
-    code, shown, complaint = bare("--registry", "few.toml", "list")
-    assert code == 0 and len(shown.splitlines()) == 3
+    code, printed, complaint = zoo_without_data("--registry", "few.toml", "list")
+    assert code == 0 and len(printed.splitlines()) == 3
     assert (
         complaint
         == f"{installed - 2} modalities are disabled (few.toml: [zoo] modalities, [modalities.NAME] enabled)\n"
     )
-    assert "disabled" not in bare("list")[2]
+    assert "disabled" not in zoo_without_data("list")[2]
 
 
-def test_list_shows_the_others_beside_a_damaged_tokenizer(bare: Run) -> None:
+def test_list_shows_the_others_beside_a_damaged_tokenizer(zoo_without_data: Run) -> None:
     Path("mine.toml").write_text('[zoo]\ncheckpoints = "tokenizers"\n')
     damaged = Path("tokenizers/text/config.json")
     damaged.parent.mkdir(parents=True)
     damaged.write_text("{}")
     (damaged.parent / "model.safetensors").touch()
-    code, shown, complaint = bare("--registry", "mine.toml", "list")
-    states = {line.split()[0]: line for line in shown.splitlines() if line[:1].strip()}
+    code, printed, complaint = zoo_without_data("--registry", "mine.toml", "list")
+    states = {line.split()[0]: line for line in printed.splitlines() if line[:1].strip()}
     assert code == 0 and "damaged" in states["caption"] and "damaged" not in states["depth"]
     assert complaint.count("problem: tokenizers/text/config.json: damaged: ") == 1
-    listed = json.loads(bare("--registry", "mine.toml", "list", "--json")[1])
-    assert {"depth"} <= {one["name"] for one in listed["modalities"]} and "caption" in listed["problems"]
+    listed = json.loads(zoo_without_data("--registry", "mine.toml", "list", "--json")[1])
+    assert {"depth"} <= {modality["name"] for modality in listed["modalities"]} and "caption" in listed["problems"]
 
 
 def test_list_and_info_do_not_import_torch() -> None:
@@ -166,24 +168,28 @@ def test_list_and_info_do_not_import_torch() -> None:
     (">&-", 1, "error: standard output is closed; > /dev/null discards it\n"), ("2>&-", 0, ""), ("<&-", 0, ""),
     ("<&- 2>&-", 0, ""), ("<&- >&- 2>&-", 1, ""),
 ])  # fmt: skip
-def test_closed_standard_streams(closed: str, code: int, complaint: str) -> None:
+def test_closed_standard_streams_are_handled(closed: str, code: int, complaint: str) -> None:
     program = "from tokenizers_zoo.cli.main import main\nmain()\n"
     words = shlex.join([sys.executable, "-c", program, "source", "list", "--quiet"])
     ended = subprocess.run(["sh", "-c", f"{words} {closed}"], cwd=ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (code, complaint) and ("scenes" in ended.stdout) == (code == 0)
 
 
-def test_a_number_of_samples_that_no_disk_holds_is_refused(bare: Run) -> None:
+def test_a_number_of_samples_that_no_disk_holds_is_refused(zoo_without_data: Run) -> None:
     for count in ("99999999999999999999", "9999999999999999"):
-        refused(bare("data", "make", "scenes", "data", "--train", count, "--test", "1", "--dry-run"), "--train", count)
+        assert_refused(
+            zoo_without_data("data", "make", "scenes", "data", "--train", count, "--test", "1", "--dry-run"),
+            "--train",
+            count,
+        )
 
 
-def test_errors_of_many_names_are_short(bare: Run) -> None:
+def test_errors_of_many_names_are_short(zoo_without_data: Run) -> None:
     names = [f"name_{number}" for number in range(20_000)]
     Path("many.toml").write_text(f"[zoo]\nmodalities = {json.dumps(names)}\nimage_size = {json.dumps(names)}\n")
     for words in (["--registry", "many.toml", "list"], ["info", *names], ["info", "x" * 20_000]):
-        result = bare(*words)
-        refused(result)
+        result = zoo_without_data(*words)
+        assert_refused(result)
         assert len(result[2]) < 2100, len(result[2])
     with pytest.raises(ZooError) as error:
         raise ZooError(f"a.json: needs {', '.join(names)}; install it")
@@ -205,8 +211,8 @@ def commands(command: click.Command, path: str = "zoo") -> Iterator[tuple[str, c
 def examples(text: str) -> list[list[str]]:
     """Return the commands in a text, split into words. A backslash continues a line; two spaces end a command."""
     lines = re.sub(r"\\\n\s*", "", text).splitlines()
-    shown = [line.strip().partition("  ")[0] for line in lines if re.match(r"\s+zoo [-\w]", line)]
-    return [shlex.split(command, comments=True) for command in shown]
+    command_lines = [line.strip().partition("  ")[0] for line in lines if re.match(r"\s+zoo [-\w]", line)]
+    return [shlex.split(command, comments=True) for command in command_lines]
 
 
 def test_every_help_fits_a_screen_and_shows_an_example() -> None:
@@ -221,56 +227,58 @@ def test_every_help_fits_a_screen_and_shows_an_example() -> None:
 
 def test_examples_use_existing_options_and_all_required_ones() -> None:
     """In the help of each command, and on all pages."""
-    known = dict(commands(group))
-    texts = {path: command.help or "" for path, command in known.items()}
+    commands_by_path = dict(commands(group))
+    texts = {path: command.help or "" for path, command in commands_by_path.items()}
     for page in ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/README.md"):
         if page.name != "commands.md":
             texts[str(page)] = page.read_text(encoding="utf-8")
-    for place, text in texts.items():
+    for source, text in texts.items():
         for words in examples(text):
             start = 3 if words[1] == "--registry" else 1
-            depth = next(n for n in (2, 1) if " ".join(["zoo", *words[start : start + n]]) in known)
-            called = known[" ".join(["zoo", *words[start : start + depth]])]
-            given, _, _ = called.make_parser(click.Context(called)).parse_args(words[start + depth :])
-            missing = [option.name for option in called.params if option.required and not given.get(option.name or "")]
-            assert not missing, (place, words, missing)
+            depth = next(n for n in (2, 1) if " ".join(["zoo", *words[start : start + n]]) in commands_by_path)
+            called = commands_by_path[" ".join(["zoo", *words[start : start + depth]])]
+            options, _, _ = called.make_parser(click.Context(called)).parse_args(words[start + depth :])
+            missing = [
+                option.name for option in called.params if option.required and not options.get(option.name or "")
+            ]
+            assert not missing, (source, words, missing)
 
 
 def test_encode_and_decode_overwrite_no_file_unasked(zoo: Run) -> None:
     text = "A cat — naïve 木 \U0001f3e0 on the floor."
     Path("cat.txt").write_text(f"{text}\n", encoding="utf-8")
-    refused(zoo("encode", "caption", "cat.txt", "--out", "./cat.txt"), "cat.txt: is the file that is read")
+    assert_refused(zoo("encode", "caption", "cat.txt", "--out", "./cat.txt"), "cat.txt: is the file that is read")
     assert zoo("encode", "caption", "cat.txt", "--out", "cat.json")[0] == 0
-    code, shown, _ = zoo("decode", "caption", "cat.json")
-    assert code == 0 and "cat_decoded.txt" in shown
+    code, printed, _ = zoo("decode", "caption", "cat.json")
+    assert code == 0 and "cat_decoded.txt" in printed
     assert Path("cat_decoded.txt").read_text(encoding="utf-8").strip() == text
     Path("cat.txt").write_text("mine")
-    refused(zoo("decode", "caption", "cat.json"), "cat_decoded.txt: is there already", "--out")
+    assert_refused(zoo("decode", "caption", "cat.json"), "cat_decoded.txt: is there already", "--out")
     for name in ("cat", "cat.txt"):
         Path("cat.txt").write_text("mine")
         assert zoo("decode", "caption", "cat.json", "--out", name)[0] == 0, "asked for by name"
         assert Path("cat.txt").read_text(encoding="utf-8").strip() == text
 
 
-def test_missing_registry(zoo: Run, tmp_path: Path) -> None:
+def test_a_missing_registry_is_named(zoo: Run, tmp_path: Path) -> None:
     """A mistyped registry, or a trained run's registry that has moved; ./registry.toml is another file."""
-    refused(zoo("--registry", "registri.toml", "list"), "registri.toml: no such file; a TOML file was expected")
+    assert_refused(zoo("--registry", "registri.toml", "list"), "registri.toml: no such file; a TOML file was expected")
     gone, moved = tmp_path / "gone.toml", tmp_path / "moved"
     moved.mkdir()
-    Run_(tokens=Path("tokens").resolve(), registry=gone).save(moved)
+    BackboneRun(tokens=Path("tokens").resolve(), registry=gone).save(moved)
     write_table(moved / "config.json", {"specs": [], "fingerprints": {}, "weights_sha256": ""})
-    told = f"{moved}: expects its registry at {gone}, which is not there; give --registry FILE"
+    message = f"{moved}: expects its registry at {gone}, which is not there; give --registry FILE"
     for words in (("backbone", "eval", str(moved)), ("retrieve", "eval", str(moved))):
-        refused(zoo(*words), told)
+        assert_refused(zoo(*words), message)
         code, _, complaint = zoo("--registry", "registry.toml", *words)
         assert code == 1 and "expects its registry" not in complaint
 
 
 def test_imported_tokenizer_is_not_overwritten_by_training(zoo: Run, tmp_path: Path) -> None:
-    other = ("tokenizer", "train", "depth", "--data", "data", "--set", "steps=4")
+    retrain = ("tokenizer", "train", "depth", "--data", "data", "--set", "steps=4")
     shutil.copytree("tokenizers/depth", imported := tmp_path / "imported")
     (imported / "run.json").unlink()
-    refused(zoo(*other, "--out", str(imported)), "holds a checkpoint that was not trained here", "--overwrite")
+    assert_refused(zoo(*retrain, "--out", str(imported)), "holds a checkpoint that was not trained here", "--overwrite")
 
 
 def test_a_variant_of_a_tokenizer_is_scored_in_its_folder(zoo: Run, tmp_path: Path) -> None:
@@ -285,13 +293,13 @@ def test_a_variant_of_a_tokenizer_is_scored_in_its_folder(zoo: Run, tmp_path: Pa
     scores = read_table(tmp_path / "variant/evaluation.json")
     assert json.loads(printed)["metrics"] == scores["metrics"] != read_table(own_scores)["metrics"]
     assert scores["split"] == "test" and scores["fingerprint"] == fingerprint(tmp_path / "variant")
-    refused(zoo(*score, "--checkpoint", variant), variant, "codebook_size")
-    refused(zoo(*score, "--checkpoint", "tokenizers/text"), "tokenizers/text: holds a TextVocabulary")
-    refused(zoo(*score, "--checkpoint", "nowhere"), "no tokenizer at nowhere")
-    refused(zoo(*score, *settings[:2]), "--set", "--checkpoint")
+    assert_refused(zoo(*score, "--checkpoint", variant), variant, "codebook_size")
+    assert_refused(zoo(*score, "--checkpoint", "tokenizers/text"), "tokenizers/text: holds a TextVocabulary")
+    assert_refused(zoo(*score, "--checkpoint", "nowhere"), "no tokenizer at nowhere")
+    assert_refused(zoo(*score, *settings[:2]), "--set", "--checkpoint")
 
 
-def test_missing_device(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_named(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for words in (
         "tokenize data --out new", "backbone generate run --target depth --out new", "backbone eval run",
@@ -301,15 +309,17 @@ def test_missing_device(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ):  # fmt: skip
         command = "zoo " + re.split(" (data|run|new|depth)", words)[0]
         expected = f'{command}: device "cuda" is asked for, and there is none; leave --device out'
-        refused(zoo(*words.split(), "--device", "cuda"), expected)
+        assert_refused(zoo(*words.split(), "--device", "cuda"), expected)
 
 
 def test_a_date_on_the_command_line_is_text() -> None:
-    given = parse_assignments(["path=2026-05-01", "path.time=07:30:00", "steps=20", "levels=[8, 5]", "quantizer=vq"])
-    assert list(given.values()) == ["2026-05-01", "07:30:00", 20, [8, 5], "vq"]
+    assignments = parse_assignments(
+        ["path=2026-05-01", "path.time=07:30:00", "steps=20", "levels=[8, 5]", "quantizer=vq"]
+    )
+    assert list(assignments.values()) == ["2026-05-01", "07:30:00", 20, [8, 5], "vq"]
 
 
-def test_all_tables_of_a_configuration_are_checked_before_training(bare: Run) -> None:
+def test_all_tables_of_a_configuration_are_checked_before_training(zoo_without_data: Run) -> None:
     for text, parts in {
         "[eval]\nsamples = 4\ninputs = ['rgb']\n": ("asks.toml:3 [eval] inputs", "'rgb'"),
         "[eval]\ninputs = []\n": ("asks.toml:2 [eval] inputs: expected at least one",),
@@ -318,11 +328,11 @@ def test_all_tables_of_a_configuration_are_checked_before_training(bare: Run) ->
     }.items():
         Path("asks.toml").write_text(text)
         for words in ("eval run", "train --tokens tokens --out new"):
-            refused(bare("backbone", *words.split(), "--config", "asks.toml"), *parts)
+            assert_refused(zoo_without_data("backbone", *words.split(), "--config", "asks.toml"), *parts)
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "message"),
     [
         (MemoryError(), 1, "error: the command ran out of memory, or its device failed: MemoryError ("),
         (torch.OutOfMemoryError("CUDA out of memory."), 1, "OutOfMemoryError: CUDA out of memory. ("),
@@ -330,15 +340,15 @@ def test_all_tables_of_a_configuration_are_checked_before_training(bare: Run) ->
         (KeyboardInterrupt(), 130, f"\ninterrupted; {RESUMES.format(SAVED)}\n"),
     ],
 )
-def test_errors_and_interruptions_are_told_in_one_line(
-    zoo: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, told: str
+def test_errors_and_interruptions_are_one_line(
+    zoo: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
 ) -> None:
     def stop(**_: object) -> None:
         raise error
 
     monkeypatch.setattr("tokenizers_zoo.cli.inspect.open_zoo", stop)
-    found, _, complaint = zoo("list")
-    assert found == code and told in complaint and len(complaint.strip().splitlines()) == 1
+    exit_code, _, complaint = zoo("list")
+    assert exit_code == code and message in complaint and len(complaint.strip().splitlines()) == 1
     assert ("a bug" in complaint) == isinstance(error, EOFError)
 
 
@@ -346,15 +356,15 @@ def test_interrupted_command_says_how_to_resume(zoo: Run, monkeypatch: pytest.Mo
     def stop(**_: object) -> None:
         raise KeyboardInterrupt
 
-    known = dict(commands(group))
+    commands_by_path = dict(commands(group))
     for path, words in (
         ("zoo tokenizer train", "depth --data data"),
         ("zoo backbone train", "--tokens tokens --out run"),
     ):
-        monkeypatch.setattr(known[path], "callback", stop)
-        for more, expected in (([], RESUMES), (["--overwrite"], STARTS_AGAIN)):
+        monkeypatch.setattr(commands_by_path[path], "callback", stop)
+        for flags, expected in (([], RESUMES), (["--overwrite"], STARTS_AGAIN)):
             message = f"\ninterrupted; {expected.format(SAVED)}\n"
-            assert zoo(*path.split()[1:], *words.split(), *more)[::2] == (130, message), path
+            assert zoo(*path.split()[1:], *words.split(), *flags)[::2] == (130, message), path
 
 
 @pytest.mark.parametrize(

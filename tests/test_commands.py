@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from command_world import ROAD, Files, World, results, the_world
+from command_world import STAGES, Files, World, results, the_world
 
 from tokenizers_zoo.run_folder import locked, replacing_folder
 
@@ -21,62 +21,66 @@ class Command:
 
     words: str
     folder: str
-    other: str = ""
+    changes: str = ""
     """Options that make it another run."""
     key: str = ""
     """The key that the error names."""
-    own: str = ""
+    unique_file: str = ""
     """A file that only this command writes."""
 
     @property
     def overwrites(self) -> bool:
-        return self.folder != "made" and bool(self.other)
+        return self.folder != "made" and bool(self.changes)
 
 
 COMMANDS = {
-    "make": Command(words=ROAD["make"], folder="data"),
-    "derive": Command(words=ROAD["derive"], folder="data"),
+    "make": Command(words=STAGES["make"], folder="data"),
+    "derive": Command(words=STAGES["derive"], folder="data"),
     "tokenizer": Command(
-        words=ROAD["train"], folder="tokenizers/depth", other="--seed 1", key="seed", own="model.safetensors"
+        words=STAGES["train"],
+        folder="tokenizers/depth", changes="--seed 1", key="seed", unique_file="model.safetensors",
     ),
     "statistics": Command(
-        words=ROAD["statistics"], folder="tokenizers/rgb_patches", other="--seed 1", key="seed", own="model.safetensors"
+        words=STAGES["statistics"],
+        folder="tokenizers/rgb_patches", changes="--seed 1", key="seed", unique_file="model.safetensors",
     ),
-    "tokenize": Command(words=ROAD["tokenize"], folder="tokens"),
+    "tokenize": Command(words=STAGES["tokenize"], folder="tokens"),
     "backbone": Command(
-        words=ROAD["backbone"], folder="run", other="--set masking.span_length=2", key="train.masking.span_length"
+        words=STAGES["backbone"], folder="run", changes="--set masking.span_length=2", key="train.masking.span_length"
     ),
-    "eval": Command(words=ROAD["eval"], folder="run/evaluation"),
-    "generate": Command(words=ROAD["generate"], folder="made", other="--seed 7", key="seed", own="plan.toml"),
+    "eval": Command(words=STAGES["eval"], folder="run/evaluation"),
+    "generate": Command(
+        words=STAGES["generate"], folder="made", changes="--seed 7", key="seed", unique_file="plan.toml"
+    ),
     "grow": Command(
         words=f"backbone grow small --add caption --tokens tokens --out grown {STEPS}",
-        folder="grown", other="--seed 5", key="train.seed", own="model.safetensors",
+        folder="grown", changes="--seed 5", key="train.seed", unique_file="model.safetensors",
     ),
     "transfer": Command(
         words=f"transfer train run --task depth --input rgb_patches --out probe {STEPS}",
-        folder="probe", other="--seed 5", key="seed", own="model.safetensors",
+        folder="probe", changes="--seed 5", key="seed", unique_file="model.safetensors",
     ),
     "retrieve": Command(
-        words="retrieve build run --out index", folder="index", other="--space centred", key="space",
+        words="retrieve build run --out index", folder="index", changes="--space centred", key="space",
     ),
 }  # fmt: skip
-SETTINGS = [name for name, command in COMMANDS.items() if command.other]
-NOT_ON_THE_ROAD = ("grow", "transfer", "retrieve")
+SETTINGS = [name for name, command in COMMANDS.items() if command.changes]
+EXTRA_COMMANDS = ("grow", "transfer", "retrieve")
 
 
 @pytest.fixture(scope="module")
-def finished() -> Files:
+def finished_files() -> Files:
     """The files of a world in which every command has finished."""
     world = the_world().put_back()
-    for words in (SMALL, *(COMMANDS[name].words for name in NOT_ON_THE_ROAD)):
+    for words in (SMALL, *(COMMANDS[name].words for name in EXTRA_COMMANDS)):
         ended = world(words)
         assert ended.code == 0, (words, ended.complaint)
     return world.files()
 
 
 @pytest.fixture
-def world(finished: Files) -> Iterator[World]:
-    yield the_world().put_back(finished)
+def world(finished_files: Files) -> Iterator[World]:
+    yield the_world().put_back(finished_files)
     the_world().put_back()
 
 
@@ -87,11 +91,11 @@ def without(files: Files, folder: str) -> Files:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_second_writer_is_refused(world: World, name: str) -> None:
     command = COMMANDS[name]
-    place = world.folder / command.folder
-    if command.own:
-        (place / command.own).unlink()  # a finished run needs no lock
-    words = f"{command.words} {command.other if command.overwrites else ''}"
-    with locked(place):
+    folder = world.folder / command.folder
+    if command.unique_file:
+        (folder / command.unique_file).unlink()  # a finished run needs no lock
+    words = f"{command.words} {command.changes if command.overwrites else ''}"
+    with locked(folder):
         before = results(world.files())
         world(f"{words} --overwrite" if command.overwrites else words).refused("right now")
         assert results(world.files()) == before
@@ -100,7 +104,7 @@ def test_a_second_writer_is_refused(world: World, name: str) -> None:
 @pytest.mark.parametrize(
     ("words", "folder"),
     [
-        (f"{ROAD['vocabulary']} --overwrite", "tokenizers/text"),
+        (f"{STAGES['vocabulary']} --overwrite", "tokenizers/text"),
         ("data repair data", "data"),
         ("retrieve eval run --out recall", "recall"),
         ("backbone export run bundle", "bundle"),
@@ -112,49 +116,49 @@ def test_a_second_writer_is_refused(world: World, name: str) -> None:
     ],
 )
 def test_a_second_writer_of_a_simple_folder_is_refused(world: World, words: str, folder: str) -> None:
-    place = world.folder / folder
-    with replacing_folder(place) if {"export", "export-onnx", "predict"} & {*words.split()} else locked(place):
+    path = world.folder / folder
+    with replacing_folder(path) if {"export", "export-onnx", "predict"} & {*words.split()} else locked(path):
         world(words).refused(f"{folder}: another process writes it right now")
 
 
-@pytest.mark.parametrize("name", NOT_ON_THE_ROAD)
-def test_a_killed_command_resumes(world: World, finished: Files, name: str) -> None:
+@pytest.mark.parametrize("name", EXTRA_COMMANDS)
+def test_a_killed_command_resumes(world: World, finished_files: Files, name: str) -> None:
     command = COMMANDS[name]
-    world.put_back(without(finished, command.folder))
+    world.put_back(without(finished_files, command.folder))
     count = len(world(command.words).renames)
     expected = results(world.files())
     for number in sorted({0, count // 2, count - 1}):
-        world.put_back(without(finished, command.folder))
+        world.put_back(without(finished_files, command.folder))
         assert world(command.words, kill_after=number).code == -signal.SIGKILL
-        again = world(command.words)
-        assert again.code == 0, again.complaint
+        rerun = world(command.words)
+        assert rerun.code == 0, rerun.complaint
         assert results(world.files()) == expected
 
 
-@pytest.mark.parametrize("name", NOT_ON_THE_ROAD)
-def test_a_finished_command_has_nothing_to_do(world: World, finished: Files, name: str) -> None:
+@pytest.mark.parametrize("name", EXTRA_COMMANDS)
+def test_a_finished_command_has_nothing_to_do(world: World, finished_files: Files, name: str) -> None:
     assert world(COMMANDS[name].words).code == 0
-    assert results(world.files()) == results(finished)
+    assert results(world.files()) == results(finished_files)
 
 
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name != "generate"])
 def test_other_settings_are_refused_with_their_key_and_replaced_with_overwrite(
-    world: World, finished: Files, name: str
+    world: World, finished_files: Files, name: str
 ) -> None:
     command = COMMANDS[name]
-    world(f"{command.words} {command.other}").refused(command.folder, command.key, "--overwrite")
-    assert results(world.files()) == results(finished)
+    world(f"{command.words} {command.changes}").refused(command.folder, command.key, "--overwrite")
+    assert results(world.files()) == results(finished_files)
     (world.folder / command.folder / "notes.txt").write_text("mine")
-    world(f"{command.words} {command.other} --overwrite").refused(command.folder, "notes.txt")
+    world(f"{command.words} {command.changes} --overwrite").refused(command.folder, "notes.txt")
     (world.folder / command.folder / "notes.txt").unlink()
-    replaced = world(f"{command.words} {command.other} --overwrite")
+    replaced = world(f"{command.words} {command.changes} --overwrite")
     assert replaced.code == 0, replaced.complaint
-    assert world(f"{command.words} {command.other}").code == 0
+    assert world(f"{command.words} {command.changes}").code == 0
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_folder_with_foreign_files_is_refused(world: World, finished: Files, name: str) -> None:
+def test_folder_with_foreign_files_is_refused(world: World, finished_files: Files, name: str) -> None:
     command = COMMANDS[name]
-    world.put_back({**without(finished, command.folder), f"{command.folder}/notes.txt": b"mine"})
+    world.put_back({**without(finished_files, command.folder), f"{command.folder}/notes.txt": b"mine"})
     world(command.words).refused(command.folder, "notes.txt")
     assert [path.name for path in (world.folder / command.folder).iterdir()] == ["notes.txt"]

@@ -19,7 +19,7 @@ EVAL = "backbone eval {} --config backbone.toml --target caption --samples 8 --s
 
 
 @pytest.fixture(scope="module")
-def compared() -> World:
+def world_with_two_runs() -> World:
     """The test folder with a second run, both evaluated on eight samples."""
     world = the_world().put_back()
     for words in (TRAIN, EVAL.format("two/backbone"), f"{EVAL.format('run')} --input rgb_patches --overwrite"):
@@ -27,38 +27,38 @@ def compared() -> World:
     return world
 
 
-def test_compare_shows_settings_losses_and_skills(compared: World) -> None:
-    found = json.loads(compared("compare run two/backbone --json").printed)
-    assert [run["name"] for run in found["runs"]] == ["run", "two/backbone"]
-    assert found["settings"] == {"train.steps": ["6", "9"]}
-    assert found["losses"].keys() == {"loss", "caption", "depth"}
-    assert [[step for step, _ in curve] for curve in found["losses"]["loss"]] == [[3, 6], [3, 6, 9]]
-    skills = {(*row["inputs"], row["target"]): row["runs"] for row in found["skills"]}
+def test_compare_shows_settings_losses_and_skills(world_with_two_runs: World) -> None:
+    comparison = json.loads(world_with_two_runs("compare run two/backbone --json").printed)
+    assert [run["name"] for run in comparison["runs"]] == ["run", "two/backbone"]
+    assert comparison["settings"] == {"train.steps": ["6", "9"]}
+    assert comparison["losses"].keys() == {"loss", "caption", "depth"}
+    assert [[step for step, _ in curve] for curve in comparison["losses"]["loss"]] == [[3, 6], [3, 6, 9]]
+    skills = {(*row["inputs"], row["target"]): row["runs"] for row in comparison["skills"]}
     assert skills.keys() == {("rgb_patches", "caption"), ("depth", "caption")}
     assert skills["depth", "caption"][0] is None
     first, second = skills["rgb_patches", "caption"]
-    for one in (first, second):
-        low, high = one["interval"]
-        assert low < one["skill"] < high and one["samples"] == 8
+    for scores in (first, second):
+        low, high = scores["interval"]
+        assert low < scores["skill"] < high and scores["samples"] == 8
     assert first["difference"] is None and second["difference"] == pytest.approx(second["skill"] - first["skill"])
     low, high = second["difference_interval"]
     assert low <= second["difference"] <= high
-    shown = compared("compare run two/backbone").printed
+    printed = world_with_two_runs("compare run two/backbone").printed
     for part in ("train.steps", "two/backbone", "rgb_patches", f"{100 * first['skill']:.0f} ("):
-        assert part in shown
+        assert part in printed
 
 
-def test_compare_writes_a_page(compared: World) -> None:
-    done = compared("compare run two/backbone --out page/index.html")
+def test_compare_writes_a_page(world_with_two_runs: World) -> None:
+    done = world_with_two_runs("compare run two/backbone --out page/index.html")
     assert done.code == 0 and "page: file://" in done.printed
-    text = (compared.folder / "page" / "index.html").read_text()
+    text = (world_with_two_runs.folder / "page" / "index.html").read_text()
     for part in ("train.steps", "two/backbone", "rgb_patches", "data:image/png"):
         assert part in text
-    assert (compared.folder / "page" / "pictures" / "compare-loss.png").is_file()
+    assert (world_with_two_runs.folder / "page" / "pictures" / "compare-loss.png").is_file()
 
 
-def test_scores_of_other_weights_and_missing_scores_are_named(compared: World) -> None:
-    world, record = compared, compared.folder / "two/backbone/evaluation/evaluation.json"
+def test_scores_of_other_weights_and_missing_scores_are_named(world_with_two_runs: World) -> None:
+    world, record = world_with_two_runs, world_with_two_runs.folder / "two/backbone/evaluation/evaluation.json"
     before = record.read_text()
     try:
         table = read_table(record)
@@ -73,11 +73,11 @@ def test_scores_of_other_weights_and_missing_scores_are_named(compared: World) -
         record.write_text(before)
 
 
-def test_compare_needs_different_finished_runs(compared: World) -> None:
-    compared("compare run two/../run").refused("the same run twice")
-    compared("compare run tokens").refused("tokens: no trained backbone here")
-    assert compared("compare run").code != 0
-    assert compared("compare run nothing").code != 0
+def test_compare_needs_different_finished_runs(world_with_two_runs: World) -> None:
+    world_with_two_runs("compare run two/../run").refused("the same run twice")
+    world_with_two_runs("compare run tokens").refused("tokens: no trained backbone here")
+    assert world_with_two_runs("compare run").code != 0
+    assert world_with_two_runs("compare run nothing").code != 0
 
 
 def test_short_names_are_the_parts_that_differ() -> None:
@@ -90,23 +90,23 @@ def test_short_names_are_the_parts_that_differ() -> None:
 def test_bootstrap_of_a_mean_needs_one_score_per_sample() -> None:
     values, calls = np.random.default_rng(0).normal(3, 2, 400), []
 
-    def mean(places: object) -> float:
-        calls.append(places)
-        return float(values[list(places)].mean())  # type: ignore[call-overload]
+    def mean(indices: object) -> float:
+        calls.append(indices)
+        return float(values[list(indices)].mean())  # type: ignore[call-overload]
 
-    found = bootstrap(mean, len(values), 0)
-    assert len(found) == RESAMPLES and len(calls) == len(values) + 1
-    assert np.std(found) == pytest.approx(values.std() / 20, rel=0.3)
-    assert found == pytest.approx(bootstrap(lambda places: float(np.mean([values[p] for p in places])), 400, 0))
-    low, high = percentiles(found) or (0, 0)
-    assert low < values.mean() < high and high - low == pytest.approx(2 * 1.96 * np.std(found), rel=0.15)
+    resampled = bootstrap(mean, len(values), 0)
+    assert len(resampled) == RESAMPLES and len(calls) == len(values) + 1
+    assert np.std(resampled) == pytest.approx(values.std() / 20, rel=0.3)
+    assert resampled == pytest.approx(bootstrap(lambda indices: float(np.mean([values[p] for p in indices])), 400, 0))
+    low, high = percentiles(resampled) or (0, 0)
+    assert low < values.mean() < high and high - low == pytest.approx(2 * 1.96 * np.std(resampled), rel=0.15)
 
 
 def test_bootstrap_of_another_score_calls_it_for_each_resample() -> None:
     values = np.random.default_rng(1).normal(size=50)
-    found = bootstrap(lambda places: float(np.exp(values[list(places)].mean())), 50, 0)
-    mean = bootstrap(lambda places: float(values[list(places)].mean()), 50, 0)
-    assert found == pytest.approx(np.exp(mean)), "of the same resamples"
+    resampled = bootstrap(lambda indices: float(np.exp(values[list(indices)].mean())), 50, 0)
+    mean = bootstrap(lambda indices: float(values[list(indices)].mean()), 50, 0)
+    assert resampled == pytest.approx(np.exp(mean)), "of the same resamples"
 
 
 def test_percentiles_leave_missing_scores_out() -> None:
@@ -114,7 +114,7 @@ def test_percentiles_leave_missing_scores_out() -> None:
     assert percentiles([None, float("nan"), *[2.0] * 98]) == (2.0, 2.0)
 
 
-def test_sparkline() -> None:
+def test_sparklines_by_hand() -> None:
     assert sparkline([1, 2, 3], 1, 3, 8) == "▁▄█" or sparkline([1, 2, 3], 1, 3, 8) == "▁▅█"
     assert len(sparkline(list(range(100)), 0, 99, 12)) == 12
     assert sparkline([2, 2], 2, 2, 8) == "▁▁" and sparkline([], 0, 1, 8) == ""

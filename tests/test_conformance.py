@@ -40,19 +40,19 @@ def test_the_plugins_of_this_repository_are_installed() -> None:
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subject]:
     """One subject per modality, so that its checks share sample values and tokenizer."""
-    made: dict[str, Subject] = {}
+    subjects_by_name: dict[str, Subject] = {}
 
     def of(name: str) -> Subject:
-        if name not in made:
-            made[name] = Subject(zoo=SMALL, name=name, workdir=tmp_path_factory.mktemp(name))
-        return made[name]
+        if name not in subjects_by_name:
+            subjects_by_name[name] = Subject(zoo=SMALL, name=name, workdir=tmp_path_factory.mktemp(name))
+        return subjects_by_name[name]
 
     return of
 
 
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", SMALL.names())
-def test_installed_modality(name: str, check: str, subjects: Callable[[str], Subject]) -> None:
+def test_installed_modalities_pass_every_check(name: str, check: str, subjects: Callable[[str], Subject]) -> None:
     try:
         CHECKS[check](subjects(name))
     except Skipped as reason:
@@ -114,9 +114,9 @@ SOUND: dict[str, tuple[dict[str, str], set[str]]] = {
 def test_a_sound_plugin_passes(kind: str, install_example: Install) -> None:
     changes, skipped = SOUND[kind]
     install_example(f"example_{kind}", changes)
-    found = check_modality(Zoo.installed(), f"example_{kind}")
-    assert [result.name for result in found] == list(CHECKS)
-    without = {result.name for result in found if result.skipped} - {"devices"}  # where there is no accelerator
+    check_results = check_modality(Zoo.installed(), f"example_{kind}")
+    assert [result.name for result in check_results] == list(CHECKS)
+    without = {result.name for result in check_results if result.skipped} - {"devices"}  # where there is no accelerator
     assert without == {"derive", "long_inputs"} | skipped
 
 
@@ -201,12 +201,12 @@ MISTAKES = {
 def test_kit_detects_mistakes(mistake: str, install_example: Install) -> None:
     check, changes = MISTAKES[mistake]
     install_example("mistaken", changes)
-    found = results("mistaken")
-    assert not found[check].passed, found
-    assert found[check].message and "\n" not in found[check].message
+    check_results = results("mistaken")
+    assert not check_results[check].passed, check_results
+    assert check_results[check].message and "\n" not in check_results[check].message
 
 
-def lit(install_example: Install, workdir: Path, body: str, levels: Sequence[float]) -> Subject:
+def derived_subject(install_example: Install, workdir: Path, body: str, levels: Sequence[float]) -> Subject:
     """Return a subject of pictures of these levels, derived by the lines of a hook."""
     install_example("base")
     install_example("lit", {"metrics=(": 'derived_from=("base",), metrics=(', SCORE: f"{DERIVE}{body}\n{SCORE}"})
@@ -215,10 +215,12 @@ def lit(install_example: Install, workdir: Path, body: str, levels: Sequence[flo
 
 
 @pytest.mark.parametrize("change", ["sample['base'] *= 0.5", "del sample['base']", "sample['more'] = 1"])
-def test_derive_hook_that_modifies_its_sample(change: str, install_example: Install, tmp_path: Path) -> None:
+def test_derive_hook_that_modifies_its_sample_is_detected(
+    change: str, install_example: Install, tmp_path: Path
+) -> None:
     body = f"        value = sample['base'].copy()\n        {change}\n        return value\n"
     with pytest.raises(AssertionError, match=r"^derive changes the values that it is given"):
-        CHECKS["derive"](lit(install_example, tmp_path, body, (0.2, 0.9)))
+        CHECKS["derive"](derived_subject(install_example, tmp_path, body, (0.2, 0.9)))
 
 
 def test_samples_dropped_by_derive_are_accepted(install_example: Install, tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_samples_dropped_by_derive_are_accepted(install_example: Install, tmp_pa
             raise DataError("too dark")
         return sample["base"]
 """
-    subject = lit(install_example, tmp_path, body, (0.1, 0.6, 0.2, 0.9))
+    subject = derived_subject(install_example, tmp_path, body, (0.1, 0.6, 0.2, 0.9))
     CHECKS["derive"](subject)
     assert [float(value[0, 0, 0]) for value in subject.values] == [np.float32(0.6), np.float32(0.9)]
     dark = Subject(zoo=Zoo.installed(), name="lit", workdir=tmp_path, samples=subject.samples[:1])
@@ -238,8 +240,8 @@ def test_samples_dropped_by_derive_are_accepted(install_example: Install, tmp_pa
 def test_devices_are_compared(install_example: Install) -> None:
     """The CPU under another name stands in for the accelerator."""
     install_example("steady")
-    found = results("steady", device="cpu:0")["devices"]
-    assert found.passed and not found.skipped
+    devices_check = results("steady", device="cpu:0")["devices"]
+    assert devices_check.passed and not devices_check.skipped
     assert results("steady", device="cpu")["devices"].skipped
     install_example(
         "moody", {'return tensors["codes"].to(device)': 'return tensors["codes"][: 8 if device != "cpu" else 16]'}
@@ -264,7 +266,7 @@ def test_check_modality_names_all_failures(install_example: Install) -> None:
         check_modality(Zoo.installed(), "mistaken")
 
 
-def test_the_pytest_plugin(install_example: Install, tmp_path: Path) -> None:
+def test_the_pytest_plugin_runs_each_check_as_a_test(install_example: Install, tmp_path: Path) -> None:
     """`pytest --zoo-plugin NAME` in an empty folder: every check is a test, and fails with one line."""
     folder = install_example("mistaken", {"if crop.flip else": "if False else"})
     empty = tmp_path / "empty"

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 import pytest
-from command_world import ROAD, World, the_world
+from command_world import STAGES, World, the_world
 
 from tokenizers_zoo import progress
 from tokenizers_zoo.cli.main import zoo as group
@@ -28,9 +28,9 @@ def command_of(path: str) -> click.Command:
     command: click.Command = group
     for word in path.split()[1:]:
         assert isinstance(command, click.Group)
-        found = command.get_command(click.Context(command), word)
-        assert found is not None
-        command = found
+        subcommand = command.get_command(click.Context(command), word)
+        assert subcommand is not None
+        command = subcommand
     return command
 
 
@@ -89,11 +89,13 @@ def test_an_unknown_option_is_a_usage_error(path: str, run_zoo: Run) -> None:
 @pytest.mark.parametrize("path", [path for path in PATHS if path not in COMMANDS] + ["zoo"])
 def test_help_of_groups_shows_whole_first_sentences(path: str, run_zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    shown = run_zoo(*path.split()[1:], "--help")[1]
-    assert "..." not in shown.partition("\nCommands:\n")[2]
+    printed = run_zoo(*path.split()[1:], "--help")[1]
+    assert "..." not in printed.partition("\nCommands:\n")[2]
 
 
-@pytest.mark.parametrize("path", [path for path, one in COMMANDS.items() if any(p.required for p in one.params)])
+@pytest.mark.parametrize(
+    "path", [path for path, command in COMMANDS.items() if any(p.required for p in command.params)]
+)
 def test_a_missing_argument_is_a_usage_error(path: str, run_zoo: Run) -> None:
     code, _, complaint = run_zoo(*path.split()[1:])
     assert code == 2 and complaint.startswith(f"error: {path}: missing ") and len(complaint.splitlines()) == 1
@@ -118,7 +120,7 @@ def test_a_missing_argument_is_a_usage_error(path: str, run_zoo: Run) -> None:
         ("tokenize data --out new --device gpu", "expected auto, cpu, cuda, mps"),
     ],
 )
-def test_wrong_usage_names_the_right_one(words: str, offer: str, zoo: Run) -> None:
+def test_wrong_usage_suggests_the_right_command(words: str, offer: str, zoo: Run) -> None:
     code, _, complaint = zoo(*words.split())
     assert code == 2 and offer in complaint and len(complaint.splitlines()) == 1
 
@@ -137,16 +139,16 @@ RUNS_NETWORKS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("there", "chosen"), [({"cuda", "mps"}, "cuda"), ({"mps"}, "mps"), (set(), "cpu")])
-def test_networks_run_on_the_first_device_that_is_there(
-    there: set[str], chosen: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("devices", "expected"), [({"cuda", "mps"}, "cuda"), ({"mps"}, "mps"), (set(), "cpu")])
+def test_networks_run_on_the_first_available_device(
+    devices: set[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: "cuda" in there)
-    monkeypatch.setattr("torch.backends.mps.is_available", lambda: "mps" in there)
-    found = {path: option for path in PATHS for option in command_of(path).params if option.name == "device"}
-    assert set(RUNS_NETWORKS) <= {path.removeprefix("zoo ") for path in found}
-    assert {option.default for option in found.values()} == {"auto"}
-    assert resolve_device("auto") == chosen
+    monkeypatch.setattr("torch.cuda.is_available", lambda: "cuda" in devices)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: "mps" in devices)
+    device_options = {path: option for path in PATHS for option in command_of(path).params if option.name == "device"}
+    assert set(RUNS_NETWORKS) <= {path.removeprefix("zoo ") for path in device_options}
+    assert {option.default for option in device_options.values()} == {"auto"}
+    assert resolved_device("auto") == expected
 
 
 # ---------------------------------------------------------------- options that all commands take
@@ -162,7 +164,7 @@ def test_registry_before_or_after_the_command_or_in_the_environment(zoo: Run, mo
     Path("few.toml").write_text('[zoo]\nmodalities = ["rgb"]\n')
 
     def listed(*words: str) -> list[str]:
-        return [one["name"] for one in json.loads(zoo(*words, "--json")[1])["modalities"]]
+        return [modality["name"] for modality in json.loads(zoo(*words, "--json")[1])["modalities"]]
 
     assert listed("--registry", "few.toml", "list") == listed("list", "--registry", "few.toml") == ["rgb"]
     assert zoo("tokenizer", "--registry", "few.toml", "eval", "depth", "--data", "data")[0] == 1
@@ -172,10 +174,10 @@ def test_registry_before_or_after_the_command_or_in_the_environment(zoo: Run, mo
 
 
 def test_quiet_prints_results_only(world: World) -> None:
-    shown = world("tokenizer train depth --data data --overwrite")
-    assert "step 6 of 6" in shown.complaint and "tokenizer in" in shown.printed
+    verbose = world("tokenizer train depth --data data --overwrite")
+    assert "step 6 of 6" in verbose.complaint and "tokenizer in" in verbose.printed
     quiet = world("tokenizer train depth --data data --overwrite -q")
-    assert not quiet.complaint and quiet.printed == shown.printed
+    assert not quiet.complaint and quiet.printed == verbose.printed
     world.put_back()
 
 
@@ -200,8 +202,8 @@ def level(zoo: Any, job: int) -> int:
 
 
 def test_every_command_that_prints_facts_has_json() -> None:
-    found = {path for path, command in COMMANDS.items() if any("--json" in p.opts for p in command.params)}
-    assert found >= set(WITH_JSON)
+    paths = {path for path, command in COMMANDS.items() if any("--json" in p.opts for p in command.params)}
+    assert paths >= set(WITH_JSON)
 
 
 @pytest.mark.parametrize("path", [path for path in WITH_JSON if path not in LONG])
@@ -284,18 +286,18 @@ def test_print_config_says_where_each_setting_comes_from(words: str, zoo: Run) -
 def test_train_all_leaves_tokenizers_of_other_settings(world: World) -> None:
     world.put_back()
     words = "tokenizer train --all --data data --set levels=[3,3] --steps 6"
-    left = world(words)
-    assert left.code == 0 and "depth: left as it is: tokenizers/depth: holds another tokenizer" in left.complaint
-    assert "caption: tokenizer in" in left.printed and "depth: tokenizer in" not in left.printed
+    result = world(words)
+    assert result.code == 0 and "depth: left as it is: tokenizers/depth: holds another tokenizer" in result.complaint
+    assert "caption: tokenizer in" in result.printed and "depth: tokenizer in" not in result.printed
     world(f"{words} --strict").refused("tokenizers/depth: holds another tokenizer")
     world.put_back()
 
 
-def test_pipeline_commands_name_the_next_one(world: World) -> None:
+def test_pipeline_commands_name_the_next_command(world: World) -> None:
     """Each next command is one of zoo, and takes the words as they are."""
     world.put_back()
     for words in ("data make folder data --set path=files", "data derive data", "tokenize data --out tokens",
-                  "tokenizer train depth --data data", ROAD["backbone"]):  # fmt: skip
+                  "tokenizer train depth --data data", STAGES["backbone"]):  # fmt: skip
         ended = world.put_back()(f"{words} --registry registry.toml")
         (line,) = [line for line in ended.complaint.splitlines() if line.startswith("next: zoo ")] or [str(ended)]
         assert line.endswith(" --registry registry.toml")
@@ -312,8 +314,8 @@ def test_growing_before_there_are_tokens_names_the_next_commands(world: World) -
     assert f"zoo tokenizer train normal --data {data}, then zoo tokenize {data} --out tokens --modalities" in refused
 
 
-def test_changed_modalities_are_told_in_words(world: World) -> None:
-    refused = world.put_back()(f"{ROAD['backbone']} --modalities depth,rgb_patches").refused("modalities.caption")
+def test_changed_modalities_are_described_in_words(world: World) -> None:
+    refused = world.put_back()(f"{STAGES['backbone']} --modalities depth,rgb_patches").refused("modalities.caption")
     assert "modalities.caption is left out" in refused and "{" not in refused
 
 
@@ -327,7 +329,9 @@ def test_an_uninstalled_modality_is_not_taken_for_a_misspelt_one(world: World) -
 
 def test_a_modality_whose_special_tokens_are_missing_is_not_trained(zoo: Run) -> None:
     def trained() -> dict[str, bool]:
-        return {one["name"]: one["trained"] for one in json.loads(zoo("list", "--json")[1])["modalities"]}
+        return {
+            modality["name"]: modality["trained"] for modality in json.loads(zoo("list", "--json")[1])["modalities"]
+        }
 
     assert trained()["caption"] and trained()["metadata"]
     config = Path("tokenizers/text/config.json")
@@ -335,13 +339,13 @@ def test_a_modality_whose_special_tokens_are_missing_is_not_trained(zoo: Run) ->
     assert trained()["caption"] and not trained()["metadata"]
 
 
-def test_a_vocabulary_that_was_learned_without_a_modality_is_told(world: World) -> None:
+def test_list_shows_vocabularies_learned_without_the_modality(world: World) -> None:
     """Boxes write their labels in the vocabulary of captions."""
     world.put_back()
 
     def states() -> dict[str, tuple[bool, Any]]:
-        found = json.loads(world("list --json").printed)["modalities"]
-        return {one["name"]: (one["trained"], one["learned_on_others"]) for one in found}
+        modalities = json.loads(world("list --json").printed)["modalities"]
+        return {modality["name"]: (modality["trained"], modality["learned_on_others"]) for modality in modalities}
 
     assert states()["caption"] == (True, None) and states()["boxes"] == (True, ["caption"])
     assert states()["palette"] == (True, None), "it writes no text"
@@ -361,7 +365,7 @@ def test_a_vocabulary_that_was_learned_without_a_modality_is_told(world: World) 
 
 
 def test_list_has_a_line_per_modality_in_pipes_and_at_80_columns(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [one["name"] for one in json.loads(zoo("list", "--json")[1])["modalities"]]
+    names = [modality["name"] for modality in json.loads(zoo("list", "--json")[1])["modalities"]]
     for columns in (None, "80"):
         monkeypatch.setenv("COLUMNS", columns) if columns else monkeypatch.delenv("COLUMNS", raising=False)
         lines = zoo("list")[1].splitlines()[1:]
@@ -369,12 +373,12 @@ def test_list_has_a_line_per_modality_in_pipes_and_at_80_columns(zoo: Run, monke
         assert columns is None or max(map(len, lines)) <= 80
 
 
-def test_other_samples_score_the_chosen_pairs_again_and_keep_the_others(world: World) -> None:
+def test_other_sample_counts_rescore_only_the_chosen_pairs(world: World) -> None:
     world.put_back()
     words = "backbone eval run --config backbone.toml --input rgb_patches"
 
-    def pairs(more: str) -> dict[str, Any]:
-        ended = world(f"{words} {more} --json")
+    def pairs(options: str) -> dict[str, Any]:
+        ended = world(f"{words} {options} --json")
         assert ended.code == 0, ended.complaint
         return {entry["target"]: entry for entry in json.loads(ended.printed)["pairs"]}
 

@@ -96,39 +96,39 @@ def test_a_tar_of_any_format_is_read(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def six(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def tar_of_six(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A tar file of six members of 600 bytes: each takes a header and two blocks."""
     return write_tar(
         tmp_path_factory.mktemp("six") / "s.tar", {f"{i}.bin": bytes([i]) * 600 for i in range(6)}
     ).read_bytes()
 
 
-def of_size(six: bytes, size: bytes) -> bytes:
+def of_size(tar_of_six: bytes, size: bytes) -> bytes:
     """Return the tar file with another size of the first member, with a checksum that is right."""
-    block = bytearray(six[:BLOCK])
+    block = bytearray(tar_of_six[:BLOCK])
     block[124:136], block[148:156] = size, b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block) + six[BLOCK:]
+    return bytes(block) + tar_of_six[BLOCK:]
 
 
 THIRD = 2 * 3 * BLOCK
 """Start of the third member."""
 DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
-    "a byte of a header": (lambda six: six[: THIRD + 110] + b"\xff" + six[THIRD + 111 :], "01345", "damaged header"),
-    "a header of zeros": (lambda six: six[:THIRD] + bytes(BLOCK) + six[THIRD + BLOCK :], "01345", "header: zeros"),
-    "too large a size": (lambda six: of_size(six, b"77777777777\0"), "12345", ""),
-    "a negative size": (lambda six: of_size(six, b"\xff" * 12), "12345", ""),
-    "cut off in a header": (lambda six: six[: THIRD + 100], "01", "end mark"),
-    "cut off in a value": (lambda six: six[: THIRD + BLOCK + 599], "01", "cut off"),
-    "cut off after a value": (lambda six: six[: THIRD + BLOCK + 700], "012", "end mark"),
+    "a byte of a header": (lambda tar: tar[: THIRD + 110] + b"\xff" + tar[THIRD + 111 :], "01345", "damaged header"),
+    "a header of zeros": (lambda tar: tar[:THIRD] + bytes(BLOCK) + tar[THIRD + BLOCK :], "01345", "header: zeros"),
+    "too large a size": (lambda tar: of_size(tar, b"77777777777\0"), "12345", ""),
+    "a negative size": (lambda tar: of_size(tar, b"\xff" * 12), "12345", ""),
+    "cut off in a header": (lambda tar: tar[: THIRD + 100], "01", "end mark"),
+    "cut off in a value": (lambda tar: tar[: THIRD + BLOCK + 599], "01", "cut off"),
+    "cut off after a value": (lambda tar: tar[: THIRD + BLOCK + 700], "012", "end mark"),
 }
 """A change of the tar file of six members, the keys that are left, and a reason."""
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_loses_only_the_members_that_it_hits_and_is_reported(six: bytes, tmp_path: Path, damage: str) -> None:
+def test_damage_loses_only_its_members_and_is_reported(tar_of_six: bytes, tmp_path: Path, damage: str) -> None:
     change, keys, reason = DAMAGES[damage]
-    (tmp_path / "s.tar").write_bytes(change(six))
+    (tmp_path / "s.tar").write_bytes(change(tar_of_six))
     members, dropped = scan(tmp_path / "s.tar")
     assert list(members) == list(keys)
     assert all(read_member(member) == bytes([int(key)]) * 600 for key, member in members.items())
@@ -142,7 +142,7 @@ def test_a_name_of_two_mebibytes_is_not_read(tmp_path: Path) -> None:
             tar.addfile(tarfile.TarInfo(name))
     members, dropped = scan(tmp_path / "s.tar")
     assert {"a", "c"} <= set(members) and max(map(len, members)) < BLOCK
-    assert any("extended header" in one.reason for one in dropped)
+    assert any("extended header" in part.reason for part in dropped)
 
 
 @pytest.mark.parametrize(("size", "count", "reason"), [
@@ -158,16 +158,18 @@ def test_extended_headers_of_digits_and_in_a_row_are_damage(tmp_path: Path, size
 
 
 @pytest.fixture(scope="module")
-def three(six: bytes) -> bytes:
+def tar_of_three(tar_of_six: bytes) -> bytes:
     """The first three members, without an end mark."""
-    return six[: 9 * BLOCK]
+    return tar_of_six[: 9 * BLOCK]
 
 
 @given(st.dictionaries(st.integers(0, 9 * BLOCK - 1), st.integers(0, 255), min_size=1, max_size=8))
-def test_scan_never_fails_or_reads_out_of_bounds(three: bytes, tmp_path_factory: Any, changes: dict[int, int]) -> None:
-    content = bytearray(three)
-    for place, byte in changes.items():
-        content[place] = byte
+def test_scan_never_fails_or_reads_out_of_bounds(
+    tar_of_three: bytes, tmp_path_factory: Any, changes: dict[int, int]
+) -> None:
+    content = bytearray(tar_of_three)
+    for offset, byte in changes.items():
+        content[offset] = byte
     path = tmp_path_factory.getbasetemp() / "fuzzed.tar"
     path.write_bytes(content)
     try:
@@ -241,11 +243,11 @@ def write(folder: Path, values: dict[str, bytes | None], **finish: Any) -> None:
 
 
 def test_an_error_of_memory_is_not_reported_as_a_full_disk() -> None:
-    told = "depth: encode ran out of memory: a file of cache (os error 28)"
-    assert disk_problem(MachineError(told)) is None and "the disk is full" in str(disk_problem(PluginError(told)))
+    message = "depth: encode ran out of memory: a file of cache (os error 28)"
+    assert disk_problem(MachineError(message)) is None and "the disk is full" in str(disk_problem(PluginError(message)))
 
 
-def test_written_shards_have_the_same_bytes_and_other_programs_read_them(tmp_path: Path) -> None:
+def test_written_shards_are_deterministic_and_standard_tar_files(tmp_path: Path) -> None:
     values = {"a": b"1", "b/c": b"", "none": None, "z" * 150: b"x" * 1500}
     for folder in ("one", "two"):
         write(tmp_path / folder, values)
@@ -279,9 +281,9 @@ def test_failed_or_unfinished_writer_keeps_the_old_shard(tmp_path: Path) -> None
 @pytest.fixture
 def store(tmp_path: Path) -> ValueStore:
     """Eight samples in shards of three; `two` lacks some."""
-    one = {f"{i:04}": (f"one {i}".encode(), "txt") for i in range(8)}
-    two = {f"{i:04}": (f"two {i}".encode(), "txt") for i in (7, 6, 5, 3, 1, 0)}
-    write_values(tmp_path / "data", "train", {"one": one, "two": two}, shard_size=3)
+    one_samples = {f"{i:04}": (f"one {i}".encode(), "txt") for i in range(8)}
+    two_samples = {f"{i:04}": (f"two {i}".encode(), "txt") for i in (7, 6, 5, 3, 1, 0)}
+    write_values(tmp_path / "data", "train", {"one": one_samples, "two": two_samples}, shard_size=3)
     return ValueStore(tmp_path / "data")
 
 
@@ -307,10 +309,10 @@ def test_values_are_read_by_shard_and_row_and_by_key(store: ValueStore) -> None:
     )
     assert [rows.key(rows[number]) for number in range(-1, 5)] == ["0007", *keys[:-1]]
     for name in ("one", "two"):
-        for place in rows:
-            expected = f"{name} {int(rows.key(place))} (txt)"
-            assert store.read(text_handle(name), "train", *place) == expected
-            assert store.read_key(text_handle(name), "train", rows.key(place)) == expected
+        for row in rows:
+            expected = f"{name} {int(rows.key(row))} (txt)"
+            assert store.read(text_handle(name), "train", *row) == expected
+            assert store.read_key(text_handle(name), "train", rows.key(row)) == expected
     assert store.present("train", "two", 0).tolist() == [True, True, False]
     assert store.find("train", "0005") == Location(1, 2)
     with pytest.raises(IndexError):
@@ -320,7 +322,7 @@ def test_values_are_read_by_shard_and_row_and_by_key(store: ValueStore) -> None:
 def test_store_errors_list_existing_names(store: ValueStore) -> None:
     root = store.root
     (root.parent / "empty").mkdir()
-    for act, told in (
+    for act, message in (
         (lambda: store.modalities("valid"), "no split 'valid'; splits here: train"),
         (lambda: store.rows("train", ["on"]), r"unknown modality .*'on'; did you mean one.*zoo data derive"),
         (lambda: store.read_key(text_handle("two"), "train", "0002"), "no value for key '0002'"),
@@ -329,7 +331,7 @@ def test_store_errors_list_existing_names(store: ValueStore) -> None:
         (lambda: ValueStore(root / "train"), f"this is a split, not a data folder; give {root}$"),
         (lambda: ValueStore(root.parent / "empty"), "no values here; `zoo data make`"),
     ):
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             act()
 
 
@@ -337,30 +339,28 @@ def test_shards_with_other_keys_or_without_a_manifest_are_ignored(store: ValueSt
     (store.root / "train/two/shard-00000.json").unlink()
     assert store.keys("train", "two") == ["0003", "0005", "0006", "0007"]
     read_splits(store.root / "dataset.json")["train"].write_keys(1, ["a", "b", "c"])
-    again = ValueStore(store.root)
-    assert again.keys("train", "two") == ["0006", "0007"]
+    reopened = ValueStore(store.root)
+    assert reopened.keys("train", "two") == ["0006", "0007"]
     with pytest.raises(DataError, match="was not written to its end"):
-        again.read_bytes("train", "two", 0, 0)
+        reopened.read_bytes("train", "two", 0, 0)
     (store.root / "train/one/shard-00002.tar").unlink()
     with pytest.raises(DataError, match=r"shard-00002\.tar: is missing"):
-        again.read_bytes("train", "one", 2, 0)
+        reopened.read_bytes("train", "one", 2, 0)
 
 
-def test_number_of_open_files_does_not_grow_with_shards(
-    store: ValueStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_number_of_open_files_does_not_grow_with_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {f"k{i}": (f"{i}".encode(), "txt") for i in range(60)}
     write_values(tmp_path / "many", "train", {"one": values}, shard_size=1)
     monkeypatch.setattr(shards_module, "OPEN_SHARDS", 4)
-    many = ValueStore(tmp_path / "many")
+    many_shards = ValueStore(tmp_path / "many")
     before = len(os.listdir("/proc/self/fd"))
 
     def read(numbers: Any) -> list[bool]:
-        return [many.read_bytes("train", "one", int(i), 0)[0] == f"{i}".encode() for i in numbers]
+        return [many_shards.read_bytes("train", "one", int(i), 0)[0] == f"{i}".encode() for i in numbers]
 
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(read, [np.random.default_rng(i).permutation(60) for i in range(4)]))
-    assert found == [[True] * 60] * 4 and len(os.listdir("/proc/self/fd")) <= before + 4
+        results = list(pool.map(read, [np.random.default_rng(i).permutation(60) for i in range(4)]))
+    assert results == [[True] * 60] * 4 and len(os.listdir("/proc/self/fd")) <= before + 4
 
 
 def test_value_returned_in_several_reads_is_complete(store: ValueStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,7 +420,7 @@ def ml4m(tmp_path: Path) -> Path:
     return root
 
 
-def test_folders_are_split_by_their_keys_and_keep_sides_when_files_are_added(tmp_path: Path) -> None:
+def test_samples_keep_their_split_when_files_are_added(tmp_path: Path) -> None:
     for i in range(200):
         for modality, extension in (("one", "txt"), ("two", "json")):
             path = tmp_path / modality / f"k{i}.{extension}"
@@ -445,8 +445,8 @@ def test_folders_are_split_by_their_keys_and_keep_sides_when_files_are_added(tmp
 
 def test_existing_splits_and_shards_are_kept(tmp_path: Path, ml4m: Path) -> None:
     touch(tmp_path / "own", "train/one/sub/a.txt", "test/one/sub/a.txt", "test/.thumbnails/b.txt")
-    found = FileBytes(data=b"test/one/sub/a.txt", extension="txt")
-    assert opened(tmp_path / "own", "test")[:] == [("sub/a", {"one": found})]
+    file = FileBytes(data=b"test/one/sub/a.txt", extension="txt")
+    assert opened(tmp_path / "own", "test")[:] == [("sub/a", {"one": file})]
     shards = opened(ml4m)
     assert shards.modalities == ("one", "two@224")
     assert dict(shards[:])["0009"] == {"two@224": FileBytes(data=b"two 9", extension="txt")}
@@ -490,7 +490,7 @@ def test_unrelated_files_are_ignored(tmp_path: Path) -> None:
     assert count == 1 and r"end\x1bof\x0alines: a key has no control character" in first
 
 
-def test_links_out_of_the_folder_are_refused_unless_they_may_be_followed(tmp_path: Path) -> None:
+def test_links_out_of_the_folder_need_follow_links(tmp_path: Path) -> None:
     touch(tmp_path, "mine/one/a.txt", "mine/one/in/b.txt", "mine/two/c.txt", "far/d.txt", "far/e.txt")
     write_tar(tmp_path / "far/t.tar", {"f.txt": b"f"})
     (tmp_path / "mine/unknown").symlink_to(tmp_path / "far")  # no modality's: never read
@@ -500,7 +500,7 @@ def test_links_out_of_the_folder_are_refused_unless_they_may_be_followed(tmp_pat
     expected = {"a", "in/b", "c"}
     for root in (tmp_path / "mine", tmp_path / "linked"):
         assert set(dict(opened(root, names=names)[:])) == expected
-    for link, target, found in (
+    for link, target, keys in (
         ("one/d.txt", "far/d.txt", {"d"}), ("one/in/day", "far", {"in/day/d", "in/day/e"}),
         ("two/t.tar", "far/t.tar", {"f"}),
     ):  # fmt: skip
@@ -509,7 +509,7 @@ def test_links_out_of_the_folder_are_refused_unless_they_may_be_followed(tmp_pat
             opened(tmp_path / "mine", names=names)
         config = FolderSettings(path=str(tmp_path / "mine"), test_fraction=0, follow_links=True)
         samples = dict(open_folder(config, "train", None, names=names)[:])
-        assert found <= set(samples)
+        assert keys <= set(samples)
         path.unlink()
     (tmp_path / "whole").mkdir()
     (tmp_path / "whole/one").symlink_to(tmp_path / "far")
@@ -523,11 +523,11 @@ def test_links_out_of_the_folder_are_refused_unless_they_may_be_followed(tmp_pat
 
 
 def test_links_to_folders_are_followed_without_loops(tmp_path: Path) -> None:
-    one, far = tmp_path / "mine/one", tmp_path / "far"
+    modality_folder, far = tmp_path / "mine/one", tmp_path / "far"
     touch(tmp_path, "mine/one/a.txt", "mine/one/in/b.txt", "far/c.txt", "mine/two/d.txt")
     for link, target in (
-        (one / "day1", far), (one / "day2", far), (far / "back", one), (one / "in/up", tmp_path / "mine"),
-        (one / "gone", tmp_path / "nowhere"),
+        (modality_folder / "day1", far), (modality_folder / "day2", far), (far / "back", modality_folder),
+        (modality_folder / "in/up", tmp_path / "mine"), (modality_folder / "gone", tmp_path / "nowhere"),
     ):  # fmt: skip
         link.symlink_to(target)
     config = FolderSettings(path=str(tmp_path / "mine"), test_fraction=0, follow_links=True)
@@ -556,7 +556,7 @@ def test_samples_are_those_of_known_modalities(tmp_path: Path, monkeypatch: pyte
     assert [key for key, _ in samples] == ["c"] and samples.modalities == ("notes", "one")
 
 
-def test_folder_errors(tmp_path: Path) -> None:
+def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         opened(tmp_path / "absent")
     with pytest.raises(DataError, match="one folder per modality"):
@@ -612,7 +612,7 @@ def test_a_split_locates_its_samples_and_reads_its_keys(tmp_path: Path) -> None:
         split.locate(7)
 
 
-def test_manifests_are_read_back_and_tell_what_is_finished(tmp_path: Path) -> None:
+def test_manifests_are_read_back_and_mark_finished_shards(tmp_path: Path) -> None:
     folder = a_split(tmp_path).folder / "rgb"
     manifest = read_manifest(folder, 1)
     assert manifest is not None and manifest.dropped == {0: "gone"} and manifest.files["tar"].size == 2
@@ -660,11 +660,16 @@ def test_verify_finds_each_kind_of_damage(tmp_path: Path) -> None:
     (folder / shard_name(1, "tar")).unlink()
     split.write_keys(2, ["p", "q", "r"])
     manifest_path(folder, 3).write_text("{")
-    found = {wrong.number: wrong.reason for wrong in verify(split)}
-    assert "checksum" in found[0] and "missing" in found[1] and "keys" in found[2] and "damaged" in found[3]
+    damage_by_shard = {wrong.shard: wrong.problem for wrong in verify(split)}
+    assert (
+        "checksum" in damage_by_shard[0]
+        and "missing" in damage_by_shard[1]
+        and "keys" in damage_by_shard[2]
+        and "damaged" in damage_by_shard[3]
+    )
 
 
-def test_keys_that_are_there_twice_are_found(tmp_path: Path) -> None:
+def test_duplicate_keys_are_found(tmp_path: Path) -> None:
     split = a_split(tmp_path, samples=9)
     for shard, keys in {0: ["a", "b", "a"], 1: ["c", "d", "e"], 2: ["f", "g", "d"]}.items():
         digest = split.write_keys(shard, keys)
@@ -690,9 +695,9 @@ def test_the_permutation_visits_each_number_once(n: int) -> None:
 
 def test_the_permutation_is_uniform_and_looks_random() -> None:
     n, keys = 10, 4000
-    places = Counter(int(permuted([3], n, seed)[0]) for seed in range(keys))
+    counts = Counter(int(permuted([3], n, seed)[0]) for seed in range(keys))
     expected = keys / n
-    chi_squared = sum((places[place] - expected) ** 2 / expected for place in range(n))
+    chi_squared = sum((counts[position] - expected) ** 2 / expected for position in range(n))
     assert chi_squared < 33.7  # 9 degrees of freedom, p = 1e-4
     order = permuted(np.arange(100_000), 100_000, 7)
     assert abs(np.corrcoef(np.arange(100_000), order)[0, 1]) < 0.02

@@ -34,7 +34,7 @@ from tokenizers_zoo.train.batches import seeded
 SMALL = {"width": 16, "multipliers": [1, 2], "sampling_steps": 4}
 
 
-def diffusing(name: str = "rgb", table: dict[str, Any] | None = None, **diffusion: Any) -> Settings:
+def diffusion_settings(name: str = "rgb", table: dict[str, Any] | None = None, **diffusion: Any) -> Settings:
     return settings(name, tokenizer={**TINY, **(table or {}), "diffusion": {**SMALL, **diffusion}})
 
 
@@ -42,8 +42,8 @@ def samples(name: str = "rgb") -> TrainingSamples:
     return TrainingSamples(train=values(name, 8), test=values(name, 3, seed=1))
 
 
-def train(folder: Path, chosen: Settings, name: str = "rgb") -> Path:
-    return PLUGINS[name].train_tokenizer(chosen, samples(name), folder, 0, "cpu")
+def train(folder: Path, config: Settings, name: str = "rgb") -> Path:
+    return PLUGINS[name].train_tokenizer(config, samples(name), folder, 0, "cpu")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,17 +55,17 @@ def small_chunks() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("base") / "rgb", settings("rgb"))
 
 
 @pytest.fixture(scope="module")
-def second(base: Path) -> Path:
-    return train(base.parent / "second", diffusing(base=str(base), target="residual"))
+def second_stage(base_tokenizer: Path) -> Path:
+    return train(base_tokenizer.parent / "second", diffusion_settings(base=str(base_tokenizer), target="residual"))
 
 
 def loaded(folder: Path, **diffusion: Any) -> AutoencoderTokenizer:
-    return rgb.plugin.load_tokenizer(folder, "cpu", diffusing(**diffusion))
+    return rgb.plugin.load_tokenizer(folder, "cpu", diffusion_settings(**diffusion))
 
 
 def batch(count: int, size: int = 16) -> torch.Tensor:
@@ -90,16 +90,16 @@ def batch(count: int, size: int = 16) -> torch.Tensor:
 )
 def test_wrong_settings_are_one_line(table: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        rgb.plugin.modality_spec(diffusing(**table))
+        rgb.plugin.modality_spec(diffusion_settings(**table))
 
 
 def test_class_ids_and_discriminators_are_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="diffusion: works with continuous and binary values"):
-        train(tmp_path, diffusing("semseg"), "semseg")
+        train(tmp_path, diffusion_settings("semseg"), "semseg")
     with pytest.raises(ConfigError, match="set adversarial_weight = 0"):
-        train(tmp_path, diffusing(table={"adversarial_weight": 0.1}))
+        train(tmp_path, diffusion_settings(table={"adversarial_weight": 0.1}))
     with pytest.raises(ConfigError, match=r"width 16 is below the 48 numbers .* 4 x 4 .* width to at least 48"):
-        train(tmp_path, diffusing(patch_size=4))
+        train(tmp_path, diffusion_settings(patch_size=4))
     assert not any(tmp_path.iterdir())
 
 
@@ -116,7 +116,7 @@ def test_noise_depends_on_tokens_and_seed_only() -> None:
 
 
 def test_edges_are_targets_of_either_sign() -> None:
-    module = PLUGINS["canny"].task(diffusing("canny")).build(samples("canny").train, np.random.default_rng(0))
+    module = PLUGINS["canny"].task(diffusion_settings("canny")).build(samples("canny").train, np.random.default_rng(0))
     assert module.target(torch.tensor([[[[0.0, 1.0]]]])).flatten().tolist() == [-1, 1]
 
 
@@ -125,7 +125,7 @@ def test_edges_are_targets_of_either_sign() -> None:
 
 def module_of(**diffusion: Any) -> DiffusionAutoencoder:
     """Return an untrained module with non-zero predictions."""
-    task = rgb.plugin.task(diffusing(**diffusion))
+    task = rgb.plugin.task(diffusion_settings(**diffusion))
     with seeded(0):
         module = task.build(samples().train, np.random.default_rng(0))
         torch.nn.init.normal_(module.denoiser.network.conv_out.weight, std=0.05)
@@ -144,10 +144,10 @@ def test_both_samplers_sample_the_distribution(sampler: Any, table: dict[str, An
     assert len(times) == steps and times[0] == 999 and times[-1] >= 0
     values = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     for time in drawer.timesteps:
-        kept = levels[time]
-        expected = mean + kept.sqrt() * variance / (kept * variance + 1 - kept) * (values - kept.sqrt() * mean)
-        noise = (values - kept.sqrt() * expected) / (1 - kept).sqrt()
-        velocity = kept.sqrt() * noise - (1 - kept).sqrt() * expected
+        alpha = levels[time]
+        expected = mean + alpha.sqrt() * variance / (alpha * variance + 1 - alpha) * (values - alpha.sqrt() * mean)
+        noise = (values - alpha.sqrt() * expected) / (1 - alpha).sqrt()
+        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * expected
         predicted = {"x0": expected, "v": velocity, "epsilon": noise}[config.prediction]
         values = drawer.step(predicted, time, values)[0]
     assert abs(float(values.mean()) - mean) < 0.02 and abs(float(values.std()) - 0.5) < 0.04
@@ -162,11 +162,11 @@ class Oracle(torch.nn.Module):
         self.scale = module.denoiser.scale
 
     def forward(self, noisy: torch.Tensor, times: torch.Tensor, *_: Any) -> torch.Tensor:
-        kept = self.schedule.alphas_cumprod[times][:, None, None, None]
-        noise = (noisy - kept.sqrt() * self.target) / (1 - kept).sqrt()
+        alpha = self.schedule.alphas_cumprod[times][:, None, None, None]
+        noise = (noisy - alpha.sqrt() * self.target) / (1 - alpha).sqrt()
         return {
             "x0": self.target.expand_as(noisy),
-            "v": kept.sqrt() * noise - (1 - kept).sqrt() * self.target,
+            "v": alpha.sqrt() * noise - (1 - alpha).sqrt() * self.target,
             "epsilon": noise,
         }[self.prediction]
 
@@ -186,10 +186,14 @@ def test_perfect_network_has_zero_loss_and_samples_the_target(sampler: Any, tabl
 def test_guidance_1_is_conditional_and_guidance_0_is_unconditional() -> None:
     module = module_of(drop_share=0.5)
     noisy, times, codes = torch.randn(2, 3, 16, 16), torch.tensor([500, 10]), torch.randn(2, 32, 2, 2)
-    told = module.denoiser(noisy, times, codes, None)
-    untold = module.denoiser(noisy, times, torch.zeros_like(codes), None)  # the code of nothing starts at 0
-    assert not torch.allclose(told, untold)
-    for scale, expected in ((1.0, told), (0.0, untold), (3.0, untold + 3 * (told - untold))):
+    conditional = module.denoiser(noisy, times, codes, None)
+    unconditional = module.denoiser(noisy, times, torch.zeros_like(codes), None)  # the code of nothing starts at 0
+    assert not torch.allclose(conditional, unconditional)
+    for scale, expected in (
+        (1.0, conditional),
+        (0.0, unconditional),
+        (3.0, unconditional + 3 * (conditional - unconditional)),
+    ):
         module.diffusion = dataclasses.replace(module.diffusion, guidance_scale=scale)
         torch.testing.assert_close(module.guided_prediction(noisy, times, codes, None), expected)
 
@@ -197,43 +201,45 @@ def test_guidance_1_is_conditional_and_guidance_0_is_unconditional() -> None:
 # ---------------------------------------------------------------- a second stage
 
 
-def test_second_stage_changes_only_the_diffusion_decoder(base: Path, second: Path) -> None:
-    before, after = load_checkpoint(base)[0], load_checkpoint(second)[0]
+def test_second_stage_changes_only_the_diffusion_decoder(base_tokenizer: Path, second_stage: Path) -> None:
+    before, after = load_checkpoint(base_tokenizer)[0], load_checkpoint(second_stage)[0]
     assert {name for name in after if not name.startswith("denoiser.")} == set(before)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    first = rgb.plugin.load_tokenizer(base, "cpu", settings("rgb"))
-    both = loaded(second)
+    first = rgb.plugin.load_tokenizer(base_tokenizer, "cpu", settings("rgb"))
+    two_stage = loaded(second_stage)
     tokens = first.encode(batch(5))
-    assert torch.equal(both.encode(batch(5)), tokens)
-    assert torch.equal(both.decode_plain(tokens), first.decode(tokens))
-    assert not torch.equal(both.decode(tokens), first.decode(tokens))
+    assert torch.equal(two_stage.encode(batch(5)), tokens)
+    assert torch.equal(two_stage.decode_plain(tokens), first.decode(tokens))
+    assert not torch.equal(two_stage.decode(tokens), first.decode(tokens))
 
 
-def test_tokens_of_the_base_tokenizer_stay_valid(base: Path, second: Path, tmp_path: Path, zoo: Zoo) -> None:
-    codec = fingerprint(base)
+def test_tokens_of_the_base_tokenizer_stay_valid(
+    base_tokenizer: Path, second_stage: Path, tmp_path: Path, zoo: Zoo
+) -> None:
+    codec = fingerprint(base_tokenizer)
     size = rgb.plugin.modality_spec(settings("rgb")).vocab_size
-    assert load_config(second)["lineage"] == [{"fingerprint": codec, "length": size}]
-    assert fingerprint(second) != codec
-    handle = zoo["rgb"].at(second)
+    assert load_config(second_stage)["lineage"] == [{"fingerprint": codec, "length": size}]
+    assert fingerprint(second_stage) != codec
+    handle = zoo["rgb"].at(second_stage)
     assert handle.files.grew_from(codec, size) and not handle.files.grew_from(codec, size + 1)
-    third = train(tmp_path / "third", diffusing(base=str(second), seed=3))
-    assert [old["fingerprint"] for old in load_config(third)["lineage"]] == [codec, fingerprint(second)]
+    third = train(tmp_path / "third", diffusion_settings(base=str(second_stage), seed=3))
+    assert [old["fingerprint"] for old in load_config(third)["lineage"]] == [codec, fingerprint(second_stage)]
 
 
-def test_settings_choose_the_decoder_and_how_it_is_run(base: Path, second: Path) -> None:
-    tokens = loaded(second).encode(batch(2))
-    plain = rgb.plugin.load_tokenizer(second, "cpu", settings("rgb"))
-    assert torch.equal(plain.decode(tokens), loaded(second).decode_plain(tokens))
-    kept = loaded(second).decode(tokens)
-    assert torch.equal(loaded(second, width=64).decode(tokens), kept)  # sizes come from the checkpoint
+def test_settings_choose_the_decoder_and_how_it_is_run(base_tokenizer: Path, second_stage: Path) -> None:
+    tokens = loaded(second_stage).encode(batch(2))
+    plain = rgb.plugin.load_tokenizer(second_stage, "cpu", settings("rgb"))
+    assert torch.equal(plain.decode(tokens), loaded(second_stage).decode_plain(tokens))
+    decoded = loaded(second_stage).decode(tokens)
+    assert torch.equal(loaded(second_stage, width=64).decode(tokens), decoded)  # sizes come from the checkpoint
     for changed in ({"seed": 1}, {"sampling_steps": 2}, {"sampler": "dpm"}, {"guidance_scale": 2.0}):
-        assert not torch.equal(loaded(second, **changed).decode(tokens), kept)
+        assert not torch.equal(loaded(second_stage, **changed).decode(tokens), decoded)
     with pytest.raises(CheckpointError, match="has no diffusion decoder"):
-        loaded(base)
+        loaded(base_tokenizer)
 
 
-def test_a_value_depends_on_its_own_tokens_only(second: Path) -> None:
-    tokenizer = loaded(second)
+def test_a_value_depends_on_its_own_tokens_only(second_stage: Path) -> None:
+    tokenizer = loaded(second_stage)
     tokens = torch.randint(0, 15, (7, 2, 2), generator=torch.Generator().manual_seed(0))
     tokens[6] = tokens[1]
     together = tokenizer.decode(tokens)
@@ -249,16 +255,16 @@ def test_a_value_depends_on_its_own_tokens_only(second: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["second", "together"])
-def test_killed_run_resumes_to_the_same_weights(stage: str, base: Path, tmp_path: Path) -> None:
-    chosen = diffusing(base=str(base)) if stage == "second" else diffusing()
-    whole = load_checkpoint(train(tmp_path / "whole", chosen))[0]
-    train_killed(rgb.plugin, chosen, samples(), tmp_path / "killed", 2)
-    resumed = load_checkpoint(train(tmp_path / "killed", chosen))[0]
-    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+def test_killed_run_resumes_to_the_same_weights(stage: str, base_tokenizer: Path, tmp_path: Path) -> None:
+    config = diffusion_settings(base=str(base_tokenizer)) if stage == "second" else diffusion_settings()
+    uninterrupted = load_checkpoint(train(tmp_path / "whole", config))[0]
+    train_killed(rgb.plugin, config, samples(), tmp_path / "killed", 2)
+    resumed = load_checkpoint(train(tmp_path / "killed", config))[0]
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in uninterrupted.items())
 
 
 def test_joint_training_also_trains_the_encoder_on_the_diffusion_loss() -> None:
-    task = rgb.plugin.task(diffusing())
+    task = rgb.plugin.task(diffusion_settings())
     with seeded(0):
         module = task.build(samples().train, np.random.default_rng(0))
         torch.nn.init.normal_(module.denoiser.network.conv_out.weight, std=0.05)
@@ -272,9 +278,9 @@ def test_joint_training_also_trains_the_encoder_on_the_diffusion_loss() -> None:
 
 @pytest.mark.parametrize("name", ["canny", "depth", "normal"])
 def test_other_fields_are_drawn_within_their_bounds(name: str, tmp_path: Path) -> None:
-    chosen = diffusing(name, prediction="v")
-    folder = train(tmp_path, chosen, name)
-    tokenizer = PLUGINS[name].load_tokenizer(folder, "cpu", chosen)
+    config = diffusion_settings(name, prediction="v")
+    folder = train(tmp_path, config, name)
+    tokenizer = PLUGINS[name].load_tokenizer(folder, "cpu", config)
     decoded = tokenizer.decode(tokenizer.encode(torch.from_numpy(np.stack(values(name, 3))))).numpy()
     for value in decoded:
         assert value.shape == values(name, 1)[0].shape and np.isfinite(value).all()
@@ -287,8 +293,8 @@ def test_other_fields_are_drawn_within_their_bounds(name: str, tmp_path: Path) -
 # ---------------------------------------------------------------- reports
 
 
-def test_eval_puts_both_decoders_side_by_side(second: Path, tmp_path: Path) -> None:
-    table = {"checkpoint": str(second), "tokenizer": {**TINY, "diffusion": {"sampling_steps": 2}}}
+def test_eval_puts_both_decoders_side_by_side(second_stage: Path, tmp_path: Path) -> None:
+    table = {"checkpoint": str(second_stage), "tokenizer": {**TINY, "diffusion": {"sampling_steps": 2}}}
     zoo = Zoo.from_tables({"zoo": {"image_size": 16, "patch_size": 8}, "modalities": {"rgb": table}})
     with writing_values(tmp_path / "data", "test", "rgb") as writer:
         for number, value in enumerate(values("rgb", 5)):
@@ -297,9 +303,9 @@ def test_eval_puts_both_decoders_side_by_side(second: Path, tmp_path: Path) -> N
     rows = {name: number for name, number, _, _ in result.codebook_rows()}
     assert {"plain psnr", "plain ssim", "sharpness", "plain sharpness", "perceptual", "plain perceptual"} <= set(rows)
     assert rows["plain psnr"] != result.metrics["psnr"]
-    stored = read_table(second / "evaluation.json")
-    assert stored["plain psnr"] == rows["plain psnr"] and stored["fingerprint"] == zoo["rgb"].fingerprint
-    with Image.open(second / "samples/decoders.png") as sheet:
+    evaluation = read_table(second_stage / "evaluation.json")
+    assert evaluation["plain psnr"] == rows["plain psnr"] and evaluation["fingerprint"] == zoo["rgb"].fingerprint
+    with Image.open(second_stage / "samples/decoders.png") as sheet:
         assert sheet.size == (3 * 16 + 4, 5 * 18 - 2)
         pixels = np.asarray(sheet)
     true = np.asarray(zoo["rgb"].render(values("rgb", 5)[0]))

@@ -55,8 +55,8 @@ def test_generated_pages_are_fresh() -> None:
 
 
 def test_settings_of_a_class_without_source_code_have_no_meaning() -> None:
-    (made,) = tables_of(dataclasses.make_dataclass("Made", [("size", int, 3)]), "made")
-    assert [(key.name, key.default, key.meaning) for key in made.keys] == [("size", "3", "")]
+    (table,) = tables_of(dataclasses.make_dataclass("Made", [("size", int, 3)]), "made")
+    assert [(key.name, key.default, key.meaning) for key in table.keys] == [("size", "3", "")]
 
 
 def test_every_modality_of_this_repository_has_a_page(zoo: Zoo) -> None:
@@ -90,8 +90,8 @@ def test_every_plugin_readme_names_all_its_modalities_and_sources(folder: Path) 
     text = (folder / project["readme"]).read_text(encoding="utf-8")
     assert text.startswith(f"# {project['name']}\n") and project["license"] in text
     assert f"pip install -e . -e plugins/{folder.name}\n" in text
-    given = [name for group in project["entry-points"].values() for name in group]
-    for name in [*given, *project.get("optional-dependencies", {})]:
+    names = [name for group in project["entry-points"].values() for name in group]
+    for name in [*names, *project.get("optional-dependencies", {})]:
         assert f"| `{name}` |" in text, name
 
 
@@ -101,9 +101,9 @@ def test_links_are_valid(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith("http"):
             file, _, anchor = target.partition("#")
-            there = page.parent / file if file else page
-            assert there.exists(), target
-            assert not anchor or anchor in anchors(there), target
+            target_file = page.parent / file if file else page
+            assert target_file.exists(), target
+            assert not anchor or anchor in anchors(target_file), target
 
 
 def anchors(page: Path) -> set[str]:
@@ -143,12 +143,12 @@ def test_every_setting_is_explained(config: type) -> None:
 
 def test_every_option_of_training_has_an_example_that_is_valid() -> None:
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    shown: set[str] = set()
+    documented: set[str] = set()
     for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL):
         table = tomllib.loads(block)["train"]
         from_mapping(BackboneTrainConfig, table)
-        shown |= table.keys()
-    assert shown == {field.name for field in dataclasses.fields(BackboneTrainConfig)}
+        documented |= table.keys()
+    assert documented == {field.name for field in dataclasses.fields(BackboneTrainConfig)}
 
 
 def test_the_examples_of_sizes_are_true() -> None:
@@ -174,11 +174,11 @@ def test_the_plain_settings_are_the_defaults() -> None:
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("## The plain settings")[2]
     match = re.search(r"```toml\n(.*?)```", text, re.DOTALL)
     assert match is not None
-    shown, default = from_mapping(BackboneTrainConfig, tomllib.loads(match[1])["train"]), BackboneTrainConfig()
-    assert shown.learning_rate == peak_rate(default, PRESETS["nano"].dim)
-    assert shown.masking.min_input == default.masking.least_input
-    masking = dataclasses.replace(shown.masking, min_input=None)
-    assert dataclasses.replace(shown, learning_rate=None, masking=masking) == default
+    explicit, default = from_mapping(BackboneTrainConfig, tomllib.loads(match[1])["train"]), BackboneTrainConfig()
+    assert explicit.learning_rate == peak_rate(default, PRESETS["nano"].dim)
+    assert explicit.masking.min_input == default.masking.least_input
+    masking = dataclasses.replace(explicit.masking, min_input=None)
+    assert dataclasses.replace(explicit, learning_rate=None, masking=masking) == default
 
 
 @pytest.mark.parametrize(
@@ -197,9 +197,9 @@ def test_the_settings_files_are_read_whole(path: Path) -> None:
     config = from_mapping(BackboneTrainConfig, tables["train"])
     inputs, targets = tables["eval"].pop("inputs"), tables["eval"].pop("targets", [])
     assert from_mapping(EvaluationConfig, tables["eval"])
-    asked = [*targets, *(name for group in inputs for name in group)]
+    evaluated = [*targets, *(name for group in inputs for name in group)]
     mixed = [name for mixture in config.masking.mixtures for name in (*mixture.inputs, *mixture.targets)]
-    assert asked and names.issuperset([*asked, *mixed])
+    assert evaluated and names.issuperset([*evaluated, *mixed])
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/commands.md", "docs/export.md"])

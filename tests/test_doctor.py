@@ -53,17 +53,17 @@ def zoo(install_example: Install, tmp_path: Path) -> Zoo:
 def test_a_sound_modality_passes_every_gate_with_figures(zoo: Zoo, tmp_path: Path) -> None:
     data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
     zoo["field"].train_tokenizer(TrainingSamples(train=[blocks(0)], test=[blocks(0)]), zoo["field"].checkpoint, 0)
-    found = findings(zoo, data, samples=16)
-    assert list(found) == list(GATES) and all(finding.passed for finding in found.values()), found
-    assert {name for name, finding in found.items() if finding.skipped} == set()
-    assert found["values"].figure.startswith("16 sound, 0.00") and "(declared 0 to 1)" in found["values"].figure
-    assert "mae 0.01" in found["floor"].figure and "best constant 0.2" in found["floor"].figure
-    assert found["codebook"].figure == "100.0% of 16 codes used, 100.0% where tokens are spread evenly"
-    assert found["varied"].figure.startswith("16 of 16 samples differ")
+    gates = findings(zoo, data, samples=16)
+    assert list(gates) == list(GATES) and all(finding.passed for finding in gates.values()), gates
+    assert {name for name, finding in gates.items() if finding.skipped} == set()
+    assert gates["values"].figure.startswith("16 sound, 0.00") and "(declared 0 to 1)" in gates["values"].figure
+    assert "mae 0.01" in gates["floor"].figure and "best constant 0.2" in gates["floor"].figure
+    assert gates["codebook"].figure == "100.0% of 16 codes used, 100.0% where tokens are spread evenly"
+    assert gates["varied"].figure.startswith("16 of 16 samples differ")
     assert examinable(zoo, data, "test") == (["field"], [])
 
 
-def failing(zoo: Zoo, data: Path, gate: str, *parts: str, **options: Any) -> None:
+def assert_gate_fails(zoo: Zoo, data: Path, gate: str, *parts: str, **options: Any) -> None:
     """Assert that `gate` fails with each of `parts` in its figures and with advice, each in one line."""
     finding = findings(zoo, data, **options)[gate]
     assert not finding.passed and finding.advice, finding
@@ -72,17 +72,17 @@ def failing(zoo: Zoo, data: Path, gate: str, *parts: str, **options: Any) -> Non
     assert "\n" not in finding.figure + finding.advice
 
 
-def test_refused_values_constant_values_and_wrong_units(zoo: Zoo, tmp_path: Path) -> None:
+def test_refused_constant_and_misscaled_values_fail(zoo: Zoo, tmp_path: Path) -> None:
     data = write_data(zoo, tmp_path / "one", [blocks(i) for i in range(3)])
     with writing_values(data, "test", "field", more=True) as shard:
         shard.add("wide", b"\x93NUMPY damaged", "npy")
-    failing(zoo, data, "values", "1 of 4 are refused; wide: field: ")
+    assert_gate_fails(zoo, data, "values", "1 of 4 are refused; wide: field: ")
     same = write_data(zoo, tmp_path / "two", [blocks(1)] * 3)
-    failing(zoo, same, "values", "all 3 are the same")
+    assert_gate_fails(zoo, same, "values", "all 3 are the same")
     small = write_data(zoo, tmp_path / "three", [blocks(i, 0.5, 0.505) for i in range(3)])
-    failing(zoo, small, "values", "0.50", "less than 1% of the range")
+    assert_gate_fails(zoo, small, "values", "0.50", "less than 1% of the range")
     write_values(tmp_path / "four", "test", {"field": {}, "other": {"a": (b"", "npy")}})
-    failing(zoo, tmp_path / "four", "values", "test/field: holds no values")
+    assert_gate_fails(zoo, tmp_path / "four", "values", "test/field: holds no values")
     shutil.rmtree(tmp_path / "four" / "test" / "field")
     with pytest.raises(DataError, match=r"unknown modality .*'field'; known: other"):
         findings(zoo, tmp_path / "four")
@@ -95,13 +95,16 @@ def test_error_in_one_modality_is_reported_separately(install_example: Install, 
     for name in ("broken", "cut", "field"):
         data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)], name)
     (data / "test/cut/shard-00000.tar").write_bytes(b"not a tar" * 99)
-    found = {name: findings(zoo, data, name, steps=4) for name in examinable(zoo, data, "test")[0]}
-    assert all(list(gates) == list(GATES) for gates in found.values())
-    assert all(finding.passed for finding in found["field"].values())
-    failed = {name: [gate for gate, f in gates.items() if not f.passed] for name, gates in found.items()}
+    findings_by_name = {name: findings(zoo, data, name, steps=4) for name in examinable(zoo, data, "test")[0]}
+    assert all(list(gates) == list(GATES) for gates in findings_by_name.values())
+    assert all(finding.passed for finding in findings_by_name["field"].values())
+    failed = {name: [gate for gate, f in gates.items() if not f.passed] for name, gates in findings_by_name.items()}
     assert failed == {"broken": ["floor", "bound"], "cut": ["values", "trained"], "field": []}
-    assert "score of plugin 'broken'" in found["broken"]["floor"].figure and found["broken"]["floor"].advice
-    assert "test/cut/shard-00000.tar: has 891 bytes" in found["cut"]["values"].figure
+    assert (
+        "score of plugin 'broken'" in findings_by_name["broken"]["floor"].figure
+        and findings_by_name["broken"]["floor"].advice
+    )
+    assert "test/cut/shard-00000.tar: has 891 bytes" in findings_by_name["cut"]["values"].figure
 
 
 ENCODE = "(means * (len(tokenizer) - 1)).round().long()"
@@ -179,9 +182,9 @@ def test_gates_judge_a_tokenizer(kind: str, install_example: Install, tmp_path: 
     changes, expected = PLUGINS[kind]
     install_example("field", changes)
     zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers")})
-    found = findings(zoo, write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)]))
+    gates = findings(zoo, write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)]))
     for gate, (result, *parts) in expected.items():
-        finding = found[gate]
+        finding = gates[gate]
         assert result == ("-" if finding.skipped else "ok" if finding.passed else "FAIL"), finding
         assert all(part in finding.figure for part in parts), finding.figure
         assert bool(finding.advice) == (result == "FAIL") and "\n" not in finding.figure + finding.advice
@@ -195,16 +198,16 @@ def test_every_main_metric_in_db_has_a_bound() -> None:
 
 def test_briefly_trained_tokenizer_must_get_half_way_to_the_bound(tmp_path: Path) -> None:
     """Two of four steps count as brief."""
-    own = {"image_size": 16, "tokenizer": {"steps": 4, "width": 16}}
-    zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path)}, "modalities": {"depth": own}})
+    settings = {"image_size": 16, "tokenizer": {"steps": 4, "width": 16}}
+    zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path)}, "modalities": {"depth": settings}})
     values = [np.kron(1 + 9 * np.random.default_rng(i).random((1, 2, 2)), np.ones((8, 8))) for i in range(8)]
     data = write_data(zoo, tmp_path / "data", [value.astype(np.float32) for value in values], "depth")
-    found = findings(zoo, data, "depth", steps=2)["bound"]
-    assert not found.passed and re.search(r"% of the way from the best constant to the bound 0\.08", found.figure)
-    failing(zoo, data, "bound", "abs_rel 0.", "bound 0.08; delta1 0.", "bound 0.93", name="depth", steps=4)
+    bound = findings(zoo, data, "depth", steps=2)["bound"]
+    assert not bound.passed and re.search(r"% of the way from the best constant to the bound 0\.08", bound.figure)
+    assert_gate_fails(zoo, data, "bound", "abs_rel 0.", "bound 0.08; delta1 0.", "bound 0.93", name="depth", steps=4)
 
 
-def test_inconsistent_crops_and_shifted_pictures(install_example: Install, zoo: Zoo, tmp_path: Path) -> None:
+def test_shifted_pictures_fail_the_crops_gate(install_example: Install, zoo: Zoo, tmp_path: Path) -> None:
     install_example("moved")
     zoo = only(zoo={"checkpoints": str(tmp_path / "tokenizers"), "image_size": 32})
     values = [np.random.default_rng(i).random((1, 8, 8)).repeat(4, 1).repeat(4, 2).astype(np.float32) for i in range(9)]
@@ -214,7 +217,7 @@ def test_inconsistent_crops_and_shifted_pictures(install_example: Install, zoo: 
     shifted = [np.roll(value, (3, -2), axis=(1, 2)) for value in values]
     write_data(zoo, tmp_path / "other", values)
     write_data(zoo, tmp_path / "other", shifted, "moved")
-    failing(zoo, tmp_path / "other", "crops", "edges of moved lie 3 pixels lower and 2 further left")
+    assert_gate_fails(zoo, tmp_path / "other", "crops", "edges of moved lie 3 pixels lower and 2 further left")
 
 
 def test_text_is_examined_without_a_codebook(tmp_path: Path) -> None:
@@ -222,10 +225,10 @@ def test_text_is_examined_without_a_codebook(tmp_path: Path) -> None:
     zoo = Zoo.from_tables(tables)
     words = [f"a {a} {b} near the {c}" for a in ("red", "blue") for b in ("dog", "tree") for c in ("house", "road")]
     data = write_data(zoo, tmp_path / "data", words, "caption")
-    found = findings(zoo, data, "caption")
-    assert all(finding.passed for finding in found.values()), found
-    assert {name for name, finding in found.items() if finding.skipped} == {"codebook", "crops"}
-    assert found["values"].figure == "8 sound" and found["bound"].figure == "exact 1, bound 0.95"
+    gates = findings(zoo, data, "caption")
+    assert all(finding.passed for finding in gates.values()), gates
+    assert {name for name, finding in gates.items() if finding.skipped} == {"codebook", "crops"}
+    assert gates["values"].figure == "8 sound" and gates["bound"].figure == "exact 1, bound 0.95"
 
 
 def test_values_may_use_a_small_part_of_a_range_around_0(install_example: Install, tmp_path: Path) -> None:
@@ -235,18 +238,18 @@ def test_values_may_use_a_small_part_of_a_range_around_0(install_example: Instal
     data = write_data(zoo, tmp_path / "pixels", [blocks(i, -7, 7) for i in range(3)])
     assert findings(zoo, data)["values"].passed
     data = write_data(zoo, tmp_path / "fractions", [blocks(i, -0.1, 0.1) for i in range(3)])
-    failing(zoo, data, "values", "less than 0.1% of the range")
+    assert_gate_fails(zoo, data, "values", "less than 0.1% of the range")
 
 
 def test_a_single_token_does_not_show_variation(tmp_path: Path) -> None:
     zoo = Zoo.from_tables({"zoo": {"checkpoints": str(tmp_path / "tokenizers")}})
     for values, skipped in ((["library"], True), (["library", "playroom"], False)):
         data = write_data(zoo, tmp_path / str(len(values)), values, "scene_class")
-        found = findings(zoo, data, "scene_class")
-        assert found["varied"].passed and found["varied"].skipped == skipped
+        gates = findings(zoo, data, "scene_class")
+        assert gates["varied"].passed and gates["varied"].skipped == skipped
 
 
-def test_the_device_is_the_one_that_is_asked_for(
+def test_the_requested_device_is_used(
     zoo: Zoo, tmp_path: Path, run_zoo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also of a temporary tokenizer."""
@@ -254,13 +257,13 @@ def test_the_device_is_the_one_that_is_asked_for(
     zoo["field"].device = "meta"
     assert "device 'meta'" in findings(zoo, data, samples=4, steps=1)["trained"].figure
     registry = write_registry(tmp_path / "registry.toml", f'[zoo]\ncheckpoints = "{tmp_path}/tokenizers"\n')
-    seen = []
+    devices = []
     monkeypatch.setattr(
-        "tokenizers_zoo.doctor.examine", lambda zoo, name, *_, **__: seen.append(zoo[name].device) or ()
+        "tokenizers_zoo.doctor.examine", lambda zoo, name, *_, **__: devices.append(zoo[name].device) or ()
     )
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     words = ["--registry", str(registry), "doctor", "field", "--data", str(data), "--device", "cuda"]
-    assert run_zoo(*words)[0] == 0 and seen == ["cuda"]
+    assert run_zoo(*words)[0] == 0 and devices == ["cuda"]
 
 
 # ---------------------------------------------------------------- the shift test
@@ -273,8 +276,8 @@ def test_known_shift_is_found_between_different_modalities(down: int, right: int
     shift = shift_between(ids, levels)
     assert shift is not None and (shift.down, shift.right) == (down, right)
     assert shift.aligned == (max(abs(down), abs(right)) <= 1)
-    one = shift_between(ids[:1], levels[:1])  # a single sample has no others to share its edges with
-    assert one is not None and (one.down, one.right) == (down, right)
+    single = shift_between(ids[:1], levels[:1])  # a single sample has no others to share its edges with
+    assert single is not None and (single.down, single.right) == (down, right)
 
 
 def test_other_densities_of_edges_are_no_shift() -> None:
@@ -294,7 +297,7 @@ def test_noise_gives_no_shift() -> None:
 # ---------------------------------------------------------------- the command
 
 
-def test_the_command_fits_80_columns_and_its_exit_code_tells(
+def test_the_command_fits_80_columns_and_reports_failures(
     install_example: Install, tmp_path: Path, run_zoo: Callable[..., Any]
 ) -> None:
     install_example("field")
@@ -303,25 +306,25 @@ def test_the_command_fits_80_columns_and_its_exit_code_tells(
     zoo = Zoo.from_toml(registry)
     data = write_data(zoo, tmp_path / "data", [blocks(i) for i in range(COUNT)])
     start = ["--registry", str(registry), "doctor"]
-    code, shown, progress = run_zoo(*start, "field", "--data", str(data))
-    assert code == 0 and shown.endswith("sound\n") and "read test/field" in progress
-    assert re.findall(r"^  (?:ok|-) +(\w+) ", shown, re.M) == list(GATES)
+    code, printed, progress = run_zoo(*start, "field", "--data", str(data))
+    assert code == 0 and printed.endswith("sound\n") and "read test/field" in progress
+    assert re.findall(r"^  (?:ok|-) +(\w+) ", printed, re.M) == list(GATES)
     write_data(zoo, data, [blocks(i) for i in range(COUNT)], "dull")
-    code, shown, _ = run_zoo(*start, "--data", str(data))
-    lines = shown.splitlines()
+    code, printed, _ = run_zoo(*start, "--data", str(data))
+    lines = printed.splitlines()
     assert code == 1 and max(map(len, lines)) <= 80 and len(lines) < 40
     assert (
         [line.split()[0] for line in lines[1:3]] == ["dull", "field"] and "FAIL" in lines[1] and "FAIL" not in lines[2]
     )
-    assert len(re.findall(r"^  FAIL", shown, re.M)) == int(lines[-1].split()[0])
-    code, shown, _ = run_zoo(*start, "dull", "--data", str(data), "--json", "--steps", "5")
-    report = json.loads(shown)
+    assert len(re.findall(r"^  FAIL", printed, re.M)) == int(lines[-1].split()[0])
+    code, printed, _ = run_zoo(*start, "dull", "--data", str(data), "--json", "--steps", "5")
+    report = json.loads(printed)
     gates = {finding["gate"]: finding for finding in report["modalities"]["dull"]}
     assert code == 1 and not report["sound"] and list(gates) == list(GATES)
     assert not gates["varied"]["passed"] and gates["varied"]["advice"]
     shutil.rmtree(data / "test" / "dull")
     install_example("lame", {"plugin = Example()": "plugin = 3 /"})
     shutil.copytree(data / "test" / "field", data / "test" / "lame")
-    code, shown, complaint = run_zoo(*start, "--data", str(data))
-    assert code == 1 and shown.endswith("\nnot examined, as the plugin does not load: lame\n")
+    code, printed, complaint = run_zoo(*start, "--data", str(data))
+    assert code == 1 and printed.endswith("\nnot examined, as the plugin does not load: lame\n")
     assert "problem: lame: " in complaint

@@ -45,16 +45,16 @@ def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return networks.t5(tmp_path_factory.mktemp("hub") / "tiny-t5", WORDS, dim=16)
 
 
-def zoo_of(folder: Path, network: Path | str, **own: Any) -> Zoo:
+def zoo_of(patches_tokenizer: Path, network: Path | str, **settings: Any) -> Zoo:
     enabled = ("caption", NAME)
     tables: dict[str, Any] = {name: {"enabled": False} for name in Zoo.installed().names() if name not in enabled}
-    tables[NAME] = {"network": {"model": str(network)}, "dim": 16, "max_length": 8, **own}
+    tables[NAME] = {"network": {"model": str(network)}, "dim": 16, "max_length": 8, **settings}
     vocabularies = {"text": {"size": 1600, "sentinels": 8, "coordinate_bins": 64}}
-    return Zoo.from_tables({"vocabularies": vocabularies, "modalities": tables}, folder / "registry.toml")
+    return Zoo.from_tables({"vocabularies": vocabularies, "modalities": tables}, patches_tokenizer / "registry.toml")
 
 
 @pytest.fixture(scope="module")
-def road(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Zoo, Path]]:
+def zoo_and_folder(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Zoo, Path]]:
     """Captions in a folder, their vectors derived, both tokenized."""
     folder = tmp_path_factory.mktemp("road")
     for split, copies in (("train", 4), ("test", 2)):
@@ -70,18 +70,18 @@ def road(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     yield zoo, folder
 
 
-def test_vectors_equal_the_encoder_output(road: tuple[Zoo, Path], tiny_t5: Path) -> None:
+def test_vectors_equal_the_encoder_output(zoo_and_folder: tuple[Zoo, Path], tiny_t5: Path) -> None:
     from transformers import AutoTokenizer, T5EncoderModel
 
-    zoo, folder = road
+    zoo, folder = zoo_and_folder
     store = ValueStore(folder / "data")
     words, encoder = AutoTokenizer.from_pretrained(tiny_t5), T5EncoderModel.from_pretrained(tiny_t5).eval()
     for number, text in enumerate(CAPTIONS):
-        stored = store.read_key(zoo[NAME], "train", f"train{number:02}")
+        derived = store.read_key(zoo[NAME], "train", f"train{number:02}")
         expected = encoder(**words([text], return_tensors="pt")).last_hidden_state[0].detach().numpy()
-        assert stored.dtype == np.float32 and len(stored) == min(len(text.split()) + 1, 8)
+        assert derived.dtype == np.float32 and len(derived) == min(len(text.split()) + 1, 8)
         if len(expected) <= 8:
-            np.testing.assert_allclose(stored, expected, atol=1e-3 * np.abs(expected).max())
+            np.testing.assert_allclose(derived, expected, atol=1e-3 * np.abs(expected).max())
     long = store.read_key(zoo[NAME], "train", "train01")
     end = encoder(**words([" ".join(CAPTIONS[1].split()[:7])], return_tensors="pt")).last_hidden_state[0, -1]
     np.testing.assert_allclose(long[-1], end.detach().numpy(), atol=2e-3)  # cut before the end token, which stays
@@ -89,8 +89,8 @@ def test_vectors_equal_the_encoder_output(road: tuple[Zoo, Path], tiny_t5: Path)
     assert len(entry["networks"]["network"]["sha256"]["model.safetensors"]) == 64
 
 
-def test_tokens_are_standardised_and_of_variable_length(road: tuple[Zoo, Path]) -> None:
-    zoo, folder = road
+def test_tokens_are_standardised_and_of_variable_length(zoo_and_folder: tuple[Zoo, Path]) -> None:
+    zoo, folder = zoo_and_folder
     column = TokenStore(folder / "tokens").open("train", NAME)
     assert column.metadata.layout == zoo[NAME].spec.layout == EmbeddingsLayout(max_length=8, dim=16)
     keys, rows = zip(*whole_samples([column]), strict=True)
@@ -98,14 +98,14 @@ def test_tokens_are_standardised_and_of_variable_length(road: tuple[Zoo, Path]) 
     assert sorted({len(row) for row in tokens}) == [1, 3, 4, 7, 8]
     numbers = np.concatenate(tokens)
     assert np.abs(numbers.mean(0)).max() < 0.01 and np.abs(numbers.std(0) - 1).max() < 0.01
-    back = zoo[NAME].decode(tokens)
+    decoded = zoo[NAME].decode(tokens)
     values = [ValueStore(folder / "data").read_key(zoo[NAME], "train", key) for key in keys]
-    assert zoo[NAME].score(back, values)["cosine"] == pytest.approx(1, abs=1e-4)
+    assert zoo[NAME].score(decoded, values)["cosine"] == pytest.approx(1, abs=1e-4)
 
 
-def test_the_backbone_reads_them(road: tuple[Zoo, Path], tmp_path: Path) -> None:
+def test_the_backbone_trains_and_generates_from_vectors(zoo_and_folder: tuple[Zoo, Path], tmp_path: Path) -> None:
     """A few steps of training, and a text made from vectors of three lengths."""
-    zoo, folder = road
+    zoo, folder = zoo_and_folder
     specs = [zoo["caption"].spec, zoo[NAME].spec]
     raw = TokenData(folder / "tokens", "train", specs).batch(np.arange(5))
     assert raw.tokens[NAME].shape == (5, 8, 16) and len(set(raw.lengths[:, 1].tolist())) > 2
@@ -113,9 +113,11 @@ def test_the_backbone_reads_them(road: tuple[Zoo, Path], tmp_path: Path) -> None
     losses = metrics(tmp_path, "train/loss")
     assert losses[-1] < losses[0]
     model = load_model(tmp_path).eval()
-    given = TokenStore(folder / "tokens").open("test", NAME).take([0, 1, 2])
-    made = generate(model, {NAME: given}, [TargetPlan(name="caption", max_length=5)], seed=0)
-    assert len(made["caption"]) == 3 and all(isinstance(text, str) for text in zoo["caption"].decode(made["caption"]))
+    vectors = TokenStore(folder / "tokens").open("test", NAME).take([0, 1, 2])
+    generated = generate(model, {NAME: vectors}, [TargetPlan(name="caption", max_length=5)], seed=0)
+    assert len(generated["caption"]) == 3 and all(
+        isinstance(text, str) for text in zoo["caption"].decode(generated["caption"])
+    )
 
 
 # ---- settings and network
@@ -125,9 +127,9 @@ def test_the_published_size_is_a_preset() -> None:
     spec = t5_caption.modality_spec(Settings(NAME, {"preset": "4m"}))
     assert spec.layout == EmbeddingsLayout(max_length=77, dim=4096) and spec.derived_from == ("caption",)
     assert "weights of" in spec.licence
-    for key, other in (("preset", "5m"), ("preset", ["4m"]), ("preset", {"4m": 1}), ("dim", 0)):
+    for key, value in (("preset", "5m"), ("preset", ["4m"]), ("preset", {"4m": 1}), ("dim", 0)):
         with pytest.raises(ConfigError, match=f"{key}: expected"):
-            t5_caption.modality_spec(Settings(NAME, {key: other}))
+            t5_caption.modality_spec(Settings(NAME, {key: value}))
 
 
 def test_a_network_of_another_size_is_refused(tiny_t5: Path, tmp_path: Path) -> None:
@@ -141,9 +143,9 @@ def test_streamed_channel_statistics_equal_direct_statistics() -> None:
     rng = np.random.default_rng(0)
     batches = [torch.from_numpy(rng.normal(1e4, [[0.1], [3]], (n, 2, 5)).astype(np.float32)) for n in (1, 3, 2)]
     mean, std = moments(iter(batches))
-    whole = torch.cat(batches).double().transpose(0, 1).flatten(1)
-    torch.testing.assert_close(mean, whole.mean(dim=1), rtol=1e-12, atol=0)
-    torch.testing.assert_close(std, whole.std(dim=1, correction=0), rtol=1e-9, atol=0)
+    combined = torch.cat(batches).double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(mean, combined.mean(dim=1), rtol=1e-12, atol=0)
+    torch.testing.assert_close(std, combined.std(dim=1, correction=0), rtol=1e-9, atol=0)
 
 
 def test_statistics_and_scores_by_hand() -> None:
@@ -163,16 +165,16 @@ def test_statistics_do_not_depend_on_the_unit(unit: float) -> None:
     np.testing.assert_allclose(mean / unit, [0, 5], rtol=1e-6)
     np.testing.assert_allclose(std / unit, [1, 0.005], rtol=1e-6)
     same = np.full((3, 2), 0.1)
-    for other in (same, np.nextafter(same, 1)):
-        assert mean_and_deviation([same, other])[1].tolist() == [np.float32(1e-6)] * 2
+    for second in (same, np.nextafter(same, 1)):
+        assert mean_and_deviation([same, second])[1].tolist() == [np.float32(1e-6)] * 2
 
 
-def test_numbers_too_large_for_half_precision(road: tuple[Zoo, Path]) -> None:
+def test_numbers_too_large_for_half_precision_are_refused(zoo_and_folder: tuple[Zoo, Path]) -> None:
     large = np.full((1, 16), 1e5, np.float32)
     with pytest.raises(InvalidValueError, match='not finite as float16; set dtype = "float32"'):
-        road[0][NAME].write(large)
-    whole = zoo_of(Path(), "no/network", dtype="float32")[NAME]
-    assert (whole.read(*whole.write(large)) == large).all()
+        zoo_and_folder[0][NAME].write(large)
+    single_precision = zoo_of(Path(), "no/network", dtype="float32")[NAME]
+    assert (single_precision.read(*single_precision.write(large)) == large).all()
 
 
 plugin = rgb.patches
@@ -184,14 +186,14 @@ def pictures(count: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def patches_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples = TrainingSamples(train=list(pictures(6)), test=list(pictures(2, 1)), provenance={"source": "noise"})
     return plugin.train_tokenizer(PATCHES, samples, tmp_path_factory.mktemp("run") / "rgb_patches", 0)
 
 
-def test_patches_are_normalised_and_in_order(folder: Path) -> None:
-    tokenizer = plugin.load_tokenizer(folder, "cpu", PATCHES)
-    tensors, _ = load_checkpoint(folder)
+def test_patches_are_normalised_and_in_order(patches_tokenizer: Path) -> None:
+    tokenizer = plugin.load_tokenizer(patches_tokenizer, "cpu", PATCHES)
+    tensors, _ = load_checkpoint(patches_tokenizer)
     np.testing.assert_allclose(tensors["mean"], pictures(6).mean(axis=(0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(tensors["std"], pictures(6).std(axis=(0, 2, 3)), rtol=1e-4)
     values = pictures(2, 5)
@@ -200,14 +202,14 @@ def test_patches_are_normalised_and_in_order(folder: Path) -> None:
     # patch 4 is row 1, column 1: rows 4..7, columns 4..7; number 16 + 4 + 2 of it is channel 1, row 1, column 2
     expected = (values[1, 1, 5, 6] - tensors["mean"][1]) / tensors["std"][1]
     assert tokens[1, 4, 22] == pytest.approx(float(expected), abs=1e-6)
-    back = plugin.decode(tokenizer, tokens)
-    np.testing.assert_allclose(back.numpy(), values, atol=1e-6)
+    decoded = plugin.decode(tokenizer, tokens)
+    np.testing.assert_allclose(decoded.numpy(), values, atol=1e-6)
 
 
-def test_spec_and_decoding_stay_within_bounds(folder: Path) -> None:
+def test_spec_and_decoding_stay_within_bounds(patches_tokenizer: Path) -> None:
     spec = plugin.modality_spec(PATCHES)
     assert (spec.layout.shape, spec.layout.dim, spec.vocab_size, spec.continuous) == ((2, 3), 48, 0, True)
-    tokenizer = plugin.load_tokenizer(folder, "cpu", PATCHES)
+    tokenizer = plugin.load_tokenizer(patches_tokenizer, "cpu", PATCHES)
     decoded = plugin.decode(tokenizer, 100 * torch.randn(1, 6, 48, generator=torch.Generator().manual_seed(0)))
     assert decoded.min() == 0 and decoded.max() == 1
 
@@ -222,16 +224,16 @@ def test_number_of_held_out_values_read_is_limited(tmp_path: Path, monkeypatch: 
             read.append(index)
             return super().__getitem__(index)
 
-    known = {"source": "pictures"}  # otherwise some values are read to identify the data
-    samples = TrainingSamples(train=list(pictures(2)), test=Watched(pictures(6, 1)), provenance=known)
+    provenance = {"source": "pictures"}  # otherwise some values are read to identify the data
+    samples = TrainingSamples(train=list(pictures(2)), test=Watched(pictures(6, 1)), provenance=provenance)
     folder = plugin.train_tokenizer(PATCHES, samples, tmp_path / "rgb_patches", 0)
     assert read_table(folder / "evaluation.json")["samples"] == 3
     assert "2 training and 6 held-out samples" in (folder / "README.md").read_text()
     assert read == [0, 2, 4]
 
 
-def test_errors(folder: Path, tmp_path: Path) -> None:
-    tokenizer = plugin.load_tokenizer(folder, "cpu", PATCHES)
+def test_invalid_patches_and_samples_are_refused(patches_tokenizer: Path, tmp_path: Path) -> None:
+    tokenizer = plugin.load_tokenizer(patches_tokenizer, "cpu", PATCHES)
     with pytest.raises(InvalidValueError, match="multiple of the patch size 4"):
         plugin.encode(tokenizer, torch.zeros(1, 3, 8, 10))
     with pytest.raises(InvalidValueError, match="expected 6 patches, got 5"):

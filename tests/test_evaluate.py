@@ -130,43 +130,46 @@ def generated(world: World, run: Path, plan: GenerationPlan, out: Path) -> list[
     return outputs.generate_to_folder(AnyToAny.from_pretrained(run, zoo=world.zoo), plan, out, world.tokens)
 
 
-def entry(result: dict[str, Any], given: str, target: str) -> dict[str, Any]:
-    (found,) = [pair for pair in result["pairs"] if (pair["inputs"], pair["target"]) == ([given], target)]
-    return found
+def entry(result: dict[str, Any], input_name: str, target: str) -> dict[str, Any]:
+    (pair_scores,) = [pair for pair in result["pairs"] if (pair["inputs"], pair["target"]) == ([input_name], target)]
+    return pair_scores
 
 
-def timeless(result: dict[str, Any]) -> dict[str, Any]:
+def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
     return {**result, "seconds": 0}
 
 
 # --- figures
 
 
-def test_learned_mapping_closes_most_of_the_gap(result: dict[str, Any]) -> None:
+def test_a_learned_mapping_has_a_high_skill_score(result: dict[str, Any]) -> None:
     assert entry(result, "light", "dark")["skill"] > 0.8
     assert entry(result, "light", "letters")["skill"] > 0.8
     assert entry(result, "dark", "letters")["skill"] < 0.5  # never trained on
-    found = result["cross_entropy"]
-    assert found["samples"] == TEST and set(found["modalities"]) == {"dark", "letters"}
-    assert found["modalities"]["dark"]["uniform"] == pytest.approx(math.log(LEVELS))
-    assert all(loss["nats"] < 0.3 * loss["uniform"] for loss in found["modalities"].values())
-    assert found["modalities"]["letters"]["targets"] == 5 * TEST  # 4 letters and the end
+    cross_entropy = result["cross_entropy"]
+    assert cross_entropy["samples"] == TEST and set(cross_entropy["modalities"]) == {"dark", "letters"}
+    assert cross_entropy["modalities"]["dark"]["uniform"] == pytest.approx(math.log(LEVELS))
+    assert all(loss["nats"] < 0.3 * loss["uniform"] for loss in cross_entropy["modalities"].values())
+    assert cross_entropy["modalities"]["letters"]["targets"] == 5 * TEST  # 4 letters and the end
 
 
 @pytest.mark.parametrize("draws", [5, 1])
-def test_the_scored_answer_is_the_best_one_for_the_draws(world: World, run: Path, draws: int) -> None:
+def test_several_draws_are_scored_by_their_best_constant(world: World, run: Path, draws: int) -> None:
     """A single draw is the most likely one."""
     config = dataclasses.replace(SMALL, samples=3, draws=draws, batch_size=2)
-    found = world.evaluate(run, config, inputs=[("dark",)], targets=["light"])["pairs"][0]
+    pair_scores = world.evaluate(run, config, inputs=[("dark",)], targets=["light"])["pairs"][0]
     model, data, light = load_model(world.run), evaluation_data(world), world.zoo["light"]
     samples = data.samples(("dark", "light"), 3)
     plan = TargetPlan(name="light", temperature=0.7 if draws > 1 else 0, steps=1)
     answers = []
-    for number, one in enumerate(samples):
-        given, numbers = {"dark": data.tokens("dark", [one] * draws)}, range(draws * number, draws * number + draws)
-        values = light.decode(generate(model, given, [plan], config.seed, numbers)["light"])
+    for number, sample_row in enumerate(samples):
+        inputs, numbers = (
+            {"dark": data.tokens("dark", [sample_row] * draws)},
+            range(draws * number, draws * number + draws),
+        )
+        values = light.decode(generate(model, inputs, [plan], config.seed, numbers)["light"])
         answers.append(light.constant_baseline(values) if draws > 1 else values[0])
-    assert found["score"] == pytest.approx(light.score(answers, data.truth("light", samples)))
+    assert pair_scores["score"] == pytest.approx(light.score(answers, data.truth("light", samples)))
     assert draws == 1 or len({answer.tobytes() for answer in answers}) == 3
 
 
@@ -176,33 +179,41 @@ def test_only_the_whole_view_of_cropped_samples_is_scored(
     cropped = shutil.copytree(tokens, tmp_path / "cropped")
     for name in NAMES:
         metadata, rows = TokenStore(tokens).open("test", name).metadata, stored_tokens(tokens, "test", name)
-        keys, others = list(rows), list(rows.values())[::-1]
-        some = dict(list(rows.items())[5 if name == "dark" else 0 :])
-        views = {key: [row, other] for (key, row), other in zip(rows.items(), others, strict=True) if key in some}
-        write_tokens(tokens, "test", metadata, some)
+        keys, reversed_rows = list(rows), list(rows.values())[::-1]
+        remaining_rows = dict(list(rows.items())[5 if name == "dark" else 0 :])
+        views = {
+            key: [row, second_view]
+            for (key, row), second_view in zip(rows.items(), reversed_rows, strict=True)
+            if key in remaining_rows
+        }
+        write_tokens(tokens, "test", metadata, remaining_rows)
         write_tokens(cropped, "test", metadata, views, keys=keys, crops=2)
     config = dataclasses.replace(SMALL, samples=TEST)
-    whole = world.evaluate(run, config, tokens=tokens, out=tmp_path / "a", **LIGHT_TO_DARK)["pairs"]
-    assert world.evaluate(run, config, tokens=cropped, out=tmp_path / "b", **LIGHT_TO_DARK)["pairs"] == whole
-    assert whole[0]["samples"] == TEST - 5
+    uncropped_pairs = world.evaluate(run, config, tokens=tokens, out=tmp_path / "a", **LIGHT_TO_DARK)["pairs"]
+    assert world.evaluate(run, config, tokens=cropped, out=tmp_path / "b", **LIGHT_TO_DARK)["pairs"] == uncropped_pairs
+    assert uncropped_pairs[0]["samples"] == TEST - 5
 
 
-def test_floor_and_ceiling_use_the_same_samples(world: World, result: dict[str, Any]) -> None:
-    found = entry(result, "light", "letters")
-    assert found["samples"] == 16
-    assert found["reconstruction"] == {"exact": 1.0}  # letters are lossless
-    assert found["score"]["exact"] > found["constant_baseline"]["exact"]
-    found = entry(result, "letters", "dark")
+def test_baseline_and_reconstruction_use_the_same_samples(result: dict[str, Any]) -> None:
+    pair_scores = entry(result, "light", "letters")
+    assert pair_scores["samples"] == 16
+    assert pair_scores["reconstruction"] == {"exact": 1.0}  # letters are lossless
+    assert pair_scores["score"]["exact"] > pair_scores["constant_baseline"]["exact"]
+    pair_scores = entry(result, "letters", "dark")
     light = entry(result, "light", "dark")
-    assert all(found[bound] == light[bound] for bound in ("constant_baseline", "reconstruction"))
+    assert all(pair_scores[bound] == light[bound] for bound in ("constant_baseline", "reconstruction"))
     # By hand: 0.02 of noise, clipped at half of the levels' ends, around each level.
-    assert 0.5 * 0.02 * math.sqrt(2 / math.pi) < found["reconstruction"]["mae"] < 0.02 * math.sqrt(2 / math.pi) * 1.05
-    # No constant map can be nearer on average than a few tenths of uniform levels.
-    assert 0.2 < found["constant_baseline"]["mae"] < 0.5
-    expected = (found["score"]["mae"] - found["constant_baseline"]["mae"]) / (
-        found["reconstruction"]["mae"] - found["constant_baseline"]["mae"]
+    assert (
+        0.5 * 0.02 * math.sqrt(2 / math.pi)
+        < pair_scores["reconstruction"]["mae"]
+        < 0.02 * math.sqrt(2 / math.pi) * 1.05
     )
-    assert found["skill"] == pytest.approx(expected)
+    # No constant map can be nearer on average than a few tenths of uniform levels.
+    assert 0.2 < pair_scores["constant_baseline"]["mae"] < 0.5
+    expected = (pair_scores["score"]["mae"] - pair_scores["constant_baseline"]["mae"]) / (
+        pair_scores["reconstruction"]["mae"] - pair_scores["constant_baseline"]["mae"]
+    )
+    assert pair_scores["skill"] == pytest.approx(expected)
 
 
 def test_evaluation_file_is_complete_and_names_its_inputs(world: World, result: dict[str, Any]) -> None:
@@ -214,7 +225,7 @@ def test_evaluation_file_is_complete_and_names_its_inputs(world: World, result: 
     assert pairs[0] == (["dark"], "light")  # both are pictures, in the order of the alphabet
 
 
-def test_galleries_show_given_draws_and_truth(world: World, result: dict[str, Any]) -> None:
+def test_galleries_show_inputs_draws_and_truth(world: World, result: dict[str, Any]) -> None:
     first, second = result["galleries"]
     assert first["columns"] == ["dark", "light 1", "light 2", "true light"]
     with Image.open(world.run / "evaluation" / first["picture"]) as picture:
@@ -224,25 +235,23 @@ def test_galleries_show_given_draws_and_truth(world: World, result: dict[str, An
     keys, plan = data.samples(("dark", "letters"), 3), TargetPlan(name="letters", top_p=0.95)
     rows = []
     for number, (key, true) in enumerate(zip(keys, data.truth("letters", keys), strict=True)):
-        given = {"dark": data.tokens("dark", [key] * 2)}
-        tokens = generate(model, given, [plan], CONFIG.seed, range(2 * number, 2 * number + 2))["letters"]
+        inputs = {"dark": data.tokens("dark", [key] * 2)}
+        tokens = generate(model, inputs, [plan], CONFIG.seed, range(2 * number, 2 * number + 2))["letters"]
         rows.append({"key": data.split.key(key), "cells": [None, *world.zoo["letters"].decode(tokens), true]})
     assert second["rows"] == rows
     assert len({text for row in rows for text in row["cells"][1:]}) > 6, "of 9"
 
 
-def test_ids_that_values_have_once_are_drawn_once(
-    world: World, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_single_ids_are_drawn_once(world: World, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In evaluation and in generation."""
     config = dataclasses.replace(CONFIG, samples=1, draws=1, gallery_pairs=1, gallery_samples=12)
     plan = GenerationPlan(inputs=("dark",), targets=(TargetPlan(name="letters", temperature=50.0),), samples="10")
     for ids in (frozenset[int](), frozenset(range(9))):
         monkeypatch.setattr(ModalityHandle, "single_ids", lambda handle, ids=ids: ids)
-        found = world.evaluate(run, config, inputs=[("dark",)], targets=["letters"], overwrite=bool(ids))
-        places = generated(world, run, plan, tmp_path / f"out{len(ids)}")
-        drawn = [text for row in found["galleries"][0]["rows"] for text in row["cells"][1:-1]]
-        for texts in (drawn, [(place / "letters.txt").read_text() for place in places]):
+        result = world.evaluate(run, config, inputs=[("dark",)], targets=["letters"], overwrite=bool(ids))
+        paths = generated(world, run, plan, tmp_path / f"out{len(ids)}")
+        gallery_texts = [text for row in result["galleries"][0]["rows"] for text in row["cells"][1:-1]]
+        for texts in (gallery_texts, [(path / "letters.txt").read_text() for path in paths]):
             assert texts and all(len(set(text)) == len(text) for text in texts) == bool(ids)
 
 
@@ -255,11 +264,11 @@ def test_interrupted_evaluation_resumes(
     """Pairs and galleries that were finished are not computed again."""
     calls: list[str] = []
 
-    def cut_off(model: FourM, given: Any, plan: Any, *rest: Any, **options: Any) -> Any:
+    def cut_off(model: FourM, inputs: Any, plan: Any, *rest: Any, **options: Any) -> Any:
         calls.append(plan[0].name)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return generate(model, given, plan, *rest, **options)
+        return generate(model, inputs, plan, *rest, **options)
 
     monkeypatch.setattr(evaluation, "generate", cut_off)
     with pytest.raises(KeyboardInterrupt):
@@ -267,23 +276,23 @@ def test_interrupted_evaluation_resumes(
     before = read_table(run / "evaluation" / "unfinished.json")
     assert not (run / "evaluation" / "evaluation.json").exists()
     assert (len(before["pairs"]), len(before["galleries"])) == (2, 1)
-    assert timeless(world.evaluate(run, CONFIG)) == timeless(result)
+    assert without_seconds(world.evaluate(run, CONFIG)) == without_seconds(result)
     assert len(calls) == 1 + 6 * 2 + 2, "six pairs in batches of 10, and two galleries; one call was cut off"
-    assert timeless(world.evaluate(run, CONFIG)) == timeless(result) and len(calls) == 15
+    assert without_seconds(world.evaluate(run, CONFIG)) == without_seconds(result) and len(calls) == 15
 
 
 def test_new_pairs_are_added_and_other_settings_start_over(world: World, run: Path) -> None:
     first = world.evaluate(run, **LIGHT_TO_DARK)
     assert [(pair["inputs"], pair["target"]) for pair in first["pairs"]] == [(["light"], "dark")]
-    more = world.evaluate(run, inputs=[("light", "dark")], targets=["letters", "dark"])
-    assert [(pair["inputs"], pair["target"]) for pair in more["pairs"]] == [
+    second = world.evaluate(run, inputs=[("light", "dark")], targets=["letters", "dark"])
+    assert [(pair["inputs"], pair["target"]) for pair in second["pairs"]] == [
         (["light", "dark"], "letters"), (["light"], "dark")
     ]  # fmt: skip
-    assert more["pairs"][1] == first["pairs"][0]
+    assert second["pairs"][1] == first["pairs"][0]
     with pytest.raises(FolderError, match=r"settings.seed was 0, is 1"):
         world.evaluate(run, dataclasses.replace(SMALL, seed=1), inputs=[("dark",)])
-    other = world.evaluate(run, dataclasses.replace(SMALL, seed=1), inputs=[("dark",)], overwrite=True)
-    assert [pair["inputs"] for pair in other["pairs"]] == [["dark"], ["dark"]]
+    reseeded = world.evaluate(run, dataclasses.replace(SMALL, seed=1), inputs=[("dark",)], overwrite=True)
+    assert [pair["inputs"] for pair in reseeded["pairs"]] == [["dark"], ["dark"]]
 
 
 def test_scores_depend_on_tokens_values_and_decoders_not_on_their_paths(
@@ -297,12 +306,12 @@ def test_scores_depend_on_tokens_values_and_decoders_not_on_their_paths(
         zoo = Zoo.from_tables(world.zoo.tables, tmp_path / "registry.toml")
         return world.evaluate(run, zoo=zoo, tokens=tokens, data=data, **LIGHT_TO_DARK, **options)
 
-    def replaced(what: str) -> dict[str, Any]:
-        with pytest.raises(FolderError, match=rf"{what} was"):
+    def replaced(changed_field: str) -> dict[str, Any]:
+        with pytest.raises(FolderError, match=rf"{changed_field} was"):
             evaluated()
         return dict(evaluated(overwrite=True)["pairs"][0])
 
-    assert timeless(evaluated()) == timeless(first)
+    assert without_seconds(evaluated()) == without_seconds(first)
     reversed_tokens(tokens, "test", "light")
     second = replaced("samples")
     assert second["score"] != first["pairs"][0]["score"]
@@ -323,32 +332,30 @@ def test_incomplete_tokens_are_not_scored(world: World, run: Path, tokens: Path)
     min((tokens / "test/dark").glob("*.json")).unlink()
     with pytest.raises(DataError, match="test/dark: has"):
         world.evaluate(run, tokens=tokens, **LIGHT_TO_DARK)
-    found = world.evaluate(run, tokens=tokens, inputs=[("light",)])
-    assert [pair["target"] for pair in found["pairs"]] == ["letters"] and "did not finish" in found["skipped"]["dark"]
+    result = world.evaluate(run, tokens=tokens, inputs=[("light",)])
+    assert [pair["target"] for pair in result["pairs"]] == ["letters"] and "did not finish" in result["skipped"]["dark"]
 
 
 def test_values_of_other_samples_with_the_same_keys_are_refused(
     world: World, run: Path, tokens: Path, data: Path, tmp_path: Path
 ) -> None:
-    other = shutil.copytree(data, tmp_path / "other")
-    for seed, place in enumerate((data, other)):
-        of_source(place, "test", seed)
+    other_data = shutil.copytree(data, tmp_path / "other")
+    for seed, folder in enumerate((data, other_data)):
+        of_source(folder, "test", seed)
     note_source(tokens, data, {"test": shards.ValueStore(data).source("test")})
     world.evaluate(run, tokens=tokens, data=data, **LIGHT_TO_DARK)
     with pytest.raises(DataError, match="split test"):
-        world.evaluate(run, tokens=tokens, data=other, **LIGHT_TO_DARK)
+        world.evaluate(run, tokens=tokens, data=other_data, **LIGHT_TO_DARK)
 
 
-def test_a_missing_gallery_is_drawn_again_and_scores_are_not_replaced_by_none(
-    world: World, run: Path, tokens: Path
-) -> None:
+def test_missing_galleries_are_redrawn_and_scores_survive_missing_tokens(world: World, run: Path, tokens: Path) -> None:
     config = dataclasses.replace(SMALL, draws=1, gallery_pairs=1)
     first = world.evaluate(run, config, **LIGHT_TO_DARK)
     picture = run / "evaluation" / first["galleries"][0]["picture"]
-    drawn = picture.read_bytes()
+    picture_bytes = picture.read_bytes()
     picture.unlink()
-    assert timeless(world.evaluate(run, config, **LIGHT_TO_DARK)) == timeless(first)
-    assert picture.read_bytes() == drawn
+    assert without_seconds(world.evaluate(run, config, **LIGHT_TO_DARK)) == without_seconds(first)
+    assert picture.read_bytes() == picture_bytes
     for name in ("dark", "letters"):
         shutil.rmtree(tokens / "test" / name)
     before = snapshot(run)
@@ -360,36 +367,36 @@ def test_a_missing_gallery_is_drawn_again_and_scores_are_not_replaced_by_none(
 # --- missing data
 
 
-def changed_values(world: World, data: Path, place: str, broken: Collection[str] = (), kept: str = "") -> None:
-    """Copy `place` (such as train/dark) to `data`: values of `broken` are unreadable, keys end in one of `kept`."""
-    split, name = place.split("/")
+def changed_values(world: World, data: Path, folder: str, broken: Collection[str] = (), key_endings: str = "") -> None:
+    """Copy `folder` (such as train/dark) to `data`: keys with these endings; values of `broken` are unreadable."""
+    split, name = folder.split("/")
     store = shards.ValueStore(world.data)
     with writing_values(data, split, name) as shard:
         for key in store.keys(split, name):
             value, extension = store.read_bytes(split, name, *store.find(split, key))
-            if key[-1] in (kept or key):
+            if key[-1] in (key_endings or key):
                 shard.add(key, b"no value" if key in broken else value, extension)
 
 
 def test_unreadable_values_are_skipped_and_counted(world: World, run: Path, data: Path) -> None:
-    whole = evaluation_data(world)
-    chosen = whole.samples(("light", "dark"), 3)
-    first = list(map(whole.split.key, chosen))
-    rows = whole.values.rows("train", ["dark"])
+    intact_data = evaluation_data(world)
+    samples = intact_data.samples(("light", "dark"), 3)
+    first = list(map(intact_data.split.key, samples))
+    rows = intact_data.values.rows("train", ["dark"])
     learned = [rows.key(rows[number]) for number in permuted(np.arange(len(rows)), len(rows), CONFIG.seed).tolist()]
     changed_values(world, data, "test/dark", {first[0]})
     changed_values(world, data, "test/light", {first[1]})
     changed_values(world, data, "train/dark", learned[:2])
     config = dataclasses.replace(CONFIG, samples=1, baseline_samples=4)
-    found = world.evaluate(run, config, data=data, **LIGHT_TO_DARK)
-    assert found["galleries"][0]["rows"][0]["key"] == first[2]
-    places = {place: set(reasons) for place, reasons in found["unreadable"].items()}
-    assert places == {"test/dark": {first[0]}, "test/light": {first[1]}, "train/dark": set(learned[:2])}
-    assert "damaged .npy" in found["unreadable"]["test/dark"][first[0]]
-    handle, values = world.zoo["dark"], whole.values
+    result = world.evaluate(run, config, data=data, **LIGHT_TO_DARK)
+    assert result["galleries"][0]["rows"][0]["key"] == first[2]
+    unreadable_keys = {folder: set(reasons) for folder, reasons in result["unreadable"].items()}
+    assert unreadable_keys == {"test/dark": {first[0]}, "test/light": {first[1]}, "train/dark": set(learned[:2])}
+    assert "damaged .npy" in result["unreadable"]["test/dark"][first[0]]
+    handle, values = world.zoo["dark"], intact_data.values
     constant = handle.constant_baseline([values.read_key(handle, "train", key) for key in learned[2:6]])
-    expected = handle.score([constant], whole.truth("dark", chosen[2:]))
-    assert found["pairs"][0]["constant_baseline"] == pytest.approx(expected)
+    expected = handle.score([constant], intact_data.truth("dark", samples[2:]))
+    assert result["pairs"][0]["constant_baseline"] == pytest.approx(expected)
     changed_values(world, data, "train/dark", learned)
     (run / "evaluation" / "evaluation.json").unlink()
     with pytest.raises(DataError, match=f"data/train/dark: none of {TRAIN} values can be read"):
@@ -397,73 +404,78 @@ def test_unreadable_values_are_skipped_and_counted(world: World, run: Path, data
 
 
 def test_default_pairs_that_cannot_be_scored_are_skipped(world: World, run: Path, data: Path) -> None:
-    changed_values(world, data, "test/dark", kept="02468")
-    changed_values(world, data, "test/light", kept="13579")
+    changed_values(world, data, "test/dark", key_endings="02468")
+    changed_values(world, data, "test/light", key_endings="13579")
     shutil.rmtree(data / "train" / "letters")
     config = dataclasses.replace(SMALL, gallery_pairs=1)
-    found = world.evaluate(run, config, data=data)
-    assert [(pair["inputs"], pair["target"]) for pair in found["pairs"]] == [
+    result = world.evaluate(run, config, data=data)
+    assert [(pair["inputs"], pair["target"]) for pair in result["pairs"]] == [
         (["letters"], "dark"), (["letters"], "light")
     ]  # fmt: skip
-    assert found["unreadable"] == {}, "a sample without a value is no unreadable one"
-    assert [entry["target"] for entry in found["galleries"]] == ["dark"], "the first one that can be"
-    assert set(found["skipped"]) == {"dark to light", "light to dark", "dark to letters", "light to letters"}
-    assert "no sample has values and tokens of dark, light" in found["skipped"]["dark to light"]
-    assert "unknown modality in " in found["skipped"]["light to letters"]
+    assert result["unreadable"] == {}, "a sample without a value is no unreadable one"
+    assert [entry["target"] for entry in result["galleries"]] == ["dark"], "the first one that can be"
+    assert set(result["skipped"]) == {"dark to light", "light to dark", "dark to letters", "light to letters"}
+    assert "no sample has values and tokens of dark, light" in result["skipped"]["dark to light"]
+    assert "unknown modality in " in result["skipped"]["light to letters"]
     with pytest.raises(DataError, match="no sample has values and tokens of light, dark"):
         world.evaluate(run, config, data=data, **LIGHT_TO_DARK)
 
 
-def test_other_samples_are_scored_in_a_folder_of_their_own(
+def test_other_tokens_are_scored_in_a_separate_folder(
     world: World, run: Path, tokens: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "scores" / "other"
-    changed_values(world, data, "test/dark", kept="02468")
+    changed_values(world, data, "test/dark", key_endings="02468")
     monkeypatch.setattr("zoo_backbone.cli.main.open_run", lambda _: (Run.load(run), world.zoo))
     words = ["eval", str(run), "--input", "light", "--target", "dark", "--samples", "99"]
     words += ["--set", "draws=1", "--set", "gallery_pairs=1"]
 
-    def told(*more: Any) -> Any:
-        return CliRunner().invoke(command, [*words, *map(str, more)])
+    def run_eval(*options: Any) -> Any:
+        return CliRunner().invoke(command, [*words, *map(str, options)])
 
-    own = told("--tokens", world.tokens)
-    assert own.exit_code == 0 and str(run / "evaluation" / "evaluation.json") in own.output
+    default_run = run_eval("--tokens", world.tokens)
+    assert default_run.exit_code == 0 and str(run / "evaluation" / "evaluation.json") in default_run.output
     before = snapshot(run)
-    elsewhere = ("--tokens", tokens)
-    assert "--out FOLDER" in str(told(*elsewhere).exception)
-    assert "--data DATA" in str(told(*elsewhere, "--out", out).exception), "those tokens do not say of what they are"
+    other_tokens = ("--tokens", tokens)
+    assert "--out FOLDER" in str(run_eval(*other_tokens).exception)
+    assert "--data DATA" in str(run_eval(*other_tokens, "--out", out).exception), (
+        "those tokens do not say of what they are"
+    )
     assert not out.exists() and snapshot(run) == before
-    elsewhere = (*elsewhere, "--data", data, "--out")
-    found = told(*elsewhere, out)
-    assert found.exit_code == 0 and str(out / "evaluation.json") in found.output
+    other_tokens = (*other_tokens, "--data", data, "--out")
+    scored = run_eval(*other_tokens, out)
+    assert scored.exit_code == 0 and str(out / "evaluation.json") in scored.output
     record = read_table(out / "evaluation.json")
     assert [pair["samples"] for pair in record["pairs"]] == [TEST // 2]
     assert (out / record["galleries"][0]["picture"]).is_file() and snapshot(run) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    refused = told(*elsewhere, tmp_path / "mine").exception
+    refused = run_eval(*other_tokens, tmp_path / "mine").exception
     assert isinstance(refused, FolderError) and "holds notes.txt" in str(refused)
-    assert isinstance(told(*elsewhere, run / "evaluation").exception, FolderError), "the scores of other values"
+    assert isinstance(run_eval(*other_tokens, run / "evaluation").exception, FolderError), "the scores of other values"
 
 
-def test_tokens_of_another_codec_are_left_out_or_refused(world: World, run: Path, tokens: Path) -> None:
+def test_tokens_of_another_tokenizer_are_left_out_or_refused(world: World, run: Path, tokens: Path) -> None:
     """They count as missing, both as targets and as inputs."""
     shutil.rmtree(tokens / "test" / "letters")
-    lacking = world.evaluate(run, tokens=tokens, **LIGHT_TO_DARK)
-    assert set(lacking["skipped"]) == {"letters"} and lacking["cross_entropy"]["tokens_of"] == ["light", "dark"]
-    assert set(lacking["cross_entropy"]["modalities"]) == {"dark"}
+    without_letters = world.evaluate(run, tokens=tokens, **LIGHT_TO_DARK)
+    assert set(without_letters["skipped"]) == {"letters"} and without_letters["cross_entropy"]["tokens_of"] == [
+        "light",
+        "dark",
+    ]
+    assert set(without_letters["cross_entropy"]["modalities"]) == {"dark"}
     card = read_table(run / "config.json")
     card["fingerprints"]["letters"] = "f" * 64
     write_table(run / "config.json", card)
-    assert world.evaluate(run, **LIGHT_TO_DARK)["cross_entropy"] == lacking["cross_entropy"]
-    found = world.evaluate(run)
-    assert {pair["target"] for pair in found["pairs"]} == {"light", "dark"}
-    assert "the tokenizer in the model is ffffffffffff" in found["skipped"]["letters"]
+    assert world.evaluate(run, **LIGHT_TO_DARK)["cross_entropy"] == without_letters["cross_entropy"]
+    result = world.evaluate(run)
+    assert {pair["target"] for pair in result["pairs"]} == {"light", "dark"}
+    assert "the tokenizer in the model is ffffffffffff" in result["skipped"]["letters"]
     with pytest.raises(DataError, match=r"evaluate letters: .* is ffff"):
         world.evaluate(run, targets=["letters"])
 
 
-def test_a_vocabulary_that_grew_is_the_same_codec(world: World, run: Path, tmp_path: Path) -> None:
+def test_tokens_of_a_grown_vocabulary_are_scored(world: World, run: Path, tmp_path: Path) -> None:
     before = world.zoo["letters"].fingerprint
     grown = shutil.copytree(world.root / "tokenizers", tmp_path / "tokenizers") / "letters" / "config.json"
     config = read_table(grown)
@@ -482,30 +494,30 @@ def test_a_vocabulary_that_grew_is_the_same_codec(world: World, run: Path, tmp_p
 
 
 def test_previews_use_the_store_that_has_the_modality(world: World, tmp_path: Path) -> None:
-    for store, lacks in (("own", "dark"), ("other", "letters")):
+    for store, missing_name in (("own", "dark"), ("other", "letters")):
         shutil.copytree(world.tokens, tmp_path / store)
-        shutil.rmtree(tmp_path / store / "test" / lacks)
+        shutil.rmtree(tmp_path / store / "test" / missing_name)
     handles = {name: world.zoo[name] for name in NAMES}
     several = TrainConfig(datasets=(Dataset(tokens=tmp_path / "other"),), preview_every=1)
 
-    def drawn(config: TrainConfig, **options: Any) -> list[str]:
+    def preview_names(config: TrainConfig, **options: Any) -> list[str]:
         previews = Previews(handles, tmp_path / "own", config, **options)
         return list(previews(load_model(world.run), tmp_path, 1))
 
-    assert drawn(several) == ["dark to light", "light to dark"], "no store has dark and letters"
+    assert preview_names(several) == ["dark to light", "light to dark"], "no store has dark and letters"
     assert (tmp_path / "previews" / "step-00000001" / "dark-to-light.png").is_file()
-    assert drawn(TrainConfig()) == ["light to letters", "letters to light"]
+    assert preview_names(TrainConfig()) == ["light to letters", "letters to light"]
     named = (Preview(inputs=("light",), target="dark"), Preview(inputs=("dark",), target="letters"))
-    assert drawn(dataclasses.replace(several, previews=named[:1])) == ["light to dark"]
+    assert preview_names(dataclasses.replace(several, previews=named[:1])) == ["light to dark"]
     with pytest.raises(DataError, match="no held-out sample has all of dark, letters; leave that preview out"):
-        drawn(dataclasses.replace(several, previews=named))
+        preview_names(dataclasses.replace(several, previews=named))
     strange = Preview(inputs=("light",), target="absent")
     with pytest.raises(ConfigError, match="light to absent"):
-        drawn(TrainConfig(previews=(strange,), preview_every=1))
-    assert drawn(dataclasses.replace(several, previews=(*named, strange)), inherited=True) == ["light to dark"]
+        preview_names(TrainConfig(previews=(strange,), preview_every=1))
+    assert preview_names(dataclasses.replace(several, previews=(*named, strange)), inherited=True) == ["light to dark"]
     shutil.rmtree(tmp_path / "own" / "test")
     with pytest.raises(DataError, match=r"own has two modalities of this run; leave preview_every out"):
-        drawn(TrainConfig())
+        preview_names(TrainConfig())
 
 
 # --- parts
@@ -537,8 +549,8 @@ def test_default_pairs_are_single_inputs_with_informative_pairs_first() -> None:
     assert len(pairs) == len(set(pairs)) == 4 * 3 + 2 * 4
     assert not {target for _, target in pairs} & {"e_pixels", "f_vectors"}
     first, second = pairs[0][0][0], pairs[0][1]
-    found = pairs_of(SPECS, layout_for(PublishedConfig(inputs_only=(second,), targets_only=(first,)), SPECS))
-    assert set(found) == {pair for pair in pairs if pair[0] != (first,) and pair[1] != second} and found
+    one_way_pairs = pairs_of(SPECS, layout_for(PublishedConfig(inputs_only=(second,), targets_only=(first,)), SPECS))
+    assert set(one_way_pairs) == {pair for pair in pairs if pair[0] != (first,) and pair[1] != second} and one_way_pairs
 
 
 def test_the_table_fits_80_columns() -> None:
@@ -565,21 +577,21 @@ def test_model_and_tokenizers_run_on_the_device(
     world: World, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device is the CPU under another name."""
-    asked: list[str] = []
+    devices: list[str] = []
 
     def loaded(folder: Path, device: str) -> FourM:
-        asked.append(device)
+        devices.append(device)
         return load_model(folder, device=device)
 
     monkeypatch.setattr(evaluation, "load_model", loaded)
-    zoo, other = (Zoo.from_tables(world.zoo.tables, world.zoo.path) for _ in range(2))
+    zoo, second_zoo = (Zoo.from_tables(world.zoo.tables, world.zoo.path) for _ in range(2))
     world.evaluate(run, zoo=zoo, device="cpu:0", **LIGHT_TO_DARK)
     recipe = GenerationPlan(inputs=("light",), targets=(TargetPlan(name="dark"),), samples="1")
-    pipeline = AnyToAny.from_pretrained(run, zoo=other, device="cpu:0")
+    pipeline = AnyToAny.from_pretrained(run, zoo=second_zoo, device="cpu:0")
     outputs.generate_to_folder(pipeline, recipe, tmp_path / "out", world.tokens)
-    assert asked == ["cpu:0"]
+    assert devices == ["cpu:0"]
     assert [zoo[name].device for name in NAMES] == ["cpu:0", "cpu:0", "cpu:0"]
-    assert [other[name].device for name in NAMES] == [str(pipeline.device), str(pipeline.device), "cpu"]
+    assert [second_zoo[name].device for name in NAMES] == [str(pipeline.device), str(pipeline.device), "cpu"]
 
 
 def test_generation_does_not_write_outside_its_folder(
@@ -588,12 +600,12 @@ def test_generation_does_not_write_outside_its_folder(
     out = tmp_path / "out"
     recipe = GenerationPlan(inputs=("light",), targets=(TargetPlan(name="dark"),), samples="2")
 
-    def led_out(*arguments: Any) -> Any:
+    def escaping_request(*arguments: Any) -> Any:
         request = Request(*arguments)
         request.names[1] = "../kept"
         return request
 
-    monkeypatch.setattr(outputs, "Request", led_out)
+    monkeypatch.setattr(outputs, "Request", escaping_request)
     with pytest.raises(DataError, match=r"test: sample '../kept': a key has no .*no file can be written for it"):
         generated(world, run, recipe, out)
     assert not out.exists()

@@ -60,7 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         ("depth", *FORMATS[1]),
     ],
 )
-def test_tokenizers_of_all_families(
+def test_exported_tokenizers_of_all_families_give_the_same_outputs(
     name: str, format: Any, ending: str, trained: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Batches of 5, which is neither a traced nor a compared size."""
@@ -77,12 +77,12 @@ def test_tokenizers_of_all_families(
     else:
         assert tokens.dtype == np.int64 and (tokens != expected).mean() < 0.05
     (back,) = run_export(tmp_path / "out" / f"decoder{ending}", {"tokens": expected})
-    wanted = np.asarray(handle.decode(torch.from_numpy(expected)))
-    np.testing.assert_allclose(back, wanted, atol=1e-3 * max(1, np.ptp(wanted)))
+    decoded = np.asarray(handle.decode(torch.from_numpy(expected)))
+    np.testing.assert_allclose(back, decoded, atol=1e-3 * max(1, np.ptp(decoded)))
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
-def test_all_quantizers(kind: Any, tmp_path: Path) -> None:
+def test_exported_quantizers_give_the_same_tokens(kind: Any, tmp_path: Path) -> None:
     class Both(nn.Module):
         def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return (tokens := quantizer.encode(latents)), quantizer.decode(tokens)
@@ -100,20 +100,22 @@ def test_all_quantizers(kind: Any, tmp_path: Path) -> None:
     assert record["files"]["both.onnx"]["largest_difference"]["tokens"] == 0
 
 
-def test_a_tokenizer_that_is_not_a_network(trained: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_tokenizer_that_is_not_a_network_is_refused(trained: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="caption"):
         export_tokenizer(trained("caption"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_that_cannot_be_traced(
+def test_a_decoder_that_cannot_be_traced_is_skipped(
     trained: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Decoding depends on values; the encoder is exported alone."""
     handle = trained("canny")
     codec = handle.tokenizer.codec
-    whole = codec.from_network
-    monkeypatch.setattr(codec, "from_network", lambda outputs: whole(outputs) if outputs.max() > 0 else outputs[:1])
+    from_network = codec.from_network
+    monkeypatch.setattr(
+        codec, "from_network", lambda outputs: from_network(outputs) if outputs.max() > 0 else outputs[:1]
+    )
     record = export_tokenizer(handle, tmp_path / "out", "torch")
     assert set(record["files"]) == {"encoder.pt2"} and set(record["skipped"]) == {"decoder"}
     monkeypatch.setattr(codec, "to_network", lambda values: values if values.max() > 0 else values[:1])
@@ -122,7 +124,7 @@ def test_a_network_that_cannot_be_traced(
 
 
 @pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "torch"])
-def test_a_network_that_is_not_written_is_not_left_out(format: str) -> None:
+def test_an_export_that_cannot_be_written_is_an_error(format: str) -> None:
     """An error of the disk is not an error of the tracer. PyTorch's own writer would end the process."""
     world = the_world().put_back()
     words = f"export-onnx depth --out networks --format {format}"
@@ -140,7 +142,7 @@ def test_an_export_that_computes_something_else_is_not_kept(
     """Ids, and numbers."""
 
     def shifted(path: Path, inputs: Any) -> Any:
-        return [found + 1 for found in run_export(path, inputs)]
+        return [output + 1 for output in run_export(path, inputs)]
 
     monkeypatch.setattr(exporting, "run_export", shifted)
     with pytest.raises(ExportError, match=r"encoder\.pt2: tokens"):
@@ -149,26 +151,26 @@ def test_an_export_that_computes_something_else_is_not_kept(
 
 
 @pytest.mark.parametrize(("format", "ending"), FORMATS)
-def test_the_encoder_of_a_backbone(format: Any, ending: str, tmp_path: Path) -> None:
+def test_an_exported_backbone_encoder_gives_the_same_features(format: Any, ending: str, tmp_path: Path) -> None:
     run = the_world().put_back().folder / "run"
     encoder = FourMEncoder.from_run(run)
     record = export_encoder(encoder, run, ["rgb_patches", "depth", "caption"], tmp_path / "out", format)
     (file,) = record["files"].values()
-    given = {port["name"]: example_values(Port(**port), 5) for port in file["inputs"]}
-    assert list(given) == ["rgb_patches", "depth", "caption", "caption_used"]
+    inputs = {port["name"]: example_values(Port(**port), 5) for port in file["inputs"]}
+    assert list(inputs) == ["rgb_patches", "depth", "caption", "caption_used"]
     lengths = torch.tensor([0, 1, 3, 5, 9])
-    given["caption_used"] = torch.arange(given["caption"].shape[1]) < lengths[:, None]
+    inputs["caption_used"] = torch.arange(inputs["caption"].shape[1]) < lengths[:, None]
     features, embedding = run_export(
-        tmp_path / "out" / f"encoder{ending}", {name: value.numpy() for name, value in given.items()}
+        tmp_path / "out" / f"encoder{ending}", {name: value.numpy() for name, value in inputs.items()}
     )
-    captions = [row[:count].numpy() for row, count in zip(given["caption"], lengths, strict=True)]
-    tokens = {"rgb_patches": given["rgb_patches"], "depth": given["depth"], "caption": captions}
+    captions = [row[:count].numpy() for row, count in zip(inputs["caption"], lengths, strict=True)]
+    tokens = {"rgb_patches": inputs["rgb_patches"], "depth": inputs["depth"], "caption": captions}
     expected = encoder(*encoder.prepare(tokens)).numpy()
     np.testing.assert_allclose(embedding, expected, atol=1e-5)
     assert features.shape == (5, sum(encoder.layout.spec(name).layout.length for name in tokens), encoder.num_features)
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_export_onnx_exports_tokenizers_and_encoders() -> None:
     world = the_world().put_back()
     ended = world("export-onnx depth --out onnx")
     assert ended.code == 0 and "encoder.onnx" in ended.printed and "of ids" in ended.printed, ended.complaint
@@ -186,7 +188,7 @@ def test_the_command(tmp_path: Path) -> None:
     world("export-onnx depth --out mine --overwrite").refused("mine")
 
 
-def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"onnxscript.*pip install 'tokenizers-zoo\[onnx\]'"):
         exporting.check_library("onnx")

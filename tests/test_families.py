@@ -122,12 +122,12 @@ class Marks(Rows):
 class Case(NamedTuple):
     modality: Any
     settings: Settings
-    other: dict[str, Any]
+    changed: dict[str, Any]
     """Changed settings, with which its checkpoint has to be refused."""
 
 
-def case(modality: Any, own: dict[str, Any], other: dict[str, Any], **table: Any) -> Case:
-    return Case(modality, Settings("x", {**own, "tokenizer": {**TINY, **table}}), other)
+def case(modality: Any, settings: dict[str, Any], changed: dict[str, Any], **table: Any) -> Case:
+    return Case(modality, Settings("x", {**settings, "tokenizer": {**TINY, **table}}), changed)
 
 
 FSQ, LARGER = {"tokenizer": {"levels": [3, 4]}}, {"tokenizer": {"codebook_size": 16}}
@@ -155,7 +155,7 @@ def values(name: str, count: int, seed: int = 0) -> list[np.ndarray]:
     modality, settings, _ = CASES[name]
     rng, shape = np.random.default_rng(seed), modality.modality_spec(settings).value.shape
     shapes = [tuple(side if isinstance(side, int) else 1 + number % 5 for side in shape) for number in range(count)]
-    return [rng.uniform(-2, 2, one).astype(np.float32) for one in shapes]
+    return [rng.uniform(-2, 2, value_shape).astype(np.float32) for value_shape in shapes]
 
 
 def batch_of(spec: Any, items: list[Any]) -> Any:
@@ -164,26 +164,26 @@ def batch_of(spec: Any, items: list[Any]) -> Any:
 
 
 def load(modality: Any, folder: Path, settings: Settings) -> Any:
-    more = {"vocabulary": folder} if isinstance(modality, ObjectModality) else {}
-    return modality.load_tokenizer(folder, "cpu", settings, **more)
+    options = {"vocabulary": folder} if isinstance(modality, ObjectModality) else {}
+    return modality.load_tokenizer(folder, "cpu", settings, **options)
 
 
 def samples(name: str) -> TrainingSamples:
     return TrainingSamples(train=values(name, 8), test=values(name, 4, seed=1), provenance={"source": "noise"})
 
 
-def trained(modality: Any, chosen: Settings, samples: TrainingSamples, folder: Path) -> Path:
+def trained(modality: Any, settings: Settings, samples: TrainingSamples, folder: Path) -> Path:
     """Train a tokenizer on the CPU; modalities without a network take no device."""
     device = {"device": "cpu"} if "device" in inspect.signature(modality.train_tokenizer).parameters else {}
-    made: Path = modality.train_tokenizer(chosen, samples, folder, 0, **device)
-    return made
+    checkpoint: Path = modality.train_tokenizer(settings, samples, folder, 0, **device)
+    return checkpoint
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = tmp_path_factory.mktemp("families")
+    root = tmp_path_factory.mktemp("families")
     return {
-        name: trained(modality, settings, samples(name), made / name) for name, (modality, settings, _) in CASES.items()
+        name: trained(modality, settings, samples(name), root / name) for name, (modality, settings, _) in CASES.items()
     }
 
 
@@ -210,11 +210,11 @@ def test_a_killed_training_ends_in_the_same_weights(folders: dict[str, Path], na
         assert (tmp_path / file).read_bytes() == (folders[name] / file).read_bytes()
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].other])
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].changed])
 def test_a_checkpoint_of_other_settings_or_another_class_is_refused(folders: dict[str, Path], name: str) -> None:
-    modality, settings, other = CASES[name]
+    modality, settings, changed = CASES[name]
     with pytest.raises(CheckpointError, match=r"asks for .*; change the settings|do not fit|expected mean and std"):
-        load(modality, folders[name], settings.changed(**other))
+        load(modality, folders[name], settings.changed(**changed))
     with pytest.raises(CheckpointError, match="expected a "):
         load(type("Stranger", (type(modality),), {})(), folders[name], settings)
 
@@ -253,11 +253,11 @@ def test_a_checkpoint_of_other_settings_or_another_class_is_refused(folders: dic
         ("depth", {"png_scale": -1.0}, "png_scale: expected metres per unit"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(case: str, changed: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(case: str, changed: dict[str, Any], message: str) -> None:
     modality, settings, _ = CASES[case]
-    own = {key: value for key, value in (settings.table | changed).items() if value is not None}
+    table = {key: value for key, value in (settings.own | changed).items() if value is not None}
     with pytest.raises(ConfigError, match=message):
-        modality.modality_spec(Settings("x", own))
+        modality.modality_spec(Settings("x", table))
 
 
 LFQ = {"width": 16, "depth": 1, "latent_dim": 8, "quantizer": "lfq", "codebook_size": 16, "flip": False}
@@ -276,9 +276,9 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_loss_is_that_of_the_values_and_of_the_quantizer(name: str) -> None:
-    modality, own, formula = LOSSES[name]
-    table = {**LFQ, **own}
+def test_the_loss_is_reconstruction_plus_quantizer_loss(name: str) -> None:
+    modality, options, formula = LOSSES[name]
+    table = {**LFQ, **options}
     if isinstance(modality, Vector):
         del table["flip"]
     settings = Settings("x", {"tokenizer": table})
@@ -342,9 +342,9 @@ def test_written_objects_are_read_back(data: strategies.DataObject) -> None:
     assert ordered == list(zip(grammar.starts[: grammar.axes], grammar.stops[: grammar.axes], strict=True))
     cut = data.draw(strategies.integers(0, grammar.object_length - 1))
     for noise in ([], ids[:cut].tolist(), [grammar.end]):
-        found = grammar.read([*noise, *ids.tolist()])
-        np.testing.assert_array_equal(found[0], levels)
-        np.testing.assert_array_equal(found[1], codes)
+        parsed = grammar.read([*noise, *ids.tolist()])
+        np.testing.assert_array_equal(parsed[0], levels)
+        np.testing.assert_array_equal(parsed[1], codes)
 
 
 @given(strategies.lists(strategies.integers(-1, 40), max_size=60))
@@ -363,8 +363,8 @@ def test_ends_of_an_axis_are_exact_and_numbers_beyond_are_clipped() -> None:
 @given(strategies.floats(-1.5, 2.5), strategies.integers(2, 1000))
 def test_numbers_are_exact_to_half_a_level(number: float, bins: int) -> None:
     axis = (Axis(name="a", low=-1.5, high=2.5),)
-    found = numbers_of(axis, levels_of(axis, np.array([[number]]), bins), bins)
-    assert abs(found[0, 0] - number) <= 0.5 * 4 / (bins - 1) + 1e-12
+    numbers = numbers_of(axis, levels_of(axis, np.array([[number]]), bins), bins)
+    assert abs(numbers[0, 0] - number) <= 0.5 * 4 / (bins - 1) + 1e-12
 
 
 def test_boxes_through_crops_by_hand() -> None:
@@ -426,7 +426,7 @@ def test_series_and_clips_are_mirrored_and_cut() -> None:
     )
 
 
-def test_a_series_of_one_channel_is_read_from_a_file_with_and_without_its_axis() -> None:
+def test_one_channel_series_are_read_with_or_without_channel_axis() -> None:
     class Lead(Pulse):
         channels = 1
 
@@ -443,9 +443,9 @@ def test_the_picture_of_a_series_has_a_curve_for_each_channel() -> None:
         picture = SeriesModality.picture
 
     value = np.stack([np.linspace(-3, 5, 16), np.full(16, 2.0)]).astype(np.float32)
-    drawn = np.asarray(Drawn().render(value, SERIES).convert("L")) < 255
-    assert drawn.shape == (64, 256)
-    rising, flat = drawn[:32], drawn[32:]
+    is_curve = np.asarray(Drawn().render(value, SERIES).convert("L")) < 255
+    assert is_curve.shape == (64, 256)
+    rising, flat = is_curve[:32], is_curve[32:]
     first, last = rising[:, 0].nonzero()[0], rising[:, -1].nonzero()[0]
     assert first.min() > 25 and last.max() < 5 and len(np.unique(flat.nonzero()[0])) == 1
     assert Drawn().render(value.repeat(40, 0), SERIES).size == (256, 80 * 8)
@@ -457,8 +457,8 @@ def test_a_series_of_many_channels_is_no_picture(quantizer: str, install: Callab
     install("zoo-leads", {"tokenizers_zoo": {"leads": "zoo_leads:plugin"}}, {"zoo_leads": LEADS})
     table = {"checkpoints": str(tmp_path / "tokenizers")}
     zoo = only(zoo=table, modalities={"leads": {"tokenizer": {"quantizer": quantizer}}})
-    found = {result.name: result for result in check_modality(zoo, "leads")}
-    assert found["crop_geometry"].message == "skipped: its values are no pictures that are cropped"
+    results = {result.name: result for result in check_modality(zoo, "leads")}
+    assert results["crop_geometry"].message == "skipped: its values are no pictures that are cropped"
     for split in ("train", "test"):
         with writing_values(tmp_path / "data", split, "leads") as shard:
             for number, value in enumerate(np.random.default_rng(0).uniform(-2, 2, (6, 32, 128)).astype(np.float32)):
@@ -468,7 +468,7 @@ def test_a_series_of_many_channels_is_no_picture(quantizer: str, install: Callab
     assert zoo["leads"].spec.grid_shape == (zoo["leads"].spec.layout.shape[0],)
 
 
-def test_a_series_with_several_codes_per_place_has_no_proportions(tmp_path: Path) -> None:
+def test_series_with_several_codes_have_no_aspect_ratio(tmp_path: Path) -> None:
     """Channels and time steps are not compared with a picture's height and width, although tokens have two axes."""
     table = {"length": 32, "patch_length": 8, "tokenizer": {"quantizer": "residual_fsq"}}
     sizes = {"image_size": 16, "patch_size": 8, "modalities": ["rgb", "imu"]}
@@ -481,5 +481,5 @@ def test_a_series_with_several_codes_per_place_has_no_proportions(tmp_path: Path
             data, extension = zoo[name].write(rng.uniform(0, unit, shape).astype(np.float32))
             (folder / f"{number}.{extension}").write_bytes(data)
     options = {"path": str(tmp_path / "own"), "test_fraction": 0}
-    made = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=0)
-    assert [(outcome.modality, outcome.written) for outcome in made.outcomes] == [("imu", 2), ("rgb", 2)]
+    report = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options=options, workers=0)
+    assert [(outcome.modality, outcome.written) for outcome in report.outcomes] == [("imu", 2), ("rgb", 2)]

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 import pytest
-from command_world import ROAD, World, results, the_world
+from command_world import STAGES, World, results, the_world
 from faults import Fault, Faults, damages, kills, others
 
 DRAWN = {kills: 12, damages: 18, others: 12}
@@ -22,18 +22,18 @@ def world() -> World:
 
 @pytest.mark.parametrize("draw", DRAWN, ids=lambda draw: draw.__name__)
 def test_faults_lose_nothing_and_nothing_false_is_used(world: World, draw: Any) -> None:
-    faults, problems = Faults(world=world), []
+    faults, failures = Faults(world=world), []
     for case in islice(draw(faults, DRAWN[draw], random.Random(SEED)), DRAWN[draw]):
         try:
             faults.case(case)
         except Fault as fault:
-            problems.append(f"{case}: {fault}")
-    assert not problems, "\n".join(problems)
+            failures.append(f"{case}: {fault}")
+    assert not failures, "\n".join(failures)
 
 
 def test_killed_backbone_is_distinguished_from_a_missing_one(world: World) -> None:
     world.put_back()
-    words = ROAD["backbone"].replace("--out run", "--out half")
+    words = STAGES["backbone"].replace("--out run", "--out half")
     assert world(words, kill_after=2).code < 0 and (world.folder / "half/run.json").exists()
     for command in ("backbone eval half", "backbone generate half --target depth --out new"):
         world(command).refused("half: its training has not come to its end; the command that began it goes on")
@@ -41,10 +41,12 @@ def test_killed_backbone_is_distinguished_from_a_missing_one(world: World) -> No
 
 @pytest.mark.parametrize("stage", ["train", "statistics", "vocabulary"])
 def test_a_tokenizer_is_never_lost_while_it_is_replaced(world: World, stage: str) -> None:
-    words = f"{ROAD[stage]} --overwrite --seed 1"
+    words = f"{STAGES[stage]} --overwrite --seed 1"
     world.put_back(world.after[stage])
-    folder = next(name for name in world.after[stage].keys() - world.before[stage] if name.endswith("/config.json"))
-    old, place = world.after[stage][folder], folder.removesuffix("/config.json")
+    config_file = next(
+        name for name in world.after[stage].keys() - world.before[stage] if name.endswith("/config.json")
+    )
+    old, folder = world.after[stage][config_file], config_file.removesuffix("/config.json")
     replaced = world(words)
     assert replaced.code == 0, replaced.complaint
     after, count = results(world.files()), len(replaced.renames)
@@ -52,11 +54,11 @@ def test_a_tokenizer_is_never_lost_while_it_is_replaced(world: World, stage: str
     for number in sorted({1, count // 2, count - 1}):
         world.put_back(world.after[stage])
         assert world(words, kill_after=number).code == -signal.SIGKILL
-        left = world.files()
-        aside = (f"{place}/{name}/config.json" for name in (".moving", ".replaced"))
-        assert old in (left.get(folder), *map(left.get, aside)), f"lost at {replaced.renames[number]}"
-        again = world(words)
-        assert again.code == 0, again.complaint
+        remaining = world.files()
+        aside = (f"{folder}/{name}/config.json" for name in (".moving", ".replaced"))
+        assert old in (remaining.get(config_file), *map(remaining.get, aside)), f"lost at {replaced.renames[number]}"
+        rerun = world(words)
+        assert rerun.code == 0, rerun.complaint
         assert results(world.files()) == after
 
 
@@ -64,15 +66,15 @@ def test_a_tokenizer_is_never_lost_while_it_is_replaced(world: World, stage: str
 def test_repeatedly_killed_stage_finishes(world: World, stage: str) -> None:
     world.put_back(world.before[stage])
     kills = 0
-    while world(ROAD[stage], kill_after=2 * kills).code == -signal.SIGKILL:
+    while world(STAGES[stage], kill_after=2 * kills).code == -signal.SIGKILL:
         kills += 1
     assert 3 <= kills < len(world.renames[stage])
     assert results(world.files()) == results(world.after[stage])
 
 
-@pytest.mark.parametrize("stage", ROAD)
+@pytest.mark.parametrize("stage", STAGES)
 def test_finished_stage_is_unchanged(world: World, stage: str) -> None:
     world.put_back(world.after[stage])
-    assert world(ROAD[stage]).code == 0
+    assert world(STAGES[stage]).code == 0
     assert results(world.files()) == results(world.after[stage])
     assert {"back.npy", "back.png"} <= world.after["decode"].keys()

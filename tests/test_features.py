@@ -41,9 +41,10 @@ class SmallVector(VectorModality):
 MAPS, VECTORS = SmallMap(), SmallVector()
 
 
-def map_settings(**own: object) -> Settings:
+def map_settings(**settings: object) -> Settings:
     return Settings(
-        "small_map", {"map_size": [4, 6], "tokenizer": {**TINY, "heads": 2, "steps": 60, "learning_rate": 5e-3}, **own}
+        "small_map",
+        {"map_size": [4, 6], "tokenizer": {**TINY, "heads": 2, "steps": 60, "learning_rate": 5e-3}, **settings},
     )
 
 
@@ -73,11 +74,11 @@ def test_agreement_by_hand() -> None:
     """cos((3,4),(4,3)) = 24/25; the true vectors (4,3) and (0,1) are 2, 1 and -2, -1 from their mean (2, 2)."""
     target = [np.array([4.0, 3.0]), np.array([0.0, 1.0])]
     predicted = [np.array([3.0, 4.0]), np.array([0.0, 2.0])]
-    found = agreement(predicted, target)
-    assert found["cosine"] == pytest.approx((24 / 25 + 1) / 2)
-    assert found["variance_explained"] == pytest.approx(1 - (1 + 1 + 1) / (4 + 1 + 4 + 1))
+    metrics = agreement(predicted, target)
+    assert metrics["cosine"] == pytest.approx((24 / 25 + 1) / 2)
+    assert metrics["variance_explained"] == pytest.approx(1 - (1 + 1 + 1) / (4 + 1 + 4 + 1))
     as_map = agreement([np.array(predicted).T[:, None]], [np.array(target).T[:, None]])
-    assert as_map == pytest.approx(found)
+    assert as_map == pytest.approx(metrics)
     perfect = agreement(target, target)
     assert perfect == pytest.approx({"cosine": 1.0, "variance_explained": 1.0})
 
@@ -91,11 +92,11 @@ def test_agreement_does_not_depend_on_the_unit(unit: float) -> None:
 
 
 def test_agreement_of_zeros_and_of_a_single_vector() -> None:
-    zero, one = np.zeros(3, np.float32), np.ones(3, np.float32)
-    assert agreement([zero, one], [zero, one])["cosine"] == pytest.approx(1)
-    assert agreement([one], [zero])["cosine"] == 0
-    assert agreement([zero], [one]) == pytest.approx({"cosine": 0, "variance_explained": 0})
-    assert agreement([one], [one])["variance_explained"] == 1
+    zero, unit = np.zeros(3, np.float32), np.ones(3, np.float32)
+    assert agreement([zero, unit], [zero, unit])["cosine"] == pytest.approx(1)
+    assert agreement([unit], [zero])["cosine"] == 0
+    assert agreement([zero], [unit]) == pytest.approx({"cosine": 0, "variance_explained": 0})
+    assert agreement([unit], [unit])["variance_explained"] == 1
 
 
 def test_the_constant_baseline_is_the_best_of_many_by_cosine() -> None:
@@ -114,9 +115,9 @@ def test_constant_map_is_computed_per_position() -> None:
     values = maps(20, 1)
     answer = MAPS.constant_baseline(values, map_settings())
     assert answer.shape == values[0].shape and answer.dtype == np.float32
-    place = central_value([value[:, 2:3, 3:4] for value in values])
+    position_value = central_value([value[:, 2:3, 3:4] for value in values])
     mean = agreement([np.mean(values, axis=0)] * 20, values)["cosine"]
-    np.testing.assert_allclose(answer[:, 2:3, 3:4], place, rtol=1e-5)
+    np.testing.assert_allclose(answer[:, 2:3, 3:4], position_value, rtol=1e-5)
     assert agreement([answer] * 20, values)["cosine"] >= mean
 
 
@@ -140,9 +141,9 @@ def test_maps_are_stored_as_halves_and_read_as_singles() -> None:
     value[0, 0, 0] = 1e6  # beyond float16
     data, extension = MAPS.write_value(value, map_settings())
     spec = MAPS.value_spec(MAPS.options(map_settings()))
-    again = in_declared_width(spec, MAPS.read_value(data, extension, map_settings()))
-    assert extension == "npy" and again.dtype == np.float32 and again[0, 0, 0] == 65504
-    np.testing.assert_allclose(again.ravel()[1:], value.ravel()[1:], rtol=5e-4, atol=1e-7)
+    loaded = in_declared_width(spec, MAPS.read_value(data, extension, map_settings()))
+    assert extension == "npy" and loaded.dtype == np.float32 and loaded[0, 0, 0] == 65504
+    np.testing.assert_allclose(loaded.ravel()[1:], value.ravel()[1:], rtol=5e-4, atol=1e-7)
     assert len(data) < value.nbytes
 
 
@@ -197,10 +198,10 @@ def test_a_vector_tokenizer_learns_and_keeps_the_length(tmp_path: Path) -> None:
     held_out = vectors(70, 3)
     tokens = VECTORS.encode(tokenizer, torch.from_numpy(np.stack(held_out)))
     assert tokens.shape == (70, 4) and tokens.dtype == torch.int64 and tokens.min() >= 0 and tokens.max() < 64
-    again = list(VECTORS.decode(tokenizer, tokens).numpy())
+    decoded = list(VECTORS.decode(tokenizer, tokens).numpy())
     floor = VECTORS.score([VECTORS.constant_baseline(held_out)] * 70, held_out)["cosine"]
-    assert VECTORS.score(again, held_out)["cosine"] > 0.5 + 0.5 * floor
-    lengths = np.linalg.norm(again, axis=1)
+    assert VECTORS.score(decoded, held_out)["cosine"] > 0.5 + 0.5 * floor
+    lengths = np.linalg.norm(decoded, axis=1)
     np.testing.assert_allclose(lengths, np.linalg.norm(vectors(400, 1), axis=1).mean(), rtol=1e-3)
 
 
@@ -211,13 +212,13 @@ def test_channels_of_different_units_are_standardised() -> None:
         value[5] = 3.0  # never varies
     settings = vector_settings(loss="smooth_l1")
     module = VECTORS.task(settings).build(values, np.random.default_rng(0))
-    seen = module.standardise(torch.from_numpy(np.stack(values)))
+    standardised = module.standardise(torch.from_numpy(np.stack(values)))
     expected = (np.arange(24) != 5).astype(np.float32)
-    np.testing.assert_allclose(seen.std(dim=0, correction=0).numpy(), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(standardised.std(dim=0, correction=0).numpy(), expected, rtol=1e-3, atol=1e-3)
     # A cosine loss depends on the direction of the whole vector, so small channels stay small.
     module = VECTORS.task(vector_settings(loss="cosine")).build(values, np.random.default_rng(0))
-    seen = module.standardise(torch.from_numpy(np.stack(values)))
-    assert seen[:, units < 1].std(dim=0).max() < 1e-3
+    standardised = module.standardise(torch.from_numpy(np.stack(values)))
+    assert standardised[:, units < 1].std(dim=0).max() < 1e-3
 
 
 def test_channels_of_a_map_share_one_scale() -> None:

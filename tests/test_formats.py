@@ -39,44 +39,44 @@ def golden(tmp_path: Path) -> Path:
     return Path(shutil.copytree(GOLDEN, tmp_path / "golden"))
 
 
-def alike(found: Any, expected: Any) -> bool:
+def alike(actual: Any, expected: Any) -> bool:
     """Return whether two results are equal, apart from rounding of other processors."""
     if isinstance(expected, dict):
-        return found.keys() == expected.keys() and all(alike(found[key], expected[key]) for key in expected)
+        return actual.keys() == expected.keys() and all(alike(actual[key], expected[key]) for key in expected)
     if isinstance(expected, list):
-        return len(found) == len(expected) and all(map(alike, found, expected))
-    return found == pytest.approx(expected, rel=0.01, abs=0.01) if isinstance(expected, float) else found == expected
+        return len(actual) == len(expected) and all(map(alike, actual, expected))
+    return actual == pytest.approx(expected, rel=0.01, abs=0.01) if isinstance(expected, float) else actual == expected
 
 
 def test_files_of_each_format_give_the_same_results(golden: Path) -> None:
     expected = read_table(golden / EXPECTED)
-    found = results(golden)
-    assert found.keys() == expected.keys()
+    actual = results(golden)
+    assert actual.keys() == expected.keys()
     for name, result in expected.items():
-        assert alike(found[name], result), name
+        assert alike(actual[name], result), name
     for store in (ValueStore(golden / "data"), TokenStore(golden / "tokens")):
         assert not [wrong for name in store.splits() for wrong in verify(store.split(name))]
 
 
-@pytest.mark.parametrize(("folder", "made", "command"), [
+@pytest.mark.parametrize(("folder", "finished_folder", "command"), [
     ("depth_state", "tokenizers/depth", "tokenizer train depth --data data"),
     ("run_state", "run", "backbone train --tokens tokens --out run --config backbone.toml"),
 ])  # fmt: skip
 def test_killed_trainings_resume(
-    golden: Path, folder: str, made: str, command: str, monkeypatch: pytest.MonkeyPatch
+    golden: Path, folder: str, finished_folder: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the saved step, to the weights of the training that was not killed."""
     assert list((golden / folder).rglob(STATES[folder]))
-    expected, finished = checksums(golden / made), read_run(golden / made)
-    shutil.rmtree(golden / made)
-    (golden / folder).rename(golden / made)
+    expected, finished = checksums(golden / finished_folder), read_run(golden / finished_folder)
+    shutil.rmtree(golden / finished_folder)
+    (golden / folder).rename(golden / finished_folder)
     monkeypatch.chdir(golden)
     monkeypatch.setattr("sys.argv", ["zoo", *command.split()])
     try:
         zoo_command()
     except SystemExit as ended:
         assert not ended.code
-    assert alike(checksums(golden / made), expected) and read_run(golden / made) == finished
+    assert alike(checksums(golden / finished_folder), expected) and read_run(golden / finished_folder) == finished
 
 
 def depth_of(golden: Path) -> Any:
@@ -135,25 +135,25 @@ def test_newer_formats_are_refused(golden: Path, name: str) -> None:
     assert str(refused.value) == f"{golden / name}: {advice}"
 
 
-def places_in(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def key_paths(value: Any, key_path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield the keys that lead to each value of a table; of a list, only to its first two."""
     items = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
     for key, inner in items:
-        yield (*place, key)
-        yield from places_in(inner, (*place, key))
+        yield (*key_path, key)
+        yield from key_paths(inner, (*key_path, key))
 
 
 @pytest.mark.parametrize("tried", [TRIED, pytest.param(10**6, marks=pytest.mark.slow)], ids=["some", "all"])
 @pytest.mark.parametrize("name", [name for name in READERS if name.endswith(".json")])
-def test_odd_records_are_one_line(golden: Path, name: str, tried: int) -> None:
-    """A stranger's record has a right checksum, whatever its values are. The error names the wrong one."""
+def test_odd_records_give_one_line_errors(golden: Path, name: str, tried: int) -> None:
+    """An untrusted record has a right checksum, whatever its values are. The error names the wrong one."""
     table, draw = read_table(golden / name), random.Random(name)
-    odd = (LOST, 3, "x", -1, 10**12, "", "../x", [], {}, None, True, 1.5, [[1]], {"a": 1})
-    changes = [(place, value) for place in places_in(table) for value in odd]
-    first = [(place, value) for place, value in changes if len(place) == 1 and value in odd[:3]]
-    for place, value in [*first, *draw.sample(changes, min(len(changes), tried))]:
+    odd_values = (LOST, 3, "x", -1, 10**12, "", "../x", [], {}, None, True, 1.5, [[1]], {"a": 1})
+    changes = [(key_path, value) for key_path in key_paths(table) for value in odd_values]
+    first = [(key_path, value) for key_path, value in changes if len(key_path) == 1 and value in odd_values[:3]]
+    for key_path, value in [*first, *draw.sample(changes, min(len(changes), tried))]:
         changed = copy.deepcopy(table)
-        part, key = functools.reduce(operator.getitem, place[:-1], changed), place[-1]
+        part, key = functools.reduce(operator.getitem, key_path[:-1], changed), key_path[-1]
         if value is LOST:
             del part[key]
         else:
@@ -162,14 +162,14 @@ def test_odd_records_are_one_line(golden: Path, name: str, tried: int) -> None:
         try:
             READERS[name](golden)
         except OneLineError as error:
-            assert not isinstance(error.__cause__, STUMBLES), (place, value, str(error))
+            assert not isinstance(error.__cause__, STUMBLES), (key_path, value, str(error))
 
 
 @pytest.mark.parametrize(("name", "key", "size"), [
     ("run/config.json", "dim", 2**16),
     ("tokenizers/depth/config.json", "latent_dim", 10**12),
 ])  # fmt: skip
-def test_sizes_of_strangers_take_no_memory(golden: Path, name: str, key: str, size: int) -> None:
+def test_sizes_in_untrusted_files_take_no_memory(golden: Path, name: str, key: str, size: int) -> None:
     """They are compared with the weights first; these are larger than any memory."""
     table = read_table(golden / name)
     write_table(golden / name, {**table, "model": {**table["model"], key: size}})
@@ -181,7 +181,7 @@ def test_sizes_of_strangers_take_no_memory(golden: Path, name: str, key: str, si
     ("run/config.json", "model", "encoder_depth"), ("run/config.json", "model", "decoder_depth"),
     ("tokenizers/depth/config.json", "encoder", "depth"),
 ])  # fmt: skip
-def test_networks_of_strangers_have_bounded_depths(golden: Path, name: str, table: str, key: str) -> None:
+def test_networks_in_untrusted_files_have_bounded_depths(golden: Path, name: str, table: str, key: str) -> None:
     """Building 1,000 blocks before their sizes are compared would take many seconds."""
     config = read_table(golden / name)
     (config["model"] if table == "model" else config["model"][table])[key] = 257
@@ -212,7 +212,7 @@ def test_a_vocabulary_without_a_key_is_refused(golden: Path, key: str) -> None:
     ("grid", []), ("grid", [-2, -3]), ("grid", [4, 0]), ("grid", [2**13, 2**13]), ("patches", [1, 2**25]),
     ("x", [2, 2]),
 ])  # fmt: skip
-def test_layouts_of_strangers_have_tokens(golden: Path, kind: str, shape: list[int]) -> None:
+def test_layouts_in_untrusted_files_have_tokens(golden: Path, kind: str, shape: list[int]) -> None:
     table = read_table(golden / "run/config.json")
     table["specs"][0]["layout"] = {"kind": kind, "shape": shape, **({"dim": 3} if kind == "patches" else {})}
     write_table(golden / "run/config.json", table)

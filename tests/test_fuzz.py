@@ -84,11 +84,11 @@ def changed(table: Any, steps: list[int], value: Any) -> Any:
     )
     if not steps or not items:
         return value
-    chosen = items[steps[0] % len(items)]
-    inner = changed(table[chosen], steps[1:], value)
+    chosen_key = items[steps[0] % len(items)]
+    inner = changed(table[chosen_key], steps[1:], value)
     if isinstance(table, list):
-        return [inner if place == chosen else item for place, item in enumerate(table)]
-    return {key: inner if key == chosen else item for key, item in table.items()}
+        return [inner if index == chosen_key else item for index, item in enumerate(table)]
+    return {key: inner if key == chosen_key else item for key, item in table.items()}
 
 
 @contextlib.contextmanager
@@ -115,7 +115,7 @@ def report() -> Iterator[None]:
     if "FUZZ" in os.environ:
         total: Counter[str] = Counter()
         for reader, count in sorted(COUNTS.items()):
-            print(f"{reader:24}", ", ".join(f"{what} {number:,}" for what, number in sorted(count.items())))
+            print(f"{reader:24}", ", ".join(f"{outcome} {number:,}" for outcome, number in sorted(count.items())))
             total += count
         print(f"{total['read'] + total['refused']:,} inputs: {total['read']:,} read, {total['refused']:,} refused")
 
@@ -127,10 +127,10 @@ def report() -> Iterator[None]:
 def seeds(name: str) -> Mapping[str, File]:
     """Return valid and nearly valid files of a modality by description."""
     handle = ZOO[name]
-    found = {what: File(*file) for what, file in handle.example_files().items()}
+    files = {description: File(*file) for description, file in handle.example_files().items()}
     with contextlib.suppress(ZooError):
-        found |= {f"{kind} {probe.description}": probe.file for kind, probe in probed_files(handle).probes}
-    return found or {"text": File(b"a", "txt"), "list": File(b'[{"a": 1}]', "json")}
+        files |= {f"{kind} {probe.what}": probe.file for kind, probe in probed_files(handle).probes}
+    return files or {"text": File(b"a", "txt"), "list": File(b'[{"a": 1}]', "json")}
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -144,14 +144,14 @@ def test_any_file_of_a_modality_is_read_or_refused(name: str) -> None:
         st.sampled_from(sorted(files)), edits, st.none() | st.sampled_from(endings),
         st.lists(st.integers(0, 60), min_size=1, max_size=5), odd,
     )  # fmt: skip
-    def check(what: str, changes: list[Edit], other: str | None, steps: list[int], value: Any) -> None:
-        data, extension = files[what]
+    def check(description: str, changes: list[Edit], new_extension: str | None, steps: list[int], value: Any) -> None:
+        data, extension = files[description]
         if extension == "json" and len(changes) == 1:
             data = json.dumps(changed(json.loads(data), steps, value)).encode() if is_json(data) else data
         else:
             data = edited(data, changes)
         with bounded(f"values of {name}", InvalidValueError):
-            handle.transform(handle.read(data, other or extension), Crop(), trusted=True)
+            handle.transform(handle.read(data, new_extension or extension), Crop(), trusted=True)
 
     with at_most(BYTES):
         check()
@@ -229,9 +229,9 @@ READERS: Mapping[str, tuple[str, Callable[[Path, Zoo], Any]]] = {
 @cache
 def world() -> Path:
     """Return the folder in which the pipeline ran, with an index."""
-    made = the_world().put_back()
-    assert made("retrieve build run --out index").code == 0
-    return made.folder
+    finished = the_world().put_back()
+    assert finished("retrieve build run --out index").code == 0
+    return finished.folder
 
 
 @pytest.mark.slow
@@ -241,19 +241,23 @@ def test_any_file_of_ours_is_read_or_refused(reader: str) -> None:
     root = world()
     patterns, read = READERS[reader]
     paths = [path for pattern in patterns.split() for path in sorted(root.glob(pattern)) if path.suffix != ".lock"]
-    whole = {path: path.read_bytes() for path in paths if path.is_file()}
+    contents = {path: path.read_bytes() for path in paths if path.is_file()}
     zoo = Zoo.from_toml(root / "registry.toml")
     read(root, zoo)
 
     @seed(SEED)
     @settings(quiet, max_examples=max(FUZZ // 10, 10))
     @given(
-        st.sampled_from(sorted(whole)), edits, st.booleans(), st.lists(st.integers(0, 60), min_size=1, max_size=5), odd
+        st.sampled_from(sorted(contents)),
+        edits,
+        st.booleans(),
+        st.lists(st.integers(0, 60), min_size=1, max_size=5),
+        odd,
     )
     def check(path: Path, changes: list[Edit], resign: bool, steps: list[int], value: Any) -> None:
-        data = edited(whole[path], changes)
+        data = edited(contents[path], changes)
         if path.suffix == ".json" and resign:
-            table = json.loads(whole[path])
+            table = json.loads(contents[path])
             table = changed(
                 {key: item for key, item in table.items() if key not in ("format", "checksum")}, steps, value
             )
@@ -264,7 +268,7 @@ def test_any_file_of_ours_is_read_or_refused(reader: str) -> None:
             with bounded(reader, ZooError):
                 read(root, zoo)
         finally:
-            path.write_bytes(whole[path])
+            path.write_bytes(contents[path])
 
     with at_most(2 * BYTES):
         check()

@@ -36,11 +36,11 @@ def world() -> World:
     return the_world().put_back()
 
 
-def tokens(world: World, place: str, name: str = "depth") -> Any:
-    return json.loads((world.folder / place / f"{name}.tokens.json").read_text())["tokens"]
+def tokens(world: World, folder: str, name: str = "depth") -> Any:
+    return json.loads((world.folder / folder / f"{name}.tokens.json").read_text())["tokens"]
 
 
-def made(world: World, out: str) -> dict[str, bytes]:
+def results_in(world: World, out: str) -> dict[str, bytes]:
     """Return the results in a folder without its state files."""
     files = {name.removeprefix(f"{out}/"): data for name, data in world.files().items() if name.startswith(f"{out}/")}
     return {name: data for name, data in files.items() if name not in ("run.json", ".lock", "sheet.png")}
@@ -52,7 +52,7 @@ def generated(world: World, recipe: GenerationPlan, **options: Any) -> list[Path
     return outputs.generate_to_folder(model, recipe, world.folder / "new", world.folder / "tokens", **options)
 
 
-def went(world: World, words: str) -> str:
+def printed_by(world: World, words: str) -> str:
     ended = world(words)
     assert ended.code == 0, ended.complaint
     return ended.printed
@@ -61,52 +61,52 @@ def went(world: World, words: str) -> str:
 def test_written_plan_reproduces_the_results(world: World) -> None:
     (world.folder / "text.txt").write_text("a red ball")
     words = f"{MAKE} --input rgb_patches --input caption=text.txt --target depth --guide rgb_patches=2,caption=-0.5"
-    said = went(world, f"{words} --samples 1-2 --draws 2 --seed 3 --steps 2")
-    assert said == "2 samples, 2 draws of each, in new, side by side in new/sheet.png\n"
-    first = made(world, "new")
+    printed = printed_by(world, f"{words} --samples 1-2 --draws 2 --seed 3 --steps 2")
+    assert printed == "2 samples, 2 draws of each, in new, side by side in new/sheet.png\n"
+    first = results_in(world, "new")
     assert {name.split("/")[-1] for name in first} == {"depth.npy", "depth.png", "depth.tokens.json", "plan.toml"}
     plan = tomllib.loads(first["plan.toml"].decode())
     assert plan["inputs"] == ["rgb_patches", f"caption={world.folder}/text.txt"]
     assert (plan["samples"], plan["seed"], plan["guidance"]["weights"]["caption"]) == ("1-2", 3, -0.5)
     assert plan["targets"] == [{"name": "depth", "steps": 2}]
     assert "# weights sha256: " in first["plan.toml"].decode()
-    went(world, "backbone generate run --plan new/plan.toml --out again")
-    assert made(world, "again") == first
-    went(world, "backbone generate run --plan new/plan.toml --out third --seed 4")
-    assert made(world, "third") != first and "seed = 4" in (world.folder / "third/plan.toml").read_text()
+    printed_by(world, "backbone generate run --plan new/plan.toml --out again")
+    assert results_in(world, "again") == first
+    printed_by(world, "backbone generate run --plan new/plan.toml --out third --seed 4")
+    assert results_in(world, "third") != first and "seed = 4" in (world.folder / "third/plan.toml").read_text()
 
 
 def test_sample_does_not_depend_on_other_samples(world: World) -> None:
     words = "--input rgb_patches --target depth,caption --set temperature=3 --set caption.max_length=5"
-    went(world, f"backbone generate run --out all {words} --samples 0-3 --draws 2")
-    went(world, f"backbone generate run --out one {words} --samples 2-2")
-    went(world, f"backbone generate run --out key {words} --keys test02 --draws 3")
-    every = made(world, "all")
+    printed_by(world, f"backbone generate run --out all {words} --samples 0-3 --draws 2")
+    printed_by(world, f"backbone generate run --out one {words} --samples 2-2")
+    printed_by(world, f"backbone generate run --out key {words} --keys test02 --draws 3")
+    every = results_in(world, "all")
     for out, draws in (("one", (0,)), ("key", (0, 1))):
         for draw in draws:
             for name in ("depth.tokens.json", "caption.tokens.json", "depth.npy"):
-                assert made(world, out)[f"test02/{draw}/{name}"] == every[f"test02/{draw}/{name}"]
+                assert results_in(world, out)[f"test02/{draw}/{name}"] == every[f"test02/{draw}/{name}"]
     assert len({every[f"test0{i}/{draw}/caption.tokens.json"] for i in range(4) for draw in range(2)}) >= 4
     assert all(len(tokens(world, f"all/test0{i}/0", "caption")) <= 5 for i in range(4))
     # Without inputs, only the numbers of sample and draw make draws differ.
-    went(world, f"{MAKE} --target depth --samples 0-1 --draws 2 --set temperature=3")
-    found = [data for name, data in made(world, "new").items() if name.endswith("depth.tokens.json")]
-    assert len(found) == len(set(found)) == 4
+    printed_by(world, f"{MAKE} --target depth --samples 0-1 --draws 2 --set temperature=3")
+    depth_files = [data for name, data in results_in(world, "new").items() if name.endswith("depth.tokens.json")]
+    assert len(depth_files) == len(set(depth_files)) == 4
 
 
 def test_a_part_is_kept_and_values_are_given_in_every_way(world: World) -> None:
-    stored = f"{MAKE} --input depth --target depth --samples 2 --set temperature=5"
-    went(world, f"{stored} --inpaint depth=box:0,0,1,0.5 --draws 3")
+    command = f"{MAKE} --input depth --target depth --samples 2 --set temperature=5"
+    printed_by(world, f"{command} --inpaint depth=box:0,0,1,0.5 --draws 3")
     for key in ("test00", "test01"):
         left = {str(np.array(tokens(world, f"new/{key}/{draw}"))[:, 0]) for draw in range(3)}
         right = {str(np.array(tokens(world, f"new/{key}/{draw}"))[:, 1]) for draw in range(3)}
         assert len(left) > 1 and len(right) == 1
     # Inputs can be a token file, a value file or text, and a given text can be continued.
-    given = "--input depth=new/test00/0/depth.tokens.json --input caption='red'"
-    went(world, f"backbone generate run --out again {given} --target caption --inpaint caption=after")
+    inputs = "--input depth=new/test00/0/depth.tokens.json --input caption='red'"
+    printed_by(world, f"backbone generate run --out again {inputs} --target caption --inpaint caption=after")
     text = (world.folder / "again/depth/0/caption.txt").read_text()
     assert text.startswith("red"), text
-    went(world, "backbone generate run --out file --input depth=files/test/depth/test00.npy --target caption")
+    printed_by(world, "backbone generate run --out file --input depth=files/test/depth/test00.npy --target caption")
     assert (world.folder / "file/test00/0/caption.txt").is_file()
 
 
@@ -114,15 +114,15 @@ def test_names_with_brackets_are_files_and_texts(world: World) -> None:
     folder = world.folder / "[2024]trip"
     folder.mkdir()
     shutil.copy(world.folder / "files/test/rgb/test00.png", folder / "a.png")
-    went(world, f"{MAKE} --input rgb=[2024]trip/a.png --input caption=[draft] --target depth")
+    printed_by(world, f"{MAKE} --input rgb=[2024]trip/a.png --input caption=[draft] --target depth")
     assert tokens(world, "new/a/0")
     plan = tomllib.loads((world.folder / "new/plan.toml").read_text())
     assert plan["inputs"] == [f"rgb={folder}/a.png", 'caption="[draft]"']
-    went(world, "backbone generate run --plan new/plan.toml --out again")
-    assert made(world, "again") == made(world, "new")
+    printed_by(world, "backbone generate run --plan new/plan.toml --out again")
+    assert results_in(world, "again") == results_in(world, "new")
 
 
-def test_a_sheet_has_the_names_of_the_request(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sheet_titles_use_the_requested_names(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although the model reads rgb as rgb_patches. Long titles take several lines, and none reaches the next column."""
     titles: list[str] = []
     monkeypatch.setattr(outputs, "write_sheet", lambda path, columns, rows: titles.extend(columns))
@@ -147,12 +147,12 @@ def test_a_sheet_has_the_names_of_the_request(world: World, monkeypatch: pytest.
 def test_command_line_guidance_replaces_the_guidance_of_each_target(world: World) -> None:
     plan = 'inputs = ["rgb_patches"]\n[[targets]]\nname = "depth"\nsteps = 2\nguidance.scale = 2.0\n'
     (world.folder / "own.toml").write_text(plan)
-    went(world, "backbone generate run --out own --plan own.toml --samples 4 --guide -6")
-    went(world, f"{MAKE} --input rgb_patches --target depth --samples 4 --set steps=2 --guide -6")
+    printed_by(world, "backbone generate run --out own --plan own.toml --samples 4 --guide -6")
+    printed_by(world, f"{MAKE} --input rgb_patches --target depth --samples 4 --set steps=2 --guide -6")
     assert "scale = 2.0" not in (world.folder / "own/plan.toml").read_text()
     for key in ("test00", "test01", "test02", "test03"):
         assert tokens(world, f"own/{key}/0") == tokens(world, f"new/{key}/0")
-    went(world, "backbone generate run --out plain --plan own.toml --samples 4")
+    printed_by(world, "backbone generate run --out plain --plan own.toml --samples 4")
     assert any(tokens(world, f"own/test0{i}/0") != tokens(world, f"plain/test0{i}/0") for i in range(4))
 
 
@@ -160,13 +160,13 @@ def test_settings_change_the_plan(world: World) -> None:
     """A setting of one target takes precedence, and guidance keeps its other settings."""
     plan = 'inputs = ["rgb_patches", "caption"]\n[guidance]\nscale = 2.0\n[[targets]]\nname = "depth"\n'
     (world.folder / "shared.toml").write_text(plan)
-    for words, key, wanted in (
+    for words, key, expected in (
         ("--input rgb_patches --target depth,caption --set depth.top_p=0.5 --set top_p=0.7", "top_p", [0.5, 0.7]),
         ('--plan shared.toml --set guidance.always=["caption"]', "guidance", [{"scale": 2.0, "always": ["caption"]}]),
     ):
-        went(world, f"{MAKE} --overwrite --samples 1 {words}")
+        printed_by(world, f"{MAKE} --overwrite --samples 1 {words}")
         targets = tomllib.loads((world.folder / "new/plan.toml").read_text())["targets"]
-        assert [target[key] for target in targets] == wanted
+        assert [target[key] for target in targets] == expected
 
 
 def test_a_folder_belongs_to_one_generation(world: World) -> None:
@@ -176,30 +176,30 @@ def test_a_folder_belongs_to_one_generation(world: World) -> None:
     done = world.files()["new/done.jsonl"].decode()
     (world.folder / "new/done.jsonl").write_text(done + done.replace("test00", "test01"))  # a damaged line
     written = [(path, path.stat().st_mtime_ns) for path in (world.folder / "new/test00").rglob("*")]
-    went(world, f"{words} --rank depth --draws 3")
+    printed_by(world, f"{words} --rank depth --draws 3")
     assert [(path, path.stat().st_mtime_ns) for path, _ in written] == written, "what is done is kept"
-    first = made(world, "new")
+    first = results_in(world, "new")
     assert len([name for name in first if name.endswith("caption.txt")]) == 6
-    went(world, f"{words} --rank depth --draws 3")
-    assert made(world, "new") == first
+    printed_by(world, f"{words} --rank depth --draws 3")
+    assert results_in(world, "new") == first
     world(words).refused("new: holds another generation", "plan.draws was 3, is 1", "--overwrite")
-    went(world, f"{words} --overwrite")
-    assert len(made(world, "new")) == 5, "the other draws are gone"
+    printed_by(world, f"{words} --overwrite")
+    assert len(results_in(world, "new")) == 5, "the other draws are gone"
     (world.folder / "mine").mkdir()
     (world.folder / "mine" / "plan.toml").write_text("# mine")
     world(f"{words} --out mine").refused("mine: holds plan.toml")
 
 
-def test_a_generation_is_of_its_input_files_and_weights(world: World) -> None:
+def test_changed_inputs_or_weights_make_another_generation(world: World) -> None:
     text, run = world.folder / "text.txt", world.folder / "run"
     words = f"{MAKE} --input caption=text.txt --target depth"
     for content in ("a blue box", "a red ball"):
         text.write_text(content)
-        went(world, f"{words} --overwrite")
+        printed_by(world, f"{words} --overwrite")
     text.write_text("a blue box")
     world(words).refused("new: holds another generation")
     text.write_text("a red ball")
-    went(world, words)
+    printed_by(world, words)
     model = load_model(run)
     torch.nn.init.zeros_(model.output["depth"])
     save_model(model, run, {"fingerprints": load_config(run)["fingerprints"]})
@@ -207,29 +207,32 @@ def test_a_generation_is_of_its_input_files_and_weights(world: World) -> None:
 
 
 def test_inputs_in_the_folder_are_not_overwritten(world: World) -> None:
-    went(world, f"{MAKE} --input caption='red' --target depth")
+    printed_by(world, f"{MAKE} --input caption='red' --target depth")
     words = f"{MAKE} --input depth=new/sample/0/depth.npy --target caption"
     world(words).refused("holds another generation")
     world(f"{words} --overwrite").refused("depth.npy: is an input and would be overwritten", "another --out")
 
 
-def test_an_input_is_given_in_the_form_that_the_model_was_trained_on(world: World) -> None:
+def test_inputs_are_converted_to_the_modality_the_model_reads(world: World) -> None:
     """The model knows rgb_patches, but not rgb."""
     for number, words in enumerate(("--input {}", "--input {}=files/test/rgb/test00.png", "--input {} --guide {}=2")):
         for out, name in ((f"form{number}", "rgb"), (f"plain{number}", "rgb_patches")):
-            given = words.format(name, name)
-            went(world, f"backbone generate run --samples 1 --target depth --out {out} {given}")
-        plans = [made(world, f"{out}{number}").pop("plan.toml") for out in ("form", "plain")]
+            options = words.format(name, name)
+            printed_by(world, f"backbone generate run --samples 1 --target depth --out {out} {options}")
+        plans = [results_in(world, f"{out}{number}").pop("plan.toml") for out in ("form", "plain")]
         assert plans[0] != plans[1] == re.sub(rb"\brgb(?=[ =\"])", b"rgb_patches", plans[0])
-        assert made(world, f"form{number}").items() - {("plan.toml", plans[0])} <= made(world, f"plain{number}").items()
+        assert (
+            results_in(world, f"form{number}").items() - {("plan.toml", plans[0])}
+            <= results_in(world, f"plain{number}").items()
+        )
 
 
 def test_values_can_be_given_without_tokens(world: World) -> None:
     for file in sorted((world.folder / "tokens").rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
     (world.folder / "tokens").rmdir()
-    went(world, f"{MAKE} --input caption='red' --target depth")
-    went(world, f"{MAKE} --target depth --samples 1 --overwrite")
+    printed_by(world, f"{MAKE} --input caption='red' --target depth")
+    printed_by(world, f"{MAKE} --target depth --samples 1 --overwrite")
     world(f"{MAKE} --input caption --target depth --overwrite").refused("tokens: no such folder")
 
 
@@ -244,39 +247,41 @@ def test_inputs_are_read_when_needed(world: World, monkeypatch: pytest.MonkeyPat
 
     targets = (TargetPlan(name="depth", steps=1, temperature=3.0),)
     recipe = GenerationPlan(inputs=("rgb_patches", "caption"), targets=targets, samples="4", draws=3)
-    places = generated(world, recipe)
-    assert places == [world.folder / f"new/test0{i}/{draw}" for i in range(4) for draw in range(3)]
-    whole = made(world, "new")
+    folders = generated(world, recipe)
+    assert folders == [world.folder / f"new/test0{i}/{draw}" for i in range(4) for draw in range(3)]
+    unbatched = results_in(world, "new")
     monkeypatch.setattr(TokenColumn, "take", noted)
     monkeypatch.setattr(outputs, "BATCH", 2)
     monkeypatch.setattr(outputs, "SHEET_ROWS", 2)
     generated(world, dataclasses.replace(recipe, draws=1), overwrite=True)
     assert max(read) == 2
     generated(world, recipe, overwrite=True)
-    assert made(world, "new") == whole
+    assert results_in(world, "new") == unbatched
 
 
 def test_a_scorer_gives_a_number_for_each_draw(world: World) -> None:
     recipe = GenerationPlan(inputs=("caption",), targets=(TargetPlan(name="depth", steps=1),), samples="1", draws=2)
     with pytest.raises(InvalidValueError, match="rank: expected a number for each of 2 draws, got list"):
-        generated(world, recipe, scorer=lambda given, made: [1.0])
-    assert not made(world, "new")
+        generated(world, recipe, scorer=lambda inputs, generated: [1.0])
+    assert not results_in(world, "new")
 
 
 def test_the_command_line_chooses_other_samples_than_the_plan(world: World) -> None:
     (world.folder / "keys.toml").write_text(
         'inputs = ["caption"]\nkeys = ["test01", "test02"]\n[[targets]]\nname = "depth"\n'
     )
-    assert went(world, f"{MAKE} --plan keys.toml --samples 1") == "1 sample in new, side by side in new/sheet.png\n"
-    assert {name.split("/")[0] for name in made(world, "new")} == {"test00", "plan.toml"}
-    went(world, "backbone generate run --plan new/plan.toml --keys test03,test04 --out again")
-    assert {name.split("/")[0] for name in made(world, "again")} == {"test03", "test04", "plan.toml"}
+    assert (
+        printed_by(world, f"{MAKE} --plan keys.toml --samples 1") == "1 sample in new, side by side in new/sheet.png\n"
+    )
+    assert {name.split("/")[0] for name in results_in(world, "new")} == {"test00", "plan.toml"}
+    printed_by(world, "backbone generate run --plan new/plan.toml --keys test03,test04 --out again")
+    assert {name.split("/")[0] for name in results_in(world, "again")} == {"test03", "test04", "plan.toml"}
 
 
 def test_draws_are_written_best_first(world: World) -> None:
     words = "--input rgb_patches --target caption --rank depth --draws 4 --samples 2 --set temperature=3"
-    went(world, f"backbone generate run --out new {words}")
-    went(world, f"backbone generate run --out plain {words.replace('--rank depth', '')}")
+    printed_by(world, f"backbone generate run --out new {words}")
+    printed_by(world, f"backbone generate run --out plain {words.replace('--rank depth', '')}")
     for key in ("test00", "test01"):
         ranking = read_table(world.folder / "new" / key / "ranking.json")
         assert ranking["by"] == "depth" and sorted(ranking["draws"]) == [0, 1, 2, 3]
@@ -337,21 +342,23 @@ def test_bad_input_is_one_line_and_nothing_is_written(world: World, words: str, 
     assert not (world.folder / "new").exists()
 
 
-def test_a_folder_of_pictures(world: World) -> None:
+def test_a_folder_of_pictures_gives_a_sample_for_each(world: World) -> None:
     """Samples are named by their files, and a sheet shows all inputs and results."""
     photos = world.folder / "photos"
     photos.mkdir()
     for name, size in (("beach", (20, 30)), ("street", (16, 16)), ("tree", (40, 20))):
         PIL.Image.new("RGB", size, "red").save(photos / f"{name}.png")
     (photos / "tree.txt").write_text("a tree")  # the caption of a picture, as zoo data make folder takes it
-    said = went(world, f"{MAKE} --input rgb=photos --target depth --draws 2")
-    assert said == "3 samples, 2 draws of each, in new, side by side in new/sheet.png\n"
+    printed = printed_by(world, f"{MAKE} --input rgb=photos --target depth --draws 2")
+    assert printed == "3 samples, 2 draws of each, in new, side by side in new/sheet.png\n"
     assert {path.name for path in (world.folder / "new").iterdir()} >= {"beach", "street", "tree", "sheet.png"}
     sheet = PIL.Image.open(world.folder / "new/sheet.png")
     assert len(json.loads(sheet.text["cells"])) == 3 and len(json.loads(sheet.text["cells"])[0]) == 3
-    went(world, "backbone generate run --input rgb=photos/s*.png --target depth --out one")
+    printed_by(world, "backbone generate run --input rgb=photos/s*.png --target depth --out one")
     assert tokens(world, "one/street/0") != [] and not (world.folder / "one/beach").exists()
-    went(world, "backbone generate run --input rgb=photos --input caption=red --target depth --samples 1-2 --out two")
+    printed_by(
+        world, "backbone generate run --input rgb=photos --input caption=red --target depth --samples 1-2 --out two"
+    )
     assert sorted(path.name for path in (world.folder / "two").glob("*/0")) == ["0", "0"]
     for words, part in (
         ("--input rgb=photos/x*.png", "no such files"),

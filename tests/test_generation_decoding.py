@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from generation_samples import WORDS, draw_one, full_logits, given_tokens, only, sharp_model, whole_inputs
+from generation_samples import WORDS, draw_one, full_logits, only, random_inputs, sharp_model, whole_inputs
 
 from zoo_backbone.batch import PackedInputs
 from zoo_backbone.generate import Guidance, TargetPlan, generate, sampler
@@ -26,10 +26,10 @@ from zoo_backbone.generate.sampling import (
 )
 from zoo_backbone.model import Context, FourM
 
-Seen = Sequence[tuple[float, Sequence[str]]]
+GuidancePasses = Sequence[tuple[float, Sequence[str]]]
 """The passes of a guidance: the weight of their logits, and the inputs that they see."""
 BOTH = ("left", "vectors")
-GUIDANCES: list[tuple[Guidance, Seen]] = [
+GUIDANCES: list[tuple[Guidance, GuidancePasses]] = [
     (Guidance(scale=3), [(-2, ()), (3, BOTH)]),
     (Guidance(scale=-1, always=("vectors",)), [(2, ("vectors",)), (-1, BOTH)]),
     (Guidance(weights={"left": 2.0, "vectors": 0.5}), [(-1.5, ()), (2, ("left",)), (0.5, ("vectors",))]),
@@ -41,9 +41,9 @@ def model() -> FourM:
     return sharp_model()
 
 
-def both(samples: int) -> dict[str, Any]:
-    given = given_tokens(samples)
-    return {name: given[name] for name in BOTH}
+def both_inputs(samples: int) -> dict[str, Any]:
+    input_tokens = random_inputs(samples)
+    return {name: input_tokens[name] for name in BOTH}
 
 
 # --- slow references
@@ -51,90 +51,92 @@ def both(samples: int) -> dict[str, Any]:
 
 @torch.inference_mode()
 def slow_sequence(
-    model: FourM, given: dict[str, Any], plan: TargetPlan, seen: Seen, seed: int, sample: int
+    model: FourM, input_tokens: dict[str, Any], plan: TargetPlan, passes: GuidancePasses, seed: int, sample: int
 ) -> list[int]:
     """Decode each token of each pass from the whole stream so far, without a cache."""
-    packed = [(weight, whole_inputs(model, given, names).packed()) for weight, names in seen]
+    packed = [(weight, whole_inputs(model, input_tokens, names).packed()) for weight, names in passes]
     uniform = Noise(seed, [sample], plan.name).uniform(IDS, 0, 6)[0]
     start = model.layout.token_rows(plan.name).start
-    made: list[int] = []
-    while len(made) < 6:
-        read = [start + token for token in [WORDS.sentinel_start, *made]]
+    tokens: list[int] = []
+    while len(tokens) < 6:
+        read = [start + token for token in [WORDS.sentinel_start, *tokens]]
         logits = torch.zeros(20)
         for weight, inputs in packed:
             logits += weight * full_logits(model, inputs, plan.name, read, range(len(read)))[-1]
         logits[WORDS.sentinel_start : WORDS.sentinel_start + WORDS.num_sentinels] = -torch.inf
-        at = uniform[len(made)]
-        token = int(draw_one(logits, at, plan.temperature, plan.top_k, plan.top_p, plan.filter_before_temperature))
+        draw = uniform[len(tokens)]
+        token = int(draw_one(logits, draw, plan.temperature, plan.top_k, plan.top_p, plan.filter_before_temperature))
         if token == WORDS.end:
             break
-        made.append(token)
-    return made
+        tokens.append(token)
+    return tokens
 
 
 @pytest.mark.parametrize(
-    ("plan", "seen"),
+    ("plan", "passes"),
     [
         *((TargetPlan(name="words", temperature=temperature, top_p=0.95, filter_before_temperature=early), [(1, BOTH)])
           for temperature, early in ((0.0, False), (1.0, False), (3.0, False), (3.0, True))),
-        *((TargetPlan(name="words", temperature=8.0, top_p=1, guidance=guidance), seen)
-          for guidance, seen in GUIDANCES),
+        *((TargetPlan(name="words", temperature=8.0, top_p=1, guidance=guidance), passes)
+          for guidance, passes in GUIDANCES),
     ],
 )  # fmt: skip
-def test_sequences_equal_their_slow_twin(model: FourM, plan: TargetPlan, seen: Seen) -> None:
-    given = both(12)
-    made = generate(model, given, [plan], seed=4)["words"]
-    slow = [slow_sequence(model, only(given, i), plan, seen, 4, i) for i in range(12)]
-    assert [row.tolist() for row in made] == slow
-    assert all(row.dtype == np.int64 for row in made)
-    if plan.temperature == 3 or len(seen) == 3:  # samples end at different lengths, so the batch shrinks
-        assert len({len(row) for row in made}) >= 2
+def test_sequences_equal_their_slow_twin(model: FourM, plan: TargetPlan, passes: GuidancePasses) -> None:
+    input_tokens = both_inputs(12)
+    rows = generate(model, input_tokens, [plan], seed=4)["words"]
+    slow = [slow_sequence(model, only(input_tokens, i), plan, passes, 4, i) for i in range(12)]
+    assert [row.tolist() for row in rows] == slow
+    assert all(row.dtype == np.int64 for row in rows)
+    if plan.temperature == 3 or len(passes) == 3:  # samples end at different lengths, so the batch shrinks
+        assert len({len(row) for row in rows}) >= 2
 
 
 @torch.inference_mode()
 def slow_maskgit(
-    model: FourM, given: dict[str, Any], plan: TargetPlan, seen: Seen, seed: int, sample: int
+    model: FourM, input_tokens: dict[str, Any], plan: TargetPlan, passes: GuidancePasses, seed: int, sample: int
 ) -> torch.Tensor:
     """Run MaskGIT for one sample, cell by cell, and pack the inputs again at each step."""
-    made: dict[int, int] = {}
+    tokens_by_cell: dict[int, int] = {}
     counts = tokens_per_step(9, plan.steps, plan.schedule)
     noise = Noise(seed, [sample], plan.name)
     filters = plan.temperature, plan.top_k, plan.top_p, plan.filter_before_temperature
     for step, count in enumerate(counts):
-        left = [cell for cell in range(9) if cell not in made]
-        logits = torch.zeros(len(left), 11)
-        for weight, names in seen:
-            inputs = whole_inputs(model, given, names)
-            if made:
-                inputs.add(plan.name, torch.tensor([list(made.values())]), torch.tensor([list(made)]))
-            logits += weight * full_logits(model, inputs.packed(), plan.name, [-1] * len(left), left)
+        undecided = [cell for cell in range(9) if cell not in tokens_by_cell]
+        logits = torch.zeros(len(undecided), 11)
+        for weight, names in passes:
+            inputs = whole_inputs(model, input_tokens, names)
+            if tokens_by_cell:
+                inputs.add(
+                    plan.name, torch.tensor([list(tokens_by_cell.values())]), torch.tensor([list(tokens_by_cell)])
+                )
+            logits += weight * full_logits(model, inputs.packed(), plan.name, [-1] * len(undecided), undecided)
         uniform, gumbel = noise.uniform(IDS, step, 9)[0], noise.gumbel(CONFIDENCE, step, 9)[0]
         scored = []
-        for row, cell in enumerate(left):
+        for row, cell in enumerate(undecided):
             token = int(draw_one(logits[row], uniform[cell], *filters))
             noisy = plan.confidence_noise * (1 - step / len(counts)) * gumbel[cell]
             ranked = tempered(logits[row], *filters) if plan.filter_before_temperature else logits[row]
             scored.append((-float(ranked.log_softmax(0)[token] + noisy), cell, token))
-        made.update({cell: token for _, cell, token in sorted(scored)[:count]})
-    return torch.tensor([made[cell] for cell in range(9)]).view(3, 3)
+        tokens_by_cell.update({cell: token for _, cell, token in sorted(scored)[:count]})
+    return torch.tensor([tokens_by_cell[cell] for cell in range(9)]).view(3, 3)
 
 
 @pytest.mark.parametrize(
-    ("plan", "seen"),
+    ("plan", "passes"),
     [
         (TargetPlan(name="right", steps=4, temperature=0), [(1, BOTH)]),
         (TargetPlan(name="right", steps=5, schedule="linear", top_k=4), [(1, BOTH)]),
         (TargetPlan(name="right", steps=9, confidence_noise=2.0), [(1, BOTH)]),
         (TargetPlan(name="right", steps=9, temperature=5.0, top_p=0.6, filter_before_temperature=True), [(1, BOTH)]),
-        *((TargetPlan(name="right", steps=4, guidance=guidance), seen) for guidance, seen in GUIDANCES),
+        *((TargetPlan(name="right", steps=4, guidance=guidance), passes) for guidance, passes in GUIDANCES),
     ],
 )
-def test_maskgit_equals_its_slow_twin(model: FourM, plan: TargetPlan, seen: Seen) -> None:
-    given = both(4)
-    made = generate(model, given, [plan], seed=1)["right"]
-    assert made.shape == (4, 3, 3)
+def test_maskgit_equals_its_slow_twin(model: FourM, plan: TargetPlan, passes: GuidancePasses) -> None:
+    input_tokens = both_inputs(4)
+    grids = generate(model, input_tokens, [plan], seed=1)["right"]
+    assert grids.shape == (4, 3, 3)
     for i in range(4):
-        assert torch.equal(made[i], slow_maskgit(model, only(given, i), plan, seen, 1, i))
+        assert torch.equal(grids[i], slow_maskgit(model, only(input_tokens, i), plan, passes, 1, i))
 
 
 ROAR = TargetPlan(name="right", scheme="roar", steps=3, schedule="linear", temperature=0)
@@ -151,15 +153,15 @@ ROAR = TargetPlan(name="right", scheme="roar", steps=3, schedule="linear", tempe
 )
 def test_cells_in_a_fixed_order_equal_their_slow_twin(model: FourM, plan: TargetPlan, counts: list[int]) -> None:
     """Row by row, or in a random order; each step has its temperature."""
-    given, noise = given_tokens(1), Noise(2, [0], "right")
-    made = generate(model, given, [plan], seed=2)["right"].flatten()
+    input_tokens, noise = random_inputs(1), Noise(2, [0], "right")
+    tokens = generate(model, input_tokens, [plan], seed=2)["right"].flatten()
     order = noise.uniform(ORDER, 0, 9)[0].argsort() if plan.scheme == "roar" else torch.arange(9)
     heat = temperatures(counts, plan.temperature, plan.final_temperature, plan.temperature_schedule)
-    inputs = whole_inputs(model, given)
+    inputs = whole_inputs(model, input_tokens)
     for step, cells in enumerate(order.split(counts)):
         logits = full_logits(model, inputs.packed(), "right", [-1] * len(cells), cells.tolist())
         ids = draw_one(logits, noise.uniform(IDS, step, 9)[0, cells], heat[step], 0, 1.0)
-        assert made[cells].tolist() == ids.tolist()
+        assert tokens[cells].tolist() == ids.tolist()
         inputs.add("right", ids.unsqueeze(0), cells.unsqueeze(0))
 
 
@@ -180,11 +182,11 @@ GUIDED = [
 
 @pytest.mark.parametrize("plan", [CHAIN, GUIDED], ids=["chain", "guided"])
 def test_samples_do_not_depend_on_their_batch(model: FourM, plan: list[TargetPlan]) -> None:
-    given = given_tokens(8)
-    del given["words"]
-    batch = generate(model, given, plan, seed=7, samples=range(10, 18))
+    input_tokens = random_inputs(8)
+    del input_tokens["words"]
+    batch = generate(model, input_tokens, plan, seed=7, samples=range(10, 18))
     for i in range(8):
-        alone = generate(model, only(given, i), plan, seed=7, samples=[10 + i])
+        alone = generate(model, only(input_tokens, i), plan, seed=7, samples=[10 + i])
         for name in ("bag", "right", "words"):
             assert batch[name][i].tolist() == alone[name][0].tolist(), name
 
@@ -195,74 +197,78 @@ def test_an_empty_sequence_is_no_input(model: FourM) -> None:
     plan = [TargetPlan(name="right", temperature=4.0)]
     pair = generate(model, texts, plan, seed=0, samples=[1, 1])["right"]
     empty = generate(model, only(texts, 1), plan, seed=0, samples=[1])["right"]
-    none = generate(model, {}, plan, seed=0, samples=[1])["right"]
-    assert torch.equal(pair[1], empty[0]) and torch.equal(empty, none) and not torch.equal(pair[0], pair[1])
+    unconditional = generate(model, {}, plan, seed=0, samples=[1])["right"]
+    assert torch.equal(pair[1], empty[0]) and torch.equal(empty, unconditional) and not torch.equal(pair[0], pair[1])
 
 
 def test_chain_feeds_finished_targets_to_the_next(model: FourM) -> None:
-    given = given_tokens(5)
-    del given["words"]
-    chain = generate(model, given, CHAIN, seed=7)
+    input_tokens = random_inputs(5)
+    del input_tokens["words"]
+    chain = generate(model, input_tokens, CHAIN, seed=7)
     assert list(chain) == ["right", "bag", "words"]
-    first = generate(model, given, CHAIN[:1], seed=7)
+    first = generate(model, input_tokens, CHAIN[:1], seed=7)
     assert torch.equal(chain["right"], first["right"])
-    second = generate(model, {**given, **first}, CHAIN[1:2], seed=7)
+    second = generate(model, {**input_tokens, **first}, CHAIN[1:2], seed=7)
     assert torch.equal(chain["bag"], second["bag"])
-    third = generate(model, {**given, **first, **second}, CHAIN[2:], seed=7)
+    third = generate(model, {**input_tokens, **first, **second}, CHAIN[2:], seed=7)
     assert [row.tolist() for row in chain["words"]] == [row.tolist() for row in third["words"]]
-    words_first = generate(model, given, [CHAIN[2], CHAIN[0]], seed=7)
-    again = generate(model, {**given, "words": words_first["words"]}, [CHAIN[0]], seed=7)
-    assert torch.equal(words_first["right"], again["right"])
+    words_first = generate(model, input_tokens, [CHAIN[2], CHAIN[0]], seed=7)
+    separate = generate(model, {**input_tokens, "words": words_first["words"]}, [CHAIN[0]], seed=7)
+    assert torch.equal(words_first["right"], separate["right"])
 
 
 def test_sequences_hold_no_sentinels_and_keep_to_their_bound(model: FourM) -> None:
     plan = TargetPlan(name="words", temperature=50.0)
-    made = generate(model, {}, [plan], seed=0, samples=range(64))["words"]
-    ids = np.concatenate(made)
+    rows = generate(model, {}, [plan], seed=0, samples=range(64))["words"]
+    ids = np.concatenate(rows)
     assert not ((ids >= WORDS.sentinel_start) & (ids < WORDS.sentinel_start + WORDS.num_sentinels)).any()
     assert not (ids == WORDS.end).any()
     assert set(ids) > set(range(10, 20))
-    assert max(len(row) for row in made) == 6
+    assert max(len(row) for row in rows) == 6
     short = generate(model, {}, [dataclasses.replace(plan, max_length=2)], seed=0, samples=range(64))["words"]
-    assert [row.tolist() for row in short] == [row[:2].tolist() for row in made]
+    assert [row.tolist() for row in short] == [row[:2].tolist() for row in rows]
 
 
 # --- guidance
 
 
-def as_sets(made: Passes) -> list[tuple[set[str], float]]:
-    return [(set(hidden), weight) for hidden, weight in zip(made.hidden, made.weights, strict=True)]
+def as_sets(passes: Passes) -> list[tuple[set[str], float]]:
+    return [(set(hidden), weight) for hidden, weight in zip(passes.hidden, passes.weights, strict=True)]
 
 
 def test_passes_by_hand() -> None:
-    known = ("left", "vectors", "bag")
-    everything = set(known)
-    assert as_sets(Passes.of(Guidance(), "right", known)) == [(set(), 1)]
-    assert as_sets(Passes.of(Guidance(scale=3), "right", known)) == [(everything, -2), (set(), 3)]
-    assert as_sets(Passes.of(Guidance(scale=0), "right", known)) == [(everything, 1)]
+    modalities = ("left", "vectors", "bag")
+    everything = set(modalities)
+    assert as_sets(Passes.of(Guidance(), "right", modalities)) == [(set(), 1)]
+    assert as_sets(Passes.of(Guidance(scale=3), "right", modalities)) == [(everything, -2), (set(), 3)]
+    assert as_sets(Passes.of(Guidance(scale=0), "right", modalities)) == [(everything, 1)]
     always = Guidance(scale=3, always=("bag",))
-    assert as_sets(Passes.of(always, "right", known)) == [({"left", "vectors"}, -2), (set(), 3)]
+    assert as_sets(Passes.of(always, "right", modalities)) == [({"left", "vectors"}, -2), (set(), 3)]
     weights = Guidance(weights={"left": 2.0, "bag": -0.5})
-    assert as_sets(Passes.of(weights, "right", known)) == [({"left", "bag"}, -0.5), ({"bag"}, 2), ({"left"}, -0.5)]
+    assert as_sets(Passes.of(weights, "right", modalities)) == [({"left", "bag"}, -0.5), ({"bag"}, 2), ({"left"}, -0.5)]
     # A weight of 0 hides a condition from all passes; a single condition of weight 1 needs only the pass that sees it.
-    assert as_sets(Passes.of(Guidance(weights={"left": 1.0, "bag": 0.0}), "right", known)) == [({"bag"}, 1)]
+    assert as_sets(Passes.of(Guidance(weights={"left": 1.0, "bag": 0.0}), "right", modalities)) == [({"bag"}, 1)]
     # The target's own tokens are never hidden, and without any condition there is no guidance.
-    assert as_sets(Passes.of(Guidance(scale=3), "bag", known)) == [({"left", "vectors"}, -2), (set(), 3)]
+    assert as_sets(Passes.of(Guidance(scale=3), "bag", modalities)) == [({"left", "vectors"}, -2), (set(), 3)]
     assert as_sets(Passes.of(Guidance(scale=3), "bag", ["bag"])) == [(set(), 1)]
 
 
 def test_no_guidance_is_scale_one_and_full_weight(model: FourM) -> None:
-    given = {"left": given_tokens(3)["left"]}
+    input_tokens = {"left": random_inputs(3)["left"]}
     for target in ("right", "words"):
 
-        def made(guidance: Guidance, given: dict[str, Any], target: str = target) -> list[Any]:
+        def generated_rows(guidance: Guidance, input_tokens: dict[str, Any], target: str = target) -> list[Any]:
             plan = [TargetPlan(name=target, temperature=4.0, guidance=guidance)]
-            return [row.tolist() for row in generate(model, given, plan, seed=3, samples=range(3))[target]]
+            return [row.tolist() for row in generate(model, input_tokens, plan, seed=3, samples=range(3))[target]]
 
-        plain, none = made(Guidance(), given), made(Guidance(), {})
-        assert plain == made(Guidance(weights={"left": 1.0}), given)
-        assert none == made(Guidance(scale=0), given) == made(Guidance(weights={"left": 0.0}), given)
-        assert len({str(rows) for rows in (plain, none, made(Guidance(scale=3), given))}) == 3
+        plain, unconditional = generated_rows(Guidance(), input_tokens), generated_rows(Guidance(), {})
+        assert plain == generated_rows(Guidance(weights={"left": 1.0}), input_tokens)
+        assert (
+            unconditional
+            == generated_rows(Guidance(scale=0), input_tokens)
+            == generated_rows(Guidance(weights={"left": 0.0}), input_tokens)
+        )
+        assert len({str(rows) for rows in (plain, unconditional, generated_rows(Guidance(scale=3), input_tokens))}) == 3
 
 
 def test_passes_are_not_padded_and_draws_share_their_context(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,12 +281,12 @@ def test_passes_are_not_padded_and_draws_share_their_context(model: FourM, monke
         return context(inputs)
 
     monkeypatch.setattr(model, "context", counted)
-    given, guidance = given_tokens(2), Guidance(weights={"left": 2.0})
-    given = {name: given[name] for name in ("left", "pixels")}
-    generate(model, given, [TargetPlan(name="words", guidance=guidance)], seed=0, draws=3)
+    input_tokens, guidance = random_inputs(2), Guidance(weights={"left": 2.0})
+    input_tokens = {name: input_tokens[name] for name in ("left", "pixels")}
+    generate(model, input_tokens, [TargetPlan(name="words", guidance=guidance)], seed=0, draws=3)
     assert shapes == [(2, 4), (2, 10)], "a sequence is encoded once"
     shapes.clear()
-    generate(model, given, [dataclasses.replace(ROAR, guidance=guidance)], seed=0, draws=3)
+    generate(model, input_tokens, [dataclasses.replace(ROAR, guidance=guidance)], seed=0, draws=3)
     assert shapes == [(2, 4), (2, 10), (6, 7), (6, 13), (6, 10), (6, 16)], "a grid at each step"
 
 
@@ -315,13 +321,15 @@ def test_draws_equal_repeated_samples(
 ) -> None:
     """Draws of a sample share attention keys on the CPU, and have copies on a GPU."""
     monkeypatch.setattr(sampler, "shares_keys", lambda device: shared)
-    given, rows = given_tokens(6), [row // DRAWS for row in range(6 * DRAWS)]
-    given = {name: given[name] for name in ("left", "pixels", "vectors")}
-    repeated, kept = ({name: rows_of(tokens, rows) for name, tokens in part.items()} for part in (given, partial))
+    input_tokens, rows = random_inputs(6), [row // DRAWS for row in range(6 * DRAWS)]
+    input_tokens = {name: input_tokens[name] for name in ("left", "pixels", "vectors")}
+    repeated, repeated_partial = (
+        {name: rows_of(tokens, rows) for name, tokens in part.items()} for part in (input_tokens, partial)
+    )
     numbers = [7 * row for row in range(6 * DRAWS)]
-    made = generate(model, given, plan, 5, numbers, partial=partial, draws=DRAWS)
-    alone = generate(model, repeated, plan, 5, numbers, partial=kept)
-    for name, found in made.items():
-        ids = [row.tolist() for row in found]
+    generated = generate(model, input_tokens, plan, 5, numbers, partial=partial, draws=DRAWS)
+    alone = generate(model, repeated, plan, 5, numbers, partial=repeated_partial)
+    for name, draw_rows in generated.items():
+        ids = [row.tolist() for row in draw_rows]
         assert ids == [row.tolist() for row in alone[name]]
-        assert partial or all(len(set(map(str, ids[at : at + DRAWS]))) > 1 for at in range(0, len(ids), DRAWS))
+        assert partial or all(len(set(map(str, ids[start : start + DRAWS]))) > 1 for start in range(0, len(ids), DRAWS))

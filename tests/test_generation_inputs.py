@@ -17,8 +17,8 @@ from generation_samples import (
     contents,
     draw_one,
     full_logits,
-    given_tokens,
     only,
+    random_inputs,
     sharp_model,
     whole_inputs,
 )
@@ -54,7 +54,7 @@ def model() -> FourM:
 
 
 @pytest.fixture(scope="module")
-def shown_ends() -> FourM:
+def published_model() -> FourM:
     """A model that sees where sequences end, as published models do."""
     return sharp_model(config=PUBLISHED)
 
@@ -66,29 +66,31 @@ def shown_ends() -> FourM:
 def test_generation_marks_open_and_hidden_sequences(guidance: Guidance, monkeypatch: pytest.MonkeyPatch) -> None:
     """4M marks a hidden sequence if guidance has a scale, but not if it has weights."""
     model = sharp_model(config=PUBLISHED)
-    seen: list[list[list[int]]] = []
+    word_inputs: list[list[list[int]]] = []
     packed = EncoderInputs.packed
 
     def noted(inputs: EncoderInputs, *seen_by: Any) -> PackedInputs:
-        found = packed(inputs, *seen_by)
-        words = found.mask & (found.modalities == 1)
+        packed_inputs = packed(inputs, *seen_by)
+        words = packed_inputs.mask & (packed_inputs.modalities == 1)
         start, first = model.layout.token_rows("words").start, model.layout.positions["words"].start
-        assert (found.positions[words & (found.ids == start + 2)] == first).all(), "the first sentinel comes first"
-        seen.append([(row[used] - start).tolist() for row, used in zip(found.ids, words, strict=True)])
-        return found
+        assert (packed_inputs.positions[words & (packed_inputs.ids == start + 2)] == first).all(), (
+            "the first sentinel comes first"
+        )
+        word_inputs.append([(row[used] - start).tolist() for row, used in zip(packed_inputs.ids, words, strict=True)])
+        return packed_inputs
 
     monkeypatch.setattr(EncoderInputs, "packed", noted)
     right = TargetPlan(name="right", steps=1)
     generate(model, {"words": [np.array([9, 8])]}, [dataclasses.replace(right, guidance=guidance)], 0)
-    assert seen == [[[2] if guidance.weights == {} else []], [[9, 8, 1]]]
-    seen.clear()
+    assert word_inputs == [[[2] if guidance.weights == {} else []], [[9, 8, 1]]]
+    word_inputs.clear()
     words = TargetPlan(name="words", temperature=0.0)
     left, bag = torch.zeros(1, 2, 3, dtype=torch.int64), TargetPlan(name="bag", steps=1)
-    made = generate(model, {"left": left}, [right, words, bag], 0)
-    assert seen == [[[2]], [[2]], [[*made["words"][0], *([1] if len(made["words"][0]) < 6 else [])]]]
-    seen.clear()
+    generated = generate(model, {"left": left}, [right, words, bag], 0)
+    assert word_inputs == [[[2]], [[2]], [[*generated["words"][0], *([1] if len(generated["words"][0]) < 6 else [])]]]
+    word_inputs.clear()
     generate(model, {}, [right], 0, partial={"words": [np.array([-1]), np.array([-1, 9])]})
-    assert seen == [[[2], [2, 9, 1]]]
+    assert word_inputs == [[[2], [2, 9, 1]]]
 
 
 def test_hidden_embeddings_become_a_zero_vector_if_the_model_marks_them() -> None:
@@ -98,8 +100,8 @@ def test_hidden_embeddings_become_a_zero_vector_if_the_model_marks_them() -> Non
     inputs.add_whole("vectors", [np.full((2, 4), 0.5, np.float32), np.full((1, 4), 2.0, np.float32)])
     first = layout.positions["vectors"].start
     for rows in (2, 4):
-        seen, hidden, unmarked = inputs.packed(), inputs.packed(["vectors"], True), inputs.packed(["vectors"])
-        assert seen.mask.sum(1).tolist() == {2: [2, 1], 4: [2, 2, 1, 1]}[rows] and not unmarked.mask.any()
+        visible, hidden, unmarked = inputs.packed(), inputs.packed(["vectors"], True), inputs.packed(["vectors"])
+        assert visible.mask.sum(1).tolist() == {2: [2, 1], 4: [2, 2, 1, 1]}[rows] and not unmarked.mask.any()
         assert hidden.mask.tolist() == [[True]] * rows and not hidden.vectors["vectors"][1].any()
         assert (hidden.positions == first).all() and (hidden.modalities == 5).all() and inputs.names == ("vectors",)
         inputs.draws = 2
@@ -109,26 +111,26 @@ def test_hidden_embeddings_become_a_zero_vector_if_the_model_marks_them() -> Non
 def test_whole_inputs_are_packed_as_in_training() -> None:
     """With whole modalities as inputs, generation packs the same tokens as the masker in training."""
     model = FourM(CONFIG, SPECS)
-    given, batch = given_tokens(6), 6
+    input_tokens, batch = random_inputs(6), 6
     lengths, present = np.zeros((batch, len(SPECS)), np.int64), np.zeros((batch, len(SPECS)), bool)
     tokens: dict[str, Any] = {}
     for column, item in enumerate(SPECS):
         shape = (batch, item.layout.length, getattr(item.layout, "dim", 1))
         tokens[item.name] = np.zeros(shape, np.float32 if item.continuous else np.int64)
-        if item.name in given:
-            rows = [np.asarray(row).reshape(-1, shape[2]) for row in given[item.name]]
+        if item.name in input_tokens:
+            rows = [np.asarray(row).reshape(-1, shape[2]) for row in input_tokens[item.name]]
             lengths[:, column] = [len(row) for row in rows]
             for number, row in enumerate(rows):
                 tokens[item.name][number, : len(row)] = row
         elif item.name == "right":
             lengths[:, column] = 9
-        present[:, column] = item.name in given or item.name == "right"
+        present[:, column] = item.name in input_tokens or item.name == "right"
         if not item.continuous:
             tokens[item.name] = tokens[item.name][..., 0]
-    mixture = Mixture(inputs=tuple(given), targets=("right",))
+    mixture = Mixture(inputs=tuple(input_tokens), targets=("right",))
     masker = Masker(model.layout, MaskingConfig(input_budget=40, target_budget=9, min_input=0, mixtures=(mixture,)))
     trained = masker(RawBatch(tokens=tokens, lengths=lengths, present=present), 0, 0).inputs
-    generated = whole_inputs(model, given).packed()
+    generated = whole_inputs(model, input_tokens).packed()
     assert contents(trained) == contents(generated)
     assert generated.mask.shape[1] == lengths.sum(1).max() - 9, "no holes"
     assert len(contents(generated)) == lengths.sum() - 9 * batch
@@ -143,47 +145,47 @@ def test_kept_tokens_stay_and_the_rest_is_made(model: FourM, scheme: Any, guidan
     grid = torch.randint(0, 11, (4, 3, 3), generator=torch.Generator().manual_seed(1))
     part = torch.where(torch.tensor(region_mask("right", (3, 3), "box:0,0,1,0.5")), grid, UNKNOWN)
     assert (part == UNKNOWN).sum() == 4 * 6
-    given = {"left": given_tokens(4)["left"]}
+    input_tokens = {"left": random_inputs(4)["left"]}
     plan = [TargetPlan(name="right", scheme=scheme, steps=4, guidance=guidance, temperature=2.0)]
-    made = generate(model, given, plan, seed=0, partial={"right": part})["right"]
-    assert torch.equal(made[part != UNKNOWN], grid[part != UNKNOWN])
-    assert made.min() >= 0 and made.max() < 11
-    free = generate(model, given, plan, seed=0)["right"]
-    assert not torch.equal(made[part == UNKNOWN], free[part == UNKNOWN])  # the kept tokens influence the rest
-    assert not made.is_inference(), "what is made may be edited in place, and learned from"
+    generated = generate(model, input_tokens, plan, seed=0, partial={"right": part})["right"]
+    assert torch.equal(generated[part != UNKNOWN], grid[part != UNKNOWN])
+    assert generated.min() >= 0 and generated.max() < 11
+    free = generate(model, input_tokens, plan, seed=0)["right"]
+    assert not torch.equal(generated[part == UNKNOWN], free[part == UNKNOWN])  # the kept tokens influence the rest
+    assert not generated.is_inference(), "what is made may be edited in place, and learned from"
 
 
 @torch.inference_mode()
 def test_one_step_of_in_painting_by_hand(model: FourM) -> None:
     part = torch.tensor([[[4, -1, 7], [-1, -1, 0], [10, 3, -1]]])
-    made = generate(model, {}, [TargetPlan(name="right", steps=1, temperature=0)], seed=0, partial={"right": part})
+    generated = generate(model, {}, [TargetPlan(name="right", steps=1, temperature=0)], seed=0, partial={"right": part})
     inputs = EncoderInputs(model.layout, 1, torch.device("cpu"))
     inputs.add("right", torch.tensor([[4, 7, 0, 10, 3]]), torch.tensor([[0, 2, 5, 6, 7]]))
     ids = full_logits(model, inputs.packed(), "right", [-1] * 4, [1, 3, 4, 8]).argmax(1)
-    wanted = part.flatten().index_copy(0, torch.tensor([1, 3, 4, 8]), ids).view(1, 3, 3)
-    assert torch.equal(made["right"], wanted)
+    expected = part.flatten().index_copy(0, torch.tensor([1, 3, 4, 8]), ids).view(1, 3, 3)
+    assert torch.equal(generated["right"], expected)
 
 
 def test_samples_may_have_different_gaps(model: FourM) -> None:
-    kept: dict[str, Any] = {
+    partial: dict[str, Any] = {
         "right": torch.arange(45).reshape(5, 3, 3) % 11,
         "bag": torch.arange(20).reshape(5, 4) % 5,
         "words": [np.array([9, 8, -1]), np.array([-1, 7]), np.array([-1]), np.array([6, -1, 9]), np.array([-1, 8, -1])],
     }
-    kept["right"][0, 0, 0] = kept["right"][1, 0] = kept["right"][2, :, 0] = -1
-    kept["right"][3, :2] = kept["right"][4, 1:] = -1  # equally many cells as in another sample, but others
-    kept["bag"][:3, 0] = kept["bag"][3:, 1:3] = -1
+    partial["right"][0, 0, 0] = partial["right"][1, 0] = partial["right"][2, :, 0] = -1
+    partial["right"][3, :2] = partial["right"][4, 1:] = -1  # equally many cells as in another sample, but others
+    partial["bag"][:3, 0] = partial["bag"][3:, 1:3] = -1
     plan = [
         TargetPlan(name="right", steps=3, temperature=4.0), TargetPlan(name="bag", scheme="roar", steps=3),
         TargetPlan(name="words"),
     ]  # fmt: skip
-    together = generate(model, {}, plan, seed=5, samples=range(5), partial=kept)
+    together = generate(model, {}, plan, seed=5, samples=range(5), partial=partial)
     for i in range(5):
-        alone = generate(model, {}, plan, seed=5, samples=[i], partial=only(kept, i))
+        alone = generate(model, {}, plan, seed=5, samples=[i], partial=only(partial, i))
         for name in ("bag", "right"):
             assert torch.equal(together[name][i], alone[name][0])
-            known = kept[name][i] >= 0
-            assert torch.equal(together[name][i][known], kept[name][i][known])
+            fixed = partial[name][i] >= 0
+            assert torch.equal(together[name][i][fixed], partial[name][i][fixed])
         assert together["words"][i].tolist() == alone["words"][0].tolist()
 
 
@@ -220,9 +222,9 @@ def test_streams_fill_gaps_by_hand() -> None:
 
 
 @torch.inference_mode()
-def slow_filling(model: FourM, given: dict[str, Any], row: np.ndarray, plan: TargetPlan, seed: int) -> list[int]:
+def slow_filling(model: FourM, input_tokens: dict[str, Any], row: np.ndarray, plan: TargetPlan, seed: int) -> list[int]:
     """Decode each token without a cache, with the choice of allowed tokens written out."""
-    inputs = whole_inputs(model, given)
+    inputs = whole_inputs(model, input_tokens)
     add_partial(inputs, TEXT, [row])
     packed, start = inputs.packed(), model.layout.token_rows("words").start
     uniform = Noise(seed, [0], "words").uniform(IDS, 0, 20)[0]
@@ -248,39 +250,43 @@ def slow_filling(model: FourM, given: dict[str, Any], row: np.ndarray, plan: Tar
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0, 8.0])
-@pytest.mark.parametrize("which", ["model", "shown_ends"])
-def test_filled_sequences_equal_their_slow_twin(which: str, temperature: float, request: pytest.FixtureRequest) -> None:
-    model = request.getfixturevalue(which)
+@pytest.mark.parametrize("fixture_name", ["model", "published_model"])
+def test_filled_sequences_equal_their_slow_twin(
+    fixture_name: str, temperature: float, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(fixture_name)
     rows = [
         np.array(row)
         for row in ([9, 8, -1], [-1, 9], [9, -1, 8, -1], [-1, 7, -1, 9, -1], [9, 9, 9, 9, 9, 9, -1], [12, -1, 13])
     ]
-    given, plan = {"left": given_tokens(6)["left"]}, TargetPlan(name="words", temperature=temperature)
-    made = []
+    input_tokens, plan = {"left": random_inputs(6)["left"]}, TargetPlan(name="words", temperature=temperature)
+    separate = []
     for i, row in enumerate(rows):
-        alone = generate(model, only(given, i), [plan], seed=3, samples=[0], partial={"words": [row]})["words"][0]
-        assert alone.tolist() == slow_filling(model, only(given, i), row, plan, 3)
-        made.append(alone)
-    together = generate(model, given, [plan], seed=3, samples=[0] * 6, partial={"words": rows})["words"]
-    assert [row.tolist() for row in together] == [row.tolist() for row in made]
+        alone = generate(model, only(input_tokens, i), [plan], seed=3, samples=[0], partial={"words": [row]})["words"][
+            0
+        ]
+        assert alone.tolist() == slow_filling(model, only(input_tokens, i), row, plan, 3)
+        separate.append(alone)
+    together = generate(model, input_tokens, [plan], seed=3, samples=[0] * 6, partial={"words": rows})["words"]
+    assert [row.tolist() for row in together] == [row.tolist() for row in separate]
     for row, filling in zip(rows, together, strict=True):
-        kept = iter(filling.tolist())
-        assert all(token in kept for token in row[row >= 0])  # in order
+        remaining_tokens = iter(filling.tolist())
+        assert all(token in remaining_tokens for token in row[row >= 0])  # in order
         assert len(filling) <= 6
-    assert made[4].tolist() == [9] * 6  # no room
+    assert separate[4].tolist() == [9] * 6  # no room
 
 
-def test_passes_keep_to_their_samples_when_finished_ones_leave_the_batch(model: FourM) -> None:
-    given = {name: tokens for name, tokens in given_tokens(6).items() if name in ("left", "vectors")}
+def test_passes_follow_their_samples_when_finished_samples_leave(model: FourM) -> None:
+    input_tokens = {name: tokens for name, tokens in random_inputs(6).items() if name in ("left", "vectors")}
     full = np.array([9] * 6 + [-1])  # no room: it leaves the batch at once
-    kept = [full, full, np.array([-1]), full, np.array([-1]), full]
+    partial = [full, full, np.array([-1]), full, np.array([-1]), full]
     guidance = Guidance(weights={"left": 4.0, "vectors": -2.0})
     plan = [TargetPlan(name="words", temperature=30.0, guidance=guidance)]
     lengths = 0
     for seed in range(4):
-        together = generate(model, given, plan, seed, partial={"words": kept})["words"]
+        together = generate(model, input_tokens, plan, seed, partial={"words": partial})["words"]
         for i in (2, 4):
-            alone = generate(model, only(given, i), plan, seed, [i])["words"][0]
+            alone = generate(model, only(input_tokens, i), plan, seed, [i])["words"][0]
             assert together[i].tolist() == alone.tolist()
             lengths += len(alone)
         assert together[0].tolist() == [9] * 6
@@ -288,14 +294,14 @@ def test_passes_keep_to_their_samples_when_finished_ones_leave_the_batch(model: 
 
 
 @pytest.mark.parametrize("sentinels", [1, 2, 4])
-def test_with_as_many_gaps_as_sentinels_the_id_after_these_is_content(sentinels: int) -> None:
+def test_with_all_sentinels_used_the_next_id_is_content(sentinels: int) -> None:
     layout = dataclasses.replace(WORDS, num_sentinels=sentinels)
     model = sharp_model([dataclasses.replace(TEXT, layout=layout)])
     row = np.array([-1] + [9, -1] * (sentinels - 1))
     plan, room, after = [TargetPlan(name="words", temperature=50.0)], 6 - (sentinels - 1), 2 + sentinels
     rows = generate(model, {}, plan, seed=0, samples=range(64), partial={"words": [row] * 64})["words"]
-    assert max(map(len, rows)) == room + sentinels - 1 and any(after in made for made in rows)
-    assert not any(set(made.tolist()) & {1, *range(2, after)} for made in rows)
+    assert max(map(len, rows)) == room + sentinels - 1 and any(after in filled for filled in rows)
+    assert not any(set(filled.tolist()) & {1, *range(2, after)} for filled in rows)
 
 
 def test_end_token_closes_the_last_gap_if_no_sentinel_is_left() -> None:
@@ -307,8 +313,8 @@ def test_end_token_closes_the_last_gap_if_no_sentinel_is_left() -> None:
         model.output["words"][4] = 1.0
         model.output["words"][2:4] = 2.0
     plan, row = [TargetPlan(name="words", temperature=0.0)], np.array([-1, 9, -1, 9])
-    made = generate(model, {}, plan, 0, [0], partial={"words": [row]})["words"][0]
-    assert made.tolist() == [9, 4, 4, 4, 4, 9]
+    ids = generate(model, {}, plan, 0, [0], partial={"words": [row]})["words"][0]
+    assert ids.tolist() == [9, 4, 4, 4, 4, 9]
 
 
 @pytest.mark.parametrize("passes", [Guidance(), Guidance(scale=2.0)])
@@ -316,11 +322,13 @@ def test_unique_tokens_are_written_once(model: FourM, passes: Guidance) -> None:
     """Unique ids may lie beyond the model's vocabulary, which may have grown since."""
     once = {7, 8, 9, 13, SPECS[1].vocab_size}
     plan = [TargetPlan(name="words", temperature=20.0, guidance=passes)]
-    kept = {"words": [np.array(row) for row in ([-1], [-1, 9, -1], [8, -1, 7, -1], [-1, 9]) for _ in range(8)]}
-    given = {"left": given_tokens(32)["left"]}
-    free, rows = (generate(model, given, plan, 2, partial=kept, once=ids)["words"] for ids in (None, {"words": once}))
+    partial = {"words": [np.array(row) for row in ([-1], [-1, 9, -1], [8, -1, 7, -1], [-1, 9]) for _ in range(8)]}
+    input_tokens = {"left": random_inputs(32)["left"]}
+    free, rows = (
+        generate(model, input_tokens, plan, 2, partial=partial, once=ids)["words"] for ids in (None, {"words": once})
+    )
     assert any(len(named := [token for token in row.tolist() if token in once]) > len(set(named)) for row in free)
-    for row, part in zip(rows, kept["words"], strict=True):
+    for row, part in zip(rows, partial["words"], strict=True):
         named = [token for token in row.tolist() if token in once]
         assert len(named) == len(set(named)) and {9} & set(part.tolist()) <= set(named)
     assert any(set(row.tolist()) & once - {7, 8, 9} for row in rows)
@@ -328,41 +336,44 @@ def test_unique_tokens_are_written_once(model: FourM, passes: Guidance) -> None:
 
 def test_partial_modality_that_is_no_target_is_an_input(model: FourM) -> None:
     """The result equals a run that completes the part after this target."""
-    kept = {"words": [np.array([9, 8, -1]), np.array([-1, 7])], "left": torch.tensor([[[1, -1, 2], [-1, -1, 3]]] * 2)}
+    partial = {
+        "words": [np.array([9, 8, -1]), np.array([-1, 7])],
+        "left": torch.tensor([[[1, -1, 2], [-1, -1, 3]]] * 2),
+    }
     right, words = TargetPlan(name="right", steps=3), TargetPlan(name="words")
-    alone = generate(model, {}, [right], 0, partial=kept)
+    alone = generate(model, {}, [right], 0, partial=partial)
     assert set(alone) == {"right"}
-    assert torch.equal(alone["right"], generate(model, {}, [right, words], 0, partial=kept)["right"])
+    assert torch.equal(alone["right"], generate(model, {}, [right, words], 0, partial=partial)["right"])
     assert not torch.equal(alone["right"], generate(model, {}, [right], 0, [0, 1])["right"])
 
 
-def test_modality_that_is_no_target_may_be_kept_whole(model: FourM, shown_ends: FourM) -> None:
-    whole = {"words": [np.array([9, 8]), np.array([], np.int64)], "left": torch.ones(2, 2, 3, dtype=torch.int64)}
-    for one in (model, shown_ends):
-        kept = generate(one, {}, [TargetPlan(name="right")], 0, partial=whole)["right"]
-        assert torch.equal(kept, generate(one, whole, [TargetPlan(name="right")], 0)["right"])
+def test_modality_that_is_no_target_may_be_kept_whole(model: FourM, published_model: FourM) -> None:
+    complete = {"words": [np.array([9, 8]), np.array([], np.int64)], "left": torch.ones(2, 2, 3, dtype=torch.int64)}
+    for variant in (model, published_model):
+        from_partial = generate(variant, {}, [TargetPlan(name="right")], 0, partial=complete)["right"]
+        assert torch.equal(from_partial, generate(variant, complete, [TargetPlan(name="right")], 0)["right"])
         with pytest.raises(InvalidValueError, match="sample 0 is complete"):
-            generate(one, {}, [TargetPlan(name="words")], 0, partial=whole)
+            generate(variant, {}, [TargetPlan(name="words")], 0, partial=complete)
 
 
 def test_a_finished_sequence_is_an_input_without_its_sentinels(model: FourM) -> None:
     right = TargetPlan(name="right", steps=1)
-    kept = {"words": [np.array([9, -1])]}
-    chain = generate(model, {}, [TargetPlan(name="words"), right], 1, [0], partial=kept)
-    again = generate(model, {"words": chain["words"]}, [right], 1, [0])
-    assert torch.equal(chain["right"], again["right"])
+    partial = {"words": [np.array([9, -1])]}
+    chain = generate(model, {}, [TargetPlan(name="words"), right], 1, [0], partial=partial)
+    separate = generate(model, {"words": chain["words"]}, [right], 1, [0])
+    assert torch.equal(chain["right"], separate["right"])
 
 
-def test_published_models_see_where_sequences_end(shown_ends: FourM) -> None:
+def test_published_models_see_where_sequences_end(published_model: FourM) -> None:
     """Whole sequences and kept parts that reach the end are followed by [EOS], except at the maximum length.
 
     4M does the same in training (`sequence_mask`) and in generation.
     """
-    inputs = whole_inputs(shown_ends, {"words": [np.array([7, 8]), np.array([], np.int64), np.array([9] * 6)]})
-    packed, start = inputs.packed(), shown_ends.layout.token_rows("words").start
+    inputs = whole_inputs(published_model, {"words": [np.array([7, 8]), np.array([], np.int64), np.array([9] * 6)]})
+    packed, start = inputs.packed(), published_model.layout.token_rows("words").start
     rows = [ids[used].tolist() for ids, used in zip(packed.ids - start, packed.mask, strict=True)]
     assert rows == [[7, 8, 1], [1], [9] * 6]
-    inputs = EncoderInputs(shown_ends.layout, 3, torch.device("cpu"))
+    inputs = EncoderInputs(published_model.layout, 3, torch.device("cpu"))
     add_partial(inputs, TEXT, [np.array([-1, 9]), np.array([9, -1]), np.array([-1, 9, 9, 9, 9, 9])])
     packed = inputs.packed()
     rows = [ids[used].tolist() for ids, used in zip(packed.ids - start, packed.mask, strict=True)]
@@ -374,11 +385,11 @@ def test_published_models_see_where_sequences_end(shown_ends: FourM) -> None:
 
 def test_all_codes_of_a_position_are_generated_or_none() -> None:
     sound = dataclasses.replace(RIGHT, layout=GridLayout(shape=(4, 2)), num_codebooks=2)
-    found = partial_of(sound, np.arange(8).reshape(1, 4, 2), "box:0,0.5")
-    assert found.tolist() == [[[-1, -1], [-1, -1], [4, 5], [6, 7]]]
+    partial = partial_of(sound, np.arange(8).reshape(1, 4, 2), "box:0,0.5")
+    assert partial.tolist() == [[[-1, -1], [-1, -1], [4, 5], [6, 7]]]
     picture = dataclasses.replace(RIGHT, layout=GridLayout(shape=(2, 2, 2)), num_codebooks=2)
-    found = partial_of(picture, np.arange(8).reshape(1, 2, 2, 2), "box:0,0,1,0.5")
-    assert found.tolist() == [[[[-1, -1], [2, 3]], [[-1, -1], [6, 7]]]]
+    partial = partial_of(picture, np.arange(8).reshape(1, 2, 2, 2), "box:0,0,1,0.5")
+    assert partial.tolist() == [[[[-1, -1], [2, 3]], [[-1, -1], [6, 7]]]]
 
 
 def test_regions_of_grids_by_hand(tmp_path: Path) -> None:

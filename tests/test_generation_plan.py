@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from generation_samples import PUBLISHED, SPECS, given_tokens, sharp_model
+from generation_samples import PUBLISHED, SPECS, random_inputs, sharp_model
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import from_mapping
@@ -51,9 +51,9 @@ def test_plan_defaults_follow_the_layout() -> None:
 
 def test_errors_name_the_problem() -> None:
     model, right = sharp_model(), TargetPlan(name="right")
-    left, vectors = ({name: given_tokens(1)[name]} for name in ("left", "vectors"))
+    left, vectors = ({name: random_inputs(1)[name]} for name in ("left", "vectors"))
     part, late = torch.full((1, 2, 3), -1), Guidance(weights={"bag": 2.0})
-    for error, message, given, plan, options in (
+    for error, message, inputs, plan, options in (
         (ConfigError, "words: scheme 'maskgit' is not for a sequence", left,
          [TargetPlan(name="words", scheme="maskgit")], {}),
         (ConfigError, "words: temperature_schedule 'linear' is not for a sequence", left,
@@ -74,7 +74,7 @@ def test_errors_name_the_problem() -> None:
         (InvalidValueError, "2 samples, and the batch has 1", {**left, "words": [np.array([9])] * 2}, [right], {}),
     ):  # fmt: skip
         with pytest.raises(error, match=message):
-            generate(model, given, plan, 0, **options)
+            generate(model, inputs, plan, 0, **options)
     generate(model, left, [TargetPlan(name="bag"), dataclasses.replace(right, guidance=late)], 0)
 
 
@@ -104,16 +104,19 @@ def test_wrong_settings_are_named_in_python(settings: Any, key: str, wrong: tupl
 
 def test_input_only_and_output_only_modalities_are_respected() -> None:
     config = dataclasses.replace(PUBLISHED, inputs_only=("left",), targets_only=("right", "words"))
-    model, given = sharp_model(config=config), given_tokens(2)
-    left, right, bag = given["left"], TargetPlan(name="right", steps=2), TargetPlan(name="bag", steps=2)
+    model, input_tokens = sharp_model(config=config), random_inputs(2)
+    left, right, bag = input_tokens["left"], TargetPlan(name="right", steps=2), TargetPlan(name="bag", steps=2)
     assert model.layout.discrete == ("words", "right", "bag")
     assert model.layout.readable == ("left", "bag", "pixels", "vectors")
     with pytest.raises(ConfigError, match=r"left: it is only an input of this model.* words, right, bag"):
-        generate(model, {"pixels": given["pixels"]}, [TargetPlan(name="left")], 0)
+        generate(model, {"pixels": input_tokens["pixels"]}, [TargetPlan(name="left")], 0)
     grid = torch.zeros(2, 3, 3, dtype=torch.int64)
-    for known, kept in (({"right": grid}, {}), ({"left": left}, {"right": grid.index_fill(1, torch.tensor([0]), -1)})):
+    for inputs, partial in (
+        ({"right": grid}, {}),
+        ({"left": left}, {"right": grid.index_fill(1, torch.tensor([0]), -1)}),
+    ):
         with pytest.raises(ConfigError, match="right: it is only a target of this model, which reads left"):
-            generate(model, known, [bag], 0, partial=kept)
+            generate(model, inputs, [bag], 0, partial=partial)
     with pytest.raises(ConfigError, match="guidance always: right is neither an input nor an earlier target"):
         generate(model, {"left": left}, [right, dataclasses.replace(bag, guidance=Guidance(always=("right",)))], 0)
     chained = generate(model, {"left": left}, [right, TargetPlan(name="words"), bag], 0)
@@ -140,9 +143,9 @@ def test_plan_round_trips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     recipe = read(tmp_path / "one.toml")
     assert recipe.inputs == ("light", 'words="a = b"', f"dark={tmp_path}/pictures/one.npy")
     assert recipe.inpaint == {"dark": f"not:mask:{tmp_path}/masks/one.npy", "light": "box:0,0,1,0.5"}
-    light, dark, other = recipe.target_plans()
+    light, dark, unguided = recipe.target_plans()
     assert (light.steps, light.guidance) == (4, Guidance(scale=2.0))
-    assert dark.guidance == Guidance(weights={"light": 3.0, "words": -1.0}) and other.guidance == Guidance()
+    assert dark.guidance == Guidance(weights={"light": 3.0, "words": -1.0}) and unguided.guidance == Guidance()
     text = written_plan(recipe, {"made by": "a run"})
     assert text.startswith("# made by: a run\n") and "seed" not in text
     (tmp_path / "other").mkdir()
@@ -153,11 +156,10 @@ def test_plan_round_trips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert read(tmp_path / "odd.toml") == odd
     monkeypatch.chdir(tmp_path)  # paths from a caller are relative to the caller's working directory
     called = GenerationPlan(targets=recipe.targets, inputs=("dark=one.npy",), inpaint={"dark": "not:mask:m.png"})
-    called = called.with_absolute_paths(Path.cwd(), Zoo.installed())
-    (tmp_path / "other" / "three.toml").write_text(written_plan(called, {}))
-    again = read(tmp_path / "other" / "three.toml")
-    assert again.inputs == (f"dark={tmp_path}/one.npy",)
-    assert again.inpaint == {"dark": f"not:mask:{tmp_path}/m.png"}
+    (tmp_path / "other" / "three.toml").write_text(written_plan(called.placed(Path.cwd(), Zoo.installed()), {}))
+    reread = read(tmp_path / "other" / "three.toml")
+    assert reread.inputs == (f"dark={tmp_path}/one.npy",)
+    assert reread.inpaint == {"dark": f"not:mask:{tmp_path}/m.png"}
 
 
 @pytest.mark.parametrize(

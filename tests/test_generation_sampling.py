@@ -54,16 +54,16 @@ def log(*shares: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("top_k", "top_p", "kept"),
+    ("top_k", "top_p", "allowed_ids"),
     [
         (2, 1.0, [1, 3]), (0, 1.0, [0, 1, 2, 3]), (9, 1.0, [0, 1, 2, 3]),
         (0, 0.35, [1]), (0, 0.6, [1, 3]), (0, 0.75, [1, 2, 3]), (0, 0.95, [0, 1, 2, 3]),
         (2, 0.5, [1]),  # after top-k 2 the shares are 4/7 and 3/7
     ],
 )  # fmt: skip
-def test_top_k_keeps_the_likeliest_and_top_p_the_smallest_set(top_k: int, top_p: float, kept: list[int]) -> None:
+def test_top_k_keeps_the_likeliest_and_top_p_the_smallest_set(top_k: int, top_p: float, allowed_ids: list[int]) -> None:
     logits = filtered(log(0.1, 0.4, 0.2, 0.3), top_k, top_p)
-    assert torch.isfinite(logits).nonzero().flatten().tolist() == kept
+    assert torch.isfinite(logits).nonzero().flatten().tolist() == allowed_ids
 
 
 def test_draw_inverts_the_cumulative_distribution() -> None:
@@ -121,12 +121,12 @@ def test_noise_belongs_to_the_sample() -> None:
     batch, alone = Noise(3, [0, 5, 9], "x"), Noise(3, [5], "x")
     assert torch.equal(batch.uniform(IDS, 2, 10)[1], alone.uniform(IDS, 2, 10)[0])
     first = alone.uniform(IDS, 2, 10)
-    others = [
+    other_noises = [
         alone.uniform(IDS, 3, 10), alone.uniform(ORDER, 2, 10), alone.uniform(CONFIDENCE, 2, 10),
         Noise(4, [5], "x").uniform(IDS, 2, 10), Noise(3, [6], "x").uniform(IDS, 2, 10),
         Noise(3, [5], "y").uniform(IDS, 2, 10),
     ]  # fmt: skip
-    assert all(not torch.equal(first, other) for other in others)
+    assert all(not torch.equal(first, noise) for noise in other_noises)
 
 
 def test_gumbel_moments() -> None:
@@ -144,9 +144,9 @@ def test_temperatures_by_hand() -> None:
     assert temperatures([9], 4.0, 1.0, "linear") == [4.0]
     # 16 points from 1 to 100 are 6.6 apart: 1, 7.6, 14.2, 20.8; 1/sqrt of them, from 0.1 to 1 scaled to 0 to 1.
     curve = [(x**-0.5 - 0.1) / 0.9 for x in (1, 7.6, 14.2, 20.8)]
-    left = [14 / 16, 11 / 16, 6 / 16, 0]
-    wanted = [0.5 + 5.5 * a * b for a, b in zip(left, curve, strict=True)]
-    assert temperatures(counts, 6.0, 0.5, "inverse") == pytest.approx(wanted)
+    masked_shares = [14 / 16, 11 / 16, 6 / 16, 0]
+    expected = [0.5 + 5.5 * a * b for a, b in zip(masked_shares, curve, strict=True)]
+    assert temperatures(counts, 6.0, 0.5, "inverse") == pytest.approx(expected)
 
 
 def test_the_filter_comes_before_or_after_the_temperature() -> None:
@@ -154,20 +154,20 @@ def test_the_filter_comes_before_or_after_the_temperature() -> None:
     logits, uniform = log(0.7, 0.2, 0.1).expand(200, 3), torch.linspace(0, 0.999, 200)
     assert set(draw_one(logits, uniform, 10.0, 0, 0.65).tolist()) == {0, 1}
     assert set(draw_one(logits, uniform, 10.0, 0, 0.65, filter_first=True).tolist()) == {0}
-    both = draw_one(logits, uniform, 10.0, 2, 1.0), draw_one(logits, uniform, 10.0, 2, 1.0, filter_first=True)
-    assert torch.equal(*both)  # the two most likely ids remain the two most likely
+    pair = draw_one(logits, uniform, 10.0, 2, 1.0), draw_one(logits, uniform, 10.0, 2, 1.0, filter_first=True)
+    assert torch.equal(*pair)  # the two most likely ids remain the two most likely
 
 
 # --- toy models that reproduce their training data
 
 
-SAID = SequenceLayout(max_length=4, end=0, sentinel_start=1, num_sentinels=2)
-MAPPED = [spec("a", GridLayout(shape=(2, 2)), 6), spec("b", GridLayout(shape=(2, 2)), 6), spec("c", SAID, 10)]
+SEQUENCE = SequenceLayout(max_length=4, end=0, sentinel_start=1, num_sentinels=2)
+MAPPED = [spec("a", GridLayout(shape=(2, 2)), 6), spec("b", GridLayout(shape=(2, 2)), 6), spec("c", SEQUENCE, 10)]
 PERMUTATION = torch.tensor([3, 5, 0, 1, 2, 4])
 TINY = ModelConfig(dim=48, encoder_depth=1, decoder_depth=1, heads=2)
 
 
-def learned(specs: list[ModalitySpec], batch_of: Callable[[FourM], PackedBatch], steps: int) -> FourM:
+def train_model(specs: list[ModalitySpec], batch_of: Callable[[FourM], PackedBatch], steps: int) -> FourM:
     torch.manual_seed(0)
     model = FourM(TINY, specs)
     with torch.no_grad():
@@ -185,7 +185,7 @@ def mapping_batch(model: FourM, a: torch.Tensor) -> PackedBatch:
     layout, batch = model.layout, len(a)
     b, c = layout.token_rows("b").start, layout.token_rows("c").start
     stream = c + torch.cat([torch.full((batch, 1), 1), a + 4, torch.zeros(batch, 1, dtype=torch.int64)], 1)
-    places = [layout.positions[name].start + torch.arange(n) for name, n in (("b", 4), ("c", 5))]
+    positions = [layout.positions[name].start + torch.arange(n) for name, n in (("b", 4), ("c", 5))]
     return PackedBatch(
         inputs=PackedInputs(
             ids=a, positions=torch.arange(4).expand(batch, -1), modalities=torch.zeros_like(a),
@@ -194,7 +194,7 @@ def mapping_batch(model: FourM, a: torch.Tensor) -> PackedBatch:
         targets=PackedTargets(
             ids=torch.cat([PERMUTATION[a] + b, stream[:, 1:]], 1),
             read=torch.cat([torch.full_like(a, -1), stream[:, :-1]], 1),
-            positions=torch.cat(places).expand(batch, -1),
+            positions=torch.cat(positions).expand(batch, -1),
             modalities=torch.tensor([1] * 4 + [2] * 5).expand(batch, -1),
             mask=torch.ones(batch, 9, dtype=torch.bool),
         ),
@@ -202,22 +202,22 @@ def mapping_batch(model: FourM, a: torch.Tensor) -> PackedBatch:
 
 
 def test_a_trained_model_generates_the_mapping_it_saw() -> None:
-    model = learned(MAPPED, lambda model: mapping_batch(model, torch.randint(0, 6, (48, 4))), 80)
+    model = train_model(MAPPED, lambda model: mapping_batch(model, torch.randint(0, 6, (48, 4))), 80)
     a = torch.randint(0, 6, (64, 2, 2))
     for plan in (TargetPlan(name="b", steps=1, temperature=0), TargetPlan(name="b", steps=1)):
-        made = generate(model, {"a": a}, [plan], seed=0)["b"]
-        assert (made == PERMUTATION[a]).float().mean() > 0.9
+        grids = generate(model, {"a": a}, [plan], seed=0)["b"]
+        assert (grids == PERMUTATION[a]).float().mean() > 0.9
     words = generate(model, {"a": a}, [TargetPlan(name="c", temperature=0)], seed=0)["c"]
-    wanted = (a.flatten(1) + 4).tolist()
-    assert np.mean([row.tolist() == want for row, want in zip(words, wanted, strict=True)]) > 0.9
+    expected = (a.flatten(1) + 4).tolist()
+    assert np.mean([row.tolist() == ids for row, ids in zip(words, expected, strict=True)]) > 0.9
 
 
 # --- draws ranked by how well they agree
 
 
 SQUARE = GridLayout(shape=(2, 2))
-SEEN = dataclasses.replace(spec("c", SQUARE, 6), value=ValueSpec(shape=(4, 6)))
-RANKED = [spec("a", SQUARE, 6), spec("b", SQUARE, 6), SEEN]
+SCORED = dataclasses.replace(spec("c", SQUARE, 6), value=ValueSpec(shape=(4, 6)))
+RANKED = [spec("a", SQUARE, 6), spec("b", SQUARE, 6), SCORED]
 
 
 def agreeing_batch(model: FourM) -> PackedBatch:
@@ -241,36 +241,38 @@ def decode(tokens: torch.Tensor) -> list[np.ndarray]:
 
 def test_the_draw_that_agrees_is_ranked_first() -> None:
     """`c` follows from `b` exactly as from `a`, so the draw of `b` that equals `a` agrees best."""
-    model = learned(RANKED, agreeing_batch, 120)
+    model = train_model(RANKED, agreeing_batch, 120)
     scorer = Agreement(model, "c", decode, ["a"], ["b"])
     a = torch.randint(0, 6, (2, 2, 2), generator=torch.Generator().manual_seed(3))
     draws = torch.stack([(a + 1) % 6, (a + torch.tensor([[0, 0], [0, 1]])) % 6, a], 1).flatten(0, 1)
     scores = scorer({"a": a.repeat_interleave(3, 0)}, {"b": draws})
     assert scores == pytest.approx([0, 0.75, 1] * 2, abs=0.26)
-    given = scorer({"c": a.repeat_interleave(3, 0)}, {"b": draws})
-    assert all(best_first(found[i : i + 3]) == [2, 1, 0] for found in (scores, given) for i in (0, 3))
+    exact_scores = scorer({"c": a.repeat_interleave(3, 0)}, {"b": draws})
+    assert all(
+        best_first(draw_scores[i : i + 3]) == [2, 1, 0] for draw_scores in (scores, exact_scores) for i in (0, 3)
+    )
 
 
 NUMBERS, LABELS = ValueSpec(shape=(4,), dtype="int32"), ValueSpec(dtype="uint8", classes=("a", "b"))
 
 
 @pytest.mark.parametrize(
-    ("value", "whole", "message"),
+    ("value", "whole_inputs", "message"),
     [
-        (SEEN.value, [], "there is no whole input"),
+        (SCORED.value, [], "there is no whole input"),
         (ValueSpec(kind="object"), ["a"], "draws are compared as vectors, and its values are object"),
         (NUMBERS, ["a"], ".* its values are ids or other whole numbers"),
         (LABELS, ["a"], ".* its values are ids or other whole numbers"),
     ],
 )
-def test_draws_are_not_ranked_by_what_is_no_vector(value: ValueSpec, whole: list[str], message: str) -> None:
-    model = FourM.seeded(TINY, [*RANKED[:2], dataclasses.replace(SEEN, value=value)], 0)
+def test_draws_are_not_ranked_by_what_is_no_vector(value: ValueSpec, whole_inputs: list[str], message: str) -> None:
+    model = FourM.seeded(TINY, [*RANKED[:2], dataclasses.replace(SCORED, value=value)], 0)
     with pytest.raises(ConfigError, match=f"rank c: {message}"):
-        Agreement(model, "c", list, whole, ["b"])
+        Agreement(model, "c", list, whole_inputs, ["b"])
 
 
-@pytest.mark.parametrize("whole", ["a", "c"])
-def test_scores_in_blocks_equal_those_of_one_batch(whole: str) -> None:
+@pytest.mark.parametrize("input_name", ["a", "c"])
+def test_scores_in_blocks_equal_those_of_one_batch(input_name: str) -> None:
     """Score two samples with 35 draws each. The slow reference is one batch that predicts each row separately."""
     model, draws = FourM.seeded(TINY, RANKED, 0), 35
     with torch.no_grad():  # makes predictions depend on the inputs
@@ -278,15 +280,17 @@ def test_scores_in_blocks_equal_those_of_one_batch(whole: str) -> None:
             weights.normal_(generator=torch.Generator().manual_seed(weights.numel()))
 
     random = torch.Generator().manual_seed(0)
-    given = torch.randint(0, 6, (2, 2, 2), generator=random).repeat_interleave(draws, 0)
-    made = torch.randint(0, 6, (2 * draws, 2, 2), generator=random)
+    input_grids = torch.randint(0, 6, (2, 2, 2), generator=random).repeat_interleave(draws, 0)
+    draw_grids = torch.randint(0, 6, (2 * draws, 2, 2), generator=random)
     plan = [TargetPlan(name="c", temperature=0, steps=1)]
-    wanted = given if whole == "c" else generate(model, {whole: given}, plan, 0)["c"]
-    pairs = zip(decode(generate(model, {"b": made}, plan, 0)["c"]), decode(wanted), strict=True)
-    expected = [cosine(one.ravel(), other.ravel()) for one, other in pairs]
+    reference = input_grids if input_name == "c" else generate(model, {input_name: input_grids}, plan, 0)["c"]
+    pairs = zip(decode(generate(model, {"b": draw_grids}, plan, 0)["c"]), decode(reference), strict=True)
+    expected = [cosine(a.ravel(), b.ravel()) for a, b in pairs]
     assert len(set(expected)) > 3
-    found = Agreement(model, "c", decode, [whole], ["b"])({whole: list(given)}, {"b": list(made)})
-    assert found == pytest.approx(expected, abs=1e-12)
+    scores = Agreement(model, "c", decode, [input_name], ["b"])(
+        {input_name: list(input_grids)}, {"b": list(draw_grids)}
+    )
+    assert scores == pytest.approx(expected, abs=1e-12)
 
 
 def test_ranks_and_cosines_by_hand() -> None:

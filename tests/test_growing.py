@@ -179,10 +179,10 @@ def test_pretrained_weights_move_by_their_fraction_of_a_step(
         config = growing_config(trained, grown(), new_tokens, settings, 0.0)
         last = load_model(train(tmp_path / f"{share}", new_tokens, grown(), SMALL, config, start=old_run)).state_dict()
         steps[share] = {name: last[name] - weight for name, weight in weights.items()}
-    for name, known in first.pretrained_rows.items():
-        whole, slow = steps[1.0][name], steps[0.25][name]
-        torch.testing.assert_close(slow[~known], whole[~known], rtol=1e-5, atol=1e-8, msg=name)
-        torch.testing.assert_close(slow[known], 0.25 * whole[known], rtol=1e-3, atol=1e-6, msg=name)
+    for name, pretrained in first.known.items():
+        full, slow = steps[1.0][name], steps[0.25][name]
+        torch.testing.assert_close(slow[~pretrained], full[~pretrained], rtol=1e-5, atol=1e-8, msg=name)
+        torch.testing.assert_close(slow[pretrained], 0.25 * full[pretrained], rtol=1e-3, atol=1e-6, msg=name)
     assert all(steps[1.0][name].any() for name in ("token_embedding.weight", "output.text", "output.height"))
 
 
@@ -206,28 +206,28 @@ def test_replay_takes_its_share_of_the_samples(old_run: Path, new_tokens: Path, 
     config = growing_config(trained, grown(), new_tokens, {"steps": 6, "save_every": 2}, 0.25)
     assert [dataset.weight for dataset in config.datasets] == pytest.approx([1 / 3])
     assert config.datasets[0].modalities and "height" not in config.datasets[0].modalities
-    taken: list[PackedBatch] = []
+    batches: list[PackedBatch] = []
     step = Trainer.train_step
 
     def watched(self: Trainer, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
-        taken.append(batch)
+        batches.append(batch)
         return step(self, batch, rate)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "train_step", watched)
-        whole = train(tmp_path / "whole", new_tokens, grown(), SMALL, config, start=old_run)
+        uninterrupted = train(tmp_path / "whole", new_tokens, grown(), SMALL, config, start=old_run)
     old_only = torch.cat([(batch.targets.modalities < 7).all(1) & (batch.inputs.modalities < 7).all(1)
-                          for batch in taken])  # fmt: skip
+                          for batch in batches])  # fmt: skip
     assert old_only.reshape(6, 8)[:, 6:].all(), "the last two of eight are replayed"
     assert not old_only.reshape(6, 8)[:, :6].all(1).any()
     with killed_after(3):
         train(tmp_path / "killed", new_tokens, grown(), SMALL, config, start=old_run)
     train(tmp_path / "killed", new_tokens, grown(), SMALL, config, start=old_run)
-    assert outcome(whole) == outcome(tmp_path / "killed")
-    stored = load_config(whole)
-    assert stored["start"]["weights_sha256"] == load_config(old_run)["weights_sha256"]
-    assert Run.load(whole).start == old_run.resolve()
-    report = write_report(whole, trained, new_tokens)
+    assert outcome(uninterrupted) == outcome(tmp_path / "killed")
+    saved_config = load_config(uninterrupted)
+    assert saved_config["start"]["weights_sha256"] == load_config(old_run)["weights_sha256"]
+    assert Run.load(uninterrupted).start == old_run.resolve()
+    report = write_report(uninterrupted, trained, new_tokens)
     assert set(report["losses"]) == {item.name for item in all_layouts() if not item.continuous}
     assert any(row["before"] != row["after"] for row in report["losses"].values())
     assert set(report["new"]) <= {"height", "global", "names"} and report["new"]["height"]["targets"] > 0
@@ -236,22 +236,22 @@ def test_replay_takes_its_share_of_the_samples(old_run: Path, new_tokens: Path, 
 def test_mixtures_for_new_modalities_follow_the_mixtures_of_the_run() -> None:
     specs = [all_layouts()[0], all_layouts()[4], NEW[0], NEW[3]]
     old, added = ["picture", "pixels"], ["height", "raw"]
-    given = Mixture(inputs=("height", "raw"), targets=("picture",))
-    asked = Mixture(weight=8.0, inputs=("picture", "pixels"), targets=("height",), fallback_targets=("picture",))
-    assert growing_mixtures([Mixture(weight=7.0)], old, added, specs) == (Mixture(), asked, given)
-    whole = Mixture(
+    new_inputs = Mixture(inputs=("height", "raw"), targets=("picture",))
+    new_targets = Mixture(weight=8.0, inputs=("picture", "pixels"), targets=("height",), fallback_targets=("picture",))
+    assert growing_mixtures([Mixture(weight=7.0)], old, added, specs) == (Mixture(), new_targets, new_inputs)
+    mixture = Mixture(
         weight=3.0, inputs=("pixels", "gone"), targets=("picture",), input_alpha=10.0, single_input_prob=0.5
     )
     apart = Mixture(weight=9.0, inputs=("gone",))
-    parts = growing_mixtures([whole, apart, Mixture(target_alpha=2.0)], old, added, specs)
+    parts = growing_mixtures([mixture, apart, Mixture(target_alpha=2.0)], old, added, specs)
     assert parts == (
         Mixture(),
         dataclasses.replace(
-            whole, weight=6.0, inputs=("pixels",), targets=("height",), fallback_targets=("picture",)
+            mixture, weight=6.0, inputs=("pixels",), targets=("height",), fallback_targets=("picture",)
         ),
-        dataclasses.replace(asked, weight=2.0, target_alpha=2.0), given,
+        dataclasses.replace(new_targets, weight=2.0, target_alpha=2.0), new_inputs,
     )  # fmt: skip
-    frozen = growing_mixtures([whole], old, added, specs, frozen=True)
+    frozen = growing_mixtures([mixture], old, added, specs, frozen=True)
     assert [part.fallback_targets for part in frozen] == [(), (), ()], "what does not move fills no budget"
 
 
@@ -266,19 +266,19 @@ def test_growing_respects_input_only_and_output_only_modalities() -> None:
 def test_added_modality_is_old_when_the_run_grows_again(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
     trained, specs = Trained.load(old_run), [*all_layouts(), ADDED]
     config = growing_config(trained, specs, new_tokens, {"steps": 1})
-    asked = replay_mixtures(trained, specs, {})
-    train(tmp_path / "once", new_tokens, specs, SMALL, config, start=old_run, replay_mixtures=asked)
+    mixtures = asked_from_now(trained, specs, {})
+    train(tmp_path / "once", new_tokens, specs, SMALL, config, start=old_run, asked=mixtures)
     once = dataclasses.replace(Trained.load(tmp_path / "once"), run=Run(tokens=new_tokens))
-    assert once.train.masking.mixtures == asked == trained.train.masking.mixtures != config.masking.mixtures
-    again = growing_config(once, [*specs, NEW[1]], new_tokens, {}, 0.5)
-    (asking,) = (part for part in again.masking.mixtures if part.targets == ("global",))
+    assert once.train.masking.mixtures == mixtures == trained.train.masking.mixtures != config.masking.mixtures
+    regrown = growing_config(once, [*specs, NEW[1]], new_tokens, {}, 0.5)
+    (asking,) = (part for part in regrown.masking.mixtures if part.targets == ("global",))
     assert "height" in asking.inputs and "height" in asking.fallback_targets
-    assert again.datasets[0].mixtures == asked and "height" in again.datasets[0].modalities
+    assert regrown.datasets[0].mixtures == mixtures and "height" in regrown.datasets[0].modalities
     part = Mixture(inputs=("picture",), targets=("words",))
     masking = dataclasses.replace(trained.train.masking, mixtures=(part,))
     named = dataclasses.replace(trained, train=dataclasses.replace(trained.train, masking=masking))
-    asked = replay_mixtures(named, [*specs, NEW[3]], {})
-    assert asked == (dataclasses.replace(part, targets=("words", "height")),), "patches cannot be made"
+    mixtures = asked_from_now(named, [*specs, NEW[3]], {})
+    assert mixtures == (dataclasses.replace(part, targets=("words", "height")),), "patches cannot be made"
 
 
 def test_settings_take_precedence_over_the_run(old_run: Path, new_tokens: Path) -> None:
@@ -286,8 +286,8 @@ def test_settings_take_precedence_over_the_run(old_run: Path, new_tokens: Path) 
     config = growing_config(trained, grown(), new_tokens, {"masking": {"target_budget": 9}, "batch_size": 3}, 0.0)
     assert (config.batch_size, config.masking.target_budget) == (3, 9)
     assert (config.masking.input_budget, config.learning_rate) == (24, 3e-3) and not config.datasets
-    own = {"masking": {"mixtures": [{"input_alpha": 3.0}]}}
-    config = growing_config(trained, grown(), new_tokens, own, 0.5)
+    settings = {"masking": {"mixtures": [{"input_alpha": 3.0}]}}
+    config = growing_config(trained, grown(), new_tokens, settings, 0.5)
     assert config.masking.mixtures == (Mixture(input_alpha=3.0),)
     assert config.datasets[0].mixtures == (Mixture(),)
     rates = [
@@ -342,36 +342,38 @@ def test_modality_without_tokens_is_not_replayed(old_run: Path, tmp_path: Path) 
 def test_moved_run_is_not_grown_again(
     old_run: Path, new_tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there = tmp_path / "here", tmp_path / "there"
-    shutil.copytree(old_run.parent, here)
-    shutil.copytree(new_tokens, here / "new")
+    source, destination = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(old_run.parent, source)
+    shutil.copytree(new_tokens, source / "new")
 
-    def again(root: Path) -> Path:
+    def grow_in(root: Path) -> Path:
         Run(tokens=root / "tokens").save(root / "run")
         config = growing_config(Trained.load(root / "run"), grown(), root / "new", {"steps": 1}, 0.5)
         assert config.datasets[0].tokens == root / "tokens"
         return train(root / "grown", root / "new", grown(), SMALL, config, start=root / "run")
 
-    again(here)
-    shutil.move(here, there)
-    record = read_table(there / "grown/run.json")["identity"]
-    monkeypatch.setattr(Trainer, "train", lambda self: pytest.fail("trained again"))
-    assert Run.load(again(there)).tokens == there / "new"
-    assert read_table(there / "grown/run.json")["identity"] == record
-    write_store(there / "tokens", all_layouts(), 24, seed=9)
+    grow_in(source)
+    shutil.move(source, destination)
+    record = read_table(destination / "grown/run.json")["identity"]
+    monkeypatch.setattr(Trainer, "train", lambda self: pytest.fail("trained grow_in"))
+    assert Run.load(grow_in(destination)).tokens == destination / "new"
+    assert read_table(destination / "grown/run.json")["identity"] == record
+    write_store(destination / "tokens", all_layouts(), 24, seed=9)
     with pytest.raises(FolderError, match="contents"):
-        again(there)
+        grow_in(destination)
 
 
 def test_bad_growth_is_refused(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
     trained = Trained.load(old_run)
-    now = {item.name: item for item in grown()}
+    specs_by_name = {item.name: item for item in grown()}
     with pytest.raises(ConfigError, match="each once; got height, height"):
-        grown_specs(trained, now, ["height", "height"])
-    assert {item.vocab_size for item in grown_specs(trained, now, ["names"]) if item.vocabulary == "text"} == {LONGER}
-    other = [*all_layouts(), spec("absent", GridLayout(shape=(2, 2)), 5)]
+        grown_specs(trained, specs_by_name, ["height", "height"])
+    assert {
+        item.vocab_size for item in grown_specs(trained, specs_by_name, ["names"]) if item.vocabulary == "text"
+    } == {LONGER}
+    unknown_specs = [*all_layouts(), spec("absent", GridLayout(shape=(2, 2)), 5)]
     with pytest.raises(DataError, match="no tokens of absent"):
-        train(tmp_path / "run", new_tokens, other, SMALL, TrainConfig(steps=1), start=old_run)
+        train(tmp_path / "run", new_tokens, unknown_specs, SMALL, TrainConfig(steps=1), start=old_run)
     write_store(tmp_path / "apart", NEW[:1], 4)
     config = growing_config(trained, [*all_layouts(), NEW[0]], tmp_path / "apart", {"steps": 1}, 0.5)
     with pytest.raises(ConfigError, match="the others have height: no modality is shared"):
@@ -384,21 +386,25 @@ def test_bad_growth_is_refused(old_run: Path, new_tokens: Path, tmp_path: Path) 
 def test_two_processes_grow_like_one(how: dict[str, object], old_run: Path, tmp_path: Path) -> None:
     write_store(tmp_path / "tokens", [*all_layouts(), ADDED], 24, seed=5)
     changes = {"steps": 5, "weight_decay": 0.5, "optimizer": "muon", **how}
-    here = Path(__file__).parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    tests_folder = Path(__file__).parent
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{tests_folder}{os.pathsep}{tests_folder.parent}",
+    }
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for launcher, folder in (([sys.executable], "one"), (torchrun, "two")):
         arguments = [str(tmp_path / folder), str(tmp_path / "tokens"), "0", json.dumps(changes), str(old_run)]
-        command = [*launcher, str(here / "backbone_worker.py"), *arguments]
+        command = [*launcher, str(tests_folder / "backbone_worker.py"), *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (load_model(tmp_path / folder).state_dict() for folder in ("one", "two"))
-    first = initial_model([*all_layouts(), ADDED], SMALL, TRAINING.seed, old_run)
-    for name, known in first.pretrained_rows.items():
+    single_process, two_processes = (load_model(tmp_path / folder).state_dict() for folder in ("one", "two"))
+    first = begin([*all_layouts(), ADDED], SMALL, TRAINING.seed, old_run)
+    for name, pretrained in first.known.items():
         before = first.model.state_dict()[name]
-        assert torch.equal(two[name][known], before[known]) or "freeze" not in how, name
-        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
-    assert not torch.equal(two["output.height"], first.model.output["height"])
+        assert torch.equal(two_processes[name][pretrained], before[pretrained]) or "freeze" not in how, name
+        torch.testing.assert_close(two_processes[name], single_process[name], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(two_processes["output.height"], first.model.output["height"])
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +412,7 @@ def world() -> World:
     return the_world()
 
 
-def test_the_command(world: World) -> None:
+def test_backbone_grow_reports_losses_and_refuses_mistakes(world: World) -> None:
     world.put_back()
     train_old = "backbone train --tokens tokens --out old --config backbone.toml --modalities depth,rgb_patches"
     assert world(train_old).code == 0
@@ -417,11 +423,11 @@ def test_the_command(world: World) -> None:
     report = read_table(world.folder / "grown/growth.json")
     settings = load_config(world.folder / "grown")["train"]
     assert settings["pretrained_lr_scale"] == 0.3 and [part["weight"] for part in settings["datasets"]] == [1.0]
-    asked, before = (load_config(world.folder / folder) for folder in ("grown", "old"))
-    assert asked["asked"] == before["train"]["masking"]["mixtures"], "for when it grows again"
+    grown_config, old_config = (load_config(world.folder / folder) for folder in ("grown", "old"))
+    assert grown_config["asked"] == old_config["train"]["masking"]["mixtures"], "for when it grows again"
     assert report["start"]["added"] == ["caption"] and report["losses"]["depth"]["before"] > 0
-    again = world(grow)
-    assert again.code == 0 and again.printed == done.printed
+    rerun = world(grow)
+    assert rerun.code == 0 and rerun.printed == done.printed
     for folder in ("old", "grown"):
         assert world(f"backbone eval {folder} --config backbone.toml --input rgb_patches --target depth").code == 0
     assert "rgb_patches to depth" in world(grow).printed
@@ -446,9 +452,9 @@ def test_the_command(world: World) -> None:
     config = read_table(world.folder / "old/config.json")
     config["fingerprints"]["depth"] = "0" * 64
     write_table(world.folder / "old/config.json", config)
-    other = "depth: the model was trained on: tokens of depth by tokenizer 000000000000, the tokenizer in"
-    world("backbone grow old --add caption --tokens tokens --out x").refused(other)
-    world("backbone train --tokens tokens --out x --config backbone.toml --from old").refused(other)
+    message = "depth: the model was trained on: tokens of depth by tokenizer 000000000000, the tokenizer in"
+    world("backbone grow old --add caption --tokens tokens --out x").refused(message)
+    world("backbone train --tokens tokens --out x --config backbone.toml --from old").refused(message)
     assert not (world.folder / "x").exists()
     world.put_back()
 
@@ -469,9 +475,9 @@ def test_skills_are_compared_for_pairs_in_both_evaluations(tmp_path: Path) -> No
 
     before = write("before", 0.5)
     assert skills(before, write("after", 0.25)) == [{"inputs": ["a", "b"], "target": "x", "before": 0.5, "after": 0.25}]
-    for other in (
+    for folder in (
         write("fewer", 0.25, samples=7), write("likeliest", 0.25, settings={"draws": 1}), tmp_path / "none",
         write("values", 0.25, values={"test/x": "2"}), write("decoders", 0.25, decoders={"x": "2"}),
         write("weights", 0.25, weights="2" * 64),
     ):  # fmt: skip
-        assert skills(before, other) == []
+        assert skills(before, folder) == []

@@ -55,15 +55,17 @@ def test_checkpoints_are_relative_to_the_registry_or_in_the_home_folder(
     zoo = Zoo.from_toml(write_registry(tmp_path / "registry.toml", "[zoo]\ncheckpoints = '~/trained'\n" + text))
     assert zoo["b_map"].checkpoint == tmp_path / "home/trained/b_map"
     zoo = Zoo.from_toml(write_registry(tmp_path / "registry.toml", "[zoo]\ncheckpoints = 'codecs'\n" + text))
-    places = {"a_map": "mine/a", "b_map": "codecs/b_map", "c_map": "home/large"}
-    assert {name: zoo[name].checkpoint for name in places} == {name: tmp_path / at for name, at in places.items()}
+    folders = {"a_map": "mine/a", "b_map": "codecs/b_map", "c_map": "home/large"}
+    assert {name: zoo[name].checkpoint for name in folders} == {name: tmp_path / at for name, at in folders.items()}
     assert not zoo["b_map"].has_tokenizer
-    told = rf"b_map: no tokenizer at .*codecs/b_map; train one there .*, or set .* \[modalities.b_map\] of {zoo.path}$"
-    with pytest.raises(CheckpointError, match=told):
+    message = (
+        rf"b_map: no tokenizer at .*codecs/b_map; train one there .*, or set .* \[modalities.b_map\] of {zoo.path}$"
+    )
+    with pytest.raises(CheckpointError, match=message):
         _ = zoo["b_map"].tokenizer
 
 
-def test_train_load_encode_decode(install_example: Install, tmp_path: Path) -> None:
+def test_a_trained_tokenizer_encodes_and_decodes(install_example: Install, tmp_path: Path) -> None:
     install_example("a_map")
     zoo = only({"a_map": {"checkpoint": str(tmp_path / "a")}})
     path = trained(zoo, "a_map", tmp_path / "a")
@@ -82,8 +84,8 @@ def test_train_load_encode_decode(install_example: Install, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["plain", "gradients", "bfloat16"])
-def test_tensors_are_values_wherever_arrays_are(learnt: Path, kind: str) -> None:
-    handle = Zoo.from_toml(learnt)["depth"]
+def test_tensors_are_accepted_wherever_arrays_are(depth_registry: Path, kind: str) -> None:
+    handle = Zoo.from_toml(depth_registry)["depth"]
     tensor = torch.from_numpy(DEPTHS[0]).to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
     tensor.requires_grad_(kind == "gradients")
     array = tensor.detach().float().numpy()
@@ -101,17 +103,17 @@ def test_tensors_are_values_wherever_arrays_are(learnt: Path, kind: str) -> None
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def depth_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry with a tokenizer of one step."""
-    path = tmp_path_factory.mktemp("learnt") / "registry.toml"
+    path = tmp_path_factory.mktemp("depth_registry") / "registry.toml"
     path.write_text("[zoo]\nimage_size = 16\ncheckpoints = 'codecs'\nmodalities = ['depth']\n")
     handle = Zoo.from_toml(path)["depth"]
     handle.train_tokenizer(TrainingSamples(train=list(DEPTHS), test=list(DEPTHS)), handle.checkpoint, 0, steps=1)
     return path
 
 
-def test_a_tokenizer_is_the_same_in_any_context_of_the_caller(learnt: Path, tmp_path: Path) -> None:
-    expected, handle = Zoo.from_toml(learnt)["depth"].encode(DEPTHS), Zoo.from_toml(learnt)["depth"]
+def test_a_tokenizer_is_the_same_in_any_context_of_the_caller(depth_registry: Path, tmp_path: Path) -> None:
+    expected, handle = Zoo.from_toml(depth_registry)["depth"].encode(DEPTHS), Zoo.from_toml(depth_registry)["depth"]
     with torch.device("meta"):
         _ = handle.tokenizer
     assert torch.equal(handle.encode(DEPTHS), expected)
@@ -121,7 +123,7 @@ def test_a_tokenizer_is_the_same_in_any_context_of_the_caller(learnt: Path, tmp_
         assert all(map(np.array_equal, handle.decode(expected), decoded))
     samples = TrainingSamples(train=list(DEPTHS), test=list(DEPTHS))
     for dtype in (torch.float64, torch.bfloat16):
-        handle, state = Zoo.from_toml(learnt)["depth"], torch.random.get_rng_state()
+        handle, state = Zoo.from_toml(depth_registry)["depth"], torch.random.get_rng_state()
         torch.set_default_dtype(dtype)
         try:
             assert torch.equal(handle.encode(DEPTHS), expected)  # loads, within inference mode
@@ -137,14 +139,14 @@ def test_a_tokenizer_is_the_same_in_any_context_of_the_caller(learnt: Path, tmp_
 
 def test_threads_see_one_default_dtype() -> None:
     """A thread that changes the dtype for a while does not change it for others."""
-    inside, seen = threading.Barrier(2, timeout=20), list[torch.dtype]()
+    inside, dtypes = threading.Barrier(2, timeout=20), list[torch.dtype]()
 
     def other() -> None:
         inside.wait()
         with float32_by_default():
-            seen.append(torch.get_default_dtype())
+            dtypes.append(torch.get_default_dtype())
             time.sleep(0.05)
-            seen.append(torch.get_default_dtype())
+            dtypes.append(torch.get_default_dtype())
 
     torch.set_default_dtype(torch.bfloat16)
     thread = threading.Thread(target=other)
@@ -154,13 +156,13 @@ def test_threads_see_one_default_dtype() -> None:
             inside.wait()
             time.sleep(0.02)
         thread.join()
-        assert seen == [torch.float32] * 2 and torch.get_default_dtype() == torch.bfloat16
+        assert dtypes == [torch.float32] * 2 and torch.get_default_dtype() == torch.bfloat16
     finally:
         torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
-def test_a_process_that_is_forked_while_something_is_loaded_can_load() -> None:
+def test_a_process_forked_during_a_load_can_load() -> None:
     script = (
         "import os, threading; from tokenizers_zoo.checkpoint import loading; import signal, torch\n"
         "holds, done = threading.Event(), threading.Event()\n"
@@ -176,19 +178,21 @@ def test_a_process_that_is_forked_while_something_is_loaded_can_load() -> None:
 
 def test_another_device_reads_weights_and_fingerprint_together(install_example: Install, tmp_path: Path) -> None:
     install_example("a_map")
-    first, other = (only({"a_map": {"checkpoint": str(tmp_path / "a"), "levels": levels}}) for levels in (16, 4))
+    first, second = (only({"a_map": {"checkpoint": str(tmp_path / "a"), "levels": levels}}) for levels in (16, 4))
     trained(first, "a_map", tmp_path / "a")
     handle, before = first["a_map"], first["a_map"].fingerprint
     assert len(handle.tokenizer) == 16
-    trained(other, "a_map", tmp_path / "a")
+    trained(second, "a_map", tmp_path / "a")
     handle.device = "cpu:0"
-    assert handle.fingerprint == other["a_map"].fingerprint != before and len(handle.tokenizer) == 4
+    assert handle.fingerprint == second["a_map"].fingerprint != before and len(handle.tokenizer) == 4
 
 
-def test_values_are_copied_if_a_plugin_reuses_its_buffer(ready: Callable[..., Any]) -> None:
+def test_values_are_copied_if_a_plugin_reuses_its_buffer(make_handle: Callable[..., Any]) -> None:
     decoded = 'repeat(tokenizer[tokens], "batch h w -> batch 1 (h p) (w q)", p=4, q=4)'
-    again = f"whole = self.kept = getattr(self, 'kept', {decoded})\n        whole[:] = {decoded}\n        return whole"
-    handle = ready({f"return {decoded}": again})
+    buffered = (
+        f"whole = self.kept = getattr(self, 'kept', {decoded})\n        whole[:] = {decoded}\n        return whole"
+    )
+    handle = make_handle({f"return {decoded}": buffered})
     tokens = handle.encode(values())
     first = handle.decode(tokens)
     before = [value.copy() for value in first]
@@ -198,19 +202,19 @@ def test_values_are_copied_if_a_plugin_reuses_its_buffer(ready: Callable[..., An
 
 def test_sequences_and_objects_are_copied_if_a_plugin_reuses_them(tmp_path: Path) -> None:
     source = LETTERS.replace('kind="text"', 'kind="object", items="number"')
-    for hook, again in {
+    for hook, replacement in {
         "return [np.array(": "self.row[:] = values[0]; return [self.row]\n    row, kept = np.zeros(2, int), [[]]",
         'return ["".join(': "self.kept[0][:] = tokens[0].tolist()\n        return self.kept",
     }.items():
-        source = source.replace(source[source.index(hook) :].partition("\n")[0], again)
+        source = source.replace(source[source.index(hook) :].partition("\n")[0], replacement)
     with installed(tmp_path, "again", {"letters": source}):
         zoo = only({"letters": {"checkpoint": str(tmp_path / "letters")}})
         trained(zoo, "letters", tmp_path / "letters")
         tokens = zoo["letters"].encode([[3, 4]])
         zoo["letters"].encode([[5, 5]])
-        found = zoo["letters"].decode(tokens)
+        decoded = zoo["letters"].decode(tokens)
         zoo["letters"].decode([np.array([5, 5])])
-        assert tokens[0].tolist() == [3, 4] and found == [[3, 4]]
+        assert tokens[0].tolist() == [3, 4] and decoded == [[3, 4]]
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -221,7 +225,7 @@ def test_killed_replacement_never_mixes_two_checkpoints(
         weights = {"codes": torch.full((3,), 0.0 if same else float(number))}
         save_checkpoint(tmp_path, weights, {"class": "Example", "number": number}, "An example.\n")
 
-    def found() -> str:
+    def state_on_disk() -> str:
         if not is_complete(tmp_path):
             return "none"
         tensors, config = load_checkpoint(tmp_path)
@@ -245,9 +249,9 @@ def test_killed_replacement_never_mixes_two_checkpoints(
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(os, "replace", replace_until(last))
             save(2)
-        outcomes.append(found())
+        outcomes.append(state_on_disk())
     save(2)
-    assert found() == "new" and outcomes == ["old" if same else "none"] * 3
+    assert state_on_disk() == "new" and outcomes == ["old" if same else "none"] * 3
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
@@ -298,26 +302,26 @@ def test_interrupted_download_is_reported_in_one_line(monkeypatch: pytest.Monkey
         resolve_folder("some/a")
 
 
-@pytest.mark.parametrize(("revision", "known"), [(None, False), (None, True), ("v1", True)])
-def test_the_commit_of_a_download_is_used_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, revision: str | None, known: bool
+@pytest.mark.parametrize(("revision", "cached"), [(None, False), (None, True), ("v1", True)])
+def test_a_cached_download_keeps_its_commit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, revision: str | None, cached: bool
 ) -> None:
-    asked = []
+    downloads = []
 
     def snapshot(name: str, *, revision: str | None, allow_patterns: list[str], local_files_only: bool = False) -> str:
-        asked.append((name, revision, local_files_only))
-        if local_files_only and not known:
+        downloads.append((name, revision, local_files_only))
+        if local_files_only and not cached:
             raise FileNotFoundError
         assert not {"*", "*.bin", "*.pt", "*.py"} & set(allow_patterns)
         return str(tmp_path / "snapshots" / ("c0ffee" if local_files_only else revision or "newest"))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     folder = resolve_folder(f"some/a@{revision}" if revision else "some/a")
-    assert folder.name == ("c0ffee" if known else "newest")
-    assert asked == [("some/a", revision, True), ("some/a", "c0ffee" if known else revision, False)]
+    assert folder.name == ("c0ffee" if cached else "newest")
+    assert downloads == [("some/a", revision, True), ("some/a", "c0ffee" if cached else revision, False)]
 
 
-def test_a_train_hook_that_leaves_no_checkpoint(install_example: Install, tmp_path: Path) -> None:
+def test_a_train_hook_that_leaves_no_checkpoint_is_an_error(install_example: Install, tmp_path: Path) -> None:
     install_example("a_map", {"        save_checkpoint(": "        (lambda *_: None)("})
     with pytest.raises(PluginError, match="train_tokenizer of plugin 'a_map'"):
         trained(only(), "a_map", tmp_path / "a")
@@ -328,18 +332,18 @@ def test_tokenizer_other_than_the_pinned_one_is_refused(install_example: Install
     pinned = "0" * 64
     text = f"[modalities.a_map]\ncheckpoint = 'a'\nsha256 = '{pinned}'\n"
     zoo = Zoo.from_toml(write_registry(tmp_path / "registry.toml", text))
-    found = fingerprint(trained(zoo, "a_map", tmp_path / "a"))
+    trained_fingerprint = fingerprint(trained(zoo, "a_map", tmp_path / "a"))
     with pytest.raises(CheckpointError) as caught:
         zoo["a_map"].encode(values())
     message = str(caught.value)
-    assert pinned in message and found in message and "registry.toml:3 [modalities.a_map] sha256" in message
-    write_registry(tmp_path / "registry.toml", text.replace(pinned, found))
+    assert (
+        pinned in message and trained_fingerprint in message and "registry.toml:3 [modalities.a_map] sha256" in message
+    )
+    write_registry(tmp_path / "registry.toml", text.replace(pinned, trained_fingerprint))
     assert Zoo.from_toml(tmp_path / "registry.toml")["a_map"].encode(values()).shape == (3, 4, 4)
 
 
-def test_training_again_replaces_the_loaded_tokenizer_of_all_that_share_it(
-    install_example: Install, tmp_path: Path
-) -> None:
+def test_retraining_reloads_the_tokenizer_of_all_that_share_it(install_example: Install, tmp_path: Path) -> None:
     shared = {"vocab_size=config.levels": 'vocab_size=16, vocabulary="levels"'}
     install_example("one", shared)
     install_example("two", shared)
@@ -347,26 +351,30 @@ def test_training_again_replaces_the_loaded_tokenizer_of_all_that_share_it(
     trained(zoo, "one", zoo["one"].checkpoint)
     before = zoo["two"].fingerprint
     assert len(zoo["two"].tokenizer) == 16
-    zoo2 = only({"one": {"levels": 4}}, zoo={"checkpoints": str(tmp_path)})
-    assert len(zoo2["two"].tokenizer) == 16
-    trained(zoo2, "one", zoo2["one"].checkpoint)
-    assert zoo2["two"].fingerprint != before and len(zoo2["two"].tokenizer) == 4
+    coarser_zoo = only({"one": {"levels": 4}}, zoo={"checkpoints": str(tmp_path)})
+    assert len(coarser_zoo["two"].tokenizer) == 16
+    trained(coarser_zoo, "one", coarser_zoo["one"].checkpoint)
+    assert coarser_zoo["two"].fingerprint != before and len(coarser_zoo["two"].tokenizer) == 4
 
 
-def test_a_pickled_handle_of_a_relative_registry_is_the_same_in_another_folder(
-    learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_pickled_handle_works_in_another_folder(
+    depth_registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(learnt.parent)
-    handle = Zoo.from_toml(learnt.name)["depth"]
+    monkeypatch.chdir(depth_registry.parent)
+    handle = Zoo.from_toml(depth_registry.name)["depth"]
     handle.device = "cpu:0"
     tokens, sent = handle.encode(DEPTHS), (handle, handle, handle.at(Path("codecs/depth")))
     pickled = pickle.dumps(sent)
     monkeypatch.chdir(tmp_path)
-    found = pickle.loads(pickled)
-    assert found[0] is found[1]
-    for there, mine in zip(found, sent, strict=True):
-        assert (there.name, there.checkpoint, there.device) == ("depth", learnt.parent / "codecs/depth", mine.device)
-        assert torch.equal(there.encode(DEPTHS), tokens)
+    received = pickle.loads(pickled)
+    assert received[0] is received[1]
+    for copy, original in zip(received, sent, strict=True):
+        assert (copy.name, copy.checkpoint, copy.device) == (
+            "depth",
+            depth_registry.parent / "codecs/depth",
+            original.device,
+        )
+        assert torch.equal(copy.encode(DEPTHS), tokens)
 
 
 def test_hub_id_is_not_reported_as_a_missing_folder(
@@ -380,19 +388,19 @@ def test_hub_id_is_not_reported_as_a_missing_folder(
     assert only({"a_map": {"checkpoint": "somebody/a"}}, zoo={"checkpoints": "."})["a_map"].has_tokenizer
     for local in ("runs/a", "some/where/a", "./some/a", str(tmp_path / "a"), "some/my--a", "some/a.git"):
         assert not only({"a_map": {"checkpoint": local}})["a_map"].has_tokenizer, local
-    made = dataclasses.replace(hub.files, checkpoint=tmp_path / "made")
+    pipeline_files = dataclasses.replace(hub.files, checkpoint=tmp_path / "made")
     (tmp_path / "made/samples").mkdir(parents=True)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id, **_: f"/cache/{hub_id}")
-    assert made.folder() == Path("/cache/somebody/a-tokenizer")
+    assert pipeline_files.folder() == Path("/cache/somebody/a-tokenizer")
     trained(only(), "a_map", tmp_path / "made")
-    assert made.folder() == tmp_path / "made"  # a folder that is there by now goes before the hub
+    assert pipeline_files.folder() == tmp_path / "made"  # a folder that is there by now goes before the hub
 
 
 # ---------------------------------------------------------------- input and output validation
 
 
 @pytest.fixture
-def ready(install_example: Install, tmp_path: Path) -> Callable[..., Any]:
+def make_handle(install_example: Install, tmp_path: Path) -> Callable[..., Any]:
     """A trained handle of an example plugin with changes."""
 
     def make(changes: Mapping[str, str] | None = None) -> Any:
@@ -417,8 +425,8 @@ def ready(install_example: Install, tmp_path: Path) -> Callable[..., Any]:
         (None, r"got NoneType None; give a numpy array"),
     ],
 )
-def test_bad_values_are_refused(value: Any, message: str, ready: Callable[..., Any]) -> None:
-    handle = ready()
+def test_bad_values_are_refused(value: Any, message: str, make_handle: Callable[..., Any]) -> None:
+    handle = make_handle()
     for refuses in (handle.check, lambda value: handle.encode([values()[0], value])):
         with pytest.raises(InvalidValueError, match=message):
             refuses(value)
@@ -426,8 +434,8 @@ def test_bad_values_are_refused(value: Any, message: str, ready: Callable[..., A
         handle.write(value)
 
 
-def test_batches_may_be_views_of_arrays_and_bad_ones_are_refused(ready: Callable[..., Any]) -> None:
-    handle = ready()
+def test_batches_may_be_views_of_arrays_and_bad_ones_are_refused(make_handle: Callable[..., Any]) -> None:
+    handle = make_handle()
     mirrored = np.stack(values())[..., ::-1]
     assert torch.equal(handle.encode(mirrored), handle.encode(mirrored.copy()))
     assert handle.encode(np.broadcast_to(np.float32(0.5), mirrored.shape)).unique().numel() == 1
@@ -436,8 +444,8 @@ def test_batches_may_be_views_of_arrays_and_bad_ones_are_refused(ready: Callable
             handle.encode(batch)
 
 
-def test_bad_tokens_are_refused(ready: Callable[..., Any]) -> None:
-    handle = ready()
+def test_bad_tokens_are_refused(make_handle: Callable[..., Any]) -> None:
+    handle = make_handle()
     good = torch.zeros(2, 4, 4, dtype=torch.int64)
     expected = r"a_map: expected int64 \(batch, 4, 4\) in \[0, 15\], got"
     for bad in (good + 16, good.float(), good[:, :3], "tokens"):
@@ -458,15 +466,15 @@ def test_bad_tokens_are_refused(ready: Callable[..., Any]) -> None:
         ("repeat(tokenizer[tokens]", "repeat(tokenizer[tokens][:2]", r"decode .* expected 3 values, .* it gave 2"),
     ],
 )
-def test_plugin_return_values_are_checked(old: str, new: str, message: str, ready: Callable[..., Any]) -> None:
-    handle = ready({old: new})
+def test_plugin_return_values_are_checked(old: str, new: str, message: str, make_handle: Callable[..., Any]) -> None:
+    handle = make_handle({old: new})
     with pytest.raises(PluginError, match=message):
         handle.encode(values())
         handle.decode(torch.full((3, 4, 4), 12))
 
 
-def test_optional_hooks_are_checked_too(ready: Callable[..., Any]) -> None:
-    handle = ready(
+def test_optional_hooks_are_checked_too(make_handle: Callable[..., Any]) -> None:
+    handle = make_handle(
         {
             "np.ascontiguousarray(picked": "np.float64(picked",
             '{"mae": float(': '{"rmse": float(',
@@ -483,8 +491,8 @@ def test_optional_hooks_are_checked_too(ready: Callable[..., Any]) -> None:
         handle.derive({})
 
 
-def test_transform_accepts_any_size_and_returns_the_declared_size(ready: Callable[..., Any]) -> None:
-    handle = ready()
+def test_transform_accepts_any_size_and_returns_the_declared_size(make_handle: Callable[..., Any]) -> None:
+    handle = make_handle()
     assert handle.transform(values(side=40)[0], Crop(left=0.5, width=0.5)).shape == (1, 16, 16)
     for channels, number, message in ((3, 0, "shape is not"), (1, np.nan, "finite"), (1, 2, "outside the range")):
         with pytest.raises(InvalidValueError, match=message):
@@ -494,8 +502,8 @@ def test_transform_accepts_any_size_and_returns_the_declared_size(ready: Callabl
 # ---------------------------------------------------------------- defaults of optional hooks
 
 
-def test_defaults(ready: Callable[..., Any]) -> None:
-    handle = ready()
+def test_defaults_of_optional_hooks(make_handle: Callable[..., Any]) -> None:
+    handle = make_handle()
     value = values()[0]
     data, extension = handle.write(value)
     assert extension == "npy"
@@ -512,9 +520,9 @@ def test_defaults(ready: Callable[..., Any]) -> None:
         handle.score(levels, levels[:2])
 
 
-def test_damaged_files_are_invalid_values_whatever_the_plugin_raises(ready: Callable[..., Any]) -> None:
+def test_damaged_files_are_invalid_values_whatever_the_plugin_raises(make_handle: Callable[..., Any]) -> None:
     reader = "    @hookimpl\n    def read_value(self, data):\n        return [][1]\n\n    @hookimpl\n    def score("
-    handle = ready({"    @hookimpl\n    def score(": reader})
+    handle = make_handle({"    @hookimpl\n    def score(": reader})
     with pytest.raises(
         InvalidValueError, match=r"a_map: cannot be read from .npy: IndexError: list index out of range"
     ):

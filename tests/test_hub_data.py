@@ -56,25 +56,25 @@ def zoo(tmp_path: Path, run_zoo: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run_zoo
 
 
-def made(zoo: Run, *words: str) -> str:
+def make(zoo: Run, *words: str) -> str:
     code, printed, complaint = zoo("data", "make", *words, *WORKERS)
     assert code == 0, complaint
     return printed
 
 
-def refused(zoo: Run, *words: str) -> str:
+def error_line(zoo: Run, *words: str) -> str:
     code, _, complaint = zoo("data", "make", *words, *WORKERS)
     line = complaint.splitlines()[-1]
     assert code == 1 and line.startswith("error: "), complaint
     return line
 
 
-def stored(name: str, split: str = "train") -> dict[str, Any]:
+def stored_values(name: str, split: str = "train") -> dict[str, Any]:
     handle, store = Zoo.from_toml("registry.toml")[name], ValueStore(Path("data"))
     return {key: store.read_key(handle, split, key) for key in store.keys(split, name)}
 
 
-def inside(picture: np.ndarray) -> np.ndarray:
+def without_border(picture: np.ndarray) -> np.ndarray:
     """Return a picture without its borders, where JPEG blurs."""
     return picture[:, 4:-4, 4:-4]
 
@@ -103,18 +103,22 @@ def rows(count: int = 12) -> Any:
 
 def check_rows(split: str = "train", count: int = 12) -> None:
     """Assert that the stored values are those of `rows`."""
-    pictures, captions, depth = stored("rgb", split), stored("caption", split), stored("depth", split)
+    pictures, captions, depth = (
+        stored_values("rgb", split),
+        stored_values("caption", split),
+        stored_values("depth", split),
+    )
     assert len(pictures) == len(depth) == count
     for key, value in pictures.items():
         number = int(key.rpartition("-")[2])
-        assert inside(value) == pytest.approx(number * 5 / 255, abs=0.03), "cropped to the middle"
+        assert without_border(value) == pytest.approx(number * 5 / 255, abs=0.03), "cropped to the middle"
         assert captions.get(key) == (f"level {number}" if number % 4 else None)
         assert depth[key] == pytest.approx(number + 1)
-    assert next(iter(stored("boxes", split).values()))[0]["box"] == pytest.approx([0, 0, 1, 1])
+    assert next(iter(stored_values("boxes", split).values()))[0]["box"] == pytest.approx([0, 0, 1, 1])
 
 
 @pytest.mark.parametrize("kind", ["parquet", "folder", "arrow", "saved"])
-def test_local_datasets_of_any_kind(zoo: Run, kind: str) -> None:
+def test_local_datasets_of_any_kind_are_read(zoo: Run, kind: str) -> None:
     path = {"parquet": "rows.parquet", "folder": "rows/train-00000-of-00001.parquet", "saved": "rows"}.get(
         kind, "rows.arrow"
     )
@@ -126,27 +130,27 @@ def test_local_datasets_of_any_kind(zoo: Run, kind: str) -> None:
         next(Path("saved").glob("*.arrow")).rename(path)
     else:
         rows().to_parquet(path)
-    place = "rows" if kind == "folder" else path
-    words = ("hf", "data", "--test", "0", "--set", f"path={place}", "--set", "test_fraction=0")
-    printed = made(zoo, *words)
+    dataset_path = "rows" if kind == "folder" else path
+    words = ("hf", "data", "--test", "0", "--set", f"path={dataset_path}", "--set", "test_fraction=0")
+    printed = make(zoo, *words)
     assert "columns: boxes is boxes, depth is depth, photo is rgb, text is caption" in printed
     assert "rgb: stored at 16 x 16" in printed or "depth, rgb: stored at 16 x 16" in printed
     check_rows()
-    again = made(zoo, *words)
-    assert "12 unchanged" in again and "train/rgb: 0 written" in again
+    second_output = make(zoo, *words)
+    assert "12 unchanged" in second_output and "train/rgb: 0 written" in second_output
 
 
-def test_columns_splits_and_a_share_for_testing(zoo: Run) -> None:
+def test_columns_and_splits_are_chosen_by_settings(zoo: Run) -> None:
     Path("rows").mkdir()
     for split, count in (("train", 12), ("validation", 5)):
         table = rows(count).rename_columns({"photo": "a", "text": "b"})
         table.to_parquet(f"rows/{split}-00000-of-00001.parquet")
     columns = 'columns={a = "images", b = "caption", depth = ""}'
-    printed = made(zoo, "hf", "data", "--set", "path=rows", "--set", columns)
+    printed = make(zoo, "hf", "data", "--set", "path=rows", "--set", columns)
     assert "train/rgb: 12 written" in printed and "test/rgb: 5 written" in printed and "depth" not in printed
-    assert set(stored("rgb", "test")) == {f"validation-{number:08}" for number in range(5)}
+    assert set(stored_values("rgb", "test")) == {f"validation-{number:08}" for number in range(5)}
     shared = ("--set", "path=rows/train-00000-of-00001.parquet", "--set", "test_fraction=0.4")
-    made(zoo, "hf", "shared", *shared)
+    make(zoo, "hf", "shared", *shared)
     keys = [set(ValueStore(Path("shared")).keys(split, "rgb")) for split in ("train", "test")]
     assert len(keys[0] | keys[1]) == 12 and not keys[0] & keys[1] and 1 < len(keys[1]) < 10
 
@@ -154,22 +158,22 @@ def test_columns_splits_and_a_share_for_testing(zoo: Run) -> None:
 def test_a_stream_reads_in_order_and_needs_a_number(zoo: Run) -> None:
     rows().to_parquet("rows.parquet")
     words = ("hf", "data", "--set", "path=rows.parquet", "--set", "streaming=true", "--set", "test_fraction=0")
-    assert "--train 1000" in refused(zoo, *words, "--test", "0")
-    made(zoo, *words, "--test", "0", "--train", "12")
+    assert "--train 1000" in error_line(zoo, *words, "--test", "0")
+    make(zoo, *words, "--test", "0", "--train", "12")
     check_rows()
     streamed = Zoo.from_toml("registry.toml").source("hf").samples(
         "train", 12, 0, {"path": "rows.parquet", "streaming": True, "test_fraction": 0}
     )  # fmt: skip
-    assert [streamed[at][0] for at in (3, 5, 4, 0)] == [f"train-{at:08}" for at in (3, 5, 4, 0)]
+    assert [streamed[index][0] for index in (3, 5, 4, 0)] == [f"train-{index:08}" for index in (3, 5, 4, 0)]
 
 
 def test_changed_rows_are_made_again(zoo: Run) -> None:
     words = ("hf", "data", "--test", "0", "--set", "path=rows.parquet", "--set", "test_fraction=0")
     rows(8).to_parquet("rows.parquet")
-    made(zoo, *words)
+    make(zoo, *words)
     rows(9).select(range(1, 9)).to_parquet("rows.parquet")
-    assert "train/rgb: 8 written" in made(zoo, *words)
-    assert stored("depth")["train-00000000"] == pytest.approx(2)
+    assert "train/rgb: 8 written" in make(zoo, *words)
+    assert stored_values("depth")["train-00000000"] == pytest.approx(2)
 
 
 @pytest.mark.usefixtures("zoo")
@@ -179,20 +183,20 @@ def test_paths_in_a_dataset_are_not_followed_out_of_it() -> None:
     Path("set/own.jpg").write_bytes(picture(2))
     Path("set/link.jpg").symlink_to(Path("secret.png").resolve())
     root = Path("set").resolve()
-    kept, *others = (
-        hf.as_file({"bytes": None, "path": str(path)}, hf.FileRoots.of(hf.HubSettings(path="set")))
+    file, *refusals = (
+        hf.as_file({"bytes": None, "path": str(path)}, hf.Places.of(hf.HubSettings(path="set")))
         for path in (
             root / "own.jpg", root / "link.jpg", root / "../secret.png", "", "../secret.png", "own.jpg\0",
             "zip://a.png::../secret.zip", f"zip://a.png::{root.parent}/secret.zip", "hf://datasets/some/one/a.png",
         )
     )  # fmt: skip
-    assert kept.data == picture(2)
-    assert all("not among the dataset's files" in str(other) for other in others)
+    assert file.data == picture(2)
+    assert all("not among the dataset's files" in str(refusal) for refusal in refusals)
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
 @pytest.mark.parametrize("kind", ["zip", "relative"])
-def test_pictures_in_files_of_the_dataset(zoo: Run, kind: str, streaming: str) -> None:
+def test_pictures_in_files_of_the_dataset_are_read(zoo: Run, kind: str, streaming: str) -> None:
     Path("set/images").mkdir(parents=True)
     if kind == "zip":
         with zipfile.ZipFile("set/train.zip", "w") as archive:
@@ -206,10 +210,10 @@ def test_pictures_in_files_of_the_dataset(zoo: Run, kind: str, streaming: str) -
         features = datasets.Features(image=datasets.Image())
         pq.write_table(table.cast(features.arrow_schema), "set/rows.parquet")
     path = "set" if kind == "zip" else "set/rows.parquet"
-    more = ("--set", f"path={path}", "--set", f"streaming={streaming}", "--set", "test_fraction=0")
-    assert "train/rgb: 4 written" in made(zoo, "hf", "data", "--train", "4", "--test", "0", *more)
-    for number, value in enumerate(stored("rgb").values()):
-        assert inside(value) == pytest.approx(number * 5 / 255, abs=0.03)
+    settings = ("--set", f"path={path}", "--set", f"streaming={streaming}", "--set", "test_fraction=0")
+    assert "train/rgb: 4 written" in make(zoo, "hf", "data", "--train", "4", "--test", "0", *settings)
+    for number, value in enumerate(stored_values("rgb").values()):
+        assert without_border(value) == pytest.approx(number * 5 / 255, abs=0.03)
 
 
 def test_files_of_a_hub_dataset_are_read_from_its_own_repository_and_downloads(
@@ -222,30 +226,34 @@ def test_files_of_a_hub_dataset_are_read_from_its_own_repository_and_downloads(
         archive.writestr("b.jpg", picture(4))
     files.pipe("/datasets/me/own/train.zip", content.getvalue())
     real = fsspec.open
-    monkeypatch.setattr(fsspec, "open", lambda place, mode: real(place.replace("hf://", "memory://"), mode))
+    monkeypatch.setattr(fsspec, "open", lambda url, mode: real(url.replace("hf://", "memory://"), mode))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "downloads")
     downloads = [tmp_path / folder for folder in ("hub/datasets--me--own/blobs", "hub/datasets--you--own", "downloads")]
     for folder in downloads:
         folder.mkdir(parents=True)
         (folder / "c.jpg").write_bytes(picture(5))
-    places = hf.FileRoots.of(hf.HubSettings(path="me/own"))
-    own = "hf://datasets/me/own"
-    for place, number in (
-        (f"{own}@main/a.jpg", 3), (f"zip://b.jpg::{own}/train.zip", 4),
+    locations = hf.Places.of(hf.HubSettings(path="me/own"))
+    repository = "hf://datasets/me/own"
+    for address, number in (
+        (f"{repository}@main/a.jpg", 3), (f"zip://b.jpg::{repository}/train.zip", 4),
         (downloads[0] / "c.jpg", 5), (downloads[2] / "c.jpg", 5),
     ):  # fmt: skip
-        assert hf.as_file({"bytes": None, "path": str(place)}, places) == FileBytes(
+        assert hf.as_file({"bytes": None, "path": str(address)}, locations) == FileBytes(
             data=picture(number), extension="jpg"
         )
-    for place in (
-        f"{own}er/a.jpg", f"{own}/../../you/own/a.jpg", f"{own}/%2e%2e/you/a.jpg", "hf://datasets/you/own/a.jpg",
-        f"{own}/a.jpg::file:///etc/passwd", downloads[1] / "c.jpg", tmp_path / "registry.toml", "a.jpg",
+    for address in (
+        f"{repository}er/a.jpg", f"{repository}/../../you/own/a.jpg", f"{repository}/%2e%2e/you/a.jpg", "hf://datasets/you/own/a.jpg",
+        f"{repository}/a.jpg::file:///etc/passwd", downloads[1] / "c.jpg", tmp_path / "registry.toml", "a.jpg",
     ):  # fmt: skip
-        refusal = hf.as_file({"bytes": None, "path": str(place)}, places)
-        assert "not among the dataset's files" in str(refusal), place
-    for place in (f"{own}/absent.jpg", f"zip://absent.jpg::{own}/train.zip", f"zip://b.jpg::{own}@main/a.jpg"):
-        assert isinstance(hf.as_file({"bytes": None, "path": place}, places), InvalidValueError)
+        refusal = hf.as_file({"bytes": None, "path": str(address)}, locations)
+        assert "not among the dataset's files" in str(refusal), address
+    for address in (
+        f"{repository}/absent.jpg",
+        f"zip://absent.jpg::{repository}/train.zip",
+        f"zip://b.jpg::{repository}@main/a.jpg",
+    ):
+        assert isinstance(hf.as_file({"bytes": None, "path": address}, locations), InvalidValueError)
 
 
 @pytest.mark.parametrize(
@@ -262,15 +270,15 @@ def test_files_of_a_hub_dataset_are_read_from_its_own_repository_and_downloads(
         (["path=rows.parquet", "test_fraction=1.5"], ["test_fraction"]),
     ],
 )  # fmt: skip
-def test_wrong_settings_of_hf(zoo: Run, options: list[str], words: list[str]) -> None:
+def test_wrong_settings_of_hf_are_named(zoo: Run, options: list[str], words: list[str]) -> None:
     rows(2).to_parquet("rows.parquet")
-    line = refused(zoo, "hf", "data", "--test", "0", *(word for one in options for word in ("--set", one)))
+    line = error_line(zoo, "hf", "data", "--test", "0", *(word for option in options for word in ("--set", option)))
     assert all(word in line for word in words), line
 
 
 def test_without_the_package_its_install_line_is_shown(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert 'pip install "zoo-hub-data[hf]"' in refused(zoo, "hf", "data", "--set", "path=somebody/something")
+    assert 'pip install "zoo-hub-data[hf]"' in error_line(zoo, "hf", "data", "--set", "path=somebody/something")
 
 
 # ---------------------------------------------------------------- webdataset
@@ -298,63 +306,65 @@ def write_shards(folder: Path, shards: int = 3, samples: int = 4) -> None:
 def server(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     """Serve `served` at a local address; yields the address and the list of requested files."""
     (tmp_path / "served").mkdir()
-    asked: list[str] = []
+    requested: list[str] = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path.rpartition("/")[2])
+            requested.append(self.path.rpartition("/")[2])
             super().do_GET()
 
         def log_message(self, *words: Any) -> None:
             pass
 
     handler = functools.partial(Handler, directory=str(tmp_path / "served"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as one:
-        threading.Thread(target=one.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{one.server_port}", asked
-        one.shutdown()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as http_server:
+        threading.Thread(target=http_server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http_server.server_port}", requested
+        http_server.shutdown()
 
 
 EXTENSIONS = 'extensions={"seg.png" = "semseg"}'
 
 
 @pytest.mark.parametrize("path", ["served", "served/part-*.tar", "served/part-{000..002}.tar", "file", "http"])
-def test_shards_in_any_place(zoo: Run, server: tuple[str, list[str]], path: str) -> None:
+def test_shards_are_read_from_folders_patterns_and_urls(zoo: Run, server: tuple[str, list[str]], path: str) -> None:
     write_shards(Path("served"))
-    address, asked = server
+    address, requested = server
     if path in ("file", "http"):
         path = (Path("served").resolve().as_uri() if path == "file" else address) + "/part-{000..002}.tar"
-    more = ("--set", EXTENSIONS, "--set", "test_fraction=0", "--set", "cache=downloads")
-    words = ("webdataset", "data", "--test", "0", "--set", f"path={path}", *more)
-    printed = made(zoo, *words)
+    settings = ("--set", EXTENSIONS, "--set", "test_fraction=0", "--set", "cache=downloads")
+    words = ("webdataset", "data", "--test", "0", "--set", f"path={path}", *settings)
+    printed = make(zoo, *words)
     for name, count in (("rgb", 12), ("caption", 9), ("depth", 12), ("semseg", 12)):
         assert f"train/{name}: {count} written" in printed
     assert "12 .cls" in printed and "stored at 16 x 16" in printed
-    pictures, depth = stored("rgb"), stored("depth")
+    pictures, depth = stored_values("rgb"), stored_values("depth")
     assert list(pictures)[:5] == ["part-000/0000", "part-000/0001", "part-000/0002", "part-000/0003", "part-001/0000"]
     for number, (key, value) in enumerate(pictures.items()):
-        assert inside(value) == pytest.approx(number * 5 / 255, abs=0.03) and depth[key] == pytest.approx(number + 1)
-    assert stored("caption")["part-002/0003"] == "level 11"
-    assert "train/rgb: 0 written, 12 unchanged" in made(zoo, *words)
+        assert without_border(value) == pytest.approx(number * 5 / 255, abs=0.03) and depth[key] == pytest.approx(
+            number + 1
+        )
+    assert stored_values("caption")["part-002/0003"] == "level 11"
+    assert "train/rgb: 0 written, 12 unchanged" in make(zoo, *words)
     if path.startswith("http"):
-        assert sorted(asked) == [f"part-{number:03}.tar" for number in range(3)], "each is downloaded once"
+        assert sorted(requested) == [f"part-{number:03}.tar" for number in range(3)], "each is downloaded once"
 
 
 def test_only_needed_shards_are_downloaded(zoo: Run, server: tuple[str, list[str]]) -> None:
     write_shards(Path("served"))
-    address, asked = server
+    address, requested = server
     words = ("--set", f"path={address}/part-{{000..002}}.tar", "--set", "test_fraction=0", "--set", "cache=downloads")
-    assert "train/rgb: 6 written" in made(zoo, "webdataset", "data", "--train", "6", "--test", "0", *words)
-    assert asked == ["part-000.tar", "part-001.tar"]
-    assert list(stored("rgb"))[-1] == "part-001/0001"
+    assert "train/rgb: 6 written" in make(zoo, "webdataset", "data", "--train", "6", "--test", "0", *words)
+    assert requested == ["part-000.tar", "part-001.tar"]
+    assert list(stored_values("rgb"))[-1] == "part-001/0001"
 
 
-def test_a_separate_test_split_and_more_samples_later(zoo: Run) -> None:
+def test_a_test_split_comes_from_shards_or_a_share(zoo: Run) -> None:
     write_shards(Path("a"))
     write_shards(Path("b"), shards=1)
     words = ("webdataset", "data", "--set", "path=a", "--set", "test=b")
-    assert "test/rgb: 4 written" in made(zoo, *words)
-    shared = made(zoo, "webdataset", "shared", "--set", "path=a", "--set", "test_fraction=0.3")
+    assert "test/rgb: 4 written" in make(zoo, *words)
+    shared = make(zoo, "webdataset", "shared", "--set", "path=a", "--set", "test_fraction=0.3")
     assert "train/rgb" in shared and "test/rgb" in shared
 
 
@@ -362,7 +372,7 @@ def test_damaged_shards_lose_only_their_members(zoo: Run) -> None:
     write_shards(Path("a"), shards=1)
     tar = Path("a/part-000.tar")
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
-    printed = made(zoo, "webdataset", "data", "--test", "0", "--set", "path=a", "--set", "test_fraction=0")
+    printed = make(zoo, "webdataset", "data", "--test", "0", "--set", "path=a", "--set", "test_fraction=0")
     assert "cannot be used (first: part-000.tar" in printed
 
 
@@ -380,16 +390,18 @@ def test_damaged_shards_lose_only_their_members(zoo: Run) -> None:
         (["path=http://127.0.0.1:9/a.tar"], ["127.0.0.1:9"]),
     ],
 )
-def test_wrong_settings_of_webdataset(zoo: Run, options: list[str], words: list[str]) -> None:
+def test_wrong_settings_of_webdataset_are_named(zoo: Run, options: list[str], words: list[str]) -> None:
     write_shards(Path("a"), shards=1)
     Path("bad").mkdir()
     Path("bad/bad.tar").write_bytes(b"not a tar file" * 100)
-    line = refused(zoo, "webdataset", "data", "--test", "0", *(word for one in options for word in ("--set", one)))
+    line = error_line(
+        zoo, "webdataset", "data", "--test", "0", *(word for option in options for word in ("--set", option))
+    )
     assert all(word in line for word in words), line
 
 
 def test_a_missing_file_at_a_url_is_named(zoo: Run, server: tuple[str, list[str]]) -> None:
-    line = refused(zoo, "webdataset", "data", "--test", "0", "--set", f"path={server[0]}/none.tar")
+    line = error_line(zoo, "webdataset", "data", "--test", "0", "--set", f"path={server[0]}/none.tar")
     assert "none.tar" in line and "Traceback" not in line
 
 
@@ -397,14 +409,14 @@ def test_without_the_package_for_http_its_install_line_is_shown(zoo: Run, monkey
     for module in ("aiohttp", "fsspec.implementations.http"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "http", raising=False)
-    line = refused(zoo, "webdataset", "data", "--test", "0", "--set", "path=http://127.0.0.1:9/a.tar")
+    line = error_line(zoo, "webdataset", "data", "--test", "0", "--set", "path=http://127.0.0.1:9/a.tar")
     assert 'pip install "zoo-hub-data[http]"' in line
 
 
 def test_values_of_json_columns_are_recorded_as_options(zoo: Run) -> None:
     rows(3).to_parquet("rows.parquet")
     columns = 'columns={photo = "rgb"}'
-    made(zoo, "hf", "data", "--test", "0", "--set", "path=rows.parquet", "--set", "test_fraction=0", "--set", columns)
+    make(zoo, "hf", "data", "--test", "0", "--set", "path=rows.parquet", "--set", "test_fraction=0", "--set", columns)
     record = read_table(Path("data/dataset.json"))["splits"]["train"]["source"]
     assert record["source"] == "hf" and record["options"]["columns"] == {"photo": "rgb"}
 
@@ -431,5 +443,5 @@ def test_an_instance_under_another_name_gets_its_plugins_files(zoo: Run, source:
     write_shards(Path("shards"), shards=1)
     rows(4).to_parquet("rows.parquet")
     path = "rows.parquet" if source == "hf" else "shards"
-    printed = made(zoo, source, "data", "--test", "0", "--set", f"path={path}", "--set", "test_fraction=0")
+    printed = make(zoo, source, "data", "--test", "0", "--set", f"path={path}", "--set", "test_fraction=0")
     assert "train/rgb: 4 written" in printed and "train/rgb_8: 4 written" in printed

@@ -95,13 +95,13 @@ def imports_of(path: Path, root: Path) -> list[tuple[int, str]]:
 def test_packages_import_only_allowed_packages(package: str) -> None:
     ours = {"tokenizers_zoo", "bench", "plugins", "tests"}
     allowed = ALLOWED.get(package, {package, "tokenizers_zoo"})
-    wrong = []
+    violations = []
     for path in files(package):
         for line, name in imports_of(path, packages()[package].parent):
             top = name.split(".")[0]
             if (top in ours or top.startswith("zoo_")) and top not in allowed:
-                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
-    assert not wrong, "\n".join(wrong)
+                violations.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert not violations, "\n".join(violations)
 
 
 def graph(package: str) -> dict[str, set[str]]:
@@ -111,25 +111,25 @@ def graph(package: str) -> dict[str, set[str]]:
     """
     root = packages()[package].parent
     modules = {module_name(path, root): path for path in files(package)}
-    found: dict[str, set[str]] = {}
+    edges: dict[str, set[str]] = {}
     for module, path in modules.items():
         names = {name if name in modules else name.rpartition(".")[0] for _, name in imports_of(path, root)}
-        found[module] = {name for name in names if name in modules and name != module}
-    return found
+        edges[module] = {name for name in names if name in modules and name != module}
+    return edges
 
 
 def circles(edges: dict[str, set[str]]) -> list[set[str]]:
     """Return the strongly connected components of more than one module."""
     reach: dict[str, set[str]] = {}
     for start in edges:
-        seen, queue = set(), [start]
+        reached, queue = set(), [start]
         while queue:
-            for name in edges[queue.pop()] - seen:
-                seen.add(name)
+            for name in edges[queue.pop()] - reached:
+                reached.add(name)
                 queue.append(name)
-        reach[start] = seen
-    found = {frozenset(b for b in reach[a] if a in reach[b]) for a in edges if a in reach[a]}
-    return sorted(map(set, found), key=sorted)
+        reach[start] = reached
+    components = {frozenset(b for b in reach[a] if a in reach[b]) for a in edges if a in reach[a]}
+    return sorted(map(set, components), key=sorted)
 
 
 @pytest.mark.parametrize("package", packages())
@@ -141,25 +141,27 @@ def test_no_circular_imports(package: str) -> None:
 def test_no_import_upwards(package: str) -> None:
     layers = LAYERS[package]
     height = {name: len(layers) - number for number, layer in enumerate(layers) for name in layer}
-    wrong = []
+    violations = []
     for module, imported in graph(package).items():
         mine = height.get((module + ".").split(".")[1], 0) if module != package else len(layers)  # its public names
-        wrong += [f"{module} imports {name}" for name in imported if height.get((name + ".").split(".")[1], 0) > mine]
-    assert not wrong, "\n".join(wrong)
+        violations += [
+            f"{module} imports {name}" for name in imported if height.get((name + ".").split(".")[1], 0) > mine
+        ]
+    assert not violations, "\n".join(violations)
 
 
 def declared(project: dict[str, Any]) -> list[tuple[str, str]]:
     """Return name and minimum version of each distribution that a project requires, including its extras."""
-    asked = [*project.get("dependencies", ()), *chain(*project.get("optional-dependencies", {}).values())]
-    return [re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?>=([\d.]+)", one).groups() for one in asked]
+    requirements = [*project.get("dependencies", ()), *chain(*project.get("optional-dependencies", {}).values())]
+    return [re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?>=([\d.]+)", requirement).groups() for requirement in requirements]
 
 
 @pytest.mark.parametrize("package", plugin_packages())
 def test_plugins_declare_their_imports(package: str) -> None:
     """Exceptions: torch inside functions (a dependency of the core), and jaxtyping for type checkers."""
     root = plugin_packages()[package].parent
-    known = {name for name, _ in declared(PLUGINS[root.parent])}
-    wrong = []
+    declared_names = {name for name, _ in declared(PLUGINS[root.parent])}
+    violations = []
     for path in files(package):
         lines = path.read_text(encoding="utf-8").splitlines()
         for line, name in imports_of(path, root):
@@ -167,9 +169,9 @@ def test_plugins_declare_their_imports(package: str) -> None:
             if top in sys.stdlib_module_names or top.startswith(("tokenizers_zoo", "zoo_")):
                 continue
             indented = lines[line - 1].startswith(" ")  # in a function or for type checkers
-            if DISTRIBUTIONS.get(top, top) not in known and not (top in ("torch", "jaxtyping") and indented):
-                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
-    assert not wrong, "\n".join(wrong)
+            if DISTRIBUTIONS.get(top, top) not in declared_names and not (top in ("torch", "jaxtyping") and indented):
+                violations.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert not violations, "\n".join(violations)
 
 
 def test_packages_ask_for_the_same_releases() -> None:
@@ -178,7 +180,7 @@ def test_packages_ask_for_the_same_releases() -> None:
     for project in (*core, *PLUGINS.values()):
         for name, release in declared(project):
             releases.setdefault(name, set()).add(Version(release))
-    assert {name: found for name, found in releases.items() if len(found) > 1} == {}
+    assert {name: versions for name, versions in releases.items() if len(versions) > 1} == {}
 
 
 def docstrings(tree: ast.AST) -> set[ast.AST]:
@@ -211,16 +213,16 @@ def any_of(names: set[str]) -> re.Pattern[str]:
 def test_no_modality_is_known_by_name(package: str) -> None:
     names = {name for name in OURS if len(name) > 3}
     assert names
-    wrong = []
+    violations = []
     for path in files(package):
-        where = str(path.relative_to(ROOT))
+        source = str(path.relative_to(ROOT))
         for line, text in written_names(ast.parse(path.read_text(encoding="utf-8")), names):
-            if EXCEPTIONS.get(where) != text:
-                wrong.append(f"{where}:{line} names a modality: {text[:60]!r}")
+            if EXCEPTIONS.get(source) != text:
+                violations.append(f"{source}:{line} names a modality: {text[:60]!r}")
     for path in (path for path in CORE[package].rglob("*") if path.suffix not in (".py", ".pyc") and path.is_file()):
-        found = any_of(names - GENERIC).findall(path.read_text(encoding="utf-8"))
-        wrong += [f"{path.relative_to(ROOT)} names a modality: {name}" for name in found]
-    assert not wrong, "\n".join(wrong)
+        mentions = any_of(names - GENERIC).findall(path.read_text(encoding="utf-8"))
+        violations += [f"{path.relative_to(ROOT)} names a modality: {name}" for name in mentions]
+    assert not violations, "\n".join(violations)
 
 
 LISTING = """
@@ -259,20 +261,20 @@ UNCHECKED = {
 
 @pytest.mark.parametrize("package", packages())
 def test_files_are_opened_by_one_function(package: str) -> None:
-    found = []
+    direct_opens = []
     for path in files(package):
-        place = f"{package}/{path.relative_to(packages()[package]).as_posix()}"
+        file = f"{package}/{path.relative_to(packages()[package]).as_posix()}"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or place in UNCHECKED:
+            if not isinstance(node, ast.Call) or file in UNCHECKED:
                 continue
-            name, arguments = ast.unparse(node.func), [ast.unparse(one) for one in node.args]
+            name, arguments = ast.unparse(node.func), [ast.unparse(argument) for argument in node.args]
             mode = (arguments[1:2] or ["'r'"])[0]
             opens = name == "open" and mode.startswith(("'r'", "'rb'")) and arguments[0] != "handle"
-            whole = (name.endswith(".read_bytes") and not arguments) or name.endswith(".read_text")
+            reads_file = (name.endswith(".read_bytes") and not arguments) or name.endswith(".read_text")
             picture = name.endswith("Image.open") and not arguments[0].startswith(("io.BytesIO(", "CountedReads("))
-            if opens or whole or picture:
-                found.append(f"{place}:{node.lineno}: {ast.unparse(node)}")
-    assert not found, found
+            if opens or reads_file or picture:
+                direct_opens.append(f"{file}:{node.lineno}: {ast.unparse(node)}")
+    assert not direct_opens, direct_opens
 
 
 def test_listing_modalities_imports_no_torch() -> None:

@@ -71,13 +71,13 @@ def test_the_registry_works_and_the_next_commands_do(zoo: Run) -> None:
     write_pictures(Path("files/rgb"), (40, 40))
     write_texts(Path("files/caption"))
     write_texts(Path("files/notes"), 1)
-    code, shown, told = zoo("init", "files")
-    assert code == 0 and "12 samples: caption, rgb" in shown and "not used: notes: no installed modality" in told
+    code, printed, complaint = zoo("init", "files")
+    assert code == 0 and "12 samples: caption, rgb" in printed and "not used: notes: no installed modality" in complaint
     registry = Zoo.from_toml(Path("registry.toml"))
     assert registry.problems() == {} and registry.check_file() == []
     assert {"rgb", "caption", "rgb_patches", "canny", "palette"} <= set(registry.names())
     assert not {"clip", "depth", "minilm"} & set(registry.names()), "these need a network"
-    commands = [shlex.split(line)[1:] for line in told.partition("next:\n")[2].splitlines()]
+    commands = [shlex.split(line)[1:] for line in complaint.partition("next:\n")[2].splitlines()]
     assert [words[0] for words in commands] == [
         "data",
         "data",
@@ -88,8 +88,8 @@ def test_the_registry_works_and_the_next_commands_do(zoo: Run) -> None:
         "report",
     ]
     for words in commands[:2]:
-        code, shown, told = zoo(*words, "--workers", "1")
-        assert code == 0, told
+        code, printed, complaint = zoo(*words, "--workers", "1")
+        assert code == 0, complaint
     assert (Path("data/train/rgb_patches")).is_dir()
 
 
@@ -153,10 +153,10 @@ def test_links_out_of_the_folder_are_followed_if_asked(zoo: Run) -> None:
     write_pictures(Path("elsewhere"), (40, 40))
     Path("files").mkdir()
     Path("files/rgb").symlink_to(Path("elsewhere").resolve())
-    code, _, told = zoo("init", "files")
-    assert code == 1 and "add --follow-links" in told
-    code, _, told = zoo("init", "files", "--follow-links")
-    assert code == 0 and "zoo data make folder data --set path=files --follow-links" in told
+    code, _, complaint = zoo("init", "files")
+    assert code == 1 and "add --follow-links" in complaint
+    code, _, complaint = zoo("init", "files", "--follow-links")
+    assert code == 0 and "zoo data make folder data --set path=files --follow-links" in complaint
     assert zoo("data", "make", "folder", "data", "--set", "path=files", "--follow-links", "--workers", "1")[0] == 0
     assert zoo("data", "make", "folder", "data", "--set", "path=files", "--workers", "1")[0] == 1
 
@@ -164,18 +164,18 @@ def test_links_out_of_the_folder_are_followed_if_asked(zoo: Run) -> None:
 def test_a_registry_is_not_overwritten_unasked(zoo: Run) -> None:
     write_pictures(Path("files/rgb"), (40, 40))
     Path("registry.toml").write_text("mine")
-    code, _, told = zoo("init", "files")
-    assert code == 1 and "registry.toml: is there already; --overwrite replaces it" in told
+    code, _, complaint = zoo("init", "files")
+    assert code == 1 and "registry.toml: is there already; --overwrite replaces it" in complaint
     assert Path("registry.toml").read_text() == "mine"
-    code, _, told = zoo("--registry", "other.toml", "init", "files")
-    assert code == 0 and "zoo report run --registry other.toml" in told
+    code, _, complaint = zoo("--registry", "other.toml", "init", "files")
+    assert code == 0 and "zoo report run --registry other.toml" in complaint
     assert Zoo.from_toml(Path("other.toml")).check_file() == []
-    code, _, told = zoo("init", "files", "--overwrite", "--quiet")
-    assert code == 0 and not told
+    code, _, complaint = zoo("init", "files", "--overwrite", "--quiet")
+    assert code == 0 and not complaint
     assert "rgb" in Zoo.from_toml(Path("registry.toml")).names()
 
 
-def test_splits_and_tar_files(zoo: Run) -> None:
+def test_splits_and_tar_files_are_recognised(zoo: Run) -> None:
     for split in ("train", "test"):
         write_pictures(Path(f"loose/{split}/rgb"), (70, 70), 4)
     code, printed, complaint = zoo("init", "loose")
@@ -193,16 +193,16 @@ def test_splits_and_tar_files(zoo: Run) -> None:
     assert "not used: tok_depth@224: tokens of ml-4m's tokenizers, not values" in complaint
 
 
-def test_pictures_with_texts_beside_them(zoo: Run) -> None:
+def test_texts_beside_pictures_become_captions(zoo: Run) -> None:
     write_pictures(Path("flat"), (130, 200))
     for path in list(Path("flat").iterdir())[:5]:
         path.with_suffix(".txt").write_text("a red ball\n")
-    code, shown, _ = zoo("init", "flat")
-    assert code == 0 and "2 modalities of flat, 12 samples: caption, rgb" in shown
+    code, printed, _ = zoo("init", "flat")
+    assert code == 0 and "2 modalities of flat, 12 samples: caption, rgb" in printed
     assert load_toml(Path("registry.toml"))["zoo"]["image_size"] == 128
 
 
-def test_values_that_are_made_already(zoo: Run) -> None:
+def test_init_reads_an_existing_data_folder(zoo: Run) -> None:
     world = the_world().put_back()
     code, printed, complaint = zoo("init", str(world.folder / "data"))
     samples = sum(describe_data(world.folder / "data").aligned.values())
@@ -214,13 +214,13 @@ def test_values_that_are_made_already(zoo: Run) -> None:
 
 def test_folders_without_values_are_refused(zoo: Run) -> None:
     write_texts(Path("a/captoin"))
-    code, _, told = zoo("init", "a")
-    assert code == 1 and "captoin" in told and "rename it to caption" in told
+    code, _, complaint = zoo("init", "a")
+    assert code == 1 and "captoin" in complaint and "rename it to caption" in complaint
     Path("empty").mkdir()
-    code, _, told = zoo("init", "empty")
-    assert code == 1 and "empty: " in told
-    code, _, told = zoo("init", str(the_world().put_back().folder / "tokens"))
-    assert code == 1 and "holds tokens" in told
+    code, _, complaint = zoo("init", "empty")
+    assert code == 1 and "empty: " in complaint
+    code, _, complaint = zoo("init", str(the_world().put_back().folder / "tokens"))
+    assert code == 1 and "holds tokens" in complaint
     assert zoo("init", "gone")[0] != 0
     assert not Path("registry.toml").exists()
 

@@ -32,6 +32,6 @@ def test_data_from_a_visitor_is_never_a_path(model: AnyToAny, tmp_path: Path) ->
 @pytest.mark.parametrize("names", [("rgb", "rgb_patches"), ("rgb_patches", "rgb")])
 def test_a_picture_and_its_tokens_are_one_input_too_many(model: AnyToAny, names: tuple[str, str]) -> None:
     picture = PIL.Image.new("RGB", (128, 128), "red")
-    given = {"rgb": picture, "rgb_patches": model.tokenize(rgb_patches=picture)["rgb_patches"]}
+    inputs = {"rgb": picture, "rgb_patches": model.tokenize(rgb_patches=picture)["rgb_patches"]}
     with pytest.raises(InvalidValueError, match="rgb_patches is an input twice"):
-        model.tokenize({name: given[name] for name in names})
+        model.tokenize({name: inputs[name] for name in names})

@@ -32,8 +32,8 @@ from zoo_semantics.sam_instance import InstanceSettings, plugin
 
 NAME = "sam_instance"
 SIZE = 32
-OWN = {"image_size": SIZE, "mask_size": 16, "max_instances": 4, "tokenizer": {"patch_size": 8, "width": 16}}
-SETTINGS = Settings(NAME, OWN)
+TABLE = {"image_size": SIZE, "mask_size": 16, "max_instances": 4, "tokenizer": {"patch_size": 8, "width": 16}}
+SETTINGS = Settings(NAME, TABLE)
 OPTIONS = plugin.options(SETTINGS)
 TINY = {"steps": 3, "batch_size": 4, "eval_every": 3}
 
@@ -57,7 +57,7 @@ ROOM = picture((2, 3, 20, 15), (10, 20, 14, 30), (25, 0, 32, 32))
 
 @pytest.fixture(scope="module")
 def instances(tmp_path_factory: pytest.TempPathFactory) -> ModalityHandle:
-    handle = Zoo.from_tables({"modalities": {NAME: OWN}})[NAME]
+    handle = Zoo.from_tables({"modalities": {NAME: TABLE}})[NAME]
     values = [ROOM, picture(), picture((0, 0, 9, 9)), ROOM.T.copy()] * 2
     folder = tmp_path_factory.mktemp("instances") / "tokenizer"
     return handle.at(handle.train_tokenizer(TrainingSamples(train=values, test=values), folder, seed=0, **TINY))
@@ -77,8 +77,8 @@ def test_instances_by_hand() -> None:
 
 
 def test_smaller_of_overlapping_masks_is_on_top() -> None:
-    whole, part, nothing = np.ones((2, 3), bool), np.array([[0, 1, 1], [0, 0, 0]], bool), np.zeros((2, 3), bool)
-    for masks in ([part, nothing, whole], [whole, part]):
+    full, part, empty = np.ones((2, 3), bool), np.array([[0, 1, 1], [0, 0, 0]], bool), np.zeros((2, 3), bool)
+    for masks in ([part, empty, full], [full, part]):
         np.testing.assert_array_equal(map_of_masks(masks, (2, 3)), [[1, 2, 2], [1, 1, 1]])
     assert map_of_masks([], (2, 3)).sum() == 0
 
@@ -87,11 +87,11 @@ def runs_text(counts: list[int]) -> str:
     """COCO's text of run lengths, as its specification has it: 5 bits a character, differences from the fourth on."""
     text = ""
     for index, count in enumerate(counts):
-        number, more = count - (counts[index - 2] if index > 2 else 0), True
-        while more:
+        number, continues = count - (counts[index - 2] if index > 2 else 0), True
+        while continues:
             bits, number = number & 31, number >> 5
-            more = number != (-1 if bits & 16 else 0)
-            text += chr((bits | 32 if more else bits) + 48)
+            continues = number != (-1 if bits & 16 else 0)
+            text += chr((bits | 32 if continues else bits) + 48)
     return text
 
 
@@ -100,9 +100,9 @@ def test_near_duplicate_instances_are_merged(layout: str, count: int) -> None:
     """Edges at 120 and 121 of 1000 are merged. A mask inside of the first, or sharing half of it, stays."""
     options = InstanceSettings(layout=layout, image_size=100, mask_size=32)  # type: ignore[arg-type]
     boxes = np.array([[0.12, 0.1, 0.8, 0.9], [0.121, 0.1, 0.81, 0.9], [0.3, 0.3, 0.5, 0.5]])
-    made = plugin.join(boxes, np.ones((3, 1, 32, 32), np.float32), {}, options)
-    assert made.max() == count
-    assert distinct_masks([]) == []
+    joined = plugin.join(boxes, np.ones((3, 1, 32, 32), np.float32), {}, options)
+    assert joined.max() == count
+    assert told_once([]) == []
     left, right = np.zeros((2, 4, 9), bool)
     left[:, :6], right[:, 2:8] = True, True  # IoU 0.5
     assert len(distinct_masks([left, right, left])) == 2
@@ -121,11 +121,11 @@ def test_any_mask_survives_its_run_lengths(mask: np.ndarray) -> None:
         np.testing.assert_array_equal(mask_of_runs(form, mask.shape), mask)
 
 
-def test_a_thin_slanting_thing_is_not_lost() -> None:
+def test_a_thin_diagonal_object_is_not_lost() -> None:
     size = 512
     line = np.eye(size, dtype=bool)
-    found = shape_of(line, (16, 16))
-    assert found.diagonal().all() and found.sum() <= 48
+    shape = shape_of(line, (16, 16))
+    assert shape.diagonal().all() and shape.sum() <= 48
     block = line.copy()
     block[:, : size // 2] = True  # pixels covered by less than half do not count next to better covered ones
     np.testing.assert_array_equal(shape_of(block, (16, 16)), resized_mask(block, (16, 16)) >= 0.5)
@@ -136,36 +136,36 @@ def test_a_thin_slanting_thing_is_not_lost() -> None:
 def test_a_line_thinner_than_the_step_of_a_level_is_not_lost(layout: Any, bins: int, upright: bool) -> None:
     size = 640
     options = InstanceSettings(image_size=size, layout=layout)
-    for place in (*range(0, size, 7), size // 2, size - 1):
+    for position in (*range(0, size, 7), size // 2, size - 1):
         value = np.zeros((size, size), np.int32)
-        value[(slice(None), place) if upright else place] = 1
+        value[(slice(None), position) if upright else position] = 1
         objects = plugin.split(value, options)
         axes = plugin.axes(options)
-        told = numbers_of(axes, levels_of(axes, plugin.coordinates(objects, {}, options), bins), bins)
-        found = plugin.join(told, 2 * plugin.items(objects, options) - 1, {}, options).nonzero()[int(upright)]
-        assert len(found) >= size and np.abs(found - place).max() <= 3, place
+        numbers = numbers_of(axes, levels_of(axes, plugin.coordinates(objects, {}, options), bins), bins)
+        positions = plugin.join(numbers, 2 * plugin.items(objects, options) - 1, {}, options).nonzero()[int(upright)]
+        assert len(positions) >= size and np.abs(positions - position).max() <= 3, position
 
 
 def test_rectangles_are_exact() -> None:
     objects, axes = plugin.split(ROOM, OPTIONS), plugin.axes(OPTIONS)
     levels = levels_of(axes, plugin.coordinates(objects, {}, OPTIONS), OPTIONS.bins)
     logits = 2.0 * plugin.items(objects, OPTIONS) - 1
-    found = plugin.join(numbers_of(axes, levels, OPTIONS.bins), logits, {}, OPTIONS)
-    assert found.dtype == np.int32
+    joined = plugin.join(numbers_of(axes, levels, OPTIONS.bins), logits, {}, OPTIONS)
+    assert joined.dtype == np.int32
     order = {7: 2, 8: 3, 9: 1}  # by size: 216, 40 and 224 pixels
-    np.testing.assert_array_equal(found, np.vectorize(lambda index: order.get(index, 0))(ROOM))
+    np.testing.assert_array_equal(joined, np.vectorize(lambda index: order.get(index, 0))(ROOM))
 
 
-def test_a_map_that_is_no_square_comes_back() -> None:
+def test_a_map_that_is_no_square_round_trips() -> None:
     size = (24, 40)
     options, value = InstanceSettings(image_size=size, mask_size=16), picture((2, 30, 20, 39), size=size)
     objects = plugin.split(value, options)
-    places = plugin.coordinates(objects, {}, options)
-    np.testing.assert_allclose(places, [[30 / 40, 2 / 24, 39 / 40, 20 / 24]])
-    found = plugin.join(places, 2.0 * plugin.items(objects, options) - 1, {}, options)
-    np.testing.assert_array_equal(found, value > 0)
+    coordinates = plugin.coordinates(objects, {}, options)
+    np.testing.assert_allclose(coordinates, [[30 / 40, 2 / 24, 39 / 40, 20 / 24]])
+    joined = plugin.join(coordinates, 2.0 * plugin.items(objects, options) - 1, {}, options)
+    np.testing.assert_array_equal(joined, value > 0)
     published = plugin.coordinates(objects, {}, InstanceSettings(image_size=size, layout="4m"))
-    np.testing.assert_allclose(published[0, 2:], places[0])
+    np.testing.assert_allclose(published[0, 2:], coordinates[0])
     assert 2 / 24 < published[0, 0] < 20 / 24 and 30 / 40 < published[0, 1] < 39 / 40, "a point, y then x"
 
 
@@ -174,9 +174,9 @@ def test_a_map_that_is_no_square_comes_back() -> None:
 
 def test_crops_and_mirrors_by_hand() -> None:
     value = picture((0, 0, 2, 1), (2, 2, 4, 4), size=(4, 4))
-    own = Settings(NAME, {"image_size": 4})
-    np.testing.assert_array_equal(plugin.transform(value, Crop(flip=True), own), value[:, ::-1])
-    half = plugin.transform(value, Crop(top=0.5, left=0.5, height=0.5, width=0.5), own)
+    small_settings = Settings(NAME, {"image_size": 4})
+    np.testing.assert_array_equal(plugin.transform(value, Crop(flip=True), small_settings), value[:, ::-1])
+    half = plugin.transform(value, Crop(top=0.5, left=0.5, height=0.5, width=0.5), small_settings)
     assert half.dtype == np.int32 and (half == 8).all()
     large = plugin.transform(value, Crop(), Settings(NAME, {"image_size": [8, 8]}))
     np.testing.assert_array_equal(large, value.repeat(2, axis=0).repeat(2, axis=1))
@@ -189,14 +189,14 @@ def test_tokens_are_box_and_codes_largest_first(instances: ModalityHandle) -> No
     layout = instances.spec.layout
     assert isinstance(layout, SequenceLayout) and layout.max_length == 4 * (4 + 4)
     assert instances.spec.vocab_size == 1 + 64 + 4 * 256 + 240
-    tokens, none = instances.encode([ROOM, picture()])
-    assert tokens.shape == (24,) and none.shape == (0,)
+    tokens, no_tokens = instances.encode([ROOM, picture()])
+    assert tokens.shape == (24,) and no_tokens.shape == (0,)
     floor = [round(edge * 255) for edge in (0, 25 / 32, 1, 1)]  # the largest: across the bottom
     assert (tokens[:4] - 65 - 256 * np.arange(4)).tolist() == floor
     assert (tokens.reshape(3, 8)[:, 4:] >= 1 + 64 + 4 * 256).all()
 
 
-def test_the_smallest_are_left_out(instances: ModalityHandle) -> None:
+def test_the_smallest_instances_are_left_out(instances: ModalityHandle) -> None:
     crowd = picture(*((k, k, k + 3, k + 3) for k in range(0, 20, 4)), (25, 0, 32, 32))
     (tokens,) = instances.encode([crowd])
     assert len(instances_of(crowd)) == 6 and len(tokens) == 4 * (4 + 4)
@@ -206,8 +206,8 @@ def test_the_smallest_are_left_out(instances: ModalityHandle) -> None:
 @given(strategies.data())
 def test_any_ids_decode_to_a_map(instances: ModalityHandle, data: strategies.DataObject) -> None:
     noise = data.draw(strategies.lists(strategies.integers(65, instances.spec.vocab_size - 1), max_size=32))
-    (found,) = instances.decode([np.array(noise, dtype=np.int64)])
-    instances.check(found)
+    (decoded,) = instances.decode([np.array(noise, dtype=np.int64)])
+    instances.check(decoded)
     (good,) = instances.encode([ROOM])
     assert instances.decode([np.concatenate([noise[:7], good]).astype(np.int64)])[0].max() >= 1
 
@@ -222,10 +222,10 @@ def test_metrics_by_hand() -> None:
     assert plugin.score([half], [truth], SETTINGS) == pytest.approx({"best_iou": 0.3, "f1": 2 / 3})
     pieces = picture((0, 0, 10, 5), (0, 5, 10, 10))  # an overlap of exactly a half is not enough
     assert plugin.score([pieces], [picture((0, 0, 10, 10))], SETTINGS) == pytest.approx({"best_iou": 0.5, "f1": 0})
-    nothing = picture()
-    assert plugin.score([nothing], [nothing], SETTINGS) == {"best_iou": 1, "f1": 1}
-    assert plugin.score([truth], [nothing], SETTINGS) == {"best_iou": 0, "f1": 0}
-    assert plugin.score([nothing, truth], [truth, truth], SETTINGS) == pytest.approx({"best_iou": 0.5, "f1": 2 / 3})
+    empty = picture()
+    assert plugin.score([empty], [empty], SETTINGS) == {"best_iou": 1, "f1": 1}
+    assert plugin.score([truth], [empty], SETTINGS) == {"best_iou": 0, "f1": 0}
+    assert plugin.score([empty, truth], [truth, truth], SETTINGS) == pytest.approx({"best_iou": 0.5, "f1": 2 / 3})
 
 
 # ---------------------------------------------------------------- files and bad values
@@ -244,7 +244,7 @@ def runs_of(mask: np.ndarray) -> list[int]:
     return [int(count) for count in np.diff([0, *edges, flat.size])]
 
 
-def test_files_of_all_kinds(instances: ModalityHandle) -> None:
+def test_masks_are_read_from_files_of_all_kinds(instances: ModalityHandle) -> None:
     value = picture((0, 0, 4, 6), (2, 2, 4, 4), size=(6, 8))
     masks = np.stack([value == 8, value >= 7])  # the second one goes on below the first
     written = instances.write(value)
@@ -255,9 +255,9 @@ def test_files_of_all_kinds(instances: ModalityHandle) -> None:
         (picture_file(value.astype(np.uint8), "PNG"), "png"),
         (picture_file(value.astype(">u2"), "TIFF"), "tif"),
     ):
-        found = instances.read(data, extension)
-        assert found.dtype == np.int32
-        np.testing.assert_array_equal(found, value)
+        loaded = instances.read(data, extension)
+        assert loaded.dtype == np.int32
+        np.testing.assert_array_equal(loaded, value)
     entries = [{"segmentation": {"size": [6, 8], "counts": runs_text(runs_of(mask))}} for mask in masks]
     sam = {"image": {"height": 6}, "annotations": entries}
     for data, extension in (
@@ -266,11 +266,11 @@ def test_files_of_all_kinds(instances: ModalityHandle) -> None:
         (json.dumps(entries).encode(), "json"),
     ):
         np.testing.assert_array_equal(instances.read(data, extension), np.where(value == 8, 2, value > 0))
-    found = instances.read(npy(np.zeros((0, 6, 8), bool)), "npy")  # as SAM says that there is nothing
-    assert found.shape == (6, 8) and not found.any()
-    nothing = {"image": {"height": 5, "width": 9}, "annotations": []}
-    found = instances.read(json.dumps(nothing).encode(), "json")
-    assert found.shape == (5, 9) and not found.any()
+    loaded = instances.read(npy(np.zeros((0, 6, 8), bool)), "npy")  # as SAM says that there is nothing
+    assert loaded.shape == (6, 8) and not loaded.any()
+    no_annotations = {"image": {"height": 5, "width": 9}, "annotations": []}
+    loaded = instances.read(json.dumps(no_annotations).encode(), "json")
+    assert loaded.shape == (5, 9) and not loaded.any()
 
 
 # ---------------------------------------------------------------- edges

@@ -38,26 +38,26 @@ Hub = Callable[..., Path]
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Hub:
     """`hub("dpt", metres=3.5)`: the folder of that network, made at its first use."""
-    made: dict[Any, Path] = {}
+    folders: dict[Any, Path] = {}
 
     def folder(name: str, **weights: Any) -> Path:
         key = name, *sorted(weights.items())
-        if key not in made:
-            made[key] = getattr(networks, name)(tmp_path_factory.mktemp(name) / "network", **weights)
-        return made[key]
+        if key not in folders:
+            folders[key] = getattr(networks, name)(tmp_path_factory.mktemp(name) / "network", **weights)
+        return folders[key]
 
     return folder
 
 
 def zoo_of(folder: Path, tables: Mapping[str, Any]) -> Zoo:
     """rgb and the modalities of `tables`, everything else disabled."""
-    known = {name: {"enabled": False} for name in Zoo.installed().names() if name != "rgb"}
-    return Zoo.from_tables({"modalities": {**known, **tables}}, folder / "registry.toml")
+    disabled = {name: {"enabled": False} for name in Zoo.installed().names() if name != "rgb"}
+    return Zoo.from_tables({"modalities": {**disabled, **tables}}, folder / "registry.toml")
 
 
-def labelled(name: str, model: Path | str, **own: Any) -> Any:
+def labelled(name: str, model: Path | str, **settings: Any) -> Any:
     """The handle of a modality with a labeller."""
-    return Zoo.from_tables({"modalities": {name: {"labeller": {"model": str(model), **own}}}})[name]
+    return Zoo.from_tables({"modalities": {name: {"labeller": {"model": str(model), **settings}}}})[name]
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ def test_everything_is_derived_from_rgb_by_the_command(
     assert {len(digest) for digest in record["sha256"].values()} == {64}
     assert set(record["sha256"]) == {"config.json", "model.safetensors", "preprocessor_config.json"}
 
-    again = CliRunner().invoke(zoo_command, command)
-    assert all(f"train/{name}: 0 written, " in again.output for name in names), again.output
+    rerun = CliRunner().invoke(zoo_command, command)
+    assert all(f"train/{name}: 0 written, " in rerun.output for name in names), rerun.output
 
 
 def test_modality_of_a_source_is_not_derived(tmp_path: Path, hub: Hub) -> None:
@@ -136,18 +136,18 @@ def test_depth_equals_the_transformers_pipeline(hub: Hub) -> None:
     """Relative depth is inverse and scaled to the declared distances."""
     from transformers import pipeline
 
-    for folder, own in (
+    for folder, settings in (
         (hub("dpt"), {"metric": True}),
         (hub("dpt"), {"scaled_to": [1, 4]}),
         (hub("depth_anything"), {}),
     ):
         ask = pipeline("depth-estimation", model=str(folder), device="cpu", image_processor_kwargs={"backend": "pil"})
         expected = ask(rgb_image(PICTURE))["predicted_depth"].numpy()
-        if "scaled_to" in own:
+        if "scaled_to" in settings:
             expected = 1 / (0.25 + 0.75 * (expected - expected.min()) / np.ptp(expected))
-        found = labelled("depth", folder, **own).derive({"rgb": PICTURE})
-        assert found.shape == (1, 48, 64) and found.dtype == np.float32
-        np.testing.assert_allclose(found[0], np.clip(expected, 0.001, 100), atol=1e-5)
+        depth = labelled("depth", folder, **settings).derive({"rgb": PICTURE})
+        assert depth.shape == (1, 48, 64) and depth.dtype == np.float32
+        np.testing.assert_allclose(depth[0], np.clip(expected, 0.001, 100), atol=1e-5)
 
 
 def test_metres_are_not_guessed(hub: Hub) -> None:
@@ -174,9 +174,9 @@ def test_classes_equal_transformers(name: str, hub: Hub) -> None:
     handle = labelled("semseg", folder)
     classes = handle.spec.value.classes
     expected = np.array([classes.index("wall"), classes.index("floor"), classes.index("void")])[ids]
-    found = handle.derive({"rgb": PICTURE})
-    assert found.dtype == np.int64
-    np.testing.assert_array_equal(found, expected)
+    class_ids = handle.derive({"rgb": PICTURE})
+    assert class_ids.dtype == np.int64
+    np.testing.assert_array_equal(class_ids, expected)
 
 
 def test_boxes_equal_transformers(hub: Hub) -> None:
@@ -184,9 +184,9 @@ def test_boxes_equal_transformers(hub: Hub) -> None:
 
     ask = pipeline("object-detection", model=str(hub("detr")), device="cpu", image_processor_kwargs={"backend": "pil"})
     expected = ask(rgb_image(PICTURE), threshold=0.2)
-    found = labelled("boxes", hub("detr"), threshold=0.2).derive({"rgb": PICTURE})
-    assert len(found) == len(expected) > 0 and [box["label"] for box in found] == [box["label"] for box in expected]
-    for mine, theirs in zip(found, expected, strict=True):
+    boxes = labelled("boxes", hub("detr"), threshold=0.2).derive({"rgb": PICTURE})
+    assert len(boxes) == len(expected) > 0 and [box["label"] for box in boxes] == [box["label"] for box in expected]
+    for mine, theirs in zip(boxes, expected, strict=True):
         pixels = np.array(mine["box"]) * (64, 48, 64, 48)
         assert np.abs(pixels - list(theirs["box"].values())).max() <= 1  # theirs are cut to whole pixels
     assert labelled("boxes", hub("yolos"), threshold=0.97).derive({"rgb": PICTURE}) == []
@@ -261,9 +261,9 @@ def test_missing_unused_weights_are_accepted(hub: Hub, tmp_path: Path) -> None:
 
     folder = networks.dpt(tmp_path / "dpt")
     weights = load_file(folder / "model.safetensors")
-    kept = {name: part for name, part in weights.items() if "fusion_stage.layers.0.residual_layer1" not in name}
-    assert len(kept) < len(weights)
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    used_weights = {name: part for name, part in weights.items() if "fusion_stage.layers.0.residual_layer1" not in name}
+    assert len(used_weights) < len(weights)
+    save_file(used_weights, folder / "model.safetensors", metadata={"format": "pt"})
     expected = labelled("depth", hub("dpt"), metric=True).derive({"rgb": PICTURE})
     np.testing.assert_array_equal(labelled("depth", folder, metric=True).derive({"rgb": PICTURE}), expected)
 
@@ -295,7 +295,7 @@ def test_only_a_labeller_makes_a_modality_derived(name: str) -> None:
         ("sam_instance", {"model": "a/b", "min_quality": 88}, r"min_quality: expected a share in \[0, 1\], got 88"),
     ],
 )
-def test_invalid_labeller_settings(name: str, table: dict[str, Any], message: str) -> None:
+def test_invalid_labeller_settings_are_refused(name: str, table: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Zoo.from_tables({"modalities": {name: {"labeller": table}}})[name]
 
@@ -339,22 +339,22 @@ def test_normals_of_scenes_agree_with_the_exact_ones() -> None:
     for index in range(8):
         sample = samples[index][1]
         angles.append(angle_degrees(zoo["normal"].derive(sample), sample["normal"]).ravel())
-    found = np.concatenate(angles)
-    assert np.median(found) < 0.01 and (found < 1).mean() > 0.8 and found.mean() < 6
+    errors = np.concatenate(angles)
+    assert np.median(errors) < 0.01 and (errors < 1).mean() > 0.8 and errors.mean() < 6
 
 
 def test_camera_comes_from_settings_or_sample() -> None:
     depth = plane((0.6, 0.0, 0.8), (12, 12), (50, 50))[None].astype(np.float32)
-    own, fixed, both = (
+    from_metadata, fixed, two_angles = (
         Zoo.from_tables({"modalities": {"normal": {"camera_fov": fov}}})["normal"]
         for fov in ("metadata", 50.0, [50.0, 50.0])
     )
-    assert fixed.spec.derived_from == both.spec.derived_from == ("depth",)
+    assert fixed.spec.derived_from == two_angles.spec.derived_from == ("depth",)
     expected = fixed.derive({"depth": depth})
-    np.testing.assert_array_equal(both.derive({"depth": depth}), expected)
-    np.testing.assert_array_equal(own.derive({"depth": depth, "metadata": {"camera_fov": 50.0}}), expected)
+    np.testing.assert_array_equal(two_angles.derive({"depth": depth}), expected)
+    np.testing.assert_array_equal(from_metadata.derive({"depth": depth, "metadata": {"camera_fov": 50.0}}), expected)
     with pytest.raises(DataError, match="normal: the sample's metadata lack camera_fov"):
-        own.derive({"depth": depth, "metadata": {}})
+        from_metadata.derive({"depth": depth, "metadata": {}})
 
 
 CLASSES = ("void", "floor", "wall", "chair")

@@ -20,16 +20,16 @@ from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.pipeline.workers import WorkerError
 
 HARM = '''
-"""Harm at the places that the folder $HARM lists: a file per place, with the kind of harm and how often it happens."""
+"""Harm at the calls that the folder $HARM lists: a file per call, with the kind of harm and how often it happens."""
 import ctypes, os, re, signal, sys, time
 from pathlib import Path
 
-def harm(place):
-    file = Path(os.environ["HARM"]) / place
+def harm(call):
+    file = Path(os.environ["HARM"]) / call
     if not file.exists():
         return
     kind, times = file.read_text().split()
-    tries = file.with_name(f"{place}.tries")
+    tries = file.with_name(f"{call}.tries")
     with tries.open("a") as counter:
         counter.write("x")
     if len(tries.read_text()) > int(times):
@@ -98,13 +98,13 @@ def zoo(install: Install, tmp_path: Path) -> Zoo:
 
 @pytest.fixture
 def harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harm:
-    """Return a function that prepares harm at a place, and returns the file that counts the tries."""
+    """Return a function that prepares harm at a call, and returns the file that counts the tries."""
     (tmp_path / "harm").mkdir()
     monkeypatch.setenv("HARM", str(tmp_path / "harm"))
 
-    def prepare(place: str, kind: str, times: int = 1000) -> Path:
-        (tmp_path / "harm" / place).write_text(f"{kind} {times}")
-        return tmp_path / "harm" / f"{place}.tries"
+    def prepare(call: str, kind: str, times: int = 1000) -> Path:
+        (tmp_path / "harm" / call).write_text(f"{kind} {times}")
+        return tmp_path / "harm" / f"{call}.tries"
 
     return prepare
 
@@ -112,12 +112,12 @@ def harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harm:
 def make(zoo: Zoo, data: Path, workers: int = 1) -> dict[str, Any]:
     """Make 2 shards of 6 samples; the source has no words for samples 0 and 7."""
     result = make_data(zoo, "toy", data, train=12, test=0, workers=workers, shard_size=6)
-    return {one.modality: (one.written, one.unchanged, one.first_dropped) for one in result.outcomes}
+    return {outcome.modality: (outcome.written, outcome.kept, outcome.first_dropped) for outcome in result.outcomes}
 
 
 def derive(zoo: Zoo, data: Path, workers: int = 1) -> dict[str, Any]:
     result = derive_data(zoo, data, workers=workers)
-    return {one.modality: (one.written, one.unchanged, one.first_dropped) for one in result.outcomes}
+    return {outcome.modality: (outcome.written, outcome.kept, outcome.first_dropped) for outcome in result.outcomes}
 
 
 @pytest.mark.parametrize(
@@ -131,65 +131,71 @@ def derive(zoo: Zoo, data: Path, workers: int = 1) -> dict[str, Any]:
         ("sys.exit", "SystemExit: enough", 1),
     ],
 )
-def test_a_value_that_is_not_to_be_derived_is_dropped(
+def test_a_value_that_kills_its_derivation_is_dropped(
     zoo: Zoo, harm: Harm, tmp_path: Path, kind: str, reason: str, tries: int
 ) -> None:
     workers = 2 if kind == "SIGKILL" else 1
     data = tmp_path / "data"
     assert make(zoo, data, 0) == {"words": (10, 0, "")}
     counter = harm("derive sample 8 of train to loud", kind)
-    found = derive(zoo, data, workers)
-    assert found["calm"] == (10, 0, "") and found["loud"][:2] == (9, 0)
-    assert reason in found["loud"][2] and "(sample train-0008)" in found["loud"][2]
+    outcomes = derive(zoo, data, workers)
+    assert outcomes["calm"] == (10, 0, "") and outcomes["loud"][:2] == (9, 0)
+    assert reason in outcomes["loud"][2] and "(sample train-0008)" in outcomes["loud"][2]
     assert len(counter.read_text()) == tries
-    again = derive(zoo, data, workers)
-    assert again["loud"][:2] == (0, 9) and reason in again["loud"][2] and len(counter.read_text()) == tries
+    rerun = derive(zoo, data, workers)
+    assert rerun["loud"][:2] == (0, 9) and reason in rerun["loud"][2] and len(counter.read_text()) == tries
 
 
-def test_memory_that_is_short_is_tried_again_by_the_next_run(zoo: Zoo, harm: Harm, tmp_path: Path) -> None:
+def test_values_dropped_for_memory_are_tried_again_next_time(zoo: Zoo, harm: Harm, tmp_path: Path) -> None:
     data = tmp_path / "data"
     make(zoo, data, 0)
     harm("derive sample 8 of train to loud", "memory", times=2)
-    found = derive(zoo, data)
-    assert found["calm"] == (10, 0, "") and found["loud"][:2] == (9, 0) and "ran out of memory" in found["loud"][2]
+    outcomes = derive(zoo, data)
+    assert (
+        outcomes["calm"] == (10, 0, "")
+        and outcomes["loud"][:2] == (9, 0)
+        and "ran out of memory" in outcomes["loud"][2]
+    )
     assert derive(zoo, data)["loud"] == (5, 5, "")
 
 
-def stored(folder: Path) -> dict[str, bytes]:
+def stored_files(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in snapshot(folder).items() if name != STORE}  # it names the folder of the values
 
 
 @pytest.mark.parametrize("kind", ["SIGKILL", "memory"])
-def test_a_death_by_chance_changes_nothing(zoo: Zoo, harm: Harm, tmp_path: Path, kind: str) -> None:
-    whole, data = tmp_path / "whole", tmp_path / "data"
-    make(zoo, whole, 0)
-    derive(zoo, whole, 0)
-    train_tokenizer(zoo, "words", whole)
-    tokenize(zoo, whole, tmp_path / "whole tokens")
-    places = ["sample 8", "transform sample 9 of train", "derive sample 8 of train to loud", "encode sample 8 of train"]
-    for place in places if kind == "memory" else [*places, "read sample 9 of train"]:
-        harm(place, kind, times=1)
+def test_a_single_worker_death_changes_nothing(zoo: Zoo, harm: Harm, tmp_path: Path, kind: str) -> None:
+    unharmed, data = tmp_path / "whole", tmp_path / "data"
+    make(zoo, unharmed, 0)
+    derive(zoo, unharmed, 0)
+    train_tokenizer(zoo, "words", unharmed)
+    tokenize(zoo, unharmed, tmp_path / "whole tokens")
+    calls = ["sample 8", "transform sample 9 of train", "derive sample 8 of train to loud", "encode sample 8 of train"]
+    for call in calls if kind == "memory" else [*calls, "read sample 9 of train"]:
+        harm(call, kind, times=1)
     make(zoo, data)
     derive(zoo, data)
     tokenize(zoo, data, tmp_path / "tokens", workers=1)
-    assert stored(data) == stored(whole) and stored(tmp_path / "tokens") == stored(tmp_path / "whole tokens")
+    assert stored_files(data) == stored_files(unharmed) and stored_files(tmp_path / "tokens") == stored_files(
+        tmp_path / "whole tokens"
+    )
 
 
 @pytest.mark.parametrize(
-    ("place", "dropped"),
+    ("call", "dropped"),
     [("sample 8", "toy: its process"), ("transform sample 8 of train", "words: its process")],
 )
-def test_a_sample_that_is_not_to_be_made_is_dropped(
-    zoo: Zoo, harm: Harm, tmp_path: Path, place: str, dropped: str
+def test_a_sample_that_kills_its_source_is_dropped(
+    zoo: Zoo, harm: Harm, tmp_path: Path, call: str, dropped: str
 ) -> None:
-    counter = harm(place, "segfault")
+    counter = harm(call, "segfault")
     assert make(zoo, tmp_path / "data")["words"][:2] == (9, 0)
-    written, kept, reason = make(zoo, tmp_path / "data")["words"]
-    assert (written, kept) == (0, 9) and reason.startswith(dropped) and len(counter.read_text()) == 2
+    written, unchanged, reason = make(zoo, tmp_path / "data")["words"]
+    assert (written, unchanged) == (0, 9) and reason.startswith(dropped) and len(counter.read_text()) == 2
 
 
 @pytest.mark.parametrize(
-    ("place", "kind"),
+    ("call", "kind"),
     [
         ("encode sample 8 of train", "SIGKILL"),
         ("encode sample 8 of train", "sleeps"),
@@ -197,24 +203,23 @@ def test_a_sample_that_is_not_to_be_made_is_dropped(
         pytest.param("read sample 8 of train", "sleeps", marks=pytest.mark.slow),
     ],
 )
-def test_a_value_that_is_not_to_be_encoded_is_dropped(
-    zoo: Zoo, harm: Harm, tmp_path: Path, place: str, kind: str
-) -> None:
+def test_a_value_that_kills_its_encoder_is_dropped(zoo: Zoo, harm: Harm, tmp_path: Path, call: str, kind: str) -> None:
     """Also in a batch with others, whose tokens are written; other modalities are encoded, too."""
     data, out = tmp_path / "data", tmp_path / "tokens"
     make(zoo, data, 0)
     derive(zoo, data, 0)
     train_tokenizer(zoo, "words", data)
-    counter = harm(place, kind)
-    for again in (False, True):
+    counter = harm(call, kind)
+    for is_rerun in (False, True):
         outcomes = {
-            one.modality: one for one in tokenize(zoo, data, out, modalities=["words", "calm"], workers=1).outcomes
+            outcome.modality: outcome
+            for outcome in tokenize(zoo, data, out, modalities=["words", "calm"], workers=1).outcomes
         }
         words = outcomes["words"]
-        assert (words.written, words.unchanged, words.dropped) == ((0, 9, 1) if again else (9, 0, 1))
+        assert (words.written, words.kept, words.dropped) == ((0, 9, 1) if is_rerun else (9, 0, 1))
         assert words.first_dropped.startswith("words: ") and "(sample train-0008)" in words.first_dropped
-        assert outcomes["calm"].dropped == (1 if place.startswith("encode") else 0)
-        assert len(counter.read_text()) in ((2, 3) if place.startswith("read") else (4, 5, 6))
+        assert outcomes["calm"].dropped == (1 if call.startswith("encode") else 0)
+        assert len(counter.read_text()) in ((2, 3) if call.startswith("read") else (4, 5, 6))
     manifest = read_manifest(out / "train/words", 1)
     assert manifest is not None and list(manifest.dropped) == [2]
 

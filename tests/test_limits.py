@@ -35,11 +35,11 @@ ZOO = Zoo.installed()
 
 
 @contextlib.contextmanager
-def at_most(more: int) -> Iterator[None]:
-    """Refuse the process more than `more` bytes of memory beyond the present."""
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+def at_most(extra_bytes: int) -> Iterator[None]:
+    """Refuse the process more than `extra_bytes` bytes of memory beyond the present."""
+    used_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (now + more, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (used_bytes + extra_bytes, hard))
     try:
         yield
     finally:
@@ -117,10 +117,10 @@ def test_bytes_after_the_end_of_a_picture_do_not_count(kind: str, options: dict[
     assert np.array_equal(alone, followed)
 
 
-@pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_files_are_refused_before_they_are_decoded(what: str) -> None:
+@pytest.mark.parametrize("description", HOSTILE)
+def test_hostile_files_are_refused_before_they_are_decoded(description: str) -> None:
     """Each in 5 s of processor time, with 400 MB of memory besides the file."""
-    modality, extension, build, limit = HOSTILE[what]
+    modality, extension, build, limit = HOSTILE[description]
     handle, data = ZOO[modality], build()
     with contextlib.suppress(InvalidValueError):
         handle.read(b"", extension)  # imports what the reader needs
@@ -147,28 +147,28 @@ def test_a_sample_above_a_limit_is_dropped_until_the_limit_is_raised(tmp_path: P
         assert ValueStore(tmp_path / "data").keys("train", "rgb") == keys
 
 
-@pytest.mark.parametrize(("text", "told"), [
+@pytest.mark.parametrize(("text", "setting"), [
     ("[limits]\nimage_pixels = 1000000000000\n", r"\[limits\]"),
     ('[zoo]\ncheckpoints = "../private"\n', r"\[zoo\] checkpoints"), ("zoo = 3\n", r"\[zoo\] checkpoints"),
     ('[zoo]\ncheckpoints = "tokenizers"\n[modalities.rgb]\ncheckpoint = "owner/name"\n', r"\[modalities.rgb\]"),
 ])  # fmt: skip
-def test_a_bundle_of_a_stranger_cannot_raise_limits_or_name_other_folders(tmp_path: Path, text: str, told: str) -> None:
+def test_an_untrusted_bundle_cannot_raise_limits_or_name_other_folders(tmp_path: Path, text: str, setting: str) -> None:
     golden = {"files": {}, "input": "rgb", "tokens": {}, "predicted": {}}
     write_table(tmp_path / BUNDLE, {"requires": {}, "files": {}, "golden": golden})
     (tmp_path / "registry.toml").write_text(text)
-    with pytest.raises(CheckpointError, match=f"registry.toml: a bundle cannot set {told}"):
+    with pytest.raises(CheckpointError, match=f"registry.toml: a bundle cannot set {setting}"):
         find_run(tmp_path)
 
 
-@pytest.mark.parametrize("place", [{"data": "../private"}, {"tokens": "/etc"}, {"registry": "./other.toml"}])
-def test_a_bundle_of_a_stranger_has_all_of_its_places(tmp_path: Path, place: dict[str, str]) -> None:
+@pytest.mark.parametrize("outside_path", [{"data": "../private"}, {"tokens": "/etc"}, {"registry": "./other.toml"}])
+def test_an_untrusted_bundle_names_only_its_own_folders(tmp_path: Path, outside_path: dict[str, str]) -> None:
     golden = {"files": {}, "input": "rgb", "tokens": {}, "predicted": {}}
     write_table(tmp_path / BUNDLE, {"requires": {}, "files": {}, "golden": golden})
     usual = {"tokens": "./tokens", "data": "./samples", "registry": "./registry.toml", "start": None}
-    for places in (usual, usual | place):
-        record = {"kind": "backbone", "identity": {}, "finished": {}, "places": places}
+    for paths in (usual, usual | outside_path):
+        record = {"kind": "backbone", "identity": {}, "finished": {}, "places": paths}
         write_table(tmp_path / "run.json", record)
-        if places is usual:
+        if paths is usual:
             assert find_run(tmp_path) == tmp_path
     with pytest.raises(CheckpointError, match=r"run.json: names .*, which is not of the bundle"):
         find_run(tmp_path)
@@ -177,9 +177,9 @@ def test_a_bundle_of_a_stranger_has_all_of_its_places(tmp_path: Path, place: dic
 def test_a_zip_member_above_the_limit_is_not_decompressed(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("large.png", bytes(300_000_000))
-    places = FileRoots(root=tmp_path.resolve())
+    locations = Places(root=tmp_path.resolve())
     with at_most(200_000_000), pytest.raises(InvalidValueError, match=r"300,000,000 bytes, at most .*file_bytes"):
-        places.read("zip://large.png::a.zip")
+        locations.read("zip://large.png::a.zip")
 
 
 def npy_with_a_long_header() -> bytes:

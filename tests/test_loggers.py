@@ -47,15 +47,15 @@ class Broken(Logger):
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def logger_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A distribution with two loggers."""
-    place = tmp_path / "site"
+    site = tmp_path / "site"
     points = {"mine": "zoo_mine_loggers:Mine", "broken": "zoo_mine_loggers:Broken"}
-    write_metadata(place, "zoo-mine", "1.0", {"tokenizers_zoo.loggers": points})
-    (place / "zoo_mine_loggers.py").write_text(MINE, encoding="utf-8")
-    monkeypatch.syspath_prepend(str(place))
+    write_metadata(site, "zoo-mine", "1.0", {"tokenizers_zoo.loggers": points})
+    (site / "zoo_mine_loggers.py").write_text(MINE, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(site))
     importlib.invalidate_caches()
-    yield place
+    yield site
     sys.modules.pop("zoo_mine_loggers", None)
 
 
@@ -70,34 +70,34 @@ def lines_of(file: Path) -> list[dict[str, object]]:
         ("backbone", "backbone train --tokens tokens --out run --config backbone.toml --set loggers=['mine']", "run"),
     ],
 )
-def test_an_installed_logger(stage: str, words: str, folder: str, installed: Path) -> None:
+def test_an_installed_logger_gets_all_metrics(stage: str, words: str, folder: str, logger_site: Path) -> None:
     world = the_world().put_back(the_world().before[stage])
-    ended = world(words, path=[str(installed)])
+    ended = world(words, path=[str(logger_site)])
     assert ended.code == 0, ended.complaint
-    place = world.folder / folder
-    first, *lines, last = lines_of(place / "logs" / "mine.jsonl")
+    run_folder = world.folder / folder
+    first, *lines, last = lines_of(run_folder / "logs" / "mine.jsonl")
     assert first["start"] == 0 and isinstance(first["learning_rate"], float | None) and last == {"finished": True}
     logged = {name for line in lines for name in line.get("names", [])}  # type: ignore[attr-defined]
     assert logged == {"speed/samples_per_second"} | {
-        name for line in read_lines(place / "metrics.jsonl") for name in line if name != "step"
+        name for line in read_lines(run_folder / "metrics.jsonl") for name in line if name != "step"
     }
     assert any("image" in line for line in lines) == (stage == "train")
-    assert not (place / "tensorboard").exists()
+    assert not (run_folder / "tensorboard").exists()
 
 
-def test_other_loggers_do_not_make_it_another_run(installed: Path) -> None:
+def test_other_loggers_do_not_change_the_run(logger_site: Path) -> None:
     world = the_world().put_back()
     before = world.files()
     assert world("tokenizer train depth --data data --set loggers=[]").code == 0
     assert world("backbone train --tokens tokens --out run --config backbone.toml --set loggers=[]").code == 0
     assert world.files() == before
-    again = "tokenizer train depth --data data --overwrite --set loggers=['mine']"
-    assert world(again, path=[str(installed)]).code == 0
+    retrain = "tokenizer train depth --data data --overwrite --set loggers=['mine']"
+    assert world(retrain, path=[str(logger_site)]).code == 0
     assert world("tokenizer train depth --data data --overwrite").code == 0
     assert not (world.folder / "tokenizers/depth/logs").exists()
 
 
-def test_wrong_names(installed: Path) -> None:
+def test_wrong_logger_names_are_refused(logger_site: Path) -> None:
     world = the_world().put_back()
     words = "tokenizer train depth --data data --overwrite --set loggers=['tensorbord']"
     world(words).refused("tensorbord", "did you mean tensorboard?")
@@ -123,7 +123,7 @@ for first, last in ((0, 3), (2, 4)):
 """
 
 
-def test_weights_and_biases_without_a_network(tmp_path: Path) -> None:
+def test_wandb_logs_a_resumed_training_as_one_run(tmp_path: Path) -> None:
     """A killed and resumed training is one run."""
     pytest.importorskip("wandb")
     environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path)}

@@ -28,13 +28,13 @@ CASES = settings(max_examples=60, deadline=None, derandomize=True)
 def slow_fill(weights: np.ndarray, capacity: np.ndarray, budget: int) -> np.ndarray:
     """Reference implementation of water-filling for one row, without rounding."""
     amounts = np.zeros(len(weights))
-    left = min(budget, int(capacity.sum()))
-    while left > 1e-9:
+    remaining = min(budget, int(capacity.sum()))
+    while remaining > 1e-9:
         room = capacity - amounts
         share = np.where(room > 1e-12, weights, 0)
-        given = np.minimum(left * share / share.sum(), room)
-        amounts += given
-        left -= given.sum()
+        increment = np.minimum(remaining * share / share.sum(), room)
+        amounts += increment
+        remaining -= increment.sum()
     return amounts
 
 
@@ -81,10 +81,10 @@ def test_ragged_and_choose_by_hand() -> None:
     rows, columns = ragged(np.array([2, 0, 1]))
     assert rows.tolist() == [0, 0, 2] and columns.tolist() == [0, 1, 0]
     keys = np.random.default_rng(0).integers(0, 2**63, (500, 9)).astype(np.uint64)
-    chosen = choose(keys, np.full(500, 2), np.full(500, 5))
-    assert (chosen.sum(axis=1) == 2).all() and not chosen[:, 5:].any()
+    selected = choose(keys, np.full(500, 2), np.full(500, 5))
+    assert (selected.sum(axis=1) == 2).all() and not selected[:, 5:].any()
     # Each of five is chosen with probability 2/5, so its count over 500 draws has a standard deviation of 11.
-    assert (np.abs(chosen[:, :5].sum(axis=0) - 200) < 45).all()
+    assert (np.abs(selected[:, :5].sum(axis=0) - 200) < 45).all()
 
 
 @CASES
@@ -97,10 +97,10 @@ def test_masked_spans_leave_exactly_the_quota(seed: int, span_length: float, lim
     masked = mask_spans(lengths, quota, np.full(40, limit), span_length, rng.random(40), keys[:, :30], keys[:, 30:])
     spans = Spans.of(masked)
     count = spans.starts.sum(axis=1)
-    kept = lengths - masked.sum(axis=1)
+    visible = lengths - masked.sum(axis=1)
     assert not masked[np.arange(30) >= lengths[:, None]].any()
     part = (quota > 0) & (quota < lengths)
-    assert (kept[part] + count[part] == quota[part]).all()
+    assert (visible[part] + count[part] == quota[part]).all()
     assert (count[part] >= 1).all() and (count <= limit).all()
     assert (masked.sum(axis=1)[quota == 0] == lengths[quota == 0]).all()
     assert not masked[(quota == lengths) & (quota > 0)].any()
@@ -146,54 +146,54 @@ class Unpacked:
                 self.targets.setdefault(name, []).append((int(targets.ids[sample, slot]) - first, position, read))
 
 
-def check_fixed(item: ModalitySpec, sample: Unpacked, stored: np.ndarray) -> None:
-    given = sample.inputs.get(item.name, [])
-    wanted = sample.targets.get(item.name, [])
-    places = [position for _, position, *_ in (*given, *wanted)]
-    assert len(set(places)) == len(places), "a token is used twice"
-    for token, position, *_ in (*given, *wanted):
-        assert stored[position] == token
-    assert all(read == -1 for _, _, read in wanted)
+def check_fixed(item: ModalitySpec, sample: Unpacked, tokens: np.ndarray) -> None:
+    inputs = sample.inputs.get(item.name, [])
+    targets = sample.targets.get(item.name, [])
+    positions = [position for _, position, *_ in (*inputs, *targets)]
+    assert len(set(positions)) == len(positions), "a token is used twice"
+    for token, position, *_ in (*inputs, *targets):
+        assert tokens[position] == token
+    assert all(read == -1 for _, _, read in targets)
 
 
 def check_sequence(item: ModalitySpec, sample: Unpacked, length: int, target_budget: int) -> None:
     """Rebuild the sequence from the sample; tokens count up from FIRST_WORD, so each token gives its position."""
-    given = sample.inputs.get(item.name, [])
-    wanted = sample.targets.get(item.name, [])
+    inputs = sample.inputs.get(item.name, [])
+    targets = sample.targets.get(item.name, [])
     assert isinstance(item.layout, SequenceLayout)
-    assert [position for _, position in given] == list(range(len(given)))
-    assert [position for _, position, _ in wanted] == list(range(len(wanted)))
-    ids, reads = [token for token, _, _ in wanted], [read for _, _, read in wanted]
+    assert [position for _, position in inputs] == list(range(len(inputs)))
+    assert [position for _, position, _ in targets] == list(range(len(targets)))
+    ids, reads = [token for token, _, _ in targets], [read for _, _, read in targets]
     assert reads[1:] == ids[:-1]
-    content = [FIRST_WORD + place for place in range(length)]
-    if not given:
+    content = [FIRST_WORD + index for index in range(length)]
+    if not inputs:
         full = [SENTINEL, *content, END]
         assert reads == full[: len(reads)] and ids == full[1 : 1 + len(ids)]
         return
     # Find the hidden spans from the gaps between the visible tokens; sentinels number them.
     spans: dict[int, list[int]] = {}
-    place = 0
-    for index, (token, _) in enumerate(given):
+    offset = 0
+    for index, (token, _) in enumerate(inputs):
         if token < FIRST_WORD:
             assert token == SENTINEL + len(spans)
-            following = next((t for t, _ in given[index + 1 :] if t >= FIRST_WORD), FIRST_WORD + length)
-            spans[token] = list(range(FIRST_WORD + place, following))
-            place = following - FIRST_WORD
+            following = next((t for t, _ in inputs[index + 1 :] if t >= FIRST_WORD), FIRST_WORD + length)
+            spans[token] = list(range(FIRST_WORD + offset, following))
+            offset = following - FIRST_WORD
         else:
-            assert token == FIRST_WORD + place
-            place += 1
-    assert place == length
+            assert token == FIRST_WORD + offset
+            offset += 1
+    assert offset == length
     assert all(spans.values())
     assert len(spans) <= item.layout.num_sentinels
-    if wanted and ids[-1] != END:
+    if targets and ids[-1] != END:
         # A cut-off sequence: there are no other targets, and no span fits the budget.
         stream = [token for sentinel in sorted(spans) for token in (sentinel, *spans[sentinel])]
         assert reads == stream[: len(reads)] and list(sample.targets) == [item.name]
         assert len(reads) == target_budget < 1 + min(map(len, spans.values()))
-    elif wanted:
-        asked = [read for read in reads if read < FIRST_WORD]
-        assert asked == sorted(asked)
-        assert reads == [token for sentinel in asked for token in (sentinel, *spans[sentinel])]
+    elif targets:
+        sentinels = [read for read in reads if read < FIRST_WORD]
+        assert sentinels == sorted(sentinels)
+        assert reads == [token for sentinel in sentinels for token in (sentinel, *spans[sentinel])]
 
 
 def without_end(item: ModalitySpec, sample: Unpacked, length: int) -> int:
@@ -201,17 +201,17 @@ def without_end(item: ModalitySpec, sample: Unpacked, length: int) -> int:
     layout = item.layout
     assert isinstance(layout, SequenceLayout)
     word = FIRST_WORD + length  # stands in for END inside the sequence
-    given = [token for token, _ in sample.inputs.get(item.name, [])]
-    wanted = sample.targets.get(item.name, [])
-    ids, reads = [token for token, _, _ in wanted], [read for _, _, read in wanted]
-    spans = sum(SENTINEL <= token < FIRST_WORD for token in given) if given else 1
-    asked = [read for read in reads if SENTINEL <= read < FIRST_WORD]
-    assert asked == [asked[0] + number for number in range(len(asked))], "spans that are not neighbours"
-    following = asked[-1] + 1 if asked else SENTINEL
+    input_ids = [token for token, _ in sample.inputs.get(item.name, [])]
+    targets = sample.targets.get(item.name, [])
+    ids, reads = [token for token, _, _ in targets], [read for _, _, read in targets]
+    spans = sum(SENTINEL <= token < FIRST_WORD for token in input_ids) if input_ids else 1
+    sentinels = [read for read in reads if SENTINEL <= read < FIRST_WORD]
+    assert sentinels == [sentinels[0] + number for number in range(len(sentinels))], "spans that are not neighbours"
+    following = sentinels[-1] + 1 if sentinels else SENTINEL
     closing = following if following < SENTINEL + layout.num_sentinels else END
-    last_asked = SENTINEL + spans - 1 in asked
+    last_asked = SENTINEL + spans - 1 in sentinels
     closed = bool(ids) and ids[-1] == closing
-    if closed and closing == END and END not in given and length < layout.max_length:
+    if closed and closing == END and END not in input_ids and length < layout.max_length:
         closed = END in ids[:-1] or not last_asked
     assert ids.count(closing) == closed or closing == END
     if length < layout.max_length:
@@ -220,9 +220,10 @@ def without_end(item: ModalitySpec, sample: Unpacked, length: int) -> int:
     ids = [word if token == END else token for token in ids]
     if closed:
         ids[-1] = END
-    sample.inputs[item.name] = [(word if token == END else token, place) for place, token in enumerate(given)]
+    sample.inputs[item.name] = [(word if token == END else token, position) for position, token in enumerate(input_ids)]
     sample.targets[item.name] = [
-        (token, position, word if read == END else read) for token, (_, position, read) in zip(ids, wanted, strict=True)
+        (token, position, word if read == END else read)
+        for token, (_, position, read) in zip(ids, targets, strict=True)
     ]
     sample.inputs = {name: tokens for name, tokens in sample.inputs.items() if tokens}
     sample.targets = {name: tokens for name, tokens in sample.targets.items() if tokens}
@@ -239,9 +240,9 @@ def check_batch(layout: EmbeddingLayout, raw: RawBatch, batch: PackedBatch, conf
                 assert not used
             elif item.continuous:
                 assert item.name not in sample.targets
-                places = [position for _, position in sample.inputs.get(item.name, [])]
-                assert len(set(places)) == len(places)
-                assert all(position < raw.lengths[number, column] for position in places)
+                positions = [position for _, position in sample.inputs.get(item.name, [])]
+                assert len(set(positions)) == len(positions)
+                assert all(position < raw.lengths[number, column] for position in positions)
             elif isinstance(item.layout, SequenceLayout):
                 length = int(raw.lengths[number, column])
                 length = without_end(item, sample, length) if layout.marked_inputs else length
@@ -317,8 +318,8 @@ def test_one_of_few_tokens_is_an_input_if_there_is_no_other_input(length: int) -
     for mixture in (Mixture(inputs=("few",)), Mixture(single_input_prob=1.0)):
         batch = masked(specs, raw, mixture, input_budget=16, target_budget=128)
         assert batch.inputs.mask.any(dim=1).all()
-        few = batch.inputs.mask & (batch.inputs.modalities == 0)
-        assert few.sum(dim=1).max() == 1, "the others are left as targets"
+        few_inputs = batch.inputs.mask & (batch.inputs.modalities == 0)
+        assert few_inputs.sum(dim=1).max() == 1, "the others are left as targets"
 
 
 def test_a_sequence_target_is_whole_or_a_prefix_that_fits() -> None:
@@ -339,10 +340,10 @@ def test_if_no_span_fits_a_prefix_of_the_spans_is_the_target() -> None:
     raw.lengths[:, 1] = 256
     mixture = Mixture(targets=("words",), input_alpha=0.5)
     batch = masked(specs, raw, mixture, input_budget=64, target_budget=64, min_input=0)
-    given = (batch.inputs.mask & (batch.inputs.modalities == 1)).sum(dim=1)
-    few = (given > 0) & (given <= 2)
-    assert few.sum() >= 20 and batch.targets.mask.any(dim=1).all()
-    assert (batch.targets.mask[few].sum(dim=1) == 64).all()
+    input_counts = (batch.inputs.mask & (batch.inputs.modalities == 1)).sum(dim=1)
+    sparse = (input_counts > 0) & (input_counts <= 2)
+    assert sparse.sum() >= 20 and batch.targets.mask.any(dim=1).all()
+    assert (batch.targets.mask[sparse].sum(dim=1) == 64).all()
 
 
 def test_an_empty_sequence_predicts_its_end() -> None:
@@ -367,19 +368,19 @@ def test_published_layout_keeps_the_end_token_and_closes_with_a_sentinel() -> No
         batch = Masker(layout, dataclasses.replace(config, span_length=span_length))(raw, seed=0, step=0)
         for number in range(300):
             sample = Unpacked(layout, batch, number)
-            given = tuple(token for token, _ in sample.inputs.get("words", []))
-            wanted = [token for token, _, _ in sample.targets.get("words", [])]
-            closed[given] = max(closed.get(given, []), wanted, key=len)
+            input_ids = tuple(token for token, _ in sample.inputs.get("words", []))
+            target_ids = [token for token, _, _ in sample.targets.get("words", [])]
+            closed[input_ids] = max(closed.get(input_ids, []), target_ids, key=len)
     s, w = SENTINEL, FIRST_WORD
     assert closed[w, s, END] == [w + 1, w + 2, w + 3, s + 1]  # END is an input
     assert closed[s, w + 3, s + 1] == [w, w + 1, w + 2, s + 1, END, s + 2]  # END is a target
-    asked = dataclasses.replace(config, mixtures=(Mixture(inputs=("picture",), targets=("words",)),))
-    targets = Unpacked(layout, Masker(layout, asked)(raw, seed=0, step=0), 0).targets["words"]
+    target_config = dataclasses.replace(config, mixtures=(Mixture(inputs=("picture",), targets=("words",)),))
+    targets = Unpacked(layout, Masker(layout, target_config)(raw, seed=0, step=0), 0).targets["words"]
     assert [token for token, _, _ in targets] == [w, w + 1, w + 2, w + 3, END, s + 1]  # all tokens are targets
-    whole = MaskingConfig(input_budget=8, target_budget=8, min_input=8, mixtures=mixtures)
-    assert Unpacked(layout, Masker(layout, whole)(raw, seed=0, step=0), 0).inputs["words"][-1] == (END, 4)
+    full_config = MaskingConfig(input_budget=8, target_budget=8, min_input=8, mixtures=mixtures)
+    assert Unpacked(layout, Masker(layout, full_config)(raw, seed=0, step=0), 0).inputs["words"][-1] == (END, 4)
     raw.lengths[:, 0] = 8  # max_length: no room for END
-    assert Unpacked(layout, Masker(layout, whole)(raw, seed=0, step=0), 0).inputs["words"][-1] == (w + 7, 7)
+    assert Unpacked(layout, Masker(layout, full_config)(raw, seed=0, step=0), 0).inputs["words"][-1] == (w + 7, 7)
 
 
 def test_published_layout_closes_with_the_end_token_if_no_sentinel_is_left() -> None:
@@ -409,14 +410,14 @@ def test_masks_depend_on_seed_step_slot_and_sample_only() -> None:
         EmbeddingLayout(specs), MaskingConfig(input_budget=24, target_budget=24, min_input=0, mixtures=mixtures)
     )
     raw = raw_batch(specs, 8, seed=3, absent=0.2)
-    whole = flat_tensors(masker(raw, seed=5, step=7))
-    assert all(torch.equal(a, b) for a, b in zip(whole, flat_tensors(masker(raw, seed=5, step=7)), strict=True))
+    full_batch = flat_tensors(masker(raw, seed=5, step=7))
+    assert all(torch.equal(a, b) for a, b in zip(full_batch, flat_tensors(masker(raw, seed=5, step=7)), strict=True))
     tokens = {name: array[3:5] for name, array in raw.tokens.items()}
     part = RawBatch(tokens=tokens, lengths=raw.lengths[3:5], present=raw.present[3:5])
     alone = flat_tensors(masker(part, seed=5, step=7, first_slot=3))
-    assert all(torch.equal(a[3:5], b) for a, b in zip(whole, alone, strict=True))
-    for other in (masker(raw, seed=6, step=7), masker(raw, seed=5, step=8)):
-        assert not torch.equal(whole[1], other.inputs.positions)
+    assert all(torch.equal(a[3:5], b) for a, b in zip(full_batch, alone, strict=True))
+    for changed_batch in (masker(raw, seed=6, step=7), masker(raw, seed=5, step=8)):
+        assert not torch.equal(full_batch[1], changed_batch.inputs.positions)
 
 
 @pytest.mark.parametrize("alpha", [0.1, 1.0, 10.0])
@@ -449,16 +450,16 @@ def test_mixtures_are_drawn_by_weight_among_the_usable_ones() -> None:
     assert (masker(raw, seed=0, step=0).targets.modalities == layout.index("code")).all()
     inputs = (Mixture(weight=9, inputs=("clip",), targets=("code",)), Mixture(inputs=("picture",), targets=("code",)))
     masker = Masker(layout, MaskingConfig(input_budget=4, target_budget=4, min_input=1, mixtures=inputs))
-    given = masker(raw, seed=0, step=0).inputs
-    assert given.mask.any(dim=1).all(), "not asked from nothing"
+    batch_inputs = masker(raw, seed=0, step=0).inputs
+    assert batch_inputs.mask.any(dim=1).all(), "not asked from nothing"
 
 
 def test_input_budgets_are_drawn_from_min_input_upwards() -> None:
     specs = [spec("picture", GridLayout(shape=(8, 8)))]
     config = MaskingConfig(input_budget=12, target_budget=8, min_input=5)
     counts = Masker(EmbeddingLayout(specs), config)(raw_batch(specs, 2000), seed=0, step=0).inputs.mask.sum(dim=1)
-    found = torch.bincount(counts, minlength=13)
-    assert found[:5].sum() == 0 and (found[5:] - 250).abs().max() < 60
+    histogram = torch.bincount(counts, minlength=13)
+    assert histogram[:5].sum() == 0 and (histogram[5:] - 250).abs().max() < 60
     assert [MaskingConfig(input_budget=n).least_input for n in (4, 128)] == [1, 16]  # an eighth, at least 1
     assert MaskingConfig(input_budget=12, min_input=0).least_input == 12
 
@@ -475,10 +476,10 @@ def test_single_input_prob_is_the_share_of_samples_with_one_input_modality(share
     # Use the samples that have all three inputs, so that no modality is short of tokens.
     three = torch.from_numpy(raw.present.all(axis=1))
     alone = three & ((counts > 0).sum(dim=1) == 1)
-    few = alone & (counts[:, 0] == 0)
+    class_or_raw = alone & (counts[:, 0] == 0)
     assert three.sum() > 600 and counts[:, 1].sum() == 0
-    assert abs(few[three].float().mean().item() - share * 2 / 3) < 0.06
-    assert (counts[few][:, [2, 3]].sum(dim=1) == torch.where(counts[few, 2] > 0, 1, 9)).all()
+    assert abs(class_or_raw[three].float().mean().item() - share * 2 / 3) < 0.06
+    assert (counts[class_or_raw][:, [2, 3]].sum(dim=1) == torch.where(counts[class_or_raw, 2] > 0, 1, 9)).all()
     assert batch.targets.mask[three].all()
 
 
@@ -511,9 +512,9 @@ def test_fallback_targets_change_neither_inputs_nor_other_targets(targets: tuple
     """A small budget holds only a prefix of the words' spans."""
     specs = [spec(f"grid_{n}", GridLayout(shape=(4, 4))) for n in range(3)] + [spec("words", sequence(9, 4), 30)]
     raw, layout = raw_batch(specs, 300, seed=4, absent=0.2), EmbeddingLayout(specs)
-    own, settings = Mixture(targets=targets), {"input_budget": max(8, budget), "target_budget": budget}
-    filling = dataclasses.replace(own, fallback_targets=FILLING)
-    alone, filled = (masked(specs, raw, part, **settings) for part in (own, filling))
+    mixture, settings = Mixture(targets=targets), {"input_budget": max(8, budget), "target_budget": budget}
+    filling = dataclasses.replace(mixture, fallback_targets=FILLING)
+    alone, filled = (masked(specs, raw, part, **settings) for part in (mixture, filling))
     kinds, overlapping = [layout.index(name) for name in targets], 0
     for number in np.flatnonzero(raw.present[:, kinds].any(axis=1)):
         before, after = (Unpacked(layout, batch, int(number)) for batch in (alone, filled))
@@ -521,16 +522,20 @@ def test_fallback_targets_change_neither_inputs_nor_other_targets(targets: tuple
         rest = {name: run for name, run in after.targets.items() if name not in before.targets}
         assert after.targets == before.targets | rest and set(rest) <= set(FILLING)
         for name, run in rest.items():
-            given_too = {place for _, place in after.inputs.get(name, [])}
-            assert not given_too & {place for _, place, *_ in run}
+            given_too = {position for _, position in after.inputs.get(name, [])}
+            assert not given_too & {position for _, position, *_ in run}
             overlapping += bool(given_too)
     assert overlapping > 20 or budget < 24
     raw.present[:, kinds], raw.lengths[:, kinds] = False, 0
-    left = masked(specs, raw, filling, **settings)
-    assert left.targets.mask[torch.from_numpy(raw.present[:, 1:3].any(axis=1))].any(dim=1).all(), "only what fills"
-    left = masked(specs, raw, filling, Mixture(weight=0.01, inputs=("grid_1",), targets=("grid_2",)), **settings)
-    both = torch.from_numpy(raw.present[:, 1] & raw.present[:, 2])
-    assert (left.targets.modalities[both][left.targets.mask[both]] == 2).all(), "where no other part has its targets"
+    filled_only = masked(specs, raw, filling, **settings)
+    assert filled_only.targets.mask[torch.from_numpy(raw.present[:, 1:3].any(axis=1))].any(dim=1).all(), (
+        "only what fills"
+    )
+    filled_only = masked(specs, raw, filling, Mixture(weight=0.01, inputs=("grid_1",), targets=("grid_2",)), **settings)
+    has_both_grids = torch.from_numpy(raw.present[:, 1] & raw.present[:, 2])
+    assert (filled_only.targets.modalities[has_both_grids][filled_only.targets.mask[has_both_grids]] == 2).all(), (
+        "where no other part has its targets"
+    )
 
 
 def test_the_single_input_is_never_an_empty_sequence() -> None:
@@ -574,6 +579,6 @@ def test_wrong_mixtures_are_refused(
 def test_input_only_and_output_only_modalities_are_respected() -> None:
     specs = list(ONE_WAY.specs)
     batch = masked(specs, raw_batch(specs, 30), Mixture(), layout=ONE_WAY, min_input=0)
-    given, asked = (set(side.modalities[side.mask].tolist()) for side in (batch.inputs, batch.targets))
-    assert {specs[kind].name for kind in given} == {item.name for item in specs} - {"words"}
-    assert {specs[kind].name for kind in asked} == {"clip", "code", "words", "tags"}
+    inputs, targets = (set(side.modalities[side.mask].tolist()) for side in (batch.inputs, batch.targets))
+    assert {specs[kind].name for kind in inputs} == {item.name for item in specs} - {"words"}
+    assert {specs[kind].name for kind in targets} == {"clip", "code", "words", "tags"}

@@ -60,25 +60,25 @@ def test_a_field_name_is_written_once() -> None:
     assert metadata.decode(tokenizer, [np.concatenate(twice)]) == [{"num_objects": 3}]
 
 
-def test_the_number_of_a_field_is_written_once_and_its_level_as_often_as_it_comes(tmp_path: Path) -> None:
+def test_field_numbers_are_written_once_and_levels_repeatedly(tmp_path: Path) -> None:
     numbered = {"speed": {"high": 5, "number": 2}, "height": {"high": 5, "number": 0}}
-    at = settings_of("metadata", fields=numbered, default_fields=False)
-    metadata.train_tokenizer(at, samples(), tmp_path)
-    tokenizer = metadata.load_tokenizer(tmp_path, at)
+    config = settings_of("metadata", fields=numbered, default_fields=False)
+    metadata.train_tokenizer(config, samples(), tmp_path)
+    tokenizer = metadata.load_tokenizer(tmp_path, config)
     tokens, ids = metadata.encode(tokenizer, [{"speed": 1, "height": 1}])[0].tolist(), metadata.single_ids(tokenizer)
     assert tokens[1] == tokens[3] and [token in ids for token in tokens] == [True, False, True, False]
 
 
-def own_fields(**more: Any) -> dict[str, Any]:
+def own_fields(**options: Any) -> dict[str, Any]:
     fields = {"weather": {"kind": "choice", "choices": ["sun", "rain, or <hail>"]}, "speed": {"high": 40, "bins": 5}}
-    return {"fields": fields, "default_fields": False, **more}
+    return {"fields": fields, "default_fields": False, **options}
 
 
-def test_fields_of_the_registry(tmp_path: Path) -> None:
-    at = settings_of("metadata", **own_fields(unknown="drop"))
-    assert metadata.modality_spec(at).layout.length == 4
-    metadata.train_tokenizer(at, samples(), tmp_path)
-    tokenizer = metadata.load_tokenizer(tmp_path, at)
+def test_fields_can_be_declared_in_the_registry(tmp_path: Path) -> None:
+    config = settings_of("metadata", **own_fields(unknown="drop"))
+    assert metadata.modality_spec(config).layout.length == 4
+    metadata.train_tokenizer(config, samples(), tmp_path)
+    tokenizer = metadata.load_tokenizer(tmp_path, config)
     value = {"speed": 17, "other": 1, "weather": "rain, or <hail>"}
     assert round_trip(tokenizer, value) == {"weather": "rain, or <hail>", "speed": 20.0}
     assert round_trip(tokenizer, {"speed": 14.9}) == {"speed": 10.0}
@@ -110,28 +110,28 @@ def test_numbers_may_leave_the_range_by_rounding_only() -> None:
 
 
 def test_metadata_scores_by_hand() -> None:
-    at = settings_of("metadata")
+    config = settings_of("metadata")
     target = [{"camera_height": 1.5, "num_people": 2}, {"brightness": 0.5}, {}]
     predicted = [{"camera_height": 1.8}, {"brightness": 0.51, "room_width": 3}, {"brightness": 1}]
-    scores = metadata.score(predicted, target, at)
+    scores = metadata.score(predicted, target, config)
     assert scores == pytest.approx({"range_error": (0.1 + 1 + 0.01) / 3, "field_accuracy": 1 / 3})
-    assert metadata.score(target, target, at) == {"range_error": 0.0, "field_accuracy": 1.0}
-    assert metadata.score([{}], [{}], at) == {"range_error": 0.0, "field_accuracy": 1.0}
+    assert metadata.score(target, target, config) == {"range_error": 0.0, "field_accuracy": 1.0}
+    assert metadata.score([{}], [{}], config) == {"range_error": 0.0, "field_accuracy": 1.0}
 
 
 def test_the_constant_metadata_is_the_median_and_the_mode() -> None:
-    at = settings_of("metadata", **own_fields())
+    config = settings_of("metadata", **own_fields())
     values = [{"speed": speed, "weather": "sun"} for speed in (1, 2, 30)] + [{"weather": "rain, or <hail>"}]
-    assert metadata.constant_baseline(values, at) == {"weather": "sun", "speed": 2}
+    assert metadata.constant_baseline(values, config) == {"weather": "sun", "speed": 2}
 
 
 def test_metadata_is_shown_with_units_and_stored_as_json() -> None:
-    at = settings_of("metadata")
-    assert metadata.render({"camera_height": 1.23456, "num_people": 2}, at) == "camera_height 1.23 m\nnum_people 2"
-    data, extension = metadata.write_value({"num_people": 2}, at)
-    assert metadata.read_value(data, extension, at) == {"num_people": 2}
+    config = settings_of("metadata")
+    assert metadata.render({"camera_height": 1.23456, "num_people": 2}, config) == "camera_height 1.23 m\nnum_people 2"
+    data, extension = metadata.write_value({"num_people": 2}, config)
+    assert metadata.read_value(data, extension, config) == {"num_people": 2}
     with pytest.raises(InvalidValueError, match="outside its range"):
-        metadata.read_value(b'{"num_people": 9}', "json", at)
+        metadata.read_value(b'{"num_people": 9}', "json", config)
 
 
 def test_levels_that_are_even_in_the_logarithm() -> None:
@@ -189,9 +189,9 @@ def test_metadata_files_of_4m_are_read_and_scored() -> None:
 # ---- computed from other modalities
 
 
-def test_the_look_of_made_pictures() -> None:
-    at = settings_of("image_metadata")
-    grey = image_metadata.derive({"rgb": np.full((3, 8, 8), 0.5, np.float32)}, at, {})
+def test_picture_statistics_by_hand() -> None:
+    config = settings_of("image_metadata")
+    grey = image_metadata.derive({"rgb": np.full((3, 8, 8), 0.5, np.float32)}, config, {})
     assert grey == pytest.approx(
         {"brightness": 0.5, "contrast": 0, "saturation": 0, "colourfulness": 0, "entropy": 0}, abs=1e-6
     )
@@ -202,18 +202,18 @@ def test_the_look_of_made_pictures() -> None:
         "brightness": 0.2126 / 2, "contrast": 0.2126 / 2, "saturation": 0.5,
         "colourfulness": 1.3 * math.hypot(0.5, 0.25), "entropy": 1.0,
     }  # fmt: skip
-    assert image_metadata.derive({"rgb": halves}, at, {}) == pytest.approx(expected)
+    assert image_metadata.derive({"rgb": halves}, config, {}) == pytest.approx(expected)
 
 
-def test_the_look_against_libraries() -> None:
+def test_picture_statistics_equal_libraries() -> None:
     from PIL import Image
     from skimage.color import rgb2hsv
 
     rgb = np.random.default_rng(0).random((3, 16, 16)).astype(np.float32)
-    found = image_metadata.derive({"rgb": rgb}, settings_of("image_metadata"), {})
-    assert found["saturation"] == pytest.approx(rgb2hsv(rgb.transpose(1, 2, 0))[..., 1].mean(), abs=1e-6)
+    derived = image_metadata.derive({"rgb": rgb}, settings_of("image_metadata"), {})
+    assert derived["saturation"] == pytest.approx(rgb2hsv(rgb.transpose(1, 2, 0))[..., 1].mean(), abs=1e-6)
     levels = (np.tensordot([0.2126, 0.7152, 0.0722], rgb.astype(np.float64), 1) * 256).astype(np.uint8)
-    assert found["entropy"] == pytest.approx(Image.fromarray(levels).entropy())
+    assert derived["entropy"] == pytest.approx(Image.fromarray(levels).entropy())
 
 
 def plane(normal: tuple[float, float, float], distance: float, size: int = 32) -> np.ndarray[Any, Any]:
@@ -232,33 +232,33 @@ def test_slanted_planes_have_no_occlusion_edges_and_jumps_have() -> None:
     outline = np.zeros((32, 32), bool)
     outline[[9, 20], 8:24] = outline[10:20, [7, 24]] = True
     assert (edges == outline).all(), "the ring of far pixels around the box, and nothing else"
-    found = geometric_metadata.derive(
+    derived = geometric_metadata.derive(
         {"depth": with_box[None].astype(np.float32), "normal": np.zeros((3, 4, 4), np.float32)},
         settings_of("geometric_metadata"),
         {},
     )
-    assert found["occlusion_score"] == outline.mean()
+    assert derived["occlusion_score"] == outline.mean()
     ramp = geometric_metadata.derive(
         {"depth": np.linspace(1, 2, 101)[None, None]}, settings_of("geometric_metadata", inputs=["depth"]), {}
     )
     assert [ramp[f"{name}_depth"] for name in ("nearest", "median", "farthest")] == pytest.approx([1.05, 1.5, 1.95])
-    assert found["median_depth"] == pytest.approx(np.median(with_box), rel=1e-6)
-    assert found["geometric_complexity"] == 1.0
+    assert derived["median_depth"] == pytest.approx(np.median(with_box), rel=1e-6)
+    assert derived["geometric_complexity"] == 1.0
 
 
 def test_geometric_complexity_by_hand() -> None:
-    at = settings_of("geometric_metadata", inputs=["normal"])
+    config = settings_of("geometric_metadata", inputs=["normal"])
     normal = np.zeros((3, 2, 2), np.float32)
     normal[2] = 1
-    assert geometric_metadata.derive({"normal": normal}, at, {}) == {"geometric_complexity": 0.0}
+    assert geometric_metadata.derive({"normal": normal}, config, {}) == {"geometric_complexity": 0.0}
     normal[:, 0] = [[0], [1], [0]]  # half up, half to the viewer: the mean has length sqrt(1/2)
-    assert geometric_metadata.derive({"normal": normal}, at, {}) == {
+    assert geometric_metadata.derive({"normal": normal}, config, {}) == {
         "geometric_complexity": pytest.approx(1 - 0.5**0.5)
     }
 
 
 def test_visible_people_and_classes_are_counted() -> None:
-    at = settings_of("semantic_metadata")
+    config = settings_of("semantic_metadata")
     labels = ["person", "chair", "chair", "lamp"]
     semseg = np.array([["floor", "floor", "chair"], ["void", "wall", "person"]])
     sample = {
@@ -266,39 +266,39 @@ def test_visible_people_and_classes_are_counted() -> None:
         "semseg": np.vectorize(CLASSES.index)(semseg),
         "caption": "A person sits. It's late! Is it?",
     }
-    assert semantic_metadata.derive(sample, at, SPECS) == {
+    assert semantic_metadata.derive(sample, config, SPECS) == {
         "num_people": 1, "num_objects": 4, "num_labels": 3, "object_share": 2 / 5, "walkable_share": 2 / 5,
         "num_classes": 4, "caption_characters": 32, "caption_words": 8, "caption_sentences": 3,
     }  # fmt: skip
 
 
 def test_fields_without_anything_to_measure_are_omitted() -> None:
-    at = settings_of("semantic_metadata")
+    config = settings_of("semantic_metadata")
     empty = {"boxes": [], "semseg": np.zeros((4, 4), np.int64), "caption": "..."}
-    assert semantic_metadata.derive(empty, at, SPECS) == {"num_people": 0, "num_objects": 0, "num_labels": 0}
-    some = settings_of("semantic_metadata", inputs=["caption"])
-    assert semantic_metadata.modality_spec(some).derived_from == ("caption",)
+    assert semantic_metadata.derive(empty, config, SPECS) == {"num_people": 0, "num_objects": 0, "num_labels": 0}
+    caption_only = settings_of("semantic_metadata", inputs=["caption"])
+    assert semantic_metadata.modality_spec(caption_only).derived_from == ("caption",)
     segments = settings_of("semantic_metadata", inputs=["sam_instance"])
     assert semantic_metadata.derive({"sam_instance": np.array([[0, 3], [3, 9]])}, segments, {}) == {"num_segments": 2}
-    assert semantic_metadata.derive({"caption": "日本語。はい。"}, some, {})["caption_sentences"] == 2
+    assert semantic_metadata.derive({"caption": "日本語。はい。"}, caption_only, {})["caption_sentences"] == 2
     long = "A table, 1.5 m long... It was built in 1910. Nobody sits at it!"
-    assert semantic_metadata.derive({"caption": long}, some, {})["caption_sentences"] == 3
+    assert semantic_metadata.derive({"caption": long}, caption_only, {})["caption_sentences"] == 3
 
 
 def test_computed_numbers_are_clipped_to_their_range() -> None:
-    at = settings_of("semantic_metadata", inputs=["boxes", "caption"])
+    config = settings_of("semantic_metadata", inputs=["boxes", "caption"])
     crowd = [{"label": "person", "box": [0, 0, 1, 1]}] * 99
-    found = semantic_metadata.derive({"boxes": crowd, "caption": "word. " * 500}, at, {})
-    assert (found["num_people"], found["num_objects"], found["caption_words"]) == (20, 31, 400)
-    assert round_trip(load("semantic_metadata"), found).keys() == found.keys()
+    derived = semantic_metadata.derive({"boxes": crowd, "caption": "word. " * 500}, config, {})
+    assert (derived["num_people"], derived["num_objects"], derived["caption_words"]) == (20, 31, 400)
+    assert round_trip(load("semantic_metadata"), derived).keys() == derived.keys()
 
 
 def test_class_ids_mean_what_semseg_says() -> None:
     table = {"classes": ["sky", "person", "floor"]}
     zoo = Zoo.from_tables({"modalities": {"semseg": table, "semantic_metadata": {"inputs": ["semseg"]}}})
-    found = zoo["semantic_metadata"].derive({"semseg": np.array([[0, 1], [1, 2]])})
-    assert found == {"object_share": 0.5, "walkable_share": 0.25, "num_classes": 3}
+    derived = zoo["semantic_metadata"].derive({"semseg": np.array([[0, 1], [1, 2]])})
+    assert derived == {"object_share": 0.5, "walkable_share": 0.25, "num_classes": 3}
     table = {"classes": ["void", "chair", "floor-wood", "wall"]}  # has no walkable class, so the share is unknown
     zoo = Zoo.from_tables({"modalities": {"semseg": table, "semantic_metadata": {"inputs": ["semseg"]}}})
-    found = zoo["semantic_metadata"].derive({"semseg": np.array([[1, 2], [2, 3]])})
-    assert found == {"object_share": 0.25, "num_classes": 3}
+    derived = zoo["semantic_metadata"].derive({"semseg": np.array([[1, 2], [2, 3]])})
+    assert derived == {"object_share": 0.25, "num_classes": 3}
