@@ -98,9 +98,9 @@ def test_stored_positions_have_to_suffice() -> None:
 
 
 def test_names_that_torch_needs_for_itself_are_refused() -> None:
-    for taken in (spec("type", GridLayout(shape=(2, 2))), spec("words", sequence(6), 100, "type")):
+    for reserved in (spec("type", GridLayout(shape=(2, 2))), spec("words", sequence(6), 100, "type")):
         with pytest.raises(ConfigError, match=r"cannot be called 'type'.*registry.toml"):
-            FourM.seeded(SMALL, [taken], 0)
+            FourM.seeded(SMALL, [reserved], 0)
     FourM.seeded(SMALL, [spec("type", sequence(6), 100, "text")], 0)  # no parameter has the modality's own name
 
 
@@ -139,13 +139,13 @@ def test_decoding_with_a_cache_is_decoding_at_once() -> None:
     caches = [KeyValueCache.empty(3, length, model.config, x) for _ in model.decoder]
     first = model.decode(x[:, :4], turns[:, :4], context, torch.ones(4, 4, dtype=torch.bool).tril(), caches)
     steps = [
-        model.decode(x[:, place : place + 1], turns[:, place : place + 1], context, None, caches)
-        for place in range(4, length)
+        model.decode(x[:, position : position + 1], turns[:, position : position + 1], context, None, caches)
+        for position in range(4, length)
     ]
     torch.testing.assert_close(torch.cat([first, *steps], dim=1), full, rtol=1e-10, atol=1e-10)
     rows = torch.tensor([2, 0])
-    chosen = model.decode(x[rows], turns[rows], context.select(rows), torch.ones(9, 9, dtype=torch.bool).tril())
-    torch.testing.assert_close(chosen, full[[2, 0]], rtol=1e-10, atol=1e-10)
+    selected = model.decode(x[rows], turns[rows], context.select(rows), torch.ones(9, 9, dtype=torch.bool).tril())
+    torch.testing.assert_close(selected, full[[2, 0]], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("name", "millions"), [("base", 198), ("large", 705), ("xlarge", 2819)])
@@ -191,8 +191,8 @@ def test_fused_layers_start_like_separate_ones() -> None:
     cross = cast(DecoderBlock, model.decoder[0]).cross_attention
     for layer in fused:
         bound = math.sqrt(6 / (layer.in_features + layer.out_features / layer.parts))
-        own = layer.weight[64:] if layer is cross.kv else layer.weight  # keys are initialised from queries
-        assert 0.95 * bound < own.abs().max() <= bound
+        initial = layer.weight[64:] if layer is cross.kv else layer.weight  # keys are initialised from queries
+        assert 0.95 * bound < initial.abs().max() <= bound
     torch.testing.assert_close(cross.kv.weight[:64], ALIGNED * cross.q.weight)
     assert model.token_embedding.weight.std().item() == pytest.approx(EMBEDDING_STD, rel=0.05)
 
@@ -205,8 +205,8 @@ def test_a_seed_gives_the_weights_and_leaves_the_global_state(monkeypatch: pytes
     first, second = (FourM.seeded(SMALL, all_layouts(), 5) for _ in range(2))
     assert torch.equal(torch.rand(4), expected)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    other = FourM.seeded(SMALL, all_layouts(), 6)
-    assert not torch.equal(first.token_embedding.weight, other.token_embedding.weight)
+    other_seed = FourM.seeded(SMALL, all_layouts(), 6)
+    assert not torch.equal(first.token_embedding.weight, other_seed.token_embedding.weight)
 
 
 def test_rows_of_neighbouring_numbers_start_alike() -> None:
@@ -270,8 +270,8 @@ def test_angles_by_hand() -> None:
     # Twelve pairs: nine turn, four of them for each axis, from a quarter to eight times around.
     angles = grid_angles((2, 4), 12)
     assert angles.shape == (8, 12) and not angles[:, 8:].any()
-    around = [2 * math.pi * 0.25 * 32 ** (k / 3) for k in range(4)]
-    assert angles[6].tolist() == pytest.approx([0.75 * a for a in around] + [0.625 * a for a in around] + [0] * 4)
+    turns = [2 * math.pi * 0.25 * 32 ** (k / 3) for k in range(4)]
+    assert angles[6].tolist() == pytest.approx([0.75 * a for a in turns] + [0.625 * a for a in turns] + [0] * 4)
     assert grid_angles((4,), 2).tolist() == [[pytest.approx(math.pi / 2 * (n + 0.5) / 4), 0] for n in range(4)]
     assert grid_angles((2, 2, 2), 4).tolist()[7] == pytest.approx([0.75 * math.pi / 2] * 3 + [0])
 

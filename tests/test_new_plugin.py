@@ -139,8 +139,8 @@ def test_no_name_hides_what_the_plugin_needs(
 ) -> None:
     write_distribution(name, family, tmp_path / "new")
     monkeypatch.syspath_prepend(str(tmp_path / "new" / "src"))
-    for found in (f"zoo_{name}", f"zoo_{name}.modality"):
-        sys.modules.pop(found, None)  # left over from another family
+    for module_name in (f"zoo_{name}", f"zoo_{name}.modality"):
+        sys.modules.pop(module_name, None)  # left over from another family
     module = importlib.import_module(f"zoo_{name}.modality")
     assert type(module.plugin).__name__ == f"{name.title().replace('_', '')}Modality"
     assert module.plugin.modality_spec(Settings(name)).name == name
@@ -204,23 +204,23 @@ def test_the_registry_in_use_may_have_the_name(
     monkeypatch.chdir(tmp_path)
     registry = tmp_path / "registry.toml"
     registry.write_text('[modalities.organs]\nplugin = "semseg"\n[modalities.heat]\nimage_size = 32\n')
-    told = "registry.toml:2 [modalities.organs] plugin: 'organs' is an instance of semseg already; take another name"
-    refused(run_zoo("new-plugin", "organs"), told)
+    reason = "registry.toml:2 [modalities.organs] plugin: 'organs' is an instance of semseg already; take another name"
+    refused(run_zoo("new-plugin", "organs"), reason)
     assert list(tmp_path.iterdir()) == [registry]
 
-    def said(name: str, *before: str) -> str:
-        code, shown, told = run_zoo(*before, "new-plugin", name)
-        assert code == 0 and "next:" not in shown
-        return str(told)
+    def next_hint(name: str, *before: str) -> str:
+        code, output, hint = run_zoo(*before, "new-plugin", name)
+        assert code == 0 and "next:" not in output
+        return str(hint)
 
-    assert said("heat").endswith("&& pytest zoo-heat; zoo-heat/README.md goes on from there\n")
+    assert next_hint("heat").endswith("&& pytest zoo-heat; zoo-heat/README.md goes on from there\n")
     registry.write_text('[zoo]\nmodalities = ["rgb", "warmth"]\n')
     line = 'add "cold" to the list modalities of registry.toml; zoo-cold/README.md goes on from there'
-    assert f"&& pytest zoo-cold; {line}" in said("cold")
-    assert "to the list modalities" not in said("warmth"), "which is in it"
+    assert f"&& pytest zoo-cold; {line}" in next_hint("cold")
+    assert "to the list modalities" not in next_hint("warmth"), "which is in it"
     registry.rename(tmp_path / "other.toml")
-    assert "to the list modalities" not in said("frost")
-    assert 'add "ice" to the list modalities of other.toml; ' in said("ice", "--registry", "other.toml")
+    assert "to the list modalities" not in next_hint("frost")
+    assert 'add "ice" to the list modalities of other.toml; ' in next_hint("ice", "--registry", "other.toml")
 
 
 def test_a_folder_that_is_there_is_left_alone(
@@ -230,8 +230,8 @@ def test_a_folder_that_is_there_is_left_alone(
     (tmp_path / "zoo-heat").mkdir()
     refused(run_zoo("new-plugin", "heat"), "zoo-heat: is there already, and is not overwritten")
     assert list((tmp_path / "zoo-heat").iterdir()) == []
-    code, _, told = run_zoo("new-plugin", "heat", "--out", "deep/er still")
+    code, _, hint = run_zoo("new-plugin", "heat", "--out", "deep/er still")
     assert code == 0
     assert {path.name for path in (tmp_path / "deep").iterdir()} == {"er still"}
-    assert """pip install -e "deep/er still[test]" && pytest 'deep/er still';""" in told
+    assert """pip install -e "deep/er still[test]" && pytest 'deep/er still';""" in hint
     refused(run_zoo("new-plugin", "warmth", "--family", "picture"), "--family")

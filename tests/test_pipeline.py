@@ -48,13 +48,13 @@ def wait_for(condition: Callable[[], Any], deadline: float) -> None:
 
 def processes_of(session: int) -> list[int]:
     """Return the processes of a session, read from /proc (pid (command) state ppid group session ...)."""
-    found = []
+    processes = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = path.read_text().rpartition(")")[2].split()
             if fields[0] != "Z" and int(fields[3]) == session:
-                found.append(int(path.parent.name))
-    return found
+                processes.append(int(path.parent.name))
+    return processes
 
 
 def counts(result: Any, split: str = "train") -> dict[str, tuple[int, int, int]]:
@@ -79,9 +79,11 @@ def test_make_writes_what_is_given_and_enabled_in_aligned_shards(toy: Toy, tmp_p
     rows = store.rows("train", ["field", "words"])
     assert list(rows.keys()) == [f"train-{i:04}" for i in range(25) if i % 10 != 9 and i % 7]
     samples = dict(zoo.source("toy").samples("train", 25, 3)[:])
-    for place in rows:
-        np.testing.assert_array_equal(store.read(zoo["field"], "train", *place), samples[rows.key(place)]["field"])
-        assert store.read(zoo["words"], "train", *place) == samples[rows.key(place)]["words"]
+    for position in rows:
+        np.testing.assert_array_equal(
+            store.read(zoo["field"], "train", *position), samples[rows.key(position)]["field"]
+        )
+        assert store.read(zoo["words"], "train", *position) == samples[rows.key(position)]["words"]
     manifest = read_manifest(out / "train/field", 0)
     assert manifest is not None and manifest.dropped.keys() == {9}
     assert "every number has to be finite" in manifest.dropped[9]
@@ -91,28 +93,28 @@ def test_make_writes_what_is_given_and_enabled_in_aligned_shards(toy: Toy, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("stop", "error", "kept"),
+    ("stop", "error", "kept_count"),
     [(0, KeyboardInterrupt(), 0), (17, KeyboardInterrupt(), 17), (41, OSError(errno.ENOSPC, "No space left"), 35)],
 )
 def test_stopped_at_any_sample_the_same_command_gives_the_same_bytes(
-    stop: int, error: BaseException, kept: int, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: int, error: BaseException, kept_count: int, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, tmp_path / "whole")
-    whole, add, calls = snapshot(tmp_path / "whole"), ShardWriter.add, iter(range(1000))
+    expected_files, add, calls = snapshot(tmp_path / "whole"), ShardWriter.add, iter(range(1000))
 
-    def stopped(self: ShardWriter, *args: Any) -> None:
+    def stopping_add(self: ShardWriter, *args: Any) -> None:
         if next(calls) == stop:
             raise error
         add(self, *args)
 
-    monkeypatch.setattr(ShardWriter, "add", stopped)
-    with pytest.raises((KeyboardInterrupt, DataError), match=None if kept < 35 else "disk is full"):
+    monkeypatch.setattr(ShardWriter, "add", stopping_add)
+    with pytest.raises((KeyboardInterrupt, DataError), match=None if kept_count < 35 else "disk is full"):
         make_toy(zoo, data)
     monkeypatch.undo()
-    assert not list(tmp_path.rglob("*.tmp")) and set(snapshot(data)) < set(whole)
+    assert not list(tmp_path.rglob("*.tmp")) and set(snapshot(data)) < set(expected_files)
     result = make_toy(zoo, data)
-    assert snapshot(data) == whole and sum(outcome.kept for outcome in result.outcomes) == kept
+    assert snapshot(data) == expected_files and sum(outcome.kept for outcome in result.outcomes) == kept_count
 
 
 def test_processes_write_the_same_bytes_and_survive_sigkill(toy: Toy, tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_a_modality_without_any_valid_sample_is_an_error_and_retried(toy: Toy, t
 def test_a_damaged_shard_is_made_again(toy: Toy, tmp_path: Path, damage: str) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data)
-    whole, shard = snapshot(data), data / "train/field/shard-00001.tar"
+    before, shard = snapshot(data), data / "train/field/shard-00001.tar"
     if damage == "cut off":
         os.truncate(shard, 1000)
     elif damage == "no manifest":
@@ -206,7 +208,7 @@ def test_a_damaged_shard_is_made_again(toy: Toy, tmp_path: Path, damage: str) ->
         (data / "train/keys/shard-00001.txt").write_text("a\nb\n")
     words = (9, 0, 12) if damage == "other keys" else (0, 0, 21)
     assert counts(make_toy(zoo, data)) == {"field": (9, 2, 14), "words": words}
-    assert snapshot(data) == whole
+    assert snapshot(data) == before
 
 
 def test_classes_of_the_source_are_checked_before_anything_is_written(
@@ -248,14 +250,14 @@ def test_the_recipe_for_samples_that_belong_together(toy: Toy, tmp_path: Path, m
     assert [len(keys[split]) for split in ("train", "test")] == [15, 6]
 
 
-def imported(zoo: Zoo, mine: Path, data: Path, shard_size: int = 4) -> RunResult:
+def import_files(zoo: Zoo, mine: Path, data: Path, shard_size: int = 4) -> RunResult:
     """Import a user's files, all for training."""
     options = {"path": str(mine), "test_fraction": 0}
     return make_data(zoo, "folder", data, train=None, test=0, options=options, workers=0, shard_size=shard_size)
 
 
-def of_files(zoo: Zoo, mine: Path, data: Path) -> dict[str, tuple[int, int, int]]:
-    return counts(imported(zoo, mine, data))
+def counts_of_import(zoo: Zoo, mine: Path, data: Path) -> dict[str, tuple[int, int, int]]:
+    return counts(import_files(zoo, mine, data))
 
 
 def own_files(folder: Path, numbers: Iterable[int]) -> None:
@@ -284,15 +286,15 @@ def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Toy, tmp_
     assert store.read_key(zoo["words"], "train", key) == f"file {int(key[1:])}"
 
 
-@pytest.mark.parametrize("place", ["data", "field/made/data"])
-def test_output_inside_the_input_folder_is_not_read_as_input(place: str, toy: Toy, tmp_path: Path) -> None:
+@pytest.mark.parametrize("output", ["data", "field/made/data"])
+def test_output_inside_the_input_folder_is_not_read_as_input(output: str, toy: Toy, tmp_path: Path) -> None:
     zoo, mine = toy(), tmp_path / "mine"
     own_files(mine, range(8))
     for written in (8, 0):
-        made = imported(zoo, mine, mine / place)
-        assert [outcome.written for outcome in made.outcomes] == [written] * 2 and not made.skipped
+        result = import_files(zoo, mine, mine / output)
+        assert [outcome.written for outcome in result.outcomes] == [written] * 2 and not result.skipped
     with pytest.raises(ConfigError, match=f"path: {mine}: what is made of its files cannot go there"):
-        imported(zoo, mine, mine / "field/..")
+        import_files(zoo, mine, mine / "field/..")
 
 
 def pictures(folder: Path, sizes: dict[str, dict[str, tuple[int, int]]]) -> None:
@@ -312,7 +314,7 @@ def zoo_of_pictures(*names: str) -> Zoo:
 
 def make_pictures(folder: Path, *names: str) -> Any:
     """Import the files of these modalities from `folder` / mine."""
-    return imported(zoo_of_pictures(*names), folder / "mine", folder / "data", shard_size=2)
+    return import_files(zoo_of_pictures(*names), folder / "mine", folder / "data", shard_size=2)
 
 
 def test_a_sample_refused_for_its_shape_is_made_after_the_repair(tmp_path: Path) -> None:
@@ -344,8 +346,8 @@ def test_modalities_that_never_meet_in_a_sample_are_told(tmp_path: Path) -> None
     size = (16, 16)
     files = {"rgb": {"0_rgb": size, "1_rgb": size}, "depth": {"0_depth": size, "1_depth": size}}
     pictures(tmp_path / "mine", files)
-    made = make_pictures(tmp_path, "rgb", "depth")
-    size_note, *notes = made.notes
+    result = make_pictures(tmp_path, "rgb", "depth")
+    size_note, *notes = result.notes
     assert "stored at 16 x 16" in size_note and [note.partition(":")[0] for note in notes] == ["depth", "rgb"]
     assert "keys such as 0_depth, and 0_rgb of rgb" in notes[0]
     pictures(tmp_path / "mine", {"depth": {"1_rgb": size}})
@@ -358,8 +360,8 @@ def units(install_example: Install, tmp_path: Path) -> Toy:
     install_example("field", scaled())
     install_example("dark", derived("field"))
 
-    def make(**own: Any) -> Zoo:
-        return only({"field": own}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    def make(**settings: Any) -> Zoo:
+        return only({"field": settings}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
 
     return make
 
@@ -375,9 +377,9 @@ def test_foreign_tars_are_imported_once_and_their_losses_told(toy: Toy, tmp_path
     for name in ("b.txt", ".hidden.txt", "LICENSE", "a.aux.xml"):
         (mine / "words" / name).write_text(name)
     for expected in ({"field": (6, 0, 0), "words": (5, 0, 0)}, {"field": (0, 0, 6), "words": (0, 0, 5)}):
-        made = imported(zoo, tmp_path / "mine", data)
-        assert counts(made) == expected
-        (note,) = (note for note in made.notes if "stored at" not in note)
+        result = import_files(zoo, tmp_path / "mine", data)
+        assert counts(result) == expected
+        (note,) = (note for note in result.notes if "stored at" not in note)
         assert note.startswith("train/words: not used of what its folder holds: 3 (first: 000001.tar: 0002: a second")
     store = ValueStore(data)
     assert store.keys("train", "words") == ["0000", "0001", "0002", "0003", "0007"]
@@ -392,8 +394,8 @@ def test_new_files_between_old_ones_are_made_and_none_twice(toy: Toy, tmp_path: 
     own_files(mine, [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16])
     (mine / "field/f02.npy").write_bytes(b"broken")
     (mine / "words/f05.txt").unlink()
-    of_files(zoo, mine, data)
-    assert of_files(zoo, mine, data) == {"field": (0, 1, 11), "words": (0, 0, 11)}
+    counts_of_import(zoo, mine, data)
+    assert counts_of_import(zoo, mine, data) == {"field": (0, 1, 11), "words": (0, 0, 11)}
     old = snapshot(data)
     own_files(mine, [7, 9, 17])
     handle = zoo["field"]
@@ -406,31 +408,31 @@ def test_new_files_between_old_ones_are_made_and_none_twice(toy: Toy, tmp_path: 
 
     handle.write = killed  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        of_files(zoo, mine, data)
+        counts_of_import(zoo, mine, data)
     handle.write = write  # type: ignore[method-assign]
     assert old.keys() <= snapshot(data).keys(), "no shard is missing at any time"
-    assert of_files(zoo, mine, data) == {"field": (7, 1, 7), "words": (7, 0, 7)}, "one was made before the kill"
+    assert counts_of_import(zoo, mine, data) == {"field": (7, 1, 7), "words": (7, 0, 7)}, "one was made before the kill"
     keys = [f"f{i:02}" for i in (*range(11), 12, 14, 16, 17)]
     assert ValueStore(data).keys("train", "field") == [key for key in keys if key != "f02"]
     assert ValueStore(data).keys("train", "words") == [key for key in keys if key != "f05"]
-    of_files(zoo, mine, tmp_path / "fresh")
+    counts_of_import(zoo, mine, tmp_path / "fresh")
     assert snapshot(data).items() - snapshot(tmp_path / "fresh").items() == set()
 
 
 def test_a_file_that_is_replaced_by_another_is_made_again(toy: Toy, tmp_path: Path) -> None:
     zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
     own_files(mine, range(12))
-    of_files(zoo, mine, data)
+    counts_of_import(zoo, mine, data)
     np.save(mine / "field/f05.npy", np.full((1, 48, 64), 0.75, np.float32))  # same size
-    assert of_files(zoo, mine, data) == {"field": (4, 0, 8), "words": (0, 0, 12)}
+    assert counts_of_import(zoo, mine, data) == {"field": (4, 0, 8), "words": (0, 0, 12)}
     assert ValueStore(data).read_key(zoo["field"], "train", "f05").max() == 0.75
     for number in range(4):
         (mine / f"field/f{number:02}.npy").write_bytes(b"broken")
     for _ in range(2):
-        assert of_files(zoo, mine, data)["field"] == (0, 4, 8), "it is tried again"
+        assert counts_of_import(zoo, mine, data)["field"] == (0, 4, 8), "it is tried again"
     assert ValueStore(data).keys("train", "field") == [f"f{i:02}" for i in range(4, 12)]
     own_files(mine, range(4))
-    assert of_files(zoo, mine, data)["field"] == (4, 0, 8)
+    assert counts_of_import(zoo, mine, data)["field"] == (4, 0, 8)
 
 
 def test_an_instance_with_its_own_files_uses_none_of_its_plugin(toy: Toy, tmp_path: Path) -> None:
@@ -471,21 +473,21 @@ def test_values_of_files_are_made_again_where_they_are_read_otherwise(units: Toy
     mine, data = tmp_path / "mine", tmp_path / "data"
     (mine / "field").mkdir(parents=True)
     (mine / "field/a.num").write_text("0.2")
-    assert of_files(units(), mine, data) == {"field": (1, 0, 0)}
-    other = units(scale=0.5)
-    assert of_files(other, mine, data) == {"field": (1, 0, 0)}
-    assert ValueStore(data).read_key(other["field"], "train", "a").max() == np.float32(0.1)
+    assert counts_of_import(units(), mine, data) == {"field": (1, 0, 0)}
+    scaled_zoo = units(scale=0.5)
+    assert counts_of_import(scaled_zoo, mine, data) == {"field": (1, 0, 0)}
+    assert ValueStore(data).read_key(scaled_zoo["field"], "train", "a").max() == np.float32(0.1)
 
 
-def refuse_for_memory(patch: pytest.MonkeyPatch, handle: Any, number: int, other: Exception | None = None) -> None:
+def refuse_for_memory(patch: pytest.MonkeyPatch, handle: Any, number: int, error: Exception | None = None) -> None:
     """Reading one value runs out of memory, or fails with another error."""
     read, calls = handle.read, iter(range(100))
 
     def failing(data: bytes, extension: str) -> Any:
         if next(calls) != number:
             return read(data, extension)
-        if other is not None:
-            raise other
+        if error is not None:
+            raise error
         raise InvalidValueError(f"{handle.name}: cannot be read: MemoryError") from MemoryError()
 
     patch.setattr(handle, "read", failing)
@@ -503,15 +505,15 @@ def test_a_file_that_is_not_read_now_is_read_the_next_time(
             (mine / "field/f05.npy").symlink_to(mine / "mounted")  # as on a disk that is not mounted
         else:
             refuse_for_memory(patch, zoo["field"], 5, ReadError("Input/output error") if want == "disk" else None)
-        assert of_files(zoo, mine, data) == {"field": (7, 1, 0), "words": (8, 0, 0)}
+        assert counts_of_import(zoo, mine, data) == {"field": (7, 1, 0), "words": (8, 0, 0)}
         reasons = str(describe_data(data).reasons)
         assert (
             "f05: " in reasons and {"files": "No such file", "memory": "MemoryError", "disk": "Input"}[want] in reasons
         )
     if want == "files":
         (tmp_path / "aside").rename(mine / "mounted")
-    assert of_files(zoo, mine, data) == {"field": (4, 0, 4), "words": (0, 0, 8)}
-    assert of_files(zoo, mine, data) == {"field": (0, 0, 8), "words": (0, 0, 8)}
+    assert counts_of_import(zoo, mine, data) == {"field": (4, 0, 4), "words": (0, 0, 8)}
+    assert counts_of_import(zoo, mine, data) == {"field": (0, 0, 8), "words": (0, 0, 8)}
 
 
 def test_a_picture_refused_beside_one_that_was_not_read_is_made_the_next_time(
@@ -525,10 +527,10 @@ def test_a_picture_refused_beside_one_that_was_not_read_is_made_the_next_time(
     zoo = zoo_of_pictures("rgb", "depth", "sam_instance")
     with monkeypatch.context() as patch:
         refuse_for_memory(patch, zoo["depth"], 1)
-        first = counts(imported(zoo, tmp_path / "mine", tmp_path / "data", shard_size=2))
+        first = counts(import_files(zoo, tmp_path / "mine", tmp_path / "data", shard_size=2))
     assert first == dict.fromkeys(("depth", "rgb", "sam_instance"), (3, 1, 0))
-    again = counts(imported(zoo, tmp_path / "mine", tmp_path / "data", shard_size=2))
-    assert again == {"depth": (2, 0, 2), "rgb": (2, 0, 2), "sam_instance": (1, 1, 2)}
+    second = counts(import_files(zoo, tmp_path / "mine", tmp_path / "data", shard_size=2))
+    assert second == {"depth": (2, 0, 2), "rgb": (2, 0, 2), "sam_instance": (1, 1, 2)}
 
 
 # ---------------------------------------------------------------------- derive
@@ -544,11 +546,11 @@ def test_derive_computes_what_is_absent_and_notes_what_fails(
     assert not pretrained._loaded, "one modality's networks leave their memory to the next one's"
     store = ValueStore(out)
     field, dark = store.rows("train", ["field"]), store.rows("train", ["dark"])
-    bright = [place for place in field if store.read(zoo["field"], "train", *place)[0, 0, 1] > 0.9]
+    bright = [position for position in field if store.read(zoo["field"], "train", *position)[0, 0, 1] > 0.9]
     assert bright and set(dark) == set(field) - set(bright)
-    for place in dark:
-        expected = 1 - store.read(zoo["field"], "train", *place)
-        np.testing.assert_array_equal(store.read(zoo["dark"], "train", *place), expected)
+    for position in dark:
+        expected = 1 - store.read(zoo["field"], "train", *position)
+        np.testing.assert_array_equal(store.read(zoo["dark"], "train", *position), expected)
     info = describe_data(out)
     row = {(row.split, row.modality): row for row in info.rows}["train", "dark"]
     assert (row.samples, row.dropped) == (len(dark), len(bright)) and row.made_by == "zoo-dark 1.0, from field"
@@ -565,7 +567,7 @@ def test_derive_goes_on_after_a_kill_and_follows_what_changes(
     for name in ("whole", "data"):
         make_toy(zoo, tmp_path / name)
     derive_data(zoo, tmp_path / "whole", workers=0)
-    whole = snapshot(tmp_path / "whole")
+    expected_files = snapshot(tmp_path / "whole")
     derive, calls = zoo["dark"].derive, iter(range(100))
 
     def killed(sample: Any) -> Any:
@@ -578,13 +580,13 @@ def test_derive_goes_on_after_a_kill_and_follows_what_changes(
         derive_data(zoo, data, workers=0)
     result = derive_data(zoo, data, workers=0)
     assert sum(outcome.kept for outcome in result.outcomes) == 14
-    assert snapshot(data) == whole
+    assert snapshot(data) == expected_files
     make_toy(zoo, data, train=33)
     assert describe_data(data).rows[3].missing == 2, "the last shard has more samples, and one is new"
     assert counts(derive_data(zoo, data, workers=0))["dark"][2] == 17
     assert read_splits(data / "dataset.json")["train"].shards == 4
-    other = toy({"modalities": {"dark": {"levels": 8}}})
-    assert counts(derive_data(other, data, workers=0))["dark"][2] == 0
+    other_settings = toy({"modalities": {"dark": {"levels": 8}}})
+    assert counts(derive_data(other_settings, data, workers=0))["dark"][2] == 0
 
 
 def test_values_are_derived_again_when_their_inputs_change(units: Toy, tmp_path: Path) -> None:
@@ -594,24 +596,24 @@ def test_values_are_derived_again_when_their_inputs_change(units: Toy, tmp_path:
         values = {key: (str(number).encode(), "num") for key, number in numbers.items()}
         write_values(data, "train", {"field": values}, shard_size=2)
 
-    def derived_now(zoo: Zoo) -> tuple[int, int, int]:
+    def derive_counts(zoo: Zoo) -> tuple[int, int, int]:
         return counts(derive_data(zoo, data, workers=0))["dark"]
 
     write(a=0.5, b=0.5, c=0.5)
-    assert derived_now(zoo) == (3, 0, 0) and derived_now(zoo) == (0, 0, 3)
+    assert derive_counts(zoo) == (3, 0, 0) and derive_counts(zoo) == (0, 0, 3)
     shutil.copytree(data, tmp_path / "copied", copy_function=shutil.copyfile)  # all files get new modification times
     data = tmp_path / "copied"
-    assert derived_now(zoo) == (0, 0, 3)
-    assert derived_now(units(scale=0.5)) == (3, 0, 0), "its inputs are read with other settings"
+    assert derive_counts(zoo) == (0, 0, 3)
+    assert derive_counts(units(scale=0.5)) == (3, 0, 0), "its inputs are read with other settings"
     assert ValueStore(data).read_key(zoo["dark"], "train", "a").max() == 0.75
-    assert derived_now(zoo) == (3, 0, 0)
+    assert derive_counts(zoo) == (3, 0, 0)
     object.__setattr__(zoo["field"].spec.value, "classes", ("a", "c"))
-    assert derived_now(zoo) == (3, 0, 0) and derived_now(zoo) == (0, 0, 3)
+    assert derive_counts(zoo) == (3, 0, 0) and derive_counts(zoo) == (0, 0, 3)
     shutil.rmtree(data / "train/dark")
-    derived_now(zoo)
+    derive_counts(zoo)
     write(a=0.5, b=0.5, c=1)
     for _ in range(2):
-        assert derived_now(zoo) == (0, 1, 2), "too dark now, and tried again"
+        assert derive_counts(zoo) == (0, 1, 2), "too dark now, and tried again"
     assert ValueStore(data).keys("train", "dark") == ["a", "b"]
 
 
@@ -627,32 +629,32 @@ def test_repair_makes_again_what_verify_finds(path: str, toy: Toy, tmp_path: Pat
     if (root := tmp_path / path.partition("/")[0]) == tokens:
         train_tokenizer(zoo, "words", data)
         tokenize(zoo, data, tokens, crops=2, seed=4)
-    whole, damaged = snapshot(root), tmp_path / path
+    before, damaged = snapshot(root), tmp_path / path
     assert not list(verify_store(root))
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1  # same size, so only the checksum differs
     damaged.write_bytes(b"{" if damaged.suffix == ".json" else content)
     name = damaged.parent.name
-    found = {(wrong.modality, wrong.shard) for wrong in verify_store(root)}
-    assert found == {(name, 1)}
+    damaged_shards = {(wrong.modality, wrong.shard) for wrong in verify_store(root)}
+    assert damaged_shards == {(name, 1)}
     if damaged.suffix in (".tar", ".index"):
         with pytest.raises(DataError, match=f"{damaged}: has another checksum .*repair"):
             ValueStore(data).read(zoo[name], "train", 1, 3)
     lines = list(repair_store(zoo, root, workers=0))
     assert any(str(damaged.parent) in line for line in lines)
-    assert snapshot(root) == whole
+    assert snapshot(root) == before
     assert list(repair_store(zoo, root, workers=0)) == [f"{root}: all files agree with their manifests"]
 
 
 def test_repair_removes_shards_beyond_the_split(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data)
-    whole = snapshot(data)
+    before = snapshot(data)
     for path in (data / "train/field").glob("shard-00000.*"):
         path.with_name(path.name.replace("00000", "00009")).write_bytes(path.read_bytes())
     assert [wrong.shard for wrong in verify_store(data)] == [9]
     assert len(list(repair_store(zoo, data, workers=0))) == 2
-    assert snapshot(data) == whole and not list(verify_store(data))
+    assert snapshot(data) == before and not list(verify_store(data))
 
 
 def test_repair_of_what_cannot_be_made_again_removes_nothing(
@@ -666,14 +668,14 @@ def test_repair_of_what_cannot_be_made_again_removes_nothing(
     record = read_table(data / "dataset.json")
     splits = {name: {**split, "source": None} for name, split in record["splits"].items()}
     write_table(data / "dataset.json", {**record, "splits": splits})
-    whole = snapshot(data)
+    before = snapshot(data)
     for name in ("field", "darker"):
         path = data / f"train/{name}/shard-00001.tar"
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(DataError, match=r"field/shard-00001.tar: has another checksum .* cannot be made again here"):
         list(repair_store(zoo, data, workers=0))
-    left = {name for name, content in snapshot(data).items() if whole[name] != content}
-    assert snapshot(data).keys() == whole.keys() and left == {
+    changed = {name for name, content in snapshot(data).items() if before[name] != content}
+    assert snapshot(data).keys() == before.keys() and changed == {
         "train/field/shard-00001.tar",
         "train/field/shard-00001.json",
     }
@@ -684,8 +686,8 @@ def test_a_key_that_comes_twice_is_refused(toy: Toy, tmp_path: Path) -> None:
     make_toy(zoo, data)
     split = ValueStore(data).split("train")
     split.write_keys(1, [split.keys(0)[0], *split.keys(1)[1:]])
-    problem = "keys/shard-00001.txt: has a key that is there twice"
-    with pytest.raises(DataError, match=f"{problem}, which cannot be made again here"):
+    error = "keys/shard-00001.txt: has a key that is there twice"
+    with pytest.raises(DataError, match=f"{error}, which cannot be made again here"):
         list(repair_store(zoo, data, workers=0))
 
 
@@ -785,6 +787,6 @@ def test_derived_values_are_inputs_even_if_their_own_inputs_are_gone(
     make_toy(zoo, data, train=5, test=0)
     derive_data(zoo, data, modalities=["dark"], workers=0)
     shutil.rmtree(data / "train/field")
-    for wanted in (None, ["alpha"]):
-        assert list(counts(derive_data(zoo, data, modalities=wanted, workers=0))) == ["alpha"]
+    for modalities in (None, ["alpha"]):
+        assert list(counts(derive_data(zoo, data, modalities=modalities, workers=0))) == ["alpha"]
     assert ValueStore(data).keys("train", "alpha") == ValueStore(data).keys("train", "dark")

@@ -96,9 +96,9 @@ def test_training_and_eval_mode_agree(config: QuantizerConfig) -> None:
     """The library's training path and our lookup give the same ids and codes for the same state."""
     quantizer = trained(config)
     expected = quantizer.eval()(some_latents())
-    got = quantizer.train()(some_latents())
-    assert torch.equal(got.tokens, expected.tokens)
-    torch.testing.assert_close(got.codes, expected.codes, atol=2e-6, rtol=1e-5)
+    trained_output = quantizer.train()(some_latents())
+    assert torch.equal(trained_output.tokens, expected.tokens)
+    torch.testing.assert_close(trained_output.codes, expected.codes, atol=2e-6, rtol=1e-5)
 
 
 def test_zero_codes_are_rarely_used_in_eval_as_in_training() -> None:
@@ -129,9 +129,9 @@ def test_unused_codes_keep_their_direction() -> None:
     torch.testing.assert_close(book.embed[0][dead], started[dead])
     torch.testing.assert_close(book.embed[0].norm(dim=1), torch.ones(16))
     expected = quantizer.eval()(everywhere)
-    got = quantizer.train()(everywhere)
-    assert torch.equal(got.tokens, expected.tokens) and dead[got.tokens].any()
-    torch.testing.assert_close(got.codes, expected.codes)
+    trained_output = quantizer.train()(everywhere)
+    assert torch.equal(trained_output.tokens, expected.tokens) and dead[trained_output.tokens].any()
+    torch.testing.assert_close(trained_output.codes, expected.codes)
 
 
 def test_batch_equals_one_by_one(config: QuantizerConfig) -> None:
@@ -205,11 +205,11 @@ def test_autocast_changes_no_token(config: QuantizerConfig, training: bool) -> N
     expected = trained(config).train(training)(rounded.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         quantizer = trained(config).train(training)
-        got = quantizer(rounded)
-        assert torch.equal(quantizer.decode(got.tokens), quantizer.decode(expected.tokens))
-    assert torch.equal(got.tokens, expected.tokens)
-    assert torch.equal(got.codes, expected.codes) and got.codes.dtype == torch.float32
-    assert torch.equal(got.loss, expected.loss)
+        output = quantizer(rounded)
+        assert torch.equal(quantizer.decode(output.tokens), quantizer.decode(expected.tokens))
+    assert torch.equal(output.tokens, expected.tokens)
+    assert torch.equal(output.codes, expected.codes) and output.codes.dtype == torch.float32
+    assert torch.equal(output.loss, expected.loss)
 
 
 def test_unknown_ids_are_rejected(config: QuantizerConfig) -> None:
@@ -240,7 +240,7 @@ def test_eval_mode_never_starts_or_revives_codes(config: QuantizerConfig) -> Non
 
 
 @pytest.mark.parametrize(
-    ("field", "given"),
+    ("field", "table"),
     [
         ("levels", {"kind": "vq", "levels": (8, 5)}),
         ("levels", {"levels": ()}),
@@ -265,9 +265,9 @@ def test_eval_mode_never_starts_or_revives_codes(config: QuantizerConfig) -> Non
         ("groups", {"kind": "grouped_residual_vq", "num_codebooks": 4, "groups": 3}),
     ],
 )
-def test_bad_configurations_name_the_field(field: str, given: dict[str, object]) -> None:
+def test_bad_configurations_name_the_field(field: str, table: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=rf"^{field}: "):
-        QuantizerConfig(**given)  # type: ignore[arg-type]
+        QuantizerConfig(**table)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- each kind against its paper, or a reference
@@ -342,10 +342,10 @@ def test_entropy_of_bits_is_that_of_the_whole_codebook(spherical: bool, magnitud
         dim=7, entropy_loss_weight=1.0, diversity_gamma=DIVERSITY, commitment_loss_weight=0.0, spherical=spherical
     )
     ours, theirs = latents.clone().requires_grad_(), latents.clone().requires_grad_()
-    got = entropy_loss(ours[0], magnitude)
+    loss = entropy_loss(ours[0], magnitude)
     expected = reference(theirs, inv_temperature=magnitude**-2).entropy_aux_loss
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    got.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+    loss.backward()
     expected.backward()
     if not spherical:  # the library differentiates before normalising to the sphere
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)
@@ -389,9 +389,9 @@ def test_tokens_side_by_side_are_those_of_parts_of_the_latents(config: Quantizer
     assert isinstance(quantizer.adapter, SideBySide)
     parts = quantizer.adapter.parts
     pieces = quantizer.project_in(some_latents()).chunk(len(parts), dim=2)
-    found = quantizer.encode(some_latents()).chunk(len(parts), dim=2)
-    for part, own, tokens in zip(parts, pieces, found, strict=True):
-        assert torch.equal(part.tokens(own).view_as(tokens), tokens)
+    token_parts = quantizer.encode(some_latents()).chunk(len(parts), dim=2)
+    for part, latents, tokens in zip(parts, pieces, token_parts, strict=True):
+        assert torch.equal(part.tokens(latents).view_as(tokens), tokens)
 
 
 def test_residual_vq_equals_the_library() -> None:
@@ -473,7 +473,7 @@ def test_the_loss_of_memory_codes_by_hand() -> None:
     for head in range(3):
         keys = adapter.codes[head].double() @ adapter.to_k[head].double()
         shares = (latents[:, 8 * head : 8 * head + 8] @ keys.T / 8**0.5).softmax(dim=1)
-        together = shares.mean(dim=0)
-        each = -(shares * shares.log()).sum(dim=1).mean()
-        expected.append(2 * (each + DIVERSITY * (together * together.log()).sum()))
+        mean_shares = shares.mean(dim=0)
+        sample_entropy = -(shares * shares.log()).sum(dim=1).mean()
+        expected.append(2 * (sample_entropy + DIVERSITY * (mean_shares * mean_shares.log()).sum()))
     torch.testing.assert_close(quantizer(some_latents()).loss.double(), torch.stack(expected).mean(), rtol=1e-4, atol=0)

@@ -123,9 +123,9 @@ def test_dead_codes_are_revived_also_in_small_batches() -> None:
         clusters = torch.randn(32, DIM) * 3
         draws = torch.Generator().manual_seed(1)
         for _ in range(60):
-            which = torch.randint(0, 32, (64,), generator=draws)
+            cluster_ids = torch.randint(0, 32, (64,), generator=draws)
             noise = torch.randn(64, DIM, generator=draws)
-            quantizer((clusters[which] + noise)[None])
+            quantizer((clusters[cluster_ids] + noise)[None])
         usage.update(quantizer.encode((clusters.repeat(64, 1) + torch.randn(2048, DIM, generator=draws))[None]))
         return usage.usage
 

@@ -32,9 +32,9 @@ def test_a_command_becomes_an_animation(tmp_path: Path) -> None:
     starts = [float(share) for share in re.findall(r"^([\d.]+)% \{", svg.read_text(), re.M)]
     assert len(starts) == len(frames) and starts[0] == 0 and starts == sorted({*starts}) and starts[-1] < 100
 
-    drawn = svg.read_bytes()
+    before = svg.read_bytes()
     subprocess.run([sys.executable, TOOL, cast, svg], check=True, timeout=60)
-    assert svg.read_bytes() == drawn
+    assert svg.read_bytes() == before
 
 
 def test_a_failed_command_is_not_drawn(tmp_path: Path) -> None:

@@ -58,18 +58,18 @@ def test_a_changed_or_lost_byte_never_gives_other_content(
     read = write(path := tmp_path / "file")
     sound, data = read(), path.read_bytes()
     flips = [
-        data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :]
-        for place in range(len(data)) for bit in (1, 4, 128)
+        data[:offset] + bytes([data[offset] ^ bit]) + data[offset + 1 :]
+        for offset in range(len(data)) for bit in (1, 4, 128)
     ]  # fmt: skip
     refused = 0
     for damaged in (*flips, *(data[:end] for end in range(len(data)))):
         path.write_bytes(damaged)
         try:
-            found = read()
+            content = read()
         except CheckpointError:
             refused += 1
         else:
-            assert found == sound  # line ends do not matter
+            assert content == sound  # line ends do not matter
     assert refused > 0.95 * len(flips)
 
 
@@ -111,14 +111,14 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_says_what_to_do(tmp_path: Path) -> None:
-    told = r"was written by a newer version: format 2, this version reads 1; pip install --upgrade tokenizers-zoo$"
+    message = r"was written by a newer version: format 2, this version reads 1; pip install --upgrade tokenizers-zoo$"
     (tmp_path / "a.json").write_text('{\n  "format": 2,\n  "other": "things"\n}\n')
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         read_table(tmp_path / "a.json", error=DataError)
     read = state(tmp_path / "b.safetensors")
     data = (tmp_path / "b.safetensors").read_bytes()
     (tmp_path / "b.safetensors").write_bytes(data.replace(b'"format":"1"', b'"format":"2"'))
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         read()
 
 
@@ -145,19 +145,19 @@ SHAPE = {"names": [str], "score": {str: (float, None)}, "more?": {"a": int}, "st
 SOUND: dict[str, Any] = {"names": ["x"], "score": {"m": 1, "n": None}, "start": None, "unknown": 3}
 
 
-@pytest.mark.parametrize(("change", "problem"), [
+@pytest.mark.parametrize(("change", "error"), [
     ({}, None), ({"names": []}, None), ({"more": {"a": 1}}, None), ({"start": {"folder": "x"}}, None),
     ({"names": "x"}, "names: expected list, got \"x\""), ({"names": ["x", 3]}, r"names[1]: expected str, got 3"),
     ({"score": []}, "score: expected dict, got []"), ({"score": {"m": "1"}}, "score.m: expected float, got \"1\""),
     ({"score": {"m": True}}, "score.m: expected float, got true"), ({"more": {}}, "lacks more.a"),
     ({"more": {"a": 1.5}}, "more.a: expected int, got 1.5"), ({"start": {"folder": 1}}, "start.folder: expected str"),
 ])  # fmt: skip
-def test_shapes_of_records(tmp_path: Path, change: dict[str, Any], problem: str | None) -> None:
+def test_shapes_of_records(tmp_path: Path, change: dict[str, Any], error: str | None) -> None:
     write_table(tmp_path / "a.json", SOUND | change)
-    if problem is None:
+    if error is None:
         assert read_table(tmp_path / "a.json", SHAPE) == SOUND | change
     else:
-        with pytest.raises(CheckpointError, match=re.escape(f"a.json: damaged: {problem}")):
+        with pytest.raises(CheckpointError, match=re.escape(f"a.json: damaged: {error}")):
             read_table(tmp_path / "a.json", SHAPE)
 
 

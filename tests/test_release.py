@@ -28,7 +28,7 @@ def release() -> Any:
 
 
 def test_the_extra_all_has_every_distribution() -> None:
-    names = {re.split(r"[\[>=]", one)[0] for one in CORE["optional-dependencies"]["all"]}
+    names = {re.split(r"[\[>=]", requirement)[0] for requirement in CORE["optional-dependencies"]["all"]}
     assert names == {"zoo-backbone", *(project["name"] for project in PLUGINS.values())}
 
 

@@ -140,8 +140,8 @@ def test_flags_and_lists(tmp_path: Path) -> None:
         '[pipeline]\nfolder = "my runs"\n[tokenize]\noverwrite = true\nmodalities = ["a", "b"]\n[tokenizers]\n'
         'overwrite = false\nset = { levels = [8, 5], quantizer = "vq" }\n[report]\nout = "page.html"\n'
     )
-    found = {shlex.join(words) for words in commands_of(tmp_path / "p.toml", group, None)}
-    assert found == {
+    commands = {shlex.join(words) for words in commands_of(tmp_path / "p.toml", group, None)}
+    assert commands == {
         "list",
         "tokenizer train --all --data 'my runs/data' --set 'levels=[8, 5]' --set quantizer=vq",
         "tokenize 'my runs/data' --out 'my runs/tokens' --overwrite --modalities a --modalities b",

@@ -139,24 +139,24 @@ def test_generation_tells_each_step(address: str, folder: Path) -> None:
     _, uploaded = call(address, "/api/uploads/rgb?filename=photo.png", (folder / "photo.png").read_bytes())
     inputs = {"rgb": {"upload": uploaded["upload"]}, "caption": {"text": "a red ball"}}
     body = {"inputs": inputs, "targets": ["depth"], "num_samples": 2, "steps": 3, "seed": 4}
-    told = events(address, "/api/generate", body)
-    steps = [event for event in told if "step" in event]
+    answers = events(address, "/api/generate", body)
+    steps = [event for event in answers if "step" in event]
     assert steps[-1]["step"] == 3 and len(steps[-1]["shown"]) == 2, "older steps may be gone"
-    assert steps[-1]["shown"][0]["image"].startswith("data:image/png") and told[-1] == {"done": True}
-    (values,) = [event["values"] for event in told if "values" in event]
+    assert steps[-1]["shown"][0]["image"].startswith("data:image/png") and answers[-1] == {"done": True}
+    (values,) = [event["values"] for event in answers if "values" in event]
     assert len(values) == 2
     with urllib.request.urlopen(f"{address}/api/results/{values[1]['result']}") as answer:
         assert 'filename="depth.npy"' in answer.headers["Content-Disposition"] and answer.read()[1:6] == b"NUMPY"
     _, grid = call(address, "/api/tokens/depth", {"result": values[0]["result"]})
     assert np.shape(grid["ids"]) == (2, 2, 1)
-    again = {"inputs": {"depth": {"result": values[0]["result"]}}, "targets": ["depth"], "seed": 5}
-    told = events(address, "/api/generate", {**again, "inpaint": {"depth": {"cells": [[0, 0]]}}})
-    (kept,) = [event["values"] for event in told if "values" in event]
-    _, changed = call(address, "/api/tokens/depth", {"result": kept[0]["result"]})
+    request = {"inputs": {"depth": {"result": values[0]["result"]}}, "targets": ["depth"], "seed": 5}
+    answers = events(address, "/api/generate", {**request, "inpaint": {"depth": {"cells": [[0, 0]]}}})
+    (inpainted,) = [event["values"] for event in answers if "values" in event]
+    _, changed = call(address, "/api/tokens/depth", {"result": inpainted[0]["result"]})
     assert np.array_equal(np.ravel(changed["ids"])[1:], np.ravel(grid["ids"])[1:])
-    body = {**again, "num_samples": 8, "inpaint": {"depth": {"cells": [[0, 1]]}}}
-    (kept,) = [event["values"] for event in events(address, "/api/generate", body) if "values" in event]
-    for value in kept:
+    body = {**request, "num_samples": 8, "inpaint": {"depth": {"cells": [[0, 1]]}}}
+    (inpainted,) = [event["values"] for event in events(address, "/api/generate", body) if "values" in event]
+    for value in inpainted:
         _, changed = call(address, "/api/tokens/depth", {"result": value["result"]})
         assert np.array_equal(np.ravel(changed["ids"])[[0, 2, 3]], np.ravel(grid["ids"])[[0, 2, 3]])
     _, answer = call(address, "/api/generate", {**body, "inputs": {"depth": {"upload": uploaded["upload"]}}})
@@ -226,8 +226,8 @@ def test_texts_and_data_are_no_paths(address: str, folder: Path) -> None:
         for name in ("rgb", "depth"):
             _, answer = call(address, "/api/generate", {"inputs": {name: value}, "targets": ["caption"]})
             assert f"{name}: expected a file" in answer["error"]
-    told = events(address, "/api/generate", {"inputs": {"caption": {"text": str(folder)}}, "targets": ["depth"]})
-    assert told[-1] == {"done": True}, "a text stays a text"
+    answers = events(address, "/api/generate", {"inputs": {"caption": {"text": str(folder)}}, "targets": ["depth"]})
+    assert answers[-1] == {"done": True}, "a text stays a text"
 
 
 def test_retrieval_without_an_index(address: str) -> None:
@@ -243,8 +243,10 @@ def test_similar_samples_are_found(folder: Path, browser: Any) -> None:
     with serving(folder, "--index", "index") as address:
         status_code, answer = call(address, "/api/search", {"find": "rgb", "inputs": {"caption": {"sample": "nobody"}}})
         assert status_code == 422 and "caption" in answer["errors"][0] and "rgb" in answer["errors"][1]
-        told = events(address, "/api/search", {"inputs": {"depth": {"sample": "test00"}}, "find": "depth", "count": 3})
-        hits = [hit["key"] for hit in told[-2]["hits"]]
+        answers = events(
+            address, "/api/search", {"inputs": {"depth": {"sample": "test00"}}, "find": "depth", "count": 3}
+        )
+        hits = [hit["key"] for hit in answers[-2]["hits"]]
         assert hits[0] == "test00" and len(hits) == 3
         page = browser.new_page()
         choose_nothing(page, address)
@@ -476,14 +478,14 @@ def test_old_uploads_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_undecided_cells_are_grey(model: AnyToAny) -> None:
     server, depth = app.Server(model, app.Limits()), model.handle("depth")
     tokens = torch.tensor([[[0, -1], [-1, 5]]])
-    (shown,) = server.partial("depth", tokens)
-    whole = np.asarray(depth.render(depth.decode(tokens.clamp(min=0))[0]).convert("RGB"))
-    with urllib.request.urlopen(shown["image"]) as file, PIL.Image.open(file) as picture:
-        found = np.asarray(picture)
-    half = found.shape[0] // 2
-    for rows, columns, known in ((0, 0, True), (0, 1, False), (1, 0, False), (1, 1, True)):
+    (partial,) = server.partial("depth", tokens)
+    rendered = np.asarray(depth.render(depth.decode(tokens.clamp(min=0))[0]).convert("RGB"))
+    with urllib.request.urlopen(partial["image"]) as file, PIL.Image.open(file) as picture:
+        pixels = np.asarray(picture)
+    half = pixels.shape[0] // 2
+    for rows, columns, is_known in ((0, 0, True), (0, 1, False), (1, 0, False), (1, 1, True)):
         cell = np.s_[rows * half : rows * half + half, columns * half : columns * half + half]
-        assert np.array_equal(found[cell], whole[cell] if known else np.full_like(whole[cell], 128))
+        assert np.array_equal(pixels[cell], rendered[cell] if is_known else np.full_like(rendered[cell], 128))
 
 
 # --- the page
@@ -511,16 +513,16 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     """The page in a window of its own; errors on the console and requests to other hosts fail the test."""
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     page = context.new_page()
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: problems.append(request.url)
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: errors.append(request.url)
             if not request.url.startswith((address, "data:")) else None)  # fmt: skip
     choose_nothing(page, address)
     yield page
     context.close()
     refusals = "the server responded with a status of 422"  # of deliberate mistakes, which the page tells in words
-    assert [problem for problem in problems if refusals not in problem] == []
+    assert [text for text in errors if refusals not in text] == []
 
 
 def status(page: Any, part: str) -> None:
@@ -566,13 +568,13 @@ def test_generate_from_an_upload(page: Any, folder: Path) -> None:
 
 @needs_chromium
 def test_a_sample_that_comes_late_replaces_no_typed_text(page: Any) -> None:
-    held: list[Any] = []
-    page.route("**/api/samples/**", lambda route: held.append(route))
+    routes: list[Any] = []
+    page.route("**/api/samples/**", lambda route: routes.append(route))
     with page.expect_request("**/api/samples/**"):
         page.check("#use-caption")
     page.fill("#text-caption", "a red ball")
     with page.expect_response("**/api/samples/**"):
-        held[0].continue_()
+        routes[0].continue_()
     page.evaluate("fetch('/api/model').then((answer) => answer.json())")  # the page has seen the sample by then
     assert page.input_value("#text-caption") == "a red ball"
 
@@ -596,17 +598,17 @@ def test_boxes_are_drawn_and_colours_and_fields_edited(folder: Path, browser: An
         page = browser.new_page(viewport={"width": 1200, "height": 900})
         page.goto(address)
         page.wait_for_selector("#target-depth")
-        asked: list[Any] = []
-        page.on("request", lambda request: asked.append(request.post_data_json) if request.post_data else None)
+        requests: list[Any] = []
+        page.on("request", lambda request: requests.append(request.post_data_json) if request.post_data else None)
         for name in ("boxes", "palette", "metadata"):
             page.check(f"#use-{name}")
         canvas = page.locator("canvas[aria-label^='Boxes']")
         canvas.scroll_into_view_if_needed()
-        place = canvas.bounding_box()
-        assert place is not None
-        page.mouse.move(place["x"] + place["width"] / 4, place["y"] + place["height"] / 4)
+        area = canvas.bounding_box()
+        assert area is not None
+        page.mouse.move(area["x"] + area["width"] / 4, area["y"] + area["height"] / 4)
         page.mouse.down()
-        page.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] * 3 / 4)
+        page.mouse.move(area["x"] + area["width"] / 2, area["y"] + area["height"] * 3 / 4)
         page.mouse.up()
         page.get_by_label("Label of box 1").fill("chair")
         for name, value in (("palette", colours), ("metadata", {"num_objects": 3})):
@@ -619,10 +621,10 @@ def test_boxes_are_drawn_and_colours_and_fields_edited(folder: Path, browser: An
         page.click("#generate")
         status(page, "Generated depth in")
         page.close()
-    ((box,), palette, metadata) = (asked[-1]["inputs"][name]["data"] for name in ("boxes", "palette", "metadata"))
+    ((box,), palette, metadata) = (requests[-1]["inputs"][name]["data"] for name in ("boxes", "palette", "metadata"))
     assert box["label"] == "chair" and box["box"] == pytest.approx([0.25, 0.25, 0.5, 0.75], abs=0.02)
     assert palette == [[1, 0, 0], *colours[1:]] and metadata == {"num_objects": 5}
-    assert asked[-1]["guidance"] == {"boxes": 2}
+    assert requests[-1]["guidance"] == {"boxes": 2}
 
 
 @needs_chromium
@@ -684,5 +686,5 @@ def test_accessibility(page: Any) -> None:
     page.check("#target-depth")
     page.click("#generate")
     status(page, "paint the cells")
-    found = axe.Axe().run(page).response["violations"]
-    assert [(violation["id"], [node["html"] for node in violation["nodes"]]) for violation in found] == []
+    violations = axe.Axe().run(page).response["violations"]
+    assert [(violation["id"], [node["html"] for node in violation["nodes"]]) for violation in violations] == []

@@ -31,8 +31,8 @@ def test_its_size_and_its_card(showcase: AnyToAny) -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 25e6
     assert len(showcase.modalities) >= 10
-    found = ModelCard.load(FOLDER / CARD).data.eval_results
-    assert found and any(result.metric_name.startswith("rgb_patches to depth") for result in found)
+    eval_results = ModelCard.load(FOLDER / CARD).data.eval_results
+    assert eval_results and any(result.metric_name.startswith("rgb_patches to depth") for result in eval_results)
 
 
 def test_depth_of_held_out_pictures(showcase: AnyToAny) -> None:
@@ -40,8 +40,8 @@ def test_depth_of_held_out_pictures(showcase: AnyToAny) -> None:
     store, names = ValueStore(FOLDER / SAMPLES), ("rgb_patches", "depth")
     keys = store.keys(TEST)[:4]
     pictures, truth = ([store.read_key(showcase.handle(name), TEST, key) for key in keys] for name in names)
-    made = showcase.generate(rgb_patches=pictures, targets=["depth"], temperature=0)
-    errors = np.array([[np.abs(np.log(one.array / other)).mean() for other in truth] for one in made.depth])
+    generated = showcase.generate(rgb_patches=pictures, targets=["depth"], temperature=0)
+    errors = np.array([[np.abs(np.log(depth.array / true)).mean() for true in truth] for depth in generated.depth])
     assert (errors.argmin(axis=1) == np.arange(4)).all()
 
 

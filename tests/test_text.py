@@ -55,9 +55,9 @@ def test_spec_follows_from_settings_alone(name: str, length: int) -> None:
 
 
 def test_too_few_axes_are_an_error_that_says_what_to_set() -> None:
-    few = Settings("boxes", vocabularies={"text": {"coordinate_axes": 2}})
+    two_axes = Settings("boxes", vocabularies={"text": {"coordinate_axes": 2}})
     with pytest.raises(ConfigError, match=r"boxes: writes coordinates on 4 axes.*coordinate_axes is 2; set it to 4"):
-        boxes.modality_spec(few)
+        boxes.modality_spec(two_axes)
 
 
 def test_the_second_to_train_grows_the_vocabulary(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_second_to_train_grows_the_vocabulary(tmp_path: Path) -> None:
     assert grown.encode_text(CAPTIONS[0]) == first.encode_text(CAPTIONS[0])
 
 
-class Fewer(type(caption)):  # type: ignore[misc]
+class WithoutOptionalArgument(type(caption)):  # type: ignore[misc]
     """A plugin whose hook omits an optional argument."""
 
     @hookimpl
@@ -80,16 +80,16 @@ class Fewer(type(caption)):  # type: ignore[misc]
         return list(values)
 
 
-@pytest.mark.parametrize("plugin", [caption, Fewer()])
+@pytest.mark.parametrize("plugin", [caption, WithoutOptionalArgument()])
 def test_without_texts_it_learns_from_the_training_values(plugin: TextModality[Any], tmp_path: Path) -> None:
-    given = TrainingSamples(train=[], test=[], texts=lambda: CAPTIONS)
-    plugin.train_tokenizer(settings_of("caption"), given, tmp_path / "given")
+    with_texts = TrainingSamples(train=[], test=[], texts=lambda: CAPTIONS)
+    plugin.train_tokenizer(settings_of("caption"), with_texts, tmp_path / "given")
     plugin.train_tokenizer(settings_of("caption"), TrainingSamples(train=CAPTIONS, test=[]), tmp_path / "own")
-    own = TextVocabulary.load(tmp_path / "own")
-    assert own.pieces and own.pieces == TextVocabulary.load(tmp_path / "given").pieces
-    both = TrainingSamples(train=["quite another thing"] * 9, test=[], texts=lambda: CAPTIONS)
-    plugin.train_tokenizer(settings_of("caption"), both, tmp_path / "both")
-    assert TextVocabulary.load(tmp_path / "both").pieces == own.pieces  # from all sharing modalities
+    vocabulary = TextVocabulary.load(tmp_path / "own")
+    assert vocabulary.pieces and vocabulary.pieces == TextVocabulary.load(tmp_path / "given").pieces
+    texts_and_values = TrainingSamples(train=["quite another thing"] * 9, test=[], texts=lambda: CAPTIONS)
+    plugin.train_tokenizer(settings_of("caption"), texts_and_values, tmp_path / "both")
+    assert TextVocabulary.load(tmp_path / "both").pieces == vocabulary.pieces  # from all sharing modalities
 
 
 def test_a_modality_that_writes_no_text_learns_none_of_its_values(tmp_path: Path) -> None:
@@ -98,9 +98,9 @@ def test_a_modality_that_writes_no_text_learns_none_of_its_values(tmp_path: Path
 
 
 def test_another_id_space_is_refused(tmp_path: Path) -> None:
-    other = Settings("caption", vocabularies={"text": {**TABLES["text"], "sentinels": 17}})
-    for call in (lambda: caption.load_tokenizer(checkpoint(), other),
-                 lambda: caption.train_tokenizer(other, samples(), checkpoint())):  # fmt: skip
+    other_sentinels = Settings("caption", vocabularies={"text": {**TABLES["text"], "sentinels": 17}})
+    for call in (lambda: caption.load_tokenizer(checkpoint(), other_sentinels),
+                 lambda: caption.train_tokenizer(other_sentinels, samples(), checkpoint())):  # fmt: skip
         with pytest.raises(CheckpointError, match="sentinels = 16, registry"):
             call()
     with pytest.raises(CheckpointError, match="no checkpoint here"):
@@ -125,8 +125,8 @@ def test_any_ids_decode_to_a_value_that_encodes(name: str, data: st.DataObject) 
     useful = st.one_of(st.integers(0, 2047), st.integers(start, start + 4 * BINS), st.integers(1094, 1900))
     ids = data.draw(st.lists(useful, max_size=60))
     values = PLUGINS[name].decode(tokenizer, [np.array(ids, dtype=np.int64)])
-    again = PLUGINS[name].encode(tokenizer, values)
-    assert len(again[0]) <= PLUGINS[name].max_length(tokenizer.settings)
+    encoded = PLUGINS[name].encode(tokenizer, values)
+    assert len(encoded[0]) <= PLUGINS[name].max_length(tokenizer.settings)
 
 
 def test_whole_groups_never_cuts_one() -> None:
@@ -249,8 +249,8 @@ DOCUMENT = " ".join(f"word{number} of sentence{number // 7}." for number in rang
 )
 def test_long_texts_are_cut_before_a_word(name: str, length: int, text: str) -> None:
     tokenizer = load(name, max_length=length)
-    kept = round_trip(tokenizer, text)
-    assert text.startswith(kept) and text[len(kept)] in " ." and len(kept) > max(20, length)
+    shortened = round_trip(tokenizer, text)
+    assert text.startswith(shortened) and text[len(shortened)] in " ." and len(shortened) > max(20, length)
     assert len(PLUGINS[name].encode(tokenizer, [text])[0]) <= length
     assert round_trip(tokenizer, "") == ""
 
@@ -268,7 +268,7 @@ def test_captions_are_read_from_text_and_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "other"),
+    ("text", "mirrored"),
     [
         ("A chair is to the left of a lamp, on the right side of the right door. Left of it: right, leftovers.",
          "A chair is to the right of a lamp, on the left side of the left door. Right of it: right, leftovers."),
@@ -319,8 +319,8 @@ def test_captions_are_read_from_text_and_json() -> None:
          "He had nothing left to right this wrong. The right to vote, the right way, the right time."),
     ],
 )  # fmt: skip
-def test_sides_are_swapped_all_or_none(text: str, other: str) -> None:
-    assert caption.transform(text, Crop(flip=True)) == other and caption.transform(other, Crop(flip=True)) == text
+def test_sides_are_swapped_all_or_none(text: str, mirrored: str) -> None:
+    assert caption.transform(text, Crop(flip=True)) == mirrored and caption.transform(mirrored, Crop(flip=True)) == text
     assert caption.transform(text, Crop(left=0.5, width=0.5)) == text
 
 
@@ -329,9 +329,9 @@ def test_all_side_words_of_scenes_are_swapped() -> None:
     for sides in (captions._SIDES, captions._ACROSS):
         for name, mirror in zip(sides, reversed(sides), strict=True):
             assert caption.transform(f"a lamp on the {name}", Crop(flip=True)) == f"a lamp on the {mirror}"
-            for end, other in zip(sides, reversed(sides), strict=True):
+            for end, mirrored_end in zip(sides, reversed(sides), strict=True):
                 text = caption.transform(f"A lamp from {name} to {end}, low.", Crop(flip=True))
-                assert text == f"A lamp from {mirror} to {other}, low."
+                assert text == f"A lamp from {mirror} to {mirrored_end}, low."
 
 
 def test_caption_scores_by_hand() -> None:

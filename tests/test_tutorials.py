@@ -92,8 +92,8 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     assert "problem" not in checked and checked.count("ok ") > 8
     examined = next(text for command, text in printed.items() if command.startswith("zoo doctor"))
     assert "trained for 50 steps" in examined and "edges lie on those of" in examined and "best constant" in examined
-    made = sorted(path.name for path in (tmp_path / "generated").rglob("*.npy"))
-    assert made == [f"{NAME}.npy"] * 2
+    generated_files = sorted(path.name for path in (tmp_path / "generated").rglob("*.npy"))
+    assert generated_files == [f"{NAME}.npy"] * 2
     evaluation = read_table(tmp_path / "run" / "evaluation" / "evaluation.json")
     assert [pair["target"] for pair in evaluation["pairs"]] == [NAME]
     page = (tmp_path / "run" / "report" / "index.html").read_text()
@@ -248,15 +248,15 @@ def test_files_become_values_and_a_raster_of_holes_is_named(sensor: Zoo, tmp_pat
 
 def test_all_options_of_a_sensor_plugin_are_documented() -> None:
     text = SENSOR_PAGE.read_text(encoding="utf-8")
-    section = text.split("## What SpatialModality lets a plugin say")[1].split("\n## ")[0]
-    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    section_text = text.split("## What SpatialModality lets a plugin say")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in section_text.splitlines() if line.startswith("| `")]
     listed = {name for cell in cells for name in re.findall(r"`(\w+)", cell)}
-    there = {
+    options = {
         name for name, member in inspect.getmembers_static(SpatialModality)
         if not name.startswith("_") and not hasattr(member, "tokenizers_zoo_impl")
     }  # fmt: skip
     declared = {name for base in SpatialModality.__mro__ for name in inspect.get_annotations(base)}
-    assert listed == there | declared
+    assert listed == options | declared
 
 
 @pytest.mark.slow
@@ -266,8 +266,8 @@ def test_the_page_about_a_sensor_runs_as_it_stands(tmp_path: Path) -> None:
     checked = printed[f"zoo check {SENSOR} --data data"]
     assert "problem" not in checked and checked.count("ok ") > 8
     assert "field-46: backscatter: .tif file: 50% of a band" in printed["zoo data info data"]
-    made = np.load(tmp_path / "generated" / "field-47" / "0" / f"{SENSOR}.npy")
-    assert (made.shape, made.dtype) == ((2, 64, 64), np.float32) and abs(made + 10).max() <= 40
+    generated = np.load(tmp_path / "generated" / "field-47" / "0" / f"{SENSOR}.npy")
+    assert (generated.shape, generated.dtype) == ((2, 64, 64), np.float32) and abs(generated + 10).max() <= 40
     assert SENSOR in (tmp_path / "run" / "report" / "index.html").read_text()
     assert len(list((tmp_path / "land-generated").rglob("heightmap.npy"))) == 2
 
@@ -291,9 +291,9 @@ def test_the_page_about_photographs_runs_as_it_stands(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
     printed = run_page(PHOTOGRAPHS_PAGE, shell)
     assert "2 modalities of photos, 96 samples" in printed["zoo init photos"]
-    made = printed["zoo data make folder data --set path=photos"]
-    assert "train/rgb: 96 written" in made and "train/caption: 48 written" in made
-    assert "rgb: stored at 128 x 128 pixels" in made and "crop=whole" in made
+    output = printed["zoo data make folder data --set path=photos"]
+    assert "train/rgb: 96 written" in output and "train/caption: 48 written" in output
+    assert "rgb: stored at 128 x 128 pixels" in output and "crop=whole" in output
     files = tmp_path / "made" / "new" / "0"
     assert (files / "caption.txt").is_file() and printed["python generate.py"].strip()
     assert np.load(files / "palette.npy").ndim == 2 and (tmp_path / "made" / "sheet.png").is_file()
@@ -356,8 +356,8 @@ def test_the_wrapper_of_the_page_knows_which_modality_is_called(
     assert plugin.samples == {("one", "encode"): 3, ("three", "encode"): 2, ("two", "decode"): 6}
     assert plugin.seconds.keys() == plugin.samples.keys() and min(plugin.seconds.values()) > 0
     plugin.tell()
-    told = capsys.readouterr().err.splitlines()
-    assert [line.partition(" samples")[0] for line in told] == ["one: encode: 3", "three: encode: 2", "two: decode: 6"]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" samples")[0] for line in lines] == ["one: encode: 3", "three: encode: 2", "two: decode: 6"]
 
 
 def test_results_and_errors_pass_through_the_wrapper(timing: None, install_example: Install, tmp_path: Path) -> None:
@@ -369,6 +369,6 @@ def test_results_and_errors_pass_through_the_wrapper(timing: None, install_examp
     with pytest.raises(PluginError, match=r"torn: encode of plugin 'torn' .* ValueError: torn"):
         zoo["torn"].encode(values(2))
     assert sys.modules["zoo_timing"].plugin.samples == {("torn", "encode"): 2}
-    whole = torch.stack([torch.from_numpy(value) for value in values(1)])
-    means = whole.reshape(1, 4, 4, 4, 4).mean(dim=(2, 4))
-    assert torch.equal(zoo["one"].encode(whole), (means * 15).round().long())
+    batch = torch.stack([torch.from_numpy(value) for value in values(1)])
+    means = batch.reshape(1, 4, 4, 4, 4).mean(dim=(2, 4))
+    assert torch.equal(zoo["one"].encode(batch), (means * 15).round().long())

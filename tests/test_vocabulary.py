@@ -109,8 +109,8 @@ def test_text_never_produces_a_token_that_is_not_text(text: str) -> None:
 @given(st.lists(st.integers(0, CONFIG.size - 1), max_size=40))
 def test_any_ids_decode(ids: list[int]) -> None:
     pieces = VOCABULARY.decode(ids)
-    again = VOCABULARY.decode(VOCABULARY.encode(pieces))
-    assert again == pieces
+    decoded_twice = VOCABULARY.decode(VOCABULARY.encode(pieces))
+    assert decoded_twice == pieces
     assert not any(isinstance(a, str) and isinstance(b, str) for a, b in pairwise(pieces))
 
 
@@ -141,9 +141,9 @@ def test_cut_text_is_an_exact_beginning(text: str, limit: int) -> None:
 
 def test_text_is_cut_before_a_word() -> None:
     """Without pieces, " chair" takes six ids."""
-    for text, limit, kept in (("a red chair", 9, "a red"), ("a red chair", 5, "a red"), ("extraordinary", 5, "extra"),
+    for text, limit, cut in (("a red chair", 9, "a red"), ("a red chair", 5, "a red"), ("extraordinary", 5, "extra"),
                               ("ééé", 3, "é")):  # fmt: skip
-        assert PLAIN.decode_text(PLAIN.encode_text(text, limit)) == kept
+        assert PLAIN.decode_text(PLAIN.encode_text(text, limit)) == cut
 
 
 @settings(max_examples=150, deadline=None)
@@ -169,8 +169,8 @@ def test_where_no_spaces_part_words_the_longest_beginning_is_kept(text: str, sta
 
 def test_bytes_that_cross_characters_leave_something() -> None:
     """The only piece holds a character's last bytes and the next character's first byte."""
-    first, *others = (byte_characters()[byte] for byte in "日".encode())
-    crossing = TextVocabulary(CONFIG, pieces=(CONTINUES + "".join([*others, first]),))
+    first, *last_bytes = (byte_characters()[byte] for byte in "日".encode())
+    crossing = TextVocabulary(CONFIG, pieces=(CONTINUES + "".join([*last_bytes, first]),))
     text = "日" * 100
     assert [len(crossing.decode_text(crossing.encode_text(text, limit))) for limit in (2, 3, 4, 10)] == [0, 1, 2, 8]
     assert len(crossing.decode_text(crossing.encode_text(text, 64))) > 50
@@ -203,8 +203,8 @@ def test_growing_keeps_every_id(tmp_path: Path) -> None:
     assert grown.encode([Special("<c>"), Special("<d>")]) == [VOCABULARY.used, VOCABULARY.used + 1]
     assert grown.encode_text(TEXTS[0]) == VOCABULARY.encode_text(TEXTS[0])
     second = grown.save(tmp_path / "b")
-    again = TextVocabulary.load(tmp_path / "b").grow(["<e>"])
-    third = again.save(tmp_path / "c")
+    grown_twice = TextVocabulary.load(tmp_path / "b").grow(["<e>"])
+    third = grown_twice.save(tmp_path / "c")
     loaded = TextVocabulary.load(tmp_path / "c")
     used = VOCABULARY.used
     assert loaded.compatible_fingerprints == {first: used, second: used + 2, third: used + 3}
@@ -246,8 +246,8 @@ def test_one_at_a_time_trains_or_grows_a_vocabulary(tmp_path: Path) -> None:
 
     def meanwhile(names: list[str]) -> Iterator[str]:
         """Yield names; before that, check that training is refused while the lock is held."""
-        with ThreadPoolExecutor() as other, pytest.raises(FolderError, match="another process writes it right now"):
-            other.submit(TextVocabulary.train_folder, tmp_path, CONFIG, lambda: TEXTS, ["<other>"], {}).result()
+        with ThreadPoolExecutor() as pool, pytest.raises(FolderError, match="another process writes it right now"):
+            pool.submit(TextVocabulary.train_folder, tmp_path, CONFIG, lambda: TEXTS, ["<other>"], {}).result()
         refused.append("train")
         yield from names
 
@@ -290,9 +290,9 @@ def test_loading_takes_the_capacity_of_the_settings_and_refuses_another_id_space
     assert loaded.encode_text(TEXTS[2]) == trained.encode_text(TEXTS[2])
     assert TextVocabulary.load(tmp_path, replace(CONFIG, size=9000)).config.size == 9000
     for name in ("coordinate_bins", "sentinels"):
-        own = getattr(CONFIG, name)
-        with pytest.raises(CheckpointError, match=f"trained with {name} = {own}, registry"):
-            TextVocabulary.load(tmp_path, replace(CONFIG, **{name: own + 1}))
+        count = getattr(CONFIG, name)
+        with pytest.raises(CheckpointError, match=f"trained with {name} = {count}, registry"):
+            TextVocabulary.load(tmp_path, replace(CONFIG, **{name: count + 1}))
     with pytest.raises(CheckpointError, match=f"needs {VOCABULARY.used} ids and has 800"):
         TextVocabulary.load(tmp_path, replace(CONFIG, size=800))
 

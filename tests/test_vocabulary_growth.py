@@ -99,11 +99,11 @@ class World:
     def make(self) -> World:
         for split, count in (("train", 12), ("test", 4)):
             for name in ("caption", "web_text"):
-                place = self.folder / "files" / split / name
-                place.mkdir(parents=True)
+                out = self.folder / "files" / split / name
+                out.mkdir(parents=True)
                 for number in range(count):
                     colour = ("red", "blue", "green")[number % 3]
-                    (place / f"{split}{number:02}.txt").write_text(f"a {colour} chair in the {name.split('_')[0]} room")
+                    (out / f"{split}{number:02}.txt").write_text(f"a {colour} chair in the {name.split('_')[0]} room")
         zoo = self.zoo()
         path = {"path": str(self.folder / "files")}
         make_data(zoo, "folder", self.data, train=None, test=None, options=path, workers=0, shard_size=8)
@@ -125,14 +125,14 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> World:
+def trained_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("world")).make()
 
 
 @pytest.fixture
-def world(made: World, tmp_path: Path) -> World:
+def world(trained_world: World, tmp_path: Path) -> World:
     """Return a copy that a test may change."""
-    shutil.copytree(made.folder, tmp_path / "world")
+    shutil.copytree(trained_world.folder, tmp_path / "world")
     return World(tmp_path / "world")
 
 
@@ -179,8 +179,8 @@ def test_old_tokens_and_the_old_backbone_stay_valid(world: World, add_mood: None
     column.check_tokenizer(zoo["caption"])
     assert column.needed_vocab_size <= describe_vocabulary(zoo, "text").vocabulary.used - 2
     recipe = GenerationPlan(inputs=("caption",), targets=(TargetPlan(name="web_text", max_length=4),))
-    made = generate_to_folder(AnyToAny.from_pretrained(world.run, zoo=zoo), recipe, tmp_path / "made", world.tokens)
-    assert len(made) == 4 and all((folder / "web_text.txt").is_file() for folder in made)
+    folders = generate_to_folder(AnyToAny.from_pretrained(world.run, zoo=zoo), recipe, tmp_path / "made", world.tokens)
+    assert len(folders) == 4 and all((folder / "web_text.txt").is_file() for folder in folders)
     settings = EvaluationConfig(targets=("web_text",), samples=2, baseline_samples=4, loss_samples=2, gallery_pairs=0)
     result = evaluate(world.run, zoo, world.tokens, world.data, config=settings)
     assert result["pairs"]
@@ -207,10 +207,10 @@ def test_the_road_goes_on_with_the_new_modality(world: World, add_mood: None) ->
     zoo = world.zoo()
     grow_vocabulary(zoo, "text")
     derive_data(zoo, world.data, workers=0)
-    kept = {name: data for name, data in snapshot(world.tokens).items() if name.endswith(".arrow")}
+    old_files = {name: data for name, data in snapshot(world.tokens).items() if name.endswith(".arrow")}
     result = tokenize(zoo, world.data, world.tokens)
     assert {o.modality for o in result.outcomes if o.written} == {"mood"}
-    assert {name: data for name, data in snapshot(world.tokens).items() if name in kept} == kept
+    assert {name: data for name, data in snapshot(world.tokens).items() if name in old_files} == old_files
     specs = [zoo[name].spec for name in USED]
     data = TokenData(world.tokens, "train", specs)
     check_tokenizers([Dataset(tokens=world.tokens)], zoo.handles())
@@ -233,9 +233,9 @@ def test_tokenize_waits_for_special_tokens_that_are_missing(world: World, add_mo
         tokenize(zoo, world.data, world.tokens, overwrite=True)
     assert snapshot(world.tokens) == before
     grow_vocabulary(zoo, "text")
-    made = {(o.split, o.modality): o for o in tokenize(zoo, world.data, world.tokens).outcomes}
-    assert [made[split, "mood"].written for split in ("train", "test")] == [12, 4]
-    assert not made["train", "mood"].dropped
+    outcomes = {(o.split, o.modality): o for o in tokenize(zoo, world.data, world.tokens).outcomes}
+    assert [outcomes[split, "mood"].written for split in ("train", "test")] == [12, 4]
+    assert not outcomes["train", "mood"].dropped
 
 
 def test_tokens_that_need_more_than_there_is_are_one_line(world: World, add_mood: None) -> None:
@@ -244,15 +244,15 @@ def test_tokens_that_need_more_than_there_is_are_one_line(world: World, add_mood
     derive_data(zoo, world.data, workers=0)
     tokenize(zoo, world.data, world.tokens)
     column = TokenStore(world.tokens).open("train", "mood")
-    needed = column.needed_vocab_size
-    smaller = world.zoo(size=needed - 1)
+    count = column.needed_vocab_size
+    smaller = world.zoo(size=count - 1)
     with pytest.raises(
-        DataError, match=rf"ids of mood below {needed - 1}, got up to {needed - 1}; raise the vocabulary's size"
+        DataError, match=rf"ids of mood below {count - 1}, got up to {count - 1}; raise the vocabulary's size"
     ):
         column.check_tokenizer(smaller["mood"])
-    with pytest.raises(DataError, match=rf"holds ids up to {needed - 1}, and vocabulary 'text' has {needed - 1}"):
+    with pytest.raises(DataError, match=rf"holds ids up to {count - 1}, and vocabulary 'text' has {count - 1}"):
         TokenData(world.tokens, "train", [smaller["mood"].spec])
-    with pytest.raises(CheckpointError, match=rf"the vocabulary needs {needed} ids and has {needed - 1}: raise `size`"):
+    with pytest.raises(CheckpointError, match=rf"the vocabulary needs {count} ids and has {count - 1}: raise `size`"):
         smaller["mood"].encode(["sad"])
 
 
@@ -264,14 +264,14 @@ def test_the_commands(
     def zoo(words: str) -> str:
         return command(words, world, capsys, monkeypatch)
 
-    shown = zoo("vocabulary show")
-    assert "of 900 ids, in tokenizers/text" in shown and "missing  <happy>, <sad>; zoo vocabulary grow" in shown
+    output = zoo("vocabulary show")
+    assert "of 900 ids, in tokenizers/text" in output and "missing  <happy>, <sad>; zoo vocabulary grow" in output
     zoo("encode caption files/test/caption/test00.txt --out old.json")
     grown = zoo("vocabulary grow")
     assert "is now <happy>" in grown and "is now <sad>" in grown and "ids grew to" in grown
     assert "nothing is missing" in zoo("vocabulary grow text")
-    shown = zoo("vocabulary show text")
-    assert "missing  " not in shown and "grown from  " in shown
+    output = zoo("vocabulary show text")
+    assert "missing  " not in output and "grown from  " in output
     assert "value in" in zoo("decode caption old.json --out back"), "tokens from before it grew"
     assert zoo("vocabulary show txet") == "error: unknown text vocabulary 'txet'; did you mean text?\n"
 
@@ -311,8 +311,8 @@ def test_new_ids_of_a_grown_vocabulary_count_as_unknown(world: World, add_mood: 
     specs, config = [handle.spec for handle in handles], load_model(world.run).config
     beginning = begin(specs, config, 0, world.run, ids)
     for name in ("token_embedding.weight", "output.text"):
-        known = beginning.known[name]
-        assert len(known) == 900 and known[:used].all() and not known[used:].any(), name
+        is_known = beginning.known[name]
+        assert len(is_known) == 900 and is_known[:used].all() and not is_known[used:].any(), name
     frozen = freeze(beginning)
     moving = {name for name, parameter in beginning.model.named_parameters() if parameter.requires_grad}
     markers = {"modality_embedding.weight", "mask_embedding.weight"}

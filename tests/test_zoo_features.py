@@ -83,9 +83,9 @@ def test_a_network_that_is_not_there_is_said_in_one_line(name: str, tmp_path: Pa
 
 
 def test_by_default_a_missing_network_is_skipped(tmp_path: Path) -> None:
-    wanted = {"rgb": {}, "caption": {}, "palette": {}, "clip": {"network": {"model": str(tmp_path / "absent")}}}
-    others = {name: {"enabled": False} for name in Zoo.installed().names() if name not in wanted}
-    zoo = zoo_of(**others, **wanted)
+    enabled = {"rgb": {}, "caption": {}, "palette": {}, "clip": {"network": {"model": str(tmp_path / "absent")}}}
+    disabled = {name: {"enabled": False} for name in Zoo.installed().names() if name not in enabled}
+    zoo = zoo_of(**disabled, **enabled)
     data = data_of(tmp_path / "data", zoo)
     result = derive_data(zoo, data, workers=0)
     assert "no such folder" in result.skipped["clip"]
@@ -163,8 +163,8 @@ def test_dinov2(tmp_path: Path) -> None:
     """Patch vectors are in order; the global vector is the class vector (transformers' pooler_output)."""
     transformers = pytest.importorskip("transformers")
     network = transformers.Dinov2Model.from_pretrained(networks.dinov2(tmp_path / "net")).eval()
-    where = {"network": {"model": str(tmp_path / "net"), "device": "cpu"}}
-    zoo = zoo_of(dinov2=where, dinov2_global=where)
+    network_table = {"network": {"model": str(tmp_path / "net"), "device": "cpu"}}
+    zoo = zoo_of(dinov2=network_table, dinov2_global=network_table)
     data = data_of(tmp_path / "data", zoo, count=1)
     value, vector = derived(data, zoo, "dinov2")[0], derived(data, zoo, "dinov2_global")[0]
     with torch.inference_mode():
@@ -185,12 +185,12 @@ def test_another_network_is_refused(clip_folder: Path, tmp_path: Path) -> None:
         hidden_size=768, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=1, image_size=28, patch_size=2
     )
     save(tmp_path / "registers", new("Dinov2WithRegistersModel", config))
-    for name, folder, told in (
+    for name, folder, reason in (
         ("clip", tmp_path / "small", "gives vectors 196 x 8"), ("dinov2", clip_folder, "Dinov2Model"),
         ("dinov2_global", tmp_path / "registers", "is a dinov2_with_registers"),
     ):  # fmt: skip
         zoo = zoo_of(**{name: {"network": {"model": str(folder), "device": "cpu"}}})
-        with pytest.raises(PretrainedError, match=f"{folder}: .*{told}"):
+        with pytest.raises(PretrainedError, match=f"{folder}: .*{reason}"):
             zoo[name].derive({"rgb": picture()})
 
 
@@ -229,22 +229,22 @@ def test_imagebind(colours: str, tmp_path: Path) -> None:
     tensors = networks.imagebind_tensors()
     (tmp_path / "net").mkdir()
     save_file(tensors, tmp_path / "net" / "imagebind.safetensors")
-    where = {"colours": colours, "network": {"model": str(tmp_path / "net"), "device": "cpu"}}
-    zoo = zoo_of(imagebind=where, imagebind_global=where)
+    network_table = {"colours": colours, "network": {"model": str(tmp_path / "net"), "device": "cpu"}}
+    zoo = zoo_of(imagebind=network_table, imagebind_global=network_table)
     data = data_of(tmp_path / "data", zoo, count=1)
     value, vector = derived(data, zoo, "imagebind")[0], derived(data, zoo, "imagebind_global")[0]
     patches, embedding = plain_imagebind(tensors, normalised(data, zoo, colours))
     np.testing.assert_allclose(vector, embedding.numpy(), rtol=1e-2, atol=1e-4)
     np.testing.assert_allclose(value.reshape(1280, -1).T, patches.numpy(), rtol=2e-3, atol=2e-3)
-    again = zoo_of(imagebind={**where, "map_size": [8, 4]})  # positions are interpolated
-    assert again["imagebind"].derive({"rgb": picture()}).shape == (1280, 8, 4)
+    resized = zoo_of(imagebind={**network_table, "map_size": [8, 4]})  # positions are interpolated
+    assert resized["imagebind"].derive({"rgb": picture()}).shape == (1280, 8, 4)
 
 
 @pytest.mark.parametrize("lost", ["heads.vision.2.weight", "trunks.vision.blocks.1.norm_1.bias", ""])
 def test_other_tensors_are_not_taken_for_imagebind(lost: str, tmp_path: Path) -> None:
     tensors = networks.imagebind_tensors(dim=80)
-    kept = {name: t for name, t in tensors.items() if lost and name != f"modality_{lost}"}
-    save_file(kept or {"x": torch.zeros(1)}, tmp_path / "imagebind.safetensors")
+    remaining = {name: t for name, t in tensors.items() if lost and name != f"modality_{lost}"}
+    save_file(remaining or {"x": torch.zeros(1)}, tmp_path / "imagebind.safetensors")
     zoo = zoo_of(imagebind={"network": {"model": str(tmp_path), "device": "cpu"}})
     with pytest.raises(PretrainedError, match="is not the vision trunk of ImageBind"):
         zoo["imagebind"].derive({"rgb": picture()})
@@ -266,9 +266,9 @@ def test_efficientnet(tmp_path: Path) -> None:
     assert recorded["sha256"]["efficientnet-lite0-57934424.pth"].startswith("57934424")  # as in its file name
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "efficientnet-lite0-0.pth").write_bytes(b"not weights")
-    other = zoo_of(efficientnet={"network": {"model": str(tmp_path / "net")}})
+    damaged = zoo_of(efficientnet={"network": {"model": str(tmp_path / "net")}})
     with pytest.raises(PretrainedError, match="is not EfficientNet-Lite0"):
-        other["efficientnet"].derive({"rgb": picture()})
+        damaged["efficientnet"].derive({"rgb": picture()})
 
 
 def test_minilm(tmp_path: Path) -> None:
@@ -300,9 +300,9 @@ def test_hed(tmp_path: Path) -> None:
     assert edges[0, 8:24, 15:17].mean() > 0.5 > 0.2 > edges[0, 8:24, 4:10].mean()
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "hed.weights.h5").write_bytes(b"not weights")
-    other = zoo_of(hed={"network": {"model": str(tmp_path / "net")}})
+    damaged = zoo_of(hed={"network": {"model": str(tmp_path / "net")}})
     with pytest.raises(PretrainedError, match="does not hold the weights of HED"):
-        other["hed"].derive({"rgb": halves})
+        damaged["hed"].derive({"rgb": halves})
 
 
 def test_hed_is_scored_by_hand() -> None:
