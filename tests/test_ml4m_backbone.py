@@ -350,7 +350,7 @@ def test_sequences_begin_and_end_as_published_models_were_trained(tmp_path: Path
     assert content["caption"].tolist() == [[7000, 8000, 3]]
 
 
-def test_the_decoders_marker_counts_where_a_file_has_two(tmp_path: Path) -> None:
+def test_the_decoders_modality_embedding_wins_where_two_exist(tmp_path: Path) -> None:
     checkpoint = published(VARIANTS["gated"])
     name = "encoder_embeddings.caption.mod_emb"
     changed = PublishedCheckpoint(

@@ -149,11 +149,11 @@ def text_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_published_text_vocabulary_gives_the_published_ids(text_json: Path) -> None:
     vocabulary = TextVocabulary(CONFIG, published=text_json.read_text())
-    theirs = Tokenizer.from_file(str(text_json))
+    reference = Tokenizer.from_file(str(text_json))
     for text in ("A red dog, sitting", "hot dogs", "a hot dog on it", "RED"):
-        assert vocabulary.encode_text(text) == theirs.encode(text).ids
+        assert vocabulary.encode_text(text) == reference.encode(text).ids
     boxes = [Coordinate(axis, 10 * axis) for axis in range(4)]
-    assert vocabulary.encode([*boxes, " hot dog"]) == theirs.encode("v0=0 v1=10 v2=20 v3=30 hot dog").ids
+    assert vocabulary.encode([*boxes, " hot dog"]) == reference.encode("v0=0 v1=10 v2=20 v3=30 hot dog").ids
     assert vocabulary.decode([*vocabulary.encode(boxes), *vocabulary.encode_text("a dog")]) == [*boxes, "a dog"]
     assert vocabulary.decode_text(vocabulary.encode_text("A Red dog, sitting")) == "a red dog, sitting"
     assert (vocabulary.used, vocabulary.parts["learned pieces"]) == (4204 + 1 + len(WORDS), (4204, 1 + len(WORDS)))
@@ -176,7 +176,7 @@ def test_a_limit_cuts_between_words_and_all_is_restored(text_json: Path, tmp_pat
     assert grown.encode_text("red dogs") == ids
 
 
-def test_lengths_that_a_vocabulary_file_states_do_not_count_and_want_of_memory_is_not_its_fault(
+def test_truncation_and_padding_of_a_vocabulary_file_are_ignored(
     text_json: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = Tokenizer.from_file(str(text_json))
@@ -208,7 +208,7 @@ def test_plugins_write_sequences_as_4m_does(text_json: Path, tmp_path: Path) -> 
     run(import_command, text_json, tmp_path)
     tables = {"zoo": {"checkpoints": "tokenizers"}, "vocabularies": {"text": {"preset": "4m"}}}
     tables["modalities"] = {name: {"preset": "4m"} for name in ("boxes", "palette", "metadata")}
-    zoo, theirs = Zoo.from_tables(tables, tmp_path / "registry.toml"), Tokenizer.from_file(str(text_json))
+    zoo, reference = Zoo.from_tables(tables, tmp_path / "registry.toml"), Tokenizer.from_file(str(text_json))
 
     def token_ids(name: str, value: object) -> list[int]:
         ids = zoo[name].encode([value])[0]
@@ -218,15 +218,17 @@ def test_plugins_write_sequences_as_4m_does(text_json: Path, tmp_path: Path) -> 
 
     instances = [{"label": "hot dog", "box": [0.5, 0.5, 0.9, 1.0]}, {"label": "dog", "box": [0.1, 0.2, 0.3, 0.4]}]
     text = "v0=100 v1=200 v2=300 v3=400 dog v0=500 v1=500 v2=899 v3=999 hot dog"  # sorted from the upper left corner
-    assert token_ids("boxes", instances) == theirs.encode(text).ids
+    assert token_ids("boxes", instances) == reference.encode(text).ids
     colours = np.array([(0, 0.5, 1), (1, 0.5, 0)] * 3 + [(0, 0.5, 1)], np.float32)
     text = "v1=7" + " v0=0 v0=128 v0=255 v0=255 v0=128 v0=0" * 3 + " v0=0 v0=128 v0=255"
-    assert token_ids("palette", colours) == theirs.encode(text).ids
+    assert token_ids("palette", colours) == reference.encode(text).ids
     colours[3:] = colours[2]  # three colours; the last is repeated to fill up the palette
-    three_colours = theirs.encode("v1=3 v0=0 v0=128 v0=255 v0=255 v0=128 v0=0 v0=0 v0=128 v0=255").ids
+    three_colours = reference.encode("v1=3 v0=0 v0=128 v0=255 v0=255 v0=128 v0=0 v0=0 v0=128 v0=255").ids
     assert token_ids("palette", colours) == three_colours
     table = {"original_width": 650.0, "n_humans": 3, "brightness": 103, "walkability": 0.99, "aesthetic_score": 5.0}
-    assert token_ids("metadata", table) == theirs.encode("v1=0 v0=20 v1=5 v0=3 v1=10 v0=19 v1=14 v0=48 v1=20 v0=1").ids
+    assert (
+        token_ids("metadata", table) == reference.encode("v1=0 v0=20 v1=5 v0=3 v1=10 v0=19 v1=14 v0=48 v1=20 v0=1").ids
+    )
 
 
 # --- folders in, folders out
@@ -269,7 +271,7 @@ def test_modalities_become_those_of_installed_plugins(workspace: Workspace) -> N
     ("size", "message"),
     [((196, 4096), "8192 ids, and these are 4096"), ((100, 8192), "196 tokens, and these have 100")],
 )
-def test_other_tokens_than_the_plugins_are_a_modality_of_their_own(
+def test_tokens_unlike_the_plugins_become_a_separate_modality(
     size: tuple[int, int], message: str, workspace: Workspace
 ) -> None:
     workspace.put("", published(PLUGGED, tok_depth_at_224=size))
@@ -288,25 +290,25 @@ def test_an_imported_tokenizer_runs_and_is_exported(workspace: Workspace) -> Non
     assert files_in(workspace.root / "back") == files_in(source)
 
 
-def test_a_record_of_a_stranger_is_exported_or_refused(workspace: Workspace) -> None:
+def test_a_foreign_config_is_exported_or_refused(workspace: Workspace) -> None:
     workspace.put(DINOV2)
     workspace.run_import()
     folder = workspace.out / "tokenizers" / "dinov2_global"
     config = read_table(folder / "config.json")
     for key, inner in [(key, None) for key in config] + [("published", key) for key in config["published"]]:
-        for odd in (3, "x", [], {}, None, [{"a": 1}]):
-            write_table(folder / "config.json", {**config, key: {**config[key], inner: odd} if inner else odd})
+        for value in (3, "x", [], {}, None, [{"a": 1}]):
+            write_table(folder / "config.json", {**config, key: {**config[key], inner: value} if inner else value})
             try:
                 export_folder(folder, workspace.root / "back")
                 shutil.rmtree(workspace.root / "back")
             except OneLineError as error:
-                assert not isinstance(error.__cause__, STUMBLES), (key, inner, odd, str(error))
+                assert not isinstance(error.__cause__, STUMBLES), (key, inner, value, str(error))
 
 
 @pytest.mark.parametrize(
     ("name", "size"), [("tok@448", 448), ("tok", None), ("tok@\N{SUPERSCRIPT TWO}", None), ("tok@" + 5000 * "9", None)]
 )
-def test_a_size_in_a_published_name(name: str, size: int | None) -> None:
+def test_the_image_size_is_read_from_a_published_name(name: str, size: int | None) -> None:
     """Names of strangers may be odd."""
     assert size_in(name) == size
 
@@ -358,7 +360,7 @@ class Killed(BaseException):
     """Raised in place of a kill signal."""
 
 
-def test_a_killed_import_goes_on(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_import_resumes(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace.put("4M_B", published(PLUGGED))
     text_file(workspace.source / "words.json")
     workspace.put("4M_tokenizers_DINOv2-B14-global_8k")
@@ -388,7 +390,7 @@ def test_a_killed_import_goes_on(workspace: Workspace, monkeypatch: pytest.Monke
     assert 10 < last < 57
 
 
-def test_a_second_import_into_a_folder_is_refused_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simultaneous_import_into_the_same_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     widths = {"dinov2_global": 768, "human_poses": 207}
     for name, width in widths.items():
         write_published(published_tokenizer(**MEMCODES, n_channels=width), tmp_path / name)
@@ -465,7 +467,7 @@ def weights_of(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
 
 
-def test_a_repeated_import_writes_no_weights_and_restores_lost_registry_entries(workspace: Workspace) -> None:
+def test_a_repeated_import_only_restores_lost_registry_entries(workspace: Workspace) -> None:
     workspace.put("4M_B", published(PLUGGED))
     workspace.put("dinov2_global")
     text_file(workspace.source / "words.json")
@@ -520,7 +522,7 @@ def test_no_instance_gets_a_tokenizer_that_was_trained_here(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("copied", [True, False])
-def test_the_next_import_updates_paths_of_a_moved_or_copied_folder(copied: bool, workspace: Workspace) -> None:
+def test_importing_again_updates_paths_of_a_moved_folder(copied: bool, workspace: Workspace) -> None:
     workspace.put("", published(VARIANTS["gated"]))
     workspace.run_import()
     (shutil.copytree if copied else shutil.move)(workspace.out, workspace.root / "other")
@@ -554,7 +556,7 @@ def test_an_invalid_registry_is_refused_before_anything_is_written(workspace: Wo
 # --- names of tokenizers
 
 
-def test_a_folder_its_configuration_or_a_link_says_whose_tokenizer_it_is(workspace: Workspace) -> None:
+def test_the_modality_is_read_from_folder_name_config_or_link(workspace: Workspace) -> None:
     zoo = Zoo.installed()
     for folder, config, name in (
         ("4M_tokenizers_rgb_16k_224-448", {}, "rgb"),
@@ -571,14 +573,14 @@ def test_a_folder_its_configuration_or_a_link_says_whose_tokenizer_it_is(workspa
     assert "dinov2_global" in workspace.run_import()
 
 
-def test_an_option_says_whose_tokenizer_it_is(workspace: Workspace) -> None:
+def test_an_option_names_the_modality_of_a_tokenizer(workspace: Workspace) -> None:
     workspace.put("", published_tokenizer(**MEMCODES, n_channels=207))
     assert "human_poses" in workspace.run_import(options=("--as", "human-poses"))
     with pytest.raises(UnknownNameError, match="human-pose'"):
         workspace.run_import(options=("--as", "human-pose"))
 
 
-def test_a_hub_id_says_whose_tokenizer_it_is(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_names_the_modality_of_a_tokenizer(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = workspace.put(f"models--EPFL-VILAB--{DINOV2}/snapshots/" + "0" * 40)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id, **_: str(snapshot))
     output = run(import_command, f"EPFL-VILAB/{DINOV2}", workspace.out)
@@ -587,7 +589,7 @@ def test_a_hub_id_says_whose_tokenizer_it_is(workspace: Workspace, monkeypatch: 
 
 
 @pytest.mark.parametrize("written", [str, json.dumps])
-def test_a_file_alone_has_its_configuration_in_its_metadata(written: Callable[[Any], str], tmp_path: Path) -> None:
+def test_a_single_file_has_its_configuration_in_its_metadata(written: Callable[[Any], str], tmp_path: Path) -> None:
     """The downloads linked in 4M's README are such files; values are written as Python or as JSON."""
     backbone = published({**PLUGGED, "mlp_ratio": 4.0, "act_layer": "SiLU"})
     tokenizer = published_tokenizer(**MEMCODES, n_channels=768)
@@ -683,15 +685,13 @@ orders = pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 
 
 @orders
-def test_a_tokenizer_for_several_sizes_fits_the_backbone_in_any_order(
-    order: tuple[str, ...], two_sizes: Workspace
-) -> None:
+def test_tokenizers_take_the_backbones_image_size_in_any_order(order: tuple[str, ...], two_sizes: Workspace) -> None:
     words = two_sizes.run_import(*order)
     assert token_grids(two_sizes) == {"clip": (14, 14), "semseg": (14, 14)}
     assert words.count("it was built for") == 2 and "other tokens" not in words
 
 
-def test_without_a_backbone_the_name_says_the_size(two_sizes: Workspace) -> None:
+def test_without_a_backbone_the_folder_name_gives_the_size(two_sizes: Workspace) -> None:
     two_sizes.run_import(GRID_FOLDERS[0])
     # The name states other sizes than config.json.
     (two_sizes.source / GRID_FOLDERS[1]).rename(two_sizes.source / "semseg_256-512")
@@ -720,7 +720,7 @@ def test_a_size_that_the_registry_states_stays(two_sizes: Workspace) -> None:
     assert {"tok_clip_224", "tok_semseg_224"} == {spec.name for spec in load_model(two_sizes.backbone).layout.specs}
 
 
-def test_a_size_in_the_registry_that_the_tokenizer_cannot_have_is_told(two_sizes: Workspace) -> None:
+def test_an_impossible_size_in_the_registry_is_reported(two_sizes: Workspace) -> None:
     two_sizes.write_registry('[zoo]\ncheckpoints = "tokenizers"\nimage_size = 100\npatch_size = 4\n')
     output = two_sizes.run_import(GRID_FOLDERS[1])
     assert "image_size = 448, its own: image_size = 100" in output and "16 does not divide the image size" in output
@@ -728,9 +728,7 @@ def test_a_size_in_the_registry_that_the_tokenizer_cannot_have_is_told(two_sizes
 
 
 @orders
-def test_two_sizes_in_one_backbone_are_two_modalities_with_one_tokenizer(
-    order: tuple[str, ...], two_sizes: Workspace
-) -> None:
+def test_two_sizes_become_two_modalities_with_one_tokenizer(order: tuple[str, ...], two_sizes: Workspace) -> None:
     two_sizes.put("4M_B", backbone_of("224", "448"))
     output = [two_sizes.run_import(name) for name in order][-1]
     assert "no tokenizer yet" not in output

@@ -109,9 +109,9 @@ def test_import_and_export_round_trip_bit_for_bit(case: str, tmp_path: Path) -> 
 def round_trip(checkpoint: PublishedCheckpoint, folder: Path) -> ModalityHandle:
     """Return the handle of the import after checking that its export is the same."""
     handle = imported(checkpoint, folder / "own", names=())
-    back = handle.export_published()
-    write_published(back, folder / "again")
-    for exported in (back, read_published(folder / "again")):
+    export = handle.export_published()
+    write_published(export, folder / "again")
+    for exported in (export, read_published(folder / "again")):
         assert_same(exported, checkpoint)
     assert exported.metadata == checkpoint.metadata
     return handle
@@ -127,9 +127,9 @@ def test_dtypes_metadata_and_a_missing_class_survive_the_round_trip(tmp_path: Pa
     round_trip(with_metadata, tmp_path / "told")
     assert with_metadata.said() and not full_precision.said()  # default metadata does not change the fingerprint
     for config in (VIT, DIVAE):
-        named = published(**config)
-        checkpoint = dataclasses.replace(named, config={k: v for k, v in config.items() if k != "class"})
-        assert read_architecture(checkpoint) == read_architecture(named)
+        complete = published(**config)
+        checkpoint = dataclasses.replace(complete, config={k: v for k, v in config.items() if k != "class"})
+        assert read_architecture(checkpoint) == read_architecture(complete)
         round_trip(checkpoint, tmp_path / config["class"])
 
 
@@ -186,7 +186,7 @@ def test_a_modality_without_a_counterpart_says_so(zoo: Zoo, tmp_path: Path) -> N
         zoo["caption"].export_published(tmp_path)
 
 
-def test_a_tokenizer_of_our_own_is_not_exported(zoo: Zoo, tmp_path: Path) -> None:
+def test_a_tokenizer_that_was_not_imported_is_not_exported(zoo: Zoo, tmp_path: Path) -> None:
     handle = imported(published(**VIT), tmp_path, names=())
     config = read_table(tmp_path / "config.json")
     del config[ORIGIN]
@@ -209,7 +209,7 @@ def tokens_of(checkpoint: PublishedCheckpoint, x: Tensor) -> Tensor:
     return twin(checkpoint, {"x": x, "noise": torch.zeros_like(x), "timesteps": torch.zeros(len(x))})["tokens"]
 
 
-def test_pictures_go_in_between_minus_one_and_one(zoo: Zoo, tmp_path: Path) -> None:
+def test_pictures_are_encoded_between_minus_one_and_one(zoo: Zoo, tmp_path: Path) -> None:
     checkpoint = published(**VIT)
     handle = handle_of("rgb", zoo["rgb"].import_published(checkpoint, tmp_path), tmp_path)
     values = torch.rand(2, 3, 32, 32)
@@ -220,7 +220,7 @@ def test_pictures_go_in_between_minus_one_and_one(zoo: Zoo, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_edges_go_in_as_minus_one_and_one_in_each_channel(channels: int, zoo: Zoo, tmp_path: Path) -> None:
+def test_edges_are_encoded_as_minus_one_and_one(channels: int, zoo: Zoo, tmp_path: Path) -> None:
     checkpoint = published(**{**DIVAE, "n_channels": channels, "num_train_timesteps": 4})
     handle = handle_of("canny", zoo["canny"].import_published(checkpoint, tmp_path), tmp_path)
     values = (torch.rand(2, 1, 32, 32) < 0.3).float()
@@ -234,7 +234,7 @@ def test_edges_go_in_as_minus_one_and_one_in_each_channel(channels: int, zoo: Zo
     assert not handle.tokenizer.module.has_two_decoders
 
 
-def test_depth_goes_in_standardised_picture_by_picture(zoo: Zoo, tmp_path: Path) -> None:
+def test_depth_is_standardised_for_each_picture(zoo: Zoo, tmp_path: Path) -> None:
     checkpoint = published(**{**VIT, "n_channels": 1})
     handle = handle_of("depth", zoo["depth"].import_published(checkpoint, tmp_path), tmp_path)
     metres = (torch.rand(2, 1, 32, 32) * torch.tensor([3.0, 20.0]).view(2, 1, 1, 1)) + 0.5
@@ -249,7 +249,7 @@ def test_depth_goes_in_standardised_picture_by_picture(zoo: Zoo, tmp_path: Path)
     assert np.allclose(decoded, (raw * 1.5 + 4.0).clamp(0.001, 100), atol=1e-4)
 
 
-def test_classes_go_in_as_ids_and_names_come_along(zoo: Zoo, tmp_path: Path) -> None:
+def test_classes_are_encoded_as_ids_and_names_are_imported(zoo: Zoo, tmp_path: Path) -> None:
     checkpoint = published(**{**VIT, "n_labels": 134, "n_channels": 5})
     table = zoo["semseg"].import_published(checkpoint, tmp_path)
     assert table["classes"][:2] == ["void", "person"] and table["classes"][-1] == "rug-merged"
@@ -263,7 +263,7 @@ def test_classes_go_in_as_ids_and_names_come_along(zoo: Zoo, tmp_path: Path) -> 
     assert unnamed["classes"] == ["class 0", "class 1", "class 2"]
 
 
-def test_vectors_go_in_as_they_are(zoo: Zoo, tmp_path: Path) -> None:
+def test_vectors_are_encoded_unchanged(zoo: Zoo, tmp_path: Path) -> None:
     checkpoint = published(**{**MLP, **MEMCODES, "n_channels": 1280})
     table = zoo["imagebind_global"].import_published(checkpoint, tmp_path)
     assert (table["vector"], table["colours"]) == ("class", "imagenet")
@@ -275,7 +275,7 @@ def test_vectors_go_in_as_they_are(zoo: Zoo, tmp_path: Path) -> None:
     assert np.allclose(decoded, torch.nn.functional.normalize(expected["decoded"][:, :, 0, 0]), atol=1e-6)
 
 
-def test_masks_and_poses_go_in_as_items(tmp_path: Path) -> None:
+def test_masks_and_poses_are_encoded_item_by_item(tmp_path: Path) -> None:
     """With `layout = "codes"`; test_published_sequences.py tests the text layout."""
     zoo = Zoo.from_tables({"modalities": {name: {"layout": "codes"} for name in ("sam_instance", "human_poses")}})
     masks = published(**{**VIT, "n_channels": 1, "image_size": 16, "out_conv": True})
@@ -295,8 +295,8 @@ def test_masks_and_poses_go_in_as_items(tmp_path: Path) -> None:
     skeleton = handle.tokenizer.fitted["skeleton"]
     height = skeleton[[3, 6, 9, 12, 15], 1].sum() - skeleton[[1, 4, 7, 10], 1].sum()
     assert 1.4 < height < 1.7  # from the soles to the head joint
-    rest = body_at_rest(skeleton)
-    (ids,) = handle.encode([[rest]])
+    pose = body_at_rest(skeleton)
+    (ids,) = handle.encode([[pose]])
     x = torch.eye(3).repeat(23, 1, 1).flatten()[None, :, None, None]
     codes = ids[ids >= handle.tokenizer.grammar.code_start] - handle.tokenizer.grammar.code_start
     offsets = 32 * np.arange(4)  # each codebook has ids of its own
@@ -324,7 +324,7 @@ def test_an_import_runs_at_the_size_of_the_settings(zoo: Zoo, tmp_path: Path) ->
     assert torch.equal(encoded(handle, values), tokens_of(checkpoint, 2 * values - 1))
 
 
-def test_it_is_evaluated_without_a_plain_decoder(zoo: Zoo, tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_plain_decoder_is_evaluated(zoo: Zoo, tmp_path: Path) -> None:
     checkpoint = published(**{**DIVAE, "num_train_timesteps": 2})
     table = zoo["rgb"].import_published(checkpoint, tmp_path / "own")
     handle = handle_of("rgb", table, tmp_path / "own")
@@ -339,7 +339,7 @@ def test_it_is_evaluated_without_a_plain_decoder(zoo: Zoo, tmp_path: Path) -> No
 # ---------------------------------------------------------------------- parts
 
 
-def test_the_schedule_is_ours(tmp_path: Path) -> None:
+def test_the_noise_schedule_equals_our_reference(tmp_path: Path) -> None:
     handle = imported(published(**{**DIVAE, "num_train_timesteps": 100, "thresholding": False}), tmp_path, names=())
     config = handle.tokenizer.module.diffusion
     schedule = noise_schedule(config)
@@ -350,7 +350,7 @@ def test_the_schedule_is_ours(tmp_path: Path) -> None:
     assert (config.prediction, config.sampling_steps, config.limit) == ("x0", 50, "none")
 
 
-def test_clipping_keeps_what_is_drawn_within_one(tmp_path: Path) -> None:
+def test_clipping_keeps_samples_within_one(tmp_path: Path) -> None:
     checkpoint = published(**DIVAE)
     checkpoint.tensors["decoder.out.2.bias"][:] = 9.0
     samples = {}
@@ -361,7 +361,7 @@ def test_clipping_keeps_what_is_drawn_within_one(tmp_path: Path) -> None:
     assert float(samples[True].max()) <= 1 + 1e-5 < 5 < float(samples[False].max())
 
 
-def test_other_names_are_unambiguous(zoo: Zoo) -> None:
+def test_aliases_are_unambiguous(zoo: Zoo) -> None:
     owners = dict.fromkeys(zoo.names(), "")
     for handle in zoo.handles():
         for alias in handle.spec.aliases:

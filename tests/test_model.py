@@ -67,8 +67,8 @@ def test_selecting_first_is_embedding_all(config: ModelConfig) -> None:
     fast = model(batch, "modality")
     means = [torch.stack(losses).mean() for losses in by_modality.values()]
     torch.testing.assert_close(fast.loss, torch.stack(means).mean(), rtol=1e-7, atol=0)
-    everything = torch.stack([loss for losses in by_modality.values() for loss in losses])
-    torch.testing.assert_close(model(batch, "token").loss, everything.mean(), rtol=1e-7, atol=0)
+    all_losses = torch.stack([loss for losses in by_modality.values() for loss in losses])
+    torch.testing.assert_close(model(batch, "token").loss, all_losses.mean(), rtol=1e-7, atol=0)
     measured = fast.per_modality(model.layout.names)
     assert set(measured) == set(by_modality)
     for name, losses in by_modality.items():
@@ -97,14 +97,14 @@ def test_stored_positions_have_to_suffice() -> None:
             PublishedLayout(specs, PublishedConfig(stored_positions={name: rows}))
 
 
-def test_names_that_torch_needs_for_itself_are_refused() -> None:
+def test_names_reserved_by_torch_are_refused() -> None:
     for reserved in (spec("type", GridLayout(shape=(2, 2))), spec("words", sequence(6), 100, "type")):
         with pytest.raises(ConfigError, match=r"cannot be called 'type'.*registry.toml"):
             FourM.seeded(SMALL, [reserved], 0)
     FourM.seeded(SMALL, [spec("type", sequence(6), 100, "text")], 0)  # no parameter has the modality's own name
 
 
-def test_both_losses_by_hand() -> None:
+def test_token_and_modality_loss_by_hand() -> None:
     specs = [spec("left", GridLayout(shape=(2, 2)), 5), spec("right", GridLayout(shape=(2, 2)), 7)]
     model = FourM.seeded(SMALL, specs, 0)
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_parameters_of_the_presets(name: str, millions: int) -> None:
     assert round(model.transformer_parameters() / 1e6) == millions
 
 
-def test_widths_and_unknown_presets() -> None:
+def test_mlp_widths_and_bad_configurations() -> None:
     """A gated MLP is int(2 * int(5 * 60) / 3) = 200 wide, as in 4M; multiplying in turn gives 199.99."""
     assert ModelConfig(dim=60, heads=5, mlp_ratio=5.0).mlp_hidden == 200
     assert ModelConfig(dim=60, heads=5, mlp_ratio=5.0, gated_mlp=False).mlp_hidden == 300
@@ -166,7 +166,7 @@ def test_widths_and_unknown_presets() -> None:
             ModelConfig(**bad)
 
 
-def test_tables_place_each_modality_once() -> None:
+def test_each_modality_has_one_range_in_the_tables() -> None:
     specs = all_layouts()
     layout = EmbeddingLayout(specs)
     assert {name: (rows.start, rows.stop - rows.start) for name, rows in layout.token_tables.items()} == {
@@ -250,7 +250,7 @@ def test_ordered_ids_are_ids_of_the_vocabulary(runs: list[tuple[int, int]]) -> N
 # ---------------------------------------------------------------- positions
 
 
-def test_sincos_by_hand() -> None:
+def test_sincos_embeddings_by_hand() -> None:
     # Periods of 4 and of 8 x 3 steps.
     line = sincos_grid((3,), 4)
     assert line[0].tolist() == [0, 0, 1, 1]
@@ -266,7 +266,7 @@ def test_sincos_by_hand() -> None:
     assert not cube[:, 6:].any()
 
 
-def test_angles_by_hand() -> None:
+def test_rotary_angles_by_hand() -> None:
     # Twelve pairs: nine turn, four of them for each axis, from a quarter to eight times around.
     angles = grid_angles((2, 4), 12)
     assert angles.shape == (8, 12) and not angles[:, 8:].any()
@@ -308,7 +308,7 @@ def test_only_grids_use_rotary_positions() -> None:
     assert torch.equal(rotate(x, still.expand(1, 5, -1)), x) and rotate(x, None) is x
 
 
-def test_turns_are_computed_and_not_stored() -> None:
+def test_rotary_angles_are_not_stored() -> None:
     with pytest.raises(ValueError, match="rotary: expected an even head size"):
         ModelConfig(dim=12, heads=4, rotary=True)
     plain, rotary = (

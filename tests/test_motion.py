@@ -136,7 +136,7 @@ def test_files_that_are_no_video_are_refused(data: bytes, extension: str, words:
         read_video(data, extension)
 
 
-def test_frames_after_the_last_one_that_is_needed_are_not_decoded() -> None:
+def test_frames_after_the_last_needed_one_are_not_decoded() -> None:
     data = animation([*FIFTHS, 204, 255], 130)
     assert read_video(data[: data.rindex(b"!\xf9") + 3], "gif").shape == (4, 3, 16, 16)
     with limited(Limits(frames=4)):
@@ -223,7 +223,7 @@ def test_derived_flow_goes_where_the_picture_goes() -> None:
     np.testing.assert_allclose(np.median(derived[:, 8:24, 8:24], axis=(1, 2)), [1, 2], atol=0.3)
 
 
-def test_the_wheel_shows_right_as_red_and_rest_as_white() -> None:
+def test_flow_to_the_right_is_red_and_rest_is_white() -> None:
     value = np.zeros((2, 1, 2), np.float32)
     value[0, 0, 1] = 6
     pixels = np.asarray(flow.plugin.render(value, settings("flow")))
@@ -233,7 +233,7 @@ def test_the_wheel_shows_right_as_red_and_rest_as_white() -> None:
 # ---------------------------------------------------------------- inertial measurements
 
 
-def test_columns_go_by_their_names() -> None:
+def test_columns_are_ordered_by_their_names() -> None:
     for shift in range(6):
         names = [*imu.NAMES[shift:], *imu.NAMES[:shift]]
         numbers = ",".join(str(imu.NAMES.index(name) + 1) for name in names)

@@ -174,7 +174,7 @@ def test_the_readme_runs_as_it_stands(family: str, tmp_path: Path) -> None:
     assert NAME in (tmp_path / "run" / "report" / "index.html").read_text()
 
 
-def refused(outcome: tuple[int, str, str], reason: str) -> None:
+def assert_refused(outcome: tuple[int, str, str], reason: str) -> None:
     """Assert that `zoo new-plugin` failed with one line."""
     code, _, complaint = outcome
     assert code in (1, 2) and complaint.startswith("error: ") and complaint.count("\n") == 1
@@ -190,11 +190,11 @@ def refused(outcome: tuple[int, str, str], reason: str) -> None:
         ("scenes", "a source of zoo-scenes"), ("geometry", "installed already: zoo-geometry 0.1.0"),
     ],
 )  # fmt: skip
-def test_a_name_that_cannot_be(
+def test_an_impossible_name_is_refused(
     name: str, reason: str, tmp_path: Path, run_zoo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(run_zoo("new-plugin", name), reason)
+    assert_refused(run_zoo("new-plugin", name), reason)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -205,7 +205,7 @@ def test_the_registry_in_use_may_have_the_name(
     registry = tmp_path / "registry.toml"
     registry.write_text('[modalities.organs]\nplugin = "semseg"\n[modalities.heat]\nimage_size = 32\n')
     reason = "registry.toml:2 [modalities.organs] plugin: 'organs' is an instance of semseg already; take another name"
-    refused(run_zoo("new-plugin", "organs"), reason)
+    assert_refused(run_zoo("new-plugin", "organs"), reason)
     assert list(tmp_path.iterdir()) == [registry]
 
     def next_hint(name: str, *before: str) -> str:
@@ -223,15 +223,15 @@ def test_the_registry_in_use_may_have_the_name(
     assert 'add "ice" to the list modalities of other.toml; ' in next_hint("ice", "--registry", "other.toml")
 
 
-def test_a_folder_that_is_there_is_left_alone(
+def test_an_existing_folder_is_not_overwritten(
     tmp_path: Path, run_zoo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "zoo-heat").mkdir()
-    refused(run_zoo("new-plugin", "heat"), "zoo-heat: is there already, and is not overwritten")
+    assert_refused(run_zoo("new-plugin", "heat"), "zoo-heat: is there already, and is not overwritten")
     assert list((tmp_path / "zoo-heat").iterdir()) == []
     code, _, hint = run_zoo("new-plugin", "heat", "--out", "deep/er still")
     assert code == 0
     assert {path.name for path in (tmp_path / "deep").iterdir()} == {"er still"}
     assert """pip install -e "deep/er still[test]" && pytest 'deep/er still';""" in hint
-    refused(run_zoo("new-plugin", "warmth", "--family", "picture"), "--family")
+    assert_refused(run_zoo("new-plugin", "warmth", "--family", "picture"), "--family")

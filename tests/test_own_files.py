@@ -111,7 +111,7 @@ def test_all_modalities_share_the_crop_of_the_picture(zoo: Run, tmp_path: Path) 
     assert stored_values("boxes")["a"][0]["box"] == pytest.approx([0, 0, 1, 1])
 
 
-def test_a_new_picture_moves_the_crop_of_everything_that_shares_it(zoo: Run, tmp_path: Path) -> None:
+def test_modalities_follow_the_crop_of_a_new_picture(zoo: Run, tmp_path: Path) -> None:
     for name in ("rgb", "depth"):
         (tmp_path / "files" / name).mkdir(parents=True)
     bands(80, 40).save("files/rgb/a.png")

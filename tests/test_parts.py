@@ -95,12 +95,12 @@ def test_parts_add_up_to_the_whole(model: FourM, batch: PackedBatch, count: int,
 
 
 def test_threads_change_no_bit(model: FourM, batch: PackedBatch, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = gradients(model, batch, 2)
+    sequential = gradients(model, batch, 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    together = gradients(model, batch, 2, parallel=True)
-    assert torch.equal(alone[0].loss, together[0].loss)
-    for name, gradient in alone[1].items():
-        torch.testing.assert_close(together[1][name], gradient, rtol=0, atol=0, msg=name)
+    parallel = gradients(model, batch, 2, parallel=True)
+    assert torch.equal(sequential[0].loss, parallel[0].loss)
+    for name, gradient in sequential[1].items():
+        torch.testing.assert_close(parallel[1][name], gradient, rtol=0, atol=0, msg=name)
 
 
 @pytest.mark.parametrize("parallel", [False, True])

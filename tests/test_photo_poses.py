@@ -39,7 +39,7 @@ def handle(model: Path | str, **settings: Any) -> Any:
 # ---- regions of a picture
 
 
-def test_what_a_region_shows() -> None:
+def test_a_region_is_cropped_turned_and_resized() -> None:
     picture = np.random.default_rng(0).random((3, 6, 6))
     upright = Region(x=3, y=3, side=6)
     np.testing.assert_allclose(upright.shown(picture, 6, "black"), picture.transpose(1, 2, 0))
@@ -49,7 +49,7 @@ def test_what_a_region_shows() -> None:
     np.testing.assert_allclose(halves, picture.reshape(3, 3, 2, 3, 2).mean((2, 4)).transpose(1, 2, 0))
 
 
-def test_beyond_the_picture_and_between_its_pixels() -> None:
+def test_sampling_interpolates_and_extends_beyond_the_picture() -> None:
     picture = np.array([[[1.0, 3.0]]])
     points = np.array([[0.5, 0.5], [1.0, 0.5], [1.25, 0.5], [-5, 0.5], [9, 9], [2.0, 0.5]])
     np.testing.assert_allclose(sampled(picture, points, "edge")[:, 0], [1, 2, 2.5, 1, 3, 3])
@@ -68,7 +68,7 @@ def test_anchors_are_those_of_the_network() -> None:
     np.testing.assert_allclose(centres[[1960, 1965, 1966, -1]] * 7, [[0.5, 0.5], [0.5, 0.5], [1.5, 0.5], [6.5, 6.5]])
 
 
-def test_answers_become_points() -> None:
+def test_detections_are_decoded_from_network_outputs() -> None:
     numbers, logits = np.zeros((2254, 12)), np.full(2254, -200.0)
     numbers[1568] = [8, -8, 20, 40, 0, 10, 20, 30, 40, 50, 60, 70]  # the anchor at (8, 8) pixels
     logits[1568] = math.log(3)
@@ -145,7 +145,7 @@ def test_a_body_is_put_where_it_is_seen(x: float, y: float, depth: float) -> Non
 
 @pytest.mark.parametrize("fov", [None, 50.0, (40.0, 70.0)])
 @pytest.mark.parametrize("at", [(0.0, 0.0, -4.0), (1.2, 0.2, -3.0), (-0.5, -0.3, -2.0)])
-def test_people_of_perfect_networks_are_the_true_ones(fov: Any, at: tuple[float, float, float]) -> None:
+def test_perfect_network_outputs_give_the_true_people(fov: Any, at: tuple[float, float, float]) -> None:
     size, rng = (300, 400), np.random.default_rng(1)
     turns = rng.normal(0, 0.2, (24, 3))
     turns[[3, 6, 9, 12, 13, 14, 15]] = 0  # the spine is hidden
@@ -277,7 +277,7 @@ def test_hinged_limbs_are_recovered_exactly(
             assert errors[AT[f"{side}_{name}"]] < 1e-3, name
 
 
-def test_a_straight_leg_turns_as_its_foot_points_and_a_straight_arm_does_not_turn() -> None:
+def test_straight_legs_turn_with_the_foot_and_straight_arms_not() -> None:
     straight = ADULT.copy()
     for side in ("left", "right"):
         straight[AT[f"{side}_ankle"]] = straight[AT[f"{side}_knee"]]
@@ -290,7 +290,7 @@ def test_a_straight_leg_turns_as_its_foot_points_and_a_straight_arm_does_not_tur
     np.testing.assert_allclose(rotations[AT["left_shoulder"]], 0, atol=1e-6)
 
 
-def test_a_knee_that_seems_bent_to_the_front_does_not_turn_the_leg_around() -> None:
+def test_a_knee_bent_forwards_does_not_turn_the_leg() -> None:
     rotations = rotations_of(standing(turns_of(left_knee=(-40, 0, 0))), ADULT)
     assert np.degrees(np.linalg.norm(rotations[AT["left_hip"]])) < 15
     assert np.degrees(rotations[AT["left_knee"], 0]) == pytest.approx(-40, abs=8)
@@ -305,7 +305,7 @@ def test_the_turn_of_the_chest_is_shared_by_the_spine() -> None:
         np.testing.assert_allclose(np.degrees(rotations[AT[name]]), (0, 10, 0), atol=1e-6)
 
 
-def test_the_head_is_turned_as_given_and_the_neck_follows_by_half() -> None:
+def test_the_neck_takes_half_of_the_heads_rotation() -> None:
     upright = ADULT.copy()
     upright[AT["head"]] *= (0, 1, 0)
     head = body.matrices_of(np.radians([0, 40.0, 0]))
@@ -335,7 +335,9 @@ def test_the_rest_pose_has_the_joints_of_the_rest_pose() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(*(strategies.floats(-3, 3) for _ in range(6)), strategies.floats(0.1, 300))
-def test_joints_go_with_the_landmarks(a: float, b: float, c: float, x: float, y: float, z: float, scale: float) -> None:
+def test_joints_move_with_the_landmarks(
+    a: float, b: float, c: float, x: float, y: float, z: float, scale: float
+) -> None:
     rng = np.random.default_rng(5)
     points = landmarks_around(standing(rng.normal(0, 0.3, (24, 3))))
     turn = body.matrices_of(np.array([a, b, c]))
@@ -384,26 +386,26 @@ def test_networks_of_a_folder_are_recorded(tmp_path: Path) -> None:
 
 
 def test_missing_files_are_one_line_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(message: str, model: Path | str, **settings: Any) -> None:
+    def assert_refused(message: str, model: Path | str, **settings: Any) -> None:
         with pytest.raises(PretrainedError, match=message) as caught:
             handle(model, **settings).derive({"rgb": DARK})
         assert "\n" not in str(caught.value)
 
-    refused(r"absent: no such folder, .*; pip download mediapipe==0.10.21 --no-deps; unzip", tmp_path / "absent")
-    refused(r"there is no pose_detection.tflite in it", tmp_path)
+    assert_refused(r"absent: no such folder, .*; pip download mediapipe==0.10.21 --no-deps; unzip", tmp_path / "absent")
+    assert_refused(r"there is no pose_detection.tflite in it", tmp_path)
     folder = network_files(tmp_path / "networks")
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
-    refused(r'its networks need ai-edge-litert; pip install "zoo-geometry\[poses\]"', folder)
+    assert_refused(r'its networks need ai-edge-litert; pip install "zoo-geometry\[poses\]"', folder)
     answer_by_hand(monkeypatch)
     swapped = network_files(tmp_path / "swapped", detector=b"landmarks")
     expected = r"expected a network of \(1, 224, 224, 3\) to \(1, 2254, 12\), \(1, 2254, 1\)"
-    refused(rf"{expected}, got one of \(1, 256, 256, 3\) to .*; take mediapipe 0.10.21's file", swapped)
+    assert_refused(rf"{expected}, got one of \(1, 256, 256, 3\) to .*; take mediapipe 0.10.21's file", swapped)
 
 
 # ---- values
 
 
-def test_pictures_become_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_people_are_derived_from_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer_by_hand(monkeypatch)
     folder = network_files(tmp_path)
     poses = handle(folder)

@@ -65,7 +65,7 @@ def counts(result: Any, split: str = "train") -> dict[str, tuple[int, int, int]]
 # ---------------------------------------------------------------------- make
 
 
-def test_make_writes_what_is_given_and_enabled_in_aligned_shards(toy: Toy, tmp_path: Path) -> None:
+def test_make_writes_enabled_modalities_in_aligned_shards(toy: Toy, tmp_path: Path) -> None:
     zoo, out = toy(), tmp_path / "data"
     result = make_toy(zoo, out)
     assert counts(result) == {"field": (23, 2, 0), "words": (21, 0, 0)}
@@ -96,7 +96,7 @@ def test_make_writes_what_is_given_and_enabled_in_aligned_shards(toy: Toy, tmp_p
     ("stop", "error", "kept_count"),
     [(0, KeyboardInterrupt(), 0), (17, KeyboardInterrupt(), 17), (41, OSError(errno.ENOSPC, "No space left"), 35)],
 )
-def test_stopped_at_any_sample_the_same_command_gives_the_same_bytes(
+def test_a_stopped_command_resumes_to_the_same_bytes(
     stop: int, error: BaseException, kept_count: int, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, data = toy(), tmp_path / "data"
@@ -131,11 +131,11 @@ def test_processes_write_the_same_bytes_and_survive_sigkill(toy: Toy, tmp_path: 
     process.wait()
     wait_for(lambda: not processes_of(process.pid), deadline)  # workers exit with their parent process
     subprocess.run(command, check=True, **quiet)
-    mine, theirs = snapshot(tmp_path / "one"), snapshot(tmp_path / "two")
-    assert {name: theirs[name] for name in mine} == mine
+    one_process, two_processes = snapshot(tmp_path / "one"), snapshot(tmp_path / "two")
+    assert {name: two_processes[name] for name in one_process} == one_process
 
 
-def test_a_modality_that_is_installed_later_is_added_and_more_samples_too(toy: Toy, tmp_path: Path) -> None:
+def test_modalities_and_samples_can_be_added_later(toy: Toy, tmp_path: Path) -> None:
     make_toy(toy(enabled=("field",)), tmp_path / "grown", train=13)
     first = snapshot(tmp_path / "grown")
     result = make_toy(toy(), tmp_path / "grown", train=13)
@@ -149,7 +149,7 @@ def test_a_modality_that_is_installed_later_is_added_and_more_samples_too(toy: T
 
 
 @pytest.mark.parametrize(
-    ("changes", "tables", "named"),
+    ("changes", "tables", "message"),
     [
         ({"seed": 4}, {}, "seed"),
         ({"options": {"brightness": 0.5}}, {}, "brightness"),
@@ -158,33 +158,33 @@ def test_a_modality_that_is_installed_later_is_added_and_more_samples_too(toy: T
         ({}, {"zoo": {"image_size": 32}}, "image_size"),
     ],
 )
-def test_other_data_are_never_mixed_in(
-    toy: Toy, tmp_path: Path, changes: dict[str, Any], tables: dict[str, Any], named: str
+def test_data_of_other_settings_are_never_mixed_in(
+    toy: Toy, tmp_path: Path, changes: dict[str, Any], tables: dict[str, Any], message: str
 ) -> None:
     make_toy(toy(), tmp_path / "data")
     before = snapshot(tmp_path / "data")
-    with pytest.raises(DataError, match=named):
+    with pytest.raises(DataError, match=message):
         make_toy(toy(tables), tmp_path / "data", **changes)
     assert snapshot(tmp_path / "data") == before
 
 
 def test_tar_files_of_others_are_not_touched(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
-    mine = write_tar(data / "train/field/shard-00000.tar", {"a.npy": b""})
-    with pytest.raises(DataError, match=f"{mine}: not written by zoo data"):
+    foreign_tar = write_tar(data / "train/field/shard-00000.tar", {"a.npy": b""})
+    with pytest.raises(DataError, match=f"{foreign_tar}: not written by zoo data"):
         make_toy(zoo, data)
     shutil.rmtree(data)
     make_toy(zoo, data)
     for name in ("shard-00000.tar", "mine.tar"):
-        mine = write_tar(data / "train/dark" / name, {"a.npy": b"mine"})
+        foreign_tar = write_tar(data / "train/dark" / name, {"a.npy": b"mine"})
         before = snapshot(data)
-        with pytest.raises(DataError, match=f"{mine}: not written by zoo data"):
+        with pytest.raises(DataError, match=f"{foreign_tar}: not written by zoo data"):
             derive_data(zoo, data, workers=0)
         assert snapshot(data) == before, "test comes before train, and nothing of it was made either"
-        mine.unlink()
+        foreign_tar.unlink()
 
 
-def test_a_modality_without_any_valid_sample_is_an_error_and_retried(toy: Toy, tmp_path: Path) -> None:
+def test_a_modality_without_valid_samples_is_an_error(toy: Toy, tmp_path: Path) -> None:
     zoo = toy()
     handle = zoo["field"]
     transform = handle.transform
@@ -221,7 +221,7 @@ def test_classes_of_the_source_are_checked_before_anything_is_written(
     assert not (tmp_path / "data").exists()
 
 
-def test_sources_that_give_nothing_or_lack_a_setting_are_refused(toy: Toy, tmp_path: Path) -> None:
+def test_sources_without_samples_or_settings_are_refused(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     with pytest.raises(ConfigError, match="gives field, other, words, none of which is enabled; enabled: none"):
         make_toy(toy(enabled=()), data)
@@ -232,7 +232,9 @@ def test_sources_that_give_nothing_or_lack_a_setting_are_refused(toy: Toy, tmp_p
     assert not data.exists()
 
 
-def test_the_recipe_for_samples_that_belong_together(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_recipe_for_grouped_samples_works(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own_files(tmp_path / "all", range(3))
     for name, patient in ((name, patient) for name in ("field", "words") for patient in range(7)):
         shutil.copytree(tmp_path / "all" / name, tmp_path / "files" / name / f"p{patient:03}")
@@ -250,14 +252,14 @@ def test_the_recipe_for_samples_that_belong_together(toy: Toy, tmp_path: Path, m
     assert [len(keys[split]) for split in ("train", "test")] == [15, 6]
 
 
-def import_files(zoo: Zoo, mine: Path, data: Path, shard_size: int = 4) -> RunResult:
+def import_files(zoo: Zoo, files: Path, data: Path, shard_size: int = 4) -> RunResult:
     """Import a user's files, all for training."""
-    options = {"path": str(mine), "test_fraction": 0}
+    options = {"path": str(files), "test_fraction": 0}
     return make_data(zoo, "folder", data, train=None, test=0, options=options, workers=0, shard_size=shard_size)
 
 
-def counts_of_import(zoo: Zoo, mine: Path, data: Path) -> dict[str, tuple[int, int, int]]:
-    return counts(import_files(zoo, mine, data))
+def counts_of_import(zoo: Zoo, files: Path, data: Path) -> dict[str, tuple[int, int, int]]:
+    return counts(import_files(zoo, files, data))
 
 
 def own_files(folder: Path, numbers: Iterable[int]) -> None:
@@ -271,7 +273,7 @@ def own_files(folder: Path, numbers: Iterable[int]) -> None:
                 np.save(path.with_suffix(".npy"), data)
 
 
-def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Toy, tmp_path: Path) -> None:
+def test_user_files_are_imported_at_the_configured_size(toy: Toy, tmp_path: Path) -> None:
     own_files(tmp_path / "mine", range(30))
     (tmp_path / "mine/field/f07.npy").write_bytes(b"broken")
     zoo = toy()
@@ -288,13 +290,13 @@ def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Toy, tmp_
 
 @pytest.mark.parametrize("output", ["data", "field/made/data"])
 def test_output_inside_the_input_folder_is_not_read_as_input(output: str, toy: Toy, tmp_path: Path) -> None:
-    zoo, mine = toy(), tmp_path / "mine"
-    own_files(mine, range(8))
+    zoo, files = toy(), tmp_path / "mine"
+    own_files(files, range(8))
     for written in (8, 0):
-        result = import_files(zoo, mine, mine / output)
+        result = import_files(zoo, files, files / output)
         assert [outcome.written for outcome in result.outcomes] == [written] * 2 and not result.skipped
-    with pytest.raises(ConfigError, match=f"path: {mine}: what is made of its files cannot go there"):
-        import_files(zoo, mine, mine / "field/..")
+    with pytest.raises(ConfigError, match=f"path: {files}: what is made of its files cannot go there"):
+        import_files(zoo, files, files / "field/..")
 
 
 def pictures(folder: Path, sizes: dict[str, dict[str, tuple[int, int]]]) -> None:
@@ -317,7 +319,7 @@ def make_pictures(folder: Path, *names: str) -> Any:
     return import_files(zoo_of_pictures(*names), folder / "mine", folder / "data", shard_size=2)
 
 
-def test_a_sample_refused_for_its_shape_is_made_after_the_repair(tmp_path: Path) -> None:
+def test_a_sample_refused_for_its_shape_is_imported_once_repaired(tmp_path: Path) -> None:
     pytest.importorskip("zoo_geometry")
     square = dict.fromkeys("abcd", (16, 16))
     pictures(tmp_path / "mine", {"rgb": square, "depth": {**square, "b": (16, 11)}})
@@ -333,7 +335,7 @@ def test_a_sample_refused_for_its_shape_is_made_after_the_repair(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["sam_instance", "video"])
-def test_masks_and_frames_show_what_the_picture_shows_in_its_proportions(name: str, tmp_path: Path) -> None:
+def test_masks_and_frames_are_cropped_like_the_picture(name: str, tmp_path: Path) -> None:
     """This holds for tokens in a sequence and in a grid of three axes."""
     pytest.importorskip("zoo_semantics" if name == "sam_instance" else "zoo_motion")
     sizes = {"a": (24, 16), "b": (32, 48), "c": (48, 32)}
@@ -341,7 +343,7 @@ def test_masks_and_frames_show_what_the_picture_shows_in_its_proportions(name: s
     assert counts(make_pictures(tmp_path, "rgb", name)) == {"rgb": (2, 1, 0), name: (2, 1, 0)}
 
 
-def test_modalities_that_never_meet_in_a_sample_are_told(tmp_path: Path) -> None:
+def test_modalities_without_a_common_sample_are_reported(tmp_path: Path) -> None:
     pytest.importorskip("zoo_geometry")
     size = (16, 16)
     files = {"rgb": {"0_rgb": size, "1_rgb": size}, "depth": {"0_depth": size, "1_depth": size}}
@@ -366,16 +368,16 @@ def units(install_example: Install, tmp_path: Path) -> Toy:
     return make
 
 
-def test_foreign_tars_are_imported_once_and_their_losses_told(toy: Toy, tmp_path: Path) -> None:
+def test_foreign_tars_are_imported_once_and_losses_are_reported(toy: Toy, tmp_path: Path) -> None:
     """ml-4m's layout: other shard names and key order, missing samples, and a truncated file."""
-    zoo, mine, data = toy(), tmp_path / "mine/train", tmp_path / "data"
+    zoo, files, data = toy(), tmp_path / "mine/train", tmp_path / "data"
     field = {f"{i:04}": zoo["field"].write(np.full((1, 16, 16), i / 10, np.float32))[0] for i in range(6)}
-    write_tar(mine / "field/all.tar", {f"./{key}.npy": field[key] for key in reversed(field)})
-    write_tar(mine / "words/000000.tar", {f"{i:04}.txt": f"word {i}".encode() for i in range(4)})
-    cut = write_tar(mine / "words/000001.tar", {f"{i:04}.txt": f"word {i}".encode() for i in (2, 7, 8)})
+    write_tar(files / "field/all.tar", {f"./{key}.npy": field[key] for key in reversed(field)})
+    write_tar(files / "words/000000.tar", {f"{i:04}.txt": f"word {i}".encode() for i in range(4)})
+    cut = write_tar(files / "words/000001.tar", {f"{i:04}.txt": f"word {i}".encode() for i in (2, 7, 8)})
     os.truncate(cut, 2 * 1024 + 512)
     for name in ("b.txt", ".hidden.txt", "LICENSE", "a.aux.xml"):
-        (mine / "words" / name).write_text(name)
+        (files / "words" / name).write_text(name)
     for expected in ({"field": (6, 0, 0), "words": (5, 0, 0)}, {"field": (0, 0, 6), "words": (0, 0, 5)}):
         result = import_files(zoo, tmp_path / "mine", data)
         assert counts(result) == expected
@@ -389,15 +391,15 @@ def test_foreign_tars_are_imported_once_and_their_losses_told(toy: Toy, tmp_path
         ValueStore(tmp_path / "mine")
 
 
-def test_new_files_between_old_ones_are_made_and_none_twice(toy: Toy, tmp_path: Path) -> None:
-    zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
-    own_files(mine, [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16])
-    (mine / "field/f02.npy").write_bytes(b"broken")
-    (mine / "words/f05.txt").unlink()
-    counts_of_import(zoo, mine, data)
-    assert counts_of_import(zoo, mine, data) == {"field": (0, 1, 11), "words": (0, 0, 11)}
+def test_new_files_between_old_ones_are_imported_once(toy: Toy, tmp_path: Path) -> None:
+    zoo, files, data = toy(), tmp_path / "mine", tmp_path / "data"
+    own_files(files, [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16])
+    (files / "field/f02.npy").write_bytes(b"broken")
+    (files / "words/f05.txt").unlink()
+    counts_of_import(zoo, files, data)
+    assert counts_of_import(zoo, files, data) == {"field": (0, 1, 11), "words": (0, 0, 11)}
     old = snapshot(data)
-    own_files(mine, [7, 9, 17])
+    own_files(files, [7, 9, 17])
     handle = zoo["field"]
     write, calls = handle.write, iter(range(100))
 
@@ -408,50 +410,52 @@ def test_new_files_between_old_ones_are_made_and_none_twice(toy: Toy, tmp_path: 
 
     handle.write = killed  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        counts_of_import(zoo, mine, data)
+        counts_of_import(zoo, files, data)
     handle.write = write  # type: ignore[method-assign]
     assert old.keys() <= snapshot(data).keys(), "no shard is missing at any time"
-    assert counts_of_import(zoo, mine, data) == {"field": (7, 1, 7), "words": (7, 0, 7)}, "one was made before the kill"
+    assert counts_of_import(zoo, files, data) == {"field": (7, 1, 7), "words": (7, 0, 7)}, (
+        "one was made before the kill"
+    )
     keys = [f"f{i:02}" for i in (*range(11), 12, 14, 16, 17)]
     assert ValueStore(data).keys("train", "field") == [key for key in keys if key != "f02"]
     assert ValueStore(data).keys("train", "words") == [key for key in keys if key != "f05"]
-    counts_of_import(zoo, mine, tmp_path / "fresh")
+    counts_of_import(zoo, files, tmp_path / "fresh")
     assert snapshot(data).items() - snapshot(tmp_path / "fresh").items() == set()
 
 
-def test_a_file_that_is_replaced_by_another_is_made_again(toy: Toy, tmp_path: Path) -> None:
-    zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
-    own_files(mine, range(12))
-    counts_of_import(zoo, mine, data)
-    np.save(mine / "field/f05.npy", np.full((1, 48, 64), 0.75, np.float32))  # same size
-    assert counts_of_import(zoo, mine, data) == {"field": (4, 0, 8), "words": (0, 0, 12)}
+def test_a_replaced_file_is_imported_again(toy: Toy, tmp_path: Path) -> None:
+    zoo, files, data = toy(), tmp_path / "mine", tmp_path / "data"
+    own_files(files, range(12))
+    counts_of_import(zoo, files, data)
+    np.save(files / "field/f05.npy", np.full((1, 48, 64), 0.75, np.float32))  # same size
+    assert counts_of_import(zoo, files, data) == {"field": (4, 0, 8), "words": (0, 0, 12)}
     assert ValueStore(data).read_key(zoo["field"], "train", "f05").max() == 0.75
     for number in range(4):
-        (mine / f"field/f{number:02}.npy").write_bytes(b"broken")
+        (files / f"field/f{number:02}.npy").write_bytes(b"broken")
     for _ in range(2):
-        assert counts_of_import(zoo, mine, data)["field"] == (0, 4, 8), "it is tried again"
+        assert counts_of_import(zoo, files, data)["field"] == (0, 4, 8), "it is tried again"
     assert ValueStore(data).keys("train", "field") == [f"f{i:02}" for i in range(4, 12)]
-    own_files(mine, range(4))
-    assert counts_of_import(zoo, mine, data)["field"] == (4, 0, 8)
+    own_files(files, range(4))
+    assert counts_of_import(zoo, files, data)["field"] == (4, 0, 8)
 
 
-def test_an_instance_with_its_own_files_uses_none_of_its_plugin(toy: Toy, tmp_path: Path) -> None:
+def test_an_instance_with_files_does_not_use_its_plugins_files(toy: Toy, tmp_path: Path) -> None:
     """Samples and splits without its own files get no value for it."""
-    mine, data = tmp_path / "mine", tmp_path / "data"
+    user_files, data = tmp_path / "mine", tmp_path / "data"
     files = {"train/field/a": 0.25, "train/field/b": 0.25, "train/lamp/a": 0.5, "test/field/c": 0.25}
     for name, value in files.items():
-        (mine / name).parent.mkdir(parents=True, exist_ok=True)
-        np.save(mine / f"{name}.npy", np.full((1, 16, 16), value, np.float32))
+        (user_files / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(user_files / f"{name}.npy", np.full((1, 16, 16), value, np.float32))
     instances = {name: {"plugin": "field"} for name in ("lamp", "torch")}
     zoo = toy({"modalities": instances}, enabled=("field", "lamp", "torch"))
-    result = make_data(zoo, "folder", data, train=None, test=None, options={"path": str(mine)}, workers=0)
+    result = make_data(zoo, "folder", data, train=None, test=None, options={"path": str(user_files)}, workers=0)
     assert counts(result) == {"field": (2, 0, 0), "lamp": (1, 0, 0), "torch": (2, 0, 0)}
     assert counts(result, "test") == {"field": (1, 0, 0), "torch": (1, 0, 0)}
     store = ValueStore(data)
     assert store.read_key(zoo["lamp"], "train", "a").max() == 0.5 and store.keys("train", "lamp") == ["a"]
 
 
-def test_a_modality_that_bears_another_ones_alias_has_its_own_data(install_example: Install, tmp_path: Path) -> None:
+def test_a_modality_named_like_an_alias_has_separate_data(install_example: Install, tmp_path: Path) -> None:
     install_example("light", {"name=settings.name,": 'name=settings.name, aliases=("bright", "dark"),'})
     for name in ("dark", "bright"):
         value = only()["light"].write(np.zeros((1, 16, 16), np.float32))[0]
@@ -469,13 +473,13 @@ def test_a_modality_that_bears_another_ones_alias_has_its_own_data(install_examp
     assert made(2) == ["dark", "light"]
 
 
-def test_values_of_files_are_made_again_where_they_are_read_otherwise(units: Toy, tmp_path: Path) -> None:
-    mine, data = tmp_path / "mine", tmp_path / "data"
-    (mine / "field").mkdir(parents=True)
-    (mine / "field/a.num").write_text("0.2")
-    assert counts_of_import(units(), mine, data) == {"field": (1, 0, 0)}
+def test_files_are_imported_again_after_their_settings_change(units: Toy, tmp_path: Path) -> None:
+    files, data = tmp_path / "mine", tmp_path / "data"
+    (files / "field").mkdir(parents=True)
+    (files / "field/a.num").write_text("0.2")
+    assert counts_of_import(units(), files, data) == {"field": (1, 0, 0)}
     scaled_zoo = units(scale=0.5)
-    assert counts_of_import(scaled_zoo, mine, data) == {"field": (1, 0, 0)}
+    assert counts_of_import(scaled_zoo, files, data) == {"field": (1, 0, 0)}
     assert ValueStore(data).read_key(scaled_zoo["field"], "train", "a").max() == np.float32(0.1)
 
 
@@ -494,31 +498,29 @@ def refuse_for_memory(patch: pytest.MonkeyPatch, handle: Any, number: int, error
 
 
 @pytest.mark.parametrize("want", ["files", "memory", "disk"])
-def test_a_file_that_is_not_read_now_is_read_the_next_time(
+def test_a_file_that_could_not_be_read_is_retried(
     want: str, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
-    own_files(mine, range(8))
+    zoo, files, data = toy(), tmp_path / "mine", tmp_path / "data"
+    own_files(files, range(8))
     with monkeypatch.context() as patch:
         if want == "files":
-            (mine / "field/f05.npy").rename(tmp_path / "aside")
-            (mine / "field/f05.npy").symlink_to(mine / "mounted")  # as on a disk that is not mounted
+            (files / "field/f05.npy").rename(tmp_path / "aside")
+            (files / "field/f05.npy").symlink_to(files / "mounted")  # as on a disk that is not mounted
         else:
             refuse_for_memory(patch, zoo["field"], 5, ReadError("Input/output error") if want == "disk" else None)
-        assert counts_of_import(zoo, mine, data) == {"field": (7, 1, 0), "words": (8, 0, 0)}
+        assert counts_of_import(zoo, files, data) == {"field": (7, 1, 0), "words": (8, 0, 0)}
         reasons = str(describe_data(data).reasons)
         assert (
             "f05: " in reasons and {"files": "No such file", "memory": "MemoryError", "disk": "Input"}[want] in reasons
         )
     if want == "files":
-        (tmp_path / "aside").rename(mine / "mounted")
-    assert counts_of_import(zoo, mine, data) == {"field": (4, 0, 4), "words": (0, 0, 8)}
-    assert counts_of_import(zoo, mine, data) == {"field": (0, 0, 8), "words": (0, 0, 8)}
+        (tmp_path / "aside").rename(files / "mounted")
+    assert counts_of_import(zoo, files, data) == {"field": (4, 0, 4), "words": (0, 0, 8)}
+    assert counts_of_import(zoo, files, data) == {"field": (0, 0, 8), "words": (0, 0, 8)}
 
 
-def test_a_picture_refused_beside_one_that_was_not_read_is_made_the_next_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_refused_beside_an_unread_one_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once depth can be read, it agrees with rgb, so only the mask with the other shape is refused."""
     pytest.importorskip("zoo_geometry")
     pytest.importorskip("zoo_semantics")
@@ -536,7 +538,7 @@ def test_a_picture_refused_beside_one_that_was_not_read_is_made_the_next_time(
 # ---------------------------------------------------------------------- derive
 
 
-def test_derive_computes_what_is_absent_and_notes_what_fails(
+def test_derive_computes_missing_values_and_records_failures(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, out = toy(), tmp_path / "data"
@@ -560,7 +562,7 @@ def test_derive_computes_what_is_absent_and_notes_what_fails(
     assert counts(derive_data(zoo, out, workers=0)) == {"dark": (0, len(bright), len(dark))}
 
 
-def test_derive_goes_on_after_a_kill_and_follows_what_changes(
+def test_derive_resumes_after_a_kill_and_follows_changed_data(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, data = toy(), tmp_path / "data"
@@ -622,7 +624,7 @@ def test_values_are_derived_again_when_their_inputs_change(units: Toy, tmp_path:
     "data/train/keys/shard-00001.txt", "tokens/train/words/shard-00001.arrow", "tokens/train/words/shard-00001.json",
     "tokens/train/keys/shard-00001.txt",
 ])  # fmt: skip
-def test_repair_makes_again_what_verify_finds(path: str, toy: Toy, tmp_path: Path) -> None:
+def test_repair_restores_the_damage_that_verify_reports(path: str, toy: Toy, tmp_path: Path) -> None:
     zoo, data, tokens = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     derive_data(zoo, data, workers=0)
@@ -635,7 +637,7 @@ def test_repair_makes_again_what_verify_finds(path: str, toy: Toy, tmp_path: Pat
     content[len(content) // 2] ^= 1  # same size, so only the checksum differs
     damaged.write_bytes(b"{" if damaged.suffix == ".json" else content)
     name = damaged.parent.name
-    damaged_shards = {(wrong.modality, wrong.shard) for wrong in verify_store(root)}
+    damaged_shards = {(damage.modality, damage.shard) for damage in verify_store(root)}
     assert damaged_shards == {(name, 1)}
     if damaged.suffix in (".tar", ".index"):
         with pytest.raises(DataError, match=f"{damaged}: has another checksum .*repair"):
@@ -652,14 +654,12 @@ def test_repair_removes_shards_beyond_the_split(toy: Toy, tmp_path: Path) -> Non
     before = snapshot(data)
     for path in (data / "train/field").glob("shard-00000.*"):
         path.with_name(path.name.replace("00000", "00009")).write_bytes(path.read_bytes())
-    assert [wrong.shard for wrong in verify_store(data)] == [9]
+    assert [damage.shard for damage in verify_store(data)] == [9]
     assert len(list(repair_store(zoo, data, workers=0))) == 2
     assert snapshot(data) == before and not list(verify_store(data))
 
 
-def test_repair_of_what_cannot_be_made_again_removes_nothing(
-    toy: Toy, install_example: Install, tmp_path: Path
-) -> None:
+def test_a_repair_without_sources_removes_nothing(toy: Toy, install_example: Install, tmp_path: Path) -> None:
     """Values without a source: `dark` is derived from them, and `darker` from `dark`."""
     install_example("darker", derived("dark"))
     zoo, data = toy(enabled=("field", "words", "dark", "darker")), tmp_path / "data"
@@ -681,7 +681,7 @@ def test_repair_of_what_cannot_be_made_again_removes_nothing(
     }
 
 
-def test_a_key_that_comes_twice_is_refused(toy: Toy, tmp_path: Path) -> None:
+def test_a_duplicate_key_is_refused(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data)
     split = ValueStore(data).split("train")
@@ -692,7 +692,7 @@ def test_a_key_that_comes_twice_is_refused(toy: Toy, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["derive", "tokenize"])
-def test_no_sample_is_to_blame_where_a_shard_is_damaged(stage: str, toy: Toy, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_no_error_of_a_sample(stage: str, toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data)
     train_tokenizer(zoo, "words", data)
@@ -702,22 +702,20 @@ def test_no_sample_is_to_blame_where_a_shard_is_damaged(stage: str, toy: Toy, tm
         derive_data(zoo, data, workers=0) if stage == "derive" else tokenize(zoo, data, tmp_path / "tokens")
 
 
-def test_no_sample_is_to_blame_where_the_machine_fails(toy: Toy, install_example: Install, tmp_path: Path) -> None:
-    data, room = tmp_path / "data", tmp_path / "room"
-    failing = f"        if not Path({str(room)!r}).exists():\n            raise MemoryError('13 GB')\n"
+def test_a_failing_machine_is_no_error_of_a_sample(toy: Toy, install_example: Install, tmp_path: Path) -> None:
+    data, memory_flag = tmp_path / "data", tmp_path / "room"
+    failing = f"        if not Path({str(memory_flag)!r}).exists():\n            raise MemoryError('13 GB')\n"
     install_example("shadow", derived("field") | {"        return value\n\n": f"{failing}        return value\n\n"})
     zoo = toy(enabled=("field", "shadow"))
     make_toy(zoo, data, test=0)
     with pytest.raises(MachineError, match=r"^shadow: derive of .* or its device failed: \w+Error: .* fewer workers"):
         derive_data(zoo, data, workers=0)
     assert not list(data.rglob("shadow/*"))
-    room.touch()
+    memory_flag.touch()
     assert [(o.written, o.dropped) for o in derive_data(zoo, data, workers=0).outcomes] == [(22, 1)]
 
 
-def test_samples_that_ran_out_of_memory_are_derived_the_next_time(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_that_ran_out_of_memory_are_retried(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo, data = toy(enabled=("field", "dark")), tmp_path / "data"
     make_toy(zoo, data, test=0)
     with monkeypatch.context() as patch:
@@ -736,7 +734,7 @@ def test_samples_that_ran_out_of_memory_are_derived_the_next_time(
         (KeyError("x"), PluginError),
     ],
 )
-def test_errors_in_a_sample_of_a_source(
+def test_errors_of_a_source_name_the_sample(
     error: Exception, kind: type[Exception], toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = toy().source("toy").samples("train", 3, 0, {})
@@ -779,7 +777,7 @@ def test_derive_takes_inputs_first_and_says_what_is_missing(toy: Toy, install_ex
     assert {(o.split, o.modality) for o in result.outcomes if o.written} == {("test", "dark"), ("test", "alpha")}
 
 
-def test_derived_values_are_inputs_even_if_their_own_inputs_are_gone(
+def test_derived_values_are_inputs_even_without_their_own_inputs(
     toy: Toy, install_example: Install, tmp_path: Path
 ) -> None:
     install_example("alpha", derived("dark"))

@@ -108,7 +108,7 @@ vectors = strategies.lists(strategies.floats(-1.8, 1.8), min_size=3, max_size=3)
 
 
 @given(vectors)
-def test_any_rotation_survives_its_representations(vector: np.ndarray) -> None:
+def test_any_rotation_survives_conversion_to_matrices_and_back(vector: np.ndarray) -> None:
     assert largest_angle(vector, body.vectors_of(body.matrices_of(vector))) < 1e-5
     assert largest_angle(vector, body.vectors_of_six(2 * body.six_numbers_of(vector))) < 1e-5
     mirror = np.diag([-1.0, 1, 1])
@@ -251,9 +251,9 @@ def test_any_ids_decode_to_people(poses: ModalityHandle, data: strategies.DataOb
     layout = poses.spec.layout
     assert isinstance(layout, SequenceLayout)
     content = strategies.integers(layout.sentinel_start + layout.num_sentinels, poses.spec.vocab_size - 1)
-    (good,) = poses.encode([[person()]])
+    (ids_of_person,) = poses.encode([[person()]])
     noise = data.draw(strategies.lists(content, max_size=30))
-    ids = np.array([*noise, *good.tolist(), *noise[:10]], dtype=np.int64)
+    ids = np.array([*noise, *ids_of_person.tolist(), *noise[:10]], dtype=np.int64)
     ((*_, decoded),) = poses.decode([ids])
     assert plugin.split([decoded], plugin.options(poses.settings)) == [decoded]
     decoded_twice = poses.decode(poses.encode([[decoded]]))[0][0]

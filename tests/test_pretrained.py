@@ -43,7 +43,7 @@ def write_network(folder: Path, scale: float = 1.0) -> Path:
     return folder
 
 
-def refused(config: PretrainedConfig, *parts: str) -> None:
+def assert_refused(config: PretrainedConfig, *parts: str) -> None:
     """Check that `locate` raises a one-line error that contains all `parts`."""
     with pytest.raises(PretrainedError) as caught:
         config.locate()
@@ -67,22 +67,22 @@ ALL = ("config.json", "model.safetensors")
 
 
 def test_missing_files_are_one_line_errors(tmp_path: Path) -> None:
-    refused(PretrainedConfig(model=str(tmp_path / "absent")), "absent", "no such folder")
-    refused(PretrainedConfig(model="~nobody-at-all/net"), "~nobody-at-all/net: no such folder")
-    refused(PretrainedConfig(model="no_owner"), "no_owner", "hub id (owner/name)")
-    refused(WeightsOnly(), "weights_only", "get it from its authors")
-    refused(PretrainedConfig(model=str(tmp_path)), "no config.json")
+    assert_refused(PretrainedConfig(model=str(tmp_path / "absent")), "absent", "no such folder")
+    assert_refused(PretrainedConfig(model="~nobody-at-all/net"), "~nobody-at-all/net: no such folder")
+    assert_refused(PretrainedConfig(model="no_owner"), "no_owner", "hub id (owner/name)")
+    assert_refused(WeightsOnly(), "weights_only", "get it from its authors")
+    assert_refused(PretrainedConfig(model=str(tmp_path)), "no config.json")
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
-    refused(PretrainedConfig(model=str(tmp_path)), "no *.safetensors", "pickles are never read")
+    assert_refused(PretrainedConfig(model=str(tmp_path)), "no *.safetensors", "pickles are never read")
     folder = write_network(tmp_path / "sharded")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "a.safetensors"}}')
-    refused(PretrainedConfig(model=str(folder)), "lacks a.safetensors")
+    assert_refused(PretrainedConfig(model=str(folder)), "lacks a.safetensors")
     for damaged in ('{"weight_map": {"x": "a.safe', "{}", "[]", '{"weight_map": ["a.safetensors"]}'):
         (folder / "model.safetensors.index.json").write_text(damaged)  # as after an interrupted copy
-        refused(PretrainedConfig(model=str(folder)), "model.safetensors.index.json is damaged", "copy it again")
-    refused(PretrainedConfig(model="pip:zoo-no-such-wheel"), "pip install zoo-no-such-wheel")
-    refused(PretrainedConfig(model="pip:tokenizers-zoo"), "no folder with config.json and *.safetensors")
+        assert_refused(PretrainedConfig(model=str(folder)), "model.safetensors.index.json is damaged", "copy it again")
+    assert_refused(PretrainedConfig(model="pip:zoo-no-such-wheel"), "pip install zoo-no-such-wheel")
+    assert_refused(PretrainedConfig(model="pip:tokenizers-zoo"), "no folder with config.json and *.safetensors")
 
 
 class TransportError(Exception):
@@ -93,11 +93,11 @@ def broken_off(*_: Any, local_files_only: bool, **__: Any) -> str:
     raise FileNotFoundError if local_files_only else TransportError("the connection\nbroke off")
 
 
-def test_the_hub_is_asked_last_and_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_hub_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     config = PretrainedConfig(model="owner/net", revision="v1")
-    refused(config, "owner/net", "the hub does not give it", "set its model to that folder")
+    assert_refused(config, "owner/net", "the hub does not give it", "set its model to that folder")
     with pytest.raises(PretrainedError, match=r"owner/net is not on this machine; .*--modalities NAME.*local folder"):
         config.locate(download=False)
     repository = tmp_path / "models--owner--net"
@@ -108,7 +108,7 @@ def test_the_hub_is_asked_last_and_says_what_to_do(tmp_path: Path, monkeypatch: 
     assert config.record(download=False)["revision"] == COMMIT
     (folder / "model.safetensors").unlink()  # as after a killed download
     monkeypatch.setattr("huggingface_hub.snapshot_download", broken_off)
-    refused(config, "the hub does not give it: the connection broke off", "set its model to that folder")
+    assert_refused(config, "the hub does not give it: the connection broke off", "set its model to that folder")
     with pytest.raises(PretrainedError, match="not on this machine"):
         config.locate(download=False)
 
@@ -160,10 +160,10 @@ def test_macos_metadata_files_are_ignored(tmp_path: Path) -> None:
         (folder / f"._{name}").write_bytes(b"\xffMac OS X")
     assert PretrainedConfig(model=str(folder)).record() == before
     (folder / "model.safetensors").unlink()
-    refused(PretrainedConfig(model=str(folder)), "no *.safetensors")
+    assert_refused(PretrainedConfig(model=str(folder)), "no *.safetensors")
 
 
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_device_is_the_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert PretrainedConfig(model="a/b").torch_device == "cpu"
     with pytest.raises(PretrainedError, match='there is none; set device = "cpu"'):
@@ -172,7 +172,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PretrainedConfig(model="a/b").torch_device == "cuda"
 
 
-def test_tables_of_settings(tmp_path: Path) -> None:
+def test_network_settings_are_read_and_checked(tmp_path: Path) -> None:
     config = PretrainedConfig(model="a/b")
     assert networks_of({"size": 3, "network": config}) == {"network": config}
     with pytest.raises(ConfigError, match=r"network.*model: expected a local folder or a hub id"):

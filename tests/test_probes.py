@@ -94,7 +94,7 @@ def test_a_fault_is_noticed(message: str, install_example: Install) -> None:
     assert message in probes_message("mistaken_map")
 
 
-def test_want_of_memory_is_no_fault_of_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_no_fault_of_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> Any:
         raise MachineError("no memory")
 
@@ -108,7 +108,7 @@ def test_want_of_memory_is_no_fault_of_a_reader(monkeypatch: pytest.MonkeyPatch)
         made_up(handle)
 
 
-def test_pictures_are_met_where_they_are_read(install_example: Install) -> None:
+def test_probe_pictures_are_read_correctly(install_example: Install) -> None:
     install_example("seen_map", {SCORE: PICTURES + SCORE})
     assert probes_message("seen_map") == ""
     outcomes = probe_outcomes("seen_map")
@@ -120,7 +120,7 @@ def test_pictures_are_met_where_they_are_read(install_example: Install) -> None:
     assert {"png", "jpg", "tiff", "npy"} <= set(probed_files(Zoo.installed()["seen_map"]).reads)
 
 
-def test_a_picture_that_is_not_turned_as_exif_says_is_noticed(install_example: Install) -> None:
+def test_ignoring_the_exif_orientation_is_noticed(install_example: Install) -> None:
     lying = PICTURES.replace(
         "else read_grey(data, extension)",
         "else np.asarray(__import__('PIL.Image').Image.open(io.BytesIO(data)).convert('L'), np.float32)[None] / 255",
@@ -130,7 +130,7 @@ def test_a_picture_that_is_not_turned_as_exif_says_is_noticed(install_example: I
     assert "it is read, but not as it should be: upright" in probe_outcomes("lying_map")["turned by EXIF"].fault
 
 
-def test_pictures_of_ids_spread_over_channels_are_met(install_example: Install) -> None:
+def test_ids_spread_over_channels_are_read(install_example: Install) -> None:
     """COCO's panoptic pictures store id = red + 256 green + 65536 blue."""
     install_example("panoptic_map", {'low=0, high=1, unit="brightness"': 'dtype="int64", low=0, high=70000'})
     handle = Zoo.installed()["panoptic_map"]
@@ -178,7 +178,7 @@ def test_objects_need_an_example_or_a_sample(install_example: Install) -> None:
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (1, 32, 32), (8, 3, 16, 24), (512, 14, 14)])
-def test_bars_look_otherwise_when_turned_or_mirrored(shape: tuple[int, ...]) -> None:
+def test_bars_change_when_turned_or_mirrored(shape: tuple[int, ...]) -> None:
     value = bars(shape, (0.25, 0.75))
     assert value.shape == shape and value.dtype == np.float32 and len(np.unique(value)) == 2
     if len(shape) > 1:
@@ -233,14 +233,14 @@ def test_objects_differ_in_what_they_say() -> None:
 # ---------------------------------------------------------------- pages and comparisons
 
 
-def test_a_page_cannot_be_made_where_a_file_is_met_wrongly(install_example: Install) -> None:
+def test_a_wrongly_read_file_prevents_the_page(install_example: Install) -> None:
     install_example("unpaged_map", {SCORE: READ.format(
         "if len(data) < 300: raise KeyError('map')\n        return np.load(io.BytesIO(data))") + SCORE})  # fmt: skip
     with pytest.raises(SystemExit, match=r"unpaged_map: .*read_value stumbles over it"):
         files_section(Zoo.installed()["unpaged_map"])
 
 
-def test_a_value_close_to_a_plain_one_is_told_from_another(install_example: Install) -> None:
+def test_readings_are_compared_with_a_tolerance(install_example: Install) -> None:
     install_example("told_map")
     handle: ModalityHandle = Zoo.installed()["told_map"]
     value = bars((1, 16, 16), (0.25, 0.75))

@@ -146,7 +146,7 @@ def test_instances_are_spelled_as_published(world: World) -> None:
     assert handle.decode(handle.encode([empty]))[0].max() == 0
 
 
-def test_pixels_are_those_of_224_whatever_the_size_of_the_map(world: World) -> None:
+def test_coordinates_refer_to_224_pixels_for_any_map_size(world: World) -> None:
     table = world.zoo.tables["modalities"][MASKS]
     tables = {**world.zoo.tables, "modalities": {MASKS: {**table, "image_size": 56}}}
     small = Zoo.from_tables({**tables, "zoo": {"checkpoints": "tokenizers"}}, world.registry)
@@ -167,7 +167,7 @@ def test_a_point_is_within_its_instance() -> None:
 # ---------------------------------------------------------------------- there and back
 
 
-def test_people_come_back(world: World) -> None:
+def test_people_round_trip(world: World) -> None:
     rng = np.random.default_rng(0)
     handle = world.zoo[POSES]
     people = []
@@ -183,8 +183,8 @@ def test_people_come_back(world: World) -> None:
             "box": [*low.tolist(), *high.tolist()], "shape": [0.5] * 10,
         })  # fmt: skip
     people.sort(key=lambda human: (human["box"][0] - human["box"][2]) * (human["box"][3] - human["box"][1]))
-    (back,) = handle.decode(handle.encode([people]))
-    for decoded, human in zip(back, people, strict=True):
+    (recovered,) = handle.decode(handle.encode([people]))
+    for decoded, human in zip(recovered, people, strict=True):
         assert np.allclose(decoded["box"], human["box"], atol=0.0006) and np.allclose(decoded["shape"], 0.5, atol=0.004)
         first, second = (body.matrices_of(np.array(p["joint_rotations"][0])) for p in (decoded, human))
         assert np.allclose(first, second, atol=0.003)
@@ -204,12 +204,12 @@ def test_box_and_position_of_a_cut_off_person_agree(world: World) -> None:
     (visible,) = poses.seen(
         [AT_REST], Crop(top=0, left=0.4, height=0.6, width=0.6), poses.options(world.zoo[POSES].settings)
     )
-    (back,) = world.zoo[POSES].decode(world.zoo[POSES].encode([[visible]]))[0]
-    assert np.allclose(back["box"], visible["box"], atol=0.0006)
-    assert np.allclose(back["joints_image"][0], visible["joints_image"][0], atol=0.02)
+    (decoded,) = world.zoo[POSES].decode(world.zoo[POSES].encode([[visible]]))[0]
+    assert np.allclose(decoded["box"], visible["box"], atol=0.0006)
+    assert np.allclose(decoded["joints_image"][0], visible["joints_image"][0], atol=0.02)
 
 
-def test_rectangles_come_back_where_codes_do(world: World) -> None:
+def test_rectangles_round_trip_where_their_codes_do(world: World) -> None:
     """Boxes and points are exact at 224 pixels; masks inside boxes are the tokenizer's."""
     handle = world.zoo[MASKS]
     value = rectangles((56, 112, 112, 168), (200, 10, 210, 30))
@@ -218,8 +218,8 @@ def test_rectangles_come_back_where_codes_do(world: World) -> None:
     options = instances.options(handle.settings)
     objects = instances.split(value, options)
     numbers = instances.coordinates(objects, {}, options)
-    back = instances.join(numbers, 2 * instances.items(objects, options) - 1, {}, options)
-    assert np.array_equal(back, value) and codes.shape == (2, 16)
+    decoded = instances.join(numbers, 2 * instances.items(objects, options) - 1, {}, options)
+    assert np.array_equal(decoded, value) and codes.shape == (2, 16)
 
 
 def test_only_whole_objects_that_fit_are_written(world: World) -> None:
@@ -235,15 +235,15 @@ def test_only_whole_objects_that_fit_are_written(world: World) -> None:
 # ---------------------------------------------------------------------- read in any order, and damaged
 
 
-def read(world: World, name: str, text: str) -> tuple[np.ndarray, np.ndarray]:
+def levels_of(world: World, name: str, text: str) -> tuple[np.ndarray, np.ndarray]:
     levels, codes = world.zoo[name].tokenizer.grammar.read(world.ids(text))
     return levels, codes
 
 
 def test_blocks_may_come_in_any_order(world: World, rest_blocks: dict[str, str]) -> None:
-    expected = read(world, POSES, " ".join((REST_BOX, *rest_blocks.values())))
+    expected = levels_of(world, POSES, " ".join((REST_BOX, *rest_blocks.values())))
     assert expected[0].shape == (1, 26) and expected[1].shape == (1, 8)
-    mixed = read(world, POSES, " ".join((REST_BOX, *reversed(rest_blocks.values()))))
+    mixed = levels_of(world, POSES, " ".join((REST_BOX, *reversed(rest_blocks.values()))))
     assert all(np.array_equal(array, expected_array) for array, expected_array in zip(mixed, expected, strict=True))
 
 
@@ -252,7 +252,7 @@ def test_complete_people_among_damaged_ones_are_read(world: World, rest_blocks: 
     complete = " ".join((REST_BOX, *blocks))
 
     def people(text: str) -> int:
-        levels, _ = read(world, POSES, text)
+        levels, _ = levels_of(world, POSES, text)
         decoded = world.zoo[POSES].decode([world.ids(text)])[0]
         assert len(decoded) == len(levels)
         return len(levels)
@@ -277,7 +277,7 @@ def test_complete_instances_among_damaged_ones_are_read(world: World) -> None:
         return f"polygon v0={left} v1=20 v2=100 v3=120 {codes}"
 
     def boxes(text: str) -> list[list[int]]:
-        levels, codes_read = read(world, MASKS, text)
+        levels, codes_read = levels_of(world, MASKS, text)
         assert (codes_read == [5, 1023] * 8).all()
         world.zoo[MASKS].check(world.zoo[MASKS].decode([world.ids(text)])[0])
         return levels[:, [0, 1, 2]].tolist()
@@ -290,7 +290,7 @@ def test_complete_instances_among_damaged_ones_are_read(world: World) -> None:
     assert boxes(f"point v0=3 v1=4 {polygon(1)[:-7]}") == []
 
 
-def test_boxes_outside_of_the_picture_and_inside_out_hold_nothing(world: World) -> None:
+def test_boxes_without_area_in_the_picture_are_empty(world: World) -> None:
     codes = "v0=5 v1=511 " * 8
     for box in ("v0=500 v1=20 v2=900 v3=120", "v0=100 v1=20 v2=50 v3=120"):
         text = f"point v0=3 v1=4 polygon {box} {codes}"
@@ -310,7 +310,9 @@ def test_any_ids_decode_to_values_that_can_be_written(world: World) -> None:
 # ---------------------------------------------------------------------- imported, trained, checked
 
 
-def test_a_published_backbone_has_the_plugins(world: World, tmp_path: Path, rest_blocks: dict[str, str]) -> None:
+def test_a_published_backbone_uses_the_installed_plugins(
+    world: World, tmp_path: Path, rest_blocks: dict[str, str]
+) -> None:
     assert "_4m" not in world.output and "other tokens" not in world.output
     assert world.zoo.names() == ["caption", POSES, MASKS] and world.zoo.problems() == {}
     model = load_model(world.backbone, [world.zoo[name].spec for name in world.zoo.names()])
@@ -352,22 +354,22 @@ def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: P
     assert load_model(out / "backbone", [handle().spec])
 
 
-def test_another_vocabulary_is_another_codec_and_a_grown_one_is_not(world: World, tmp_path: Path) -> None:
-    mine = world.zoo[POSES]
+def test_fingerprints_change_with_the_vocabulary_but_not_with_growth(world: World, tmp_path: Path) -> None:
+    handle = world.zoo[POSES]
     source = world.out / "tokenizers" / "text"
     words = TextVocabulary.load(source)
     words.grow(["<more>"]).save(tmp_path / "grown")
-    assert mine.at(mine.checkpoint, tmp_path / "grown").fingerprint == mine.fingerprint
+    assert handle.at(handle.checkpoint, tmp_path / "grown").fingerprint == handle.fingerprint
     text = text_file(tmp_path / "other.json", **{word: FIRST_WORD + k for k, word in enumerate(reversed(SPOKEN))})
     TextVocabulary(words.config, published=text.read_text()).save(tmp_path / "other")
-    assert mine.at(mine.checkpoint, tmp_path / "other").fingerprint != mine.fingerprint
+    assert handle.at(handle.checkpoint, tmp_path / "other").fingerprint != handle.fingerprint
     TextVocabulary(words.config, published=text_file(tmp_path / "few.json").read_text()).save(tmp_path / "few")
     with pytest.raises(CheckpointError, match=r"human_poses: .*few: the vocabulary has no word 'human', it reads"):
-        mine.at(mine.checkpoint, tmp_path / "few").encode([[]])
+        handle.at(handle.checkpoint, tmp_path / "few").encode([[]])
 
 
 @pytest.mark.parametrize("name", [POSES, MASKS])
-def test_a_vocabulary_that_is_too_small_is_told(name: str) -> None:
+def test_a_vocabulary_that_is_too_small_is_refused(name: str) -> None:
     plugin = {POSES: poses, MASKS: instances}[name]
     with pytest.raises(ConfigError, match=rf"{name}: .*coordinate_bins has to be 1000 .*, and is 256"):
         plugin.modality_spec(Settings(name, {"layout": "4m"}, vocabularies={"text": {}}))

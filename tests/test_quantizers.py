@@ -176,7 +176,7 @@ def test_straight_through_is_the_identity(config: QuantizerConfig) -> None:
 
 
 @pytest.mark.parametrize("name", ["fsq", "residual_fsq"])
-def test_the_spread_brings_codes_into_use(name: str) -> None:
+def test_the_spread_loss_brings_codes_into_use(name: str) -> None:
     """Small, correlated latents use few codes until the spread loss separates them; at weight 0 the loss is 0."""
     config = dataclasses.replace(CONFIGS[name], spread_weight=0.1)
     torch.manual_seed(0)
@@ -341,14 +341,14 @@ def test_entropy_of_bits_is_that_of_the_whole_codebook(spherical: bool, magnitud
     reference = vqp.LFQ(
         dim=7, entropy_loss_weight=1.0, diversity_gamma=DIVERSITY, commitment_loss_weight=0.0, spherical=spherical
     )
-    ours, theirs = latents.clone().requires_grad_(), latents.clone().requires_grad_()
-    loss = entropy_loss(ours[0], magnitude)
-    expected = reference(theirs, inv_temperature=magnitude**-2).entropy_aux_loss
+    latents_ours, latents_reference = latents.clone().requires_grad_(), latents.clone().requires_grad_()
+    loss = entropy_loss(latents_ours[0], magnitude)
+    expected = reference(latents_reference, inv_temperature=magnitude**-2).entropy_aux_loss
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
     loss.backward()
     expected.backward()
     if not spherical:  # the library differentiates before normalising to the sphere
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(latents_ours.grad, latents_reference.grad, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_commitment_loss_is_the_mean_squared_distance(config: QuantizerConfig, t
     ],
     ids=lambda config: config.kind,
 )
-def test_tokens_side_by_side_are_those_of_parts_of_the_latents(config: QuantizerConfig) -> None:
+def test_product_tokens_quantize_parts_of_the_latents(config: QuantizerConfig) -> None:
     quantizer = trained(config).eval()
     assert isinstance(quantizer.adapter, SideBySide)
     parts = quantizer.adapter.parts
@@ -399,8 +399,8 @@ def test_residual_vq_equals_the_library() -> None:
     quantizer = trained(config).eval()
     assert isinstance(quantizer.adapter, Residual)
     reference = vqp.ResidualVQ(dim=DIM, num_quantizers=3, codebook_size=32, rotation_trick=False).eval()
-    for ours, theirs in zip(quantizer.adapter.steps, reference.layers, strict=True):
-        theirs.load_state_dict(ours.vq.state_dict())
+    for step, layer in zip(quantizer.adapter.steps, reference.layers, strict=True):
+        layer.load_state_dict(step.vq.state_dict())
     expected_codes, expected_tokens, _ = reference(some_latents())
     codes, tokens, _ = quantizer(some_latents())
     assert torch.equal(tokens, expected_tokens)
@@ -419,8 +419,8 @@ def test_residual_simvq_equals_the_library() -> None:
     config = QuantizerConfig(kind="residual_simvq", codebook_size=32, codebook_dim=DIM, num_codebooks=3)
     quantizer = trained(config).eval()
     reference = vqp.ResidualSimVQ(dim=DIM, num_quantizers=3, codebook_size=32)
-    for ours, theirs in zip(quantizer.adapter.steps, reference.layers, strict=True):
-        theirs.load_state_dict(ours.simvq.state_dict())
+    for step, layer in zip(quantizer.adapter.steps, reference.layers, strict=True):
+        layer.load_state_dict(step.simvq.state_dict())
     expected_codes, expected_tokens, losses = reference(some_latents())
     codes, tokens, _ = quantizer(some_latents())
     assert torch.equal(tokens, expected_tokens)

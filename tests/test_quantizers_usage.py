@@ -133,7 +133,7 @@ def test_dead_codes_are_revived_also_in_small_batches() -> None:
     assert revived > 0.5 > 0.3 > dead
 
 
-def test_usage_by_hand() -> None:
+def test_codebook_usage_by_hand() -> None:
     usage = CodebookUsage(8)
     assert (usage.usage, usage.entropy_bits, usage.perplexity) == (0.0, 0.0, 1.0)
     usage.update(torch.tensor([[0, 0], [1, 1]]))

@@ -54,7 +54,7 @@ def test_noise_below_0_and_glints_are_cut_off() -> None:
     assert read.min() == 0 and read.dtype == np.float32
 
 
-def test_0_in_all_bands_of_integers_is_data_only_where_settings_say_so() -> None:
+def test_integer_pixels_of_all_zeros_are_missing_by_default() -> None:
     numbers = np.zeros((12, 4, 4), np.uint16)
     assert (read_bands(npy(numbers), nodata=float("nan")) == 0).all()
     assert (read_bands(npy(numbers.astype(np.float32))) == 0).all()
@@ -163,7 +163,7 @@ def test_true_colour_takes_the_visible_bands() -> None:
 # ---------------------------------------------------------------- heights
 
 
-def test_the_space_of_heights_has_an_inverse() -> None:
+def test_the_scaling_of_heights_can_be_inverted() -> None:
     metres = torch.tensor([-11000.0, -50.0, 0.0, 30.0, 8848.0])
     scaled = heightmap.plugin.to_network(metres, None)
     assert scaled[3].item() == pytest.approx(np.arcsinh(0.3)) and scaled[2] == 0

@@ -92,17 +92,17 @@ def test_numbers_that_cannot_be_drawn_are_a_damaged_line(tmp_path: Path, value: 
 
 
 @pytest.mark.parametrize(
-    "odd", ["1" + "0" * 30, str(-(2**63) - 1), str(2**64), "1e999", "NaN", "-Infinity", r'"\ud800"', r'{"\udc80": 1}']
+    "value", ["1" + "0" * 30, str(-(2**63) - 1), str(2**64), "1e999", "NaN", "-Infinity", r'"\ud800"', r'{"\udc80": 1}']
 )
-def test_values_that_no_record_has_are_damage(tmp_path: Path, odd: str) -> None:
+def test_impossible_values_are_damage(tmp_path: Path, value: str) -> None:
     """A stranger's record has a right checksum."""
-    text = '{\n  "format": 1,\n  "a": ' + odd + ',\n  "checksum": "'
+    text = '{\n  "format": 1,\n  "a": ' + value + ',\n  "checksum": "'
     (tmp_path / "a.json").write_text(f'{text}{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n')
     with pytest.raises(CheckpointError, match=r"a.json: damaged: cannot be read as JSON"):
         read_table(tmp_path / "a.json")
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_records_round_trip(tmp_path: Path) -> None:
     assert record(tmp_path / "a.json")() == TABLE
     assert list(json.loads((tmp_path / "a.json").read_text())) == ["format", "a", "b", "checksum"]
     assert line_of(tmp_path / "b.jsonl")() == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
@@ -152,7 +152,7 @@ SOUND: dict[str, Any] = {"names": ["x"], "score": {"m": 1, "n": None}, "start": 
     ({"score": {"m": True}}, "score.m: expected float, got true"), ({"more": {}}, "lacks more.a"),
     ({"more": {"a": 1.5}}, "more.a: expected int, got 1.5"), ({"start": {"folder": 1}}, "start.folder: expected str"),
 ])  # fmt: skip
-def test_shapes_of_records(tmp_path: Path, change: dict[str, Any], error: str | None) -> None:
+def test_records_are_checked_against_their_shape(tmp_path: Path, change: dict[str, Any], error: str | None) -> None:
     write_table(tmp_path / "a.json", SOUND | change)
     if error is None:
         assert read_table(tmp_path / "a.json", SHAPE) == SOUND | change

@@ -44,7 +44,7 @@ def test_a_disabled_plugin_is_never_imported(install_example: Install) -> None:
         zoo["explosive"]
 
 
-def test_one_name_of_two_distributions_names_both_and_others_work(install_example: Install) -> None:
+def test_a_duplicate_name_is_an_error_naming_both_distributions(install_example: Install) -> None:
     install_example("twice", distribution="zoo-first")
     install_example("twice", distribution="zoo-second")
     install_example("sound")
@@ -58,19 +58,19 @@ def test_one_name_of_two_distributions_names_both_and_others_work(install_exampl
     assert not any("twice" in key for key in only({"twice": {"enabled": False}}).problems())
 
 
-def test_a_mistake_in_settings_is_located(install_example: Install, tmp_path: Path) -> None:
+def test_an_error_in_settings_names_file_and_line(install_example: Install, tmp_path: Path) -> None:
     install_example("light")
 
-    def told(text: str) -> str:
+    def settings_error(text: str) -> str:
         with pytest.raises(ConfigError) as caught:
             Zoo.from_toml(write_registry(tmp_path / "registry.toml", text))["light"]
         return str(caught.value).removeprefix(f"{tmp_path}/")
 
-    wrong = "expected int, got str 'x'"
-    assert told('[zoo]\nlevels = "x"\n').startswith(f"registry.toml:2 [zoo] levels: {wrong}")
-    own_error = told('[zoo]\nlevels = 3\n[modalities.light]\nlevels = "x"\n')
-    assert own_error.startswith(f"registry.toml:4 [modalities.light] levels: {wrong}")
-    unknown = told("[modalities.light]\nimage_size = 32\nlevles = 3\n")
+    registry_path = "expected int, got str 'x'"
+    assert settings_error('[zoo]\nlevels = "x"\n').startswith(f"registry.toml:2 [zoo] levels: {registry_path}")
+    own_error = settings_error('[zoo]\nlevels = 3\n[modalities.light]\nlevels = "x"\n')
+    assert own_error.startswith(f"registry.toml:4 [modalities.light] levels: {registry_path}")
+    unknown = settings_error("[modalities.light]\nimage_size = 32\nlevles = 3\n")
     assert unknown.startswith("registry.toml:3 [modalities.light] levles: ") and "did you mean levels?" in unknown
 
 
@@ -182,7 +182,7 @@ def test_a_table_replaces_only_its_own_keys_of_plugin_defaults() -> None:
         Settings("x", {"tokenizer": {"lr": 1}}).take(InstanceDefaults)
 
 
-def test_another_quantizer_in_a_table_drops_plugin_settings_of_the_first() -> None:
+def test_another_quantizer_in_a_table_drops_settings_of_the_default() -> None:
     """The same holds for a preset's quantizer, and for a table's quantizer on top of a preset."""
 
     def kind(**table: object) -> tuple[str, int | None]:
@@ -203,7 +203,7 @@ def test_another_quantizer_in_a_table_drops_plugin_settings_of_the_first() -> No
             kind(**table)
 
 
-def test_a_mistake_is_where_it_stands_in_the_file_or_on_the_command_line(tmp_path: Path) -> None:
+def test_errors_point_to_the_file_or_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "registry.toml"
     path.write_text("[modalities.depth.tokenizer]\nlevels = [8, 6, 5]\ndiffusion = { sampling_steps = 4 }\n")
     depth = Zoo.from_toml(path)["depth"]
@@ -215,7 +215,7 @@ def test_a_mistake_is_where_it_stands_in_the_file_or_on_the_command_line(tmp_pat
         depth.check_overrides({"quantizer": "lfq"})
 
 
-def test_the_modalities_that_are_enabled_may_be_listed(install_example: Install, tmp_path: Path) -> None:
+def test_enabled_modalities_may_be_listed(install_example: Install, tmp_path: Path) -> None:
     for name in ("small", "other", "off"):
         install_example(name)
     text = "[zoo]\nmodalities = ['small', 'large', 'off']\n[modalities.large]\nplugin = 'small'\n"
@@ -226,12 +226,12 @@ def test_the_modalities_that_are_enabled_may_be_listed(install_example: Install,
         zoo["other"]
     with pytest.raises(UnknownNameError, match=r"'off' is disabled: .*registry.toml:6 \[modalities.off\] enabled"):
         zoo["off"]
-    wrong = write_registry(tmp_path / "wrong.toml", "[zoo]\nmodalities = ['smal']\n")
+    registry_path = write_registry(tmp_path / "wrong.toml", "[zoo]\nmodalities = ['smal']\n")
     with pytest.raises(UnknownNameError, match=r"wrong.toml:2 \[zoo\] modalities: .*'smal'; did you mean small"):
-        Zoo.from_toml(wrong)
-    write_registry(wrong, "[zoo]\nmodalities = ['small', 'smoke']\n")  # of a plugin that is not installed here
+        Zoo.from_toml(registry_path)
+    write_registry(registry_path, "[zoo]\nmodalities = ['small', 'smoke']\n")  # of a plugin that is not installed here
     with pytest.raises(UnknownNameError, match=r"wrong.toml:2 \[zoo\] modalities: .*'smoke': .*pip install zoo-"):
-        Zoo.from_toml(wrong)
+        Zoo.from_toml(registry_path)
 
 
 def test_an_entry_without_a_plugin_offers_close_names(install_example: Install, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_modalities_of_one_vocabulary_have_to_agree(install_example: Install) ->
     assert "has checkpoint" in only({"two": {"checkpoint": "elsewhere"}}).problems()["two"]
 
 
-def test_two_that_share_no_vocabulary_are_not_trained_into_one_folder(tmp_path: Path) -> None:
+def test_only_modalities_sharing_a_vocabulary_share_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     tables = {name: {"plugin": "rgb_patches", "checkpoint": str(folder)} for name in ("left", "right")}
     zoo = Zoo.from_tables({"zoo": {"image_size": 16, "patch_size": 8, "modalities": [*tables]}, "modalities": tables})
@@ -290,7 +290,7 @@ plugin = Hand()
 """
 
 
-def test_a_tokenizer_that_two_share_is_trained_with_one_of_them(install: Install, tmp_path: Path) -> None:
+def test_a_shared_tokenizer_is_trained_once(install: Install, tmp_path: Path) -> None:
     """It is trained once, whether the names are given together or one after the other."""
     hands = ("left_hand", "right_hand")
     install("zoo-hands", {"tokenizers_zoo": dict.fromkeys(hands, "zoo_hands:plugin")}, {"zoo_hands": HANDS})
@@ -324,7 +324,7 @@ def test_a_tokenizer_that_two_share_is_trained_with_one_of_them(install: Install
 # ---------------------------------------------------------------- derive, wrappers, sources
 
 
-def test_derive_names_what_is_missing(install_example: Install) -> None:
+def test_derive_names_missing_inputs(install_example: Install) -> None:
     install_example("bright")
     install_example("dark", derived("bright"))
     zoo = only()
@@ -364,7 +364,7 @@ plugin = Thief()
         ("{self.split}-{i", "{self.split}.{i", r"sample 0 .* has the key 'train.0000', expected a str without dots"),
     ],
 )
-def test_a_broken_source(old: str, new: str, message: str, install: Install) -> None:
+def test_a_broken_source_is_named(old: str, new: str, message: str, install: Install) -> None:
     assert old in SOURCE
     text = SOURCE.replace(old, new)
     install("zoo-toy", {"tokenizers_zoo.sources": {"toy": "zoo_toy:source"}}, {"zoo_toy": text})
@@ -373,7 +373,7 @@ def test_a_broken_source(old: str, new: str, message: str, install: Install) -> 
     assert str(caught.value).startswith("toy: ") and "zoo-toy 1.0" in str(caught.value)
 
 
-def test_the_source_of_the_docs(install: Install) -> None:
+def test_the_documented_source_works(install: Install) -> None:
     section = PAGE.read_text(encoding="utf-8").split("## A source")[1]
     example = re.search(r"```python\n(.*?)```", section, re.DOTALL)
     assert example is not None

@@ -35,12 +35,12 @@ RECORD = {"kind": "backbone", "identity": {}, "finished": {}}
 """A run.json without its places."""
 
 
-def opened(uri: str) -> Image.Image:
+def decoded_picture(uri: str) -> Image.Image:
     """Return the picture in a data URI."""
     return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
 
 
-def plain(colour: str, width: int = 64, height: int = 64) -> Image.Image:
+def plain_picture(colour: str, width: int = 64, height: int = 64) -> Image.Image:
     return Image.new("RGB", (width, height), colour)
 
 
@@ -95,7 +95,7 @@ def run(tmp_path: Path, zoo: Zoo) -> Run:
     lines = [{"step": step, "train/loss": 7.0 - step / 10} for step in range(1, 31)]
     lines += [{"step": 30, "held_out/loss": 5.5, "held_out/depth": 5.0, "held_out/caption": None}]
     write_log(folder, lines)
-    red, green, blue = plain("red"), plain("green"), plain("blue", 32, 16)
+    red, green, blue = plain_picture("red"), plain_picture("green"), plain_picture("blue", 32, 16)
     metric = {"name": "main", "unit": "m", "higher_is_better": False, "meaning": "an error"}
     evaluation = {
         "identity": {"settings": {}},
@@ -113,28 +113,28 @@ def run(tmp_path: Path, zoo: Zoo) -> Run:
 
 
 def test_a_sheet_is_cut_into_the_pictures_that_were_put_in(tmp_path: Path) -> None:
-    first, strip, large = plain("red", 2, 2), plain("blue", 64, 16), plain("green", 300, 150)
+    first, strip, large = plain_picture("red", 2, 2), plain_picture("blue", 64, 16), plain_picture("green", 300, 150)
     first.putpixel((1, 1), (1, 2, 3))
     write_sheet(tmp_path / "x.png", ["a", "b", "c"], [[first, "some words", strip], [large, "", first]])
     cells = cells_of(tmp_path / "x.png")
     assert cells is not None and [[cell is None for cell in row] for row in cells] == [[False, True, False]] * 2
-    back = opened(cells[0][0] or "")
+    back = decoded_picture(cells[0][0] or "")
     assert back.size == (CELL, CELL)
     assert back.resize((2, 2), Image.Resampling.NEAREST).tobytes() == first.tobytes()
-    assert opened(cells[0][2] or "").size == (CELL, CELL // 4)
+    assert decoded_picture(cells[0][2] or "").size == (CELL, CELL // 4)
     write_sheet(tmp_path / "y.png", ["a", "b", "c"], [[first, "other words", strip], [large, "", first]])
     first_pixels, second_pixels = (np.asarray(Image.open(tmp_path / name)) for name in ("x.png", "y.png"))
     assert (first_pixels != second_pixels).any(), "texts are drawn"
-    assert opened(cells[1][0] or "").size == (CELL, CELL // 2)
-    assert set(opened(cells[1][0] or "").convert("RGB").getcolors() or []) == {(CELL * CELL // 2, (0, 128, 0))}
+    assert decoded_picture(cells[1][0] or "").size == (CELL, CELL // 2)
+    assert set(decoded_picture(cells[1][0] or "").convert("RGB").getcolors() or []) == {(CELL * CELL // 2, (0, 128, 0))}
 
 
-def test_columns_have_roles(run: Run, tmp_path: Path) -> None:
+def test_gallery_columns_are_inputs_draws_and_truth(run: Run, tmp_path: Path) -> None:
     pictures = Pictures(folder=tmp_path / "pictures")
     galleries, _ = read_galleries(run[0] / "evaluation", run[1]["galleries"], pictures)
     roles = [[(cell.role, cell.label) for cell in row] for row in galleries[0].rows]
     assert roles == [[("input", "input"), ("generated", "draw 1"), ("generated", "draw 2"), ("truth", "truth")]] * 2
-    assert opened(galleries[0].rows[0][3].image or "").size == (CELL, CELL // 2)
+    assert decoded_picture(galleries[0].rows[0][3].image or "").size == (CELL, CELL // 2)
     assert [cell.text for cell in galleries[1].rows[0]] == [None, "<script>", "two", "truth"]
     assert (galleries[0].texts, galleries[1].texts, galleries[1].wide) == (False, True, True)
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
@@ -143,7 +143,7 @@ def test_columns_have_roles(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_overview_takes_one_sample_of_the_set_with_most_galleries(tmp_path: Path) -> None:
-    red, green = plain("red"), plain("green")
+    red, green = plain_picture("red"), plain_picture("green")
     rows: list[list[Image.Image | str]] = [[red, green, green, green]] * 2
     entries = [
         gallery(tmp_path, ["z"], "a", rows), gallery(tmp_path, ["b"], "a", rows),
@@ -172,7 +172,7 @@ def test_colours_of_a_quantity_have_its_unit_and_open_ends(zoo: Zoo) -> None:
     assert len({entry["colour"] for entry in legend_of(zoo["depth"])}) == len(labels)
 
 
-def test_the_page(run: Run, zoo: Zoo) -> None:
+def test_the_page_shows_scores_galleries_and_tokenizers(run: Run, zoo: Zoo) -> None:
     folder, _ = run
     page = write_report(zoo, folder)
     text = page.read_text(encoding="utf-8")
@@ -197,7 +197,7 @@ def test_the_page(run: Run, zoo: Zoo) -> None:
 
 def test_the_input_in_another_form_is_not_the_best_result(run: Run, zoo: Zoo) -> None:
     folder, evaluation = run
-    picture: list[Image.Image | str] = [plain("red")] * 4
+    picture: list[Image.Image | str] = [plain_picture("red")] * 4
     evaluation["pairs"].insert(0, pair(["rgb_patches"], "rgb", 0.9))
     evaluation["galleries"].insert(0, gallery(folder, ["rgb_patches"], "rgb", [picture] * 2))
     evaluation["modalities"]["rgb"] = evaluation["modalities"]["depth"]
@@ -209,7 +209,7 @@ def test_the_input_in_another_form_is_not_the_best_result(run: Run, zoo: Zoo) ->
 
 
 @pytest.mark.parametrize("averaged", [False, True])
-def test_the_curves_are_of_the_weights_that_the_run_gives(
+def test_curves_show_held_out_losses_of_the_final_weights(
     run: Run, zoo: Zoo, monkeypatch: pytest.MonkeyPatch, averaged: bool
 ) -> None:
     folder, _ = run
@@ -225,7 +225,7 @@ def test_the_curves_are_of_the_weights_that_the_run_gives(
     assert by_modality == {"depth": [(20, 4.5), (30, 4.5)] if averaged else [(30, 5.0)]}
 
 
-def test_the_page_of_a_run_without_an_evaluation(run: Run, zoo: Zoo, tmp_path: Path) -> None:
+def test_the_page_says_that_a_run_is_not_evaluated(run: Run, zoo: Zoo, tmp_path: Path) -> None:
     folder, _ = run
     (folder / "evaluation" / "evaluation.json").unlink()
     (folder / "metrics.jsonl").unlink()
@@ -235,7 +235,7 @@ def test_the_page_of_a_run_without_an_evaluation(run: Run, zoo: Zoo, tmp_path: P
     assert "shown here at work" not in text and f"not evaluated yet: <code>zoo backbone eval {folder}</code>" in text
 
 
-def test_the_page_of_a_grown_run(run: Run, zoo: Zoo) -> None:
+def test_the_page_shows_losses_before_and_after_growing(run: Run, zoo: Zoo) -> None:
     folder, _ = run
     start = {"folder": "/runs/first", "weights_sha256": "c" * 64, "knows": ["depth"], "added": ["caption"]}
     config = read_table(folder / "config.json")
@@ -268,29 +268,27 @@ def test_figures_of_another_model_are_left_out(run: Run, zoo: Zoo) -> None:
         assert ("evaluation.json belongs to other weights" in text) is not same_model
 
 
-@pytest.mark.parametrize("named", ["gone.png", "../../secret.png", "{}/secret.png"])
-def test_a_gallery_without_a_sheet_in_its_folder_is_left_out(run: Run, zoo: Zoo, tmp_path: Path, named: str) -> None:
+@pytest.mark.parametrize("picture", ["gone.png", "../../secret.png", "{}/secret.png"])
+def test_a_gallery_without_a_sheet_in_its_folder_is_left_out(run: Run, zoo: Zoo, tmp_path: Path, picture: str) -> None:
     folder, evaluation = run
-    plain("red", 40, 20).save(tmp_path / "secret.png")
-    evaluation["galleries"][0]["picture"] = named.format(tmp_path)
+    plain_picture("red", 40, 20).save(tmp_path / "secret.png")
+    evaluation["galleries"][0]["picture"] = picture.format(tmp_path)
     write_table(folder / "evaluation" / "evaluation.json", evaluation)
     text = write_report(zoo, folder).read_text(encoding="utf-8")
-    assert f"{Path(named).name} is missing; run zoo backbone eval again" in text
+    assert f"{Path(picture).name} is missing; run zoo backbone eval again" in text
     assert "rgb_patches → caption" in text and "rgb_patches → depth" not in text and ">0.62</b>" in text
     assert base64.b64encode((tmp_path / "secret.png").read_bytes()).decode() not in text
     assert not list((folder / "report").rglob("*secret*"))
 
 
 @pytest.mark.parametrize("made_with", ["none", "its own", "another"])
-def test_a_page_embeds_no_file_that_only_the_record_of_a_run_names(
-    run: Run, zoo: Zoo, tmp_path: Path, made_with: str
-) -> None:
+def test_pages_embed_no_file_named_only_in_a_record(run: Run, zoo: Zoo, tmp_path: Path, made_with: str) -> None:
     folder, _ = run
-    named = tmp_path / "secret.toml"
-    named.write_text("# a secret\n")
+    registry_path = tmp_path / "secret.toml"
+    registry_path.write_text("# a secret\n")
     (tmp_path / "other.toml").write_text("")
-    write_run(folder, {**RECORD, "places": {"registry": str(named)}})
-    registries = {"none": zoo, "its own": Zoo.at(named), "another": Zoo.at(tmp_path / "other.toml")}
+    write_run(folder, {**RECORD, "places": {"registry": str(registry_path)}})
+    registries = {"none": zoo, "its own": Zoo.at(registry_path), "another": Zoo.at(tmp_path / "other.toml")}
     text = write_report(registries[made_with], folder).read_text(encoding="utf-8")
     assert ("a secret" in text) == (made_with == "its own")
 
@@ -324,7 +322,7 @@ def test_pages_load_nothing_and_run_only_their_own_script(run: Run, zoo: Zoo) ->
 
 def test_a_damaged_sheet_is_named_wherever_it_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "sheet.png"
-    write_sheet(path, ["a", "b"], [[plain("red", 4, 4), plain("blue", 8, 4)]])
+    write_sheet(path, ["a", "b"], [[plain_picture("red", 4, 4), plain_picture("blue", 8, 4)]])
     content, cells = path.read_bytes(), cells_of(path)
     refused = 0
     for end in range(0, len(content), 7):
@@ -354,18 +352,18 @@ def test_a_damaged_sheet_is_named_wherever_it_is_cut(tmp_path: Path) -> None:
 def test_a_sheet_with_odd_cells_is_named(tmp_path: Path, cells: str) -> None:
     text = PngInfo()
     text.add_text("cells", cells, zip=True)
-    plain("red", 20, 20).save(tmp_path / "sheet.png", pnginfo=text)
+    plain_picture("red", 20, 20).save(tmp_path / "sheet.png", pnginfo=text)
     with pytest.raises(CheckpointError, match=f"{tmp_path / 'sheet.png'}: damaged: "):
         cells_of(tmp_path / "sheet.png")
 
 
-@pytest.mark.parametrize("odd", [{"columns": []}, {"rows": []}])
-def test_a_gallery_that_is_not_its_sheets_is_damage(run: Run, zoo: Zoo, odd: dict[str, Any]) -> None:
+@pytest.mark.parametrize("change", [{"columns": []}, {"rows": []}])
+def test_a_gallery_that_is_not_its_sheets_is_damage(run: Run, zoo: Zoo, change: dict[str, Any]) -> None:
     folder, _ = run
     write_report(zoo, folder)
     path = folder / "evaluation/evaluation.json"
     scores = read_table(path)
-    write_table(path, {**scores, "galleries": [{**entry, **odd} for entry in scores["galleries"]]})
+    write_table(path, {**scores, "galleries": [{**entry, **change} for entry in scores["galleries"]]})
     with pytest.raises(CheckpointError, match=f"{folder}: its files do not fit together"):
         write_report(zoo, folder)
 

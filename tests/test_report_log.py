@@ -31,7 +31,7 @@ def lines_of(folder: Path) -> list[dict[str, float | None]]:
     return read_lines(folder / "metrics.jsonl")
 
 
-def test_lines_hold_what_was_written_and_null_for_what_is_not_finite(tmp_path: Path) -> None:
+def test_logged_lines_round_trip_with_null_for_nonfinite_numbers(tmp_path: Path) -> None:
     with log_of(tmp_path) as log:
         log.write(1, {"train/loss": 0.5, "train/other": math.nan})
         log.write_speed()

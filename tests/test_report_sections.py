@@ -76,7 +76,7 @@ def run_with_retrieval(run: Path) -> Path:
     return run
 
 
-def test_cells_have_roles_and_the_right_one_is_told(run_with_retrieval: Path, tmp_path: Path) -> None:
+def test_retrieval_galleries_mark_the_correct_hit(run_with_retrieval: Path, tmp_path: Path) -> None:
     section = retrieval_section(run_with_retrieval, Pictures(folder=tmp_path / "pictures"))
     assert section is not None and [path.name for path in (tmp_path / "pictures").iterdir()] == [
         "caption-finds-depth.png"
@@ -91,7 +91,7 @@ def test_cells_have_roles_and_the_right_one_is_told(run_with_retrieval: Path, tm
     assert (first.texts, first.wide, second.wide) == (True, False, True)
 
 
-def test_the_page_shows_it_and_does_without(run_with_retrieval: Path, zoo: Zoo, tmp_path: Path) -> None:
+def test_the_page_shows_retrieval_if_there_are_results(run_with_retrieval: Path, zoo: Zoo, tmp_path: Path) -> None:
     text = write_report(zoo, run_with_retrieval).read_text(encoding="utf-8")
     for part in (
         "Retrieval: recall at 1, in %", "Each held-out sample (split test) is searched",
@@ -112,7 +112,7 @@ def test_the_page_shows_it_and_does_without(run_with_retrieval: Path, zoo: Zoo, 
         ("split", "train", "training samples"),
     ],
 )
-def test_figures_of_another_model_or_of_training_samples_are_left_out(
+def test_figures_of_another_model_or_split_are_left_out(
     run_with_retrieval: Path, zoo: Zoo, key: str, value: str, reason: str
 ) -> None:
     path = run_with_retrieval / "retrieval" / "retrieval.json"
@@ -125,7 +125,7 @@ def test_figures_of_another_model_or_of_training_samples_are_left_out(
     assert not list((run_with_retrieval / "report").rglob("*finds*"))
 
 
-def test_figures_of_a_model_to_which_codecs_were_added_stay(run_with_retrieval: Path, zoo: Zoo) -> None:
+def test_figures_stay_after_tokenizers_were_added_to_the_model(run_with_retrieval: Path, zoo: Zoo) -> None:
     config = read_table(run_with_retrieval / "config.json")
     added = {"fingerprints": {"depth": "0" * 64}, KNOWN_AS: fingerprint(run_with_retrieval)}
     write_table(run_with_retrieval / "config.json", config | added)
@@ -172,18 +172,18 @@ def test_a_comparison_by_hand(run: Path) -> None:
     for name, score, seed in (("a", 0.25, 0), ("b", 0.35, 1), ("again", 0.45, 1)):
         write_probe(run, name, score, seed=seed)
     write_probe(run, "full", 0.1, tuning="full")
-    two, same_seed = ([run / "transfer" / name for name in names] for names in (("a", "b"), ("b", "again")))
-    row, full = compare([*two, run / "transfer" / "full"])
-    assert row["seeds"] == {"0": 0.25, "1": 0.35} and row["folders"] == [*map(str, two)]
+    different_seeds, same_seed = ([run / "transfer" / name for name in names] for names in (("a", "b"), ("b", "again")))
+    row, full = compare([*different_seeds, run / "transfer" / "full"])
+    assert row["seeds"] == {"0": 0.25, "1": 0.35} and row["folders"] == [*map(str, different_seeds)]
     assert (row["labels"], row["baseline"]) == (1400, 0.5)
     # Student's t with one degree of freedom: 12.706 (any table); the deviation of 0.25 and 0.35 is 0.0707.
     assert row["mean"] == pytest.approx(0.3) and row["half"] == pytest.approx(12.706 * 0.0707107 / 2**0.5, rel=1e-4)
     assert full["half"] is None
-    words = ["compare", *map(str, two)]
+    words = ["compare", *map(str, different_seeds)]
     lines = CliRunner().invoke(command, words).output.splitlines()
     assert max(map(len, lines)) <= 80 and lines[-1] == "mean over seeds ± 95 %"
     assert "0.3 ± 0.64" in " ".join(lines) and "constant" in lines[0] + lines[1]
-    assert json.loads(CliRunner().invoke(command, [*words, "--json"]).output) == compare(two)
+    assert json.loads(CliRunner().invoke(command, [*words, "--json"]).output) == compare(different_seeds)
     with pytest.raises(ConfigError, match="again"):
         compare(same_seed)
 
@@ -214,7 +214,7 @@ def test_figures_of_other_samples_kinds_and_tables_are_not_averaged(run: Path) -
     ]  # fmt: skip
 
 
-def test_the_page_has_the_table_where_there_are_probes(run: Path, zoo: Zoo) -> None:
+def test_the_page_shows_probes_if_there_are_any(run: Path, zoo: Zoo) -> None:
     heading = "Transfer to tasks with labels"
     assert heading not in write_report(zoo, run).read_text(encoding="utf-8")
     write_probe(run, "a", 0.25, task={"name": "<depth>", "kind": "number map"})
@@ -282,21 +282,21 @@ def test_the_page_of_a_tokenizer_compares_checkpoints_of_its_modality(trained_zo
     assert "<p>Problem: bright: " in text and "<h3>light</h3>" in text
 
 
-def test_odd_figures_of_a_stranger_are_a_problem_on_the_page(trained_zoo: Zoo) -> None:
+def test_invalid_figures_are_an_error_on_the_page(trained_zoo: Zoo) -> None:
     path = trained_zoo["light"].checkpoint / "evaluation.json"
     sound = read_table(path)
     several = {**sound["codebook"], "codebooks": 2}
-    for odd in ("samples", 3.5), ("split", 3), ("metrics", {"mae": "x"}), ("metrics", []), ("usage", "x"), (
+    for change in ("samples", 3.5), ("split", 3), ("metrics", {"mae": "x"}), ("metrics", []), ("usage", "x"), (
         "codebook", {**several, "usage": "x"}), ("codebook", {**several, "size": "x"}), (
         "codebook", {**several, "codebooks": "x"}), ("codebook", {**several, "least_usage": []}):  # fmt: skip
-        write_table(path, sound | dict([odd]))
+        write_table(path, sound | dict([change]))
         text = write_zoo_report(trained_zoo).read_text(encoding="utf-8")
-        assert f"evaluation.json: damaged: {odd[0]}" in text, odd
+        assert f"evaluation.json: damaged: {change[0]}" in text, change
     write_table(path, sound | {"codebook": several})
     assert "evaluation.json: damaged" not in write_zoo_report(trained_zoo).read_text(encoding="utf-8")
 
 
-def test_damage_in_one_modality_is_a_problem_on_the_page(install_example: Callable[..., Path], tmp_path: Path) -> None:
+def test_damage_in_one_modality_is_an_error_on_the_page(install_example: Callable[..., Path], tmp_path: Path) -> None:
     names = ("light", "odd", "pinned")
     for name in names:
         install_example(name)

@@ -147,7 +147,7 @@ def test_an_index_holds_every_modality_and_all_together(world: World, index: Ind
     assert [(hits[0].key, round(hits[0].cosine, 4)) for hits in hit_lists] == [("test-000", 1), ("test-001", 1)]
 
 
-def test_an_equal_index_is_kept_and_another_one_replaced_on_request(world: World, index: Index, tmp_path: Path) -> None:
+def test_an_equal_index_is_kept_and_a_changed_one_refused(world: World, index: Index, tmp_path: Path) -> None:
     index_folder = tmp_path / "index"
     shutil.copytree(index.folder, index_folder)
     before = {path.name: path.stat().st_ino for path in index_folder.iterdir()}
@@ -172,7 +172,7 @@ def test_an_equal_index_is_kept_and_another_one_replaced_on_request(world: World
     assert Index(index_folder).embedding.space == "centred"
 
 
-def test_an_index_is_of_its_backbone_and_of_the_tokenizer_of_its_vectors(world: World, tmp_path: Path) -> None:
+def test_an_index_is_refused_after_its_backbone_or_tokenizer_changed(world: World, tmp_path: Path) -> None:
     world_copy, folder, numbers = copied(world, tmp_path / "world"), tmp_path / "index", tmp_path / "numbers"
     words = ("build", world_copy.run, "--modalities", "light,dark", "--space", "centred", "--out")
     predicted = (*words, numbers, "--via", "gist")
@@ -190,7 +190,7 @@ def test_an_index_is_of_its_backbone_and_of_the_tokenizer_of_its_vectors(world: 
         assert "gist" in refused(*command, error=DataError)
 
 
-def test_an_index_of_samples_with_other_keys_or_fewer_of_them_is_not_kept(world: World, tmp_path: Path) -> None:
+def test_an_index_of_changed_sample_keys_is_refused(world: World, tmp_path: Path) -> None:
     world_copy, words = copied(world, tmp_path / "world"), ("--modalities", "light", "--space", "plain")
     build_words = ("build", world_copy.run, "--out", tmp_path / "index", *words)
     assert zoo(*build_words).exception is None
@@ -251,17 +251,17 @@ def test_a_killed_build_resumes_to_the_same_bytes(
     embedded: list[tuple[str, bool]] = []
     embed_stored = Embedder.embed_stored
 
-    def noted(self: Embedder, data: Any, name: str, *arguments: Any, raw: bool = False) -> Any:
+    def recording_embed(self: Embedder, data: Any, name: str, *arguments: Any, raw: bool = False) -> Any:
         embedded.append((name, raw))
         return embed_stored(self, data, name, *arguments, raw=raw)
 
-    monkeypatch.setattr(Embedder, "embed_stored", noted)
+    monkeypatch.setattr(Embedder, "embed_stored", recording_embed)
     build(run, world.zoo, folder, config=EmbeddingConfig(), search=search)
     assert embedded == [("dark", False), ("gist", False), ("raw", False)], "the space is not fitted again"
     assert bytes_of(folder) == bytes_of(uninterrupted)
 
 
-def test_a_run_that_was_moved(world: World, index: Index, tmp_path: Path) -> None:
+def test_an_index_of_a_moved_run_is_searched(world: World, index: Index, tmp_path: Path) -> None:
     folder, old, new = tmp_path / "index", tmp_path / "old", tmp_path / "new"
     shutil.copytree(world.run, old)
     Run.load(world.run).save(old)
@@ -335,7 +335,7 @@ def test_one_modality_finds_the_same_sample_by_another(world: World, index: Inde
     assert len(without_self[0].hits) == 4
 
 
-def test_a_sample_of_another_split_is_not_itself(world: World, tmp_path: Path) -> None:
+def test_exclude_self_ignores_equal_keys_of_other_splits(world: World, tmp_path: Path) -> None:
     """Another split may use the same key for another sample; it is not excluded."""
     world_copy = copied(world, tmp_path / "world")
     keys, tokens = stored_rows(world_copy, "light", 30)
@@ -349,7 +349,7 @@ def test_a_sample_of_another_split_is_not_itself(world: World, tmp_path: Path) -
         assert len(result.hits) == 30 - without and (keys[0] in {hit.key for hit in result.hits}) == (not without)
 
 
-def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
+def test_files_are_queries(world: World, index: Index, tmp_path: Path) -> None:
     (tmp_path / "word.txt").write_text("fade")
     out = tmp_path / "found"
     words = ("query", index.folder, "-k", 3, "--out", out, "--input")
@@ -371,7 +371,7 @@ def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
     assert not (out / "hits.png").exists()
 
 
-def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path: Path) -> None:
+def test_sample_keys_are_queries_on_the_command_line(world: World, index: Index, tmp_path: Path) -> None:
     out = tmp_path / "found"
     words = ("query", index.folder, "--keys", "test-001", "--keys", "test-004", "--input", "raw,dark", "-k", 99)
     result = zoo(*words, "--weights", "raw=0.25", "--find", "letters", "--out", out)
@@ -380,16 +380,16 @@ def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path:
     assert [answer["key"] for answer in written["queries"]] == ["test-001", "test-004"]
     assert [len(answer["hits"]) for answer in written["queries"]] == [28, 28]
     assert (written["find"], written["weights"]) == ("letters", {"raw": 0.25})
-    everything = zoo("query", index.folder, "--keys", "test-001", "-k", 1)
-    assert everything.output.splitlines()[0] == f"query: {' + '.join(NAMES)} of test-001"
-    assert everything.output.splitlines()[2].split() == ["1", "test-001", "1.000"]
+    all_modalities = zoo("query", index.folder, "--keys", "test-001", "-k", 1)
+    assert all_modalities.output.splitlines()[0] == f"query: {' + '.join(NAMES)} of test-001"
+    assert all_modalities.output.splitlines()[2].split() == ["1", "test-001", "1.000"]
 
 
 # ---------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
-    ("words", "error", "named"),
+    ("words", "error", "message"),
     [
         ("--input letter=FILE", UnknownNameError, "letters"),
         ("--input light", click.UsageError, "--input light"),
@@ -406,11 +406,11 @@ def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path:
     ],
 )
 def test_a_bad_query_is_refused(
-    world: World, index: Index, tmp_path: Path, words: str, error: type[Exception], named: str
+    world: World, index: Index, tmp_path: Path, words: str, error: type[Exception], message: str
 ) -> None:
     (tmp_path / "word.txt").write_text("fade")
     parts = words.replace("FILE", str(tmp_path / "word.txt")).split()
-    assert named in refused("query", index.folder, *parts, "--out", tmp_path / "out", error=error)
+    assert message in refused("query", index.folder, *parts, "--out", tmp_path / "out", error=error)
     assert not (tmp_path / "out").exists()
 
 
@@ -436,14 +436,14 @@ def test_the_networks_run_on_the_device(
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("words", "message"),
     [
         ("--via light", "--via light"), ("--modalities lihgt", "light"), ("--split tset", "tset"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["build", "eval"])
-def test_bad_vectors_are_refused(world: World, tmp_path: Path, command: str, words: str, named: str) -> None:
-    assert named in refused(command, world.run, "--out", tmp_path / "out", *words.split())
+def test_bad_vectors_are_refused(world: World, tmp_path: Path, command: str, words: str, message: str) -> None:
+    assert message in refused(command, world.run, "--out", tmp_path / "out", *words.split())
     assert not list(tmp_path.iterdir())
 
 
@@ -512,7 +512,7 @@ def entry_of(result: dict[str, Any], query: str, target: str) -> dict[str, Any]:
     return entry
 
 
-def test_recall_of_every_ordered_pair_with_chance_beside_it(measured: tuple[Path, dict[str, Any]]) -> None:
+def test_recall_and_chance_are_reported_for_every_ordered_pair(measured: tuple[Path, dict[str, Any]]) -> None:
     out, result = measured
     assert read_table(out / "retrieval.json") == result
     assert len(result["pairs"]) == len(NAMES) * (len(NAMES) - 1)
@@ -524,7 +524,7 @@ def test_recall_of_every_ordered_pair_with_chance_beside_it(measured: tuple[Path
     assert result["mean"]["recall"]["5"] == pytest.approx(mean, abs=1e-5)
 
 
-def test_figures_of_another_split_have_their_own_place(world: World, tmp_path: Path) -> None:
+def test_results_of_another_split_are_stored_apart(world: World, tmp_path: Path) -> None:
     world_copy = copied(world, tmp_path / "world")
     words = ("eval", world_copy.run, "--modalities", "light,dark", "--galleries", 0)
     assert zoo(*words).exception is None
@@ -535,7 +535,7 @@ def test_figures_of_another_split_have_their_own_place(world: World, tmp_path: P
     assert (world_copy.run / "retrieval" / "retrieval.json").read_bytes() == test_results
 
 
-def test_galleries_frame_the_right_one(world: World, measured: tuple[Path, dict[str, Any]]) -> None:
+def test_galleries_frame_the_correct_hit(world: World, measured: tuple[Path, dict[str, Any]]) -> None:
     out, result = measured
     assert [(entry["query"], entry["target"]) for entry in result["galleries"]][:3] == [
         ("light", "dark"), ("dark", "light"), ("raw", "dark"),
@@ -554,7 +554,7 @@ def test_galleries_frame_the_right_one(world: World, measured: tuple[Path, dict[
         assert marked == [key == row["key"] for key in row["hits"]]
 
 
-def test_no_figures_are_beside_pictures_of_others(
+def test_results_never_stand_beside_pictures_of_another_evaluation(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def eval_again(space: str) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def test_a_finished_run_is_lengthened_and_the_record_says_so(tmp_path: Path) -> 
     assert "lengthened" not in (read_run(finish(folder, identity_of(12), overwrite=True).path) or {})
 
 
-def test_a_half_finished_run_of_another_identity_is_refused_with_its_keys(tmp_path: Path) -> None:
+def test_a_half_finished_run_of_another_identity_is_refused(tmp_path: Path) -> None:
     with run(tmp_path).open():
         (tmp_path / STATE).write_text("half")
     before, message = file_names(tmp_path), r"seed was 0, is 1; data.train was \[1, 2\], is \[1, 3\]"
@@ -130,7 +130,7 @@ def test_a_half_finished_run_of_another_identity_is_refused_with_its_keys(tmp_pa
     assert file_names(tmp_path) == before
 
 
-def test_a_run_that_saved_nothing_gives_way(tmp_path: Path) -> None:
+def test_a_run_that_saved_nothing_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(Killed), run(tmp_path).open():
         (tmp_path / "metrics.jsonl").write_text("")
         raise Killed
@@ -141,7 +141,7 @@ def test_a_run_that_saved_nothing_gives_way(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_places_may_change(tmp_path: Path) -> None:
+def test_recorded_paths_may_change(tmp_path: Path) -> None:
     finish(tmp_path)
     with run(tmp_path, data="elsewhere").open() as opened:
         assert opened.finished
@@ -288,9 +288,9 @@ def take_turns(write: Callable[[Path, str], None], folder: Path, seed: int, resu
 
 def hold(folder: Path, name: str) -> None:
     with locked(folder):
-        alone = folder.with_name("alone")
-        alone.touch(exist_ok=False)
-        alone.unlink()
+        marker = folder.with_name("alone")
+        marker.touch(exist_ok=False)
+        marker.unlink()
 
 
 def replace(folder: Path, name: str) -> None:
@@ -320,9 +320,9 @@ def test_one_of_many_processes_writes_at_a_time(tmp_path: Path, write: Callable[
 
 
 def test_the_old_folder_returns_after_a_kill_between_the_renames(tmp_path: Path) -> None:
-    out, beside = tmp_path / "out", tmp_path / ".out.tmp"
-    replace(beside / "old", "first")
+    out, working_folder = tmp_path / "out", tmp_path / ".out.tmp"
+    replace(working_folder / "old", "first")
     message = "out: is there already; replace it with --overwrite"
     with pytest.raises(FolderError, match=message), replacing_folder(out, "record"):
         pass
-    assert (out / "weights").read_text() == "first" and not beside.exists()
+    assert (out / "weights").read_text() == "first" and not working_folder.exists()

@@ -135,7 +135,7 @@ def test_any_table_of_a_registry_makes_the_file_the_registry(table: str, tmp_pat
     assert next(commands_of(file, group, None)) == ["--registry", str(file), "list"]
 
 
-def test_flags_and_lists(tmp_path: Path) -> None:
+def test_flags_and_lists_become_options(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text(
         '[pipeline]\nfolder = "my runs"\n[tokenize]\noverwrite = true\nmodalities = ["a", "b"]\n[tokenizers]\n'
         'overwrite = false\nset = { levels = [8, 5], quantizer = "vq" }\n[report]\nout = "page.html"\n'

@@ -130,13 +130,13 @@ def test_a_layout_names_each_box_and_where_it_reaches() -> None:
         by_area = sorted(sample["boxes"], key=lambda box: -np.prod(np.subtract(box["box"][2:], box["box"][:2])))
         assert len(sentences) == len(by_area), key
         for sentence, entry in zip(sentences, by_area, strict=True):
-            named = re.fullmatch(r"((?:A|An) [a-z ]+?|Books) (?:(?:on|in) the|from) ([a-z ]+), ([a-z ]+)", sentence)
-            assert named, sentence
-            noun = named[1].removeprefix("A ").partition(" in ")[0].split()[-1].lower()
+            match = re.fullmatch(r"((?:A|An) [a-z ]+?|Books) (?:(?:on|in) the|from) ([a-z ]+), ([a-z ]+)", sentence)
+            assert match, sentence
+            noun = match[1].removeprefix("A ").partition(" in ")[0].split()[-1].lower()
             assert NOUNS[noun] == entry["label"], sentence
             left, top, right, bottom = entry["box"]
             for words, steps, low, high in (
-                (named[2], captions._ACROSS, left, right), (named[3], captions._DOWN, top, bottom)
+                (match[2], captions._ACROSS, left, right), (match[3], captions._DOWN, top, bottom)
             ):  # fmt: skip
                 first_step, _, last_step = words.partition(" to ")
                 begins, ends = steps.index(first_step), steps.index(last_step or first_step)
@@ -200,7 +200,7 @@ def test_books_are_many() -> None:
     assert captions.counted("books", 1) == captions.counted("books", 2) == captions.article("books") == "books"
 
 
-def test_words_of_phrases() -> None:
+def test_phrases_by_hand() -> None:
     table = Thing("table", "round table", "dark wooden", [], (1, 1, 1))
     orange = Thing("box", "box", "orange", [], (1, 1, 1))
     someone = Thing("person", "waving", "blue", [], (1, 1, 1))
@@ -237,7 +237,7 @@ def test_colour_names_are_the_colours_seen() -> None:
 # -- settings and contract --------------------------------------------------------------------------------------------
 
 
-def test_the_ranges_of_settings_are_those_that_their_texts_say() -> None:
+def test_documented_ranges_of_settings_are_the_checked_ones() -> None:
     meanings = field_docstrings(SceneSettings)
     for name in ("image_size", "people", "clutter", "min_fov", "max_boxes", "min_visible"):
         with pytest.raises(ValueError, match=name) as caught:
@@ -246,7 +246,7 @@ def test_the_ranges_of_settings_are_those_that_their_texts_say() -> None:
         assert f"{low:g} to {high:g}" in meanings[name], name
 
 
-def test_settings_do_what_they_say() -> None:
+def test_settings_change_the_scenes() -> None:
     for _, sample in samples(count=8, people=0, clutter=0, max_boxes=3, image_size=32):
         assert not {"person", "box", "ball", "cylinder"} & {CLASSES[k] for k in np.unique(sample["semseg"])}
         assert len(sample["boxes"]) <= 3

@@ -175,7 +175,7 @@ def cast_all(model: Any, data: Any, origin: Any, rays: np.ndarray) -> tuple[np.n
 
 
 @pytest.mark.parametrize("number", range(8))
-def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(number: int) -> None:
+def test_reused_models_equal_models_compiled_for_the_scene(number: int) -> None:
     scene = compose(random.Random(f"twin {number}"), SceneSettings())
     model, data, owners = compiled(scene)
     stage = build(scene)
@@ -208,15 +208,15 @@ def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(numbe
 
 
 @pytest.mark.parametrize("size", [16, 37, 96])
-def test_pictures_are_those_of_rays_that_meet_everything(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def everything(solids: Any, origin: Any, sides: np.ndarray) -> np.ndarray:
+def test_culling_changes_no_pixel(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def always(solids: Any, origin: Any, sides: np.ndarray) -> np.ndarray:
         return np.ones((sides.shape[2], len(solids)), bool)
 
     for number in range(3):
         stage = build(compose(random.Random(f"pictures {number}"), SceneSettings()))
         view = render(stage, size)
         with monkeypatch.context() as patch:
-            patch.setattr(stages, "meets", everything)
+            patch.setattr(stages, "meets", always)
             expected = render(stage, size)
         for name in ("rgb", "depth", "normals", "geoms"):
             np.testing.assert_array_equal(getattr(view, name), getattr(expected, name))
@@ -333,7 +333,7 @@ def _rays(stage: Stage, size: int) -> np.ndarray:
     return rays.T.reshape(size, size, 3)
 
 
-def test_texture_levels_are_means() -> None:
+def test_coarse_texture_levels_are_means() -> None:
     edge = textures.EDGE
     for name in ("planks", "checker", "door"):
         index = np.full(1, textures.pyramids()[0][name], np.int32)
@@ -428,7 +428,7 @@ def test_a_cylinder_lies_or_stands() -> None:
         (CAPSULE, (0.2, 0.5, 0)),
     ],
 )  # fmt: skip
-def test_extents_of_solids(shape: int, size: Vector) -> None:
+def test_extents_of_solids_match_sampled_surfaces(shape: int, size: Vector) -> None:
     """Compared with many surface points that follow MuJoCo's definitions of sizes."""
     draw = np.random.default_rng(0)
     unit = draw.normal(size=(40_000, 3))
@@ -496,7 +496,7 @@ def test_the_furniture_that_covers_most_decides(covered: dict[str, float], expec
     assert scene_class(dict.fromkeys(CLASSES, 0.0) | covered) == expected
 
 
-def test_the_place_follows_from_what_is_seen() -> None:
+def test_the_scene_class_follows_from_visible_furniture() -> None:
     place_counts: Counter[str] = Counter()
     for _, sample in samples(count=80, image_size=24):
         shares = np.bincount(sample["semseg"].reshape(-1), minlength=len(CLASSES)) / sample["semseg"].size

@@ -135,7 +135,7 @@ def test_the_model_is_described(address: str) -> None:
     assert {"/api/generate", "/api/uploads/{name}", "/api/jobs/{job_id}"} <= set(schema["paths"])
 
 
-def test_generation_tells_each_step(address: str, folder: Path) -> None:
+def test_generation_sends_an_event_for_each_step(address: str, folder: Path) -> None:
     _, uploaded = call(address, "/api/uploads/rgb?filename=photo.png", (folder / "photo.png").read_bytes())
     inputs = {"rgb": {"upload": uploaded["upload"]}, "caption": {"text": "a red ball"}}
     body = {"inputs": inputs, "targets": ["depth"], "num_samples": 2, "steps": 3, "seed": 4}
@@ -164,7 +164,7 @@ def test_generation_tells_each_step(address: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "named"),
+    ("path", "body", "message"),
     [
         ("/api/uploads/rgb?filename=a.png", b"no picture", "rgb"),
         ("/api/uploads/colour?filename=a.png", b"", "colour"),
@@ -175,13 +175,13 @@ def test_generation_tells_each_step(address: str, folder: Path) -> None:
         ("/api/tokens/depth", {"text": "a", "sample": "b"}, "one of"),
     ],
 )
-def test_wrong_calls_are_answered_in_words(address: str, path: str, body: Any, named: str) -> None:
+def test_wrong_calls_get_an_error_that_names_the_cause(address: str, path: str, body: Any, message: str) -> None:
     status, answer = call(address, path, body)
-    assert status == 422 and named in json.dumps(answer), answer
+    assert status == 422 and message in json.dumps(answer), answer
 
 
 @pytest.mark.parametrize(
-    ("body", "named"),
+    ("body", "message"),
     [
         ({"targets": ["colour"]}, "colour"),
         ({"targets": ["depth"], "inputs": {"rgb": {"upload": "gone"}}}, "rgb"),
@@ -199,9 +199,9 @@ def test_wrong_calls_are_answered_in_words(address: str, path: str, body: Any, n
          "caption"),
     ],
 )  # fmt: skip
-def test_what_needs_no_model_run_is_checked_at_once(address: str, body: Any, named: str) -> None:
+def test_requests_are_checked_before_the_model_runs(address: str, body: Any, message: str) -> None:
     status, answer = call(address, "/api/generate", body)
-    assert status == 422 and named in answer["error"], answer
+    assert status == 422 and message in answer["error"], answer
 
 
 def test_all_wrong_parts_of_a_request_are_named(address: str) -> None:
@@ -219,7 +219,7 @@ def test_all_wrong_parts_of_a_request_are_named(address: str) -> None:
     assert status == 422 and all(name in answer["error"] for name in inputs)
 
 
-def test_texts_and_data_are_no_paths(address: str, folder: Path) -> None:
+def test_texts_and_data_are_never_read_as_paths(address: str, folder: Path) -> None:
     """Otherwise visitors could read files of the server."""
     (folder / "secret.txt").write_text("a secret")
     for value in ({"text": str(folder / "secret.txt")}, {"data": str(folder / "secret.txt")}, {"data": [str(folder)]}):
@@ -230,7 +230,7 @@ def test_texts_and_data_are_no_paths(address: str, folder: Path) -> None:
     assert answers[-1] == {"done": True}, "a text stays a text"
 
 
-def test_retrieval_without_an_index(address: str) -> None:
+def test_search_without_an_index_is_refused(address: str) -> None:
     status, answer = call(address, "/api/search", {"inputs": {"rgb": {"sample": "test00"}}})
     assert status == 422 and "--index" in answer["error"]
 
@@ -284,7 +284,7 @@ def has_security_headers(headers: Any) -> bool:
         (b"", 422),
     ],
 )  # fmt: skip
-def test_bodies_that_are_no_request(address: str, body: bytes, status: int) -> None:
+def test_malformed_request_bodies_are_refused(address: str, body: bytes, status: int) -> None:
     for path in ("/api/generate", "/api/search", "/api/tokens/depth"):
         code, headers, answer = ask(address, "POST", path, body, Content_Type="application/json")
         expected = status if path == "/api/generate" or status == 400 else 422
@@ -369,7 +369,7 @@ def test_requests_of_other_sites_and_for_other_hosts_are_refused(
 
 
 @pytest.mark.parametrize("host", ["LOCALHOST", "127.1", "localhost", "127.0.0.1"])
-def test_a_local_address_is_known_by_its_number(
+def test_local_host_names_are_served_by_their_address(
     host: str, model: AnyToAny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served: list[Any] = []
@@ -384,7 +384,7 @@ def test_a_local_address_is_known_by_its_number(
 
 
 @pytest.mark.parametrize("host", ["", "a" * 64, "a..b", "a\0b", "two words", "\udcff", "ü" * 70, "[::1]", "8.8.8.8"])
-def test_a_host_that_is_none(host: str, model: AnyToAny) -> None:
+def test_an_invalid_host_is_refused(host: str, model: AnyToAny) -> None:
     with pytest.raises(ConfigError, match="cannot listen at --host"):
         app.serve(model, host, 0, app.Limits())
 
@@ -421,14 +421,14 @@ def test_numbers_that_json_lacks_become_null(model: AnyToAny, monkeypatch: pytes
     assert {"cosine": None} in [json.loads(line, parse_constant=pytest.fail) for line in lines]
 
 
-def test_a_mistake_of_the_server_is_one_line(model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_server_is_one_line(model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
     server = app.Server(model, app.Limits())
     monkeypatch.setattr(server, "facts", lambda: 1 / 0)
     answer = TestClient(app.build_app(server), raise_server_exceptions=False).get("/api/model")
     assert answer.status_code == 500 and "ZeroDivisionError" in answer.json()["error"]
 
 
-def test_a_port_that_is_in_use(address: str, folder: Path) -> None:
+def test_a_port_in_use_is_refused(address: str, folder: Path) -> None:
     port = address.rpartition(":")[2]
     command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "serve", "run", "--port", port]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
@@ -468,7 +468,7 @@ def test_jobs_can_be_cancelled_and_are_limited(monkeypatch: pytest.MonkeyPatch) 
     assert jobs.get(first.id) is jobs.get(second.id) is None and jobs.get(third.id) is third
 
 
-def test_old_uploads_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_uploads_are_removed_for_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "UPLOADED", 100)
     store = app.Uploads()
     keys = [store.add("rgb", np.zeros(20, np.uint8), 20) for _ in range(4)]
@@ -592,9 +592,9 @@ def test_boxes_are_drawn_and_colours_and_fields_edited(folder: Path, browser: An
     Run(tokens=folder / "none", registry=folder / "registry.toml").save(folder / "seeded")
     colours = [[0.5, 0.25, 0.75]] * 5
     with serving(folder, run="seeded") as address:
-        wrong = {"palette": {"data": colours[:2]}, "metadata": {"data": {"colour": "red"}}, "boxes": {"data": [1]}}
-        code, answer = call(address, "/api/generate", {"targets": ["depth"], "inputs": wrong})
-        assert code == 422 and [error.partition(":")[0] for error in answer["errors"]] == list(wrong), answer
+        inputs = {"palette": {"data": colours[:2]}, "metadata": {"data": {"colour": "red"}}, "boxes": {"data": [1]}}
+        code, answer = call(address, "/api/generate", {"targets": ["depth"], "inputs": inputs})
+        assert code == 422 and [error.partition(":")[0] for error in answer["errors"]] == list(inputs), answer
         page = browser.new_page(viewport={"width": 1200, "height": 900})
         page.goto(address)
         page.wait_for_selector("#target-depth")
@@ -628,7 +628,7 @@ def test_boxes_are_drawn_and_colours_and_fields_edited(folder: Path, browser: An
 
 
 @needs_chromium
-def test_a_region_is_painted_and_generated_anew(page: Any) -> None:
+def test_a_painted_region_is_generated_again(page: Any) -> None:
     page.select_option("#sample", "test01")
     page.check("#use-depth")
     picture = page.locator("#inputs canvas[aria-label='Cells of depth to generate anew']")
@@ -646,7 +646,7 @@ def test_a_region_is_painted_and_generated_anew(page: Any) -> None:
 
 
 @needs_chromium
-def test_broken_files_are_answered_in_words(page: Any, folder: Path) -> None:
+def test_broken_files_get_an_error_message(page: Any, folder: Path) -> None:
     page.check("#use-rgb")
     page.set_input_files("#file-rgb", folder / "broken.png")
     status(page, "rgb: ")
@@ -655,7 +655,7 @@ def test_broken_files_are_answered_in_words(page: Any, folder: Path) -> None:
 
 
 @needs_chromium
-def test_two_users_at_once(browser: Any, address: str) -> None:
+def test_two_users_are_served_at_once(browser: Any, address: str) -> None:
     pages = [browser.new_context().new_page() for _ in range(2)]
     for number, page in enumerate(pages):
         choose_nothing(page, address)
@@ -669,7 +669,7 @@ def test_two_users_at_once(browser: Any, address: str) -> None:
 
 
 @needs_chromium
-def test_the_page_on_a_phone(browser: Any, address: str) -> None:
+def test_the_page_fits_a_phone(browser: Any, address: str) -> None:
     context = browser.new_context(viewport={"width": 375, "height": 700})
     page = context.new_page()
     page.goto(address)
@@ -679,7 +679,7 @@ def test_the_page_on_a_phone(browser: Any, address: str) -> None:
 
 
 @needs_chromium
-def test_accessibility(page: Any) -> None:
+def test_the_page_has_no_accessibility_violations(page: Any) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     for name in ("rgb", "depth", "caption"):
         page.check(f"#use-{name}")

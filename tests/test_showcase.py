@@ -27,7 +27,7 @@ def showcase() -> AnyToAny:
     return AnyToAny.from_pretrained("showcase", device="cpu", verify=True)
 
 
-def test_its_size_and_its_card(showcase: AnyToAny) -> None:
+def test_the_showcase_is_small_and_has_a_card(showcase: AnyToAny) -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 25e6
     assert len(showcase.modalities) >= 10
@@ -35,7 +35,7 @@ def test_its_size_and_its_card(showcase: AnyToAny) -> None:
     assert eval_results and any(result.metric_name.startswith("rgb_patches to depth") for result in eval_results)
 
 
-def test_depth_of_held_out_pictures(showcase: AnyToAny) -> None:
+def test_generated_depth_is_nearest_to_its_own_picture(showcase: AnyToAny) -> None:
     """Generated depth is nearer to the truth than the depth of other samples."""
     store, names = ValueStore(FOLDER / SAMPLES), ("rgb_patches", "depth")
     keys = store.keys(TEST)[:4]
@@ -45,7 +45,9 @@ def test_depth_of_held_out_pictures(showcase: AnyToAny) -> None:
     assert (errors.argmin(axis=1) == np.arange(4)).all()
 
 
-def test_the_python_of_the_readme(showcase: AnyToAny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_code_of_the_readme_runs(
+    showcase: AnyToAny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = ValueStore(FOLDER / SAMPLES)
     picture = store.read_key(showcase.handle("rgb_patches"), TEST, store.keys(TEST)[0])
     showcase.handle("rgb_patches").render(picture).resize((300, 200)).save(tmp_path / "photo.jpg")
@@ -54,7 +56,7 @@ def test_the_python_of_the_readme(showcase: AnyToAny, tmp_path: Path, monkeypatc
     assert (tmp_path / "depth.png").is_file() and len(names["out"].caption) == 2
 
 
-def test_the_modality_of_the_readme(install: Callable[..., Path]) -> None:
+def test_the_modality_of_the_readme_passes_the_checks(install: Callable[..., Path]) -> None:
     install(
         "zoo-thermal", {"tokenizers_zoo": {"thermal": "zoo_thermal:plugin"}}, {"zoo_thermal": block("import numpy")}
     )

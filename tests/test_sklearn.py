@@ -109,7 +109,7 @@ def pictures() -> list[np.ndarray[Any, Any]]:
             for number in range(24)]  # fmt: skip
 
 
-def test_pictures_in_any_form(run: Path, pictures: list[Any], tmp_path: Path) -> None:
+def test_pictures_are_accepted_in_any_form(run: Path, pictures: list[Any], tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.png" for number in range(len(pictures))]
     for path, picture in zip(paths, pictures, strict=True):
         PIL.Image.fromarray(picture).save(path)
@@ -123,8 +123,8 @@ def test_pictures_in_any_form(run: Path, pictures: list[Any], tmp_path: Path) ->
         features = FourMFeatures(run, device="cpu", batch_size=7).fit_transform(form)
         assert features.dtype == np.float32
         np.testing.assert_allclose(features, expected, atol=1e-5)
-    named = FourMFeatures(run, modality="rgb", device="cpu").fit_transform(pictures)
-    np.testing.assert_allclose(named, expected, atol=1e-5)
+    with_modality = FourMFeatures(run, modality="rgb", device="cpu").fit_transform(pictures)
+    np.testing.assert_allclose(with_modality, expected, atol=1e-5)
     flat = FourMFeatures(run, shape=(16, 16, 3), device="cpu").fit(stack.reshape(24, -1))
     assert flat.n_features_in_ == 768 and flat.modality_ == "rgb_patches"
     np.testing.assert_allclose(flat.transform(stack.reshape(24, -1)), expected, atol=1e-5)
@@ -153,7 +153,7 @@ def test_a_pipeline_with_a_classifier(run: Path, pictures: list[Any]) -> None:
         cloned[0].transform(pictures)
 
 
-def test_several_modalities(run: Path, pictures: list[Any]) -> None:
+def test_samples_of_several_modalities_are_embedded(run: Path, pictures: list[Any]) -> None:
     samples = [{"rgb": picture, "caption": "a room"} for picture in pictures[:3]]
     embedded = FourMFeatures(run, device="cpu").fit_transform(samples)
     expected = AnyToAny.from_pretrained(run, device="cpu").embed(rgb=pictures[:3], caption=["a room"] * 3)
@@ -168,7 +168,7 @@ def test_several_modalities(run: Path, pictures: list[Any]) -> None:
     assert FourMFeatures(run, device="cpu").fit(pictures).transform([]).shape == (0, 32)
 
 
-def test_wrong_samples_and_models(run: Path, pictures: list[Any], tmp_path: Path) -> None:
+def test_wrong_samples_and_models_are_refused(run: Path, pictures: list[Any], tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="colour"):
         FourMFeatures(run, modality="colour").fit(pictures)
     with pytest.raises(ConfigError, match="rows have 5 numbers"):
@@ -179,7 +179,7 @@ def test_wrong_samples_and_models(run: Path, pictures: list[Any], tmp_path: Path
         FourMFeatures(tmp_path / "none").fit(pictures)
 
 
-def test_another_model_in_its_place(fields: Path) -> None:
+def test_a_replaced_model_is_refused(fields: Path) -> None:
     fitted = FourMFeatures(fields, modality="field", device="cpu").fit(np.zeros((2, 8)))
     copy = pickle.loads(pickle.dumps(fitted))
     assert np.array_equal(copy.transform(np.ones((2, 8))), fitted.transform(np.ones((2, 8))))
@@ -189,7 +189,7 @@ def test_another_model_in_its_place(fields: Path) -> None:
         changed.transform(np.zeros((2, 8)))
 
 
-def test_without_scikit_learn() -> None:
+def test_a_missing_scikit_learn_is_named() -> None:
     script = "import sys; sys.modules['sklearn'] = None\nimport zoo_backbone\nzoo_backbone.FourMFeatures"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1].endswith("pip install 'zoo-backbone[sklearn]'")

@@ -76,7 +76,7 @@ def test_samples_are_the_same_in_another_process() -> None:
         ("photos", {"image_size": 0}, "image_size"), ("photos", {"size": 3}, "size"),
     ],
 )  # fmt: skip
-def test_settings_and_counts_of_sources(source: str, table: dict[str, Any], word: str) -> None:
+def test_bad_settings_and_counts_of_sources_are_refused(source: str, table: dict[str, Any], word: str) -> None:
     plugin = ZOO.source(source)
     with pytest.raises(ConfigError) as caught:
         plugin.samples("train", 1, 0, table)
@@ -109,7 +109,7 @@ def test_every_photograph_is_in_the_wheels_and_in_colour(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("size", [16, 64, 700])
-def test_crops_have_the_size_of_the_settings_and_the_range_of_pictures(size: int) -> None:
+def test_crops_have_the_configured_size(size: int) -> None:
     for _, values in crops("test", 4, image_size=size)[:]:
         value = values["rgb"]
         assert value.shape == (3, size, size) and value.dtype == np.float32 and value.flags.c_contiguous

@@ -76,7 +76,7 @@ def test_a_whole_crop_at_the_right_size_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "tolerance"), [("canny", 0), ("depth", 0), ("normal", 1 / 255), ("rgb", 0.5 / 255), ("semseg", 0)]
 )
-def test_files_come_back(name: str, tolerance: float) -> None:
+def test_files_round_trip(name: str, tolerance: float) -> None:
     for value in values(name, 3, 32):
         data, extension = PLUGINS[name].write_value(value, settings(name))
         back = PLUGINS[name].read_value(data, extension, settings(name))
@@ -116,11 +116,9 @@ def test_pictures_are_turned_as_pillow_turns_them(photograph: Image.Image, orien
     assert ImageOps.exif_transpose(image).tobytes() == image.tobytes()  # not turned twice
 
 
-def test_an_orientation_that_cannot_be_read_is_none_unless_the_machine_failed(
-    photograph: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    photograph.save(odd := io.BytesIO(), "PNG", exif=b"Exif\0\0no table")
-    assert open_image(odd.getvalue(), "png").tobytes() == photograph.tobytes()
+def test_an_unreadable_orientation_counts_as_none(photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    photograph.save(file := io.BytesIO(), "PNG", exif=b"Exif\0\0no table")
+    assert open_image(file.getvalue(), "png").tobytes() == photograph.tobytes()
     monkeypatch.setattr(Image.Exif, "get", lambda *_: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(MemoryError):
         open_image(png(np.zeros((2, 2), np.uint8)), "png")
@@ -160,7 +158,7 @@ def test_files_of_other_numbers_are_refused(name: str, data: bytes, message: str
         PLUGINS[name].read_value(data, "png" if data.startswith(b"\x89PNG") else "npy", settings(name, **table))
 
 
-def test_class_ids_of_16_bits_are_read_in_either_order_of_the_bytes() -> None:
+def test_class_ids_of_16_bits_have_any_byte_order() -> None:
     ids, tiff = np.arange(6).reshape(2, 3), io.BytesIO()
     Image.fromarray(ids.astype(">u2")).save(tiff, format="TIFF")
     for data in (tiff.getvalue(), png(ids.astype(np.uint16))):
@@ -182,7 +180,7 @@ def grey_of_few_bits(ids: np.ndarray, bits: int) -> bytes:
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-def test_class_ids_of_few_bits_are_the_numbers_of_the_file(bits: int) -> None:
+def test_class_ids_of_few_bits_are_not_rescaled(bits: int) -> None:
     ids = np.arange(32).reshape(4, 8) % 2**bits
     data = grey_of_few_bits(ids, bits)
     assert semseg.plugin.read_value(data, "png", settings("semseg")).tolist() == ids.tolist()
@@ -190,14 +188,16 @@ def test_class_ids_of_few_bits_are_the_numbers_of_the_file(bits: int) -> None:
     np.testing.assert_allclose(white[0], ids / (2**bits - 1), atol=1e-6)
 
 
-def test_greys_of_which_0_is_white_are_turned_around() -> None:
+def test_greys_with_0_as_white_are_inverted() -> None:
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(data := io.BytesIO(), np.array([[0, 255, 0]], np.uint8), photometric="miniswhite")
     assert rgb.plugin.read_value(data.getvalue(), "tif", settings("rgb"))[0].tolist() == [[1, 0, 1]]
 
 
 @pytest.mark.parametrize("extension", IMAGE_EXTENSIONS)
-def test_no_picture_is_handed_to_another_program(zoo: Zoo, monkeypatch: pytest.MonkeyPatch, extension: str) -> None:
+def test_pictures_are_never_handed_to_another_program(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch, extension: str
+) -> None:
     """Pillow decodes every file with a picture's extension itself, whatever format its content has."""
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("another program was started"))
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
@@ -312,7 +312,7 @@ def test_the_constant_baseline_of_edges_is_not_blank() -> None:
 
 
 @pytest.mark.parametrize(("name", "expected"), [("semseg", [[1, 2], [0, 1]]), ("canny", [[0, 1], [1, 0]])])
-def test_values_are_the_likeliest_by_hand(name: str, expected: list[list[int]]) -> None:
+def test_decoded_values_are_the_likeliest_by_hand(name: str, expected: list[list[int]]) -> None:
     outputs = [[[-1.0, 0.0], [3.0, -9.0]], [[2.0, 1.0], [0.0, -1.0]], [[-9.0, 7.0], [1.0, -8.0]]]
     decoded = PLUGINS[name].codec(settings(name)).from_network(torch.tensor(outputs)[None])
     assert decoded.squeeze().tolist() == expected
@@ -368,7 +368,7 @@ def test_a_preset_overrides_shared_settings_but_not_given_ones(name: str) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLUGINS)
-def test_the_published_size_runs_forward_and_back(name: str) -> None:
+def test_the_published_size_runs_forward_and_backward(name: str) -> None:
     """Run a step at 224 x 224, and the same weights at another size."""
     from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer
 
@@ -378,8 +378,8 @@ def test_the_published_size_runs_forward_and_back(name: str) -> None:
     torch.manual_seed(0)
     module = task.build(pictures, np.random.default_rng(0))
     for half in (module.encoder, module.decoder):
-        beside = sum(p.numel() for n, p in half.named_parameters() if "transformer" not in n)
-        assert sum(p.numel() for p in half.parameters()) - beside == VIT_BASE
+        other_parameters = sum(p.numel() for n, p in half.named_parameters() if "transformer" not in n)
+        assert sum(p.numel() for p in half.parameters()) - other_parameters == VIT_BASE
     losses = task.losses(module.train(), task.batch(pictures, np.random.default_rng(0)))
     losses["loss"].backward()
     assert losses["loss"].isfinite()

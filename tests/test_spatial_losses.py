@@ -93,7 +93,7 @@ def test_weights_are_those_of_the_table() -> None:
         ("rgb", {"adversarial_start": 0.6}, "adversarial_start: used with adversarial_weight only"),
     ],
 )
-def test_losses_are_checked(name: str, table: dict[str, Any], message: str) -> None:
+def test_losses_that_do_not_fit_a_modality_are_refused(name: str, table: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PLUGINS[name].task(settings(name, tokenizer={**TINY, **table}))
 
@@ -111,7 +111,7 @@ def test_a_discriminator_needs_maps_that_it_can_halve_three_times() -> None:
     assert discriminator is not None and discriminator(torch.zeros(1, 3, 8, 12)).shape == (1, 1, 1, 1)
 
 
-def test_hinge_by_hand() -> None:
+def test_hinge_loss_by_hand() -> None:
     true, generated = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
     assert float(hinge_loss(true, generated)) == pytest.approx(0.5 * (0.5 / 2 + 1.0 / 2))
 
@@ -206,7 +206,7 @@ def test_the_discriminator_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
     assert moved == pytest.approx([0.9 * rate, 0.2 * rate], rel=1e-3)
 
 
-def test_the_discriminator_comes_late_and_learns_to_tell_the_two_apart() -> None:
+def test_the_discriminator_starts_late_and_learns() -> None:
     task = rgb.plugin.task(settings("rgb", tokenizer={**TINY, **EVERYTHING, "steps": 100}))
     module, discriminator = task.build(SAMPLES.train, np.random.default_rng(0)), task.discriminator()
     assert discriminator is not None
@@ -226,7 +226,7 @@ def test_the_discriminator_comes_late_and_learns_to_tell_the_two_apart() -> None
 # ---------------------------------------------------------------- seen by a trained network
 
 
-def test_perceptual_distance() -> None:
+def test_perceptual_distance_grows_with_noise() -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     from tokenizers_zoo.autoencoder.losses import PerceptualDistance
 
@@ -243,7 +243,7 @@ def test_perceptual_distance() -> None:
 
 
 @pytest.mark.parametrize("name", ["rgb", "depth"])
-def test_a_tokenizer_trains_with_it(tmp_path: Path, name: str) -> None:
+def test_a_tokenizer_trains_with_perceptual_loss(tmp_path: Path, name: str) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     plugin = PLUGINS[name]
     samples = TrainingSamples(train=values(name, 4), test=values(name, 2))

@@ -34,7 +34,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.syspath_prepend(str(ROOT / folder))
 
 
-def test_every_study_has_its_line() -> None:
+def test_every_study_is_listed() -> None:
     text = (ROOT / "studies" / "README.md").read_text(encoding="utf-8")
     assert all(f"| `make study-{name}` | `{name}.py` |" in text for name in STUDIES) and len(STUDIES) >= 7
 
@@ -142,7 +142,7 @@ def test_impossible_studies_are_refused_in_one_line(tmp_path: Path, option: str,
 
 
 @pytest.mark.slow
-def test_what_growing_costs(tmp_path: Path) -> None:
+def test_the_study_of_growing_compares_shares_and_frozen_models(tmp_path: Path) -> None:
     options = ("--steps", "50", "--add", "depth", "--shares", "0.2,0.4")
     printed, result, models = run_twice("growing", tmp_path / "out", *options)
     runs = ["all-depth", "frozen-depth-0.2", "grown-depth-0.2", "grown-depth-0.4", "without-depth"]

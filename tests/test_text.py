@@ -54,7 +54,7 @@ def test_spec_follows_from_settings_alone(name: str, length: int) -> None:
     assert not spec.derived_from or hasattr(PLUGINS[name], "derive")
 
 
-def test_too_few_axes_are_an_error_that_says_what_to_set() -> None:
+def test_too_few_axes_name_the_setting() -> None:
     two_axes = Settings("boxes", vocabularies={"text": {"coordinate_axes": 2}})
     with pytest.raises(ConfigError, match=r"boxes: writes coordinates on 4 axes.*coordinate_axes is 2; set it to 4"):
         boxes.modality_spec(two_axes)
@@ -92,7 +92,7 @@ def test_without_texts_it_learns_from_the_training_values(plugin: TextModality[A
     assert TextVocabulary.load(tmp_path / "both").pieces == vocabulary.pieces  # from all sharing modalities
 
 
-def test_a_modality_that_writes_no_text_learns_none_of_its_values(tmp_path: Path) -> None:
+def test_a_modality_without_text_learns_no_pieces(tmp_path: Path) -> None:
     metadata.train_tokenizer(settings_of("metadata"), TrainingSamples(train=[{"num_people": 1}], test=[]), tmp_path)
     assert not TextVocabulary.load(tmp_path).pieces
 
@@ -129,7 +129,7 @@ def test_any_ids_decode_to_a_value_that_encodes(name: str, data: st.DataObject) 
     assert len(encoded[0]) <= PLUGINS[name].max_length(tokenizer.settings)
 
 
-def test_whole_groups_never_cuts_one() -> None:
+def test_a_limit_never_cuts_a_group() -> None:
     assert whole_groups([[1, 2], [3], [4, 5], [6]], 4) == [1, 2, 3]
     assert whole_groups([[1, 2]], 1) == []
 
@@ -145,7 +145,7 @@ hostile_text = st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=5))
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(hostile_text, min_size=1, max_size=3))
-def test_labels_never_become_more_than_labels(labels: list[str]) -> None:
+def test_labels_are_never_read_as_special_tokens(labels: list[str]) -> None:
     """Each box has four coordinates and text, even if the label looks like a special token."""
     words = [" ".join(printable(label).split()) for label in labels]
     value = [{"label": label, "box": [0.1, 0.2, 0.8, 0.9]} for label in words if 0 < len(label) <= 40]
@@ -183,7 +183,7 @@ def test_short_palettes_repeat_their_last_colour() -> None:
     assert (decoded[1:] == 0.5).all()
 
 
-def test_a_palette_as_4m_has_it_leaves_room_for_the_end() -> None:
+def test_a_4m_palette_leaves_room_for_the_end() -> None:
     published = Settings("palette", {"preset": "4m"}, vocabularies={"text": {"preset": "4m"}})
     assert palette.modality_spec(published).layout.length == 1 + 7 * 3 + 1
     assert palette.modality_spec(settings_of("palette", colours=7)).layout.length == 7 * 3
@@ -236,7 +236,7 @@ def test_palettes_are_drawn() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40))
-def test_texts_are_exact(text: str) -> None:
+def test_texts_round_trip_exactly(text: str) -> None:
     for name in ("caption", "web_text"):
         assert round_trip(load(name, max_length=400), text) == text
 

@@ -112,7 +112,7 @@ def test_files_are_arrow_with_small_ids(tmp_path: Path) -> None:
     assert column.to_pylist() == expected
 
 
-def test_patches_of_bytes_come_back_exactly(tmp_path: Path) -> None:
+def test_byte_patches_round_trip_exactly(tmp_path: Path) -> None:
     """Each channel has 256 levels; numbers beyond them are refused."""
     layout = PatchesLayout(shape=(2, 2), dim=6, dtype="uint8")
     mean, std = (np.repeat(np.array(numbers, np.float32), 3) for numbers in ((0.4, 0.5), (0.2, 0.25)))
@@ -207,7 +207,7 @@ def test_the_number_of_open_files_is_bounded(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("layout", ["grid", "sequence"])
-def test_a_file_that_is_cut_while_it_is_open_is_an_error(tmp_path: Path, layout: str) -> None:
+def test_truncating_an_open_file_is_an_error(tmp_path: Path, layout: str) -> None:
     make_store(tmp_path, LAYOUTS[layout])
     column = TokenStore(tmp_path).open("train", "m")
     column.take([0])
@@ -216,15 +216,15 @@ def test_a_file_that_is_cut_while_it_is_open_is_an_error(tmp_path: Path, layout:
         column.take(range(8))
 
 
-def test_a_shard_that_the_system_does_not_open_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_store(tmp_path, LAYOUTS["grid"])
     column = TokenStore(tmp_path).open("train", "m")
 
-    def refused(*arguments: Any) -> int:
+    def failing_open(*arguments: Any) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     with monkeypatch.context() as patched:
-        patched.setattr(builtins, "open", refused)
+        patched.setattr(builtins, "open", failing_open)
         with pytest.raises(ReadError, match=r"shard-00000\.arrow: cannot be read"):
             column.take([0])
     assert len(column.take([0])) == 1
@@ -322,7 +322,7 @@ def late_beginning(table: pa.Table) -> bytes:
     ("patches", with_tokens(lambda rows: set_first(rows[0], float("nan"))), "not finite"),
     ("embeddings", with_tokens(lambda rows: set_first(rows[1][0], np.float16("inf"))), "not finite"),
 ])  # fmt: skip
-def test_tokens_of_a_stranger_are_those_of_the_layout(
+def test_foreign_tokens_have_to_fit_the_layout(
     tmp_path: Path, layout: str, change: Callable[[pa.Table], bytes], reason: str
 ) -> None:
     make_store(tmp_path, LAYOUTS[layout])
@@ -369,13 +369,13 @@ def test_unknown_names_are_reported(tmp_path: Path) -> None:
             TokenStore(tmp_path)
 
 
-def test_the_digest_is_of_keys_and_tokens(tmp_path: Path) -> None:
+def test_the_digest_covers_keys_and_tokens(tmp_path: Path) -> None:
     all_digests = set()
     for number, (layout, absent) in enumerate([("grid", ()), ("grid", (1,)), ("vector", ())]):
         make_store(tmp_path / str(number), LAYOUTS[layout], absent=absent)
         column = TokenStore(tmp_path / str(number)).open("train", "m")
-        digests = [samples_digest({"m": column}, only) for only in (None, ["k0é"], ["k1é"])]
-        assert digests == [samples_digest({"m": column}, only) for only in (None, ["k0é"], ["k1é"])]
+        digests = [samples_digest({"m": column}, keys) for keys in (None, ["k0é"], ["k1é"])]
+        assert digests == [samples_digest({"m": column}, keys) for keys in (None, ["k0é"], ["k1é"])]
         all_digests.update(digests)
     assert len(all_digests) == 9
 
@@ -404,13 +404,13 @@ def test_another_tokenizer_is_refused_and_a_grown_vocabulary_is_not(tmp_path: Pa
     lineage = [{"fingerprint": "f" * 64, "length": id_count}]
     column.check_tokenizer(handle_of(tmp_path, layout, "e" * 64, lineage=lineage))
     shorter = [{"fingerprint": "f" * 64, "length": id_count - 1}]
-    wrong: list[tuple[type[DataError], TokenLayout, dict[str, Any]]] = [
+    cases: list[tuple[type[DataError], TokenLayout, dict[str, Any]]] = [
         (OtherTokenizerError, layout, {"fingerprint": "e" * 64}),
         (OtherTokenizerError, layout, {"fingerprint": "e" * 64, "lineage": shorter}),
         (OtherLayoutError, VectorLayout(length=5), {}),
         (DataError, layout, {"ids": 5}),
     ]
-    for error, other_layout, changes in wrong:
+    for error, other_layout, changes in cases:
         with pytest.raises(error, match="train/m: "):
             column.check_tokenizer(handle_of(tmp_path, other_layout, **changes))
 
@@ -424,12 +424,12 @@ def token_file(path: Path, tokens: Any, fingerprint: Any = "f" * 64) -> Path:
 
 
 @pytest.mark.parametrize("tokens", [["1", "2"], [True, 1], [[1, 2], [3]], [1.5, 2], [2**63]])
-def test_a_token_file_holds_numbers(tmp_path: Path, tokens: Any) -> None:
+def test_a_token_file_has_to_hold_numbers(tmp_path: Path, tokens: Any) -> None:
     with pytest.raises(DataError, match=r"a.json: tokens: expected lists of ids"):
         read_tokens(handle_of(tmp_path, LAYOUTS["vector"]), token_file(tmp_path / "a.json", tokens))
 
 
-def test_a_token_file_comes_back(tmp_path: Path) -> None:
+def test_a_token_file_round_trips(tmp_path: Path) -> None:
     ids, numbers = handle_of(tmp_path, LAYOUTS["vector"]), handle_of(tmp_path, LAYOUTS["patches"])
     tokens = read_tokens(ids, token_file(tmp_path / "a.json", [[1, 2], [3, 4]]))
     assert tokens.dtype == np.int64 and tokens.tolist() == [[1, 2], [3, 4]]

@@ -64,7 +64,7 @@ def test_training_samples_are_the_readable_values_of_all_sharing_modalities(toy:
         train_tokenizer(zoo, "dark", data)
 
 
-def test_provenance_says_what_the_values_are_and_how_they_are_read(install_example: Install, tmp_path: Path) -> None:
+def test_provenance_records_values_and_read_settings(install_example: Install, tmp_path: Path) -> None:
     install_example("field", scaled())
     data = tmp_path / "data"
 
@@ -120,7 +120,7 @@ TWO_CODEBOOKS = {
 }  # fmt: skip
 
 
-def test_a_dead_codebook_of_several_is_seen(install_example: Install, tmp_path: Path) -> None:
+def test_one_dead_codebook_of_several_is_reported(install_example: Install, tmp_path: Path) -> None:
     install_example("field", TWO_CODEBOOKS)
     zoo, data = only({}, zoo={"checkpoints": str(tmp_path / "tokenizers")}), tmp_path / "data"
     shades = np.linspace(0, 1, 16, dtype=np.float32).repeat(16).reshape(16, 1, 16, 1)
@@ -153,9 +153,7 @@ def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(toy: Toy, tmp_p
         evaluate_tokenizer(zoo["words"], data, write=False)
 
 
-def test_no_value_is_left_out_where_the_machine_fails(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_machine_drops_no_value(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
     train_on_toys(zoo, data, "field")
     plugin = type(zoo["field"]._plugin)
@@ -172,10 +170,10 @@ def test_no_value_is_left_out_where_the_machine_fails(
             command()
     assert not list(out.rglob("*.arrow"))
     monkeypatch.undo()
-    read, left = zoo["field"].read, itertools.count()
+    read, calls = zoo["field"].read, itertools.count()
 
     def failing_once(value: bytes, extension: str) -> Any:
-        if next(left) != 3:
+        if next(calls) != 3:
             return read(value, extension)
         raise InvalidValueError("field: cannot be read: MemoryError") from MemoryError()
 
@@ -185,7 +183,7 @@ def test_no_value_is_left_out_where_the_machine_fails(
     assert written + kept_count == 5 and written, "a value that was left out for want of memory is tried again"
 
 
-def test_only_all_of_the_held_out_values_give_the_figures_of_a_checkpoint(toy: Toy, tmp_path: Path) -> None:
+def test_evaluations_of_other_samples_are_written_apart(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     train_on_toys(zoo, data, "field")
     folder = zoo["field"].checkpoint
@@ -378,7 +376,7 @@ def test_values_that_cannot_be_read_or_encoded_are_dropped_with_reasons(toy: Toy
     assert not list((tmp_path / "none").rglob("*.arrow")) and TokenStore(tmp_path / "none").splits() == []
 
 
-def test_a_modality_that_cannot_be_encoded_keeps_no_other_from_it(toy: Toy, tmp_path: Path) -> None:
+def test_one_failing_modality_does_not_stop_the_others(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     derive_data(zoo, data, workers=0)
@@ -391,7 +389,9 @@ def test_a_modality_that_cannot_be_encoded_keeps_no_other_from_it(toy: Toy, tmp_
         assert unfinished_modalities(out) == []
 
 
-def test_a_file_that_is_not_read_now_costs_no_sample(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporarily_unreadable_file_costs_no_sample(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
     train_on_toys(zoo, data, "field")
     pread = os.pread
@@ -410,7 +410,7 @@ def test_a_file_that_is_not_read_now_costs_no_sample(toy: Toy, tmp_path: Path, m
     assert counts(tokenize(zoo, data, out)) == {"test/field": (5, 0, 0), "train/field": (23, 0, 0)}
 
 
-def test_a_modality_may_be_in_one_split_alone(toy: Toy, tmp_path: Path) -> None:
+def test_a_modality_may_be_in_only_one_split(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     train_on_toys(zoo, data, "field", "words")
     shutil.rmtree(data / "test/words")
@@ -456,7 +456,7 @@ def test_modalities_of_other_samples_are_not_mixed(toy: Toy, tmp_path: Path) -> 
     assert TokenStore(out).data == second
 
 
-def test_unrecorded_data_are_known_by_place_or_values(toy: Toy, tmp_path: Path) -> None:
+def test_unrecorded_data_are_identified_by_path_or_values(toy: Toy, tmp_path: Path) -> None:
     zoo, out = toy(enabled=("words",)), tmp_path / "tokens"
     first, second = unrecorded(tmp_path / "one", "abc"), unrecorded(tmp_path / "two", "abc", "train and others")
     train_on_toys(zoo, first, "words")
@@ -489,7 +489,7 @@ def test_a_killed_overwrite_keeps_no_tokens_of_other_data(
     assert unfinished_modalities(out) == []
 
 
-def test_a_folder_of_something_else_is_refused(toy: Toy, tmp_path: Path) -> None:
+def test_folders_with_other_files_are_refused(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data)
     run = train_tokenizer(zoo, "field", data)
@@ -512,7 +512,7 @@ def test_data_without_any_tokenizer_are_refused(toy: Toy, tmp_path: Path) -> Non
     assert set(result.skipped) == {"field"} and {outcome.modality for outcome in result.outcomes} == {"words"}
 
 
-def test_data_that_are_not_all_made_are_told(toy: Toy, tmp_path: Path) -> None:
+def test_unfinished_data_are_reported(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     train_on_toys(zoo, data, "field", "words")
     assert tokenize(zoo, data, out).notes == []
@@ -520,7 +520,7 @@ def test_data_that_are_not_all_made_are_told(toy: Toy, tmp_path: Path) -> None:
     assert "train/field: 2 of 3 shards are there" in tokenize(zoo, data, tmp_path / "others").notes[0]
 
 
-def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Toy, tmp_path: Path) -> None:
+def test_tokens_that_cannot_be_stored_drop_their_sample(toy: Toy, tmp_path: Path) -> None:
     pytest.importorskip("zoo_images.rgb")
     tables = {"zoo": {"image_size": 16, "patch_size": 8}, "modalities": {"rgb_patches": {"dtype": "float16"}}}
     zoo, data = toy(tables, enabled=("rgb_patches",)), tmp_path / "data"

@@ -53,7 +53,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_at_once_as_one_by_one(workspace: Path) -> None:
+def test_parallel_training_gives_the_same_weights(workspace: Path) -> None:
     """Weights are equal bit for bit, one process writes the shared vocabulary, and a second run trains nothing."""
     one_worker, _ = zoo(workspace, "one.toml", f"{TRAIN} 1")
     two_workers, complaint = zoo(workspace, "two.toml", f"{TRAIN} 2")
@@ -120,13 +120,13 @@ def test_a_failing_tokenizer_does_not_stop_the_others(workspace: Path) -> None:
     assert before == {name: fingerprint(workspace / "three" / name) for name in before}
 
 
-def test_a_mistake_is_told_before_anything_is_trained(workspace: Path) -> None:
+def test_bad_settings_are_refused_before_anything_is_trained(workspace: Path) -> None:
     words = "tokenizer train depth normal semseg --data data --workers 2 --set steps=many"
     lines, complaint = zoo(workspace, "four.toml", words, code=1)
     assert not lines and "steps" in complaint and "many" in complaint and not (workspace / "four").exists()
 
 
-def test_the_longest_go_first(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_longest_trainings_start_first(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (workspace / "one.toml").read_text() + "".join(
         f"[modalities.{name}]\ntokenizer = {{ steps = {steps}, batch_size = 2 }}\n"
         for name, steps in (("depth", 3), ("normal", 5), ("semseg", 4))
@@ -188,7 +188,7 @@ def test_workers_share_the_cores_and_draw_no_bars(monkeypatch: pytest.MonkeyPatc
             assert {threads for _, threads in started.run(surroundings, left)} == ({"2"} if left else set())
 
 
-def test_there_are_as_many_workers_as_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_default_to_the_usable_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})
     assert Workers(Zoo.installed(), None, 2).count == 1

@@ -137,7 +137,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(VectorTask(), SAMPLES, CONFIG, tmp_path_factory.mktemp("whole") / "run", 0)
 
 
-def test_the_loop_is_adamw(tmp_path: Path) -> None:
+def test_the_training_loop_equals_plain_adamw(tmp_path: Path) -> None:
     """One step against the update written out: arXiv 1711.05101, algorithm 2, with bias correction."""
     config = TrainConfig(
         steps=1, batch_size=50, warmup_steps=0, learning_rate=0.01, gradient_clip=0.0, ema_decay=0.0, weight_decay=0.1
@@ -196,7 +196,7 @@ def test_gradients_are_clipped_and_logged_unclipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [3, 5, 11, 12])
-def test_killed_at_any_step_it_ends_in_the_same_weights(uninterrupted: Path, tmp_path: Path, step: int) -> None:
+def test_a_training_killed_at_any_step_gives_the_same_weights(uninterrupted: Path, tmp_path: Path, step: int) -> None:
     with pytest.raises(Killed):
         train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=killed_at(step))
     if step >= 5:
@@ -225,7 +225,7 @@ def signals(*numbers: int, at: int) -> Any:
         (signal.SIGINT, QuantizerConfig(kind="vq", codebook_size=16, codebook_dim=4)),
     ],
 )
-def test_an_interrupted_training_goes_on_from_its_step(tmp_path: Path, number: int, quantizer: QuantizerConfig) -> None:
+def test_an_interrupted_training_resumes_from_its_step(tmp_path: Path, number: int, quantizer: QuantizerConfig) -> None:
     """Interrupted between two evaluations and two lines of the log, while it waits for a better metric."""
     config = dataclasses.replace(CONFIG, steps=27, eval_every=7, patience=9)
     uninterrupted = train(VectorTask(quantizer), SAMPLES, config, tmp_path / "whole", 0)
@@ -289,23 +289,23 @@ class RandomNumberRecorder(VectorTask):
         return super().losses(module, batch)
 
 
-def test_every_random_number_is_of_its_seed_and_batch_and_the_callers_generator_stays(tmp_path: Path) -> None:
+def test_random_numbers_depend_on_seed_and_batch_alone(tmp_path: Path) -> None:
     config, before = dataclasses.replace(CONFIG, steps=2), torch.get_rng_state()
 
-    def drawn(seed: int, name: str) -> list[float]:
+    def random_numbers(seed: int, name: str) -> list[float]:
         task = RandomNumberRecorder()
         train(task, SAMPLES, config, tmp_path / name, seed)
         assert (len(task.begun), len(task.batches), len(task.forward)) == (2, 4, 4)
         return task.begun + task.batches + task.forward
 
-    first, second = drawn(0, "first"), drawn(1, "other")
-    assert drawn(0, "again") == first and len({*first, *second}) == 20
+    first, second = random_numbers(0, "first"), random_numbers(1, "other")
+    assert random_numbers(0, "again") == first and len({*first, *second}) == 20
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(FolderError, match="seed was 0, is 1"):
         train(VectorTask(), SAMPLES, config, tmp_path / "first", 1)
 
 
-def test_runs_are_identified_by_their_number_of_samples_and_without_provenance_by_values(tmp_path: Path) -> None:
+def test_without_provenance_runs_are_identified_by_their_values(tmp_path: Path) -> None:
     samples = dataclasses.replace(SAMPLES, provenance={})
     train(VectorTask(), samples, CONFIG, tmp_path, 0)
     copied = dataclasses.replace(samples, train=[value.copy() for value in samples.train])
@@ -318,7 +318,7 @@ def test_runs_are_identified_by_their_number_of_samples_and_without_provenance_b
         train(VectorTask(), dataclasses.replace(SAMPLES, train=SAMPLES.train[:40]), CONFIG, tmp_path, 0)
 
 
-def test_a_damaged_state_is_refused_and_one_that_does_not_open_now_is_not_damaged(
+def test_only_unreadable_content_counts_as_a_damaged_state(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Killed):
@@ -344,7 +344,7 @@ def test_a_damaged_state_is_refused_and_one_that_does_not_open_now_is_not_damage
     assert same_tensors(weights(tmp_path), weights(uninterrupted))
 
 
-def test_files_of_a_finished_run(uninterrupted: Path) -> None:
+def test_a_finished_run_has_metrics_card_and_log(uninterrupted: Path) -> None:
     names = "README.md config.json evaluation.json metrics.jsonl model.safetensors run.json samples tensorboard"
     assert {path.name for path in uninterrupted.iterdir()} - {".lock"} == {STATE, *names.split()}
     result = result_of(uninterrupted)
@@ -362,12 +362,12 @@ def test_files_of_a_finished_run(uninterrupted: Path) -> None:
     assert "held_out/mse" in logged(uninterrupted)[0] and "train/loss" in logged(uninterrupted)[-2]
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path: Path) -> None:
+def test_a_nonfinite_loss_stops_and_names_the_step(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"vector: step 1 of 12: the loss \(inf\).*tokenizer.learning_rate"):
         train(VectorTask(poison=1.0), SAMPLES, CONFIG, tmp_path, 0)
 
 
-def test_without_samples(tmp_path: Path) -> None:
+def test_training_without_held_out_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no held-out samples"):
         train(VectorTask(), TrainingSamples(train=SAMPLES.train, test=[]), CONFIG, tmp_path, 0)
     assert not list(tmp_path.iterdir()), "nothing stands in the way of the run with samples"
@@ -440,7 +440,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
         torch.testing.assert_close(weights(parts)[name], tensor, atol=1e-5, rtol=1e-4)
 
 
-def test_a_codebook_that_dies_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_collapsing_codebook_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quantizer = QuantizerConfig(kind="vq", codebook_size=64, codebook_dim=4, kmeans_iterations=0, revive_below=0.0)
     same_tensors = [np.ones(DIM, np.float32)] * 40
     config = TrainConfig(steps=40, batch_size=8, eval_every=10, eval_samples=40)
@@ -466,7 +466,7 @@ def test_usage_of_several_codebooks_is_counted_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_layers_run_in_the_chosen_precision_and_all_else_is_float32(precision: str, tmp_path: Path) -> None:
+def test_only_layers_run_in_the_chosen_precision(precision: str, tmp_path: Path) -> None:
     module = Autoencoder(VectorTask().quantizer)
     task, dtypes = VectorTask(), set[tuple[str, torch.dtype]]()
     task.build = lambda train, rng: module  # type: ignore[method-assign]
@@ -504,7 +504,7 @@ def test_evaluation_samples_are_spread_over_the_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="a setting of glibc")
-def test_freed_memory_is_kept_for_the_next_step_and_given_back_at_the_end() -> None:
+def test_freed_memory_is_reused_in_training_and_returned_afterwards() -> None:
     """Also at the end of an inner block, such as the previews of a training."""
     script = """
 import ctypes, resource

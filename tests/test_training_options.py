@@ -60,7 +60,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=str,
 )  # fmt: skip
-def test_a_killed_run_ends_as_if_it_had_not_been(store: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_killed_run_resumes_to_the_same_weights(store: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     uninterrupted = run(tmp_path / "whole", store, **change)
     with killed_after(7):
         run(tmp_path / "killed", store, **change)
@@ -69,7 +69,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(store: Path, tmp_path: Path, ch
         assert (uninterrupted / name).read_bytes() == (resumed / name).read_bytes(), name
 
 
-def test_the_rate_of_wsd_stays_and_then_falls() -> None:
+def test_the_wsd_learning_rate_stays_constant_and_then_falls() -> None:
     config = TrainConfig(steps=100, warmup_steps=10, schedule="wsd", decay_fraction=0.2, min_learning_rate=0.5)
     assert learning_rate(config, 4, 2.0) == 1.0
     assert {learning_rate(config, step, 2.0) for step in range(10, 81)} == {2.0}
@@ -82,7 +82,7 @@ def test_the_rate_of_wsd_stays_and_then_falls() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 50, 99, 100, 120, 199])
-def test_a_run_shorter_than_its_warm_up_reaches_the_peak_and_falls(steps: int, schedule: str, share: float) -> None:
+def test_a_run_shorter_than_its_warm_up_reaches_the_peak(steps: int, schedule: str, share: float) -> None:
     config = TrainConfig(steps=steps, schedule=schedule, decay_fraction=share, min_learning_rate=0.1)
     rates = [learning_rate(config, step, 2.0) for step in range(steps)]
     peak = max(0, steps // 2 - 1)
@@ -92,7 +92,7 @@ def test_a_run_shorter_than_its_warm_up_reaches_the_peak_and_falls(steps: int, s
     assert rates[-1] < 0.5 or steps < 50 or (schedule, share) == ("wsd", 0.0)
 
 
-def test_the_average_is_that_of_the_weights_and_is_what_the_run_gives(store: Path, tmp_path: Path) -> None:
+def test_the_ema_weights_are_the_weights_of_the_run(store: Path, tmp_path: Path) -> None:
     constant = {"schedule": "wsd", "decay_fraction": 0.0}
     plain = [load_model(run(tmp_path / f"{steps}", store, steps=steps, **constant)) for steps in (1, 2, 3)]
     folder = run(tmp_path / "run", store, steps=3, ema_decay=0.9, **constant)
@@ -154,7 +154,7 @@ def saved_number_count(model: FourM, batch: PackedBatch) -> int:
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_recomputing_changes_no_bit_and_keeps_less(store: Path, tmp_path: Path, parts: int) -> None:
+def test_activation_checkpointing_changes_no_bit_and_saves_memory(store: Path, tmp_path: Path, parts: int) -> None:
     plain, checkpointed = (
         run(tmp_path / str(on), store, steps=2, grad_accum_steps=parts, activation_checkpointing=on)
         for on in (False, True)
@@ -169,7 +169,7 @@ def test_recomputing_changes_no_bit_and_keeps_less(store: Path, tmp_path: Path, 
     assert saved_counts[1] < 0.6 * saved_counts[0]
 
 
-def test_a_compiler_that_fails_is_told_and_training_goes_on(
+def test_a_failing_compiler_is_reported_and_training_continues(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*_: Any) -> None:
@@ -198,7 +198,7 @@ def test_a_compiled_model_learns_the_same(store: Path, tmp_path: Path, capsys: p
         assert plain_metric == pytest.approx(fast_metric, rel=1e-3)
 
 
-def test_a_run_that_starts_from_another_draws_samples_and_masks_anew(
+def test_a_run_started_from_another_draws_new_samples_and_masks(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, targets = Trainer.train_step, []
@@ -265,19 +265,21 @@ def test_a_store_that_is_not_finished_is_refused(store: Path, tmp_path: Path) ->
 def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
     second_store = other_store(tmp_path / "other")
 
-    def opened(*datasets: Dataset) -> list[Source]:
+    def open_with(*datasets: Dataset) -> list[Source]:
         return open_sources(store, "train", MORE, dataclasses.replace(SHORT, datasets=datasets))
 
     with pytest.raises(UnknownNameError, match=r"mroe.*did you mean.*more"):
-        opened(Dataset(tokens=second_store, modalities=("mroe",)))
+        open_with(Dataset(tokens=second_store, modalities=("mroe",)))
     with pytest.raises(DataError, match=r"other.train: has no tokens of words; it has more, picture; tokenize it too"):
-        opened(Dataset(tokens=second_store, modalities=("picture", "words")))
+        open_with(Dataset(tokens=second_store, modalities=("picture", "words")))
     with pytest.raises(ConfigError, match=r"datasets: .*other has more, and the others have .*: no modality is shared"):
-        opened(Dataset(tokens=second_store, modalities=("more",)))
+        open_with(Dataset(tokens=second_store, modalities=("more",)))
     no_target = r"datasets: .*other has picture, more, and none of them are targets in its mixtures"
     with pytest.raises(ConfigError, match=no_target):
-        opened(Dataset(tokens=second_store, mixtures=(Mixture(targets=("words",)), Mixture(targets=("words", "tags")))))
-    assert opened(Dataset(tokens=second_store, mixtures=(Mixture(inputs=("words",)), Mixture(inputs=("picture",)))))
+        open_with(
+            Dataset(tokens=second_store, mixtures=(Mixture(targets=("words",)), Mixture(targets=("words", "tags"))))
+        )
+    assert open_with(Dataset(tokens=second_store, mixtures=(Mixture(inputs=("words",)), Mixture(inputs=("picture",)))))
     for path in second_store.glob("*/picture/*.json"):
         write_table(path, json.loads(json.dumps(read_table(path)).replace("codec of picture", "codec of another")))
     codecs = (Dataset(tokens=second_store, modalities=("picture",)),)
@@ -303,7 +305,7 @@ def test_further_stores_are_found_from_any_folder(store: Path, tmp_path: Path, m
     assert [dataset.tokens for dataset in Trained.load(folder).stores(store)] == [store, second_store]
 
 
-def test_the_command_draws_previews_and_says_the_losses() -> None:
+def test_the_command_draws_previews_and_prints_losses() -> None:
     world = the_world().put_back()
     command = "backbone train --tokens tokens --out drawn --config backbone.toml --set preview_every=3"
     text = """
@@ -350,7 +352,7 @@ def first_batch(store: Path) -> PackedBatch:
 
 @pytest.mark.parametrize("weights", [{}, {"clip": 3.0}], ids=str)
 @pytest.mark.parametrize("loss", KINDS)
-def test_a_step_follows_the_loss_of_the_kind_and_weights_of_the_settings(
+def test_the_gradient_follows_loss_kind_and_loss_weights(
     store: Path, tmp_path: Path, loss: Any, weights: dict[str, float]
 ) -> None:
     """The loss that is logged is without weights."""
@@ -372,20 +374,18 @@ def test_a_step_follows_the_loss_of_the_kind_and_weights_of_the_settings(
 
 
 @pytest.mark.parametrize("loss", KINDS)
-def test_learned_weights_change_with_targets_and_are_not_in_the_logged_loss(
-    store: Path, tmp_path: Path, loss: Any
-) -> None:
+def test_learned_loss_weights_are_not_in_the_logged_loss(store: Path, tmp_path: Path, loss: Any) -> None:
     """Adam's first step has the size of the learning rate; all losses are above 1/2, so all factors fall."""
     plain = run(tmp_path / "plain", store, steps=2, loss=loss)
     learned = run(tmp_path / "learned", store, steps=2, loss=loss, balance="uncertainty")
     assert metrics(learned, "train/loss") == pytest.approx(metrics(plain, "train/loss"), rel=1e-5)
-    once = metrics(run(tmp_path / "once", store, steps=1, loss=loss, balance="uncertainty"))[0]
+    first_step = metrics(run(tmp_path / "once", store, steps=1, loss=loss, balance="uncertainty"))[0]
     model = FourM(SMALL, all_layouts())
     counts = model.target_counts(first_batch(store).targets).tolist()
-    moved = math.exp(-once["train/learning_rate"])
+    moved = math.exp(-first_step["train/learning_rate"])
     expected = {name: moved if count else 1.0 for name, count in zip(model.layout.names, counts, strict=True)}
     assert set(expected.values()) == {moved, 1.0}
-    assert {name: once[f"train/weight/{name}"] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert {name: first_step[f"train/weight/{name}"] for name in expected} == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("loss", KINDS)

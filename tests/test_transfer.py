@@ -18,7 +18,7 @@ from small_modalities import installed, write_values
 from stores import of_source, writing_values
 from token_stores import note_source, reversed_tokens
 from torch import nn
-from transfer_world import SOURCES, TEST, TRAIN, World, make_world, read, set_places, train, with_run
+from transfer_world import SOURCES, TEST, TRAIN, World, make_world, read, set_paths, train, with_run
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
@@ -71,7 +71,7 @@ def frozen(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_frozen_encoder_stays_as_it_is_and_its_head_learns(world: World, frozen: Path) -> None:
+def test_a_frozen_encoder_keeps_its_weights_while_the_head_learns(world: World, frozen: Path) -> None:
     metrics = read_table(frozen / "metrics.json")
     score, baseline = main_score(metrics)
     assert score < 0.75 * baseline
@@ -122,7 +122,7 @@ def test_full_tuning_moves_the_encoder_early_layers_least(world: World, tmp_path
     assert 0 < 5 * moved[0] < moved[1]
 
 
-def test_a_tuned_probe_needs_no_run_and_a_frozen_one_names_it(world: World, frozen: Path, tmp_path: Path) -> None:
+def test_only_a_frozen_probe_needs_the_run(world: World, frozen: Path, tmp_path: Path) -> None:
     full = tmp_path / "full"
     counts = train(world, full, "facts.total", tuning="full", steps=3)["parameters"]
     assert counts["trained"] == counts["all"], "the encoder's, too"
@@ -130,7 +130,7 @@ def test_a_tuned_probe_needs_no_run_and_a_frozen_one_names_it(world: World, froz
     for folder in (full, frozen):
         copy = tmp_path / "copies" / folder.name
         shutil.copytree(folder, copy)
-        set_places(copy, run=str(tmp_path / "gone"), registry=str(world.root / "registry.toml"))
+        set_paths(copy, run=str(tmp_path / "gone"), registry=str(world.root / "registry.toml"))
     _, tokens = world.tokens("light")
     assert load(tmp_path / "copies" / "full").predict({"light": tokens}) == load(full).predict({"light": tokens})
     with pytest.raises(CheckpointError, match="--run"):
@@ -139,7 +139,7 @@ def test_a_tuned_probe_needs_no_run_and_a_frozen_one_names_it(world: World, froz
     assert moved.predict({"light": tokens}) == load(frozen).predict({"light": tokens})
 
 
-def test_lora_leaves_the_base_and_keeps_additions_alone(world: World, tmp_path: Path) -> None:
+def test_lora_keeps_the_base_and_stores_only_additions(world: World, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     metrics = train(world, tmp_path / "lora", "facts.total", tuning="lora", lora_rank=2, lora_alpha=16)
     score, baseline = main_score(metrics)
@@ -160,7 +160,7 @@ def test_lora_leaves_the_base_and_keeps_additions_alone(world: World, tmp_path: 
     assert torch.allclose(layer(x), layer.base_layer(x) + 16 / 2 * x @ down.T @ up.T, atol=1e-5)
 
 
-def test_scratch_begins_from_other_weights_and_each_seed_from_its_own(world: World, tmp_path: Path) -> None:
+def test_scratch_starts_from_random_weights_of_its_seed(world: World, tmp_path: Path) -> None:
     scratch = []
     for seed in (0, 1):
         out = tmp_path / f"scratch{seed}"
@@ -183,7 +183,7 @@ def test_scratch_keeps_the_positions_that_a_published_model_stored(world: World,
     assert not torch.equal(scratch.encoder[0].mlp.up.weight, model.encoder[0].mlp.up.weight)
 
 
-def test_the_global_state_neither_matters_nor_changes(world: World, frozen: Path, tmp_path: Path) -> None:
+def test_global_random_state_and_dtype_have_no_effect(world: World, frozen: Path, tmp_path: Path) -> None:
     train(world, tmp_path / "single", "zones", steps=2)
     rng_state = torch.random.get_rng_state()
     torch.set_default_dtype(torch.float64)
@@ -214,7 +214,7 @@ def killed_at(last: int) -> Any:
 # ---------------------------------------------------------------- tasks
 
 
-def test_a_class_map_that_the_backbone_never_saw(world: World, tmp_path: Path) -> None:
+def test_a_class_map_new_to_the_backbone_is_learned(world: World, tmp_path: Path) -> None:
     """Predicted from two input grids and judged by its own metric; no tokenizer is trained for it."""
     assert not world.zoo["zones"].checkpoint.exists()
     metrics = train(world, tmp_path / "zones", "zones", inputs="letters,light,dark", head="linear", steps=80)
@@ -233,7 +233,7 @@ def test_a_class_map_that_the_backbone_never_saw(world: World, tmp_path: Path) -
         ("gist", "numbers", 0.75, {"head": "linear", "steps": 120, "learning_rate": 1e-2}),
     ],
 )
-def test_maps_and_vectors_of_numbers_in_their_own_unit(
+def test_maps_and_vectors_of_numbers_are_predicted_in_their_unit(
     world: World, tmp_path: Path, name: str, kind: str, max_ratio: float, settings: dict[str, Any]
 ) -> None:
     """Without its own metric, a modality is judged by the metrics of numbers."""
@@ -244,7 +244,7 @@ def test_maps_and_vectors_of_numbers_in_their_own_unit(
     world.zoo[name].check(load(tmp_path).predict({"light": world.tokens("light")[1][:1]})[0])
 
 
-def test_classes_that_have_other_numbers_by_now_are_refused(world: World, tmp_path: Path) -> None:
+def test_classes_whose_numbers_have_changed_are_refused(world: World, tmp_path: Path) -> None:
     train(world, tmp_path, "zones", head="linear", steps=1)
     config = read_table(tmp_path / "config.json")
     config["value"]["classes"] = ("high", "middle", "low")
@@ -267,7 +267,7 @@ def test_tokens_are_written_and_decoded(world: World, tmp_path: Path) -> None:
         load(tmp_path / "letters")
 
 
-def test_a_table_of_the_users_own(world: World, tmp_path: Path) -> None:
+def test_a_users_table_of_labels_is_learned(world: World, tmp_path: Path) -> None:
     metrics = train(world, tmp_path / "mine", str(world.table), inputs="gist,letters", steps=80)
     assert (metrics["task"]["name"], metrics["task"]["kind"]) == ("mine", "classes")
     assert metrics["dropped"]["unknown_keys"] == 3 and metrics["dropped"]["test"]["no_input"] == 0
@@ -290,31 +290,31 @@ def test_labels_belong_to_whole_samples_not_crops(world: World, tmp_path: Path) 
         assert all(cropped_metrics[key] == plain_metrics[key] for key in ("metrics", "labels", "dropped"))
 
 
-def test_a_probe_is_of_the_labels_and_tokens_that_it_was_trained_on(world: World, tmp_path: Path) -> None:
+def test_changed_labels_or_tokens_of_a_probe_are_refused(world: World, tmp_path: Path) -> None:
     shutil.copytree(world.root / "data", tmp_path / "data")
     shutil.copytree(world.root / "tokens", tmp_path / "tokens")
-    mine = with_run(world, tmp_path, tokens=tmp_path / "tokens", data=tmp_path / "data")
+    world_copy = with_run(world, tmp_path, tokens=tmp_path / "tokens", data=tmp_path / "data")
     settings: dict[str, dict[str, Any]] = {"zones": {"steps": 1, "labels": 40}, "facts.first": {"head": "knn"}}
 
-    def again(task: str) -> bytes:
-        train(mine, tmp_path / task, task, **settings[task])
+    def train_again(task: str) -> bytes:
+        train(world_copy, tmp_path / task, task, **settings[task])
         return (tmp_path / task / "metrics.json").read_bytes()
 
-    first = {task: again(task) for task in settings}
+    first = {task: train_again(task) for task in settings}
     store = ValueStore(tmp_path / "data")
     facts = {key: store.read_key(world.zoo["facts"], "train", key) for key in store.keys("train", "facts")}
     write_values(tmp_path, world.zoo, "train", "facts", {key: {**value, "rare": "no"} for key, value in facts.items()})
-    assert {task: again(task) for task in settings} == first, "that field is not asked for"
+    assert {task: train_again(task) for task in settings} == first, "that field is not asked for"
     write_values(tmp_path, world.zoo, "train", "facts", dict(zip(facts, list(facts.values())[::-1], strict=True)))
     zones = {key: 2 - store.read_key(world.zoo["zones"], "test", key) for key in store.keys("test", "zones")}
     write_values(tmp_path, world.zoo, "test", "zones", zones)
     for task, changed in (("facts.first", "train labels"), ("zones", "test labels")):
         with pytest.raises(FolderError, match=changed):
-            again(task)
-    train(mine, tmp_path / "zones", "zones", **settings["zones"], overwrite=True)
+            train_again(task)
+    train(world_copy, tmp_path / "zones", "zones", **settings["zones"], overwrite=True)
     reversed_tokens(tmp_path / "tokens", "train", "light")
     with pytest.raises(FolderError, match="train inputs"):
-        again("zones")
+        train_again("zones")
 
 
 def test_a_moved_probe_is_not_trained_again(world: World, tmp_path: Path) -> None:
@@ -322,25 +322,25 @@ def test_a_moved_probe_is_not_trained_again(world: World, tmp_path: Path) -> Non
     shutil.copytree(world.root, original, ignore=shutil.ignore_patterns("transfer", "tokenizers"))
     tables: dict[str, dict[str, Any]] = {"facts.first": {"steps": 2}, "mine.csv": {"head": "knn"}, "zones": {}}
 
-    def again(root: Path, name: str, **options: Any) -> dict[str, Any]:
+    def train_again(root: Path, name: str, **options: Any) -> dict[str, Any]:
         Run(tokens=root / "tokens", data=root / "data", registry=world.root / "registry.toml").save(root / "run")
         task = str(root / name) if name == "mine.csv" else name
         world_of_root = dataclasses.replace(world, run=root / "run")
         metrics = train(world_of_root, root / "run" / "transfer" / name, task, **tables[name], **options)
         return metrics
 
-    first = {name: again(original, name) for name in ("facts.first", "mine.csv")}
+    first = {name: train_again(original, name) for name in ("facts.first", "mine.csv")}
     with pytest.raises(KeyboardInterrupt):
-        again(original, "zones", on_step=killed_at(25))
+        train_again(original, "zones", on_step=killed_at(25))
     shutil.move(original, moved)
-    assert {name: again(moved, name) for name in first} == first, "including the seconds that it took"
+    assert {name: train_again(moved, name) for name in first} == first, "including the seconds that it took"
     for name in first:
         folder = moved / "run/transfer" / name
         assert not any(str(original) in path.read_text() for path in folder.glob("*.json"))
         finished = load(folder)
         assert finished.score(finished.stores("test").samples(finished.task, "test")) == first[name]["metrics"]
     steps = list[int]()
-    again(moved, "zones", on_step=steps.append)
+    train_again(moved, "zones", on_step=steps.append)
     assert steps == list(range(21, 41)), "a killed training resumes"
 
 
@@ -351,26 +351,26 @@ def test_labels_of_other_samples_with_the_same_keys_are_refused(world: World, tm
         of_source(tmp_path / name, "train", seed)
     identity = {"train": ValueStore(tmp_path / "data").source("train")}
     note_source(tmp_path / "tokens", tmp_path / "data", identity)
-    mine = with_run(world, tmp_path, tokens=tmp_path / "tokens", data=None)
+    world_copy = with_run(world, tmp_path, tokens=tmp_path / "tokens", data=None)
 
-    def asked(name: str) -> Any:
-        return train(mine, tmp_path / f"of_{name}", "facts.first", head="knn", data=tmp_path / name)
+    def train_with(name: str) -> Any:
+        return train(world_copy, tmp_path / f"of_{name}", "facts.first", head="knn", data=tmp_path / name)
 
-    asked("data")
+    train_with("data")
     with pytest.raises(DataError, match="train"):
-        asked("other")
+        train_with("other")
     assert not (tmp_path / "of_other").exists()
 
 
-def test_only_the_chosen_labels_are_learned_from(world: World, tmp_path: Path) -> None:
+def test_only_the_requested_number_of_labels_is_used(world: World, tmp_path: Path) -> None:
     """A knn probe stores the chosen samples: at least one per class, and always the same for a seed."""
     metrics = train(world, tmp_path / "few", "facts.first", head="knn", labels=8, seed=1)
-    picked = label_split(world, "facts.first", labels=8, head="knn").samples
+    chosen_samples = label_split(world, "facts.first", labels=8, head="knn").samples
     assert metrics["labels"] == {"requested": 8, "train": 8, "validation": 0, "test": TEST - 2}
     assert metrics["task"]["kind"] == "classes" and "best_step" not in metrics
     answers = load(tmp_path / "few").network.head.state_dict()["answers"]
     names = "abcdef"
-    assert sorted(names[i] for i in answers) == sorted(picked.labels)
+    assert sorted(names[i] for i in answers) == sorted(chosen_samples.labels)
     assert len(set(answers.tolist())) == len(names) == 6
 
 
@@ -379,10 +379,10 @@ def test_an_answer_does_not_depend_on_longer_samples_beside_it(world: World, tmp
     probe = load(tmp_path)
     _, rows = world.tokens("letters")
     short, full = rows[0][:2], rows[1]
-    together = probe.predict({"letters": [short, full]})
-    alone = [probe.predict({"letters": [row]})[0] for row in (short, full)]
-    assert together == pytest.approx(alone, rel=1e-4)
-    assert together[0] != pytest.approx(probe.predict({"letters": [rows[0]]})[0], rel=1e-4)
+    batched = probe.predict({"letters": [short, full]})
+    single = [probe.predict({"letters": [row]})[0] for row in (short, full)]
+    assert batched == pytest.approx(single, rel=1e-4)
+    assert batched[0] != pytest.approx(probe.predict({"letters": [rows[0]]})[0], rel=1e-4)
 
 
 # ---------------------------------------------------------------- the feature cache
@@ -416,7 +416,7 @@ def test_weights_depend_neither_on_the_cache_nor_on_a_kill(
     assert (tmp_path / "all" / "metrics.jsonl").read_bytes() == (tmp_path / "killed" / "metrics.jsonl").read_bytes()
 
 
-def test_labels_are_of_their_keys_wherever_the_values_are(world: World, tmp_path: Path) -> None:
+def test_labels_follow_their_keys_whatever_the_order_of_values(world: World, tmp_path: Path) -> None:
     """The first shard has the same keys in both stores; a key is missing, and the rest is in another order."""
     keys = world.tokens("light", "train")[0]
     values = {key: read(world, "facts", key, "train") for key in (*keys[:16], *reversed(keys[17:]))}
@@ -515,7 +515,7 @@ def test_the_weights_of_the_best_evaluation_are_kept(
         assert same == (number == 2), number
 
 
-def test_dropout_is_of_the_features_in_training_alone(
+def test_dropout_applies_to_features_in_training_only(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward, dropped = Attentive.forward, {True: list[float](), False: list[float]()}
@@ -557,7 +557,7 @@ def test_a_killed_training_resumes_to_the_same_weights(
 
 
 @pytest.mark.parametrize(("settings", "labels"), [({"labels": 20}, 20), ({"validation": 0.0}, TRAIN)])
-def test_without_validation_all_labels_are_learned_from_and_the_last_step_is_kept(
+def test_without_validation_the_last_step_is_kept(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     settings: dict[str, Any], labels: int,
 ) -> None:  # fmt: skip

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from small_modalities import command_result, installed, refusal, registry_of
 from token_stores import note_source, rewrite_tokens, stored_tokens
-from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, set_places, train, with_run
+from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, set_paths, train, with_run
 
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, OneLineError, UnknownNameError, ZooError
@@ -114,7 +114,7 @@ def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None
     probe = tmp_path / "probe"
     train(world, probe, str(world.table), head="knn")
     score = read_table(probe / "metrics.json")["metrics"][0]["score"]
-    set_places(probe, data=str(tmp_path / "gone"))
+    set_paths(probe, data=str(tmp_path / "gone"))
     done = zoo("eval", probe, "--json")
     assert done.exit_code == 0, (done.output, done.exception)
     assert json.loads(done.stdout)["metrics"][0]["score"] == pytest.approx(score)
@@ -124,7 +124,7 @@ def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None
     assert "elsewhere" in refused("eval", probe, "--data", tmp_path / "elsewhere")
 
 
-def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
+def test_the_study_of_few_labels_resumes(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = Path(__file__).parent.parent / "studies" / "low_labels.py"
@@ -178,13 +178,15 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("words", "error", "named"), BAD)
+@pytest.mark.parametrize(("words", "error", "message"), BAD)
 def test_bad_options_are_refused_before_anything_is_written(
-    world: World, tmp_path: Path, words: str, error: type[ZooError], named: str
+    world: World, tmp_path: Path, words: str, error: type[ZooError], message: str
 ) -> None:
     task, inputs, *options = words.split()
     out = tmp_path / "probe"
-    assert named in refused("train", world.run, "--task", task, "--input", inputs, *options, "--out", out, error=error)
+    assert message in refused(
+        "train", world.run, "--task", task, "--input", inputs, *options, "--out", out, error=error
+    )
     assert not out.exists()
 
 
@@ -233,7 +235,7 @@ def test_a_label_of_two_samples_is_refused(world: World, tmp_path: Path) -> None
     assert not (tmp_path / "probe").exists()
 
 
-def test_lora_says_what_to_install(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lora_without_peft_says_what_to_install(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     words = ("--task", "zones", "--input", "light", "--tuning", "lora", "--out", tmp_path / "probe")
     assert 'pip install "zoo-backbone[transfer]"' in refused("train", world.run, *words)
@@ -286,22 +288,22 @@ def test_a_probe_whose_tensors_do_not_fit_is_refused(world: World, frozen: Path,
 
 
 @pytest.mark.parametrize("paths", [{"run": None}, {"tokens": None}, {"task": None}])
-def test_places_of_a_stranger_are_texts(frozen: Path, tmp_path: Path, paths: dict[str, Any]) -> None:
+def test_paths_in_a_foreign_record_have_to_be_texts(frozen: Path, tmp_path: Path, paths: dict[str, Any]) -> None:
     probe = shutil.copytree(frozen, tmp_path / "probe")
-    set_places(probe, **paths)
+    set_paths(probe, **paths)
     with pytest.raises(CheckpointError, match=f"{probe}: damaged: {next(iter(paths))}: expected str"):
         load(probe)
 
 
-def test_neighbours_of_a_stranger_have_the_sizes_of_their_labels(world: World, tmp_path: Path) -> None:
+def test_neighbours_in_a_foreign_probe_have_to_fit_their_labels(world: World, tmp_path: Path) -> None:
     probe = tmp_path / "probe"
     train(world, probe, "facts.first", head="knn")
     tensors, config = load_checkpoint(probe)
     bank, answers = tensors["head.bank"], tensors["head.answers"]
-    odd = ({"head.bank": bank[:, 1:]}, {"head.answers": answers + 1000}, {"head.answers": answers[1:]},
-           {"head.answers": answers.float()}, {"head.bank": bank[:0], "head.answers": answers[:0]})  # fmt: skip
+    changes = ({"head.bank": bank[:, 1:]}, {"head.answers": answers + 1000}, {"head.answers": answers[1:]},
+               {"head.answers": answers.float()}, {"head.bank": bank[:0], "head.answers": answers[:0]})  # fmt: skip
     load(probe)
-    for change in odd:
+    for change in changes:
         save_checkpoint(probe, {**tensors, **{name: x.contiguous() for name, x in change.items()}}, config, "A card.")
         with pytest.raises(CheckpointError, match=f"{probe}: its files do not fit together: (bank|answers)"):
             load(probe)
@@ -332,7 +334,7 @@ def test_the_network_runs_on_the_device(frozen: Path, monkeypatch: pytest.Monkey
     assert re.search("CUDA|NVIDIA", str(zoo(action, frozen, *options, "--device", "cuda").exception))
 
 
-def test_a_probe_opens_by_the_registry_that_it_was_trained_with(
+def test_a_probe_opens_with_the_registry_of_its_training(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry_path, probe = world.root / "seen.toml", tmp_path / "probe"
@@ -347,11 +349,11 @@ def test_a_probe_opens_by_the_registry_that_it_was_trained_with(
     assert load(probe).zoo.path == world.root / "registry.toml"
 
 
-def test_a_registry_that_is_gone_is_to_be_given(world: World, frozen: Path, tmp_path: Path) -> None:
-    moved, gone = tmp_path / "moved", tmp_path / "gone.toml"
+def test_a_missing_registry_is_an_error_until_one_is_given(world: World, frozen: Path, tmp_path: Path) -> None:
+    moved, missing_registry = tmp_path / "moved", tmp_path / "gone.toml"
     shutil.copytree(frozen, moved)
-    set_places(moved, registry=str(gone))
-    assert str(gone) in refused("eval", moved, error=CheckpointError)
+    set_paths(moved, registry=str(missing_registry))
+    assert str(missing_registry) in refused("eval", moved, error=CheckpointError)
     assert zoo("eval", moved, registry=world.root / "registry.toml").exit_code == 0
 
 
@@ -363,7 +365,9 @@ def test_a_registry_that_is_gone_is_to_be_given(world: World, frozen: Path, tmp_
     [("zones", {"head": "linear"}), ("facts.total", {}), ("facts.first", {"head": "knn"}), ("letters", {}),
      ("dark", {"head": "linear"}), ("mine.csv", {"head": "knn"})],
 )  # fmt: skip
-def test_other_data_need_no_training_split(world: World, tmp_path: Path, text: str, table: dict[str, Any]) -> None:
+def test_evaluation_on_other_data_needs_no_training_split(
+    world: World, tmp_path: Path, text: str, table: dict[str, Any]
+) -> None:
     """The constant baseline of every kind of target is stored in the probe."""
     metrics = train(world, tmp_path / "probe", str(world.table) if text == "mine.csv" else text, steps=2, **table)
     for kind in ("tokens", "data"):
@@ -375,13 +379,13 @@ def test_other_data_need_no_training_split(world: World, tmp_path: Path, text: s
     assert all(entry["baseline"] is not None for entry in metrics["metrics"])
 
 
-def test_values_and_tokens_are_taken_together(world: World, tmp_path: Path) -> None:
+def test_values_need_tokens_of_the_same_data(world: World, tmp_path: Path) -> None:
     """Values and tokens from different data sets may have equal keys."""
     train(world, tmp_path / "probe", "facts.total", head="knn")
     for kind, folder in (("tokens", "of_training"), ("tokens", "tokens"), ("data", "data")):
         shutil.copytree(world.root / kind, tmp_path / folder)
     note_source(tmp_path / "of_training", world.root / "data", {})
-    set_places(tmp_path / "probe", tokens=f"{tmp_path}/of_training")
+    set_paths(tmp_path / "probe", tokens=f"{tmp_path}/of_training")
     words = ("predict", tmp_path / "probe", "--out", tmp_path / "predicted", "--data", tmp_path / "data")
     for command in (words, ("eval", tmp_path / "probe", "--data", tmp_path / "data")):
         assert "--tokens TOKENS" in refused(*command, error=DataError)

@@ -132,7 +132,7 @@ def test_a_convnext_head_gives_maps_of_any_size(patch: tuple[int, int], size: tu
 KIND = Tokens(vocab_size=9, shape=(5,), end=0, sentinels=(1, 2))
 
 
-def test_the_rows_of_neighbouring_numbers_start_alike() -> None:
+def test_output_rows_of_neighbouring_numbers_start_alike() -> None:
     wide = dataclasses.replace(CONFIG, dim=256, heads=2)
     kind = Tokens(vocab_size=80, shape=(5,), ordered_ids=(OrderedIds(start=10, count=64),))
     assert target_from_json(json.loads(json.dumps(target_to_json(kind)))) == kind
@@ -174,7 +174,7 @@ def test_decoding_with_caches_equals_the_slow_reference() -> None:
 # ---------------------------------------------------------------- features
 
 
-def test_a_map_is_read_from_all_grids_like_the_first() -> None:
+def test_maps_use_all_grids_shaped_like_the_first() -> None:
     layout = EmbeddingLayout(all_layouts())
     assert Grid.of(layout, ["words", "pixels", "picture"]) == Grid(names=("pixels", "picture"), shape=(6, 6))
     with pytest.raises(ConfigError, match="--input words,clip"):
@@ -203,7 +203,7 @@ def test_a_map_has_the_rows_and_columns_of_its_grids() -> None:
 # ---------------------------------------------------------------- kinds
 
 
-def test_classes_by_hand() -> None:
+def test_encoding_baseline_and_loss_of_classes_by_hand() -> None:
     kind = Classes(names=("a", "b", "c"))
     assert kind.encode(["c", "a"]).tolist() == [2, 0]
     assert kind.decode(torch.tensor([[0.0, 2, 1], [3, 2, 1]])) == ["b", "a"]
@@ -212,7 +212,7 @@ def test_classes_by_hand() -> None:
     assert float(kind.loss(outputs, torch.tensor([0]))) == pytest.approx(-math.log(math.e / (math.e + 2)))
 
 
-def test_numbers_by_hand() -> None:
+def test_encoding_baseline_and_loss_of_numbers_by_hand() -> None:
     kind = Numbers.fit([1, 3, 8])
     assert kind.mean == (4.0,) and kind.std == (pytest.approx(np.std([1, 3, 8])),)
     assert kind.decode(kind.encode([1, 8])) == [pytest.approx(1), pytest.approx(8)]
@@ -230,7 +230,7 @@ VOID = ClassMap(names=("a", "void", "b"), size=(1, 3), dtype="uint8", unscored=(
 """A class map with an unscored class."""
 
 
-def test_unscored_pixels_are_neither_learned_nor_answered() -> None:
+def test_unscored_pixels_are_neither_learned_nor_predicted() -> None:
     targets = VOID.encode([np.array([[0, 1, 2]], np.uint8)])
     assert targets.dtype == torch.int64 and targets.tolist() == [[[0, IGNORED, 2]]]
     outputs = torch.tensor([[[[1.0, 5, 0]], [[0, 7, 0]], [[0, 9, 2]]]], requires_grad=True)  # a, void, b
@@ -244,13 +244,13 @@ def test_unscored_pixels_are_neither_learned_nor_answered() -> None:
     assert float(unscored_loss.detach()) == 0 and not torch.autograd.grad(unscored_loss, outputs)[0].any()
 
 
-def test_a_class_map_leaves_out_what_its_modality_does_not_score() -> None:
+def test_a_class_map_ignores_unscored_classes() -> None:
     value = ValueSpec(shape=(1, 3), dtype="uint8", classes=VOID.names, unscored=("void",))
     task = Task(text="asked", handle=SimpleNamespace(spec=spec(value)))  # type: ignore[arg-type]
     assert task.fit([np.zeros((1, 3), np.uint8)])[0] == VOID
 
 
-def test_the_constant_map_and_the_score_leave_unscored_pixels_out() -> None:
+def test_baseline_and_score_of_maps_ignore_unscored_pixels() -> None:
     maps = [np.array([row], np.uint8) for row in ([1, 1, 0], [1, 1, 2], [2, 1, 2])]
     assert VOID.constant_baseline(maps).tolist() == [[2, 2, 2]]  # b is the most frequent scored class
     guess = [np.array([[0, 0, 0]], np.uint8)]
@@ -286,7 +286,7 @@ def test_maps_of_numbers_are_standardised_by_channel() -> None:
     assert float(kind.loss(apart, zeros)) == (0.125 + 1.5) / 2
 
 
-def test_tokens_end_where_they_end() -> None:
+def test_token_targets_end_with_the_end_token() -> None:
     layout = SequenceLayout(max_length=50, end=0, sentinel_start=1, num_sentinels=2)
     rows = [np.array([5, 6]), np.array([7, 8, 3]), np.array([], np.int64)]
     kind = Tokens.fit(rows, spec(ValueSpec(kind="text"), layout), "codec")
@@ -330,7 +330,7 @@ def test_scores_equal_scikit_learn() -> None:
         (ValueSpec(shape=(7,)), None, "numbers"),
     ],
 )
-def test_the_kind_is_told_from_the_values(value: ValueSpec, requested: str | None, kind: str) -> None:
+def test_the_kind_of_target_follows_from_the_values(value: ValueSpec, requested: str | None, kind: str) -> None:
     assert kind_of_values(spec(value), requested, "asked") == kind  # type: ignore[arg-type]
 
 
@@ -349,7 +349,7 @@ def test_few_labels_have_each_class_once(amount: int | float) -> None:
 
 @pytest.mark.parametrize("share", [0.2, 0.25, 0.5])
 @pytest.mark.parametrize("period", [0, 5])
-def test_training_and_validation_samples_of_fewer_labels_are_among_those_of_more(share: float, period: int) -> None:
+def test_smaller_label_sets_are_subsets_of_larger_ones(share: float, period: int) -> None:
     """Each class is in both, even if it repeats with the same period as the validation samples."""
     classes = ["rare" if n == 17 else "some" if period and n % period == 0 else "most" for n in range(1000)]
     before: tuple[set[int], set[int]] = set(), set()

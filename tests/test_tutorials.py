@@ -67,7 +67,7 @@ def run_page(page: Path, shell: Shell) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
+def test_the_pipeline_runs_with_an_external_plugin(tmp_path: Path) -> None:
     before = core_digest()
     shell = Shell(tmp_path)
     assert NAME not in shell.run("zoo list")
@@ -185,15 +185,15 @@ def test_an_instance_needs_no_plugin() -> None:
 
 def test_all_options_of_a_series_plugin_are_documented() -> None:
     section = PAGE.read_text(encoding="utf-8").split("## A time series")[1].split("\n## ")[0].split("Attributes ")[1]
-    named = set(re.findall(r"`([a-z_]+)[`(]", section))
+    documented = set(re.findall(r"`([a-z_]+)[`(]", section))
     as_of_pictures = set(re.findall(r"`([a-z_]+)[`(]", PAGE.with_name("own-sensor.md").read_text(encoding="utf-8")))
     declared = {name for base in SeriesModality.__mro__ for name in inspect.get_annotations(base)}
-    assert named <= {*dir(SeriesModality), *declared}
+    assert documented <= {*dir(SeriesModality), *declared}
     public = {
         name for base in (SeriesModality, TemporalModality) for name, member in vars(base).items()
         if inspect.isfunction(member) and not hasattr(member, "tokenizers_zoo_impl")
     }  # fmt: skip
-    assert public <= named | as_of_pictures
+    assert public <= documented | as_of_pictures
 
 
 # ---------------------------------------------------------------- an own sensor
@@ -319,11 +319,11 @@ def test_the_page_about_training_loops_runs_as_it_stands(tmp_path: Path) -> None
         assert last < first
     assert "(1, 64, 64)" in printed["python train.py"] and "(4, 8, 8)" in printed["python arrays.py"]
     assert read_table(tmp_path / "own-run" / "evaluation" / "evaluation.json")["pairs"]
-    alone, together = (
+    single, batched = (
         [float(loss) for loss in re.findall(r"'(?:caption|depth)': ([\d.]+)", output)]
         for command, output in printed.items() if command.startswith("torchrun")
     )  # fmt: skip
-    assert len(alone) == 6 and alone == pytest.approx(together, abs=1e-4)
+    assert len(single) == 6 and single == pytest.approx(batched, abs=1e-4)
 
 
 # ---------------------------------------------------------------- wrappers

@@ -52,7 +52,7 @@ def test_free_axes_take_any_size() -> None:
     assert not is_batched(FLOAT) and is_batched(IDS)
 
 
-def test_before_the_transform_pictures_have_any_size_and_vectors_do_not() -> None:
+def test_pictures_may_have_any_size_before_the_transform() -> None:
     fixed = ValueSpec(shape=(3, 8, 8))
     assert value_problem(fixed, np.ones((3, 5, 9), np.float32)) is not None
     assert value_problem(fixed, np.ones((3, 5, 9), np.float32), any_size=True) is None
@@ -79,7 +79,7 @@ def test_values_clipped_at_a_bound_are_within_it(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf])
-def test_one_hole_is_found_in_arrays_and_batches(hole: float) -> None:
+def test_one_nan_is_found_in_arrays_and_batches(hole: float) -> None:
     free = ValueSpec(shape=(2, 2))
     value = np.zeros((2, 2), np.float32)
     value[1, 0] = hole
@@ -102,7 +102,7 @@ def test_text_and_objects() -> None:
 
 
 @pytest.mark.parametrize(("items", "value"), [("table", [{}]), ("list", [[]]), ("text", ["a"]), ("number", [1, 0.5])])
-def test_an_object_is_a_dict_or_a_list_of_the_declared_items(items: Any, value: list[Any]) -> None:
+def test_objects_have_to_be_of_the_declared_type(items: Any, value: list[Any]) -> None:
     listed, table = ValueSpec(kind="object", items=items), ValueSpec(kind="object")
     assert value_problem(listed, value) is None and value_problem(listed, []) is None
     assert value_problem(table, {"a": value}) is None
@@ -120,7 +120,7 @@ def nested(levels: int) -> Any:
 
 
 @pytest.mark.parametrize("levels", [201, 6000, 100_000])
-def test_an_object_that_is_nested_too_deeply_is_told_in_one_line(levels: int) -> None:
+def test_a_deeply_nested_object_is_refused_in_one_line(levels: int) -> None:
     """Some releases of Python read nesting deeper than their recursion limit."""
     value = nested(levels)
     assert value_problem(ValueSpec(kind="object"), value) == "it is nested too deeply: 200 levels at most"
@@ -149,7 +149,7 @@ def test_the_limit_of_nested_levels_is_a_setting() -> None:
         *[("low", {"low": low, "high": high}, {}) for low, high in ((2, 1), (math.nan, 1))],
     ],
 )
-def test_a_spec_that_cannot_be_names_the_field(field: str, value: dict[str, Any], spec_fields: dict[str, Any]) -> None:
+def test_an_impossible_spec_names_the_field(field: str, value: dict[str, Any], spec_fields: dict[str, Any]) -> None:
     fields = {"layout": VectorLayout(length=2), "vocab_size": 2, **spec_fields}
     with pytest.raises(PluginError, match=rf"^x: ModalitySpec .*{field}"):
         ModalitySpec(name="x", summary="x", value=ValueSpec(**{"shape": (2,), **value}), **fields)
@@ -234,7 +234,7 @@ def test_tokens_may_be_views_of_arrays() -> None:
         (EMBEDDINGS, [np.full((3, 2), np.inf, np.float32)], "every number has to be finite"),
     ],
 )
-def test_bad_tokens(spec: ModalitySpec, tokens: Any, words: str) -> None:
+def test_bad_tokens_are_refused(spec: ModalitySpec, tokens: Any, words: str) -> None:
     _, error = checked_tokens(spec, tokens)
     assert error is not None and words in error
 
@@ -287,7 +287,7 @@ def test_other_arrays_are_read_as_numpy_does() -> None:
         ({"a": [1, 2.5, None, "ü"]}, ValueSpec(kind="object"), "json"),
     ],
 )
-def test_a_value_comes_back_from_its_file(value: Any, spec: ValueSpec, extension: str) -> None:
+def test_a_value_round_trips_through_its_file(value: Any, spec: ValueSpec, extension: str) -> None:
     """Includes a single number, and texts that begin like a byte order mark."""
     of = ModalitySpec(name="x", summary="x", value=spec, layout=VectorLayout(length=1), vocab_size=2)
     data, written = HOOKS.write_value(value, of)

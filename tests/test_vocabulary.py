@@ -158,7 +158,7 @@ def test_text_is_cut_before_a_word() -> None:
     st.integers(0, 25),
     st.integers(0, 25),
 )
-def test_where_no_spaces_part_words_the_longest_beginning_is_kept(text: str, start: int, limit: int) -> None:
+def test_without_spaces_the_longest_beginning_is_kept(text: str, start: int, limit: int) -> None:
     text = "".join(text.split())[start:]
     for vocabulary in (OF_SCRIPTS, VOCABULARY, PLAIN):
         beginnings = (text[:end] for end in range(len(text), -1, -1))
@@ -212,7 +212,7 @@ def test_growing_keeps_every_id(tmp_path: Path) -> None:
     assert loaded.grow(["<e>", "<a>"]) is loaded
 
 
-def test_the_parts_are_all_ids() -> None:
+def test_the_parts_cover_all_ids() -> None:
     grown = VOCABULARY.grow(["<c>"])
     ends = [first + count for first, count in grown.parts.values()]
     assert [first for first, _ in grown.parts.values()] == [0, *ends[:-1]] and ends[-1] == CONFIG.size
@@ -241,7 +241,7 @@ def test_a_growth_that_is_interrupted_leaves_the_old_vocabulary(
     assert new is old and snapshot(tmp_path) == grown
 
 
-def test_one_at_a_time_trains_or_grows_a_vocabulary(tmp_path: Path) -> None:
+def test_only_one_process_trains_or_grows_a_vocabulary(tmp_path: Path) -> None:
     refused = []
 
     def meanwhile(names: list[str]) -> Iterator[str]:
@@ -257,7 +257,7 @@ def test_one_at_a_time_trains_or_grows_a_vocabulary(tmp_path: Path) -> None:
     assert TextVocabulary.load(tmp_path).all_special_tokens == ("<a>", "<b>")
 
 
-def test_no_room_says_what_to_raise() -> None:
+def test_a_full_vocabulary_names_the_setting_to_raise() -> None:
     small = VocabularyConfig(size=784, sentinels=4, coordinate_axes=4, coordinate_bins=64, reserve=0)
     full = TextVocabulary.train(small, TEXTS)
     assert full.used == small.size and len(full.pieces) == 784 - 262 - 512
@@ -282,7 +282,7 @@ def test_the_published_vocabulary_is_a_preset() -> None:
         config(preset="big")
 
 
-def test_loading_takes_the_capacity_of_the_settings_and_refuses_another_id_space(tmp_path: Path) -> None:
+def test_loading_takes_the_configured_size_and_refuses_other_ids(tmp_path: Path) -> None:
     trained = TextVocabulary.train(CONFIG, TEXTS, ["<a>", "<b>"], {"source": "tests"})
     fingerprint, loaded = trained.save(tmp_path), TextVocabulary.load(tmp_path)
     assert (loaded.config, loaded.pieces, loaded.special_tokens) == (CONFIG, trained.pieces, ("<a>", "<b>"))

@@ -154,7 +154,7 @@ def command(words: str, world: World, capsys: pytest.CaptureFixture[str], monkey
     return captured.out + captured.err
 
 
-def test_a_new_plugin_s_tokens_are_added_at_the_end_only(world: World, add_mood: None) -> None:
+def test_tokens_of_a_new_plugin_are_added_at_the_end(world: World, add_mood: None) -> None:
     zoo = world.zoo()
     before = describe_vocabulary(zoo, "text")
     assert before.missing == ("<happy>", "<sad>")
@@ -186,7 +186,7 @@ def test_old_tokens_and_the_old_backbone_stay_valid(world: World, add_mood: None
     assert result["pairs"]
 
 
-def test_older_tokens_are_those_of_a_backbone_that_was_trained_after_the_growth(world: World, add_mood: None) -> None:
+def test_tokens_from_before_the_growth_fit_a_later_backbone(world: World, add_mood: None) -> None:
     """The reverse also holds; tokens of any other tokenizer are refused."""
     grow_vocabulary(world.zoo(), "text")
     zoo = world.zoo()
@@ -203,7 +203,7 @@ def test_older_tokens_are_those_of_a_backbone_that_was_trained_after_the_growth(
             stored_samples(world.folder / "other", "test", specs, trained_on, zoo, "RUN")
 
 
-def test_the_road_goes_on_with_the_new_modality(world: World, add_mood: None) -> None:
+def test_the_pipeline_continues_with_the_new_modality(world: World, add_mood: None) -> None:
     zoo = world.zoo()
     grow_vocabulary(zoo, "text")
     derive_data(zoo, world.data, workers=0)
@@ -238,7 +238,7 @@ def test_tokenize_waits_for_special_tokens_that_are_missing(world: World, add_mo
     assert not outcomes["train", "mood"].dropped
 
 
-def test_tokens_that_need_more_than_there_is_are_one_line(world: World, add_mood: None) -> None:
+def test_tokens_beyond_the_vocabulary_are_a_one_line_error(world: World, add_mood: None) -> None:
     zoo = world.zoo()
     grow_vocabulary(zoo, "text")
     derive_data(zoo, world.data, workers=0)
@@ -256,7 +256,7 @@ def test_tokens_that_need_more_than_there_is_are_one_line(world: World, add_mood
         smaller["mood"].encode(["sad"])
 
 
-def test_the_commands(
+def test_show_grow_and_decode_commands(
     world: World, add_mood: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.zoo()
@@ -276,7 +276,7 @@ def test_the_commands(
     assert zoo("vocabulary show txet") == "error: unknown text vocabulary 'txet'; did you mean text?\n"
 
 
-def test_a_training_goes_on_once_the_vocabulary_has_grown(
+def test_a_training_resumes_once_the_vocabulary_has_grown(
     world: World, add_mood: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.zoo()
@@ -323,8 +323,10 @@ def test_freeze_is_refused_for_a_modality_without_rows_of_its_own(world: World, 
     grow_vocabulary(world.zoo(), "text")
     zoo = world.zoo()
     config = load_model(world.run).config
-    caption, later = zoo["caption"], world.folder / "without_web_text"
-    save_model(FourM.seeded(config, [caption.spec], 0), later, {"fingerprints": {"caption": caption.fingerprint}})
-    beginning = begin([caption.spec, zoo["web_text"].spec], config, 0, later, ids_in_use(later, [zoo["web_text"]]))
+    caption, later_run = zoo["caption"], world.folder / "without_web_text"
+    save_model(FourM.seeded(config, [caption.spec], 0), later_run, {"fingerprints": {"caption": caption.fingerprint}})
+    beginning = begin(
+        [caption.spec, zoo["web_text"].spec], config, 0, later_run, ids_in_use(later_run, [zoo["web_text"]])
+    )
     with pytest.raises(ConfigError, match="freeze: web_text writes in the vocabulary text, whose rows stay"):
         freeze(beginning)

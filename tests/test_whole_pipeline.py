@@ -63,7 +63,7 @@ WIDE = (
 )
 
 
-def test_the_whole_road_with_one_two_and_three_axes(tmp_path: Path) -> None:
+def test_the_pipeline_with_one_two_and_three_axes(tmp_path: Path) -> None:
     (tmp_path / "registry.toml").write_text(WIDE_REGISTRY)
     (tmp_path / "backbone.toml").write_text(BACKBONE)
     run_lines(tmp_path, *WIDE)

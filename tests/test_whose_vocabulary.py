@@ -113,7 +113,7 @@ def test_a_vocabulary_learns_the_texts_of_all_its_modalities(make: Toy, tmp_path
     assert list(text_vocabularies(zoo)) == ["elsewhere", "journal"]
 
 
-def test_a_vocabulary_without_text_says_so_where_somebody_writes_any(
+def test_a_vocabulary_trained_without_text_prints_a_warning(
     make: Toy, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -169,7 +169,7 @@ def test_a_modality_does_not_replace_a_text_vocabulary(make: Toy, install_exampl
     assert train_tokenizer(without_journal, "field", data, out=tmp_path / "mine") == tmp_path / "mine"
 
 
-def test_a_modality_that_claims_a_text_vocabulary_does_not_disturb_it(make: Toy, install_example: Install) -> None:
+def test_a_modality_cannot_join_a_text_vocabulary(make: Toy, install_example: Install) -> None:
     """The mismatch is reported as a problem of that modality only."""
     install_example("field", {"name=settings.name,": 'name=settings.name, vocabulary="journal",'})
     zoo = make({"album": "journal", "notes": "journal"})
@@ -178,7 +178,7 @@ def test_a_modality_that_claims_a_text_vocabulary_does_not_disturb_it(make: Toy,
     assert zoo.problems() == {"field": error}
 
 
-def test_a_shared_vocabulary_is_trained_anew_once(make: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_vocabulary_is_retrained_once(make: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo = make({"album": "journal", "journal": "journal", "notes": "journal"})
     names = zoo.names()
     for name in names:

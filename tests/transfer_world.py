@@ -184,9 +184,9 @@ def with_run(world: World, folder: Path, **paths: Path | None) -> World:
 
 def train(world: World, out: Path, task: str, inputs: str = "light", seed: int = 0, **table: Any) -> dict[str, Any]:
     """Train a probe into `out` and return its metrics.json. `table` holds settings and arguments of `train_probe`."""
-    rest = {key: table.pop(key) for key in ("wanted", "data", "on_step", "overwrite") if key in table}
+    arguments = {key: table.pop(key) for key in ("wanted", "data", "on_step", "overwrite") if key in table}
     config = transfer_config({**STEPS, **table})
-    train_probe(world.run, world.zoo, task, inputs.split(","), out, config, seed=seed, **rest)
+    train_probe(world.run, world.zoo, task, inputs.split(","), out, config, seed=seed, **arguments)
     metrics: dict[str, Any] = read_table(out / "metrics.json")
     return metrics
 
@@ -195,7 +195,7 @@ def read(world: World, name: str, key: str, split: str = "test") -> Any:
     return ValueStore(world.root / "data").read_key(world.zoo[name], split, key)
 
 
-def set_places(probe: Path, **paths: str | None) -> None:
+def set_paths(probe: Path, **paths: str | None) -> None:
     """Change paths that a probe recorded."""
     record = read_table(probe / "run.json")
     write_table(probe / "run.json", {**record, "places": {**record["places"], **paths}})
