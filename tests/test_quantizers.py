@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from typing import get_args
+from functools import partial
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -394,38 +395,29 @@ def test_product_tokens_quantize_parts_of_the_latents(config: QuantizerConfig) -
         assert torch.equal(part.tokens(latents).view_as(tokens), tokens)
 
 
-def test_residual_vq_equals_the_library() -> None:
-    config = QuantizerConfig(kind="residual_vq", codebook_size=32, codebook_dim=DIM, num_codebooks=3)
-    quantizer = trained(config).eval()
+@pytest.mark.parametrize(
+    ("kind", "library", "part"),
+    [
+        ("residual_vq", partial(vqp.ResidualVQ, rotation_trick=False), "vq"),
+        ("residual_simvq", vqp.ResidualSimVQ, "simvq"),
+    ],
+)
+def test_residual_quantizers_equal_the_library(kind: Any, library: Any, part: str) -> None:
+    quantizer = trained(QuantizerConfig(kind=kind, codebook_size=32, codebook_dim=DIM, num_codebooks=3)).eval()
     assert isinstance(quantizer.adapter, Residual)
-    reference = vqp.ResidualVQ(dim=DIM, num_quantizers=3, codebook_size=32, rotation_trick=False).eval()
+    reference = library(dim=DIM, num_quantizers=3, codebook_size=32).eval()
     for step, layer in zip(quantizer.adapter.steps, reference.layers, strict=True):
-        layer.load_state_dict(step.vq.state_dict())
+        layer.load_state_dict(getattr(step, part).state_dict())
     expected_codes, expected_tokens, _ = reference(some_latents())
     codes, tokens, _ = quantizer(some_latents())
     assert torch.equal(tokens, expected_tokens)
     torch.testing.assert_close(codes, expected_codes)
-    reference.train()
-    quantizer.train()
     torch.manual_seed(5)
-    _, expected_tokens, losses = reference(some_latents(3))
+    _, expected_tokens, losses = reference.train()(some_latents(3))
     torch.manual_seed(5)
-    _, tokens, loss = quantizer(some_latents(3))
+    _, tokens, loss = quantizer.train()(some_latents(3))
     assert torch.equal(tokens, expected_tokens)
     torch.testing.assert_close(loss, losses.mean())
-
-
-def test_residual_simvq_equals_the_library() -> None:
-    config = QuantizerConfig(kind="residual_simvq", codebook_size=32, codebook_dim=DIM, num_codebooks=3)
-    quantizer = trained(config).eval()
-    reference = vqp.ResidualSimVQ(dim=DIM, num_quantizers=3, codebook_size=32)
-    for step, layer in zip(quantizer.adapter.steps, reference.layers, strict=True):
-        layer.load_state_dict(step.simvq.state_dict())
-    expected_codes, expected_tokens, losses = reference(some_latents())
-    codes, tokens, _ = quantizer(some_latents())
-    assert torch.equal(tokens, expected_tokens)
-    torch.testing.assert_close(codes, expected_codes)
-    torch.testing.assert_close(quantizer.train()(some_latents()).loss, losses.mean())
 
 
 def test_residual_fsq_against_the_formula() -> None:

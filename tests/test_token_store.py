@@ -244,7 +244,7 @@ def test_a_flipped_bit_is_never_read(tmp_path: Path, kind: str) -> None:
     assert len(TokenStore(tmp_path).open("train", "m").take([0])) == 1
 
 
-def test_a_store_that_is_not_finished_is_refused(tmp_path: Path) -> None:
+def test_an_unfinished_store_is_refused(tmp_path: Path) -> None:
     make_store(tmp_path, LAYOUTS["grid"])
     store = TokenStore(tmp_path)
     (tmp_path / "train/m/shard-00001.json").unlink()

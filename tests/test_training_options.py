@@ -252,7 +252,7 @@ def test_stores_take_turns_by_weight(store: Path, tmp_path: Path) -> None:
     assert metrics(uninterrupted, "held_out/more") and metrics(uninterrupted, "held_out/words")
 
 
-def test_a_store_that_is_not_finished_is_refused(store: Path, tmp_path: Path) -> None:
+def test_training_refuses_an_unfinished_store(store: Path, tmp_path: Path) -> None:
     for split, name in (("train", "picture"), ("test", "words")):
         root = Path(shutil.copytree(store, tmp_path / split))
         for item in ("train", "test"):
