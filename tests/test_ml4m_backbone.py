@@ -188,17 +188,17 @@ class Reference:
         registers = self.t.get("register_tokens", torch.zeros(1, 0, DIM))[0].double()
         content, embeddings = [registers], [torch.zeros_like(registers)]
         for name in sorted(self.config["domains_in"]):
-            used = ~inputs[f"{name}/input_mask"][sample]
+            mask = ~inputs[f"{name}/input_mask"][sample]
             value, table = inputs[f"{name}/tensor"][sample], f"encoder_embeddings.{name}"
             if name == "rgb@32":
                 rows = [
                     value[:, y : y + PATCH, x : x + PATCH].permute(1, 2, 0).flatten()
                     for y in range(0, SIDE * PATCH, PATCH) for x in range(0, SIDE * PATCH, PATCH)
                 ]  # fmt: skip
-                content.append(self.linear(torch.stack(rows).double()[used], f"{table}.proj"))
+                content.append(self.linear(torch.stack(rows).double()[mask], f"{table}.proj"))
             else:
-                content.append(self.t[f"{table}.token_emb.weight"][value[used]])
-            positions = torch.arange(int(used.sum())) if name == "caption" else used.nonzero()[:, 0]
+                content.append(self.t[f"{table}.token_emb.weight"][value[mask]])
+            positions = torch.arange(int(mask.sum())) if name == "caption" else mask.nonzero()[:, 0]
             embeddings.append(self.t[f"{table}.pos_emb"][0, positions] + self.marker("encoder", name))
         x, emb = torch.cat(content), torch.cat(embeddings)
         x = x + emb
@@ -215,14 +215,14 @@ class Reference:
         }  # fmt: skip
 
     def targets(self, inputs: dict[str, Tensor], sample: int, name: str, context: Tensor) -> tuple[Tensor, Tensor]:
-        used = ~inputs[f"{name}/target_mask"][sample]
-        ids, table = inputs[f"{name}/tensor"][sample][used], f"decoder_embeddings.{name}"
+        mask = ~inputs[f"{name}/target_mask"][sample]
+        ids, table = inputs[f"{name}/tensor"][sample][mask], f"decoder_embeddings.{name}"
         sequence = name == "caption"
         if sequence:
             y, ids = self.t[f"{table}.token_emb.weight"][ids[:-1]], ids[1:]
             positions = torch.arange(len(ids))
         else:
-            positions = used.nonzero()[:, 0]
+            positions = mask.nonzero()[:, 0]
             y = self.t["mask_token"][0].expand(len(positions), -1)
         y = y + self.t[f"{table}.pos_emb"][0, positions] + self.marker("decoder", name)
         for layer in range(self.config["decoder_depth"]):
@@ -382,11 +382,13 @@ def test_a_trained_backbone_is_exported(tmp_path: Path) -> None:
         assert exported.config == checkpoint.config
         shapes = {name: tensor.shape for name, tensor in exported.tensors.items()}
         assert shapes == {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-        moved = {name for name, tensor in exported.tensors.items() if not torch.equal(tensor, checkpoint.tensors[name])}
-        assert moved >= {"encoder.0.mlp.fc1.weight", "decoder_embeddings.tok_thing@32.to_logits.weight"}
-        assert not any(name.endswith("pos_emb") for name in moved)
+        changed = {
+            name for name, tensor in exported.tensors.items() if not torch.equal(tensor, checkpoint.tensors[name])
+        }
+        assert changed >= {"encoder.0.mlp.fc1.weight", "decoder_embeddings.tok_thing@32.to_logits.weight"}
+        assert not any(name.endswith("pos_emb") for name in changed)
         markers = [f"{side}_embeddings.tok_thing@32.mod_emb" for side in ("encoder", "decoder")]
-        assert moved >= set(markers) and torch.equal(*map(exported.tensors.get, markers))  # type: ignore[arg-type]
+        assert changed >= set(markers) and torch.equal(*map(exported.tensors.get, markers))  # type: ignore[arg-type]
         back = tmp_path / "again" / folder.name
         imported(exported, back)
         loaded, trained = (load_file(path / "model.safetensors") for path in (back / "backbone", folder))

@@ -193,9 +193,9 @@ def test_another_vocabulary_file_is_refused(workspace: Workspace) -> None:
     for content in ("{}", "[EOS]"):
         with pytest.raises(CheckpointError, match="not a file of the tokenizers library"):
             TextVocabulary(CONFIG, published=content)
-    moved = text_file(workspace.source / "moved.json", **{"[EOS]": 2, "[SOS]": 3})
+    other_vocabulary = text_file(workspace.source / "moved.json", **{"[EOS]": 2, "[SOS]": 3})
     with pytest.raises(CheckpointError, match=r"\[EOS\] has the id 2, expected 3: another vocabulary"):
-        TextVocabulary(CONFIG, published=moved.read_text())
+        TextVocabulary(CONFIG, published=other_vocabulary.read_text())
     file = text_file(workspace.source / "text.json")
     workspace.run_import("text.json")
     assert "is there already" in workspace.run_import("text.json")
@@ -473,11 +473,11 @@ def test_a_repeated_import_only_restores_lost_registry_entries(workspace: Worksp
     text_file(workspace.source / "words.json")
     workspace.run_import()
     Run(tokens=workspace.root / "mine", registry=workspace.registry).save(workspace.backbone)  # a user's edit
-    before, written = files_in(workspace.out), weights_of(workspace.out)
-    assert workspace.run_import().count("is there already") == 3 and weights_of(workspace.out) == written
+    before, write_times = files_in(workspace.out), weights_of(workspace.out)
+    assert workspace.run_import().count("is there already") == 3 and weights_of(workspace.out) == write_times
     workspace.registry.unlink()
     output = workspace.run_import()
-    assert files_in(workspace.out) == before and weights_of(workspace.backbone).items() <= written.items()
+    assert files_in(workspace.out) == before and weights_of(workspace.backbone).items() <= write_times.items()
     assert "4M_B" in output and "tok_depth@224" in output and output.count("is there already") == 2
     # Only modalities without a table are added back; the user's list and settings are unchanged.
     lists = '[zoo]\ncheckpoints = "tokenizers"\nmodalities = ["heightmap"]\n[modalities.caption]\nmax_length = 20\n'
@@ -528,9 +528,9 @@ def test_importing_again_updates_paths_of_a_moved_folder(copied: bool, workspace
     (shutil.copytree if copied else shutil.move)(workspace.out, workspace.root / "other")
     workspace.out, backbone = workspace.root / "other", workspace.root / "other" / "backbone"
     workspace.run_import()
-    home = Run.load(backbone)
-    assert (home.tokens, home.registry) == (workspace.out / "tokens", workspace.out / "registry.toml")
-    Run(tokens=workspace.root / "mine", registry=home.registry).save(backbone)  # a user's edit
+    imported_run = Run.load(backbone)
+    assert (imported_run.tokens, imported_run.registry) == (workspace.out / "tokens", workspace.out / "registry.toml")
+    Run(tokens=workspace.root / "mine", registry=imported_run.registry).save(backbone)  # a user's edit
     workspace.run_import()
     assert Run.load(backbone).tokens == workspace.root / "mine"
 
@@ -588,8 +588,8 @@ def test_a_hub_id_names_the_modality_of_a_tokenizer(workspace: Workspace, monkey
     assert workspace.zoo["dinov2_global"].has_tokenizer
 
 
-@pytest.mark.parametrize("written", [str, json.dumps])
-def test_a_single_file_has_its_configuration_in_its_metadata(written: Callable[[Any], str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("to_text", [str, json.dumps])
+def test_a_single_file_has_its_configuration_in_its_metadata(to_text: Callable[[Any], str], tmp_path: Path) -> None:
     """The downloads linked in 4M's README are such files; values are written as Python or as JSON."""
     backbone = published({**PLUGGED, "mlp_ratio": 4.0, "act_layer": "SiLU"})
     tokenizer = published_tokenizer(**MEMCODES, n_channels=768)
@@ -601,7 +601,7 @@ def test_a_single_file_has_its_configuration_in_its_metadata(written: Callable[[
     downloads.mkdir()
     for name, checkpoint in zip(names, (backbone, tokenizer), strict=True):
         metadata = {
-            key: value if isinstance(value, str) else written(value) for key, value in checkpoint.config.items()
+            key: value if isinstance(value, str) else to_text(value) for key, value in checkpoint.config.items()
         }
         tensors = {key: tensor for key, tensor in checkpoint.tensors.items() if key not in checkpoint.same_as}
         save_file(tensors, downloads / f"{name}.safetensors", {"format": "pt", **metadata, **checkpoint.same_as})

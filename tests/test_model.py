@@ -69,10 +69,10 @@ def test_selecting_first_is_embedding_all(config: ModelConfig) -> None:
     torch.testing.assert_close(fast.loss, torch.stack(means).mean(), rtol=1e-7, atol=0)
     all_losses = torch.stack([loss for losses in by_modality.values() for loss in losses])
     torch.testing.assert_close(model(batch, "token").loss, all_losses.mean(), rtol=1e-7, atol=0)
-    measured = fast.per_modality(model.layout.names)
-    assert set(measured) == set(by_modality)
+    loss_by_modality = fast.per_modality(model.layout.names)
+    assert set(loss_by_modality) == set(by_modality)
     for name, losses in by_modality.items():
-        assert measured[name] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+        assert loss_by_modality[name] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
 
 
 def test_a_sample_without_inputs_or_targets_is_harmless() -> None:
@@ -116,10 +116,10 @@ def test_token_and_modality_loss_by_hand() -> None:
         batch.targets, modalities=modalities, ids=torch.tensor([[0, 1, 2, 6]]), mask=torch.ones(1, 4, dtype=torch.bool)
     )
     batch = PackedBatch(inputs=batch.inputs, targets=targets)
-    five, seven = math.log(5), math.log(7)
-    assert model(batch, "modality").loss.item() == pytest.approx((five + seven) / 2)
-    assert model(batch, "token").loss.item() == pytest.approx((3 * five + seven) / 4)
-    assert model(batch).per_modality(("left", "right")) == pytest.approx({"left": five, "right": seven})
+    log_5, log_7 = math.log(5), math.log(7)
+    assert model(batch, "modality").loss.item() == pytest.approx((log_5 + log_7) / 2)
+    assert model(batch, "token").loss.item() == pytest.approx((3 * log_5 + log_7) / 4)
+    assert model(batch).per_modality(("left", "right")) == pytest.approx({"left": log_5, "right": log_7})
     assert model(batch).counts.tolist() == [3, 1]
 
 
@@ -129,10 +129,10 @@ def test_decoding_with_a_cache_is_decoding_at_once() -> None:
     batch = packed_batch(specs, size=3, budget=12)
     context = model.context(batch.inputs)
     start, length = model.layout.positions["words"].start, 9
-    read = model.layout.token_rows("words").start + torch.randint(0, 100, (3, length))
+    token_rows = model.layout.token_rows("words").start + torch.randint(0, 100, (3, length))
     positions = torch.arange(start, start + length).expand(3, -1)
     kinds = torch.full((3, length), model.layout.index("words"))
-    x = model.embed_targets(read, positions, kinds)
+    x = model.embed_targets(token_rows, positions, kinds)
     turns = model.rotations(positions)
     assert turns is not None
     full = model.decode(x, turns, context, torch.ones(length, length, dtype=torch.bool).tril())
@@ -161,9 +161,9 @@ def test_mlp_widths_and_bad_configurations() -> None:
     assert ModelConfig(dim=60, heads=5, mlp_ratio=5.0, gated_mlp=False).mlp_hidden == 300
     with pytest.raises(UnknownNameError, match="small"):
         preset("smal")
-    for bad, message in (({"dim": 30, "heads": 5}, "multiple of 4"), ({"mlp_ratio": 0.001}, "mlp_ratio: expected")):
+    for fields, message in (({"dim": 30, "heads": 5}, "multiple of 4"), ({"mlp_ratio": 0.001}, "mlp_ratio: expected")):
         with pytest.raises(ValueError, match=message):
-            ModelConfig(**bad)
+            ModelConfig(**fields)
 
 
 def test_each_modality_has_one_range_in_the_tables() -> None:
@@ -219,10 +219,10 @@ def test_rows_of_neighbouring_numbers_start_alike() -> None:
     model, without = (FourM.seeded(config, specs, 3) for specs in (ordered, plain))
     rows = model.layout.token_rows("words")
     published = PublishedFourM.seeded(PublishedConfig(dim=256, encoder_depth=1, decoder_depth=1), ordered, 3)
-    read = published.read_embedding.weight[published.layout.token_rows("words")]
+    token_rows = published.read_embedding.weight[published.layout.token_rows("words")]
     for table, std in (
         (model.output["text"].detach(), OUTPUT_STD), (model.token_embedding.weight[rows].detach(), EMBEDDING_STD),
-        (read.detach(), EMBEDDING_STD),
+        (token_rows.detach(), EMBEDDING_STD),
     ):  # fmt: skip
         numbers = table[50:114]
         assert numbers.std() == pytest.approx(std, rel=0.1)

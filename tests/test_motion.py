@@ -205,9 +205,9 @@ def test_flo_files_by_hand_and_back() -> None:
 
 def test_end_point_error_by_hand() -> None:
     truth = np.zeros((2, 2, 2), np.float32)
-    guess = truth.copy()
-    guess[:, 0, 0] = 3, 4
-    assert flow.plugin.score([guess], [truth], settings("flow")) == {"epe": 1.25, "outliers": 0.25}
+    predicted = truth.copy()
+    predicted[:, 0, 0] = 3, 4
+    assert flow.plugin.score([predicted], [truth], settings("flow")) == {"epe": 1.25, "outliers": 0.25}
 
 
 def test_derived_flow_goes_where_the_picture_goes() -> None:
@@ -238,8 +238,8 @@ def test_columns_are_ordered_by_their_names() -> None:
         names = [*imu.NAMES[shift:], *imu.NAMES[:shift]]
         numbers = ",".join(str(imu.NAMES.index(name) + 1) for name in names)
         text = ", ".join(names) + "\n" + f"{numbers}\n" * 3
-        for written in (text, text.replace(names[0], f'"{names[0]}"'), text.title()):
-            measured = imu.plugin.read_value(written.encode(), "csv", settings("imu"))
+        for table_text in (text, text.replace(names[0], f'"{names[0]}"'), text.title()):
+            measured = imu.plugin.read_value(table_text.encode(), "csv", settings("imu"))
             assert measured[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
 
 
@@ -268,7 +268,7 @@ def test_mirrored_measurements_by_hand() -> None:
 
 def test_measurement_metrics_by_hand() -> None:
     truth = np.zeros((6, 4), np.float32)
-    guess = truth + np.array([[3], [4], [0], [0], [0], [2]], np.float32)
-    marks = imu.plugin.score([guess], [truth], settings("imu"))
+    predicted = truth + np.array([[3], [4], [0], [0], [0], [2]], np.float32)
+    marks = imu.plugin.score([predicted], [truth], settings("imu"))
     assert marks == pytest.approx({"acceleration_rmse": 5.0, "rate_rmse": 2.0})
-    assert imu.plugin.render(guess, settings("imu")).size == (192, 129)
+    assert imu.plugin.render(predicted, settings("imu")).size == (192, 129)

@@ -126,10 +126,10 @@ def test_a_type_checker_finds_nothing_in_a_new_plugin(tmp_path: Path) -> None:
         packages.append(str(tmp_path / family / "src" / f"zoo_field_{family}"))
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", str(tmp_path / "cache")]
     # Third-party packages have no types, except numpy and torch; ours are read like an installed package.
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, "--ignore-missing-imports", *packages], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -166,11 +166,11 @@ def test_the_readme_runs_as_it_stands(family: str, tmp_path: Path) -> None:
     for command in commands[1:]:
         words = shlex.split(command)
         module = "tokenizers_zoo.cli.main" if words[0] == "zoo" else "pytest"
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", module, *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}{result.stderr[-2000:]}"
     assert NAME in (tmp_path / "run" / "report" / "index.html").read_text()
 
 

@@ -49,9 +49,9 @@ def zoo(tmp_path: Path, run_zoo: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
 def make_data(zoo: Run, *words: str, out: str = "data", path: str = "photos") -> str:
     """Import everything for training and return the output."""
     options = ("--test", "0", "--workers", "1", "--set", f"path={path}", "--set", "test_fraction=0")
-    code, printed, complaint = zoo("data", "make", "folder", out, *options, *words)
+    code, output, complaint = zoo("data", "make", "folder", out, *options, *words)
     assert code == 0, complaint
-    return printed
+    return output
 
 
 def stored_values(name: str = "rgb", data: str = "data") -> dict[str, np.ndarray]:
@@ -61,11 +61,11 @@ def stored_values(name: str = "rgb", data: str = "data") -> dict[str, np.ndarray
 
 
 def test_a_folder_of_pictures_with_captions_for_some(zoo: Run) -> None:
-    printed = make_data(zoo)
-    assert "train/rgb: 12 written" in printed and "train/caption: 3 written" in printed
-    assert "texts without another file of the same name are not used: 1, such as README" in printed
-    assert "1 .cr2" in printed
-    assert "rgb: stored at 32 x 32 pixels (registry.toml:2 [zoo] image_size), cropped" in printed
+    output = make_data(zoo)
+    assert "train/rgb: 12 written" in output and "train/caption: 3 written" in output
+    assert "texts without another file of the same name are not used: 1, such as README" in output
+    assert "1 .cr2" in output
+    assert "rgb: stored at 32 x 32 pixels (registry.toml:2 [zoo] image_size), cropped" in output
     assert set(stored_values()) == {f"IMG_{number:02}" for number in range(12)}
     assert stored_values("caption")["IMG_03"] == "number 3"
     assert "12 unchanged" in make_data(zoo)
@@ -73,8 +73,8 @@ def test_a_folder_of_pictures_with_captions_for_some(zoo: Run) -> None:
 
 @pytest.mark.parametrize("crop", ["middle", "whole"])
 def test_pictures_of_other_proportions_are_cropped_or_squeezed(zoo: Run, crop: str) -> None:
-    printed = make_data(zoo, "--set", f"crop={crop}")
-    assert f"--set crop={'whole' if crop == 'middle' else 'middle'} " in printed
+    output = make_data(zoo, "--set", f"crop={crop}")
+    assert f"--set crop={'whole' if crop == 'middle' else 'middle'} " in output
     pictures = stored_values()
     for key in ("IMG_00", "IMG_01"):  # twice as wide as high, and the other way round
         red = (pictures[key][0] > 0.5).mean()
@@ -103,10 +103,10 @@ def test_all_modalities_share_the_crop_of_the_picture(zoo: Run, tmp_path: Path) 
     np.save(files / "depth/a.npy", depth)
     (files / "captions/a.txt").write_text("bands")
     (files / "boxes/a.json").write_text(json.dumps([{"label": "chair", "box": [0.25, 0.0, 0.75, 1.0]}]))
-    printed = make_data(zoo, path="files")
-    assert "depth, rgb: stored at 32 x 32" in printed
+    output = make_data(zoo, path="files")
+    assert "depth, rgb: stored at 32 x 32" in output
     for name in ("rgb", "depth", "boxes", "caption"):
-        assert f"train/{name}: 1 written" in printed
+        assert f"train/{name}: 1 written" in output
     assert (stored_values()["a"][0] < 0.5).all() and (stored_values("depth")["a"] > 3).all()
     assert stored_values("boxes")["a"][0]["box"] == pytest.approx([0, 0, 1, 1])
 
@@ -117,8 +117,8 @@ def test_modalities_follow_the_crop_of_a_new_picture(zoo: Run, tmp_path: Path) -
     bands(80, 40).save("files/rgb/a.png")
     make_data(zoo, path="files")
     np.save("files/depth/a.npy", np.ones((1, 20, 40), np.float32))
-    printed = make_data(zoo, path="files")
-    assert "train/depth: 1 written" in printed
+    output = make_data(zoo, path="files")
+    assert "train/depth: 1 written" in output
     bands(64, 64).save("files/rgb/a.png")
     assert "depth" in zoo("data", "make", "folder", "data", "--test", "0", "--set", "path=files",
                           "--set", "test_fraction=0", "--workers", "1")[2]  # fmt: skip
@@ -142,9 +142,9 @@ def test_a_split_of_pictures_and_two_pictures_of_one_name(zoo: Run) -> None:
             bands(40, 40).save(f"mine/{split}/{number}.png")
     Path("mine/train/masks").mkdir()
     bands(40, 40).save("mine/train/masks/0.png")
-    code, printed, complaint = zoo("data", "make", "folder", "data", "--set", "path=mine", "--workers", "1")
+    code, output, complaint = zoo("data", "make", "folder", "data", "--set", "path=mine", "--workers", "1")
     assert code == 0, complaint
-    assert "train/rgb: 3 written" in printed and "test/rgb: 2 written" in printed and "(masks)" in printed
+    assert "train/rgb: 3 written" in output and "test/rgb: 2 written" in output and "(masks)" in output
     bands(40, 40).save("mine/train/0.jpg")
     code, _, complaint = zoo("data", "make", "folder", "data", "--set", "path=mine", "--workers", "1")
     assert code == 1 and "second file with the key '0'" in complaint

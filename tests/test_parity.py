@@ -53,15 +53,15 @@ def test_a_difference_is_seen(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert not compare({"x": x}, {})["x"]["ok"] and not compare({"x": x}, {"x": x[:1]})["x"]["ok"]
     assert compare({"x": x[:0]}, {"x": x[:0]})["x"]["ok"] and not compare({"x": x[:0]}, {"x": x})["x"]["ok"]
     assert not compare({"x": x}, {"x": x * math.nan})["x"]["ok"]
-    damaged = tmp_path / "tok_human_poses"
-    damaged.mkdir()
-    for path in (GOLDEN / damaged.name).iterdir():
-        (damaged / path.name).write_bytes(path.read_bytes())
-    manifest = json.loads((damaged / "manifest.json").read_text())
+    damaged_folder = tmp_path / "tok_human_poses"
+    damaged_folder.mkdir()
+    for path in (GOLDEN / damaged_folder.name).iterdir():
+        (damaged_folder / path.name).write_bytes(path.read_bytes())
+    manifest = json.loads((damaged_folder / "manifest.json").read_text())
     manifest["decoder.linear_out.bias"]["fill"] = "zeros"
-    (damaged / "manifest.json").write_text(json.dumps(manifest))
-    assert main([str(damaged)]) == 1
-    report = json.loads(capsys.readouterr().out)[str(damaged)]
+    (damaged_folder / "manifest.json").write_text(json.dumps(manifest))
+    assert main([str(damaged_folder)]) == 1
+    report = json.loads(capsys.readouterr().out)[str(damaged_folder)]
     assert [key for key, entry in report["keys"].items() if not entry["ok"]] == ["decoded"]
     assert main([]) == 1
 

@@ -139,8 +139,8 @@ def test_held_out_samples_go_through_the_model_in_parts_too(tmp_path: Path) -> N
     assert sizes == [8, 2, 4, 4, 1, 1]
     assert torch.equal(halves.counts, full_batches.counts)
     torch.testing.assert_close(halves.sums, full_batches.sums)
-    data, read = mix.sources[0].data, list[int]()
+    data, rows_read = mix.sources[0].data, list[int]()
     read_batch = data.batch
-    data.batch = lambda samples: (read.extend(samples), read_batch(samples))[1]  # type: ignore[method-assign]
+    data.batch = lambda samples: (rows_read.extend(samples), read_batch(samples))[1]  # type: ignore[method-assign]
     held_out_losses(forward, mix, dataclasses.replace(config, eval_samples=3))
-    assert read == [0, 3, 6], "of ten: the first may all be of one kind"
+    assert rows_read == [0, 3, 6], "of ten: the first may all be of one kind"

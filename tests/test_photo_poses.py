@@ -84,10 +84,10 @@ def test_points_of_overlapping_boxes_are_averaged_by_score() -> None:
         corner = np.array([right, 0]) - anchors()[anchor] * 224
         numbers[anchor] = [*(corner + 15), 30, 30, *np.tile(corner, 4)]
         logits[anchor] = math.log(score / (1 - score))
-    first, second, third = detections(numbers, logits, 0.2)
+    first, second, third_box = detections(numbers, logits, 0.2)
     np.testing.assert_allclose(first * 224, np.tile([0.75, 0], (4, 1)), atol=1e-9)
     np.testing.assert_allclose(second * 224, np.tile([150, 0], (4, 1)), atol=1e-9)
-    np.testing.assert_allclose(third * 224, np.tile([24, 0], (4, 1)), atol=1e-9)
+    np.testing.assert_allclose(third_box * 224, np.tile([24, 0], (4, 1)), atol=1e-9)
 
 
 @pytest.mark.parametrize(("rim", "angle"), [((0, -8), 0), ((8, 0), 90), ((-8, 0), -90), ((0, 8), 180)])
@@ -158,13 +158,13 @@ def test_perfect_network_outputs_give_the_true_people(fov: Any, at: tuple[float,
     person = person_of(landmarks, size, fov)
     assert person is not None
     truth, joints = standing(turns) + at, np.array(person["joints_camera"])
-    ends = [
+    end_joints = [
         body.JOINTS.index(name) for name in ("left_hip", "left_ankle", "right_wrist", "left_shoulder", "right_knee")
     ]
-    np.testing.assert_allclose(joints[ends], truth[ends], atol=1e-6)
+    np.testing.assert_allclose(joints[end_joints], truth[end_joints], atol=1e-6)
     assert np.linalg.norm(joints - truth, axis=1).max() < 0.05
     image = 0.5 + 0.5 * body.directions(joints) * (1, -1) / half
-    np.testing.assert_allclose(np.array(person["joints_image"])[ends], image[ends], atol=1e-6)
+    np.testing.assert_allclose(np.array(person["joints_image"])[end_joints], image[end_joints], atol=1e-6)
     assert np.abs(np.array(person["joints_image"]) - image).max() < 0.03
     rebuilt = body.joints_of(np.array(person["joint_rotations"])[None], body.ADULT[None], truth[:1])
     assert np.linalg.norm(rebuilt[0] - joints, axis=1).max() < 0.06

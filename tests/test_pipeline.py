@@ -292,9 +292,9 @@ def test_user_files_are_imported_at_the_configured_size(toy: Toy, tmp_path: Path
 def test_output_inside_the_input_folder_is_not_read_as_input(output: str, toy: Toy, tmp_path: Path) -> None:
     zoo, files = toy(), tmp_path / "mine"
     own_files(files, range(8))
-    for written in (8, 0):
+    for written_count in (8, 0):
         result = import_files(zoo, files, files / output)
-        assert [outcome.written for outcome in result.outcomes] == [written] * 2 and not result.skipped
+        assert [outcome.written for outcome in result.outcomes] == [written_count] * 2 and not result.skipped
     with pytest.raises(ConfigError, match=f"path: {files}: what is made of its files cannot go there"):
         import_files(zoo, files, files / "field/..")
 
@@ -461,16 +461,16 @@ def test_a_modality_named_like_an_alias_has_separate_data(install_example: Insta
         value = only()["light"].write(np.zeros((1, 16, 16), np.float32))[0]
         write_tar(tmp_path / f"mine/train/{name}/0.tar", {"a.npy": value})
 
-    def made(number: int, **modalities: Any) -> list[str]:
+    def modalities_of_files(number: int, **modalities: Any) -> list[str]:
         result = make_data(only(modalities), "folder", tmp_path / f"data{number}", train=None, test=0, workers=0,
                            options={"path": str(tmp_path / "mine")})  # fmt: skip
         return sorted(counts(result))
 
-    assert made(0) == ["light"]
+    assert modalities_of_files(0) == ["light"]
     instances = {"a_light": {"plugin": "light"}, "z_light": {"plugin": "light"}, "light": {"enabled": False}}
-    assert made(1, **instances) == ["a_light"]
+    assert modalities_of_files(1, **instances) == ["a_light"]
     install_example("dark")
-    assert made(2) == ["dark", "light"]
+    assert modalities_of_files(2) == ["dark", "light"]
 
 
 def test_files_are_imported_again_after_their_settings_change(units: Toy, tmp_path: Path) -> None:
@@ -485,11 +485,11 @@ def test_files_are_imported_again_after_their_settings_change(units: Toy, tmp_pa
 
 def refuse_for_memory(patch: pytest.MonkeyPatch, handle: Any, number: int, error: Exception | None = None) -> None:
     """Reading one value runs out of memory, or fails with another error."""
-    read, calls = handle.read, iter(range(100))
+    original_read, calls = handle.read, iter(range(100))
 
     def failing(data: bytes, extension: str) -> Any:
         if next(calls) != number:
-            return read(data, extension)
+            return original_read(data, extension)
         if error is not None:
             raise error
         raise InvalidValueError(f"{handle.name}: cannot be read: MemoryError") from MemoryError()
@@ -497,24 +497,23 @@ def refuse_for_memory(patch: pytest.MonkeyPatch, handle: Any, number: int, error
     patch.setattr(handle, "read", failing)
 
 
-@pytest.mark.parametrize("want", ["files", "memory", "disk"])
+@pytest.mark.parametrize("failure", ["files", "memory", "disk"])
 def test_a_file_that_could_not_be_read_is_retried(
-    want: str, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failure: str, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, files, data = toy(), tmp_path / "mine", tmp_path / "data"
     own_files(files, range(8))
     with monkeypatch.context() as patch:
-        if want == "files":
+        if failure == "files":
             (files / "field/f05.npy").rename(tmp_path / "aside")
             (files / "field/f05.npy").symlink_to(files / "mounted")  # as on a disk that is not mounted
         else:
-            refuse_for_memory(patch, zoo["field"], 5, ReadError("Input/output error") if want == "disk" else None)
+            refuse_for_memory(patch, zoo["field"], 5, ReadError("Input/output error") if failure == "disk" else None)
         assert counts_of_import(zoo, files, data) == {"field": (7, 1, 0), "words": (8, 0, 0)}
         reasons = str(describe_data(data).reasons)
-        assert (
-            "f05: " in reasons and {"files": "No such file", "memory": "MemoryError", "disk": "Input"}[want] in reasons
-        )
-    if want == "files":
+        error = {"files": "No such file", "memory": "MemoryError", "disk": "Input"}[failure]
+        assert "f05: " in reasons and error in reasons
+    if failure == "files":
         (tmp_path / "aside").rename(files / "mounted")
     assert counts_of_import(zoo, files, data) == {"field": (4, 0, 4), "words": (0, 0, 8)}
     assert counts_of_import(zoo, files, data) == {"field": (0, 0, 8), "words": (0, 0, 8)}
@@ -748,11 +747,11 @@ def test_derivation_follows_shared_settings(toy: Toy, install_example: Install, 
     install_example("shadow", derived("field") | own_setting)
     data = tmp_path / "data"
 
-    def open_zoo(**offered: Any) -> Zoo:
-        return toy({"zoo": offered}, enabled=("field", "shadow"))
+    def open_zoo(**shared_settings: Any) -> Zoo:
+        return toy({"zoo": shared_settings}, enabled=("field", "shadow"))
 
-    def derive(**offered: Any) -> list[tuple[bool, int]]:
-        outcomes = derive_data(open_zoo(**offered), data, workers=0).outcomes
+    def derive(**shared_settings: Any) -> list[tuple[bool, int]]:
+        outcomes = derive_data(open_zoo(**shared_settings), data, workers=0).outcomes
         return [(outcome.written > 0, outcome.kept) for outcome in outcomes]
 
     make_toy(open_zoo(), data, test=0)

@@ -278,8 +278,8 @@ def test_files_may_hold_rotation_matrices(poses: ModalityHandle) -> None:
     value = person({k: (0.1, 0.2 * k / 24, -0.3) for k in range(24)})
     matrices = body.matrices_of(np.array(value["joint_rotations"]))
     for read_from, degrees in ((matrices, 1e-5), (matrices.round(1), 9)):  # tenths are the coarsest accepted rounding
-        (read,) = poses.read(json.dumps([value | {"joint_rotations": read_from.tolist()}]).encode(), "json")
-        assert largest_angle(read["joint_rotations"], value["joint_rotations"]) < degrees
+        (decoded,) = poses.read(json.dumps([value | {"joint_rotations": read_from.tolist()}]).encode(), "json")
+        assert largest_angle(decoded["joint_rotations"], value["joint_rotations"]) < degrees
     assert poses.read(*poses.write([value])) == [value]
 
 

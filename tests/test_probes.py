@@ -121,11 +121,11 @@ def test_probe_pictures_are_read_correctly(install_example: Install) -> None:
 
 
 def test_ignoring_the_exif_orientation_is_noticed(install_example: Install) -> None:
-    lying = PICTURES.replace(
+    wrong_pictures = PICTURES.replace(
         "else read_grey(data, extension)",
         "else np.asarray(__import__('PIL.Image').Image.open(io.BytesIO(data)).convert('L'), np.float32)[None] / 255",
     )
-    install_example("lying_map", {SCORE: lying + SCORE})
+    install_example("lying_map", {SCORE: wrong_pictures + SCORE})
     assert probes_message("lying_map").startswith("picture ")
     assert "it is read, but not as it should be: upright" in probe_outcomes("lying_map")["turned by EXIF"].fault
 
@@ -245,10 +245,10 @@ def test_readings_are_compared_with_a_tolerance(install_example: Install) -> Non
     handle: ModalityHandle = Zoo.installed()["told_map"]
     value = bars((1, 16, 16), (0.25, 0.75))
     near, far = value + np.float32(0.001), 1 - value
-    for array, how in ((near, "so"), (far, "")):
+    for array, reading in ((near, "so"), (far, "")):
         probe = Probe(what="x", file=npy(array), readings=(("so", npy(value)),))
-        assert outcome_of(handle, probe).how == how
+        assert outcome_of(handle, probe).how == reading
     strict = Probe(what="x", file=npy(far), readings=(("so", npy(value)),), must_match=True)
     assert outcome_of(handle, strict).fault == "it is read, but not as it should be: so"
-    hopeless = Probe(what="x", file=npy(far), readings=(("so", as_json(1)),), must_match=True)
-    assert outcome_of(handle, hopeless).read  # nothing to compare with
+    incomparable = Probe(what="x", file=npy(far), readings=(("so", as_json(1)),), must_match=True)
+    assert outcome_of(handle, incomparable).read  # nothing to compare with

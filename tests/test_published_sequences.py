@@ -228,8 +228,8 @@ def test_only_whole_objects_that_fit_are_written(world: World) -> None:
     assert len(ids) == 6 * 39 and len(world.zoo[POSES].decode([ids])[0]) == 6
     tables = json.loads(json.dumps(world.zoo.tables))
     tables["modalities"][POSES]["max_length"] = 80
-    short = Zoo.from_tables(tables, world.registry)[POSES]
-    assert np.array_equal(short.encode([people])[0], ids[:78])
+    few_people = Zoo.from_tables(tables, world.registry)[POSES]
+    assert np.array_equal(few_people.encode([people])[0], ids[:78])
 
 
 # ---------------------------------------------------------------------- read in any order, and damaged

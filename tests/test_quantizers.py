@@ -64,12 +64,12 @@ def test_every_kind_is_tested() -> None:
 @pytest.mark.parametrize("grid", [(), (50,), (5, 10), (2, 5, 5)])
 def test_shapes_types_and_range(config: QuantizerConfig, grid: tuple[int, ...]) -> None:
     quantizer = trained(config)
-    several = config.num_codebooks is not None
+    has_several = config.num_codebooks is not None
     latents = some_latents()[:, : math.prod(grid)].reshape(4, *grid, DIM)
     for training in (True, False):
         codes, tokens, loss = quantizer.train(training)(latents)
         assert codes.shape == (4, *grid, DIM) and codes.dtype == torch.float32
-        assert tokens.shape == (4, *grid, config.num_codebooks) if several else tokens.shape == (4, *grid)
+        assert tokens.shape == (4, *grid, config.num_codebooks) if has_several else tokens.shape == (4, *grid)
         assert tokens.shape == (4, *config.token_shape(grid)) and tokens.dtype == torch.int64
         assert tokens.min() >= 0 and tokens.max() < quantizer.codebook_size
         assert loss.shape == () and loss.isfinite()
@@ -108,10 +108,10 @@ def test_zero_codes_are_rarely_used_in_eval_as_in_training() -> None:
     torch.manual_seed(0)
     quantizer = Quantizer(config, DIM)
     quantizer(some_latents(1, batch=1, n=8))
-    unmet = quantizer.adapter.vq.codebook.norm(dim=1) == 0
+    zero_codes = quantizer.adapter.vq.codebook.norm(dim=1) == 0
     latents = some_latents(2, n=400)
     tokens = quantizer.eval()(latents).tokens
-    assert unmet.sum() >= 56 and unmet[tokens].float().mean() < 0.1
+    assert zero_codes.sum() >= 56 and zero_codes[tokens].float().mean() < 0.1
     assert torch.equal(quantizer.train()(latents).tokens, tokens)
 
 
@@ -123,11 +123,11 @@ def test_unused_codes_keep_their_direction() -> None:
     everywhere, corner = some_latents(1)[..., :8], some_latents(2)[..., :8].abs()
     quantizer(everywhere)
     book = quantizer.adapter.vq._codebook
-    started = book.embed[0].clone()
-    used = torch.cat([quantizer(corner).tokens for _ in range(200)]).unique()
-    dead = torch.ones(16, dtype=torch.bool).index_fill(0, used, False)
+    starting_codes = book.embed[0].clone()
+    used_ids = torch.cat([quantizer(corner).tokens for _ in range(200)]).unique()
+    dead = torch.ones(16, dtype=torch.bool).index_fill(0, used_ids, False)
     assert 0 < dead.sum() < 16 and (book.embed_avg[0][dead] == 0).all()
-    torch.testing.assert_close(book.embed[0][dead], started[dead])
+    torch.testing.assert_close(book.embed[0][dead], starting_codes[dead])
     torch.testing.assert_close(book.embed[0].norm(dim=1), torch.ones(16))
     expected = quantizer.eval()(everywhere)
     trained_output = quantizer.train()(everywhere)
@@ -185,18 +185,18 @@ def test_the_spread_loss_brings_codes_into_use(name: str) -> None:
     quantizer = Quantizer(config, DIM).train()
     optimizer = torch.optim.Adam(quantizer.project_in.parameters(), lr=0.1)
 
-    def used() -> float:
+    def used_share() -> float:
         usage = CodebookUsage(config.codebook_size)
         tokens = quantizer.encode(latents)
         usage.update(tokens if tokens.ndim == 1 else tokens[:, 0])
         return usage.perplexity / config.codebook_size
 
-    before = used()
+    before = used_share()
     for _ in range(500):
         optimizer.zero_grad()
         quantizer(latents).loss.backward()
         optimizer.step()
-    assert before < 0.3 and used() > 0.8
+    assert before < 0.3 and used_share() > 0.8
     assert Quantizer(dataclasses.replace(config, spread_weight=0.0), DIM).train()(latents).loss == 0
 
 
@@ -216,9 +216,9 @@ def test_autocast_changes_no_token(config: QuantizerConfig, training: bool) -> N
 def test_unknown_ids_are_rejected(config: QuantizerConfig) -> None:
     quantizer = trained(config)
     size = quantizer.codebook_size
-    for bad in (-1, size):
-        with pytest.raises(InvalidValueError, match=rf"expected ids in \[0, {size}\), got .*{bad}"):
-            quantizer.decode(torch.tensor([[0, bad]]).expand(config.codes_per_position, 2).T[None].squeeze(2))
+    for token_id in (-1, size):
+        with pytest.raises(InvalidValueError, match=rf"expected ids in \[0, {size}\), got .*{token_id}"):
+            quantizer.decode(torch.tensor([[0, token_id]]).expand(config.codes_per_position, 2).T[None].squeeze(2))
 
 
 def test_eval_mode_never_starts_or_revives_codes(config: QuantizerConfig) -> None:

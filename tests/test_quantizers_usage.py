@@ -104,8 +104,8 @@ def test_every_further_step_lowers_the_error_of_a_trained_model(kind: str) -> No
     quantizer = toy.quantizer
     tokens = quantizer.encode(toy.encoder(values)[None])
     steps = quantizer.codes_per_position // (quantizer.config.groups or 1)
-    firsts = [codes_of_first(quantizer.adapter, tokens, count) for count in range(1, steps + 1)]
-    errors = [toy.error(quantizer.project_out(codes)[0], values) for codes in firsts]
+    codes_by_step = [codes_of_first(quantizer.adapter, tokens, count) for count in range(1, steps + 1)]
+    errors = [toy.error(quantizer.project_out(codes)[0], values) for codes in codes_by_step]
     assert errors == sorted(errors, reverse=True) and len(set(errors)) == steps >= 2
     assert errors[-1] == pytest.approx(toy.error(quantizer.decode(tokens)[0], values), rel=1e-4)
     assert errors[1] < 0.97 * errors[0]

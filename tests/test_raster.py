@@ -49,9 +49,9 @@ def test_noise_below_0_and_glints_are_cut_off() -> None:
     floats = (numbers * 0.0001 - 0.1).astype(np.float32)
     np.testing.assert_allclose(reflectance, np.clip(floats, 0, 2), atol=1e-6)
     floats[0, 0, 1] = 0.5  # floats beyond 2 are refused
-    read = read_bands(npy(floats), offset=-0.1)
-    np.testing.assert_allclose(read, np.maximum(floats, 0), atol=1e-6)
-    assert read.min() == 0 and read.dtype == np.float32
+    bands = read_bands(npy(floats), offset=-0.1)
+    np.testing.assert_allclose(bands, np.maximum(floats, 0), atol=1e-6)
+    assert bands.min() == 0 and bands.dtype == np.float32
 
 
 def test_integer_pixels_of_all_zeros_are_missing_by_default() -> None:
@@ -141,10 +141,10 @@ def test_a_nodata_number_outside_single_precision_matches_nothing(plugin: Any) -
 def test_spectral_angle_by_hand() -> None:
     truth = np.zeros((12, 1, 4))
     truth[0] = 1
-    guess = np.zeros_like(truth)
-    guess[0, 0] = 0.5, 1, 0, 0  # half as bright; at 45 degrees; at a right angle; nothing
-    guess[1, 0] = 0, 1, 1, 0
-    np.testing.assert_allclose(multispectral.spectral_angle(guess, truth)[0], [0, 45, 90, 90], atol=1e-6)
+    predicted = np.zeros_like(truth)
+    predicted[0, 0] = 0.5, 1, 0, 0  # half as bright; at 45 degrees; at a right angle; nothing
+    predicted[1, 0] = 0, 1, 1, 0
+    np.testing.assert_allclose(multispectral.spectral_angle(predicted, truth)[0], [0, 45, 90, 90], atol=1e-6)
 
 
 def test_raster_metrics_by_hand() -> None:

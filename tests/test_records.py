@@ -61,23 +61,23 @@ def test_a_changed_or_lost_byte_never_gives_other_content(
         data[:offset] + bytes([data[offset] ^ bit]) + data[offset + 1 :]
         for offset in range(len(data)) for bit in (1, 4, 128)
     ]  # fmt: skip
-    refused = 0
+    refused_count = 0
     for damaged in (*flips, *(data[:end] for end in range(len(data)))):
         path.write_bytes(damaged)
         try:
             content = read()
         except CheckpointError:
-            refused += 1
+            refused_count += 1
         else:
             assert content == sound  # line ends do not matter
-    assert refused > 0.95 * len(flips)
+    assert refused_count > 0.95 * len(flips)
 
 
 def test_a_lost_line_is_missed(tmp_path: Path) -> None:
     read = line_of(path := tmp_path / "a.jsonl")
     lines = path.read_text().splitlines(keepends=True)
-    for lost in range(len(lines)):
-        path.write_text("".join(lines[:lost] + lines[lost + 1 :]))
+    for line_number in range(len(lines)):
+        path.write_text("".join(lines[:line_number] + lines[line_number + 1 :]))
         with pytest.raises(CheckpointError, match=r"a.jsonl(:1: damaged line|: damaged: its end is missing)"):
             read()
 
@@ -133,10 +133,10 @@ def test_files_that_are_no_records_are_refused(tmp_path: Path, text: str) -> Non
 
 
 def test_deep_nesting_is_refused_though_its_checksum_is_right(tmp_path: Path) -> None:
-    deep: Any = []
+    nested: Any = []
     for _ in range(120):
-        deep = [deep]
-    write_table(tmp_path / "a.json", {"a": deep})
+        nested = [nested]
+    write_table(tmp_path / "a.json", {"a": nested})
     with pytest.raises(CheckpointError, match="nested too deeply"):
         read_table(tmp_path / "a.json")
 

@@ -306,8 +306,8 @@ def test_a_shared_tokenizer_is_trained_once(install: Install, tmp_path: Path) ->
         """Return for each of the names whether the tokenizer is still the same."""
         folder, unchanged = tmp_path / "tokenizers/hands", list[bool]()
         before = fingerprint(folder) if is_complete(folder) else None
-        for _, done in train_tokenizers(zoo, [TokenizerJob(name=name, data=data, **options) for name in names]):
-            assert done == folder
+        for _, checkpoint in train_tokenizers(zoo, [TokenizerJob(name=name, data=data, **options) for name in names]):
+            assert checkpoint == folder
             unchanged.append(fingerprint(folder) == before)
         return unchanged
 

@@ -204,8 +204,8 @@ def test_the_input_in_another_form_is_not_the_best_result(run: Run, zoo: Zoo) ->
     write_table(folder / "evaluation" / "evaluation.json", evaluation)
     text = write_report(zoo, folder).read_text(encoding="utf-8")
     assert "<b>depth</b> from <b>rgb_patches</b>, with a skill score of 0.62" in text
-    glance = text.partition('<div class="at-a-glance">')[2].partition("</div>\n\n")[0]
-    assert re.findall(r"<h3>(\w+) <span", glance)[:3] == ["depth", "rgb", "caption"]
+    summary = text.partition('<div class="at-a-glance">')[2].partition("</div>\n\n")[0]
+    assert re.findall(r"<h3>(\w+) <span", summary)[:3] == ["depth", "rgb", "caption"]
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -324,15 +324,15 @@ def test_a_damaged_sheet_is_named_wherever_it_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "sheet.png"
     write_sheet(path, ["a", "b"], [[plain_picture("red", 4, 4), plain_picture("blue", 8, 4)]])
     content, cells = path.read_bytes(), cells_of(path)
-    refused = 0
+    refused_count = 0
     for end in range(0, len(content), 7):
         path.write_bytes(content[:end])
         try:
             assert cells_of(path) == cells
         except CheckpointError as error:
             assert str(error).startswith(f"{path}: damaged: ") and "\n" not in str(error)
-            refused += 1
-    assert refused > len(content) // 14
+            refused_count += 1
+    assert refused_count > len(content) // 14
 
 
 @pytest.mark.parametrize(

@@ -50,16 +50,16 @@ def board_of(folder: Path) -> Any:
     return board
 
 
-@pytest.mark.parametrize("done", [0, 2])
-def test_a_resumed_log_has_each_step_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], done: int) -> None:
-    """`done` = 0: the run was killed before its first checkpoint."""
-    for first, last in ((0, 5), (done, 7)):
+@pytest.mark.parametrize("steps_done", [0, 2])
+def test_a_resumed_log_has_each_step_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], steps_done: int) -> None:
+    """`steps_done` = 0: the run was killed before its first checkpoint."""
+    for first, last in ((0, 5), (steps_done, 7)):
         capsys.readouterr()
         with log_of(tmp_path, done=first) as log:
             for step in range(first + 1, last + 1):
                 log.write(step, {"loss": last})
-    assert ("a loop: goes on after step 2" in capsys.readouterr().err) == (done == 2)
-    expected = [(step, 5 if step <= done else 7) for step in range(1, 8)]
+    assert ("a loop: goes on after step 2" in capsys.readouterr().err) == (steps_done == 2)
+    expected = [(step, 5 if step <= steps_done else 7) for step in range(1, 8)]
     assert lines_of(tmp_path) == [{"step": step, "loss": loss} for step, loss in expected]
     assert sorted((event.step, event.value) for event in board_of(tmp_path).Scalars("loss")) == expected
 

@@ -285,14 +285,14 @@ def test_the_page_of_a_tokenizer_compares_checkpoints_of_its_modality(trained_zo
 def test_invalid_figures_are_an_error_on_the_page(trained_zoo: Zoo) -> None:
     path = trained_zoo["light"].checkpoint / "evaluation.json"
     sound = read_table(path)
-    several = {**sound["codebook"], "codebooks": 2}
+    paired = {**sound["codebook"], "codebooks": 2}
     for change in ("samples", 3.5), ("split", 3), ("metrics", {"mae": "x"}), ("metrics", []), ("usage", "x"), (
-        "codebook", {**several, "usage": "x"}), ("codebook", {**several, "size": "x"}), (
-        "codebook", {**several, "codebooks": "x"}), ("codebook", {**several, "least_usage": []}):  # fmt: skip
+        "codebook", {**paired, "usage": "x"}), ("codebook", {**paired, "size": "x"}), (
+        "codebook", {**paired, "codebooks": "x"}), ("codebook", {**paired, "least_usage": []}):  # fmt: skip
         write_table(path, sound | dict([change]))
         text = write_zoo_report(trained_zoo).read_text(encoding="utf-8")
         assert f"evaluation.json: damaged: {change[0]}" in text, change
-    write_table(path, sound | {"codebook": several})
+    write_table(path, sound | {"codebook": paired})
     assert "evaluation.json: damaged" not in write_zoo_report(trained_zoo).read_text(encoding="utf-8")
 
 

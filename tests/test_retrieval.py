@@ -88,7 +88,7 @@ def test_vectors_of_the_encoder_are_the_mean_of_its_features(world: World) -> No
     encoder = FourMEncoder.from_run(world.run, world.zoo)
     _, tokens = stored_rows(world, "letters")
     features, mask = encoder.forward_features(*encoder.prepare({"letters": tokens}))
-    expected = [row[used].mean(0) for row, used in zip(features, mask, strict=True)]
+    expected = [row[token_mask].mean(0) for row, token_mask in zip(features, mask, strict=True)]
     embedder.fit(["letters"])
     assert np.allclose(embedder.embed("letters", tokens), unit(torch.stack(expected).numpy()), atol=1e-5)
 
@@ -357,8 +357,8 @@ def test_files_are_queries(world: World, index: Index, tmp_path: Path) -> None:
     assert result.exception is None, result.exception
     lines = result.output.splitlines()
     assert lines[0] == "query: letters of files" and lines[1].split() == ["rank", "sample", "cosine"]
-    written = read_table(out / "hits.json")
-    (answer,) = written["queries"]
+    results = read_table(out / "hits.json")
+    (answer,) = results["queries"]
     assert [hit["key"] for hit in answer["hits"]] == [line.split()[1] for line in lines[2:5]]
     embedder = index.embedder(world.zoo)
     expected = index.search(embedder.embed("letters", world.zoo["letters"].encode(["fade"])), 3)
@@ -376,10 +376,10 @@ def test_sample_keys_are_queries_on_the_command_line(world: World, index: Index,
     words = ("query", index.folder, "--keys", "test-001", "--keys", "test-004", "--input", "raw,dark", "-k", 99)
     result = zoo(*words, "--weights", "raw=0.25", "--find", "letters", "--out", out)
     assert result.exception is None
-    written = read_table(out / "hits.json")
-    assert [answer["key"] for answer in written["queries"]] == ["test-001", "test-004"]
-    assert [len(answer["hits"]) for answer in written["queries"]] == [28, 28]
-    assert (written["find"], written["weights"]) == ("letters", {"raw": 0.25})
+    results = read_table(out / "hits.json")
+    assert [answer["key"] for answer in results["queries"]] == ["test-001", "test-004"]
+    assert [len(answer["hits"]) for answer in results["queries"]] == [28, 28]
+    assert (results["find"], results["weights"]) == ("letters", {"raw": 0.25})
     all_modalities = zoo("query", index.folder, "--keys", "test-001", "-k", 1)
     assert all_modalities.output.splitlines()[0] == f"query: {' + '.join(NAMES)} of test-001"
     assert all_modalities.output.splitlines()[2].split() == ["1", "test-001", "1.000"]
@@ -458,8 +458,8 @@ def test_by_default_modalities_are_those_that_the_store_has(world: World, tmp_pa
     assert zoo(*words, tmp_path / "plain", "--space", "plain").exception is None
     assert Index(tmp_path / "plain").names == ["light", "dark", "letters", "raw"], "nothing is fitted"
     assert zoo("eval", world_copy.run, "--galleries", 0).exception is None
-    measured = read_table(world_copy.run / "retrieval" / "retrieval.json")["pairs"]
-    assert {pair["query"] for pair in measured} == {"light", "dark", "raw"}
+    pairs = read_table(world_copy.run / "retrieval" / "retrieval.json")["pairs"]
+    assert {pair["query"] for pair in pairs} == {"light", "dark", "raw"}
 
 
 def with_flipped_bit(path: Path) -> bytes:
@@ -502,7 +502,7 @@ def test_without_faiss_the_extra_is_named(
 
 
 @pytest.fixture(scope="module")
-def measured(world: World) -> tuple[Path, dict[str, Any]]:
+def evaluated(world: World) -> tuple[Path, dict[str, Any]]:
     out = world.root / "recall"
     return out, evaluate_retrieval(world.run, world.zoo, out, embedding=EmbeddingConfig())
 
@@ -512,8 +512,8 @@ def entry_of(result: dict[str, Any], query: str, target: str) -> dict[str, Any]:
     return entry
 
 
-def test_recall_and_chance_are_reported_for_every_ordered_pair(measured: tuple[Path, dict[str, Any]]) -> None:
-    out, result = measured
+def test_recall_and_chance_are_reported_for_every_ordered_pair(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    out, result = evaluated
     assert read_table(out / "retrieval.json") == result
     assert len(result["pairs"]) == len(NAMES) * (len(NAMES) - 1)
     light_dark, letters = entry_of(result, "light", "dark"), entry_of(result, "dark", "letters")
@@ -535,8 +535,8 @@ def test_results_of_another_split_are_stored_apart(world: World, tmp_path: Path)
     assert (world_copy.run / "retrieval" / "retrieval.json").read_bytes() == test_results
 
 
-def test_galleries_frame_the_correct_hit(world: World, measured: tuple[Path, dict[str, Any]]) -> None:
-    out, result = measured
+def test_galleries_frame_the_correct_hit(world: World, evaluated: tuple[Path, dict[str, Any]]) -> None:
+    out, result = evaluated
     assert [(entry["query"], entry["target"]) for entry in result["galleries"]][:3] == [
         ("light", "dark"), ("dark", "light"), ("raw", "dark"),
     ]  # fmt: skip

@@ -48,9 +48,9 @@ def test_a_pipeline_runs_its_steps_and_skips_finished_work(world: World) -> None
     text = PIPELINE.replace('folder = "all"', 'folder = "."').replace('[derive]\nmodalities = ["rgb_patches"]\n', "")
     (world.folder / "pipeline.toml").write_text(text.replace("samples = 4\n", 'samples = 4\ninputs = [["depth"]]\n'))
     before = world.files()
-    done = world("run pipeline.toml")
-    assert done.code == 0, done.complaint
-    printed = [line for line in done.printed.splitlines() if line.startswith("zoo ")]
+    result = world("run pipeline.toml")
+    assert result.code == 0, result.complaint
+    printed = [line for line in result.printed.splitlines() if line.startswith("zoo ")]
     assert [line.split()[3] for line in printed] == [
         "list", "data", "tokenizer", "tokenize", "backbone", "backbone", "report"
     ]  # fmt: skip
@@ -65,10 +65,10 @@ def test_a_pipeline_runs_its_steps_and_skips_finished_work(world: World) -> None
 
 def test_the_first_failure_stops_the_pipeline(world: World) -> None:
     (world.folder / "pipeline.toml").write_text(PIPELINE.replace('path = "files"', 'path = "nothing"'))
-    done = world("run pipeline.toml")
-    assert done.code == 1 and "nothing: no such folder" in done.complaint
-    assert "zoo run pipeline.toml resumes there" in done.complaint
-    assert done.printed.rstrip().splitlines()[-1].startswith("zoo --registry pipeline.toml data make folder")
+    result = world("run pipeline.toml")
+    assert result.code == 1 and "nothing: no such folder" in result.complaint
+    assert "zoo run pipeline.toml resumes there" in result.complaint
+    assert result.printed.rstrip().splitlines()[-1].startswith("zoo --registry pipeline.toml data make folder")
     assert not (world.folder / "all" / "tokens").exists()
 
 
@@ -105,9 +105,9 @@ def test_the_whole_file_is_checked_before_the_first_command(
 ) -> None:
     assert old in PIPELINE
     (world.folder / "pipeline.toml").write_text(PIPELINE.replace(old, new, 1))
-    ended = world("run pipeline.toml")
-    ended.refused("pipeline.toml", *parts)
-    assert not ended.printed
+    result = world("run pipeline.toml")
+    result.refused("pipeline.toml", *parts)
+    assert not result.printed
 
 
 def test_settings_and_registry_in_named_files(world: World) -> None:

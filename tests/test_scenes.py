@@ -78,8 +78,8 @@ def test_boxes_are_those_of_the_largest_instances(scene_samples: list[tuple[str,
         instances, size = sample["sam_instance"], 64
         counts = np.bincount(instances.reshape(-1))[1:]
         assert (np.diff(counts) <= 0).all() and counts.min() > 0
-        enough = int((counts >= 0.003 * size * size).sum())
-        assert len(sample["boxes"]) == min(8, enough)
+        visible_count = int((counts >= 0.003 * size * size).sum())
+        assert len(sample["boxes"]) == min(8, visible_count)
         for number, box in enumerate(sample["boxes"], 1):
             rows, columns = np.nonzero(instances == number)
             expected = [columns.min() / size, rows.min() / size, (columns.max() + 1) / size, (rows.max() + 1) / size]
@@ -149,10 +149,10 @@ def test_a_layout_names_each_box_and_where_it_reaches() -> None:
 def test_how_a_layout_names_places_people_and_an_empty_room() -> None:
     assert captions._extent(visible_item("box", (0.3, 0.9, 0.4, 1), 3)) == "in the left centre, bottom"
     assert captions._extent(visible_item("box", (0, 0, 0.1, 0.1), 3)) == "on the far left, top"
-    someone = dataclasses.replace(visible_item("standing", (0, 0, 0.1, 0.1), 3, "person"), clear=False)
+    person = dataclasses.replace(visible_item("standing", (0, 0, 0.1, 0.1), 3, "person"), clear=False)
     scene = compose(random.Random(0), SceneSettings())
     for clear, words in ((False, "A person on"), (True, "A person in a red shirt on")):
-        assert words in captions.layout(scene, [dataclasses.replace(someone, clear=clear)], {})
+        assert words in captions.layout(scene, [dataclasses.replace(person, clear=clear)], {})
     assert re.fullmatch(r"An empty room with [a-z ]+\.", captions.layout(scene, [], {"wall": 0.5, "floor": 0.2}))
 
 
@@ -203,8 +203,8 @@ def test_books_are_many() -> None:
 def test_phrases_by_hand() -> None:
     table = Thing("table", "round table", "dark wooden", [], (1, 1, 1))
     orange = Thing("box", "box", "orange", [], (1, 1, 1))
-    someone = Thing("person", "waving", "blue", [], (1, 1, 1))
-    words = [captions.phrase(captions.Seen(0, item, 1, (0, 0, 1, 1), 1.0, True)) for item in (table, orange, someone)]
+    person = Thing("person", "waving", "blue", [], (1, 1, 1))
+    words = [captions.phrase(captions.Seen(0, item, 1, (0, 0, 1, 1), 1.0, True)) for item in (table, orange, person)]
     assert words == ["round dark wooden table", "orange box", "person in a blue shirt"]
     assert captions.counted(words[1], 1) == "an orange box"
     assert captions.counted(words[1], 3) == "three orange boxes"
@@ -228,8 +228,8 @@ def test_colour_names_are_the_colours_seen() -> None:
             part = item.thing.parts[0]
             if item.thing.free and item.thing.colour in vivid and part.surface.texture == "plain" and item.pixels > 20:
                 mean = view.rgb[:, view.geoms == stage.owners.index(item.index)].mean(1)
-                gaps = {name: abs(math.remainder(hue(mean) - hue(COLOURS[name]), 2 * math.pi)) for name in vivid}
-                good = min(gaps, key=lambda name: gaps[name]) == item.thing.colour
+                errors = {name: abs(math.remainder(hue(mean) - hue(COLOURS[name]), 2 * math.pi)) for name in vivid}
+                good = min(errors, key=lambda name: errors[name]) == item.thing.colour
                 right, wrong = right + good, wrong + (not good)
     assert right > 20 and right > 12 * wrong
 

@@ -79,12 +79,12 @@ def test_floor_and_sphere_have_their_analytic_depth_and_normal() -> None:
     # camera axes written out for yaw 90 degrees, which looks along +y
     right = np.array([1.0, 0.0, 0.0])
     up = np.array([0.0, -math.sin(pitch), math.cos(pitch)])
-    ahead = np.array([0.0, math.cos(pitch), math.sin(pitch)])
+    view_direction = np.array([0.0, math.cos(pitch), math.sin(pitch)])
     on_ball = on_floor = 0
     for row in range(size):
         for column in range(size):
             x, y = (2 * (column + 0.5) / size - 1) * tangent, (1 - 2 * (row + 0.5) / size) * tangent
-            ray = ahead + x * right + y * up
+            ray = view_direction + x * right + y * up
             towards = np.array([2.0, 0.5, 1.5]) - centre
             a, b, c = ray @ ray, ray @ towards, towards @ towards - radius**2
             owner = stage.owners[view.geoms[row, column]]
@@ -99,7 +99,7 @@ def test_floor_and_sphere_have_their_analytic_depth_and_normal() -> None:
             else:
                 continue
             assert view.depth[row, column] == pytest.approx(depth, rel=1e-5)
-            in_camera = [normal @ right, normal @ up, -normal @ ahead]
+            in_camera = [normal @ right, normal @ up, -normal @ view_direction]
             np.testing.assert_allclose(view.normals[:, row, column], in_camera, atol=1e-4)
     assert on_ball > 60 and on_floor > 150
 
@@ -223,23 +223,23 @@ def test_culling_changes_no_pixel(size: int, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_loose_things_fall_and_come_to_rest_on_something(staged: list[tuple[Scene, Scene]]) -> None:
-    fell, carried, resting = 0, 0, []
+    fallen_count, carried_count, resting = 0, 0, []
     for before, after in staged:
         for item_before, item in zip(before.things, after.things, strict=True):
             if not item.free:
                 assert item.at == item_before.at
                 continue
-            fell += item.at[2] < item_before.at[2]
+            fallen_count += item.at[2] < item_before.at[2]
             bottom = item.at[2] - item.reach_down()
             supports = [0.0] + [support.top + support.at[2] for support in after.things if support.top is not None]
             resting.append(min(abs(bottom - top) for top in supports) < 0.02)
             assert bottom > -0.02
             assert 0 < item.at[0] < after.width and 0 < item.at[1] < after.depth
             if item.on is not None:
-                carried += 1
+                carried_count += 1
                 carrier = after.things[item.on]
                 assert carrier.top is not None and bottom > carrier.at[2]
-    assert fell > 0.95 * len(resting) and carried > 15
+    assert fallen_count > 0.95 * len(resting) and carried_count > 15
     assert np.mean(resting) > 0.9
 
 
@@ -456,7 +456,7 @@ def test_extents_of_solids_match_sampled_surfaces(shape: int, size: Vector) -> N
 def test_boxes_contain_the_visible_pixels_of_things() -> None:
     """All pixels of a thing, back-projected by depth, lie in its box, and some lie near each side."""
     settings = SceneSettings(image_size=48, max_boxes=64, min_fov=56.0, max_fov=74.0)
-    touched = list[bool]()
+    fills_box = list[bool]()
     for number in range(25):
         stage = build(compose(random.Random(f"upright {number}"), settings))
         view = render(stage, 48)
@@ -475,8 +475,8 @@ def test_boxes_contain_the_visible_pixels_of_things() -> None:
             half = np.array(box["size"]) / 2
             assert (np.abs(in_box_axes) <= half + 2e-3).all(), box
             if len(in_box_axes) > 60:
-                touched.append(bool((np.abs(in_box_axes).max(axis=0) > 0.8 * half).all()))
-    assert len(touched) > 80 and np.mean(touched) > 0.85
+                fills_box.append(bool((np.abs(in_box_axes).max(axis=0) > 0.8 * half).all()))
+    assert len(fills_box) > 80 and np.mean(fills_box) > 0.85
 
 
 # -- place labels ------------------------------------------------------------------------------------------------------

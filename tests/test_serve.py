@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def started(folder: Path, *options: str, run: str = "run") -> Iterator[tuple[subprocess.Popen[str], str]]:
+def start_server(folder: Path, *options: str, run: str = "run") -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run the server with 6 GB of memory; yield its process and address."""
     command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "serve", run, "--port", "0", *options]
     command = ["sh", "-c", 'ulimit -v 6000000; exec "$@"', "-", *command]
@@ -72,12 +72,12 @@ def started(folder: Path, *options: str, run: str = "run") -> Iterator[tuple[sub
 @contextlib.contextmanager
 def serving(folder: Path, *options: str, run: str = "run") -> Iterator[str]:
     """Run the server and yield its address. An exception in it fails the test."""
-    with started(folder, *options, run=run) as (server, address):
+    with start_server(folder, *options, run=run) as (server, address):
         yield address
         server.kill()
         assert server.stderr is not None
-        printed = server.stderr.read()
-        assert "Traceback" not in printed, printed
+        errors = server.stderr.read()
+        assert "Traceback" not in errors, errors
 
 
 @pytest.fixture(scope="module")
@@ -360,12 +360,12 @@ def test_requests_of_other_sites_and_for_other_hosts_are_refused(
         ("POST", "/api/uploads/rgb?filename=photo.png", photo), ("DELETE", "/api/jobs/none", None),
         ("POST", "/api/tokens/depth", b'{"sample": "test00"}'),
     ):  # fmt: skip
-        code, answered, answer = ask(address, method, path, body, Content_Type="application/json", **headers)
-        assert code == status and (status == 200 or answer["error"]) and has_security_headers(answered)
+        code, response_headers, answer = ask(address, method, path, body, Content_Type="application/json", **headers)
+        assert code == status and (status == 200 or answer["error"]) and has_security_headers(response_headers)
     reading = 400 if status == 400 else 200  # other sites may link to the page, and their scripts cannot read answers
-    code, answered, _ = ask(address, "GET", "/api/model", **headers)
-    assert code == reading and "Access-Control-Allow-Origin" not in answered
-    assert answered["Cross-Origin-Resource-Policy"] == "same-origin"
+    code, response_headers, _ = ask(address, "GET", "/api/model", **headers)
+    assert code == reading and "Access-Control-Allow-Origin" not in response_headers
+    assert response_headers["Cross-Origin-Resource-Policy"] == "same-origin"
 
 
 @pytest.mark.parametrize("host", ["LOCALHOST", "127.1", "localhost", "127.0.0.1"])
@@ -394,12 +394,12 @@ def test_a_signal_ends_it_at_once(folder: Path, host: str, sign: signal.Signals)
     """Jobs run and wait, a job is watched, and an upload is open."""
     if ":" in host and not socket.has_dualstack_ipv6():
         pytest.skip("the machine has no IPv6")
-    with started(folder, "--host", host) as (server, address):
+    with start_server(folder, "--host", host) as (server, address):
         assert address.startswith("http://[::1]:" if ":" in host else "http://127.0.0.1:")
         assert ask(address, "GET", "/api/model", Host="attacker.example")[0] == 400
         jobs = [call(address, "/api/generate", {"targets": ["caption"], "num_samples": 16})[1] for _ in range(12)]
-        with urllib.request.urlopen(f"{address}/api/jobs/{jobs[-1]['job']}", timeout=60) as watched:
-            assert watched.readline()
+        with urllib.request.urlopen(f"{address}/api/jobs/{jobs[-1]['job']}", timeout=60) as response:
+            assert response.readline()
             upload = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
             upload.putrequest("POST", "/api/uploads/rgb?filename=a.png")
             upload.putheader("Content-Length", "1000")
@@ -416,7 +416,7 @@ def test_numbers_that_json_lacks_become_null(model: AnyToAny, monkeypatch: pytes
     monkeypatch.setattr(server, "facts", lambda: {"numbers": [float("nan"), float("inf"), 1.5], "half": "\ud800"})
     assert json.loads(client.get("/api/model").text, parse_constant=pytest.fail)["numbers"] == [None, None, 1.5]
     job = server.jobs.add(lambda job: job.tell({"cosine": float("nan")}))
-    ended(job)
+    wait_for_end(job)
     lines = client.get(f"/api/jobs/{job.id}").text.splitlines()
     assert {"cosine": None} in [json.loads(line, parse_constant=pytest.fail) for line in lines]
 
@@ -431,14 +431,14 @@ def test_an_error_of_the_server_is_one_line(model: AnyToAny, monkeypatch: pytest
 def test_a_port_in_use_is_refused(address: str, folder: Path) -> None:
     port = address.rpartition(":")[2]
     command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "serve", "run", "--port", port]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 1 and port in done.stderr and "Traceback" not in done.stderr
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 1 and port in result.stderr and "Traceback" not in result.stderr
 
 
 # --- limits, and unfinished pictures
 
 
-def ended(job: Job) -> Any:
+def wait_for_end(job: Job) -> Any:
     """Wait for a job and return its last event."""
     while not job.finished:
         time.sleep(0.01)
@@ -446,11 +446,11 @@ def ended(job: Job) -> Any:
 
 
 def test_jobs_can_be_cancelled_and_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs, started, go = Jobs(waiting=1, seconds=60), threading.Event(), threading.Event()
+    jobs, started, release = Jobs(waiting=1, seconds=60), threading.Event(), threading.Event()
 
     def work(job: Job) -> None:
         started.set()
-        go.wait(60)
+        release.wait(60)
         job.tell({"step": 1})
 
     first = jobs.add(work)
@@ -459,10 +459,10 @@ def test_jobs_can_be_cancelled_and_are_limited(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(BusyError):
         jobs.add(work)
     first.cancelled = True
-    go.set()
-    assert ended(first) == {"error": "cancelled"} and ended(second) == {"done": True}
-    late = Jobs(waiting=1, seconds=-1).add(work)
-    assert "takes too long" in ended(late)["error"]
+    release.set()
+    assert wait_for_end(first) == {"error": "cancelled"} and wait_for_end(second) == {"done": True}
+    timed_out = Jobs(waiting=1, seconds=-1).add(work)
+    assert "takes too long" in wait_for_end(timed_out)["error"]
     monkeypatch.setattr(queue, "KEPT", 1)
     third = jobs.add(work)
     assert jobs.get(first.id) is jobs.get(second.id) is None and jobs.get(third.id) is third
@@ -495,9 +495,9 @@ def test_undecided_cells_are_grey(model: AnyToAny) -> None:
 def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 def choose_nothing(page: Any, address: str) -> None:

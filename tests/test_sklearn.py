@@ -191,5 +191,5 @@ def test_a_replaced_model_is_refused(fields: Path) -> None:
 
 def test_a_missing_scikit_learn_is_named() -> None:
     script = "import sys; sys.modules['sklearn'] = None\nimport zoo_backbone\nzoo_backbone.FourMFeatures"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stderr.splitlines()[-1].endswith("pip install 'zoo-backbone[sklearn]'")
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.stderr.splitlines()[-1].endswith("pip install 'zoo-backbone[sklearn]'")

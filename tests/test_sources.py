@@ -60,8 +60,8 @@ def test_a_sample_depends_on_split_seed_and_index_alone(source: str) -> None:
 def test_samples_are_the_same_in_another_process() -> None:
     script = f"import sys; sys.path[:0] = {[*sys.path, str(Path(__file__).parent)]!r}\n"
     script += "from test_sources import SMALL, digests\nprint([digests(source) for source in SMALL])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert ast.literal_eval(done.stdout) == [digests(source) for source in SMALL]
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ast.literal_eval(result.stdout) == [digests(source) for source in SMALL]
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_a_crop_is_a_square_of_its_photograph(flips: bool) -> None:
     for _, values in crops("test", 12, image_size=side, smallest=1.0, flips=flips)[:]:
         for crop in (values["rgb"], values["rgb"][..., ::-1]):
             shifts = range(0, photo.width - side + 1)
-            moved = (np.abs(pixels[..., s : s + side : 16] - crop[:, ::16, ::16]).mean() for s in shifts)
-            distances.append(min(moved))
+            differences = (np.abs(pixels[..., s : s + side : 16] - crop[:, ::16, ::16]).mean() for s in shifts)
+            distances.append(min(differences))
     matches = [distance < 0.03 for distance in distances]
     assert any(matches[::2])
     assert any(matches[1::2]) == flips

@@ -66,8 +66,8 @@ def test_mirrored_normals_point_the_other_way() -> None:
 def test_a_whole_crop_at_the_right_size_changes_nothing(name: str) -> None:
     value = values(name, 1)[0]
     assert PLUGINS[name].transform(value, Crop(), settings(name)) is value
-    bigger = PLUGINS[name].transform(value, Crop(), settings(name, image_size=[24, 32]))
-    assert bigger.shape[-2:] == (24, 32) and bigger.dtype == value.dtype
+    enlarged = PLUGINS[name].transform(value, Crop(), settings(name, image_size=[24, 32]))
+    assert enlarged.shape[-2:] == (24, 32) and enlarged.dtype == value.dtype
 
 
 # ---------------------------------------------------------------- files

@@ -200,10 +200,10 @@ def test_the_discriminator_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
     biases = [next(p for p in part.parameters() if p.ndim == 1) for part in (module, discriminator)]
     before = [bias.detach().cpu().clone() for bias in biases]
     train(task, SAMPLES, config, tmp_path, 0)
-    moved = [float((bias.detach().cpu() - old).abs().max()) for bias, old in zip(biases, before, strict=True)]
+    changes = [float((bias.detach().cpu() - old).abs().max()) for bias, old in zip(biases, before, strict=True)]
     rate = config.learning_rate_at(0)
     # The trained module ends with its EMA weights, which start with a decay of 0.1.
-    assert moved == pytest.approx([0.9 * rate, 0.2 * rate], rel=1e-3)
+    assert changes == pytest.approx([0.9 * rate, 0.2 * rate], rel=1e-3)
 
 
 def test_the_discriminator_starts_late_and_learns() -> None:

@@ -42,9 +42,9 @@ def test_every_study_is_listed() -> None:
 def run_study(name: str, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Run a study on the small world's tokens."""
     folder = the_world().folder
-    short = ["--seeds", "2", "--batch", "4", "--samples", "4", "--parts", "1", *options]
+    small_options = ["--seeds", "2", "--batch", "4", "--samples", "4", "--parts", "1", *options]
     command = [sys.executable, str(ROOT / "studies" / f"{name}.py"), "--tokens", str(folder / "tokens"),
-               "--registry", str(folder / "registry.toml"), "--out", str(out), *short]  # fmt: skip
+               "--registry", str(folder / "registry.toml"), "--out", str(out), *small_options]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
@@ -56,11 +56,11 @@ def run_twice(name: str, out: Path, *options: str, word: str = "depth") -> tuple
     for _ in range(2):
         done = run_study(name, out, *options)
         assert done.returncode == 0, done.stderr[-3000:]
-        written = {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
-        results.append((done.stdout, read_table(out / "results.json"), written))
+        write_times = {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+        results.append((done.stdout, read_table(out / "results.json"), write_times))
     assert results[0] == results[1] and word in results[0][0], "finished runs are left alone"
-    printed, result, written = results[0]
-    return printed, result, sorted(written)
+    printed, result, write_times = results[0]
+    return printed, result, sorted(write_times)
 
 
 @pytest.mark.slow
@@ -83,10 +83,10 @@ def test_a_study_runs_and_runs_again(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_levers_are_measured_by_the_specialists_of_the_other_study(tmp_path: Path) -> None:
-    rivals = tmp_path / "transfer"
-    _, result, models = run_twice("levers", tmp_path / "out", "--steps", "4", "--rivals", str(rivals))
+    specialists = tmp_path / "transfer"
+    _, result, models = run_twice("levers", tmp_path / "out", "--steps", "4", "--rivals", str(specialists))
     assert len(models) == 14, "seven settings, two seeds"
-    assert len(list(rivals.rglob("model.safetensors"))) == 6, "the generalist and a specialist for each of two"
+    assert len(list(specialists.rglob("model.safetensors"))) == 6, "the generalist and a specialist for each of two"
     gains = result["gains"]
     assert next(iter(gains)) == "as it is" and len(gains) == 8
     for row in gains.values():
@@ -165,13 +165,13 @@ def test_the_study_of_growing_compares_shares_and_frozen_models(tmp_path: Path) 
         assert [dataset["weight"] for dataset in config["datasets"]] == [1.0], "half of the samples are old ones"
     for run in result["runs"]:
         assert len({figures["held-out loss"] for figures in run["new"].values()}) == 4, "each a run of its own"
-    for option, value, says in (
+    for option, value, message in (
         ("--add", "rgb_patches", "error: unknown modality"),
         ("--shares", "0.2,2", "--shares 2: expected numbers above 0, up to 1"),
         ("--shares", "0.2,", "--shares : expected numbers above 0, up to 1"),
     ):
         refused = run_study("growing", tmp_path / "other", option, value)
-        assert says in refused.stderr.splitlines()[-1]
+        assert message in refused.stderr.splitlines()[-1]
         assert refused.returncode and not (tmp_path / "other").exists()
 
 
@@ -188,8 +188,8 @@ def seed_result(grown: Mapping[float, Figures], end: Figures) -> dict[str, Any]:
     def figures(values: Figures) -> dict[str, float | None]:
         return dict(zip(("held-out loss", "skill score"), values, strict=True))
 
-    moved = {"a": {"before": 1.0, "after": 1.1}, "b": {"before": 1.0, "after": 0.9}}
-    rows = {"held-out loss": moved, "skill score": {**moved, "none": {"before": None, "after": None}}}
+    changes = {"a": {"before": 1.0, "after": 1.1}, "b": {"before": 1.0, "after": 0.9}}
+    rows = {"held-out loss": changes, "skill score": {**changes, "none": {"before": None, "after": None}}}
     new = {f"grown {share:g}": figures(values) for share, values in grown.items()}
     return {"old": dict.fromkeys(new, rows), "new": {**new, "all": figures(end)}}
 

@@ -97,9 +97,9 @@ def hostile() -> World:
     "backbone generate run --input caption=dir/EVIL --target EVIL --out made2", "backbone export runEVIL bundleEVIL",
 ])  # fmt: skip
 def test_commands_print_no_escape_sequence(words: str, hostile: World) -> None:
-    ended = hostile(words.replace("EVIL", PATH))
-    assert ended.code in (0, 1, 2) and "unexpected" not in ended.complaint, ended.complaint
-    assert not UNSAFE.search(ended.printed + ended.complaint), repr(ended.printed + ended.complaint)
+    result = hostile(words.replace("EVIL", PATH))
+    assert result.code in (0, 1, 2) and "unexpected" not in result.complaint, result.complaint
+    assert not UNSAFE.search(result.printed + result.complaint), repr(result.printed + result.complaint)
 
 
 def test_reasons_of_dropped_samples_are_shown_escaped(hostile: World) -> None:

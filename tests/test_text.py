@@ -122,8 +122,8 @@ def test_a_missing_special_token_says_how_to_get_it(tmp_path: Path) -> None:
 def test_any_ids_decode_to_a_value_that_encodes(name: str, data: st.DataObject) -> None:
     tokenizer = load(name)
     start = tokenizer.vocabulary.config.coordinate_start
-    useful = st.one_of(st.integers(0, 2047), st.integers(start, start + 4 * BINS), st.integers(1094, 1900))
-    ids = data.draw(st.lists(useful, max_size=60))
+    likely_ids = st.one_of(st.integers(0, 2047), st.integers(start, start + 4 * BINS), st.integers(1094, 1900))
+    ids = data.draw(st.lists(likely_ids, max_size=60))
     values = PLUGINS[name].decode(tokenizer, [np.array(ids, dtype=np.int64)])
     encoded = PLUGINS[name].encode(tokenizer, values)
     assert len(encoded[0]) <= PLUGINS[name].max_length(tokenizer.settings)
@@ -336,8 +336,8 @@ def test_all_side_words_of_scenes_are_swapped() -> None:
 
 def test_caption_scores_by_hand() -> None:
     assert words_of("a red-brown chair!") == ["a", "red", "brown", "chair"]
-    for written in ("नमस्ते दुनिया", "cafe\u0301s cre\u0300me", "كَلْبٌ يَرْكُضُ", "می\u200cرود خانه"):
-        assert words_of(f"\u2764\ufe0f{written}!") == written.split()
+    for text in ("नमस्ते दुनिया", "cafe\u0301s cre\u0300me", "كَلْبٌ يَرْكُضُ", "می\u200cرود خانه"):
+        assert words_of(f"\u2764\ufe0f{text}!") == text.split()
     pairs = [(["a", "a", "red"], ["a", "red", "chair"]), (["x"], ["y"])]
     assert word_f1(pairs) == pytest.approx(2 * 2 / 8)
     # words 2/4; pairs (a a), (a red): 1/2 correct; as long as the target
@@ -354,8 +354,8 @@ def test_no_constant_caption_scores_better(texts: list[list[str]]) -> None:
     """Against every bag of up to two copies of each of four words."""
     best = word_f1([(best_words(texts).split(), text) for text in texts])
     for bag in np.ndindex(3, 3, 3, 3):
-        guess = [word for word, copies in zip("abcd", bag, strict=True) for _ in range(copies)]
-        assert word_f1([(guess, text) for text in texts]) <= best + 1e-12
+        predicted = [word for word, copies in zip("abcd", bag, strict=True) for _ in range(copies)]
+        assert word_f1([(predicted, text) for text in texts]) <= best + 1e-12
 
 
 def test_the_published_length_is_a_preset() -> None:

@@ -95,8 +95,8 @@ def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Toy, tmp_path:
     assert result.usage == pytest.approx((counts > 0).mean())
     assert result.perplexity == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
     assert result.several == {}
-    written = read_table(handle.checkpoint / "evaluation.json")
-    assert written["metrics"] == result.metrics and written["samples"] == 36
+    evaluation = read_table(handle.checkpoint / "evaluation.json")
+    assert evaluation["metrics"] == result.metrics and evaluation["samples"] == 36
     assert result.pictures is not None and len(list(result.pictures.iterdir())) == 8
     with pytest.raises(DataError, match="no values here"):
         evaluate_tokenizer(zoo["field"], tmp_path)
@@ -133,8 +133,8 @@ def test_one_dead_codebook_of_several_is_reported(install_example: Install, tmp_
     assert (result.usage, result.several) == (
         pytest.approx((1 + 1 / 16) / 2), {"codebooks": 2, "least_usage": 1 / 16, "least_used": 2},
     )  # fmt: skip
-    written = read_table(zoo["field"].checkpoint / "evaluation.json")
-    assert {key: written[key] for key in result.several} == result.several
+    evaluation = read_table(zoo["field"].checkpoint / "evaluation.json")
+    assert {key: evaluation[key] for key in result.several} == result.several
 
 
 def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(toy: Toy, tmp_path: Path) -> None:
@@ -170,17 +170,17 @@ def test_a_failing_machine_drops_no_value(toy: Toy, tmp_path: Path, monkeypatch:
             command()
     assert not list(out.rglob("*.arrow"))
     monkeypatch.undo()
-    read, calls = zoo["field"].read, itertools.count()
+    original_read, calls = zoo["field"].read, itertools.count()
 
     def failing_once(value: bytes, extension: str) -> Any:
         if next(calls) != 3:
-            return read(value, extension)
+            return original_read(value, extension)
         raise InvalidValueError("field: cannot be read: MemoryError") from MemoryError()
 
     monkeypatch.setattr(zoo["field"], "read", failing_once)
     assert counts(tokenize(zoo, data, out))["test/field"] == (4, 0, 1)
-    written, kept_count, _ = counts(tokenize(zoo, data, out))["test/field"]
-    assert written + kept_count == 5 and written, "a value that was left out for want of memory is tried again"
+    written_count, kept_count, _ = counts(tokenize(zoo, data, out))["test/field"]
+    assert written_count + kept_count == 5 and written_count, "values lost for want of memory are retried"
 
 
 def test_evaluations_of_other_samples_are_written_apart(toy: Toy, tmp_path: Path) -> None:
@@ -196,13 +196,13 @@ def test_evaluations_of_other_samples_are_written_apart(toy: Toy, tmp_path: Path
     for split, limit, count in (("train", None, 23), ("test", 3, 3)):
         result = evaluate_tokenizer(zoo["field"], data, split=split, limit=limit)
         assert result.pictures == folder / f"samples-{split}" and len(list(result.pictures.iterdir())) == min(count, 8)
-        written = read_table(folder / f"evaluation-{split}.json")
-        assert (written["split"], written["samples"]) == (split, count) and "steps" not in written
+        evaluation = read_table(folder / f"evaluation-{split}.json")
+        assert (evaluation["split"], evaluation["samples"]) == (split, count) and "steps" not in evaluation
     assert before.items() <= snapshot(folder).items()
     result = evaluate_tokenizer(zoo["field"], data, limit=5)
-    written = read_table(folder / "evaluation.json")
-    assert (written["samples"], written["metrics"]) == (5, result.metrics)
-    assert (written["steps"], written["codebook"], written["usage"]) == (9, training["codebook"], result.usage)
+    evaluation = read_table(folder / "evaluation.json")
+    assert (evaluation["samples"], evaluation["metrics"]) == (5, result.metrics)
+    assert (evaluation["steps"], evaluation["codebook"], evaluation["usage"]) == (9, training["codebook"], result.usage)
     assert sorted(path.name for path in result.pictures.iterdir()) == [f"{i:02}.png" for i in range(5)]
     train_tokenizer(zoo, "field", data, overwrite=True)
     assert not (folder / "samples-train").exists(), "what evaluations left is replaced, too"
@@ -317,14 +317,14 @@ def test_only_shards_of_other_inputs_are_made_again(toy: Toy, tmp_path: Path) ->
 
     assert run() == (23, 0, 0)
     change_values(zoo, data, 1)
-    written, kept_count, _ = run()
-    assert written + kept_count == 23 and 9 <= written < 23
+    written_count, kept_count, _ = run()
+    assert written_count + kept_count == 23 and 9 <= written_count < 23
     store, tokens = ValueStore(data), tokens_of(zoo, out, "field")
     expected = zoo["field"].encode([store.read_key(zoo["field"], "train", key) for key in tokens])
     np.testing.assert_array_equal(np.asarray(list(tokens.values())), np.asarray(expected))
     make_toy(zoo, data, train=31, test=0)
-    written, kept_count, _ = run()
-    assert written + kept_count == 28 and kept_count >= 6
+    written_count, kept_count, _ = run()
+    assert written_count + kept_count == 28 and kept_count >= 6
     for damage in (lambda path: path.unlink(), lambda path: os.truncate(path, 8)):
         damage(out / "train/field/shard-00000.arrow")
         assert 0 < run()[0] <= 10

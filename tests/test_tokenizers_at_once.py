@@ -39,9 +39,9 @@ def zoo(folder: Path, registry: str, words: str, code: int = 0) -> tuple[list[st
     """Run `zoo` with one thread per process; return its output lines and its stderr."""
     command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "--registry", registry, *words.split()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    return done.stdout.splitlines(), done.stderr
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == code, result.stderr
+    return result.stdout.splitlines(), result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -156,22 +156,22 @@ def test_after_an_error_no_job_starts_and_running_ones_finish(tmp_path: Path) ->
     assert results == ["1"] and {path.name for path in tmp_path.iterdir()} == {"0", "1"}
 
 
-def dies(zoo: Zoo, job: Path) -> str:
-    with job.open("a") as tries:
-        tries.write("x")
+def dies_at_first(zoo: Zoo, job: Path) -> str:
+    with job.open("a") as attempts:
+        attempts.write("x")
     if len(job.read_text()) <= int(job.name):
         os.kill(os.getpid(), signal.SIGKILL)
     return job.name
 
 
 def test_a_job_whose_process_dies_is_repeated_once(tmp_path: Path) -> None:
-    assert list(run_jobs(Zoo.installed(), dies, [tmp_path / "0", tmp_path / "1"], 2)) in (["0", "1"], ["1", "0"])
+    assert sorted(run_jobs(Zoo.installed(), dies_at_first, [tmp_path / "0", tmp_path / "1"], 2)) == ["0", "1"]
     with pytest.raises(WorkerError, match=r"its process was killed \(SIGKILL"):
-        list(run_jobs(Zoo.installed(), dies, [tmp_path / "9", tmp_path / "8"], 2))
+        list(run_jobs(Zoo.installed(), dies_at_first, [tmp_path / "9", tmp_path / "8"], 2))
     assert (tmp_path / "1").read_text() == "xx" and (tmp_path / "9").read_text() == "xx"
 
 
-def surroundings(zoo: Zoo, job: int) -> tuple[str, str]:
+def environment_of(zoo: Zoo, job: int) -> tuple[str, str]:
     return os.environ["TERM"], os.environ["OMP_NUM_THREADS"]
 
 
@@ -181,11 +181,11 @@ def test_workers_share_the_cores_and_draw_no_bars(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(workers, "QUOTA", Path("/nowhere"))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert set(run_jobs(Zoo.installed(), surroundings, [1, 2], 2)) == {("dumb", "4")}
+    assert set(run_jobs(Zoo.installed(), environment_of, [1, 2], 2)) == {("dumb", "4")}
     assert os.environ["TERM"] == "xterm" and "OMP_NUM_THREADS" not in os.environ
-    with Workers(Zoo.installed(), None, 4) as started:
-        for left in ([1, 2], [1], []):
-            assert {threads for _, threads in started.run(surroundings, left)} == ({"2"} if left else set())
+    with Workers(Zoo.installed(), None, 4) as pool:
+        for jobs in ([1, 2], [1], []):
+            assert {threads for _, threads in pool.run(environment_of, jobs)} == ({"2"} if jobs else set())
 
 
 def test_workers_default_to_the_usable_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,11 +209,11 @@ def test_a_container_may_have_less_than_its_cores(
 
 
 def test_an_open_zoo_sees_newly_trained_tokenizers(workspace: Path) -> None:
-    opened = Zoo.from_toml(workspace / "four.toml")
+    open_zoo = Zoo.from_toml(workspace / "four.toml")
     jobs = [TokenizerJob(name=name, data=workspace / "data", overrides={"steps": 1}) for name in ("depth", "normal")]
-    list(train_tokenizers(opened, jobs, workers=2))
-    before = {job.name: opened[job.name].fingerprint for job in jobs}
+    list(train_tokenizers(open_zoo, jobs, workers=2))
+    before = {job.name: open_zoo[job.name].fingerprint for job in jobs}
     overwriting = [replace(job, overrides={"steps": 2}, overwrite=True) for job in jobs]
-    list(train_tokenizers(opened, overwriting, workers=2))
+    list(train_tokenizers(open_zoo, overwriting, workers=2))
     for name, old in before.items():
-        assert opened[name].fingerprint == fingerprint(workspace / "four" / name) != old
+        assert open_zoo[name].fingerprint == fingerprint(workspace / "four" / name) != old

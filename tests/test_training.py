@@ -329,10 +329,10 @@ def test_only_unreadable_content_counts_as_a_damaged_state(
         train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
     (tmp_path / STATE).write_bytes(state)
 
-    def failing(path: Any, *rest: Any, opened: Any = os.open) -> Any:
+    def failing(path: Any, *rest: Any, real_open: Any = os.open) -> Any:
         if str(path).endswith(".safetensors"):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return opened(path, *rest)
+        return real_open(path, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", failing)
@@ -485,17 +485,17 @@ def test_only_layers_run_in_the_chosen_precision(precision: str, tmp_path: Path)
 
 
 def test_evaluation_samples_are_spread_over_the_split(tmp_path: Path) -> None:
-    judged: list[list[int]] = []
+    evaluated: list[list[int]] = []
 
     class Watched(VectorTask):
         def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
-            judged.append([int(value[0]) for value in target])
+            evaluated.append([int(value[0]) for value in target])
             return super().score(predicted, target)
 
     numbered = [np.full(DIM, number, np.float32) for number in range(20)]
     samples = dataclasses.replace(SAMPLES, test=numbered)
     train(Watched(), samples, dataclasses.replace(CONFIG, eval_samples=5), tmp_path, 0)
-    *during, final = judged
+    *during, final = evaluated
     assert during and all(numbers == [0, 4, 8, 12, 16] for numbers in during), "the first may all be of one kind"
     assert final == list(range(20))
 

@@ -242,8 +242,8 @@ def test_stores_take_turns_by_weight(store: Path, tmp_path: Path) -> None:
             assert torch.equal(joined.inputs.vectors[name][1], rows), name
     assert any(batch.inputs.vectors for batch in batches)
     assert mix.taken(30) == [20, 10]
-    of_other = [(batch.inputs.modalities == 7).any(1).tolist() for batch in batches]
-    assert all(row == sorted(row) for row in of_other) and sum(map(sum, of_other)) == 10
+    from_second_store = [(batch.inputs.modalities == 7).any(1).tolist() for batch in batches]
+    assert all(row == sorted(row) for row in from_second_store) and sum(map(sum, from_second_store)) == 10
     uninterrupted = train(tmp_path / "whole", store, MORE, SMALL, config)
     with killed_after(3):
         train(tmp_path / "killed", store, MORE, SMALL, config)
@@ -321,8 +321,8 @@ target = "caption2"
     assert not (world.folder / "drawn").exists()
     text = text.replace('["caption"]\ntarget = "caption2"', '["depth"]\ntarget = "caption"')
     (world.folder / "previews.toml").write_text((world.folder / "backbone.toml").read_text() + text)
-    done = world(command.replace("backbone.toml", "previews.toml"))
-    assert done.code == 0, done.complaint
+    result = world(command.replace("backbone.toml", "previews.toml"))
+    assert result.code == 0, result.complaint
     cells = {}
     for step in (3, 6):
         with Image.open(world.folder / f"drawn/previews/step-{step:08}/rgb_patches-to-depth.png") as picture:
@@ -330,8 +330,8 @@ target = "caption2"
             cells[step] = [[picture.crop(box).tobytes() for box in row] for row in boxes]
         assert len(boxes) == 4 and all(len(row) == 3 for row in boxes)
         assert any(predicted != true for _, predicted, true in cells[step]), "an untrained model is not right"
-        assert f"step {step}: rgb_patches to depth: drawn/previews/step-{step:08}" in done.complaint
-    assert "step 3: held-out losses: caption " in done.complaint
+        assert f"step {step}: rgb_patches to depth: drawn/previews/step-{step:08}" in result.complaint
+    assert "step 3: held-out losses: caption " in result.complaint
     assert [(row[0], row[2]) for row in cells[3]] == [(row[0], row[2]) for row in cells[6]]
     board = b"".join(path.read_bytes() for path in (world.folder / "drawn/tensorboard").iterdir())
     assert board.count(b"rgb_patches to depth") == 2 and board.count(b"\x89PNG") == 4
@@ -382,9 +382,9 @@ def test_learned_loss_weights_are_not_in_the_logged_loss(store: Path, tmp_path: 
     first_step = metrics(run(tmp_path / "once", store, steps=1, loss=loss, balance="uncertainty"))[0]
     model = FourM(SMALL, all_layouts())
     counts = model.target_counts(first_batch(store).targets).tolist()
-    moved = math.exp(-first_step["train/learning_rate"])
-    expected = {name: moved if count else 1.0 for name, count in zip(model.layout.names, counts, strict=True)}
-    assert set(expected.values()) == {moved, 1.0}
+    learned_factor = math.exp(-first_step["train/learning_rate"])
+    expected = {name: learned_factor if count else 1.0 for name, count in zip(model.layout.names, counts, strict=True)}
+    assert set(expected.values()) == {learned_factor, 1.0}
     assert {name: first_step[f"train/weight/{name}"] for name in expected} == pytest.approx(expected, rel=1e-6)
 
 

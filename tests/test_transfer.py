@@ -116,10 +116,10 @@ def test_full_tuning_moves_the_encoder_early_layers_least(world: World, tmp_path
     train(world, tmp_path / "full", "facts.total", tuning="full", layer_decay=0.1, weight_decay=0.0)
     assert file_digest(world.run / "model.safetensors") == before
     old, new = state_of(world.run), load(tmp_path / "full").network.encoder.model.state_dict()
-    moved = [
+    weight_changes = [
         float((new[name] - old[name]).abs().mean()) for name in (f"encoder.{i}.attention.out.weight" for i in (0, 1))
     ]
-    assert 0 < 5 * moved[0] < moved[1]
+    assert 0 < 5 * weight_changes[0] < weight_changes[1]
 
 
 def test_only_a_frozen_probe_needs_the_run(world: World, frozen: Path, tmp_path: Path) -> None:
@@ -487,13 +487,13 @@ def test_no_sample_both_trains_and_validates(world: World, tmp_path: Path, monke
 
 def test_validation_labels_keep_the_shares_of_the_classes(world: World) -> None:
     """Another seed chooses other labels."""
-    used, other_seed = (label_split(world, "facts.first", seed, labels=60) for seed in (1, 2))
-    labels = list(used.samples.labels)
-    assert sorted([*used.training, *used.validation]) == list(range(len(labels)))
+    first_seed, other_seed = (label_split(world, "facts.first", seed, labels=60) for seed in (1, 2))
+    labels = list(first_seed.samples.labels)
+    assert sorted([*first_seed.training, *first_seed.validation]) == list(range(len(labels)))
     for name in set(labels):
-        validation_count = sum(labels[row] == name for row in used.validation)
+        validation_count = sum(labels[row] == name for row in first_seed.validation)
         assert abs(validation_count - 0.2 * labels.count(name)) < 1
-    key_sets = [set(map(split.samples.key, range(60))) for split in (used, other_seed)]
+    key_sets = [set(map(split.samples.key, range(60))) for split in (first_seed, other_seed)]
     assert key_sets[0] != key_sets[1]
 
 

@@ -52,11 +52,12 @@ def frozen(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_end_to_end(world: World, tmp_path: Path) -> None:
     settings = tmp_path / "settings.toml"
     settings.write_text("[transfer]\nsteps = 20\nbatch_size = 8\n")
-    done = zoo("train", world.run, "--task", "zones", "--input", "light", "--config", settings, "--labels", "0.5",
+    result = zoo("train", world.run, "--task", "zones", "--input", "light", "--config", settings, "--labels", "0.5",
                "--head", "linear", "--set", "steps=30", "--seed", 3)  # fmt: skip
     folder = world.run / "transfer" / "zones-from-light-frozen-linear-0.5-3"
-    assert done.exit_code == 0, (done.output, done.exception)
-    assert "constant baseline" in done.stdout and f"48 labels, 24 held-out samples\nwritten to {folder}" in done.stdout
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "constant baseline" in result.stdout
+    assert f"48 labels, 24 held-out samples\nwritten to {folder}" in result.stdout
     metrics = read_table(folder / "metrics.json")
     assert (metrics["steps"], metrics["settings"]["batch_size"], metrics["seed"]) == (30, 8, 3)
     card = (folder / "README.md").read_text()
@@ -104,9 +105,9 @@ def test_predictions_of_single_numbers_are_arrays_without_axes(head: str, world:
     assert zoo("predict", tmp_path / "probe", "--keys", "test/001,test/002", "--out", out).exit_code == 0
     answers = load(tmp_path / "probe").predict({"light": world.tokens("light")[1]})
     for number in (1, 2):
-        written = np.load(out / f"test/00{number}.npy")
-        assert (written.dtype, written.shape) == (np.float32, ())
-        np.testing.assert_allclose(written, answers[number], rtol=1e-5)
+        array = np.load(out / f"test/00{number}.npy")
+        assert (array.dtype, array.shape) == (np.float32, ())
+        np.testing.assert_allclose(array, answers[number], rtol=1e-5)
 
 
 def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None:
@@ -115,11 +116,11 @@ def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None
     train(world, probe, str(world.table), head="knn")
     score = read_table(probe / "metrics.json")["metrics"][0]["score"]
     set_paths(probe, data=str(tmp_path / "gone"))
-    done = zoo("eval", probe, "--json")
-    assert done.exit_code == 0, (done.output, done.exception)
-    assert json.loads(done.stdout)["metrics"][0]["score"] == pytest.approx(score)
-    done = zoo("predict", probe, "--samples", 2, "--out", tmp_path / "predicted")
-    assert done.exit_code == 0
+    result = zoo("eval", probe, "--json")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert json.loads(result.stdout)["metrics"][0]["score"] == pytest.approx(score)
+    result = zoo("predict", probe, "--samples", 2, "--out", tmp_path / "predicted")
+    assert result.exit_code == 0
     assert [path.name for path in (tmp_path / "predicted").glob("[!.]*")] == ["predictions.csv"]
     assert "elsewhere" in refused("eval", probe, "--data", tmp_path / "elsewhere")
 
@@ -138,8 +139,8 @@ def test_the_study_of_few_labels_resumes(
     results = []
     for _ in range(2):
         runpy.run_path(str(study), run_name="__main__")
-        written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
-        results.append((read_table(tmp_path / "results.json"), written))
+        write_times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
+        results.append((read_table(tmp_path / "results.json"), write_times))
     assert results[0] == results[1], "finished probes are left alone"
     rows = [row for row in results[0][0]["rows"] if row["task"] == "zones"]
     settings = [(", ".join(row["inputs"]), row["tuning"], row["labels"]) for row in rows]
@@ -149,9 +150,9 @@ def test_the_study_of_few_labels_resumes(
         *(("light, letters", "frozen", count) for count in (10, TRAIN)),
     ]
     assert ["steps=9" in row["settings"] for row in rows] == [False] * 6 + [True] + [False] * 2, "three times as many"
-    of_letters = [row for row in results[0][0]["rows"] if row["task"] == "letters"]
-    assert [row["inputs"] for row in of_letters] == [["light"]] * 7, "letters are not predicted from letters"
-    assert all(list(row["seeds"]) == ["0"] for row in (*rows, *of_letters))
+    letter_rows = [row for row in results[0][0]["rows"] if row["task"] == "letters"]
+    assert [row["inputs"] for row in letter_rows] == [["light"]] * 7, "letters are not predicted from letters"
+    assert all(list(row["seeds"]) == ["0"] for row in (*rows, *letter_rows))
     assert "constant baseline" in capsys.readouterr().out
 
 
@@ -259,12 +260,12 @@ def test_a_run_that_has_changed_is_refused(world: World, tmp_path: Path) -> None
 def test_a_probe_whose_tensors_do_not_fit_is_refused(world: World, frozen: Path, tmp_path: Path) -> None:
     full = tmp_path / "full"
     train(world, full, "facts.total", tuning="full", steps=1)
-    for number, (folder, lost, added) in enumerate((
+    for number, (folder, missing, added) in enumerate((
         (frozen, "head.query", {}), (full, "encoder.encoder_norm.weight", {}), (full, "", {"encoder.x": torch.ones(1)})
     )):  # fmt: skip
         tensors, config = load_checkpoint(folder)
         probe = shutil.copytree(folder, tmp_path / str(number))
-        save_checkpoint(probe, {name: t for name, t in tensors.items() if name != lost} | added, config, "A card.")
+        save_checkpoint(probe, {name: t for name, t in tensors.items() if name != missing} | added, config, "A card.")
         with pytest.raises(CheckpointError, match=f"{probe}: (its files do not fit together|has no tensor)"):
             load(probe)
     tensors, config = load_checkpoint(frozen)
@@ -341,8 +342,8 @@ def test_a_probe_opens_with_the_registry_of_its_training(
     registry_path.write_text(registry_of(SEEN))
     run = with_run(world, tmp_path, registry=registry_path).run
     words = ("train", run, "--task", "zones", "--input", "light", "--set", "steps=2", "--out", probe)
-    done = zoo(*words, registry=Path(os.path.relpath(world.root / "registry.toml")))
-    assert done.exit_code == 0, (done.output, done.exception)
+    result = zoo(*words, registry=Path(os.path.relpath(world.root / "registry.toml")))
+    assert result.exit_code == 0, (result.output, result.exception)
 
     monkeypatch.chdir(tmp_path)
     assert zoo("eval", probe).exit_code == 0
@@ -372,8 +373,8 @@ def test_evaluation_on_other_data_needs_no_training_split(
     metrics = train(world, tmp_path / "probe", str(world.table) if text == "mine.csv" else text, steps=2, **table)
     for kind in ("tokens", "data"):
         shutil.copytree(world.root / kind, tmp_path / kind, ignore=shutil.ignore_patterns("train"))
-    done = zoo("eval", tmp_path / "probe", "--tokens", tmp_path / "tokens", "--data", tmp_path / "data", "--json")
-    assert json.loads(done.stdout) == {
+    result = zoo("eval", tmp_path / "probe", "--tokens", tmp_path / "tokens", "--data", tmp_path / "data", "--json")
+    assert json.loads(result.stdout) == {
         "samples": metrics["labels"]["test"], "metrics": metrics["metrics"], "unseen_classes": {}
     }  # fmt: skip
     assert all(entry["baseline"] is not None for entry in metrics["metrics"])

@@ -165,10 +165,10 @@ def test_decoding_with_caches_equals_the_slow_reference() -> None:
     head.out.weight.normal_()  # makes the answers differ
     features = torch.randn(12, 4, DIM)
     mask = torch.arange(4) < torch.randint(1, 5, (12, 1))
-    written = KIND.decode(head(features, mask))
-    assert [row.tolist() for row in written] == slow_twin(head, features, mask)
-    assert len({len(row) for row in written}) > 1  # lengths differ
-    assert not any(((row == 1) | (row == 2)).any() for row in written)
+    generated = KIND.decode(head(features, mask))
+    assert [row.tolist() for row in generated] == slow_twin(head, features, mask)
+    assert len({len(row) for row in generated}) > 1  # lengths differ
+    assert not any(((row == 1) | (row == 2)).any() for row in generated)
 
 
 # ---------------------------------------------------------------- features
@@ -190,10 +190,10 @@ def test_a_map_has_the_rows_and_columns_of_its_grids() -> None:
     wide = spec(ValueSpec(), GridLayout(shape=(2, 3)))
     names = ["first", "second"]
     encoder = FourMEncoder(FourM.seeded(CONFIG, [dataclasses.replace(wide, name=name) for name in names], 0))
-    tokens, used = encoder.prepare({name: torch.arange(6).reshape(1, 2, 3) for name in names})
-    features, _ = encoder.forward_features(tokens, used)
+    tokens, token_mask = encoder.prepare({name: torch.arange(6).reshape(1, 2, 3) for name in names})
+    features, _ = encoder.forward_features(tokens, token_mask)
     head, grid = MapLinear(2 * DIM, 1, (1, 1), (2, 3)), Grid.of(encoder.layout, names)
-    maps, _ = Network(encoder, head, grid).features(tokens, used)
+    maps, _ = Network(encoder, head, grid).features(tokens, token_mask)
     assert maps.shape == (1, 2 * DIM, 2, 3)
     for cell in range(6):
         cell_features = maps[:, :, cell // 3, cell % 3]

@@ -73,8 +73,8 @@ def test_values_clipped_at_a_bound_are_within_it(dtype: str) -> None:
     assert float(cut[0]) != 0.01 and float(cut[1]) != 100.3
     assert value_problem(spec, cut) is None
     assert batch_problem(spec, torch.from_numpy(np.array([[0, 200]], dtype)).clamp(0.01, 100.3)) is None
-    for beyond in (np.nextafter(cut[:1], np.array(-1, dtype)), np.nextafter(cut[1:], np.array(200, dtype))):
-        assert value_problem(spec, beyond) == OUTSIDE
+    for outside in (np.nextafter(cut[:1], np.array(-1, dtype)), np.nextafter(cut[1:], np.array(200, dtype))):
+        assert value_problem(spec, outside) == OUTSIDE
     assert value_problem(ValueSpec(shape=("n",), dtype=dtype, low=0, high=1e39), cut) is None
 
 
@@ -199,18 +199,18 @@ EMBEDDINGS = modality(EmbeddingsLayout(max_length=3, dim=2), 0)
     ],
 )
 def test_tokens_become_a_tensor_or_a_list_of_arrays(spec: ModalitySpec, tokens: Any, kind: type) -> None:
-    checked, error = checked_tokens(spec, tokens)
-    assert error is None and isinstance(checked, kind)
-    assert [tuple(item.shape) for item in checked] == [tuple(item.shape) for item in tokens]
-    assert kind is torch.Tensor or all(isinstance(item, np.ndarray) for item in checked)
+    tokens_checked, error = checked_tokens(spec, tokens)
+    assert error is None and isinstance(tokens_checked, kind)
+    assert [tuple(item.shape) for item in tokens_checked] == [tuple(item.shape) for item in tokens]
+    assert kind is torch.Tensor or all(isinstance(item, np.ndarray) for item in tokens_checked)
 
 
 def test_tokens_may_be_views_of_arrays() -> None:
     tokens = np.arange(12).reshape(2, 2, 3) % 10
     for array in (tokens[..., ::-1], np.broadcast_to(3, tokens.shape)):
         for listed in (array, list(array)):
-            checked, error = checked_tokens(GRID, listed)
-            assert error is None and checked.is_contiguous() and np.array_equal(checked.numpy(), array)
+            tokens_checked, error = checked_tokens(GRID, listed)
+            assert error is None and tokens_checked.is_contiguous() and np.array_equal(tokens_checked.numpy(), array)
 
 
 @pytest.mark.parametrize(

@@ -198,8 +198,8 @@ def test_growing_keeps_every_id(tmp_path: Path) -> None:
     first = VOCABULARY.save(tmp_path / "a")
     grown = VOCABULARY.grow(["<b>", "<c>", "<d>", "<c>"])
     assert grown.grown_tokens == ("<c>", "<d>") and grown.used == VOCABULARY.used + 2
-    every = range(VOCABULARY.used)
-    assert [grown.decode([i]) for i in every] == [VOCABULARY.decode([i]) for i in every]
+    all_ids = range(VOCABULARY.used)
+    assert [grown.decode([i]) for i in all_ids] == [VOCABULARY.decode([i]) for i in all_ids]
     assert grown.encode([Special("<c>"), Special("<d>")]) == [VOCABULARY.used, VOCABULARY.used + 1]
     assert grown.encode_text(TEXTS[0]) == VOCABULARY.encode_text(TEXTS[0])
     second = grown.save(tmp_path / "b")
@@ -244,15 +244,15 @@ def test_a_growth_that_is_interrupted_leaves_the_old_vocabulary(
 def test_only_one_process_trains_or_grows_a_vocabulary(tmp_path: Path) -> None:
     refused = []
 
-    def meanwhile(names: list[str]) -> Iterator[str]:
+    def names_while_locked(names: list[str]) -> Iterator[str]:
         """Yield names; before that, check that training is refused while the lock is held."""
         with ThreadPoolExecutor() as pool, pytest.raises(FolderError, match="another process writes it right now"):
             pool.submit(TextVocabulary.train_folder, tmp_path, CONFIG, lambda: TEXTS, ["<other>"], {}).result()
         refused.append("train")
         yield from names
 
-    TextVocabulary.train_folder(tmp_path, CONFIG, lambda: meanwhile(TEXTS), ["<a>"], {})
-    TextVocabulary.grow_folder(tmp_path, CONFIG, meanwhile(["<b>"]))
+    TextVocabulary.train_folder(tmp_path, CONFIG, lambda: names_while_locked(TEXTS), ["<a>"], {})
+    TextVocabulary.grow_folder(tmp_path, CONFIG, names_while_locked(["<b>"]))
     assert refused == ["train", "train"]
     assert TextVocabulary.load(tmp_path).all_special_tokens == ("<a>", "<b>")
 
@@ -332,7 +332,7 @@ def test_training_gives_the_same_in_every_process() -> None:
     for seed, threads, order in (("1", "1", "forwards"), ("2", "4", "backwards"), ("3", "2", "forwards")):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads}
         command = [sys.executable, "-c", TRAIN, order]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        learned.append(done.stdout)
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        learned.append(result.stdout)
     assert len(learned[0].split(", ")) > 500
     assert len(set(learned)) == 1

@@ -92,8 +92,9 @@ class World:
         self.vocabulary = folder / "tokenizers" / "text"
 
     def zoo(self, size: int = 900) -> Zoo:
-        off = "".join(f"[modalities.{name}]\nenabled = false\n" for name in Zoo.installed().names() if name not in USED)
-        (self.folder / "registry.toml").write_text(REGISTRY.format(size=size) + off)
+        unused = [name for name in Zoo.installed().names() if name not in USED]
+        disabled = "".join(f"[modalities.{name}]\nenabled = false\n" for name in unused)
+        (self.folder / "registry.toml").write_text(REGISTRY.format(size=size) + disabled)
         return Zoo.from_toml(self.folder / "registry.toml")
 
     def make(self) -> World:
@@ -283,10 +284,10 @@ def test_a_training_resumes_once_the_vocabulary_has_grown(
     small = " ".join(f"--set {key}" for key in ("steps=3", "batch_size=4", "warmup_steps=1", "eval_samples=4"))
     training = f"backbone train --tokens tokens --out trained --modalities caption,web_text --preset nano {small}"
     assert "2 modalities, in trained" in command(training, world, capsys, monkeypatch)
-    begun = snapshot(world.folder / "trained")
+    files_before = snapshot(world.folder / "trained")
     command("vocabulary grow", world, capsys, monkeypatch)
     assert "2 modalities, in trained" in command(training, world, capsys, monkeypatch)
-    assert snapshot(world.folder / "trained") == begun
+    assert snapshot(world.folder / "trained") == files_before
     zoo = world.zoo()
     derive_data(zoo, world.data, workers=0)
     tokenize(zoo, world.data, world.tokens)

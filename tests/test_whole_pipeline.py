@@ -24,8 +24,8 @@ def run_lines(folder: Path, *lines: str) -> None:
         "    sys.argv = ['zoo', *words]\n"
         "    try:\n        main()\n    except SystemExit as end:\n        assert not end.code, words\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    result = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
 
 
 # ---------------------------------------------------------------- token grids of one to three axes

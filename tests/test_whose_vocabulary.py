@@ -123,8 +123,8 @@ def test_a_vocabulary_trained_without_text_prints_a_warning(
     install("zoo-marks", {"tokenizers_zoo": {"marks": "zoo_marks:plugin"}}, {"zoo_marks": source})
     zoo = make({"album": "journal", "notes": "journal"})
     data = write(zoo, tmp_path / "data", "marks", sentences("red"))
-    read, names_read = ValueStore.read, list[str]()
-    monkeypatch.setattr(ValueStore, "read", lambda *arguments: names_read.append(arguments[1].name) or read(*arguments))
+    original_read, names_read = ValueStore.read, list[str]()
+    monkeypatch.setattr(ValueStore, "read", lambda *call: names_read.append(call[1].name) or original_read(*call))
     samples = training_samples(zoo, zoo["marks"], ValueStore(data))
     names_read.clear()
     capsys.readouterr()
@@ -185,16 +185,16 @@ def test_a_shared_vocabulary_is_retrained_once(make: Toy, tmp_path: Path, monkey
         before = write(zoo, tmp_path / "before", name, sentences("red"))
         data = write(zoo, tmp_path / "data", name, sentences("blue"))
     train_tokenizer(zoo, "album", before)
-    trained, read = [], []
+    trainings, text_reads = [], []
     train, texts = TextVocabulary.train, tokenizers._texts
-    monkeypatch.setattr(TextVocabulary, "train", lambda *arguments: trained.append(1) or train(*arguments))
-    monkeypatch.setattr(tokenizers, "_texts", lambda *arguments: read.append(1) or texts(*arguments))
+    monkeypatch.setattr(TextVocabulary, "train", lambda *arguments: trainings.append(1) or train(*arguments))
+    monkeypatch.setattr(tokenizers, "_texts", lambda *arguments: text_reads.append(1) or texts(*arguments))
     jobs = [TokenizerJob(name=name, data=data, overwrite=True) for name in names]
-    done = dict(train_tokenizers(zoo, jobs, 2))
-    assert list(done) == names
-    assert len(trained) == len(read) == 1
-    vocabulary = TextVocabulary.load(done[names[0]])
+    checkpoints = dict(train_tokenizers(zoo, jobs, 2))
+    assert list(checkpoints) == names
+    assert len(trainings) == len(text_reads) == 1
+    vocabulary = TextVocabulary.load(checkpoints[names[0]])
     assert len(vocabulary.encode_text("a blue")) == len(vocabulary.encode_text("a")) + 1
-    before = TextVocabulary.load(done[names[0]]).fingerprint
+    before = TextVocabulary.load(checkpoints[names[0]]).fingerprint
     repeated = dict(train_tokenizers(zoo, [TokenizerJob(name=name, data=data) for name in names], 2))
-    assert TextVocabulary.load(repeated[names[0]]).fingerprint == before and len(trained) == 1
+    assert TextVocabulary.load(repeated[names[0]]).fingerprint == before and len(trainings) == 1

@@ -35,9 +35,9 @@ def test_rates_of_the_source_have_to_agree_with_the_modalities(tmp_path: Path) -
 
 
 def test_agreeing_settings_have_to_be_settings_of_the_source() -> None:
-    agrees = {"imu": {"sample_rate": "rate"}}
+    agreeing_settings = {"imu": {"sample_rate": "rate"}}
     with pytest.raises(PluginError, match="world: SourceSpec agrees: rate: expected settings of the source"):
-        SourceSpec(name="world", summary="A world", modalities=("imu",), licence="MIT", agrees=agrees)
+        SourceSpec(name="world", summary="A world", modalities=("imu",), licence="MIT", agrees=agreeing_settings)
 
 
 # ---------------------------------------------------------------- physics
@@ -93,8 +93,8 @@ def test_pixels_are_projected_back_to_themselves() -> None:
 
 def test_a_camera_at_rest_feels_gravity_alone() -> None:
     handheld = camera.Handheld.grasp(np.random.default_rng(0), 0.0)
-    felt = handheld.feel(np.arange(64) / 128, [], np.random.default_rng(0))
-    np.testing.assert_allclose(felt.mean(axis=1), [0, 9.81, 0, 0, 0, 0], atol=0.05)
+    measured = handheld.feel(np.arange(64) / 128, [], np.random.default_rng(0))
+    np.testing.assert_allclose(measured.mean(axis=1), [0, 9.81, 0, 0, 0, 0], atol=0.05)
 
 
 def test_rotation_rates_lead_from_pose_to_pose() -> None:
@@ -110,9 +110,9 @@ def test_rotation_rates_lead_from_pose_to_pose() -> None:
         def standard_normal(self, shape: tuple[int, ...]) -> np.ndarray:
             return np.zeros(shape)
 
-    felt = handheld.feel(np.array([time]), [], Quiet())[:, 0]
-    np.testing.assert_allclose(felt[3:], expected_rates, atol=1e-4)
-    np.testing.assert_allclose(felt[:3], expected, atol=1e-3)
+    measured = handheld.feel(np.array([time]), [], Quiet())[:, 0]
+    np.testing.assert_allclose(measured[3:], expected_rates, atol=1e-4)
+    np.testing.assert_allclose(measured[:3], expected, atol=1e-3)
 
 
 # ---------------------------------------------------------------- agreement
@@ -150,8 +150,8 @@ def test_flow_of_a_turning_ball_by_hand() -> None:
 def test_impacts_are_heard_when_they_happen_and_by_their_material() -> None:
     rate = 16000
     for name, hertz in (("wood", 310.0), ("glass", 1650.0)):
-        struck = [ball(material=physics.MATERIALS[name], y=1.0)]
-        motion = physics.simulate(struck, 0.6)
+        balls = [ball(material=physics.MATERIALS[name], y=1.0)]
+        motion = physics.simulate(balls, 0.6)
         track = physics.soundtrack(motion, 0.6, rate, np.random.default_rng(0))
         start = round(motion.impacts[0].time * rate)
         assert np.abs(track[: start - 5]).max() < 0.005 < np.abs(track[start : start + 200]).max()
@@ -166,8 +166,8 @@ def test_impacts_are_heard_when_they_happen_and_by_their_material() -> None:
 def test_water_runs_down() -> None:
     """On a plane that falls to the south, each point drains all points north of it."""
     plane = np.repeat(np.arange(128.0, 0, -1)[:, None], 128, axis=1)
-    drained = np.exp(land.drainage(plane) * math.log(128 * 128 / 8))
-    np.testing.assert_allclose(drained[:, 64], np.arange(1, 129), rtol=1e-9)
+    drainage = np.exp(land.drainage(plane) * math.log(128 * 128 / 8))
+    np.testing.assert_allclose(drainage[:, 64], np.arange(1, 129), rtol=1e-9)
 
 
 def test_a_picture_of_any_size_shows_the_same_land() -> None:

@@ -90,8 +90,8 @@ def test_by_default_a_missing_network_is_skipped(tmp_path: Path) -> None:
     result = derive_data(zoo, data, workers=0)
     assert "no such folder" in result.skipped["clip"]
     assert [(outcome.modality, outcome.written) for outcome in result.outcomes] == [("palette", 3)]
-    recorded = ValueStore(data).record("train", "palette")
-    assert recorded and not recorded["networks"]
+    record = ValueStore(data).record("train", "palette")
+    assert record and not record["networks"]
     assert "clip" not in ValueStore(data).modalities("train")
 
 
@@ -142,21 +142,21 @@ def test_the_network_of_derived_values_is_recorded(clip_folder: Path, tmp_path: 
     zoo = zoo_of(clip=table)
     data = data_of(tmp_path / "data", zoo)
 
-    def written(zoo: Zoo) -> int:
+    def written_count(zoo: Zoo) -> int:
         return derive_data(zoo, data, modalities=["clip"], workers=0).outcomes[0].written
 
-    assert written(zoo) == 3
-    recorded = ValueStore(data).record("train", "clip")["networks"]["network"]
-    assert recorded["model"] == str(model) and recorded["revision"] is None
-    assert set(recorded["sha256"]) == {"config.json", "model.safetensors"}
-    assert written(zoo) == 0
-    assert written(zoo_of(clip={**table, "network": {"model": str(model)}})) == 0  # the device does not matter
-    assert written(zoo_of(clip={**table, "map_size": 5})) == 3
-    assert written(zoo_of(clip={**table, "colours": "imagenet"})) == 3
-    assert written(zoo) == 3
+    assert written_count(zoo) == 3
+    record = ValueStore(data).record("train", "clip")["networks"]["network"]
+    assert record["model"] == str(model) and record["revision"] is None
+    assert set(record["sha256"]) == {"config.json", "model.safetensors"}
+    assert written_count(zoo) == 0
+    assert written_count(zoo_of(clip={**table, "network": {"model": str(model)}})) == 0  # the device does not matter
+    assert written_count(zoo_of(clip={**table, "map_size": 5})) == 3
+    assert written_count(zoo_of(clip={**table, "colours": "imagenet"})) == 3
+    assert written_count(zoo) == 3
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config))
-    assert written(zoo) == 3
+    assert written_count(zoo) == 3
 
 
 def test_dinov2_features_equal_the_network(tmp_path: Path) -> None:
@@ -240,10 +240,10 @@ def test_imagebind_features_equal_a_plain_implementation(colours: str, tmp_path:
     assert resized["imagebind"].derive({"rgb": picture()}).shape == (1280, 8, 4)
 
 
-@pytest.mark.parametrize("lost", ["heads.vision.2.weight", "trunks.vision.blocks.1.norm_1.bias", ""])
-def test_other_tensors_are_not_taken_for_imagebind(lost: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["heads.vision.2.weight", "trunks.vision.blocks.1.norm_1.bias", ""])
+def test_other_tensors_are_not_taken_for_imagebind(missing: str, tmp_path: Path) -> None:
     tensors = networks.imagebind_tensors(dim=80)
-    remaining = {name: t for name, t in tensors.items() if lost and name != f"modality_{lost}"}
+    remaining = {name: t for name, t in tensors.items() if missing and name != f"modality_{missing}"}
     save_file(remaining or {"x": torch.zeros(1)}, tmp_path / "imagebind.safetensors")
     zoo = zoo_of(imagebind={"network": {"model": str(tmp_path), "device": "cpu"}})
     with pytest.raises(PretrainedError, match="is not the vision trunk of ImageBind"):
@@ -262,8 +262,8 @@ def test_efficientnet_features_by_position_and_their_mean(tmp_path: Path) -> Non
     value, vector = derived(data, zoo, "efficientnet")[0], derived(data, zoo, "efficientnet_global")[0]
     assert value.shape == (1280, 7, 7) and value.min() >= 0 and value.max() <= 6
     np.testing.assert_allclose(vector, value.mean(axis=(1, 2)), rtol=1e-3, atol=1e-4)
-    recorded = ValueStore(data).record("train", "efficientnet")["networks"]["network"]
-    assert recorded["sha256"]["efficientnet-lite0-57934424.pth"].startswith("57934424")  # as in its file name
+    record = ValueStore(data).record("train", "efficientnet")["networks"]["network"]
+    assert record["sha256"]["efficientnet-lite0-57934424.pth"].startswith("57934424")  # as in its file name
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "efficientnet-lite0-0.pth").write_bytes(b"not weights")
     damaged = zoo_of(efficientnet={"network": {"model": str(tmp_path / "net")}})
