@@ -386,9 +386,9 @@ def test_networks_of_a_folder_are_recorded(tmp_path: Path) -> None:
 
 
 def test_missing_files_are_one_line_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def assert_refused(message: str, model: Path | str, **settings: Any) -> None:
+    def assert_refused(message: str, model: Path | str) -> None:
         with pytest.raises(PretrainedError, match=message) as caught:
-            handle(model, **settings).derive({"rgb": DARK})
+            handle(model).derive({"rgb": DARK})
         assert "\n" not in str(caught.value)
 
     assert_refused(r"absent: no such folder, .*; pip download mediapipe==0.10.21 --no-deps; unzip", tmp_path / "absent")

@@ -192,9 +192,9 @@ def test_a_mirror_swaps_left_and_right() -> None:
 # ---------------------------------------------------------------- tokens
 
 
-def rejoined(people: list[dict[str, Any]], crop: Crop, **table: Any) -> list[dict[str, Any]]:
+def rejoined(people: list[dict[str, Any]], crop: Crop) -> list[dict[str, Any]]:
     """Split people seen through a crop into coordinates and items and join them again, without quantization."""
-    config = Settings(NAME, table)
+    config = Settings(NAME)
     options = plugin.options(config)
     visible = plugin.split(plugin.transform(people, crop, config), options)
     fitted = plugin.fit(people, options)

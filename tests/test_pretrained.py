@@ -35,11 +35,11 @@ class WeightsOnly(PretrainedConfig):
     model: str = "weights_only"
 
 
-def write_network(folder: Path, scale: float = 1.0) -> Path:
+def write_network(folder: Path) -> Path:
     """Write a folder with a config.json and weights."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}")
-    save_file({"x": torch.arange(3.0) * scale}, folder / "model.safetensors")
+    save_file({"x": torch.arange(3.0)}, folder / "model.safetensors")
     return folder
 
 

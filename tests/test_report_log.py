@@ -23,8 +23,8 @@ from zoo_backbone.config import TrainConfig as BackboneConfig
 from zoo_backbone.train import TrainingLog
 
 
-def log_of(folder: Path, done: int = 0, title: str = "a loop") -> StepLog:
-    return StepLog(folder, title, steps=8, done=done, samples_per_step=4, loggers=["tensorboard"])
+def log_of(folder: Path, done: int = 0) -> StepLog:
+    return StepLog(folder, "a loop", steps=8, done=done, samples_per_step=4, loggers=["tensorboard"])
 
 
 def lines_of(folder: Path) -> list[dict[str, float | None]]:

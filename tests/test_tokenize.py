@@ -242,8 +242,8 @@ def unfinished_modalities(out: Path) -> list[str]:
     return [f"{row.split}/{row.modality}" for row in describe_data(out).rows if row.missing]
 
 
-def tokens_of(zoo: Zoo, out: Path, name: str, split: str = "train") -> dict[str, Any]:
-    column = TokenStore(out).open(split, name)
+def tokens_of(zoo: Zoo, out: Path, name: str) -> dict[str, Any]:
+    column = TokenStore(out).open("train", name)
     column.check_tokenizer(zoo[name])
     rows = dict(whole_samples([column]))
     return dict(zip(rows, column.take(rows.values()), strict=True))

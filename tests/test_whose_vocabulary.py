@@ -83,8 +83,8 @@ def write(zoo: Zoo, folder: Path, name: str, values: Iterable[Any]) -> Path:
     return folder
 
 
-def sentences(colour: str, count: int = 20) -> list[str]:
-    return [f"{colour} chairs and {colour} tables in room {number}" for number in range(count)]
+def sentences(colour: str) -> list[str]:
+    return [f"{colour} chairs and {colour} tables in room {number}" for number in range(20)]
 
 
 @pytest.mark.parametrize("vocabulary", ["notes", "journal"])

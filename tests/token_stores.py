@@ -14,13 +14,12 @@ from tokenizers_zoo.data.tokens import STORE, TokenSplit, TokenStore, whole_samp
 from tokenizers_zoo.spec import EmbeddingsLayout, ModalitySpec, PatchesLayout, TokenLayout
 
 
-def metadata_of(spec: ModalitySpec, **changes: Any) -> TokenMetadata:
+def metadata_of(spec: ModalitySpec) -> TokenMetadata:
     """Return metadata for tokens of `spec` by a tokenizer that does not exist."""
-    fields: dict[str, Any] = {
-        "modality": spec.name, "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size, "layout": spec.layout,
-        "fingerprint": f"codec of {spec.vocabulary}", "distribution": "tests 0", "settings": {},
-    }  # fmt: skip
-    return TokenMetadata(**{**fields, **changes})
+    return TokenMetadata(
+        modality=spec.name, vocabulary=spec.vocabulary, vocab_size=spec.vocab_size, layout=spec.layout,
+        fingerprint=f"codec of {spec.vocabulary}", distribution="tests 0", settings={},
+    )  # fmt: skip
 
 
 def plain_metadata(layout: TokenLayout, **changes: Any) -> TokenMetadata:
