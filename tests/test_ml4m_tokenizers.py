@@ -186,7 +186,7 @@ def test_a_modality_without_a_counterpart_says_so(zoo: Zoo, tmp_path: Path) -> N
         zoo["caption"].export_published(tmp_path)
 
 
-def test_a_tokenizer_that_was_not_imported_is_not_exported(zoo: Zoo, tmp_path: Path) -> None:
+def test_a_tokenizer_that_was_not_imported_is_not_exported(tmp_path: Path) -> None:
     handle = imported(published(**VIT), tmp_path, names=())
     config = read_table(tmp_path / "config.json")
     del config[ORIGIN]

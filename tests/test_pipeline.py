@@ -211,9 +211,7 @@ def test_a_damaged_shard_is_made_again(toy: Toy, tmp_path: Path, damage: str) ->
     assert snapshot(data) == before
 
 
-def test_classes_of_the_source_are_checked_before_anything_is_written(
-    toy: Toy, install_example: Install, tmp_path: Path
-) -> None:
+def test_classes_of_the_source_are_checked_before_anything_is_written(toy: Toy, tmp_path: Path) -> None:
     zoo = toy(enabled=("field",))
     object.__setattr__(zoo["field"].spec.value, "classes", ("a", "c"))
     with pytest.raises(ConfigError, match=r"2 classes: a, c, and toy gives 2: a, b; set \[modalities.field\]"):

@@ -172,7 +172,7 @@ def test_the_default_device_is_the_gpu_if_there_is_one(monkeypatch: pytest.Monke
     assert PretrainedConfig(model="a/b").torch_device == "cuda"
 
 
-def test_network_settings_are_read_and_checked(tmp_path: Path) -> None:
+def test_network_settings_are_read_and_checked() -> None:
     config = PretrainedConfig(model="a/b")
     assert networks_of({"size": 3, "network": config}) == {"network": config}
     with pytest.raises(ConfigError, match=r"network.*model: expected a local folder or a hub id"):

@@ -310,9 +310,7 @@ def test_any_ids_decode_to_values_that_can_be_written(world: World) -> None:
 # ---------------------------------------------------------------------- imported, trained, checked
 
 
-def test_a_published_backbone_uses_the_installed_plugins(
-    world: World, tmp_path: Path, rest_blocks: dict[str, str]
-) -> None:
+def test_a_published_backbone_uses_the_installed_plugins(world: World, tmp_path: Path) -> None:
     assert "_4m" not in world.output and "other tokens" not in world.output
     assert world.zoo.names() == ["caption", POSES, MASKS] and world.zoo.problems() == {}
     model = load_model(world.backbone, [world.zoo[name].spec for name in world.zoo.names()])

@@ -371,7 +371,7 @@ def test_files_are_queries(world: World, index: Index, tmp_path: Path) -> None:
     assert not (out / "hits.png").exists()
 
 
-def test_sample_keys_are_queries_on_the_command_line(world: World, index: Index, tmp_path: Path) -> None:
+def test_sample_keys_are_queries_on_the_command_line(index: Index, tmp_path: Path) -> None:
     out = tmp_path / "found"
     words = ("query", index.folder, "--keys", "test-001", "--keys", "test-004", "--input", "raw,dark", "-k", 99)
     result = zoo(*words, "--weights", "raw=0.25", "--find", "letters", "--out", out)
@@ -405,9 +405,7 @@ def test_sample_keys_are_queries_on_the_command_line(world: World, index: Index,
         ("", click.UsageError, "--input"),
     ],
 )
-def test_a_bad_query_is_refused(
-    world: World, index: Index, tmp_path: Path, words: str, error: type[Exception], message: str
-) -> None:
+def test_a_bad_query_is_refused(index: Index, tmp_path: Path, words: str, error: type[Exception], message: str) -> None:
     (tmp_path / "word.txt").write_text("fade")
     parts = words.replace("FILE", str(tmp_path / "word.txt")).split()
     assert message in refused("query", index.folder, *parts, "--out", tmp_path / "out", error=error)
@@ -535,7 +533,7 @@ def test_results_of_another_split_are_stored_apart(world: World, tmp_path: Path)
     assert (world_copy.run / "retrieval" / "retrieval.json").read_bytes() == test_results
 
 
-def test_galleries_frame_the_correct_hit(world: World, evaluated: tuple[Path, dict[str, Any]]) -> None:
+def test_galleries_frame_the_correct_hit(evaluated: tuple[Path, dict[str, Any]]) -> None:
     out, result = evaluated
     assert [(entry["query"], entry["target"]) for entry in result["galleries"]][:3] == [
         ("light", "dark"), ("dark", "light"), ("raw", "dark"),

@@ -471,9 +471,7 @@ def test_unrecorded_data_are_identified_by_path_or_values(toy: Toy, tmp_path: Pa
     assert counts(tokenize(zoo, tmp_path / "three", out)) == {"train/words": (0, 3, 0)}
 
 
-def test_a_killed_overwrite_keeps_no_tokens_of_other_data(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_overwrite_keeps_no_tokens_of_other_data(toy: Toy, tmp_path: Path) -> None:
     zoo, out = toy(), tmp_path / "tokens"
     first, second = data_of_two_seeds(zoo, tmp_path)
     tokenize(zoo, first, out)
