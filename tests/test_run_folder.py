@@ -313,7 +313,8 @@ def test_one_of_many_processes_writes_at_a_time(tmp_path: Path, write: Callable[
     outcomes = sum((results.get() for _ in processes), Counter[str]())
     for process in processes:
         process.join()
-    assert outcomes.keys() == {"written", "refused"} and outcomes.total() == PROCESSES * ROUNDS, outcomes
+    assert "written" in outcomes and outcomes.keys() <= {"written", "refused"}, outcomes
+    assert outcomes.total() == PROCESSES * ROUNDS, outcomes
     assert set(os.listdir(tmp_path)) <= {"out"} and not (tmp_path / "out" / LOCK).exists()
     if write is replace:
         assert (tmp_path / "out/record").read_text() == (tmp_path / "out/weights").read_text()
