@@ -98,18 +98,18 @@ def shapes_of(config: dict[str, Any], sizes: dict[str, tuple[int, int]]) -> dict
         shapes["register_tokens"] = (1, registers, DIM)
     for side, domains in (("encoder", config["domains_in"]), ("decoder", config["domains_out"])):
         for domain in domains:
-            place = f"{side}_embeddings.{domain}"
+            prefix = f"{side}_embeddings.{domain}"
             if domain in PROJECTED and side == "decoder":
                 continue
             rows, ids = {**SIZES, **sizes}.get(domain, (SIDE**2, CODES))
-            shapes[f"{place}.pos_emb"], shapes[f"{place}.mod_emb"] = (1, rows, DIM), (1, 1, DIM)
+            shapes[f"{prefix}.pos_emb"], shapes[f"{prefix}.mod_emb"] = (1, rows, DIM), (1, 1, DIM)
             if projection := PROJECTED.get(domain):
-                shapes[f"{place}.{projection}.weight"] = (DIM, ids)
-                shapes |= {f"{place}.emb_proj.bias": (DIM,)} if projection == "emb_proj" else {}
+                shapes[f"{prefix}.{projection}.weight"] = (DIM, ids)
+                shapes |= {f"{prefix}.emb_proj.bias": (DIM,)} if projection == "emb_proj" else {}
             else:
-                shapes[f"{place}.token_emb.weight"] = (ids, DIM)
+                shapes[f"{prefix}.token_emb.weight"] = (ids, DIM)
             if side == "decoder":
-                shapes[f"{place}.to_logits.weight"] = (ids, DIM)
+                shapes[f"{prefix}.to_logits.weight"] = (ids, DIM)
     return shapes
 
 
@@ -187,21 +187,21 @@ class Reference:
     def run(self, inputs: dict[str, Tensor], sample: int) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Return the encoder's output at the inputs in use, and the logits and ids of each modality's targets."""
         registers = self.t.get("register_tokens", torch.zeros(1, 0, DIM))[0].double()
-        content, place = [registers], [torch.zeros_like(registers)]
+        content, embeddings = [registers], [torch.zeros_like(registers)]
         for name in sorted(self.config["domains_in"]):
-            used = ~inputs[f"{name}/input_mask"][sample]
+            mask = ~inputs[f"{name}/input_mask"][sample]
             value, table = inputs[f"{name}/tensor"][sample], f"encoder_embeddings.{name}"
             if name == "rgb@32":
                 rows = [
                     value[:, y : y + PATCH, x : x + PATCH].permute(1, 2, 0).flatten()
                     for y in range(0, SIDE * PATCH, PATCH) for x in range(0, SIDE * PATCH, PATCH)
                 ]  # fmt: skip
-                content.append(self.linear(torch.stack(rows).double()[used], f"{table}.proj"))
+                content.append(self.linear(torch.stack(rows).double()[mask], f"{table}.proj"))
             else:
-                content.append(self.t[f"{table}.token_emb.weight"][value[used]])
-            positions = torch.arange(int(used.sum())) if name == "caption" else used.nonzero()[:, 0]
-            place.append(self.t[f"{table}.pos_emb"][0, positions] + self.marker("encoder", name))
-        x, emb = torch.cat(content), torch.cat(place)
+                content.append(self.t[f"{table}.token_emb.weight"][value[mask]])
+            positions = torch.arange(int(mask.sum())) if name == "caption" else mask.nonzero()[:, 0]
+            embeddings.append(self.t[f"{table}.pos_emb"][0, positions] + self.marker("encoder", name))
+        x, emb = torch.cat(content), torch.cat(embeddings)
         x = x + emb
         for layer in range(self.config["encoder_depth"]):
             block = f"encoder.{layer}"
@@ -216,14 +216,14 @@ class Reference:
         }  # fmt: skip
 
     def targets(self, inputs: dict[str, Tensor], sample: int, name: str, context: Tensor) -> tuple[Tensor, Tensor]:
-        used = ~inputs[f"{name}/target_mask"][sample]
-        ids, table = inputs[f"{name}/tensor"][sample][used], f"decoder_embeddings.{name}"
+        mask = ~inputs[f"{name}/target_mask"][sample]
+        ids, table = inputs[f"{name}/tensor"][sample][mask], f"decoder_embeddings.{name}"
         sequence = name == "caption"
         if sequence:
             y, ids = self.t[f"{table}.token_emb.weight"][ids[:-1]], ids[1:]
             positions = torch.arange(len(ids))
         else:
-            positions = used.nonzero()[:, 0]
+            positions = mask.nonzero()[:, 0]
             y = self.t["mask_token"][0].expand(len(positions), -1)
         y = y + self.t[f"{table}.pos_emb"][0, positions] + self.marker("decoder", name)
         for layer in range(self.config["decoder_depth"]):
@@ -237,40 +237,44 @@ class Reference:
         return self.linear(self.norm(y, "decoder_norm"), f"{table}.to_logits"), ids
 
 
-@pytest.mark.parametrize("given", ["both", "the first alone"])
+@pytest.mark.parametrize("inputs_of_samples", ["both", "the first alone"])
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 def test_an_imported_backbone_computes_what_the_published_one_does(
-    config: dict[str, Any], given: str, tmp_path: Path
+    config: dict[str, Any], inputs_of_samples: str, tmp_path: Path
 ) -> None:
     """Includes a sample without any input, as in the unconditional pass of guidance."""
     checkpoint, inputs = published(config), inputs_of(3)
-    if given != "both":
+    if inputs_of_samples != "both":
         for name in config["domains_in"]:
             inputs[f"{name}/input_mask"][1] = True
-    found = backbone_results(checkpoint, inputs, tmp_path)
+    computed = backbone_results(checkpoint, inputs, tmp_path)
     results = [Reference(checkpoint).run(inputs, sample) for sample in range(2)]
     hidden = torch.cat([hidden for hidden, _ in results])
-    torch.testing.assert_close(found["encoder/hidden"].double(), hidden, rtol=0, atol=2e-5 * float(hidden.abs().max()))
+    torch.testing.assert_close(
+        computed["encoder/hidden"].double(), hidden, rtol=0, atol=2e-5 * float(hidden.abs().max())
+    )
     losses = []
     for name in results[0][1]:
         logits = torch.cat([targets[name][0] for _, targets in results])
         ids = torch.cat([targets[name][1] for _, targets in results])
         losses.append(F.cross_entropy(logits, ids))
-        assert torch.equal(found[f"target/{name}/ids"], ids)
-        torch.testing.assert_close(found[f"target/{name}/logsumexp"].double(), logits.logsumexp(1), rtol=2e-5, atol=0)
-        assert float(found[f"loss/{name}"]) == pytest.approx(float(losses[-1]), rel=2e-5)
-    assert float(found["loss/mod_mean"]) == pytest.approx(float(torch.stack(losses).mean()), rel=2e-5)
+        assert torch.equal(computed[f"target/{name}/ids"], ids)
+        torch.testing.assert_close(
+            computed[f"target/{name}/logsumexp"].double(), logits.logsumexp(1), rtol=2e-5, atol=0
+        )
+        assert float(computed[f"loss/{name}"]) == pytest.approx(float(losses[-1]), rel=2e-5)
+    assert float(computed["loss/mod_mean"]) == pytest.approx(float(torch.stack(losses).mean()), rel=2e-5)
 
 
 def round_trip(checkpoint: PublishedCheckpoint, folder: Path) -> PublishedCheckpoint:
     """Write, import and export a checkpoint; return the export after checking that its files are the same."""
     write_published(checkpoint, folder / "published")
     imported(read_published(folder / "published"), folder)
-    again = export_backbone(folder / "backbone")
-    write_published(again, folder / "again")
+    exported = export_backbone(folder / "backbone")
+    write_published(exported, folder / "again")
     for name in ("config.json", "model.safetensors"):
         assert (folder / "again" / name).read_bytes() == (folder / "published" / name).read_bytes()
-    return again
+    return exported
 
 
 MARKERS = {"encoder_embeddings.caption.mod_emb": "decoder_embeddings.caption.mod_emb"}
@@ -285,11 +289,11 @@ def gated(
     """Return a function that makes a checkpoint with changed tensors (None: left out) and fields."""
 
     def make() -> PublishedCheckpoint:
-        whole = published({**VARIANTS["gated"], **config})
-        tensors = {name: change(name, tensor) for name, tensor in whole.tensors.items()}
-        held = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        tied = {name: held[kept] for name, kept in fields.get("same_as", {}).items()}
-        return dataclasses.replace(whole, tensors=held | tied, **fields)
+        complete = published({**VARIANTS["gated"], **config})
+        tensors = {name: change(name, tensor) for name, tensor in complete.tensors.items()}
+        remaining = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        tied = {name: remaining[source] for name, source in fields.get("same_as", {}).items()}
+        return dataclasses.replace(complete, tensors=remaining | tied, **fields)
 
     return make
 
@@ -310,14 +314,14 @@ CASES: dict[str, Callable[[], PublishedCheckpoint]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_import_then_export_gives_every_bit_back(case: str, tmp_path: Path) -> None:
     checkpoint = CASES[case]()
-    again = round_trip(checkpoint, tmp_path)
-    assert (again.config, again.same_as) == (checkpoint.config, checkpoint.same_as)
-    assert again.tensors.keys() == checkpoint.tensors.keys()
+    exported = round_trip(checkpoint, tmp_path)
+    assert (exported.config, exported.same_as) == (checkpoint.config, checkpoint.same_as)
+    assert exported.tensors.keys() == checkpoint.tensors.keys()
     for name, tensor in checkpoint.tensors.items():
-        assert again.tensors[name].dtype == tensor.dtype and torch.equal(again.tensors[name], tensor), name
+        assert exported.tensors[name].dtype == tensor.dtype and torch.equal(exported.tensors[name], tensor), name
     if "metadata" in case:
-        found = read_published(tmp_path / "published")
-        assert {**found.metadata, **found.same_as} == checkpoint.metadata
+        stored_checkpoint = read_published(tmp_path / "published")
+        assert {**stored_checkpoint.metadata, **stored_checkpoint.same_as} == checkpoint.metadata
         assert list(metadata_of(tmp_path / "published" / "model.safetensors")) == list(checkpoint.metadata)
 
 
@@ -330,8 +334,8 @@ def imported(checkpoint: PublishedCheckpoint, folder: Path) -> dict[str, str]:
 def test_training_may_untie_tables(tmp_path: Path) -> None:
     round_trip(CASES["tied tables"](), tmp_path)
     run = trained_on(tmp_path, load_model(tmp_path / "backbone").layout.specs)
-    trained, own = export_backbone(run), load_file(run / "model.safetensors")
-    assert trained.same_as == {} and torch.equal(trained.tensors[LOGITS], own["output.caption"])
+    trained, run_tensors = export_backbone(run), load_file(run / "model.safetensors")
+    assert trained.same_as == {} and torch.equal(trained.tensors[LOGITS], run_tensors["output.caption"])
     assert not torch.equal(trained.tensors[LOGITS], trained.tensors[TABLE])
 
 
@@ -347,17 +351,17 @@ def test_sequences_begin_and_end_as_published_models_were_trained(tmp_path: Path
     assert content["caption"].tolist() == [[7000, 8000, 3]]
 
 
-def test_the_decoders_marker_counts_where_a_file_has_two(tmp_path: Path) -> None:
+def test_the_decoders_modality_embedding_wins_where_two_exist(tmp_path: Path) -> None:
     checkpoint = published(VARIANTS["gated"])
     name = "encoder_embeddings.caption.mod_emb"
-    other = PublishedCheckpoint(
+    changed = PublishedCheckpoint(
         config=checkpoint.config, tensors={**checkpoint.tensors, name: checkpoint.tensors[name] + 1}
     )
     inputs = inputs_of(5)
-    one = backbone_results(checkpoint, inputs, tmp_path / "one")
-    two = backbone_results(other, inputs, tmp_path / "two")
-    assert torch.equal(one["encoder/hidden"], two["encoder/hidden"])
-    assert torch.equal(export_backbone(tmp_path / "two" / "backbone").tensors[name], other.tensors[name])
+    results = backbone_results(checkpoint, inputs, tmp_path / "one")
+    changed_results = backbone_results(changed, inputs, tmp_path / "two")
+    assert torch.equal(results["encoder/hidden"], changed_results["encoder/hidden"])
+    assert torch.equal(export_backbone(tmp_path / "two" / "backbone").tensors[name], changed.tensors[name])
 
 
 def trained_on(folder: Path, specs: Sequence[ModalitySpec], **changes: Any) -> Path:
@@ -375,22 +379,24 @@ def test_a_trained_backbone_is_exported(tmp_path: Path) -> None:
     assert {spec.name for spec in before.layout.specs} >= {"tok_thing_32", "tok_other_32"}
     run = trained_on(tmp_path, before.layout.specs, ema_decay=0.5)
     for folder in (run, run / "last"):
-        again = export_backbone(folder)
-        assert again.config == checkpoint.config
-        shapes = {name: tensor.shape for name, tensor in again.tensors.items()}
+        exported = export_backbone(folder)
+        assert exported.config == checkpoint.config
+        shapes = {name: tensor.shape for name, tensor in exported.tensors.items()}
         assert shapes == {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-        moved = {name for name, tensor in again.tensors.items() if not torch.equal(tensor, checkpoint.tensors[name])}
-        assert moved >= {"encoder.0.mlp.fc1.weight", "decoder_embeddings.tok_thing@32.to_logits.weight"}
-        assert not any(name.endswith("pos_emb") for name in moved)
+        changed = {
+            name for name, tensor in exported.tensors.items() if not torch.equal(tensor, checkpoint.tensors[name])
+        }
+        assert changed >= {"encoder.0.mlp.fc1.weight", "decoder_embeddings.tok_thing@32.to_logits.weight"}
+        assert not any(name.endswith("pos_emb") for name in changed)
         markers = [f"{side}_embeddings.tok_thing@32.mod_emb" for side in ("encoder", "decoder")]
-        assert moved >= set(markers) and torch.equal(*map(again.tensors.get, markers))  # type: ignore[arg-type]
+        assert changed >= set(markers) and torch.equal(*map(exported.tensors.get, markers))  # type: ignore[arg-type]
         back = tmp_path / "again" / folder.name
-        imported(again, back)
-        loaded, whole = (load_file(path / "model.safetensors") for path in (back / "backbone", folder))
-        assert loaded.keys() == whole.keys()
-        different = {name for name, tensor in whole.items() if not torch.equal(loaded[name], tensor)}
-        assert different == {name for name in whole if name.startswith("ml4m.")}, "second copies of markers"
-        assert not whole["tokens.tok_other_32"].any(), "what the published model only makes is no input in training"
+        imported(exported, back)
+        loaded, trained = (load_file(path / "model.safetensors") for path in (back / "backbone", folder))
+        assert loaded.keys() == trained.keys()
+        different = {name for name, tensor in trained.items() if not torch.equal(loaded[name], tensor)}
+        assert different == {name for name in trained if name.startswith("ml4m.")}, "second copies of markers"
+        assert not trained["tokens.tok_other_32"].any(), "what the published model only makes is no input in training"
 
 
 def test_a_backbone_trained_with_other_modalities_is_not_exported(tmp_path: Path) -> None:
@@ -447,8 +453,8 @@ def test_bad_checkpoints_are_refused_and_nothing_is_written(change: Any, message
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     write_published(published(VARIANTS["gated"]), tmp_path)
     path = tmp_path / "model.safetensors"
-    whole = path.read_bytes()
-    for damaged in ((2**40).to_bytes(8, "little") + whole[8:], whole[:-100]):
+    content = path.read_bytes()
+    for damaged in ((2**40).to_bytes(8, "little") + content[8:], content[:-100]):
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
             read_published(tmp_path)

@@ -58,7 +58,7 @@ GRID = {
 }  # fmt: skip
 CLIP = {**GRID, "patch_proj": False, "n_channels": 512, "codebook_size": 8192}
 SEMSEG = {**GRID, "n_labels": 134, "n_channels": 6, "codebook_size": 4096}
-GRIDS = ("4M_tokenizers_CLIP-B16_8k_224-448", "4M_tokenizers_semseg_4k_224-448")
+GRID_FOLDERS = ("4M_tokenizers_CLIP-B16_8k_224-448", "4M_tokenizers_semseg_4k_224-448")
 SIZED = {
     **VARIANTS["gated"], "image_size": 224, "patch_size": 16, "domains_in": ["tok_clip@224", "tok_semseg@224"],
     "domains_out": ["tok_clip@224", "tok_semseg@224"],
@@ -95,7 +95,7 @@ def run(command: object, *arguments: object) -> str:
     return result.output
 
 
-class Place:
+class Workspace:
     """Published checkpoints in the folder `source`, and the folder `out` that they are imported into."""
 
     def __init__(self, root: Path) -> None:
@@ -107,12 +107,12 @@ class Place:
         write_published(checkpoint or published_tokenizer(**MEMCODES, n_channels=768), self.source / name)
         return self.source / name
 
-    def imported(self, *names: str | Path, more: tuple[str, ...] = ()) -> str:
+    def run_import(self, *names: str | Path, options: tuple[str, ...] = ()) -> str:
         """Import these parts of `source`, by default all at once; return what is printed, without line breaks."""
-        said = [run(import_command, self.source / name, self.out, *more) for name in names or ("",)]
-        return " ".join(" ".join(said).split())
+        outputs = [run(import_command, self.source / name, self.out, *options) for name in names or ("",)]
+        return " ".join(" ".join(outputs).split())
 
-    def state(self, text: str) -> None:
+    def write_registry(self, text: str) -> None:
         """Write a registry.toml before the first import."""
         self.out.mkdir()
         self.registry.write_text(text)
@@ -127,8 +127,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -149,11 +149,11 @@ def text_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_published_text_vocabulary_gives_the_published_ids(text_json: Path) -> None:
     vocabulary = TextVocabulary(CONFIG, published=text_json.read_text())
-    theirs = Tokenizer.from_file(str(text_json))
+    reference = Tokenizer.from_file(str(text_json))
     for text in ("A red dog, sitting", "hot dogs", "a hot dog on it", "RED"):
-        assert vocabulary.encode_text(text) == theirs.encode(text).ids
+        assert vocabulary.encode_text(text) == reference.encode(text).ids
     boxes = [Coordinate(axis, 10 * axis) for axis in range(4)]
-    assert vocabulary.encode([*boxes, " hot dog"]) == theirs.encode("v0=0 v1=10 v2=20 v3=30 hot dog").ids
+    assert vocabulary.encode([*boxes, " hot dog"]) == reference.encode("v0=0 v1=10 v2=20 v3=30 hot dog").ids
     assert vocabulary.decode([*vocabulary.encode(boxes), *vocabulary.encode_text("a dog")]) == [*boxes, "a dog"]
     assert vocabulary.decode_text(vocabulary.encode_text("A Red dog, sitting")) == "a red dog, sitting"
     assert (vocabulary.used, vocabulary.parts["learned pieces"]) == (4204 + 1 + len(WORDS), (4204, 1 + len(WORDS)))
@@ -169,14 +169,14 @@ def test_a_limit_cuts_between_words_and_all_is_restored(text_json: Path, tmp_pat
     ids = vocabulary.encode_text("red dogs")
     assert vocabulary.encode_text(f"{' ' * 17_000}red dogs", limit=10) == ids, "spaces do not count"
     vocabulary.save(tmp_path / "text")
-    again = TextVocabulary.load(tmp_path / "text", CONFIG)
-    assert again.encode_text("red dogs") == ids and len(again.encode_text("hot dog")) == 1
-    grown = again.grow(["<new>"])
-    assert grown.all_special_tokens == ("<new>",) and grown.used == again.used + 1
+    loaded = TextVocabulary.load(tmp_path / "text", CONFIG)
+    assert loaded.encode_text("red dogs") == ids and len(loaded.encode_text("hot dog")) == 1
+    grown = loaded.grow(["<new>"])
+    assert grown.all_special_tokens == ("<new>",) and grown.used == loaded.used + 1
     assert grown.encode_text("red dogs") == ids
 
 
-def test_lengths_that_a_vocabulary_file_states_do_not_count_and_want_of_memory_is_not_its_fault(
+def test_truncation_and_padding_of_a_vocabulary_file_are_ignored(
     text_json: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = Tokenizer.from_file(str(text_json))
@@ -189,75 +189,77 @@ def test_lengths_that_a_vocabulary_file_states_do_not_count_and_want_of_memory_i
         words.WordMatcher("{}", 0, {})
 
 
-def test_another_vocabulary_file_is_refused(place: Place) -> None:
+def test_another_vocabulary_file_is_refused(workspace: Workspace) -> None:
     for content in ("{}", "[EOS]"):
         with pytest.raises(CheckpointError, match="not a file of the tokenizers library"):
             TextVocabulary(CONFIG, published=content)
-    moved = text_file(place.source / "moved.json", **{"[EOS]": 2, "[SOS]": 3})
+    other_vocabulary = text_file(workspace.source / "moved.json", **{"[EOS]": 2, "[SOS]": 3})
     with pytest.raises(CheckpointError, match=r"\[EOS\] has the id 2, expected 3: another vocabulary"):
-        TextVocabulary(CONFIG, published=moved.read_text())
-    file = text_file(place.source / "text.json")
-    place.imported("text.json")
-    assert "is there already" in place.imported("text.json")
-    (place.source / "other.json").write_text(file.read_text().replace("sit", "run"))
+        TextVocabulary(CONFIG, published=other_vocabulary.read_text())
+    file = text_file(workspace.source / "text.json")
+    workspace.run_import("text.json")
+    assert "is there already" in workspace.run_import("text.json")
+    (workspace.source / "other.json").write_text(file.read_text().replace("sit", "run"))
     with pytest.raises(CheckpointError, match=r"text: holds another vocabulary than .*other\.json"):
-        place.imported("other.json")
+        workspace.run_import("other.json")
 
 
 def test_plugins_write_sequences_as_4m_does(text_json: Path, tmp_path: Path) -> None:
     run(import_command, text_json, tmp_path)
     tables = {"zoo": {"checkpoints": "tokenizers"}, "vocabularies": {"text": {"preset": "4m"}}}
     tables["modalities"] = {name: {"preset": "4m"} for name in ("boxes", "palette", "metadata")}
-    zoo, theirs = Zoo.from_tables(tables, tmp_path / "registry.toml"), Tokenizer.from_file(str(text_json))
+    zoo, reference = Zoo.from_tables(tables, tmp_path / "registry.toml"), Tokenizer.from_file(str(text_json))
 
-    def written(name: str, value: object) -> list[int]:
+    def token_ids(name: str, value: object) -> list[int]:
         ids = zoo[name].encode([value])[0]
-        again = zoo[name].encode([zoo[name].decode([ids])[0]])[0]
-        assert again.tolist() == ids.tolist()
+        encoded = zoo[name].encode([zoo[name].decode([ids])[0]])[0]
+        assert encoded.tolist() == ids.tolist()
         return ids.tolist()
 
-    things = [{"label": "hot dog", "box": [0.5, 0.5, 0.9, 1.0]}, {"label": "dog", "box": [0.1, 0.2, 0.3, 0.4]}]
+    instances = [{"label": "hot dog", "box": [0.5, 0.5, 0.9, 1.0]}, {"label": "dog", "box": [0.1, 0.2, 0.3, 0.4]}]
     text = "v0=100 v1=200 v2=300 v3=400 dog v0=500 v1=500 v2=899 v3=999 hot dog"  # sorted from the upper left corner
-    assert written("boxes", things) == theirs.encode(text).ids
+    assert token_ids("boxes", instances) == reference.encode(text).ids
     colours = np.array([(0, 0.5, 1), (1, 0.5, 0)] * 3 + [(0, 0.5, 1)], np.float32)
     text = "v1=7" + " v0=0 v0=128 v0=255 v0=255 v0=128 v0=0" * 3 + " v0=0 v0=128 v0=255"
-    assert written("palette", colours) == theirs.encode(text).ids
+    assert token_ids("palette", colours) == reference.encode(text).ids
     colours[3:] = colours[2]  # three colours; the last is repeated to fill up the palette
-    fewer = theirs.encode("v1=3 v0=0 v0=128 v0=255 v0=255 v0=128 v0=0 v0=0 v0=128 v0=255").ids
-    assert written("palette", colours) == fewer
+    three_colours = reference.encode("v1=3 v0=0 v0=128 v0=255 v0=255 v0=128 v0=0 v0=0 v0=128 v0=255").ids
+    assert token_ids("palette", colours) == three_colours
     table = {"original_width": 650.0, "n_humans": 3, "brightness": 103, "walkability": 0.99, "aesthetic_score": 5.0}
-    assert written("metadata", table) == theirs.encode("v1=0 v0=20 v1=5 v0=3 v1=10 v0=19 v1=14 v0=48 v1=20 v0=1").ids
+    assert (
+        token_ids("metadata", table) == reference.encode("v1=0 v0=20 v1=5 v0=3 v1=10 v0=19 v1=14 v0=48 v1=20 v0=1").ids
+    )
 
 
 # --- folders in, folders out
 
 
-def test_a_folder_of_checkpoints_becomes_a_folder_with_a_registry(place: Place) -> None:
-    source = place.put("4M_B", published(VARIANTS["gated"]))
-    text_file(place.source / "words.json")
-    assert "tok_thing_32" in place.imported()
-    zoo, made = place.zoo, place.root / "made"
+def test_a_folder_of_checkpoints_becomes_a_folder_with_a_registry(workspace: Workspace) -> None:
+    source = workspace.put("4M_B", published(VARIANTS["gated"]))
+    text_file(workspace.source / "words.json")
+    assert "tok_thing_32" in workspace.run_import()
+    zoo, outputs = workspace.zoo, workspace.root / "made"
     assert zoo["caption"].spec.vocab_size == 30_000
     assert zoo["caption"].decode([zoo["caption"].encode(["a red dog"])[0]]) == ["a red dog"]
-    assert read_table(place.backbone / "config.json")["fingerprints"] == {"caption": zoo["caption"].fingerprint}
-    generate = ("--registry", zoo.path, "backbone", "generate", place.backbone, "--target", "caption", "--out", made)
-    run(command, *generate, "--samples", 2, "--set", "max_length=3")
-    assert len(list(made.rglob("caption.txt"))) == 2
-    other = Path(shutil.copytree(source, place.root / "other"))
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "num_register_tokens": 4}))
+    assert read_table(workspace.backbone / "config.json")["fingerprints"] == {"caption": zoo["caption"].fingerprint}
+    generate = ("--registry", zoo.path, "backbone", "generate", workspace.backbone, "--target", "caption")
+    run(command, *generate, "--out", outputs, "--samples", 2, "--set", "max_length=3")
+    assert len(list(outputs.rglob("caption.txt"))) == 2
+    other_source = Path(shutil.copytree(source, workspace.root / "other"))
+    config = json.loads((other_source / "config.json").read_text())
+    (other_source / "config.json").write_text(json.dumps({**config, "num_register_tokens": 4}))
     with pytest.raises(CheckpointError, match=r"backbone: holds another published .*num_register_tokens"):
-        place.imported(other)
-    run(export_command, place.backbone, place.root / "back")
-    assert files_in(place.root / "back") == files_in(source)
+        workspace.run_import(other_source)
+    run(export_command, workspace.backbone, workspace.root / "back")
+    assert files_in(workspace.root / "back") == files_in(source)
 
 
-def test_modalities_become_those_of_installed_plugins(place: Place) -> None:
-    place.put("", published(PLUGGED))
-    place.imported()
-    zoo = place.zoo
+def test_modalities_become_those_of_installed_plugins(workspace: Workspace) -> None:
+    workspace.put("", published(PLUGGED))
+    workspace.run_import()
+    zoo = workspace.zoo
     assert zoo.names() == ["caption", "depth", "rgb_patches", "t5_caption"]
-    assert load_model(place.backbone, [zoo[name].spec for name in zoo.names()])
+    assert load_model(workspace.backbone, [zoo[name].spec for name in zoo.names()])
     grey = np.full((3, 224, 224), 0.5, np.float32)  # normalised by ImageNet's statistics, as published backbones expect
     red, green, blue = zoo["rgb_patches"].encode([grey])[0, 0].reshape(3, 256)[:, 0].tolist()
     assert (red, green, blue) == pytest.approx(((0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225))
@@ -269,44 +271,44 @@ def test_modalities_become_those_of_installed_plugins(place: Place) -> None:
     ("size", "message"),
     [((196, 4096), "8192 ids, and these are 4096"), ((100, 8192), "196 tokens, and these have 100")],
 )
-def test_other_tokens_than_the_plugins_are_a_modality_of_their_own(
-    size: tuple[int, int], message: str, place: Place
+def test_tokens_unlike_the_plugins_become_a_separate_modality(
+    size: tuple[int, int], message: str, workspace: Workspace
 ) -> None:
-    place.put("", published(PLUGGED, tok_depth_at_224=size))
-    output = place.imported()
+    workspace.put("", published(PLUGGED, tok_depth_at_224=size))
+    output = workspace.run_import()
     assert "tok_depth_224" in output and all(word in output for word in message.split())
-    assert "depth" not in place.zoo.names()
-    spec = load_model(place.backbone).layout.spec("tok_depth_224")
+    assert "depth" not in workspace.zoo.names()
+    spec = load_model(workspace.backbone).layout.spec("tok_depth_224")
     assert (spec.layout.length, spec.vocab_size) == size
 
 
-def test_an_imported_tokenizer_runs_and_is_exported(place: Place) -> None:
-    source = place.put(DINOV2)
-    place.imported()
-    assert place.zoo["dinov2_global"].encode([np.ones(768, np.float32)]).shape == (1, 4)
-    run(export_command, place.out / "tokenizers" / "dinov2_global", place.root / "back")
-    assert files_in(place.root / "back") == files_in(source)
+def test_an_imported_tokenizer_runs_and_is_exported(workspace: Workspace) -> None:
+    source = workspace.put(DINOV2)
+    workspace.run_import()
+    assert workspace.zoo["dinov2_global"].encode([np.ones(768, np.float32)]).shape == (1, 4)
+    run(export_command, workspace.out / "tokenizers" / "dinov2_global", workspace.root / "back")
+    assert files_in(workspace.root / "back") == files_in(source)
 
 
-def test_a_record_of_a_stranger_is_exported_or_refused(place: Place) -> None:
-    place.put(DINOV2)
-    place.imported()
-    folder = place.out / "tokenizers" / "dinov2_global"
+def test_a_foreign_config_is_exported_or_refused(workspace: Workspace) -> None:
+    workspace.put(DINOV2)
+    workspace.run_import()
+    folder = workspace.out / "tokenizers" / "dinov2_global"
     config = read_table(folder / "config.json")
     for key, inner in [(key, None) for key in config] + [("published", key) for key in config["published"]]:
-        for odd in (3, "x", [], {}, None, [{"a": 1}]):
-            write_table(folder / "config.json", {**config, key: {**config[key], inner: odd} if inner else odd})
+        for value in (3, "x", [], {}, None, [{"a": 1}]):
+            write_table(folder / "config.json", {**config, key: {**config[key], inner: value} if inner else value})
             try:
-                export_folder(folder, place.root / "back")
-                shutil.rmtree(place.root / "back")
+                export_folder(folder, workspace.root / "back")
+                shutil.rmtree(workspace.root / "back")
             except OneLineError as error:
-                assert not isinstance(error.__cause__, STUMBLES), (key, inner, odd, str(error))
+                assert not isinstance(error.__cause__, STUMBLES), (key, inner, value, str(error))
 
 
 @pytest.mark.parametrize(
     ("name", "size"), [("tok@448", 448), ("tok", None), ("tok@\N{SUPERSCRIPT TWO}", None), ("tok@" + 5000 * "9", None)]
 )
-def test_a_size_in_a_published_name(name: str, size: int | None) -> None:
+def test_the_image_size_is_read_from_a_published_name(name: str, size: int | None) -> None:
     """Names of strangers may be odd."""
     assert size_in(name) == size
 
@@ -314,54 +316,56 @@ def test_a_size_in_a_published_name(name: str, size: int | None) -> None:
 def test_checkpoints_with_equal_configurations_are_told_apart_by_weights(tmp_path: Path) -> None:
     """Published variants (CC12M, COYO) share a configuration."""
     small = {**VARIANTS["gated"], "domains_in": ["caption"], "domains_out": ["caption"]}
-    backbones, tokenizers = Place(tmp_path / "a"), Place(tmp_path / "b")
+    backbones, tokenizers = Workspace(tmp_path / "a"), Workspace(tmp_path / "b")
     for name in ("CC12M", "COYO"):
         backbones.put(name, published(small, seed=name))
     for seed, name in enumerate(("one", "two")):
         tokenizers.put(name, published_tokenizer(seed=seed, **MEMCODES, n_channels=768))
-    named = ("--as", "dinov2_global")
-    for place, first, other, more in ((backbones, "CC12M", "COYO", ()), (tokenizers, "one", "two", named)):
-        place.imported(first, more=more)
-        before = files_in(place.out)
+    alias = ("--as", "dinov2_global")
+    for workspace, first, second, options in ((backbones, "CC12M", "COYO", ()), (tokenizers, "one", "two", alias)):
+        workspace.run_import(first, options=options)
+        before = files_in(workspace.out)
         with pytest.raises(CheckpointError, match=r"another published checkpoint than .*the weights differ"):
-            place.imported(other, more=more)
-        assert "is there already" in place.imported(first, more=more)
-        assert files_in(place.out) == before
+            workspace.run_import(second, options=options)
+        assert "is there already" in workspace.run_import(first, options=options)
+        assert files_in(workspace.out) == before
 
 
-def test_checkpoints_that_were_not_imported_stay(place: Place) -> None:
-    place.put("dinov2_global")
-    place.imported()
-    table = place.tables["modalities"]["dinov2_global"]
-    place.registry.unlink()
-    config = place.out / "tokenizers" / "dinov2_global" / "config.json"
+def test_checkpoints_that_were_not_imported_stay(workspace: Workspace) -> None:
+    workspace.put("dinov2_global")
+    workspace.run_import()
+    table = workspace.tables["modalities"]["dinov2_global"]
+    workspace.registry.unlink()
+    config = workspace.out / "tokenizers" / "dinov2_global" / "config.json"
     trained_here = {key: value for key, value in read_table(config).items() if key != "published"}
     write_table(config, trained_here)
 
-    def refused() -> None:
-        before = files_in(place.out)
+    def assert_import_refused() -> None:
+        before = files_in(workspace.out)
         with pytest.raises(CheckpointError, match=r"dinov2_global: holds a .* that was not imported; give another OUT"):
-            place.imported()
-        assert files_in(place.out) == before
+            workspace.run_import()
+        assert files_in(workspace.out) == before
 
-    refused()
-    (place.out / "tokenizers").rename(place.out / "mine")  # the folder named in the registry
-    own = {key: value for key, value in table.items() if key not in ("checkpoint", "sha256")}
-    place.registry.write_text(tomli_w.dumps({"zoo": {"checkpoints": "mine"}, "modalities": {"dinov2_global": own}}))
-    assert place.zoo["dinov2_global"].has_tokenizer
-    refused()
+    assert_import_refused()
+    (workspace.out / "tokenizers").rename(workspace.out / "mine")  # the folder named in the registry
+    entry = {key: value for key, value in table.items() if key not in ("checkpoint", "sha256")}
+    workspace.registry.write_text(
+        tomli_w.dumps({"zoo": {"checkpoints": "mine"}, "modalities": {"dinov2_global": entry}})
+    )
+    assert workspace.zoo["dinov2_global"].has_tokenizer
+    assert_import_refused()
 
 
 class Killed(BaseException):
     """Raised in place of a kill signal."""
 
 
-def test_a_killed_import_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place.put("4M_B", published(PLUGGED))
-    text_file(place.source / "words.json")
-    place.put("4M_tokenizers_DINOv2-B14-global_8k")
-    place.imported()
-    whole, writes, real = files_in(place.out), 0, os.replace
+def test_a_killed_import_resumes(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace.put("4M_B", published(PLUGGED))
+    text_file(workspace.source / "words.json")
+    workspace.put("4M_tokenizers_DINOv2-B14-global_8k")
+    workspace.run_import()
+    complete_files, writes, real = files_in(workspace.out), 0, os.replace
 
     def killed_at(last: int) -> Callable[..., None]:
         def replace(source: str, target: str) -> None:
@@ -374,19 +378,19 @@ def test_a_killed_import_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) 
         return replace
 
     for last in range(0, 60, 3):
-        writes, place.out = 0, place.root / f"out{last}"
+        writes, workspace.out = 0, workspace.root / f"out{last}"
         monkeypatch.setattr(os, "replace", killed_at(last))
         try:
-            place.imported()
+            workspace.run_import()
             break  # the import finished before the kill
         except Killed:
             monkeypatch.setattr(os, "replace", real)
-        place.imported()
-        assert files_in(place.out) == whole, last
+        workspace.run_import()
+        assert files_in(workspace.out) == complete_files, last
     assert 10 < last < 57
 
 
-def test_a_second_import_into_a_folder_is_refused_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simultaneous_import_into_the_same_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     widths = {"dinov2_global": 768, "human_poses": 207}
     for name, width in widths.items():
         write_published(published_tokenizer(**MEMCODES, n_channels=width), tmp_path / name)
@@ -408,32 +412,32 @@ def test_a_second_import_into_a_folder_is_refused_meanwhile(tmp_path: Path, monk
     assert set(Zoo.from_toml(out / "registry.toml").names()) == set(widths)
 
 
-def test_a_killed_export_resumes_and_leaves_foreign_files(place: Place) -> None:
-    source, back = place.put("", published(VARIANTS["gated"])), place.root / "back"
-    place.imported()
-    half = place.root / ".back.tmp"
+def test_a_killed_export_resumes_and_leaves_foreign_files(workspace: Workspace) -> None:
+    source, back = workspace.put("", published(VARIANTS["gated"])), workspace.root / "back"
+    workspace.run_import()
+    half = workspace.root / ".back.tmp"
     (half / "new").mkdir(parents=True)
     (half / "new" / "model.safetensors").write_bytes(b"half")
-    for folder in (back, place.root / "empty"):
+    for folder in (back, workspace.root / "empty"):
         folder.mkdir()
-        run(export_command, place.backbone, folder)
+        run(export_command, workspace.backbone, folder)
         assert files_in(folder) == files_in(source) and not half.exists()
     for _ in range(2):  # a checkpoint may consist of the weights file alone
         before = files_in(back)
         with pytest.raises(FolderError, match="back: is there already; give a new or empty folder"):
-            run(export_command, place.backbone, back)
+            run(export_command, workspace.backbone, back)
         assert files_in(back) == before
         (back / "config.json").unlink(missing_ok=True)
 
 
-def test_input_only_and_output_only_modalities_of_a_published_model(place: Place) -> None:
+def test_input_only_and_output_only_modalities_of_a_published_model(workspace: Workspace) -> None:
     """Super-resolution models read tokens at 224 pixels and predict tokens at 448."""
     names = {"domains_in": ["tok_clip@224", "tok_semseg@224"], "domains_out": ["tok_clip@448", "tok_semseg@224"]}
     tables = {"tok_clip_at_224": (196, 8192), "tok_clip_at_448": (784, 8192), "tok_semseg_at_224": (196, 4096)}
-    source = place.put("", published({**SIZED, **names}, **tables))
-    said = place.imported()
-    assert "an input only" in said and "made only, no input" in said
-    model, root, backbone = load_model(place.backbone), place.root, place.backbone
+    source = workspace.put("", published({**SIZED, **names}, **tables))
+    output = workspace.run_import()
+    assert "an input only" in output and "made only, no input" in output
+    model, root, backbone = load_model(workspace.backbone), workspace.root, workspace.backbone
     assert model.layout.discrete == ("clip_448", "semseg") and model.layout.readable == ("clip", "semseg")
     assert sorted(pairs_of(model.layout.specs, model.layout)) == [
         (("clip",), "clip_448"), (("clip",), "semseg"), (("semseg",), "clip_448")
@@ -447,7 +451,7 @@ def test_input_only_and_output_only_modalities_of_a_published_model(place: Place
          root / "labels.csv", "--input", "semseg,clip_448"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
-            run(command, "--registry", place.registry, *rest)
+            run(command, "--registry", workspace.registry, *rest)
     assert not (root / "made").exists()
     with pytest.raises(ConfigError, match="features of clip_448: it is only a target"):
         FourMEncoder.from_run(backbone).prepare({"clip_448": np.zeros((1, 28, 28), np.int64)})
@@ -463,96 +467,96 @@ def weights_of(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("model.safetensors")}
 
 
-def test_a_repeated_import_writes_no_weights_and_restores_lost_registry_entries(place: Place) -> None:
-    place.put("4M_B", published(PLUGGED))
-    place.put("dinov2_global")
-    text_file(place.source / "words.json")
-    place.imported()
-    Run(tokens=place.root / "mine", registry=place.registry).save(place.backbone)  # a user's edit
-    before, written = files_in(place.out), weights_of(place.out)
-    assert place.imported().count("is there already") == 3 and weights_of(place.out) == written
-    place.registry.unlink()
-    said = place.imported()
-    assert files_in(place.out) == before and weights_of(place.backbone).items() <= written.items()
-    assert "4M_B" in said and "tok_depth@224" in said and said.count("is there already") == 2
+def test_a_repeated_import_only_restores_lost_registry_entries(workspace: Workspace) -> None:
+    workspace.put("4M_B", published(PLUGGED))
+    workspace.put("dinov2_global")
+    text_file(workspace.source / "words.json")
+    workspace.run_import()
+    Run(tokens=workspace.root / "mine", registry=workspace.registry).save(workspace.backbone)  # a user's edit
+    before, write_times = files_in(workspace.out), weights_of(workspace.out)
+    assert workspace.run_import().count("is there already") == 3 and weights_of(workspace.out) == write_times
+    workspace.registry.unlink()
+    output = workspace.run_import()
+    assert files_in(workspace.out) == before and weights_of(workspace.backbone).items() <= write_times.items()
+    assert "4M_B" in output and "tok_depth@224" in output and output.count("is there already") == 2
     # Only modalities without a table are added back; the user's list and settings are unchanged.
     lists = '[zoo]\ncheckpoints = "tokenizers"\nmodalities = ["heightmap"]\n[modalities.caption]\nmax_length = 20\n'
-    place.registry.write_text(lists)
-    place.imported("4M_B")
-    assert place.zoo.names() == ["depth", "heightmap", "rgb_patches", "t5_caption"]
-    assert place.tables["modalities"]["caption"] == {"max_length": 20}
+    workspace.registry.write_text(lists)
+    workspace.run_import("4M_B")
+    assert workspace.zoo.names() == ["depth", "heightmap", "rgb_patches", "t5_caption"]
+    assert workspace.tables["modalities"]["caption"] == {"max_length": 20}
 
 
-def test_settings_in_an_existing_registry_stay(place: Place) -> None:
-    place.put("4M_B", published(VARIANTS["gated"]))
-    place.put("4M_tokenizers_human-poses_1k_8", published_tokenizer(**MEMCODES, n_channels=207))
-    text_file(place.source / "text.json")
+def test_settings_in_an_existing_registry_stay(workspace: Workspace) -> None:
+    workspace.put("4M_B", published(VARIANTS["gated"]))
+    workspace.put("4M_tokenizers_human-poses_1k_8", published_tokenizer(**MEMCODES, n_channels=207))
+    text_file(workspace.source / "text.json")
     tables = {"caption": {"max_length": 20}, "human_poses": {"layout": "codes", "bins": 500}}
-    place.state(tomli_w.dumps({"zoo": {"checkpoints": "elsewhere"}, "modalities": tables}))
-    place.imported("text.json", "4M_B", "4M_tokenizers_human-poses_1k_8")
-    caption, poses, said = place.zoo["caption"], place.zoo["human_poses"], place.tables
-    assert caption.has_tokenizer and caption.checkpoint == place.out / "elsewhere" / "text"
-    assert place.zoo.names() == ["caption", "human_poses"] and not (place.out / "tokenizers" / "text").exists()
-    assert said["modalities"]["caption"] == tables["caption"]
-    assert said["modalities"]["human_poses"].items() >= tables["human_poses"].items()
+    workspace.write_registry(tomli_w.dumps({"zoo": {"checkpoints": "elsewhere"}, "modalities": tables}))
+    workspace.run_import("text.json", "4M_B", "4M_tokenizers_human-poses_1k_8")
+    caption, poses, registry_tables = workspace.zoo["caption"], workspace.zoo["human_poses"], workspace.tables
+    assert caption.has_tokenizer and caption.checkpoint == workspace.out / "elsewhere" / "text"
+    assert workspace.zoo.names() == ["caption", "human_poses"] and not (workspace.out / "tokenizers" / "text").exists()
+    assert registry_tables["modalities"]["caption"] == tables["caption"]
+    assert registry_tables["modalities"]["human_poses"].items() >= tables["human_poses"].items()
     assert poses.spec.vocabulary == "human_poses" and poses.has_tokenizer
 
 
-def test_a_later_import_enables_only_its_own_modalities(place: Place) -> None:
-    place.put("4M_B", published(PLUGGED))
-    place.put(DINOV2)
-    place.imported("4M_B")
+def test_a_later_import_enables_only_its_own_modalities(workspace: Workspace) -> None:
+    workspace.put("4M_B", published(PLUGGED))
+    workspace.put(DINOV2)
+    workspace.run_import("4M_B")
     # Replace one modality with another, which has no table.
-    place.registry.write_text(place.registry.read_text().replace('    "t5_caption",\n', '    "heightmap",\n'))
-    place.imported("4M_B", DINOV2, DINOV2)
-    assert place.zoo.names() == ["caption", "depth", "dinov2_global", "heightmap", "rgb_patches"]
+    workspace.registry.write_text(workspace.registry.read_text().replace('    "t5_caption",\n', '    "heightmap",\n'))
+    workspace.run_import("4M_B", DINOV2, DINOV2)
+    assert workspace.zoo.names() == ["caption", "depth", "dinov2_global", "heightmap", "rgb_patches"]
 
 
 def test_no_instance_gets_a_tokenizer_that_was_trained_here(tmp_path: Path) -> None:
     clip = {"checkpoint": "mine/clip", "map_size": 14}
-    other = {"plugin": "clip", "map_size": 28}
-    tables = {"zoo": {"modalities": ["clip", "clip_448"]}, "modalities": {"clip": clip, "clip_448": other}}
+    clip_448 = {"plugin": "clip", "map_size": 28}
+    tables = {"zoo": {"modalities": ["clip", "clip_448"]}, "modalities": {"clip": clip, "clip_448": clip_448}}
     before = copy.deepcopy(tables)
     share_tokenizers(tables, tmp_path / "registry.toml")
     assert tables == before
 
 
 @pytest.mark.parametrize("copied", [True, False])
-def test_the_next_import_updates_paths_of_a_moved_or_copied_folder(copied: bool, place: Place) -> None:
-    place.put("", published(VARIANTS["gated"]))
-    place.imported()
-    (shutil.copytree if copied else shutil.move)(place.out, place.root / "other")
-    place.out, backbone = place.root / "other", place.root / "other" / "backbone"
-    place.imported()
-    home = Run.load(backbone)
-    assert (home.tokens, home.registry) == (place.out / "tokens", place.out / "registry.toml")
-    Run(tokens=place.root / "mine", registry=home.registry).save(backbone)  # a user's edit
-    place.imported()
-    assert Run.load(backbone).tokens == place.root / "mine"
+def test_importing_again_updates_paths_of_a_moved_folder(copied: bool, workspace: Workspace) -> None:
+    workspace.put("", published(VARIANTS["gated"]))
+    workspace.run_import()
+    (shutil.copytree if copied else shutil.move)(workspace.out, workspace.root / "other")
+    workspace.out, backbone = workspace.root / "other", workspace.root / "other" / "backbone"
+    workspace.run_import()
+    imported_run = Run.load(backbone)
+    assert (imported_run.tokens, imported_run.registry) == (workspace.out / "tokens", workspace.out / "registry.toml")
+    Run(tokens=workspace.root / "mine", registry=imported_run.registry).save(backbone)  # a user's edit
+    workspace.run_import()
+    assert Run.load(backbone).tokens == workspace.root / "mine"
 
 
-def test_a_user_run_in_place_of_the_backbone_stays(place: Place) -> None:
-    place.put("dinov2_global")
-    save_model(FourM(SMALL, all_layouts()), place.backbone, {"fingerprints": {}})
-    Run(tokens=place.root / "mine", data=place.root / "data").save(place.backbone)
-    before = files_in(place.backbone)
-    place.imported()
-    assert files_in(place.backbone) == before
+def test_a_user_run_in_place_of_the_backbone_stays(workspace: Workspace) -> None:
+    workspace.put("dinov2_global")
+    save_model(FourM(SMALL, all_layouts()), workspace.backbone, {"fingerprints": {}})
+    Run(tokens=workspace.root / "mine", data=workspace.root / "data").save(workspace.backbone)
+    before = files_in(workspace.backbone)
+    workspace.run_import()
+    assert files_in(workspace.backbone) == before
 
 
-def test_an_invalid_registry_is_refused_before_anything_is_written(place: Place) -> None:
+def test_an_invalid_registry_is_refused_before_anything_is_written(workspace: Workspace) -> None:
     text = "[modalities]\ndepth = 3"
-    place.put("dinov2_global")
-    place.state(text)
+    workspace.put("dinov2_global")
+    workspace.write_registry(text)
     with pytest.raises(ConfigError, match="got int 3"):
-        place.imported()
-    assert files_in(place.out) == {"registry.toml": text.encode()}
+        workspace.run_import()
+    assert files_in(workspace.out) == {"registry.toml": text.encode()}
 
 
 # --- names of tokenizers
 
 
-def test_a_folder_its_configuration_or_a_link_says_whose_tokenizer_it_is(place: Place) -> None:
+def test_the_modality_is_read_from_folder_name_config_or_link(workspace: Workspace) -> None:
     zoo = Zoo.installed()
     for folder, config, name in (
         ("4M_tokenizers_rgb_16k_224-448", {}, "rgb"),
@@ -561,53 +565,55 @@ def test_a_folder_its_configuration_or_a_link_says_whose_tokenizer_it_is(place: 
         ("anything", {"domain": "semseg_coco"}, "semseg"),
     ):
         assert modality_of(folder, config, zoo) == name
-    place.source.mkdir()
-    place.source = place.root / "cache"
-    target = place.put("0123abc")
-    place.source = place.root / "in"
-    (place.source / DINOV2).symlink_to(target)
-    assert "dinov2_global" in place.imported()
+    workspace.source.mkdir()
+    workspace.source = workspace.root / "cache"
+    target = workspace.put("0123abc")
+    workspace.source = workspace.root / "in"
+    (workspace.source / DINOV2).symlink_to(target)
+    assert "dinov2_global" in workspace.run_import()
 
 
-def test_an_option_says_whose_tokenizer_it_is(place: Place) -> None:
-    place.put("", published_tokenizer(**MEMCODES, n_channels=207))
-    assert "human_poses" in place.imported(more=("--as", "human-poses"))
+def test_an_option_names_the_modality_of_a_tokenizer(workspace: Workspace) -> None:
+    workspace.put("", published_tokenizer(**MEMCODES, n_channels=207))
+    assert "human_poses" in workspace.run_import(options=("--as", "human-poses"))
     with pytest.raises(UnknownNameError, match="human-pose'"):
-        place.imported(more=("--as", "human-pose"))
+        workspace.run_import(options=("--as", "human-pose"))
 
 
-def test_a_hub_id_says_whose_tokenizer_it_is(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshot = place.put(f"models--EPFL-VILAB--{DINOV2}/snapshots/" + "0" * 40)
+def test_a_hub_id_names_the_modality_of_a_tokenizer(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = workspace.put(f"models--EPFL-VILAB--{DINOV2}/snapshots/" + "0" * 40)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda hub_id, **_: str(snapshot))
-    output = run(import_command, f"EPFL-VILAB/{DINOV2}", place.out)
+    output = run(import_command, f"EPFL-VILAB/{DINOV2}", workspace.out)
     assert "dinov2_global" in output and "0" * 20 not in output
-    assert place.zoo["dinov2_global"].has_tokenizer
+    assert workspace.zoo["dinov2_global"].has_tokenizer
 
 
-@pytest.mark.parametrize("written", [str, json.dumps])
-def test_a_file_alone_has_its_configuration_in_its_metadata(written: Callable[[Any], str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("to_text", [str, json.dumps])
+def test_a_single_file_has_its_configuration_in_its_metadata(to_text: Callable[[Any], str], tmp_path: Path) -> None:
     """The downloads linked in 4M's README are such files; values are written as Python or as JSON."""
     backbone = published({**PLUGGED, "mlp_ratio": 4.0, "act_layer": "SiLU"})
     tokenizer = published_tokenizer(**MEMCODES, n_channels=768)
-    theirs, ours = "quantize.to_v.weight", "quantize.to_k.weight"  # one tensor with two names; the file has only one
-    once = {**tokenizer.tensors, theirs: tokenizer.tensors[ours]}
-    tokenizer = dataclasses.replace(tokenizer, tensors=once, same_as={theirs: ours})
+    alias, stored = "quantize.to_v.weight", "quantize.to_k.weight"  # one tensor with two names; the file has only one
+    tensors_stored_once = {**tokenizer.tensors, alias: tokenizer.tensors[stored]}
+    tokenizer = dataclasses.replace(tokenizer, tensors=tensors_stored_once, same_as={alias: stored})
     names = "4M-7_B_CC12M", DINOV2
     downloads = tmp_path / "downloads"
     downloads.mkdir()
     for name, checkpoint in zip(names, (backbone, tokenizer), strict=True):
-        said = {key: value if isinstance(value, str) else written(value) for key, value in checkpoint.config.items()}
-        held = {key: tensor for key, tensor in checkpoint.tensors.items() if key not in checkpoint.same_as}
-        save_file(held, downloads / f"{name}.safetensors", {"format": "pt", **said, **checkpoint.same_as})
+        metadata = {
+            key: value if isinstance(value, str) else to_text(value) for key, value in checkpoint.config.items()
+        }
+        tensors = {key: tensor for key, tensor in checkpoint.tensors.items() if key not in checkpoint.same_as}
+        save_file(tensors, downloads / f"{name}.safetensors", {"format": "pt", **metadata, **checkpoint.same_as})
         write_published(checkpoint, tmp_path / "folders" / name)
-        found = read_published(downloads / f"{name}.safetensors")
-        assert found.config == checkpoint.config and found.same_as == checkpoint.same_as
-        assert found.tensors.keys() == checkpoint.tensors.keys()
+        checkpoint_read = read_published(downloads / f"{name}.safetensors")
+        assert checkpoint_read.config == checkpoint.config and checkpoint_read.same_as == checkpoint.same_as
+        assert checkpoint_read.tensors.keys() == checkpoint.tensors.keys()
     output = run(import_command, downloads, tmp_path / "out")
     run(import_command, tmp_path / "folders", tmp_path / "same")
     assert all(name in output for name in names)
-    for place in ("backbone", "tokenizers/dinov2_global"):
-        weights = [(tmp_path / out / place / "model.safetensors").read_bytes() for out in ("out", "same")]
+    for checkpoint_path in ("backbone", "tokenizers/dinov2_global"):
+        weights = [(tmp_path / out / checkpoint_path / "model.safetensors").read_bytes() for out in ("out", "same")]
         assert weights[0] == weights[1]
     run(export_command, tmp_path / "out" / "backbone", tmp_path / "back")
     assert read_published(tmp_path / "back" / "model.safetensors").config == backbone.config
@@ -642,12 +648,12 @@ def test_files_that_cannot_be_imported_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def sized(place: Place) -> Place:
+def two_sizes(workspace: Workspace) -> Workspace:
     """Write a backbone at 224 pixels, and tokenizers of two of its modalities that were built for 448."""
-    for name, config in zip(GRIDS, (CLIP, SEMSEG), strict=True):
-        place.put(name, published_tokenizer(**config))
-    place.put("4M_B", backbone_of("224"))
-    return place
+    for name, config in zip(GRID_FOLDERS, (CLIP, SEMSEG), strict=True):
+        workspace.put(name, published_tokenizer(**config))
+    workspace.put("4M_B", backbone_of("224"))
+    return workspace
 
 
 def backbone_of(*sizes: str) -> PublishedCheckpoint:
@@ -658,78 +664,80 @@ def backbone_of(*sizes: str) -> PublishedCheckpoint:
     return published({**SIZED, "domains_in": names, "domains_out": names}, **tables)
 
 
-def grids(place: Place, *, as_in_backbone: bool = True) -> dict[str, tuple[int, ...]]:
+def token_grids(workspace: Workspace, *, as_in_backbone: bool = True) -> dict[str, tuple[int, ...]]:
     """Return both modalities' token grids by registry.toml, after checking that the tokenizers produce them.
 
     With `as_in_backbone`, also check that the backbone has the same ones.
     """
-    zoo = place.zoo
-    found = {name: zoo[name].spec.layout.shape for name in ("clip", "semseg")}
-    for name, shape in found.items():
+    zoo = workspace.zoo
+    shapes = {name: zoo[name].spec.layout.shape for name in ("clip", "semseg")}
+    for name, shape in shapes.items():
         tokens = zoo[name].encode(np.zeros((1, *zoo[name].spec.value.shape), zoo[name].spec.value.dtype))
         assert tuple(tokens.shape) == (1, *shape)
     if as_in_backbone:
-        specs = {spec.name: spec.layout for spec in load_model(place.backbone).layout.specs}
-        assert all(specs.get(name) == zoo[name].spec.layout for name in found)
-    return found
+        specs = {spec.name: spec.layout for spec in load_model(workspace.backbone).layout.specs}
+        assert all(specs.get(name) == zoo[name].spec.layout for name in shapes)
+    return shapes
 
 
-ORDERS = {"backbone": ("4M_B", *GRIDS), "tokenizers": (*GRIDS, "4M_B"), "all": ("",)}
+ORDERS = {"backbone": ("4M_B", *GRID_FOLDERS), "tokenizers": (*GRID_FOLDERS, "4M_B"), "all": ("",)}
 orders = pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 
 
 @orders
-def test_a_tokenizer_for_several_sizes_fits_the_backbone_in_any_order(order: tuple[str, ...], sized: Place) -> None:
-    words = sized.imported(*order)
-    assert grids(sized) == {"clip": (14, 14), "semseg": (14, 14)}
+def test_tokenizers_take_the_backbones_image_size_in_any_order(order: tuple[str, ...], two_sizes: Workspace) -> None:
+    words = two_sizes.run_import(*order)
+    assert token_grids(two_sizes) == {"clip": (14, 14), "semseg": (14, 14)}
     assert words.count("it was built for") == 2 and "other tokens" not in words
 
 
-def test_without_a_backbone_the_name_says_the_size(sized: Place) -> None:
-    sized.imported(GRIDS[0])
-    (sized.source / GRIDS[1]).rename(sized.source / "semseg_256-512")  # other sizes than in its config.json
-    said = sized.imported("semseg_256-512")
-    assert grids(sized, as_in_backbone=False) == {"clip": (14, 14), "semseg": (28, 28)} and "built for" not in said
+def test_without_a_backbone_the_folder_name_gives_the_size(two_sizes: Workspace) -> None:
+    two_sizes.run_import(GRID_FOLDERS[0])
+    # The name states other sizes than config.json.
+    (two_sizes.source / GRID_FOLDERS[1]).rename(two_sizes.source / "semseg_256-512")
+    output = two_sizes.run_import("semseg_256-512")
+    assert token_grids(two_sizes, as_in_backbone=False) == {"clip": (14, 14), "semseg": (28, 28)}
+    assert "built for" not in output
 
 
 @pytest.mark.parametrize("pixels", [224, 448])
-def test_a_backbone_changes_a_size_that_an_import_chose(pixels: int, sized: Place) -> None:
+def test_a_backbone_changes_a_size_that_an_import_chose(pixels: int, two_sizes: Workspace) -> None:
     """From 448 pixels, for which the tokenizers were built, to 224, and the reverse."""
-    for name, short in zip(GRIDS, ("CLIP-B16", "semseg"), strict=True):
-        folder = sized.source / name
-        sized.imported(folder.rename(sized.source / short) if pixels == 224 else folder)
-    sized.put("other", backbone_of(str(pixels)))
-    said, side = sized.imported("other"), pixels // 16
-    assert grids(sized) == {"clip": (side, side), "semseg": (side, side)}
-    assert said.count("as this backbone has it; it was") == 2 and f"image_size = {pixels}," in said
+    for name, short in zip(GRID_FOLDERS, ("CLIP-B16", "semseg"), strict=True):
+        folder = two_sizes.source / name
+        two_sizes.run_import(folder.rename(two_sizes.source / short) if pixels == 224 else folder)
+    two_sizes.put("other", backbone_of(str(pixels)))
+    output, side = two_sizes.run_import("other"), pixels // 16
+    assert token_grids(two_sizes) == {"clip": (side, side), "semseg": (side, side)}
+    assert output.count("as this backbone has it; it was") == 2 and f"image_size = {pixels}," in output
 
 
-def test_a_size_that_the_registry_states_stays(sized: Place) -> None:
-    sized.state("[modalities.clip]\nmap_size = 28\n[modalities.semseg]\nimage_size = [448, 224]\n")
-    said = sized.imported()
-    assert grids(sized, as_in_backbone=False) == {"clip": (28, 28), "semseg": (28, 14)}
-    assert "it was built for image_size = 448" in said and "the plugin clip has other tokens" in said
-    assert {"tok_clip_224", "tok_semseg_224"} == {spec.name for spec in load_model(sized.backbone).layout.specs}
+def test_a_size_that_the_registry_states_stays(two_sizes: Workspace) -> None:
+    two_sizes.write_registry("[modalities.clip]\nmap_size = 28\n[modalities.semseg]\nimage_size = [448, 224]\n")
+    output = two_sizes.run_import()
+    assert token_grids(two_sizes, as_in_backbone=False) == {"clip": (28, 28), "semseg": (28, 14)}
+    assert "it was built for image_size = 448" in output and "the plugin clip has other tokens" in output
+    assert {"tok_clip_224", "tok_semseg_224"} == {spec.name for spec in load_model(two_sizes.backbone).layout.specs}
 
 
-def test_a_size_in_the_registry_that_the_tokenizer_cannot_have_is_told(sized: Place) -> None:
-    sized.state('[zoo]\ncheckpoints = "tokenizers"\nimage_size = 100\npatch_size = 4\n')
-    said = sized.imported(GRIDS[1])
-    assert "image_size = 448, its own: image_size = 100" in said and "16 does not divide the image size" in said
-    assert sized.zoo["semseg"].spec.layout.shape == (28, 28)
+def test_an_impossible_size_in_the_registry_is_reported(two_sizes: Workspace) -> None:
+    two_sizes.write_registry('[zoo]\ncheckpoints = "tokenizers"\nimage_size = 100\npatch_size = 4\n')
+    output = two_sizes.run_import(GRID_FOLDERS[1])
+    assert "image_size = 448, its own: image_size = 100" in output and "16 does not divide the image size" in output
+    assert two_sizes.zoo["semseg"].spec.layout.shape == (28, 28)
 
 
 @orders
-def test_two_sizes_in_one_backbone_are_two_modalities_with_one_tokenizer(order: tuple[str, ...], sized: Place) -> None:
-    sized.put("4M_B", backbone_of("224", "448"))
-    said = [sized.imported(name) for name in order][-1]
-    assert "no tokenizer yet" not in said
-    assert grids(sized) == {"clip": (14, 14), "semseg": (14, 14)}
-    zoo = sized.zoo
+def test_two_sizes_become_two_modalities_with_one_tokenizer(order: tuple[str, ...], two_sizes: Workspace) -> None:
+    two_sizes.put("4M_B", backbone_of("224", "448"))
+    output = [two_sizes.run_import(name) for name in order][-1]
+    assert "no tokenizer yet" not in output
+    assert token_grids(two_sizes) == {"clip": (14, 14), "semseg": (14, 14)}
+    zoo = two_sizes.zoo
     for name in ("clip", "semseg"):
         large, value = zoo[f"{name}_448"], zoo[f"{name}_448"].spec.value
         assert large.spec.layout.shape == (28, 28) and large.has_tokenizer
         assert large.checkpoint == zoo[name].checkpoint and large.fingerprint == zoo[name].fingerprint
         tokens = large.encode(np.zeros((1, *value.shape), value.dtype))
         assert tuple(tokens.shape) == (1, 28, 28) and np.asarray(large.decode(tokens)[0]).shape == value.shape
-        assert read_table(sized.backbone / "config.json")["fingerprints"][large.name] == large.fingerprint
+        assert read_table(two_sizes.backbone / "config.json")["fingerprints"][large.name] == large.fingerprint

@@ -57,7 +57,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 }
 
 
-def given(config: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Tensor]:
+def random_inputs(config: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Tensor]:
     """Return random inputs of this shape."""
     torch.manual_seed(1)
     if "n_labels" in config:
@@ -68,37 +68,37 @@ def given(config: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Tensor]:
     return inputs
 
 
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    assert torch.equal(found["tokens"], expected["tokens"])
+def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    assert torch.equal(actual["tokens"], expected["tokens"])
     for name, tensor in expected.items():
-        assert found[name].shape == tensor.shape
+        assert actual[name].shape == tensor.shape
         scale = float(tensor.float().abs().max())
-        assert float((found[name].float() - tensor.float()).abs().max()) <= TOLERANCE * scale, name
+        assert float((actual[name].float() - tensor.float()).abs().max()) <= TOLERANCE * scale, name
 
 
-def assert_same(found: PublishedCheckpoint, expected: PublishedCheckpoint) -> None:
+def assert_same(actual: PublishedCheckpoint, expected: PublishedCheckpoint) -> None:
     """Assert that configuration, tensor names, dtypes and bits are equal."""
-    assert dict(found.config) == dict(expected.config)
-    assert dict(found.same_as) == dict(expected.same_as)
-    assert found.tensors.keys() == expected.tensors.keys()
+    assert dict(actual.config) == dict(expected.config)
+    assert dict(actual.same_as) == dict(expected.same_as)
+    assert actual.tensors.keys() == expected.tensors.keys()
     for name, tensor in expected.tensors.items():
-        assert found.tensors[name].dtype == tensor.dtype, name
-        assert found.tensors[name].contiguous().numpy().tobytes() == tensor.numpy().tobytes(), name
+        assert actual.tensors[name].dtype == tensor.dtype, name
+        assert actual.tensors[name].contiguous().numpy().tobytes() == tensor.numpy().tobytes(), name
 
 
-def registered(name: str, table: dict[str, Any], folder: Path, **more: Any) -> ModalityHandle:
+def handle_of(name: str, table: dict[str, Any], folder: Path, **settings: Any) -> ModalityHandle:
     """Return the handle of an installed modality whose checkpoint is the import in `folder`."""
-    return Zoo.from_tables({"modalities": {name: {**table, **more, "checkpoint": str(folder)}}})[name]
+    return Zoo.from_tables({"modalities": {name: {**table, **settings, "checkpoint": str(folder)}}})[name]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_import_computes_what_was_published(case: str, tmp_path: Path) -> None:
     config, shape = CASES[case]
-    checkpoint, inputs = published(**config), given(config, shape)
-    found = tokenizer_results(checkpoint, inputs, tmp_path / "own", names=())
-    assert len(found["tokens"].unique()) > 1 and found.pop("tokens/margin").min() > 0
-    assert_equal(found, twin(checkpoint, inputs))
+    checkpoint, inputs = published(**config), random_inputs(config, shape)
+    results = tokenizer_results(checkpoint, inputs, tmp_path / "own", names=())
+    assert len(results["tokens"].unique()) > 1 and results.pop("tokens/margin").min() > 0
+    assert_equal(results, twin(checkpoint, inputs))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -109,27 +109,27 @@ def test_import_and_export_round_trip_bit_for_bit(case: str, tmp_path: Path) -> 
 def round_trip(checkpoint: PublishedCheckpoint, folder: Path) -> ModalityHandle:
     """Return the handle of the import after checking that its export is the same."""
     handle = imported(checkpoint, folder / "own", names=())
-    back = handle.export_published()
-    write_published(back, folder / "again")
-    for found in (back, read_published(folder / "again")):
-        assert_same(found, checkpoint)
-    assert found.metadata == checkpoint.metadata
+    export = handle.export_published()
+    write_published(export, folder / "again")
+    for exported in (export, read_published(folder / "again")):
+        assert_same(exported, checkpoint)
+    assert exported.metadata == checkpoint.metadata
     return handle
 
 
 def test_dtypes_metadata_and_a_missing_class_survive_the_round_trip(tmp_path: Path) -> None:
     """4M's code reads its configuration from the file's metadata; on the hub it lacks the name of the class."""
-    whole = published(**VIT)
-    halves = {name: tensor.half() for name, tensor in whole.tensors.items()}
-    handle = round_trip(dataclasses.replace(whole, tensors=halves), tmp_path / "half")
+    full_precision = published(**VIT)
+    halves = {name: tensor.half() for name, tensor in full_precision.tensors.items()}
+    handle = round_trip(dataclasses.replace(full_precision, tensors=halves), tmp_path / "half")
     assert all(tensor.dtype == torch.float32 for tensor in handle.tokenizer.module.parameters())
-    told = dataclasses.replace(whole, metadata={"format": "pt", "enc_type": "vit_b_enc"})
-    round_trip(told, tmp_path / "told")
-    assert told.extra_metadata() and not whole.extra_metadata()  # default metadata does not change the fingerprint
+    with_metadata = dataclasses.replace(full_precision, metadata={"format": "pt", "enc_type": "vit_b_enc"})
+    round_trip(with_metadata, tmp_path / "told")
+    assert with_metadata.said() and not full_precision.said()  # default metadata does not change the fingerprint
     for config in (VIT, DIVAE):
-        named = published(**config)
-        checkpoint = dataclasses.replace(named, config={k: v for k, v in config.items() if k != "class"})
-        assert read_architecture(checkpoint) == read_architecture(named)
+        complete = published(**config)
+        checkpoint = dataclasses.replace(complete, config={k: v for k, v in config.items() if k != "class"})
+        assert read_architecture(checkpoint) == read_architecture(complete)
         round_trip(checkpoint, tmp_path / config["class"])
 
 
@@ -186,7 +186,7 @@ def test_a_modality_without_a_counterpart_says_so(zoo: Zoo, tmp_path: Path) -> N
         zoo["caption"].export_published(tmp_path)
 
 
-def test_a_tokenizer_of_our_own_is_not_exported(zoo: Zoo, tmp_path: Path) -> None:
+def test_a_tokenizer_that_was_not_imported_is_not_exported(tmp_path: Path) -> None:
     handle = imported(published(**VIT), tmp_path, names=())
     config = read_table(tmp_path / "config.json")
     del config[ORIGIN]
@@ -209,9 +209,9 @@ def tokens_of(checkpoint: PublishedCheckpoint, x: Tensor) -> Tensor:
     return twin(checkpoint, {"x": x, "noise": torch.zeros_like(x), "timesteps": torch.zeros(len(x))})["tokens"]
 
 
-def test_pictures_go_in_between_minus_one_and_one(zoo: Zoo, tmp_path: Path) -> None:
+def test_pictures_are_encoded_between_minus_one_and_one(zoo: Zoo, tmp_path: Path) -> None:
     checkpoint = published(**VIT)
-    handle = registered("rgb", zoo["rgb"].import_published(checkpoint, tmp_path), tmp_path)
+    handle = handle_of("rgb", zoo["rgb"].import_published(checkpoint, tmp_path), tmp_path)
     values = torch.rand(2, 3, 32, 32)
     tokens = encoded(handle, values)
     assert torch.equal(tokens, tokens_of(checkpoint, 2 * values - 1))
@@ -220,23 +220,23 @@ def test_pictures_go_in_between_minus_one_and_one(zoo: Zoo, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_edges_go_in_as_minus_one_and_one_in_each_channel(channels: int, zoo: Zoo, tmp_path: Path) -> None:
+def test_edges_are_encoded_as_minus_one_and_one(channels: int, zoo: Zoo, tmp_path: Path) -> None:
     checkpoint = published(**{**DIVAE, "n_channels": channels, "num_train_timesteps": 4})
-    handle = registered("canny", zoo["canny"].import_published(checkpoint, tmp_path), tmp_path)
+    handle = handle_of("canny", zoo["canny"].import_published(checkpoint, tmp_path), tmp_path)
     values = (torch.rand(2, 1, 32, 32) < 0.3).float()
     tokens = encoded(handle, values)
     assert torch.equal(tokens, tokens_of(checkpoint, (2 * values - 1).repeat(1, channels, 1, 1)))
     decoded = handle.decode(tokens)
-    assert all(np.array_equal(one, two) for one, two in zip(decoded, handle.decode(tokens), strict=True))
+    assert all(np.array_equal(first, second) for first, second in zip(decoded, handle.decode(tokens), strict=True))
     assert torch.equal(handle.tokenizer.codec.to_network(values), values.repeat(1, channels, 1, 1))
     with pytest.raises(CheckpointError, match="has a diffusion decoder only"):
         handle.tokenizer.decode_plain(tokens)
     assert not handle.tokenizer.module.has_two_decoders
 
 
-def test_depth_goes_in_standardised_picture_by_picture(zoo: Zoo, tmp_path: Path) -> None:
+def test_depth_is_standardised_for_each_picture(zoo: Zoo, tmp_path: Path) -> None:
     checkpoint = published(**{**VIT, "n_channels": 1})
-    handle = registered("depth", zoo["depth"].import_published(checkpoint, tmp_path), tmp_path)
+    handle = handle_of("depth", zoo["depth"].import_published(checkpoint, tmp_path), tmp_path)
     metres = (torch.rand(2, 1, 32, 32) * torch.tensor([3.0, 20.0]).view(2, 1, 1, 1)) + 0.5
     expected = []
     for picture in metres:
@@ -249,11 +249,11 @@ def test_depth_goes_in_standardised_picture_by_picture(zoo: Zoo, tmp_path: Path)
     assert np.allclose(decoded, (raw * 1.5 + 4.0).clamp(0.001, 100), atol=1e-4)
 
 
-def test_classes_go_in_as_ids_and_names_come_along(zoo: Zoo, tmp_path: Path) -> None:
+def test_classes_are_encoded_as_ids_and_names_are_imported(zoo: Zoo, tmp_path: Path) -> None:
     checkpoint = published(**{**VIT, "n_labels": 134, "n_channels": 5})
     table = zoo["semseg"].import_published(checkpoint, tmp_path)
     assert table["classes"][:2] == ["void", "person"] and table["classes"][-1] == "rug-merged"
-    handle = registered("semseg", table, tmp_path)
+    handle = handle_of("semseg", table, tmp_path)
     ids = torch.randint(134, (2, 32, 32))
     tokens = encoded(handle, ids)
     assert torch.equal(tokens, tokens_of(checkpoint, ids))
@@ -263,23 +263,23 @@ def test_classes_go_in_as_ids_and_names_come_along(zoo: Zoo, tmp_path: Path) -> 
     assert unnamed["classes"] == ["class 0", "class 1", "class 2"]
 
 
-def test_vectors_go_in_as_they_are(zoo: Zoo, tmp_path: Path) -> None:
+def test_vectors_are_encoded_unchanged(zoo: Zoo, tmp_path: Path) -> None:
     checkpoint = published(**{**MLP, **MEMCODES, "n_channels": 1280})
     table = zoo["imagebind_global"].import_published(checkpoint, tmp_path)
     assert (table["vector"], table["colours"]) == ("class", "imagenet")
-    handle = registered("imagebind_global", table, tmp_path)
+    handle = handle_of("imagebind_global", table, tmp_path)
     values = torch.randn(3, 1280)
-    found = twin(checkpoint, {"x": values[:, :, None, None]})
-    assert torch.equal(encoded(handle, values), found["tokens"][:, :, 0, 0])
+    expected = twin(checkpoint, {"x": values[:, :, None, None]})
+    assert torch.equal(encoded(handle, values), expected["tokens"][:, :, 0, 0])
     decoded = np.stack(handle.decode(encoded(handle, values)))
-    assert np.allclose(decoded, torch.nn.functional.normalize(found["decoded"][:, :, 0, 0]), atol=1e-6)
+    assert np.allclose(decoded, torch.nn.functional.normalize(expected["decoded"][:, :, 0, 0]), atol=1e-6)
 
 
-def test_masks_and_poses_go_in_as_items(tmp_path: Path) -> None:
+def test_masks_and_poses_are_encoded_item_by_item(tmp_path: Path) -> None:
     """With `layout = "codes"`; test_published_sequences.py tests the text layout."""
     zoo = Zoo.from_tables({"modalities": {name: {"layout": "codes"} for name in ("sam_instance", "human_poses")}})
     masks = published(**{**VIT, "n_channels": 1, "image_size": 16, "out_conv": True})
-    handle = registered("sam_instance", zoo["sam_instance"].import_published(masks, tmp_path / "m"), tmp_path / "m")
+    handle = handle_of("sam_instance", zoo["sam_instance"].import_published(masks, tmp_path / "m"), tmp_path / "m")
     value = np.zeros((64, 64), np.int32)
     value[8:24, 16:32] = 1
     value[8:12, 16:20] = 0
@@ -291,12 +291,12 @@ def test_masks_and_poses_go_in_as_items(tmp_path: Path) -> None:
     assert handle.decode([ids])[0].shape == (64, 64)
 
     poses = published(**{**MLP, **MEMCODES, "n_channels": 207})
-    handle = registered("human_poses", zoo["human_poses"].import_published(poses, tmp_path / "p"), tmp_path / "p")
+    handle = handle_of("human_poses", zoo["human_poses"].import_published(poses, tmp_path / "p"), tmp_path / "p")
     skeleton = handle.tokenizer.fitted["skeleton"]
     height = skeleton[[3, 6, 9, 12, 15], 1].sum() - skeleton[[1, 4, 7, 10], 1].sum()
     assert 1.4 < height < 1.7  # from the soles to the head joint
-    rest = body_at_rest(skeleton)
-    (ids,) = handle.encode([[rest]])
+    pose = body_at_rest(skeleton)
+    (ids,) = handle.encode([[pose]])
     x = torch.eye(3).repeat(23, 1, 1).flatten()[None, :, None, None]
     codes = ids[ids >= handle.tokenizer.grammar.code_start] - handle.tokenizer.grammar.code_start
     offsets = 32 * np.arange(4)  # each codebook has ids of its own
@@ -319,15 +319,15 @@ def body_at_rest(skeleton: np.ndarray) -> dict[str, Any]:
 def test_an_import_runs_at_the_size_of_the_settings(zoo: Zoo, tmp_path: Path) -> None:
     checkpoint = published(**VIT)
     table = zoo["rgb"].import_published(checkpoint, tmp_path)
-    handle = registered("rgb", table, tmp_path, image_size=48)
+    handle = handle_of("rgb", table, tmp_path, image_size=48)
     values = torch.rand(1, 3, 48, 48)
     assert torch.equal(encoded(handle, values), tokens_of(checkpoint, 2 * values - 1))
 
 
-def test_it_is_evaluated_without_a_plain_decoder(zoo: Zoo, tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_plain_decoder_is_evaluated(zoo: Zoo, tmp_path: Path) -> None:
     checkpoint = published(**{**DIVAE, "num_train_timesteps": 2})
     table = zoo["rgb"].import_published(checkpoint, tmp_path / "own")
-    handle = registered("rgb", table, tmp_path / "own")
+    handle = handle_of("rgb", table, tmp_path / "own")
     with writing_values(tmp_path / "data", "test", "rgb") as shard:
         data, extension = handle.write(np.full((3, 32, 32), 0.25, np.float32))
         shard.add("a", data, extension)
@@ -339,7 +339,7 @@ def test_it_is_evaluated_without_a_plain_decoder(zoo: Zoo, tmp_path: Path) -> No
 # ---------------------------------------------------------------------- parts
 
 
-def test_the_schedule_is_ours(tmp_path: Path) -> None:
+def test_the_noise_schedule_equals_our_reference(tmp_path: Path) -> None:
     handle = imported(published(**{**DIVAE, "num_train_timesteps": 100, "thresholding": False}), tmp_path, names=())
     config = handle.tokenizer.module.diffusion
     schedule = noise_schedule(config)
@@ -350,25 +350,25 @@ def test_the_schedule_is_ours(tmp_path: Path) -> None:
     assert (config.prediction, config.sampling_steps, config.limit) == ("x0", 50, "none")
 
 
-def test_clipping_keeps_what_is_drawn_within_one(tmp_path: Path) -> None:
+def test_clipping_keeps_samples_within_one(tmp_path: Path) -> None:
     checkpoint = published(**DIVAE)
     checkpoint.tensors["decoder.out.2.bias"][:] = 9.0
-    drawn = {}
-    for clip, more in ((True, {}), (False, {"thresholding": False})):
-        handle = imported(dataclasses.replace(checkpoint, config=DIVAE | more), tmp_path / str(clip), names=())
+    samples = {}
+    for clip, options in ((True, {}), (False, {"thresholding": False})):
+        handle = imported(dataclasses.replace(checkpoint, config=DIVAE | options), tmp_path / str(clip), names=())
         with torch.inference_mode():
-            drawn[clip] = handle.tokenizer.module.sample(torch.zeros(1, 8, 4, 4), torch.randn(1, 3, 32, 32))
-    assert float(drawn[True].max()) <= 1 + 1e-5 < 5 < float(drawn[False].max())
+            samples[clip] = handle.tokenizer.module.sample(torch.zeros(1, 8, 4, 4), torch.randn(1, 3, 32, 32))
+    assert float(samples[True].max()) <= 1 + 1e-5 < 5 < float(samples[False].max())
 
 
-def test_other_names_are_unambiguous(zoo: Zoo) -> None:
-    taken = dict.fromkeys(zoo.names(), "")
+def test_aliases_are_unambiguous(zoo: Zoo) -> None:
+    owners = dict.fromkeys(zoo.names(), "")
     for handle in zoo.handles():
         for alias in handle.spec.aliases:
-            assert alias not in taken, alias
-            taken[alias] = handle.name
+            assert alias not in owners, alias
+            owners[alias] = handle.name
     expected = {"tok_rgb@224": "rgb", "rgb@448": "rgb_patches", "det": "boxes", "DINOv2-B14-global": "dinov2_global"}
-    assert {alias: taken[alias] for alias in expected} == expected
+    assert {alias: owners[alias] for alias in expected} == expected
 
 
 def test_folders_of_tokens_hold_no_values(zoo: Zoo, tmp_path: Path) -> None:
@@ -376,6 +376,6 @@ def test_folders_of_tokens_hold_no_values(zoo: Zoo, tmp_path: Path) -> None:
     boxes = zoo["boxes"].write([])[0]
     for name, data in (("tok_rgb@224", b""), ("det", boxes)):
         write_tar(tmp_path / "train" / name / "0.tar", {f"a.{'npy' if not data else 'json'}": data})
-    made = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options={"path": str(tmp_path)}, workers=0)
+    result = make_data(zoo, "folder", tmp_path / "data", train=None, test=0, options={"path": str(tmp_path)}, workers=0)
     assert ValueStore(tmp_path / "data").modalities("train") == ["boxes"]
-    assert list(made.skipped) == ["tok_rgb@224"]
+    assert list(result.skipped) == ["tok_rgb@224"]

@@ -40,10 +40,10 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def double_model(specs: Sequence[ModalitySpec], config: ModelConfig = SMALL, seed: int = 0) -> FourM:
+def double_model(specs: Sequence[ModalitySpec], config: ModelConfig = SMALL) -> FourM:
     """Return a float64 model whose norms and biases have random values instead of ones and zeros."""
-    model = architecture_for(config).seeded(config, specs, seed).double()
-    generator = torch.Generator().manual_seed(seed)
+    model = architecture_for(config).seeded(config, specs, 0).double()
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -68,12 +68,12 @@ def test_selecting_first_is_embedding_all(config: ModelConfig) -> None:
     fast = model(batch, "modality")
     means = [torch.stack(losses).mean() for losses in by_modality.values()]
     torch.testing.assert_close(fast.loss, torch.stack(means).mean(), rtol=1e-7, atol=0)
-    everything = torch.stack([loss for losses in by_modality.values() for loss in losses])
-    torch.testing.assert_close(model(batch, "token").loss, everything.mean(), rtol=1e-7, atol=0)
-    measured = fast.per_modality(model.layout.names)
-    assert set(measured) == set(by_modality)
+    all_losses = torch.stack([loss for losses in by_modality.values() for loss in losses])
+    torch.testing.assert_close(model(batch, "token").loss, all_losses.mean(), rtol=1e-7, atol=0)
+    loss_by_modality = fast.per_modality(model.layout.names)
+    assert set(loss_by_modality) == set(by_modality)
     for name, losses in by_modality.items():
-        assert measured[name] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+        assert loss_by_modality[name] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
 
 
 def test_a_sample_without_inputs_or_targets_is_harmless() -> None:
@@ -98,14 +98,14 @@ def test_stored_positions_have_to_suffice() -> None:
             PublishedLayout(specs, PublishedConfig(stored_positions={name: rows}))
 
 
-def test_names_that_torch_needs_for_itself_are_refused() -> None:
-    for taken in (spec("type", GridLayout(shape=(2, 2))), spec("words", sequence(6), 100, "type")):
+def test_names_reserved_by_torch_are_refused() -> None:
+    for reserved in (spec("type", GridLayout(shape=(2, 2))), spec("words", sequence(6), 100, "type")):
         with pytest.raises(ConfigError, match=r"cannot be called 'type'.*registry.toml"):
-            FourM.seeded(SMALL, [taken], 0)
+            FourM.seeded(SMALL, [reserved], 0)
     FourM.seeded(SMALL, [spec("type", sequence(6), 100, "text")], 0)  # no parameter has the modality's own name
 
 
-def test_both_losses_by_hand() -> None:
+def test_token_and_modality_loss_by_hand() -> None:
     specs = [spec("left", GridLayout(shape=(2, 2)), 5), spec("right", GridLayout(shape=(2, 2)), 7)]
     model = FourM.seeded(SMALL, specs, 0)
     with torch.no_grad():
@@ -117,10 +117,10 @@ def test_both_losses_by_hand() -> None:
         batch.targets, modalities=modalities, ids=torch.tensor([[0, 1, 2, 6]]), mask=torch.ones(1, 4, dtype=torch.bool)
     )
     batch = PackedBatch(inputs=batch.inputs, targets=targets)
-    five, seven = math.log(5), math.log(7)
-    assert model(batch, "modality").loss.item() == pytest.approx((five + seven) / 2)
-    assert model(batch, "token").loss.item() == pytest.approx((3 * five + seven) / 4)
-    assert model(batch).per_modality(("left", "right")) == pytest.approx({"left": five, "right": seven})
+    log_5, log_7 = math.log(5), math.log(7)
+    assert model(batch, "modality").loss.item() == pytest.approx((log_5 + log_7) / 2)
+    assert model(batch, "token").loss.item() == pytest.approx((3 * log_5 + log_7) / 4)
+    assert model(batch).per_modality(("left", "right")) == pytest.approx({"left": log_5, "right": log_7})
     assert model(batch).counts.tolist() == [3, 1]
 
 
@@ -130,23 +130,23 @@ def test_decoding_with_a_cache_is_decoding_at_once() -> None:
     batch = packed_batch(specs, size=3, budget=12)
     context = model.context(batch.inputs)
     start, length = model.layout.positions["words"].start, 9
-    read = model.layout.token_rows("words").start + torch.randint(0, 100, (3, length))
+    token_rows = model.layout.token_rows("words").start + torch.randint(0, 100, (3, length))
     positions = torch.arange(start, start + length).expand(3, -1)
     kinds = torch.full((3, length), model.layout.index("words"))
-    x = model.embed_targets(read, positions, kinds)
+    x = model.embed_targets(token_rows, positions, kinds)
     turns = model.rotations(positions)
     assert turns is not None
     full = model.decode(x, turns, context, torch.ones(length, length, dtype=torch.bool).tril())
     caches = [KeyValueCache.empty(3, length, model.config, x) for _ in model.decoder]
     first = model.decode(x[:, :4], turns[:, :4], context, torch.ones(4, 4, dtype=torch.bool).tril(), caches)
     steps = [
-        model.decode(x[:, place : place + 1], turns[:, place : place + 1], context, None, caches)
-        for place in range(4, length)
+        model.decode(x[:, position : position + 1], turns[:, position : position + 1], context, None, caches)
+        for position in range(4, length)
     ]
     torch.testing.assert_close(torch.cat([first, *steps], dim=1), full, rtol=1e-10, atol=1e-10)
     rows = torch.tensor([2, 0])
-    chosen = model.decode(x[rows], turns[rows], context.select(rows), torch.ones(9, 9, dtype=torch.bool).tril())
-    torch.testing.assert_close(chosen, full[[2, 0]], rtol=1e-10, atol=1e-10)
+    selected = model.decode(x[rows], turns[rows], context.select(rows), torch.ones(9, 9, dtype=torch.bool).tril())
+    torch.testing.assert_close(selected, full[[2, 0]], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("name", "millions"), [("base", 198), ("large", 705), ("xlarge", 2819)])
@@ -156,18 +156,18 @@ def test_parameters_of_the_presets(name: str, millions: int) -> None:
     assert round(model.transformer_parameters() / 1e6) == millions
 
 
-def test_widths_and_unknown_presets() -> None:
+def test_mlp_widths_and_bad_configurations() -> None:
     """A gated MLP is int(2 * int(5 * 60) / 3) = 200 wide, as in 4M; multiplying in turn gives 199.99."""
     assert ModelConfig(dim=60, heads=5, mlp_ratio=5.0).mlp_hidden == 200
     assert ModelConfig(dim=60, heads=5, mlp_ratio=5.0, gated_mlp=False).mlp_hidden == 300
     with pytest.raises(UnknownNameError, match="small"):
         preset("smal")
-    for bad, message in (({"dim": 30, "heads": 5}, "multiple of 4"), ({"mlp_ratio": 0.001}, "mlp_ratio: expected")):
+    for fields, message in (({"dim": 30, "heads": 5}, "multiple of 4"), ({"mlp_ratio": 0.001}, "mlp_ratio: expected")):
         with pytest.raises(ValueError, match=message):
-            ModelConfig(**bad)
+            ModelConfig(**fields)
 
 
-def test_tables_place_each_modality_once() -> None:
+def test_each_modality_has_one_range_in_the_tables() -> None:
     specs = all_layouts()
     layout = EmbeddingLayout(specs)
     assert {name: (rows.start, rows.stop - rows.start) for name, rows in layout.token_tables.items()} == {
@@ -192,8 +192,8 @@ def test_fused_layers_start_like_separate_ones() -> None:
     cross = cast(DecoderBlock, model.decoder[0]).cross_attention
     for layer in fused:
         bound = math.sqrt(6 / (layer.in_features + layer.out_features / layer.parts))
-        own = layer.weight[64:] if layer is cross.kv else layer.weight  # keys are initialised from queries
-        assert 0.95 * bound < own.abs().max() <= bound
+        initial = layer.weight[64:] if layer is cross.kv else layer.weight  # keys are initialised from queries
+        assert 0.95 * bound < initial.abs().max() <= bound
     torch.testing.assert_close(cross.kv.weight[:64], ALIGNED * cross.q.weight)
     assert model.token_embedding.weight.std().item() == pytest.approx(EMBEDDING_STD, rel=0.05)
 
@@ -206,8 +206,8 @@ def test_a_seed_gives_the_weights_and_leaves_the_global_state(monkeypatch: pytes
     first, second = (FourM.seeded(SMALL, all_layouts(), 5) for _ in range(2))
     assert torch.equal(torch.rand(4), expected)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    other = FourM.seeded(SMALL, all_layouts(), 6)
-    assert not torch.equal(first.token_embedding.weight, other.token_embedding.weight)
+    other_seed = FourM.seeded(SMALL, all_layouts(), 6)
+    assert not torch.equal(first.token_embedding.weight, other_seed.token_embedding.weight)
 
 
 def test_rows_of_neighbouring_numbers_start_alike() -> None:
@@ -220,10 +220,10 @@ def test_rows_of_neighbouring_numbers_start_alike() -> None:
     model, without = (FourM.seeded(config, specs, 3) for specs in (ordered, plain))
     rows = model.layout.token_rows("words")
     published = PublishedFourM.seeded(PublishedConfig(dim=256, encoder_depth=1, decoder_depth=1), ordered, 3)
-    read = published.read_embedding.weight[published.layout.token_rows("words")]
+    token_rows = published.read_embedding.weight[published.layout.token_rows("words")]
     for table, std in (
         (model.output["text"].detach(), OUTPUT_STD), (model.token_embedding.weight[rows].detach(), EMBEDDING_STD),
-        (read.detach(), EMBEDDING_STD),
+        (token_rows.detach(), EMBEDDING_STD),
     ):  # fmt: skip
         numbers = table[50:114]
         assert numbers.std() == pytest.approx(std, rel=0.1)
@@ -251,7 +251,7 @@ def test_ordered_ids_are_ids_of_the_vocabulary(runs: list[tuple[int, int]]) -> N
 # ---------------------------------------------------------------- positions
 
 
-def test_sincos_by_hand() -> None:
+def test_sincos_embeddings_by_hand() -> None:
     # Periods of 4 and of 8 x 3 steps.
     line = sincos_grid((3,), 4)
     assert line[0].tolist() == [0, 0, 1, 1]
@@ -267,12 +267,12 @@ def test_sincos_by_hand() -> None:
     assert not cube[:, 6:].any()
 
 
-def test_angles_by_hand() -> None:
+def test_rotary_angles_by_hand() -> None:
     # Twelve pairs: nine turn, four of them for each axis, from a quarter to eight times around.
     angles = grid_angles((2, 4), 12)
     assert angles.shape == (8, 12) and not angles[:, 8:].any()
-    around = [2 * math.pi * 0.25 * 32 ** (k / 3) for k in range(4)]
-    assert angles[6].tolist() == pytest.approx([0.75 * a for a in around] + [0.625 * a for a in around] + [0] * 4)
+    turns = [2 * math.pi * 0.25 * 32 ** (k / 3) for k in range(4)]
+    assert angles[6].tolist() == pytest.approx([0.75 * a for a in turns] + [0.625 * a for a in turns] + [0] * 4)
     assert grid_angles((4,), 2).tolist() == [[pytest.approx(math.pi / 2 * (n + 0.5) / 4), 0] for n in range(4)]
     assert grid_angles((2, 2, 2), 4).tolist()[7] == pytest.approx([0.75 * math.pi / 2] * 3 + [0])
 
@@ -309,7 +309,7 @@ def test_only_grids_use_rotary_positions() -> None:
     assert torch.equal(rotate(x, still.expand(1, 5, -1)), x) and rotate(x, None) is x
 
 
-def test_turns_are_computed_and_not_stored() -> None:
+def test_rotary_angles_are_not_stored() -> None:
     with pytest.raises(ValueError, match="rotary: expected an even head size"):
         ModelConfig(dim=12, heads=4, rotary=True)
     plain, rotary = (

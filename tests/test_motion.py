@@ -20,25 +20,25 @@ from tokenizers_zoo.validation import array_bytes as npy
 from zoo_motion import flow, imu, video
 
 
-def settings(name: str, **own: Any) -> Settings:
+def settings(name: str, **table: Any) -> Settings:
     sizes = {"image_size": 16, "patch_size": 8}
-    return Settings(name, own if name == "imu" else {**sizes, **own})
+    return Settings(name, table if name == "imu" else {**sizes, **table})
 
 
-def together(frames: list[Image.Image], kind: str, **options: Any) -> bytes:
-    return save_picture(frames[0], kind.lower(), save_all=True, append_images=frames[1:], **options).data
+def animation_bytes(frames: list[Image.Image], kind: str, **options: Any) -> bytes:
+    return saved(frames[0], kind.lower(), save_all=True, append_images=frames[1:], **options).data
 
 
 def animation(greys: list[int], milliseconds: int | list[int], kind: str = "GIF") -> bytes:
     frames = [Image.new("L", (16, 16), grey).convert("RGB") for grey in greys]
-    return together(frames, kind, duration=milliseconds, lossless=True)
+    return animation_bytes(frames, kind, duration=milliseconds, lossless=True)
 
 
 # ---------------------------------------------------------------- video
 
 
-def read_video(data: bytes, extension: str, **own: Any) -> np.ndarray:
-    return video.plugin.read_value(data, extension, settings("video", frames=4, **own))
+def read_video(data: bytes, extension: str, **table: Any) -> np.ndarray:
+    return video.plugin.read_value(data, extension, settings("video", frames=4, **table))
 
 
 FIFTHS = [0, 51, 102, 153]
@@ -47,7 +47,7 @@ AT_8 = [130, 120, 130, 120]
 
 
 @pytest.mark.parametrize(
-    ("kind", "rate", "greys", "durations", "shown"),
+    ("kind", "rate", "greys", "durations", "expected"),
     [
         # 5 frames of 100 ms, shown at 0, 125, 250 and 375 ms; and a first frame until 300 ms
         *((kind, 8.0, [*FIFTHS, 204], 100, FIFTHS) for kind in ("GIF", "PNG", "WEBP")),
@@ -59,17 +59,17 @@ AT_8 = [130, 120, 130, 120]
     ],
 )  # fmt: skip
 def test_frames_are_those_at_the_times_of_the_settings(
-    kind: str, rate: float, greys: list[int], durations: int | list[int], shown: list[int]
+    kind: str, rate: float, greys: list[int], durations: int | list[int], expected: list[int]
 ) -> None:
-    found = read_video(animation(greys, durations, kind), kind.lower(), frame_rate=rate)
-    assert found.shape == (4, 3, 16, 16) and found.dtype == np.float32
-    np.testing.assert_allclose(found[:, 0, 0, 0], np.array(shown) / 255, atol=0.01)
+    frames = read_video(animation(greys, durations, kind), kind.lower(), frame_rate=rate)
+    assert frames.shape == (4, 3, 16, 16) and frames.dtype == np.float32
+    np.testing.assert_allclose(frames[:, 0, 0, 0], np.array(expected) / 255, atol=0.01)
 
 
 def test_a_still_for_other_programs_is_no_frame() -> None:
     frames = [Image.new("RGB", (16, 16), (grey,) * 3) for grey in (255, 0, 51, 102, 153)]
-    found = read_video(together(frames, "PNG", duration=125, default_image=True), "png", frame_rate=8.0)
-    np.testing.assert_allclose(found[:, 0, 0, 0], [0, 0.2, 0.4, 0.6], atol=0.01)
+    clip = read_video(animation_bytes(frames, "PNG", duration=125, default_image=True), "png", frame_rate=8.0)
+    np.testing.assert_allclose(clip[:, 0, 0, 0], [0, 0.2, 0.4, 0.6], atol=0.01)
 
 
 @pytest.mark.parametrize(("kind", "options"), [("GIF", {"disposal": 2}), ("PNG", {}), ("WEBP", {"lossless": True})])
@@ -78,16 +78,16 @@ def test_transparent_pixels_of_frames_are_white(kind: str, options: dict[str, An
     frames = [Image.new("RGBA", (16, 16), (0, 0, 0, 0)) for _ in range(5)]
     for number, frame in enumerate(frames):
         frame.paste((255, 0, 0, 255), (number, 4, number + 4, 8))
-    found = read_video(together(frames, kind, duration=125, **options), kind.lower(), frame_rate=8.0)
-    for number, seen in enumerate(found):
-        np.testing.assert_allclose(seen[:, 15, 15], 1, atol=0.01)
-        np.testing.assert_allclose(seen[:, 5, number + 1], [1, 0, 0], atol=0.01)
+    clip = read_video(animation_bytes(frames, kind, duration=125, **options), kind.lower(), frame_rate=8.0)
+    for number, frame_shown in enumerate(clip):
+        np.testing.assert_allclose(frame_shown[:, 15, 15], 1, atol=0.01)
+        np.testing.assert_allclose(frame_shown[:, 5, number + 1], [1, 0, 0], atol=0.01)
 
 
 FORMATS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm", "avi": "avi"}
 
 
-def film(kind: str, greys: list[int], rate: int, size: tuple[int, int] = (32, 32)) -> bytes:
+def grey_video(kind: str, greys: list[int], rate: int, size: tuple[int, int] = (32, 32)) -> bytes:
     """Return a video file of grey frames whose upper left corner is white."""
     av = pytest.importorskip("av")
     file = io.BytesIO()
@@ -105,19 +105,22 @@ def film(kind: str, greys: list[int], rate: int, size: tuple[int, int] = (32, 32
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize(
-    ("frame_rate", "rate", "shown"), [(8.0, 8, [0, 20, 40, 60]), (8.0, 16, [0, 40, 80, 120]), (16.0, 8, [0, 0, 20, 20])]
+    ("frame_rate", "rate", "expected"),
+    [(8.0, 8, [0, 20, 40, 60]), (8.0, 16, [0, 40, 80, 120]), (16.0, 8, [0, 0, 20, 20])],
 )
-def test_video_files_are_sampled_at_the_frame_rate(kind: str, frame_rate: float, rate: int, shown: list[int]) -> None:
-    found = read_video(film(kind, list(range(0, 200, 20)), rate), kind, frame_rate=frame_rate)
-    assert found.shape == (4, 3, 32, 32) and found.dtype == np.float32
-    np.testing.assert_allclose(found[:, :, 24:, 24:].mean(axis=(1, 2, 3)), np.array(shown) / 255, atol=0.03)
-    assert (found[:, :, 4:12, 4:12] > 0.9).all()
+def test_video_files_are_sampled_at_the_frame_rate(
+    kind: str, frame_rate: float, rate: int, expected: list[int]
+) -> None:
+    frames = read_video(grey_video(kind, list(range(0, 200, 20)), rate), kind, frame_rate=frame_rate)
+    assert frames.shape == (4, 3, 32, 32) and frames.dtype == np.float32
+    np.testing.assert_allclose(frames[:, :, 24:, 24:].mean(axis=(1, 2, 3)), np.array(expected) / 255, atol=0.03)
+    assert (frames[:, :, 4:12, 4:12] > 0.9).all()
 
 
 def test_large_frames_are_reduced_before_they_take_memory() -> None:
-    found = read_video(film("mp4", [0, 50, 100, 150], 8, size=(320, 160)), "mp4")
-    assert found.shape == (4, 3, 32, 64)
-    assert (found[:, :, 2:14, 2:28] > 0.9).all()
+    frames = read_video(grey_video("mp4", [0, 50, 100, 150], 8, size=(320, 160)), "mp4")
+    assert frames.shape == (4, 3, 32, 64)
+    assert (frames[:, :, 2:14, 2:28] > 0.9).all()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +136,7 @@ def test_files_that_are_no_video_are_refused(data: bytes, extension: str, words:
         read_video(data, extension)
 
 
-def test_frames_after_the_last_one_that_is_needed_are_not_decoded() -> None:
+def test_frames_after_the_last_needed_one_are_not_decoded() -> None:
     data = animation([*FIFTHS, 204, 255], 130)
     assert read_video(data[: data.rindex(b"!\xf9") + 3], "gif").shape == (4, 3, 16, 16)
     with limited(Limits(frames=4)):
@@ -142,8 +145,8 @@ def test_frames_after_the_last_one_that_is_needed_are_not_decoded() -> None:
 
 def test_a_short_or_cut_video_is_refused() -> None:
     with pytest.raises(InvalidValueError, match=r"0.25 s, which is 2 frames at 8 per second, expected 4"):
-        read_video(film("mp4", [0, 50], 8), "mp4")
-    data = film("mkv", list(range(0, 200, 2)), 8)
+        read_video(grey_video("mp4", [0, 50], 8), "mp4")
+    data = grey_video("mkv", list(range(0, 200, 2)), 8)
     with pytest.raises(InvalidValueError, match=r"frames|cannot be read"):
         read_video(data[:700], "mkv")
 
@@ -156,30 +159,30 @@ def test_without_the_package_its_install_line_is_shown(monkeypatch: pytest.Monke
 
 def test_bytes_are_read_as_0_to_255() -> None:
     bytes_ = np.full((6, 3, 16, 16), 51, np.uint8)
-    found = read_video(npy(bytes_), "npy")
-    assert found.shape[0] == 4 and found.dtype == np.float32
-    np.testing.assert_allclose(found, 0.2, atol=1e-6)
-    data, extension = video.plugin.write_value(found, settings("video", frames=4))
-    np.testing.assert_array_equal(read_video(data, extension), found)
+    frames = read_video(npy(bytes_), "npy")
+    assert frames.shape[0] == 4 and frames.dtype == np.float32
+    np.testing.assert_allclose(frames, 0.2, atol=1e-6)
+    data, extension = video.plugin.write_value(frames, settings("video", frames=4))
+    np.testing.assert_array_equal(read_video(data, extension), frames)
 
 
 def test_video_metrics_by_hand() -> None:
     truth = np.zeros((4, 3, 8, 8), np.float32)
     still, moving = truth + 0.1, truth + np.array([0, 0.1, 0, 0.1], np.float32)[:, None, None, None]
-    own = settings("video", frames=4)
-    assert video.plugin.score([still], [truth], own) == pytest.approx({"psnr": 20.0, "change_error": 0.0}, abs=1e-4)
-    assert video.plugin.score([moving], [truth], own)["change_error"] == pytest.approx(0.1)
+    options = settings("video", frames=4)
+    assert video.plugin.score([still], [truth], options) == pytest.approx({"psnr": 20.0, "change_error": 0.0}, abs=1e-4)
+    assert video.plugin.score([moving], [truth], options)["change_error"] == pytest.approx(0.1)
 
 
 def test_all_frames_are_cropped_alike_and_shown_on_a_sheet() -> None:
     value = np.random.default_rng(0).random((4, 3, 32, 48)).astype(np.float32)
-    crop, own = Crop(top=0.25, height=0.5, left=0.25, width=0.5, flip=True), settings("video", frames=4)
-    seen = video.plugin.transform(value, crop, own)
+    crop, options = Crop(top=0.25, height=0.5, left=0.25, width=0.5, flip=True), settings("video", frames=4)
+    cropped = video.plugin.transform(value, crop, options)
     from tokenizers_zoo.families.images import crop_and_resize
 
     for index in range(4):
-        np.testing.assert_allclose(seen[index], crop_and_resize(value[index], crop, (16, 16)), atol=1e-6)
-    assert video.plugin.render(seen, own).size == (4 * 17 - 1, 16)
+        np.testing.assert_allclose(cropped[index], crop_and_resize(value[index], crop, (16, 16)), atol=1e-6)
+    assert video.plugin.render(cropped, options).size == (4 * 17 - 1, 16)
 
 
 # ---------------------------------------------------------------- flow
@@ -187,8 +190,8 @@ def test_all_frames_are_cropped_alike_and_shown_on_a_sheet() -> None:
 
 def test_crops_scale_vectors_and_mirrors_turn_them_around() -> None:
     value = np.stack([np.full((32, 64), 2.0), np.full((32, 64), 3.0)]).astype(np.float32)
-    whole = flow.plugin.transform(value, Crop(), settings("flow"))  # 64 columns to 16, 32 rows to 16
-    np.testing.assert_allclose(whole[:, 0, 0], [0.5, 1.5], atol=1e-6)
+    resized = flow.plugin.transform(value, Crop(), settings("flow"))  # 64 columns to 16, 32 rows to 16
+    np.testing.assert_allclose(resized[:, 0, 0], [0.5, 1.5], atol=1e-6)
     part = flow.plugin.transform(value, Crop(height=0.5, width=0.25, flip=True), settings("flow"))
     np.testing.assert_allclose(part[:, 0, 0], [-2.0, 3.0], atol=1e-6)
 
@@ -202,9 +205,9 @@ def test_flo_files_by_hand_and_back() -> None:
 
 def test_end_point_error_by_hand() -> None:
     truth = np.zeros((2, 2, 2), np.float32)
-    guess = truth.copy()
-    guess[:, 0, 0] = 3, 4
-    assert flow.plugin.score([guess], [truth], settings("flow")) == {"epe": 1.25, "outliers": 0.25}
+    predicted = truth.copy()
+    predicted[:, 0, 0] = 3, 4
+    assert flow.plugin.score([predicted], [truth], settings("flow")) == {"epe": 1.25, "outliers": 0.25}
 
 
 def test_derived_flow_goes_where_the_picture_goes() -> None:
@@ -215,12 +218,12 @@ def test_derived_flow_goes_where_the_picture_goes() -> None:
     noise = (noise - noise.min()) / np.ptp(noise)
     frames = [noise[4:36, 4:36], noise[2:34, 3:35]]
     clip = np.stack([np.repeat(frame[None], 3, axis=0) for frame in frames]).astype(np.float32)
-    found = flow.plugin.derive({"video": clip})
-    assert found.shape == (2, 32, 32) and found.dtype == np.float32
-    np.testing.assert_allclose(np.median(found[:, 8:24, 8:24], axis=(1, 2)), [1, 2], atol=0.3)
+    derived = flow.plugin.derive({"video": clip})
+    assert derived.shape == (2, 32, 32) and derived.dtype == np.float32
+    np.testing.assert_allclose(np.median(derived[:, 8:24, 8:24], axis=(1, 2)), [1, 2], atol=0.3)
 
 
-def test_the_wheel_shows_right_as_red_and_rest_as_white() -> None:
+def test_flow_to_the_right_is_red_and_rest_is_white() -> None:
     value = np.zeros((2, 1, 2), np.float32)
     value[0, 0, 1] = 6
     pixels = np.asarray(flow.plugin.render(value, settings("flow")))
@@ -230,20 +233,20 @@ def test_the_wheel_shows_right_as_red_and_rest_as_white() -> None:
 # ---------------------------------------------------------------- inertial measurements
 
 
-def test_columns_go_by_their_names() -> None:
+def test_columns_are_ordered_by_their_names() -> None:
     for shift in range(6):
         names = [*imu.NAMES[shift:], *imu.NAMES[:shift]]
         numbers = ",".join(str(imu.NAMES.index(name) + 1) for name in names)
         text = ", ".join(names) + "\n" + f"{numbers}\n" * 3
-        for written in (text, text.replace(names[0], f'"{names[0]}"'), text.title()):
-            found = imu.plugin.read_value(written.encode(), "csv", settings("imu"))
-            assert found[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
+        for table_text in (text, text.replace(names[0], f'"{names[0]}"'), text.title()):
+            measured = imu.plugin.read_value(table_text.encode(), "csv", settings("imu"))
+            assert measured[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
 
 
 def test_fast_rotation_is_not_mistaken_for_swapped_columns() -> None:
     """Rotation rates of nearly 9.81 with an acceleration of g are valid; they are not swapped columns."""
-    found = imu.plugin.read_value(b"0,9.8,0,0,9.8,0\n" * 4, "csv", settings("imu"))
-    assert found[:, 0].tolist() == pytest.approx([0, 9.8, 0, 0, 9.8, 0])
+    measured = imu.plugin.read_value(b"0,9.8,0,0,9.8,0\n" * 4, "csv", settings("imu"))
+    assert measured[:, 0].tolist() == pytest.approx([0, 9.8, 0, 0, 9.8, 0])
 
 
 @pytest.mark.parametrize("form", ["%.6e", "%.6E", "%g"])
@@ -252,8 +255,8 @@ def test_a_first_line_of_numbers_is_no_header(form: str) -> None:
     rows[:, 1] += 9.81
     text = "\n".join(",".join(form % number for number in row) for row in rows)
     for header in ("", "ax,ay,az,gx,gy,gz\n", "acceleration_x,y,z,rate_x,y,z\n"):
-        found = imu.plugin.read_value((header + text).encode(), "csv", settings("imu"))
-        np.testing.assert_allclose(found, rows.T, rtol=1e-4)
+        measured = imu.plugin.read_value((header + text).encode(), "csv", settings("imu"))
+        np.testing.assert_allclose(measured, rows.T, rtol=1e-4)
 
 
 def test_mirrored_measurements_by_hand() -> None:
@@ -265,7 +268,7 @@ def test_mirrored_measurements_by_hand() -> None:
 
 def test_measurement_metrics_by_hand() -> None:
     truth = np.zeros((6, 4), np.float32)
-    guess = truth + np.array([[3], [4], [0], [0], [0], [2]], np.float32)
-    marks = imu.plugin.score([guess], [truth], settings("imu"))
+    predicted = truth + np.array([[3], [4], [0], [0], [0], [2]], np.float32)
+    marks = imu.plugin.score([predicted], [truth], settings("imu"))
     assert marks == pytest.approx({"acceleration_rmse": 5.0, "rate_rmse": 2.0})
-    assert imu.plugin.render(guess, settings("imu")).size == (192, 129)
+    assert imu.plugin.render(predicted, settings("imu")).size == (192, 129)

@@ -126,10 +126,10 @@ def test_a_type_checker_finds_nothing_in_a_new_plugin(tmp_path: Path) -> None:
         packages.append(str(tmp_path / family / "src" / f"zoo_field_{family}"))
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", str(tmp_path / "cache")]
     # Third-party packages have no types, except numpy and torch; ours are read like an installed package.
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, "--ignore-missing-imports", *packages], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,8 +139,8 @@ def test_no_name_hides_what_the_plugin_needs(
 ) -> None:
     write_distribution(name, family, tmp_path / "new")
     monkeypatch.syspath_prepend(str(tmp_path / "new" / "src"))
-    for found in (f"zoo_{name}", f"zoo_{name}.modality"):
-        sys.modules.pop(found, None)  # left over from another family
+    for module_name in (f"zoo_{name}", f"zoo_{name}.modality"):
+        sys.modules.pop(module_name, None)  # left over from another family
     module = importlib.import_module(f"zoo_{name}.modality")
     assert type(module.plugin).__name__ == f"{name.title().replace('_', '')}Modality"
     assert module.plugin.modality_spec(Settings(name)).name == name
@@ -166,15 +166,15 @@ def test_the_readme_runs_as_it_stands(family: str, tmp_path: Path) -> None:
     for command in commands[1:]:
         words = shlex.split(command)
         module = "tokenizers_zoo.cli.main" if words[0] == "zoo" else "pytest"
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", module, *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}{result.stderr[-2000:]}"
     assert NAME in (tmp_path / "run" / "report" / "index.html").read_text()
 
 
-def refused(outcome: tuple[int, str, str], reason: str) -> None:
+def assert_refused(outcome: tuple[int, str, str], reason: str) -> None:
     """Assert that `zoo new-plugin` failed with one line."""
     code, _, complaint = outcome
     assert code in (1, 2) and complaint.startswith("error: ") and complaint.count("\n") == 1
@@ -190,11 +190,11 @@ def refused(outcome: tuple[int, str, str], reason: str) -> None:
         ("scenes", "a source of zoo-scenes"), ("geometry", "installed already: zoo-geometry 0.1.0"),
     ],
 )  # fmt: skip
-def test_a_name_that_cannot_be(
+def test_an_impossible_name_is_refused(
     name: str, reason: str, tmp_path: Path, run_zoo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(run_zoo("new-plugin", name), reason)
+    assert_refused(run_zoo("new-plugin", name), reason)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -204,34 +204,34 @@ def test_the_registry_in_use_may_have_the_name(
     monkeypatch.chdir(tmp_path)
     registry = tmp_path / "registry.toml"
     registry.write_text('[modalities.organs]\nplugin = "semseg"\n[modalities.heat]\nimage_size = 32\n')
-    told = "registry.toml:2 [modalities.organs] plugin: 'organs' is an instance of semseg already; take another name"
-    refused(run_zoo("new-plugin", "organs"), told)
+    reason = "registry.toml:2 [modalities.organs] plugin: 'organs' is an instance of semseg already; take another name"
+    assert_refused(run_zoo("new-plugin", "organs"), reason)
     assert list(tmp_path.iterdir()) == [registry]
 
-    def said(name: str, *before: str) -> str:
-        code, shown, told = run_zoo(*before, "new-plugin", name)
-        assert code == 0 and "next:" not in shown
-        return str(told)
+    def next_hint(name: str, *before: str) -> str:
+        code, output, hint = run_zoo(*before, "new-plugin", name)
+        assert code == 0 and "next:" not in output
+        return str(hint)
 
-    assert said("heat").endswith("&& pytest zoo-heat; zoo-heat/README.md goes on from there\n")
+    assert next_hint("heat").endswith("&& pytest zoo-heat; zoo-heat/README.md goes on from there\n")
     registry.write_text('[zoo]\nmodalities = ["rgb", "warmth"]\n')
     line = 'add "cold" to the list modalities of registry.toml; zoo-cold/README.md goes on from there'
-    assert f"&& pytest zoo-cold; {line}" in said("cold")
-    assert "to the list modalities" not in said("warmth"), "which is in it"
+    assert f"&& pytest zoo-cold; {line}" in next_hint("cold")
+    assert "to the list modalities" not in next_hint("warmth"), "which is in it"
     registry.rename(tmp_path / "other.toml")
-    assert "to the list modalities" not in said("frost")
-    assert 'add "ice" to the list modalities of other.toml; ' in said("ice", "--registry", "other.toml")
+    assert "to the list modalities" not in next_hint("frost")
+    assert 'add "ice" to the list modalities of other.toml; ' in next_hint("ice", "--registry", "other.toml")
 
 
-def test_a_folder_that_is_there_is_left_alone(
+def test_an_existing_folder_is_not_overwritten(
     tmp_path: Path, run_zoo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "zoo-heat").mkdir()
-    refused(run_zoo("new-plugin", "heat"), "zoo-heat: is there already, and is not overwritten")
+    assert_refused(run_zoo("new-plugin", "heat"), "zoo-heat: is there already, and is not overwritten")
     assert list((tmp_path / "zoo-heat").iterdir()) == []
-    code, _, told = run_zoo("new-plugin", "heat", "--out", "deep/er still")
+    code, _, hint = run_zoo("new-plugin", "heat", "--out", "deep/er still")
     assert code == 0
     assert {path.name for path in (tmp_path / "deep").iterdir()} == {"er still"}
-    assert """pip install -e "deep/er still[test]" && pytest 'deep/er still';""" in told
-    refused(run_zoo("new-plugin", "warmth", "--family", "picture"), "--family")
+    assert """pip install -e "deep/er still[test]" && pytest 'deep/er still';""" in hint
+    assert_refused(run_zoo("new-plugin", "warmth", "--family", "picture"), "--family")

@@ -37,9 +37,9 @@ def test_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
     copy.parent.mkdir()
     copy.write_text(LONG.sub(SHORT, text), "utf-8")
     shell.run(f"python {TOOL} examples/{notebook.name}")
-    done = cells(copy, "code")
-    assert all(cell["execution_count"] for cell in done)
-    assert any("image/jpeg" in output.get("data", {}) for cell in done for output in cell["outputs"])
+    executed = cells(copy, "code")
+    assert all(cell["execution_count"] for cell in executed)
+    assert any("image/jpeg" in output.get("data", {}) for cell in executed for output in cell["outputs"])
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

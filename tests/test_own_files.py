@@ -46,36 +46,36 @@ def zoo(tmp_path: Path, run_zoo: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run_zoo
 
 
-def made(zoo: Run, *words: str, out: str = "data", path: str = "photos") -> str:
+def make_data(zoo: Run, *words: str, out: str = "data", path: str = "photos") -> str:
     """Import everything for training and return the output."""
     options = ("--test", "0", "--workers", "1", "--set", f"path={path}", "--set", "test_fraction=0")
-    code, printed, complaint = zoo("data", "make", "folder", out, *options, *words)
+    code, output, complaint = zoo("data", "make", "folder", out, *options, *words)
     assert code == 0, complaint
-    return printed
+    return output
 
 
-def values(name: str = "rgb", data: str = "data") -> dict[str, np.ndarray]:
+def stored_values(name: str = "rgb", data: str = "data") -> dict[str, np.ndarray]:
     """Return the stored values by key."""
     handle, store = Zoo.from_toml("registry.toml")[name], ValueStore(Path(data))
     return {key: store.read_key(handle, "train", key) for key in store.keys("train", name)}
 
 
 def test_a_folder_of_pictures_with_captions_for_some(zoo: Run) -> None:
-    printed = made(zoo)
-    assert "train/rgb: 12 written" in printed and "train/caption: 3 written" in printed
-    assert "texts without another file of the same name are not used: 1, such as README" in printed
-    assert "1 .cr2" in printed
-    assert "rgb: stored at 32 x 32 pixels (registry.toml:2 [zoo] image_size), cropped" in printed
-    assert set(values()) == {f"IMG_{number:02}" for number in range(12)}
-    assert values("caption")["IMG_03"] == "number 3"
-    assert "12 unchanged" in made(zoo)
+    output = make_data(zoo)
+    assert "train/rgb: 12 written" in output and "train/caption: 3 written" in output
+    assert "texts without another file of the same name are not used: 1, such as README" in output
+    assert "1 .cr2" in output
+    assert "rgb: stored at 32 x 32 pixels (registry.toml:2 [zoo] image_size), cropped" in output
+    assert set(stored_values()) == {f"IMG_{number:02}" for number in range(12)}
+    assert stored_values("caption")["IMG_03"] == "number 3"
+    assert "12 unchanged" in make_data(zoo)
 
 
 @pytest.mark.parametrize("crop", ["middle", "whole"])
 def test_pictures_of_other_proportions_are_cropped_or_squeezed(zoo: Run, crop: str) -> None:
-    printed = made(zoo, "--set", f"crop={crop}")
-    assert f"--set crop={'whole' if crop == 'middle' else 'middle'} " in printed
-    pictures = values()
+    output = make_data(zoo, "--set", f"crop={crop}")
+    assert f"--set crop={'whole' if crop == 'middle' else 'middle'} " in output
+    pictures = stored_values()
     for key in ("IMG_00", "IMG_01"):  # twice as wide as high, and the other way round
         red = (pictures[key][0] > 0.5).mean()
         assert red == pytest.approx(0 if crop == "middle" else 0.5, abs=0.05)
@@ -88,7 +88,7 @@ def test_an_unknown_crop_is_refused(zoo: Run) -> None:
 
 
 def test_another_crop_makes_the_pictures_again_in_another_folder(zoo: Run) -> None:
-    made(zoo)
+    make_data(zoo)
     words = ("data", "make", "folder", "data", "--set", "path=photos", "--set", "test_fraction=0")
     code, _, complaint = zoo(*words, "--test", "0", "--set", "crop=whole")
     assert code == 1 and "crop" in complaint and "give another folder" in complaint
@@ -103,22 +103,22 @@ def test_all_modalities_share_the_crop_of_the_picture(zoo: Run, tmp_path: Path) 
     np.save(files / "depth/a.npy", depth)
     (files / "captions/a.txt").write_text("bands")
     (files / "boxes/a.json").write_text(json.dumps([{"label": "chair", "box": [0.25, 0.0, 0.75, 1.0]}]))
-    printed = made(zoo, path="files")
-    assert "depth, rgb: stored at 32 x 32" in printed
+    output = make_data(zoo, path="files")
+    assert "depth, rgb: stored at 32 x 32" in output
     for name in ("rgb", "depth", "boxes", "caption"):
-        assert f"train/{name}: 1 written" in printed
-    assert (values()["a"][0] < 0.5).all() and (values("depth")["a"] > 3).all()
-    assert values("boxes")["a"][0]["box"] == pytest.approx([0, 0, 1, 1])
+        assert f"train/{name}: 1 written" in output
+    assert (stored_values()["a"][0] < 0.5).all() and (stored_values("depth")["a"] > 3).all()
+    assert stored_values("boxes")["a"][0]["box"] == pytest.approx([0, 0, 1, 1])
 
 
-def test_a_new_picture_moves_the_crop_of_everything_that_shares_it(zoo: Run, tmp_path: Path) -> None:
+def test_modalities_follow_the_crop_of_a_new_picture(zoo: Run, tmp_path: Path) -> None:
     for name in ("rgb", "depth"):
         (tmp_path / "files" / name).mkdir(parents=True)
     bands(80, 40).save("files/rgb/a.png")
-    made(zoo, path="files")
+    make_data(zoo, path="files")
     np.save("files/depth/a.npy", np.ones((1, 20, 40), np.float32))
-    printed = made(zoo, path="files")
-    assert "train/depth: 1 written" in printed
+    output = make_data(zoo, path="files")
+    assert "train/depth: 1 written" in output
     bands(64, 64).save("files/rgb/a.png")
     assert "depth" in zoo("data", "make", "folder", "data", "--test", "0", "--set", "path=files",
                           "--set", "test_fraction=0", "--workers", "1")[2]  # fmt: skip
@@ -131,8 +131,8 @@ def test_pictures_below_folders_of_other_names_are_explained(zoo: Run) -> None:
     assert code == 1 and "2023/a.png" in complaint and "albums/rgb" in complaint and complaint.count("\n") == 1
     Path("albums/rgb").mkdir()
     Path("albums/2023").rename("albums/rgb/2023")
-    made(zoo, path="albums")
-    assert list(values()) == ["2023/a"]
+    make_data(zoo, path="albums")
+    assert list(stored_values()) == ["2023/a"]
 
 
 def test_a_split_of_pictures_and_two_pictures_of_one_name(zoo: Run) -> None:
@@ -142,9 +142,9 @@ def test_a_split_of_pictures_and_two_pictures_of_one_name(zoo: Run) -> None:
             bands(40, 40).save(f"mine/{split}/{number}.png")
     Path("mine/train/masks").mkdir()
     bands(40, 40).save("mine/train/masks/0.png")
-    code, printed, complaint = zoo("data", "make", "folder", "data", "--set", "path=mine", "--workers", "1")
+    code, output, complaint = zoo("data", "make", "folder", "data", "--set", "path=mine", "--workers", "1")
     assert code == 0, complaint
-    assert "train/rgb: 3 written" in printed and "test/rgb: 2 written" in printed and "(masks)" in printed
+    assert "train/rgb: 3 written" in output and "test/rgb: 2 written" in output and "(masks)" in output
     bands(40, 40).save("mine/train/0.jpg")
     code, _, complaint = zoo("data", "make", "folder", "data", "--set", "path=mine", "--workers", "1")
     assert code == 1 and "second file with the key '0'" in complaint
@@ -154,7 +154,7 @@ def test_a_split_of_pictures_and_two_pictures_of_one_name(zoo: Run) -> None:
 
 
 def test_small_stored_pictures_are_never_enlarged(zoo: Run) -> None:
-    made(zoo)
+    make_data(zoo)
     code, _, complaint = zoo("data", "derive", "data", "--modalities", "palette", "--workers", "1")
     assert code == 0, complaint
     Path("registry.toml").write_text(REGISTRY.replace("32", "64"))
@@ -165,13 +165,13 @@ def test_small_stored_pictures_are_never_enlarged(zoo: Run) -> None:
         assert code == 1 and complaint.count("\n") == 1 and "stored at 32 x 32" in complaint
         assert "now 64 x 64" in complaint
         assert "zoo data make folder data-new --set path=photos --set test_fraction=0" in complaint
-    made(zoo, out="data-new")
-    assert values(data="data-new")["IMG_00"].shape == (3, 64, 64)
+    make_data(zoo, out="data-new")
+    assert stored_values(data="data-new")["IMG_00"].shape == (3, 64, 64)
 
 
 def test_large_stored_pictures_are_reduced(zoo: Run) -> None:
     Path("registry.toml").write_text(REGISTRY.replace("32", "64"))
-    made(zoo)
+    make_data(zoo)
     Path("registry.toml").write_text(REGISTRY)
-    assert values()["IMG_00"].shape == (3, 32, 32)
+    assert stored_values()["IMG_00"].shape == (3, 32, 32)
     assert zoo("data", "derive", "data", "--modalities", "palette", "--workers", "1")[0] == 0

@@ -31,44 +31,42 @@ def test_parity_with_the_public_code(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ALL if name.startswith("tok_")])
-def test_an_installed_modality_takes_it_and_gives_it_back(name: str, tmp_path: Path) -> None:
+def test_an_installed_modality_imports_and_exports_it(name: str, tmp_path: Path) -> None:
     checkpoint = published_folder(GOLDEN / name, tmp_path / name)
     handle = imported(checkpoint, tmp_path / "own")
     assert handle.name != NEUTRAL
-    again = handle.export_published()
-    assert again.config == checkpoint.config and again.tensors.keys() == checkpoint.tensors.keys()
+    exported = handle.export_published()
+    assert exported.config == checkpoint.config and exported.tensors.keys() == checkpoint.tensors.keys()
     for key, tensor in checkpoint.tensors.items():
-        assert again.tensors[key].dtype == tensor.dtype and torch.equal(again.tensors[key], tensor), key
+        assert exported.tensors[key].dtype == tensor.dtype and torch.equal(exported.tensors[key], tensor), key
 
 
 def test_a_difference_is_seen(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    one, far = torch.tensor([1.0, -2.0]), torch.tensor([1.0, -2.0001])
-    assert compare({"x": one}, {"x": one + 1e-6})["x"]["ok"] and not compare({"x": one}, {"x": far})["x"]["ok"]
-    half = one.half()
-    assert compare({"x": half}, {"x": far})["x"]["ok"] and not compare({"x": half}, {"x": one * 1.01})["x"]["ok"]
-    ids, other, margin = torch.tensor([1, 2, 3]), torch.tensor([1, 2, 4]), torch.tensor([1.0, 1.0, 5e-5])
-    assert compare({"a/argmax": ids}, {"a/argmax": other, "a/margin": margin})["a/argmax"]["ok"]
-    assert not compare({"a/argmax": ids}, {"a/argmax": other, "a/margin": margin * 10})["a/argmax"]["ok"]
-    assert not compare({"tokens": ids}, {"tokens": other})["tokens"]["ok"]
-    assert not compare({"x": one}, {})["x"]["ok"] and not compare({"x": one}, {"x": one[:1]})["x"]["ok"]
-    assert compare({"x": one[:0]}, {"x": one[:0]})["x"]["ok"] and not compare({"x": one[:0]}, {"x": one})["x"]["ok"]
-    assert not compare({"x": one}, {"x": one * math.nan})["x"]["ok"]
-    damaged = tmp_path / "tok_human_poses"
-    damaged.mkdir()
-    for path in (GOLDEN / damaged.name).iterdir():
-        (damaged / path.name).write_bytes(path.read_bytes())
-    manifest = json.loads((damaged / "manifest.json").read_text())
+    x, changed = torch.tensor([1.0, -2.0]), torch.tensor([1.0, -2.0001])
+    assert compare({"x": x}, {"x": x + 1e-6})["x"]["ok"] and not compare({"x": x}, {"x": changed})["x"]["ok"]
+    half = x.half()
+    assert compare({"x": half}, {"x": changed})["x"]["ok"] and not compare({"x": half}, {"x": x * 1.01})["x"]["ok"]
+    ids, other_ids, margin = torch.tensor([1, 2, 3]), torch.tensor([1, 2, 4]), torch.tensor([1.0, 1.0, 5e-5])
+    assert compare({"a/argmax": ids}, {"a/argmax": other_ids, "a/margin": margin})["a/argmax"]["ok"]
+    assert not compare({"a/argmax": ids}, {"a/argmax": other_ids, "a/margin": margin * 10})["a/argmax"]["ok"]
+    assert not compare({"tokens": ids}, {"tokens": other_ids})["tokens"]["ok"]
+    assert not compare({"x": x}, {})["x"]["ok"] and not compare({"x": x}, {"x": x[:1]})["x"]["ok"]
+    assert compare({"x": x[:0]}, {"x": x[:0]})["x"]["ok"] and not compare({"x": x[:0]}, {"x": x})["x"]["ok"]
+    assert not compare({"x": x}, {"x": x * math.nan})["x"]["ok"]
+    damaged_folder = tmp_path / "tok_human_poses"
+    damaged_folder.mkdir()
+    for path in (GOLDEN / damaged_folder.name).iterdir():
+        (damaged_folder / path.name).write_bytes(path.read_bytes())
+    manifest = json.loads((damaged_folder / "manifest.json").read_text())
     manifest["decoder.linear_out.bias"]["fill"] = "zeros"
-    (damaged / "manifest.json").write_text(json.dumps(manifest))
-    assert main([str(damaged)]) == 1
-    report = json.loads(capsys.readouterr().out)[str(damaged)]
+    (damaged_folder / "manifest.json").write_text(json.dumps(manifest))
+    assert main([str(damaged_folder)]) == 1
+    report = json.loads(capsys.readouterr().out)[str(damaged_folder)]
     assert [key for key, entry in report["keys"].items() if not entry["ok"]] == ["decoded"]
     assert main([]) == 1
 
 
-def test_a_folder_that_cannot_be_checked_does_not_hide_the_others(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_one_failing_folder_does_not_hide_the_others(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for name in ("emptied", "damaged"):
         shutil.copytree(GOLDEN / "tok_human_poses", tmp_path / name)
     save_file({}, tmp_path / "emptied" / "expected.safetensors")
@@ -81,8 +79,8 @@ def test_a_folder_that_cannot_be_checked_does_not_hide_the_others(
 
 def test_weights_are_of_the_dtype_that_the_manifest_says() -> None:
     entry = {"shape": [4, 3], "dtype": "float16", "fill": "recipe"}
-    half, whole = made_tensor("a.weight", entry, {}), made_tensor("a.weight", {**entry, "dtype": "float32"}, {})
-    assert half.dtype == torch.float16 and torch.equal(half, whole.half())
+    half, single = made_tensor("a.weight", entry, {}), made_tensor("a.weight", {**entry, "dtype": "float32"}, {})
+    assert half.dtype == torch.float16 and torch.equal(half, single.half())
     with pytest.raises(ValueError, match="fill 'ones': expected recipe"):
         made_tensor("a.weight", {**entry, "fill": "ones"}, {})
 
@@ -92,13 +90,13 @@ def test_margins_of_tokens_are_those_of_the_codes(tmp_path: Path) -> None:
 
     checkpoint = published_folder(GOLDEN / "tok_human_poses", tmp_path / "in" / "tok_human_poses")
     assert isinstance(checkpoint, PublishedCheckpoint)
-    found = tokenizer_results(
+    results = tokenizer_results(
         checkpoint, fixture_inputs(GOLDEN / "tok_human_poses"), tmp_path / "own", ("human_poses",)
     )
-    assert found["tokens/margin"].shape == found["tokens"].shape
-    latent = found["latent"][:, :, 0, 0].unflatten(1, (8, 128))
+    assert results["tokens/margin"].shape == results["tokens"].shape
+    latent = results["latent"][:, :, 0, 0].unflatten(1, (8, 128))
     keys = checkpoint.tensors["quantize.codes"] @ checkpoint.tensors["quantize.to_k.weight"]
     scores = torch.einsum("bhd,hcd->bhc", latent, keys)
     best = scores.topk(2).values
-    wanted = (best[..., 0] - best[..., 1]) / scores.abs().amax(-1)
-    torch.testing.assert_close(found["tokens/margin"][:, :, 0, 0], wanted, rtol=1e-3, atol=1e-6)
+    expected = (best[..., 0] - best[..., 1]) / scores.abs().amax(-1)
+    torch.testing.assert_close(results["tokens/margin"][:, :, 0, 0], expected, rtol=1e-3, atol=1e-6)

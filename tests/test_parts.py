@@ -35,11 +35,11 @@ def gradients(
     model: FourM, batch: PackedBatch, count: int, loss: str = "token", parallel: bool = False, scale: int = 1
 ) -> tuple[Losses, dict[str, Tensor | None]]:
     model.zero_grad(set_to_none=True)
-    whole = model.target_counts(batch.targets)
+    batch_counts = model.target_counts(batch.targets)
     with GradAccumulation(model, count, parallel=parallel) as parts:
-        losses = parts.backward(batch, lambda part: model(part, loss, whole), scale=scale)
-    found = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
-    return losses, found
+        losses = parts.backward(batch, lambda part: model(part, loss, batch_counts), scale=scale)
+    gradients_by_name = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+    return losses, gradients_by_name
 
 
 def test_a_batch_splits_into_its_samples(batch: PackedBatch) -> None:
@@ -72,8 +72,8 @@ def test_slots_that_no_sample_uses_are_left_out(model: FourM, absent: float) -> 
     plain, losses = model(batch), model(trimmed)
     torch.testing.assert_close(losses.sums, plain.sums)
     gradients = [torch.autograd.grad(loss.loss, list(model.encoder.parameters())) for loss in (plain, losses)]
-    for whole, part in zip(*gradients, strict=True):
-        torch.testing.assert_close(part, whole)
+    for plain_gradient, trimmed_gradient in zip(*gradients, strict=True):
+        torch.testing.assert_close(trimmed_gradient, plain_gradient)
     assert trimmed.trimmed().inputs.ids.shape == trimmed.inputs.ids.shape, "nothing more to leave out"
     full = packed_batch(specs, size=4)
     assert full.trimmed().targets.ids.shape == full.targets.ids.shape, "what is full stays"
@@ -86,21 +86,21 @@ def test_parts_add_up_to_the_whole(model: FourM, batch: PackedBatch, count: int,
     model.zero_grad(set_to_none=True)
     plain.loss.backward()
     expected = {name: p.grad for name, p in model.named_parameters()}
-    losses, found = gradients(model, batch, count, loss)
+    losses, summed = gradients(model, batch, count, loss)
     torch.testing.assert_close(losses.loss, plain.loss.detach())
     torch.testing.assert_close(losses.sums, plain.sums)
     assert torch.equal(losses.counts, plain.counts)
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, msg=name)
+        torch.testing.assert_close(summed[name], gradient, msg=name)
 
 
 def test_threads_change_no_bit(model: FourM, batch: PackedBatch, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = gradients(model, batch, 2)
+    sequential = gradients(model, batch, 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    together = gradients(model, batch, 2, parallel=True)
-    assert torch.equal(alone[0].loss, together[0].loss)
-    for name, gradient in alone[1].items():
-        torch.testing.assert_close(together[1][name], gradient, rtol=0, atol=0, msg=name)
+    parallel = gradients(model, batch, 2, parallel=True)
+    assert torch.equal(sequential[0].loss, parallel[0].loss)
+    for name, gradient in sequential[1].items():
+        torch.testing.assert_close(parallel[1][name], gradient, rtol=0, atol=0, msg=name)
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -134,13 +134,13 @@ def test_held_out_samples_go_through_the_model_in_parts_too(tmp_path: Path) -> N
         losses: Losses = model(packed)
         return losses
 
-    whole = held_out_losses(forward, mix, config)
+    full_batches = held_out_losses(forward, mix, config)
     halves = held_out_losses(forward, mix, dataclasses.replace(config, grad_accum_steps=2))
     assert sizes == [8, 2, 4, 4, 1, 1]
-    assert torch.equal(halves.counts, whole.counts)
-    torch.testing.assert_close(halves.sums, whole.sums)
-    data, read = mix.sources[0].data, list[int]()
-    stored = data.batch
-    data.batch = lambda samples: (read.extend(samples), stored(samples))[1]  # type: ignore[method-assign]
+    assert torch.equal(halves.counts, full_batches.counts)
+    torch.testing.assert_close(halves.sums, full_batches.sums)
+    data, rows_read = mix.sources[0].data, list[int]()
+    read_batch = data.batch
+    data.batch = lambda samples: (rows_read.extend(samples), read_batch(samples))[1]  # type: ignore[method-assign]
     held_out_losses(forward, mix, dataclasses.replace(config, eval_samples=3))
-    assert read == [0, 3, 6], "of ten: the first may all be of one kind"
+    assert rows_read == [0, 3, 6], "of ten: the first may all be of one kind"

@@ -32,14 +32,14 @@ DARK, LIGHT = np.zeros((3, 60, 80), np.float32), np.zeros((3, 60, 80), np.float3
 LIGHT[:, 28:32, 48:52] = 1  # hips at (50, 30)
 
 
-def handle(model: Path | str, **own: Any) -> Any:
-    return Zoo.from_tables({"modalities": {NAME: {"labeller": {"model": str(model), **own}}}})[NAME]
+def handle(model: Path | str, **settings: Any) -> Any:
+    return Zoo.from_tables({"modalities": {NAME: {"labeller": {"model": str(model), **settings}}}})[NAME]
 
 
 # ---- regions of a picture
 
 
-def test_what_a_region_shows() -> None:
+def test_a_region_is_cropped_turned_and_resized() -> None:
     picture = np.random.default_rng(0).random((3, 6, 6))
     upright = Region(x=3, y=3, side=6)
     np.testing.assert_allclose(upright.sample(picture, 6, "black"), picture.transpose(1, 2, 0))
@@ -49,31 +49,31 @@ def test_what_a_region_shows() -> None:
     np.testing.assert_allclose(halves, picture.reshape(3, 3, 2, 3, 2).mean((2, 4)).transpose(1, 2, 0))
 
 
-def test_beyond_the_picture_and_between_its_pixels() -> None:
+def test_sampling_interpolates_and_extends_beyond_the_picture() -> None:
     picture = np.array([[[1.0, 3.0]]])
-    places = np.array([[0.5, 0.5], [1.0, 0.5], [1.25, 0.5], [-5, 0.5], [9, 9], [2.0, 0.5]])
-    np.testing.assert_allclose(sample_pixels(picture, places, "edge")[:, 0], [1, 2, 2.5, 1, 3, 3])
-    np.testing.assert_allclose(sample_pixels(picture, places, "black")[:, 0], [1, 2, 2.5, 0, 0, 1.5])
+    points = np.array([[0.5, 0.5], [1.0, 0.5], [1.25, 0.5], [-5, 0.5], [9, 9], [2.0, 0.5]])
+    np.testing.assert_allclose(sampled(picture, points, "edge")[:, 0], [1, 2, 2.5, 1, 3, 3])
+    np.testing.assert_allclose(sampled(picture, points, "black")[:, 0], [1, 2, 2.5, 0, 0, 1.5])
 
 
 # ---- the detector
 
 
 def test_anchors_are_those_of_the_network() -> None:
-    places = anchors()
-    assert places.shape == (2 * 28 * 28 + 2 * 14 * 14 + 6 * 7 * 7, 2) == (2254, 2)
-    np.testing.assert_allclose(places[[0, 1, 2]] * 28, [[0.5, 0.5], [0.5, 0.5], [1.5, 0.5]])
-    np.testing.assert_allclose(places[2 * 28 : 2 * 28 + 1] * 28, [[0.5, 1.5]])
-    np.testing.assert_allclose(places[1568] * 14, [0.5, 0.5])
-    np.testing.assert_allclose(places[[1960, 1965, 1966, -1]] * 7, [[0.5, 0.5], [0.5, 0.5], [1.5, 0.5], [6.5, 6.5]])
+    centres = anchors()
+    assert centres.shape == (2 * 28 * 28 + 2 * 14 * 14 + 6 * 7 * 7, 2) == (2254, 2)
+    np.testing.assert_allclose(centres[[0, 1, 2]] * 28, [[0.5, 0.5], [0.5, 0.5], [1.5, 0.5]])
+    np.testing.assert_allclose(centres[2 * 28 : 2 * 28 + 1] * 28, [[0.5, 1.5]])
+    np.testing.assert_allclose(centres[1568] * 14, [0.5, 0.5])
+    np.testing.assert_allclose(centres[[1960, 1965, 1966, -1]] * 7, [[0.5, 0.5], [0.5, 0.5], [1.5, 0.5], [6.5, 6.5]])
 
 
-def test_answers_become_points() -> None:
+def test_detections_are_decoded_from_network_outputs() -> None:
     numbers, logits = np.zeros((2254, 12)), np.full(2254, -200.0)
     numbers[1568] = [8, -8, 20, 40, 0, 10, 20, 30, 40, 50, 60, 70]  # the anchor at (8, 8) pixels
     logits[1568] = math.log(3)
-    (found,) = detections(numbers, logits, 0.7)
-    np.testing.assert_allclose(found * 224, [[8, 18], [28, 38], [48, 58], [68, 78]])
+    (points,) = detections(numbers, logits, 0.7)
+    np.testing.assert_allclose(points * 224, [[8, 18], [28, 38], [48, 58], [68, 78]])
     assert detections(numbers, logits, 0.8) == []
 
 
@@ -84,17 +84,17 @@ def test_points_of_overlapping_boxes_are_averaged_by_score() -> None:
         corner = np.array([right, 0]) - anchors()[anchor] * 224
         numbers[anchor] = [*(corner + 15), 30, 30, *np.tile(corner, 4)]
         logits[anchor] = math.log(score / (1 - score))
-    first, second, third = detections(numbers, logits, 0.2)
+    first, second, third_box = detections(numbers, logits, 0.2)
     np.testing.assert_allclose(first * 224, np.tile([0.75, 0], (4, 1)), atol=1e-9)
     np.testing.assert_allclose(second * 224, np.tile([150, 0], (4, 1)), atol=1e-9)
-    np.testing.assert_allclose(third * 224, np.tile([24, 0], (4, 1)), atol=1e-9)
+    np.testing.assert_allclose(third_box * 224, np.tile([24, 0], (4, 1)), atol=1e-9)
 
 
 @pytest.mark.parametrize(("rim", "angle"), [((0, -8), 0), ((8, 0), 90), ((-8, 0), -90), ((0, 8), 180)])
 def test_the_region_of_a_body_is_upright_for_it(rim: tuple[int, int], angle: float) -> None:
-    whole = Region(x=50, y=50, side=100)
+    source = Region(x=50, y=50, side=100)
     points = np.array([(0.4, 0.6), (0.4 + rim[0] / 100, 0.6 + rim[1] / 100), (0, 0), (0, 0)])
-    region = region_of(whole.to_picture(points))
+    region = region_of(source.to_picture(points))
     assert (region.x, region.y, region.side) == pytest.approx((40, 60, 2 * 8 * 1.25))
     head = region.to_picture(np.array([0.5, 0.1])) - (40, 60)
     np.testing.assert_allclose(head, np.array(rim), atol=1e-9)
@@ -110,12 +110,12 @@ def test_landmarks_are_in_the_picture_and_in_camera_axes() -> None:
     mask = np.full((256, 256), -1.0)
     mask[63, 127] = 1
     region = Region(x=100, y=200, side=512, angle=math.pi / 2)
-    found = landmarks_of(raw.reshape(1, -1), world.reshape(1, -1), mask, region)
-    np.testing.assert_allclose(found.image[0], [228, -200, 64], atol=1e-9)  # the region's up is the picture's right
-    np.testing.assert_allclose(found.world[0], [0.3, -0.1, 0.2], atol=1e-9)
-    np.testing.assert_allclose(found.outline, [[229, 199]], atol=1e-9)
-    assert found.image.shape == found.world.shape == (33, 3)
-    assert found.visible[0] == 0.5
+    landmarks = landmarks_of(raw.reshape(1, -1), world.reshape(1, -1), mask, region)
+    np.testing.assert_allclose(landmarks.image[0], [228, -200, 64], atol=1e-9)  # the region's up is the picture's right
+    np.testing.assert_allclose(landmarks.world[0], [0.3, -0.1, 0.2], atol=1e-9)
+    np.testing.assert_allclose(landmarks.outline, [[229, 199]], atol=1e-9)
+    assert landmarks.image.shape == landmarks.world.shape == (33, 3)
+    assert landmarks.visible[0] == 0.5
 
 
 # ---- the camera
@@ -145,7 +145,7 @@ def test_a_body_is_put_where_it_is_seen(x: float, y: float, depth: float) -> Non
 
 @pytest.mark.parametrize("fov", [None, 50.0, (40.0, 70.0)])
 @pytest.mark.parametrize("at", [(0.0, 0.0, -4.0), (1.2, 0.2, -3.0), (-0.5, -0.3, -2.0)])
-def test_people_of_perfect_networks_are_the_true_ones(fov: Any, at: tuple[float, float, float]) -> None:
+def test_perfect_network_outputs_give_the_true_people(fov: Any, at: tuple[float, float, float]) -> None:
     size, rng = (300, 400), np.random.default_rng(1)
     turns = rng.normal(0, 0.2, (24, 3))
     turns[[3, 6, 9, 12, 13, 14, 15]] = 0  # the spine is hidden
@@ -154,32 +154,31 @@ def test_people_of_perfect_networks_are_the_true_ones(fov: Any, at: tuple[float,
     hips = points[[23, 24]].mean(axis=0)[None]
     centre = 0.5 + 0.5 * body.directions(hips)[0] * (1, -1) / half
     region = Region(x=centre[0] * size[1], y=centre[1] * size[0], side=300)
-    told = seen(points, region, size, half, look_at_rotation(centre, half))
-    person = person_of(told, size, fov)
+    landmarks = seen(points, region, size, half, looking_at(centre, half))
+    person = person_of(landmarks, size, fov)
     assert person is not None
     truth, joints = standing(turns) + at, np.array(person["joints_camera"])
-    ends = [
+    end_joints = [
         body.JOINTS.index(name) for name in ("left_hip", "left_ankle", "right_wrist", "left_shoulder", "right_knee")
     ]
-    np.testing.assert_allclose(joints[ends], truth[ends], atol=1e-6)
+    np.testing.assert_allclose(joints[end_joints], truth[end_joints], atol=1e-6)
     assert np.linalg.norm(joints - truth, axis=1).max() < 0.05
     image = 0.5 + 0.5 * body.directions(joints) * (1, -1) / half
-    np.testing.assert_allclose(np.array(person["joints_image"])[ends], image[ends], atol=1e-6)
+    np.testing.assert_allclose(np.array(person["joints_image"])[end_joints], image[end_joints], atol=1e-6)
     assert np.abs(np.array(person["joints_image"]) - image).max() < 0.03
-    again = body.joints_of(np.array(person["joint_rotations"])[None], body.ADULT[None], truth[:1])
-    assert np.linalg.norm(again[0] - joints, axis=1).max() < 0.06
+    rebuilt = body.joints_of(np.array(person["joint_rotations"])[None], body.ADULT[None], truth[:1])
+    assert np.linalg.norm(rebuilt[0] - joints, axis=1).max() < 0.06
     assert person["box"] == pytest.approx([*np.clip(image, 0, 1).min(0), *np.clip(image, 0, 1).max(0)], abs=0.12)
 
 
 def test_people_outside_the_picture_or_behind_the_camera_are_left_out() -> None:
     points = landmarks_around(standing()) + np.array([0, 0, -4.0])
     half, region = half_sizes(60.0, 100, 100), Region(x=50, y=50, side=80)
-    told = seen(points, region, (100, 100), half, np.eye(3))
-    assert person_of(told, (100, 100), 60.0) is not None
-    assert (
-        person_of(dataclasses.replace(told, outline=told.outline + 500, visible=np.zeros(33) + 0.4), (100, 100)) is None
-    )
-    mirrored = dataclasses.replace(told, image=told.image * (-1, -1, 1) + (100, -100, 0))
+    landmarks = seen(points, region, (100, 100), half, np.eye(3))
+    assert person_of(landmarks, (100, 100), 60.0) is not None
+    outside = dataclasses.replace(landmarks, outline=landmarks.outline + 500, visible=np.zeros(33) + 0.4)
+    assert person_of(outside, (100, 100)) is None
+    mirrored = dataclasses.replace(landmarks, image=landmarks.image * (-1, -1, 1) + (100, -100, 0))
     assert person_of(mirrored, (100, 100), 60.0) is None
 
 
@@ -190,7 +189,7 @@ TOLD = ("pelvis", "left_collar", "right_collar", "left_wrist", "right_wrist")
 ENOUGH = math.radians(35)
 
 
-def globals_of(turns: np.ndarray) -> np.ndarray:
+def global_rotations(turns: np.ndarray) -> np.ndarray:
     """Axis-angle (24, 3) relative to the parents as matrices (24, 3, 3) from the rest pose's axes to the camera's."""
     frames = body.matrices_of(turns)
     for joint, parent in enumerate(PARENTS[1:], 1):
@@ -198,13 +197,13 @@ def globals_of(turns: np.ndarray) -> np.ndarray:
     return frames
 
 
-def apart(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def angles_between(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Angles between rotations (..., 3, 3), degrees."""
     relative = np.swapaxes(first, -1, -2) @ second
     return np.degrees(np.linalg.norm(body.vectors_of(relative), axis=-1))
 
 
-def posed(**degrees: tuple[float, float, float]) -> np.ndarray:
+def turns_of(**degrees: tuple[float, float, float]) -> np.ndarray:
     turns = np.zeros((24, 3))
     for name, vector in degrees.items():
         turns[AT[name]] = np.radians(vector)
@@ -215,33 +214,33 @@ def posed(**degrees: tuple[float, float, float]) -> np.ndarray:
 def people() -> list[dict[str, Any]]:
     """Return the people of 60 scenes as the scenes source describes them."""
     samples = Zoo.from_tables({"modalities": {}}).source("scenes").samples("train", 60, 0)
-    found = [person for index in range(60) for person in samples[index][1]["human_poses"]]
-    assert len(found) > 20
-    return found
+    described = [person for index in range(60) for person in samples[index][1]["human_poses"]]
+    assert len(described) > 20
+    return described
 
 
 def test_scene_people_round_trip(people: list[dict[str, Any]]) -> None:
-    near: dict[str, list[float]] = {name: [] for name in (*TOLD, "spine3", "left_hip", "right_hip", "head")}
+    errors_by_joint: dict[str, list[float]] = {name: [] for name in (*TOLD, "spine3", "left_hip", "right_hip", "head")}
     for person in people:
         turns, joints = np.array(person["joint_rotations"]), np.array(person["joints_camera"])
         bones = body.bones_of(turns[None], joints[None])[0]
-        true = globals_of(turns)
-        found = rotations_of(joints, bones, true[AT["head"]])
-        again = body.joints_of(found[None], bones[None], joints[:1])[0]
-        assert np.linalg.norm(again - joints, axis=1).max() < 1e-6  # metres
-        off = apart(globals_of(found), true)
-        local = apart(body.matrices_of(found), body.matrices_of(turns))
+        true_globals = global_rotations(turns)
+        rotations = rotations_of(joints, bones, true_globals[AT["head"]])
+        rebuilt = body.joints_of(rotations[None], bones[None], joints[:1])[0]
+        assert np.linalg.norm(rebuilt - joints, axis=1).max() < 1e-6  # metres
+        errors = angles_between(global_rotations(rotations), true_globals)
+        local_errors = angles_between(body.matrices_of(rotations), body.matrices_of(turns))
         for name in TOLD:
-            near[name].append(local[AT[name]])
-        near["spine3"].append(off[AT["spine3"]])
-        near["head"].append(off[AT["head"]])
+            errors_by_joint[name].append(local_errors[AT[name]])
+        errors_by_joint["spine3"].append(errors[AT["spine3"]])
+        errors_by_joint["head"].append(errors[AT["head"]])
         for side in ("left", "right"):
             if np.linalg.norm(turns[AT[f"{side}_knee"]]) > ENOUGH:
-                near[f"{side}_hip"].append(local[AT[f"{side}_hip"]])
+                errors_by_joint[f"{side}_hip"].append(local_errors[AT[f"{side}_hip"]])
     for name in (*TOLD, "spine3", "head"):
-        assert max(near[name]) < 1e-3, name
+        assert max(errors_by_joint[name]) < 1e-3, name
     for name in ("left_hip", "right_hip"):  # their knees are no exact hinges: 5 degrees of noise around all axes
-        assert len(near[name]) > 3 and max(near[name]) < 15, (name, near[name])
+        assert len(errors_by_joint[name]) > 3 and max(errors_by_joint[name]) < 15, (name, errors_by_joint[name])
 
 
 vectors = strategies.lists(strategies.floats(-3, 3, allow_nan=False), min_size=72, max_size=72)
@@ -251,9 +250,9 @@ vectors = strategies.lists(strategies.floats(-3, 3, allow_nan=False), min_size=7
 @given(vectors)
 def test_any_pose_round_trips(numbers: list[float]) -> None:
     joints = standing(np.array(numbers).reshape(24, 3))
-    found = rotations_of(joints, ADULT)
-    assert np.isfinite(found).all() and np.linalg.norm(found, axis=1).max() <= math.pi + 1e-9
-    np.testing.assert_allclose(standing(found), joints, atol=1e-6)
+    rotations = rotations_of(joints, ADULT)
+    assert np.isfinite(rotations).all() and np.linalg.norm(rotations, axis=1).max() <= math.pi + 1e-9
+    np.testing.assert_allclose(standing(rotations), joints, atol=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
@@ -266,52 +265,52 @@ def test_hinged_limbs_are_recovered_exactly(
     facing: list[float],
 ) -> None:  # fmt: skip
     bent = [30 + angle for angle in (knee, elbow, knee_2, elbow_2)]
-    turns = posed(
+    turns = turns_of(
         left_knee=(bent[0], 0, 0), right_knee=(bent[2], 0, 0), left_elbow=(0, -bent[1], 0), right_elbow=(0, bent[3], 0),
         left_hip=(a, b / 2, c / 2), right_hip=(b, c / 2, -d / 2), left_shoulder=(c, d, a), right_shoulder=(d, a, -b),
     )  # fmt: skip
     turns[0] = facing
-    found = rotations_of(standing(turns), ADULT)
-    off = apart(globals_of(found), globals_of(turns))
+    rotations = rotations_of(standing(turns), ADULT)
+    errors = angles_between(global_rotations(rotations), global_rotations(turns))
     for side in ("left", "right"):
         for name in ("hip", "knee", "ankle", "shoulder", "elbow", "wrist"):
-            assert off[AT[f"{side}_{name}"]] < 1e-3, name
+            assert errors[AT[f"{side}_{name}"]] < 1e-3, name
 
 
-def test_a_straight_leg_turns_as_its_foot_points_and_a_straight_arm_does_not_turn() -> None:
+def test_straight_legs_turn_with_the_foot_and_straight_arms_not() -> None:
     straight = ADULT.copy()
     for side in ("left", "right"):
         straight[AT[f"{side}_ankle"]] = straight[AT[f"{side}_knee"]]
         straight[AT[f"{side}_elbow"]] = straight[AT[f"{side}_wrist"]] = (0.25 if side == "left" else -0.25, 0, 0)
     thigh = straight[AT["left_knee"]] / np.linalg.norm(straight[AT["left_knee"]])
-    turns = posed(left_shoulder=(40, 0, 0))
+    turns = turns_of(left_shoulder=(40, 0, 0))
     turns[AT["left_hip"]] = -math.radians(35) * thigh  # the foot points outwards
-    found = rotations_of(standing(turns, straight), straight)
-    np.testing.assert_allclose(found[AT["left_hip"]], turns[AT["left_hip"]], atol=1e-6)
-    np.testing.assert_allclose(found[AT["left_shoulder"]], 0, atol=1e-6)
+    rotations = rotations_of(standing(turns, straight), straight)
+    np.testing.assert_allclose(rotations[AT["left_hip"]], turns[AT["left_hip"]], atol=1e-6)
+    np.testing.assert_allclose(rotations[AT["left_shoulder"]], 0, atol=1e-6)
 
 
-def test_a_knee_that_seems_bent_to_the_front_does_not_turn_the_leg_around() -> None:
-    found = rotations_of(standing(posed(left_knee=(-40, 0, 0))), ADULT)
-    assert np.degrees(np.linalg.norm(found[AT["left_hip"]])) < 15
-    assert np.degrees(found[AT["left_knee"], 0]) == pytest.approx(-40, abs=8)
+def test_a_knee_bent_forwards_does_not_turn_the_leg() -> None:
+    rotations = rotations_of(standing(turns_of(left_knee=(-40, 0, 0))), ADULT)
+    assert np.degrees(np.linalg.norm(rotations[AT["left_hip"]])) < 15
+    assert np.degrees(rotations[AT["left_knee"], 0]) == pytest.approx(-40, abs=8)
 
 
 def test_the_turn_of_the_chest_is_shared_by_the_spine() -> None:
     upright = ADULT.copy()
     for name in ("spine1", "spine2", "spine3"):
         upright[AT[name]] *= (0, 1, 0)
-    found = rotations_of(standing(posed(spine2=(0, 30, 0)), upright), upright)
+    rotations = rotations_of(standing(turns_of(spine2=(0, 30, 0)), upright), upright)
     for name in ("spine1", "spine2", "spine3"):
-        np.testing.assert_allclose(np.degrees(found[AT[name]]), (0, 10, 0), atol=1e-6)
+        np.testing.assert_allclose(np.degrees(rotations[AT[name]]), (0, 10, 0), atol=1e-6)
 
 
-def test_the_head_is_turned_as_given_and_the_neck_follows_by_half() -> None:
+def test_the_neck_takes_half_of_the_heads_rotation() -> None:
     upright = ADULT.copy()
     upright[AT["head"]] *= (0, 1, 0)
     head = body.matrices_of(np.radians([0, 40.0, 0]))
-    found = rotations_of(standing(bones=upright), upright, head)
-    np.testing.assert_allclose(np.degrees(found[[AT["neck"], AT["head"]]]), [(0, 20, 0), (0, 20, 0)], atol=1e-6)
+    rotations = rotations_of(standing(bones=upright), upright, head)
+    np.testing.assert_allclose(np.degrees(rotations[[AT["neck"], AT["head"]]]), [(0, 20, 0), (0, 20, 0)], atol=1e-6)
     np.testing.assert_allclose(rotations_of(standing(bones=upright), upright), 0, atol=1e-6)
 
 
@@ -319,8 +318,8 @@ def test_coincident_joints_give_no_direction() -> None:
     joints = standing()
     joints[AT["left_hand"]] = joints[AT["left_wrist"]]
     joints[AT["right_ankle"]] = joints[AT["right_foot"]] = joints[AT["right_knee"]]
-    found = rotations_of(joints, ADULT)
-    np.testing.assert_allclose(found, 0, atol=1e-6)
+    rotations = rotations_of(joints, ADULT)
+    np.testing.assert_allclose(rotations, 0, atol=1e-6)
     assert np.isfinite(rotations_of(np.zeros((24, 3)), ADULT)).all()
 
 
@@ -336,7 +335,9 @@ def test_the_rest_pose_has_the_joints_of_the_rest_pose() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(*(strategies.floats(-3, 3) for _ in range(6)), strategies.floats(0.1, 300))
-def test_joints_go_with_the_landmarks(a: float, b: float, c: float, x: float, y: float, z: float, scale: float) -> None:
+def test_joints_move_with_the_landmarks(
+    a: float, b: float, c: float, x: float, y: float, z: float, scale: float
+) -> None:
     rng = np.random.default_rng(5)
     points = landmarks_around(standing(rng.normal(0, 0.3, (24, 3))))
     turn = body.matrices_of(np.array([a, b, c]))
@@ -349,24 +350,24 @@ def test_twisted_shoulders_turn_the_chest_and_not_the_pelvis() -> None:
     points = landmarks_around(standing())
     turn = body.matrices_of(np.radians([0, 40.0, 0]))
     points[:23] = points[:23] @ turn.T
-    frames = globals_of(rotations_of(joints_of_landmarks(points), ADULT, head_of_landmarks(points)))
+    frames = global_rotations(rotations_of(joints_of_landmarks(points), ADULT, head_of_landmarks(points)))
     yaw = np.degrees([body.vectors_of(frames[AT[name]])[1] for name in ("pelvis", "spine3", "head")])
     np.testing.assert_allclose(yaw, (5, 40, 40), atol=5)
-    assert apart(head_of_landmarks(points), turn) < 5
+    assert angles_between(head_of_landmarks(points), turn) < 5
 
 
 def test_a_mirror_swaps_the_landmarks_of_left_and_right() -> None:
-    points = landmarks_around(standing(posed(left_elbow=(0, -50, 0), spine2=(0, 20, 5))))
+    points = landmarks_around(standing(turns_of(left_elbow=(0, -50, 0), spine2=(0, 20, 5))))
     pairs = np.arange(33)
     pairs[[1, 2, 3, 4, 5, 6, 7, 8]] = [4, 5, 6, 1, 2, 3, 8, 7]
     pairs[9::2], pairs[10::2] = np.arange(10, 33, 2), np.arange(9, 33, 2)
     mirrored = points[pairs] * body.MIRROR
-    joints, other = joints_of_landmarks(points), joints_of_landmarks(mirrored)
-    np.testing.assert_allclose(other, joints[list(body.OTHER_SIDE)] * body.MIRROR, atol=1e-9)
+    joints, mirrored_joints = joints_of_landmarks(points), joints_of_landmarks(mirrored)
+    np.testing.assert_allclose(mirrored_joints, joints[list(body.OTHER_SIDE)] * body.MIRROR, atol=1e-9)
     symmetric = body.mean_skeleton(ADULT[None])
-    found = rotations_of(other, symmetric, head_of_landmarks(mirrored))
+    rotations = rotations_of(mirrored_joints, symmetric, head_of_landmarks(mirrored))
     expected = body.mirrored(rotations_of(joints, symmetric, head_of_landmarks(points))[list(body.OTHER_SIDE)])
-    assert apart(body.matrices_of(found), body.matrices_of(expected)).max() < 1e-3
+    assert angles_between(body.matrices_of(rotations), body.matrices_of(expected)).max() < 1e-3
 
 
 # ---- files
@@ -385,26 +386,26 @@ def test_networks_of_a_folder_are_recorded(tmp_path: Path) -> None:
 
 
 def test_missing_files_are_one_line_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(message: str, model: Path | str, **own: Any) -> None:
+    def assert_refused(message: str, model: Path | str) -> None:
         with pytest.raises(PretrainedError, match=message) as caught:
-            handle(model, **own).derive({"rgb": DARK})
+            handle(model).derive({"rgb": DARK})
         assert "\n" not in str(caught.value)
 
-    refused(r"absent: no such folder, .*; pip download mediapipe==0.10.21 --no-deps; unzip", tmp_path / "absent")
-    refused(r"there is no pose_detection.tflite in it", tmp_path)
+    assert_refused(r"absent: no such folder, .*; pip download mediapipe==0.10.21 --no-deps; unzip", tmp_path / "absent")
+    assert_refused(r"there is no pose_detection.tflite in it", tmp_path)
     folder = network_files(tmp_path / "networks")
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
-    refused(r'its networks need ai-edge-litert; pip install "zoo-geometry\[poses\]"', folder)
+    assert_refused(r'its networks need ai-edge-litert; pip install "zoo-geometry\[poses\]"', folder)
     answer_by_hand(monkeypatch)
     swapped = network_files(tmp_path / "swapped", detector=b"landmarks")
     expected = r"expected a network of \(1, 224, 224, 3\) to \(1, 2254, 12\), \(1, 2254, 1\)"
-    refused(rf"{expected}, got one of \(1, 256, 256, 3\) to .*; take mediapipe 0.10.21's file", swapped)
+    assert_refused(rf"{expected}, got one of \(1, 256, 256, 3\) to .*; take mediapipe 0.10.21's file", swapped)
 
 
 # ---- values
 
 
-def test_pictures_become_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_people_are_derived_from_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer_by_hand(monkeypatch)
     folder = network_files(tmp_path)
     poses = handle(folder)
@@ -442,8 +443,8 @@ def test_the_networks_of_mediapipe_find_people_in_photographs() -> None:
         return handle(PLACE).derive({"rgb": pixels})  # type: ignore[no-any-return]
 
     (person,) = people("astronaut")
-    places = dict(zip(body.JOINTS, np.array(person["joints_image"]) * 512, strict=True))
-    for name, place in {"left_shoulder": (300, 250), "right_shoulder": (100, 240), "head": (215, 160)}.items():
-        assert np.linalg.norm(places[name] - place) < 40, (name, places[name])
+    joints = dict(zip(body.JOINTS, np.array(person["joints_image"]) * 512, strict=True))
+    for name, expected in {"left_shoulder": (300, 250), "right_shoulder": (100, 240), "head": (215, 160)}.items():
+        assert np.linalg.norm(joints[name] - expected) < 40, (name, joints[name])
     assert 0.5 < -person["joints_camera"][0][2] < 3 and person["joints_camera"][16][0] > person["joints_camera"][17][0]
     assert len(people("camera")) == 1 and people("coffee") == []

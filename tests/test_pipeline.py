@@ -48,13 +48,13 @@ def wait_for(condition: Callable[[], Any], deadline: float) -> None:
 
 def processes_of(session: int) -> list[int]:
     """Return the processes of a session, read from /proc (pid (command) state ppid group session ...)."""
-    found = []
+    processes = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = path.read_text().rpartition(")")[2].split()
             if fields[0] != "Z" and int(fields[3]) == session:
-                found.append(int(path.parent.name))
-    return found
+                processes.append(int(path.parent.name))
+    return processes
 
 
 def counts(result: Any, split: str = "train") -> dict[str, tuple[int, int, int]]:
@@ -65,7 +65,7 @@ def counts(result: Any, split: str = "train") -> dict[str, tuple[int, int, int]]
 # ---------------------------------------------------------------------- make
 
 
-def test_make_writes_what_is_given_and_enabled_in_aligned_shards(toy: Toy, tmp_path: Path) -> None:
+def test_make_writes_enabled_modalities_in_aligned_shards(toy: Toy, tmp_path: Path) -> None:
     zoo, out = toy(), tmp_path / "data"
     result = make_toy(zoo, out)
     assert counts(result) == {"field": (23, 2, 0), "words": (21, 0, 0)}
@@ -79,9 +79,11 @@ def test_make_writes_what_is_given_and_enabled_in_aligned_shards(toy: Toy, tmp_p
     rows = store.rows("train", ["field", "words"])
     assert list(rows.keys()) == [f"train-{i:04}" for i in range(25) if i % 10 != 9 and i % 7]
     samples = dict(zoo.source("toy").samples("train", 25, 3)[:])
-    for place in rows:
-        np.testing.assert_array_equal(store.read(zoo["field"], "train", *place), samples[rows.key(place)]["field"])
-        assert store.read(zoo["words"], "train", *place) == samples[rows.key(place)]["words"]
+    for position in rows:
+        np.testing.assert_array_equal(
+            store.read(zoo["field"], "train", *position), samples[rows.key(position)]["field"]
+        )
+        assert store.read(zoo["words"], "train", *position) == samples[rows.key(position)]["words"]
     manifest = read_manifest(out / "train/field", 0)
     assert manifest is not None and manifest.dropped.keys() == {9}
     assert "every number has to be finite" in manifest.dropped[9]
@@ -91,28 +93,28 @@ def test_make_writes_what_is_given_and_enabled_in_aligned_shards(toy: Toy, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("stop", "error", "kept"),
+    ("stop", "error", "kept_count"),
     [(0, KeyboardInterrupt(), 0), (17, KeyboardInterrupt(), 17), (41, OSError(errno.ENOSPC, "No space left"), 35)],
 )
-def test_stopped_at_any_sample_the_same_command_gives_the_same_bytes(
-    stop: int, error: BaseException, kept: int, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_stopped_command_resumes_to_the_same_bytes(
+    stop: int, error: BaseException, kept_count: int, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, tmp_path / "whole")
-    whole, add, calls = snapshot(tmp_path / "whole"), ShardWriter.add, iter(range(1000))
+    expected_files, add, calls = snapshot(tmp_path / "whole"), ShardWriter.add, iter(range(1000))
 
-    def stopped(self: ShardWriter, *args: Any) -> None:
+    def stopping_add(self: ShardWriter, *args: Any) -> None:
         if next(calls) == stop:
             raise error
         add(self, *args)
 
-    monkeypatch.setattr(ShardWriter, "add", stopped)
-    with pytest.raises((KeyboardInterrupt, DataError), match=None if kept < 35 else "disk is full"):
+    monkeypatch.setattr(ShardWriter, "add", stopping_add)
+    with pytest.raises((KeyboardInterrupt, DataError), match=None if kept_count < 35 else "disk is full"):
         make_toy(zoo, data)
     monkeypatch.undo()
-    assert not list(tmp_path.rglob("*.tmp")) and set(snapshot(data)) < set(whole)
+    assert not list(tmp_path.rglob("*.tmp")) and set(snapshot(data)) < set(expected_files)
     result = make_toy(zoo, data)
-    assert snapshot(data) == whole and sum(outcome.unchanged for outcome in result.outcomes) == kept
+    assert snapshot(data) == expected_files and sum(outcome.kept for outcome in result.outcomes) == kept_count
 
 
 def test_processes_write_the_same_bytes_and_survive_sigkill(toy: Toy, tmp_path: Path) -> None:
@@ -129,11 +131,11 @@ def test_processes_write_the_same_bytes_and_survive_sigkill(toy: Toy, tmp_path: 
     process.wait()
     wait_for(lambda: not processes_of(process.pid), deadline)  # workers exit with their parent process
     subprocess.run(command, check=True, **quiet)
-    mine, theirs = snapshot(tmp_path / "one"), snapshot(tmp_path / "two")
-    assert {name: theirs[name] for name in mine} == mine
+    one_process, two_processes = snapshot(tmp_path / "one"), snapshot(tmp_path / "two")
+    assert {name: two_processes[name] for name in one_process} == one_process
 
 
-def test_a_modality_that_is_installed_later_is_added_and_more_samples_too(toy: Toy, tmp_path: Path) -> None:
+def test_modalities_and_samples_can_be_added_later(toy: Toy, tmp_path: Path) -> None:
     make_toy(toy(enabled=("field",)), tmp_path / "grown", train=13)
     first = snapshot(tmp_path / "grown")
     result = make_toy(toy(), tmp_path / "grown", train=13)
@@ -147,7 +149,7 @@ def test_a_modality_that_is_installed_later_is_added_and_more_samples_too(toy: T
 
 
 @pytest.mark.parametrize(
-    ("changes", "tables", "named"),
+    ("changes", "tables", "message"),
     [
         ({"seed": 4}, {}, "seed"),
         ({"options": {"brightness": 0.5}}, {}, "brightness"),
@@ -156,33 +158,33 @@ def test_a_modality_that_is_installed_later_is_added_and_more_samples_too(toy: T
         ({}, {"zoo": {"image_size": 32}}, "image_size"),
     ],
 )
-def test_other_data_are_never_mixed_in(
-    toy: Toy, tmp_path: Path, changes: dict[str, Any], tables: dict[str, Any], named: str
+def test_data_of_other_settings_are_never_mixed_in(
+    toy: Toy, tmp_path: Path, changes: dict[str, Any], tables: dict[str, Any], message: str
 ) -> None:
     make_toy(toy(), tmp_path / "data")
     before = snapshot(tmp_path / "data")
-    with pytest.raises(DataError, match=named):
+    with pytest.raises(DataError, match=message):
         make_toy(toy(tables), tmp_path / "data", **changes)
     assert snapshot(tmp_path / "data") == before
 
 
 def test_tar_files_of_others_are_not_touched(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
-    mine = write_tar(data / "train/field/shard-00000.tar", {"a.npy": b""})
-    with pytest.raises(DataError, match=f"{mine}: not written by zoo data"):
+    foreign_tar = write_tar(data / "train/field/shard-00000.tar", {"a.npy": b""})
+    with pytest.raises(DataError, match=f"{foreign_tar}: not written by zoo data"):
         make_toy(zoo, data)
     shutil.rmtree(data)
     make_toy(zoo, data)
     for name in ("shard-00000.tar", "mine.tar"):
-        mine = write_tar(data / "train/dark" / name, {"a.npy": b"mine"})
+        foreign_tar = write_tar(data / "train/dark" / name, {"a.npy": b"mine"})
         before = snapshot(data)
-        with pytest.raises(DataError, match=f"{mine}: not written by zoo data"):
+        with pytest.raises(DataError, match=f"{foreign_tar}: not written by zoo data"):
             derive_data(zoo, data, workers=0)
         assert snapshot(data) == before, "test comes before train, and nothing of it was made either"
-        mine.unlink()
+        foreign_tar.unlink()
 
 
-def test_a_modality_without_any_valid_sample_is_an_error_and_retried(toy: Toy, tmp_path: Path) -> None:
+def test_a_modality_without_valid_samples_is_an_error(toy: Toy, tmp_path: Path) -> None:
     zoo = toy()
     handle = zoo["field"]
     transform = handle.transform
@@ -197,7 +199,7 @@ def test_a_modality_without_any_valid_sample_is_an_error_and_retried(toy: Toy, t
 def test_a_damaged_shard_is_made_again(toy: Toy, tmp_path: Path, damage: str) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data)
-    whole, shard = snapshot(data), data / "train/field/shard-00001.tar"
+    before, shard = snapshot(data), data / "train/field/shard-00001.tar"
     if damage == "cut off":
         os.truncate(shard, 1000)
     elif damage == "no manifest":
@@ -206,12 +208,10 @@ def test_a_damaged_shard_is_made_again(toy: Toy, tmp_path: Path, damage: str) ->
         (data / "train/keys/shard-00001.txt").write_text("a\nb\n")
     words = (9, 0, 12) if damage == "other keys" else (0, 0, 21)
     assert counts(make_toy(zoo, data)) == {"field": (9, 2, 14), "words": words}
-    assert snapshot(data) == whole
+    assert snapshot(data) == before
 
 
-def test_classes_of_the_source_are_checked_before_anything_is_written(
-    toy: Toy, install_example: Install, tmp_path: Path
-) -> None:
+def test_classes_of_the_source_are_checked_before_anything_is_written(toy: Toy, tmp_path: Path) -> None:
     zoo = toy(enabled=("field",))
     object.__setattr__(zoo["field"].spec.value, "classes", ("a", "c"))
     with pytest.raises(ConfigError, match=r"2 classes: a, c, and toy gives 2: a, b; set \[modalities.field\]"):
@@ -219,7 +219,7 @@ def test_classes_of_the_source_are_checked_before_anything_is_written(
     assert not (tmp_path / "data").exists()
 
 
-def test_sources_that_give_nothing_or_lack_a_setting_are_refused(toy: Toy, tmp_path: Path) -> None:
+def test_sources_without_samples_or_settings_are_refused(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     with pytest.raises(ConfigError, match="gives field, other, words, none of which is enabled; enabled: none"):
         make_toy(toy(enabled=()), data)
@@ -230,7 +230,9 @@ def test_sources_that_give_nothing_or_lack_a_setting_are_refused(toy: Toy, tmp_p
     assert not data.exists()
 
 
-def test_the_recipe_for_samples_that_belong_together(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_recipe_for_grouped_samples_works(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own_files(tmp_path / "all", range(3))
     for name, patient in ((name, patient) for name in ("field", "words") for patient in range(7)):
         shutil.copytree(tmp_path / "all" / name, tmp_path / "files" / name / f"p{patient:03}")
@@ -248,14 +250,14 @@ def test_the_recipe_for_samples_that_belong_together(toy: Toy, tmp_path: Path, m
     assert [len(keys[split]) for split in ("train", "test")] == [15, 6]
 
 
-def imported(zoo: Zoo, mine: Path, data: Path, shard_size: int = 4) -> RunResult:
+def import_files(zoo: Zoo, files: Path, data: Path, shard_size: int = 4) -> RunResult:
     """Import a user's files, all for training."""
-    options = {"path": str(mine), "test_fraction": 0}
+    options = {"path": str(files), "test_fraction": 0}
     return make_data(zoo, "folder", data, train=None, test=0, options=options, workers=0, shard_size=shard_size)
 
 
-def of_files(zoo: Zoo, mine: Path, data: Path) -> dict[str, tuple[int, int, int]]:
-    return counts(imported(zoo, mine, data))
+def counts_of_import(zoo: Zoo, files: Path, data: Path) -> dict[str, tuple[int, int, int]]:
+    return counts(import_files(zoo, files, data))
 
 
 def own_files(folder: Path, numbers: Iterable[int]) -> None:
@@ -269,7 +271,7 @@ def own_files(folder: Path, numbers: Iterable[int]) -> None:
                 np.save(path.with_suffix(".npy"), data)
 
 
-def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Toy, tmp_path: Path) -> None:
+def test_user_files_are_imported_at_the_configured_size(toy: Toy, tmp_path: Path) -> None:
     own_files(tmp_path / "mine", range(30))
     (tmp_path / "mine/field/f07.npy").write_bytes(b"broken")
     zoo = toy()
@@ -284,15 +286,15 @@ def test_own_files_are_made_into_data_at_the_size_of_the_settings(toy: Toy, tmp_
     assert store.read_key(zoo["words"], "train", key) == f"file {int(key[1:])}"
 
 
-@pytest.mark.parametrize("place", ["data", "field/made/data"])
-def test_output_inside_the_input_folder_is_not_read_as_input(place: str, toy: Toy, tmp_path: Path) -> None:
-    zoo, mine = toy(), tmp_path / "mine"
-    own_files(mine, range(8))
-    for written in (8, 0):
-        made = imported(zoo, mine, mine / place)
-        assert [outcome.written for outcome in made.outcomes] == [written] * 2 and not made.skipped
-    with pytest.raises(ConfigError, match=f"path: {mine}: what is made of its files cannot go there"):
-        imported(zoo, mine, mine / "field/..")
+@pytest.mark.parametrize("output", ["data", "field/made/data"])
+def test_output_inside_the_input_folder_is_not_read_as_input(output: str, toy: Toy, tmp_path: Path) -> None:
+    zoo, files = toy(), tmp_path / "mine"
+    own_files(files, range(8))
+    for written_count in (8, 0):
+        result = import_files(zoo, files, files / output)
+        assert [outcome.written for outcome in result.outcomes] == [written_count] * 2 and not result.skipped
+    with pytest.raises(ConfigError, match=f"path: {files}: what is made of its files cannot go there"):
+        import_files(zoo, files, files / "field/..")
 
 
 def pictures(folder: Path, sizes: dict[str, dict[str, tuple[int, int]]]) -> None:
@@ -312,10 +314,10 @@ def zoo_of_pictures(*names: str) -> Zoo:
 
 def make_pictures(folder: Path, *names: str) -> Any:
     """Import the files of these modalities from `folder` / mine."""
-    return imported(zoo_of_pictures(*names), folder / "mine", folder / "data", shard_size=2)
+    return import_files(zoo_of_pictures(*names), folder / "mine", folder / "data", shard_size=2)
 
 
-def test_a_sample_refused_for_its_shape_is_made_after_the_repair(tmp_path: Path) -> None:
+def test_a_sample_refused_for_its_shape_is_imported_once_repaired(tmp_path: Path) -> None:
     pytest.importorskip("zoo_geometry")
     square = dict.fromkeys("abcd", (16, 16))
     pictures(tmp_path / "mine", {"rgb": square, "depth": {**square, "b": (16, 11)}})
@@ -331,7 +333,7 @@ def test_a_sample_refused_for_its_shape_is_made_after_the_repair(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["sam_instance", "video"])
-def test_masks_and_frames_show_what_the_picture_shows_in_its_proportions(name: str, tmp_path: Path) -> None:
+def test_masks_and_frames_are_cropped_like_the_picture(name: str, tmp_path: Path) -> None:
     """This holds for tokens in a sequence and in a grid of three axes."""
     pytest.importorskip("zoo_semantics" if name == "sam_instance" else "zoo_motion")
     sizes = {"a": (24, 16), "b": (32, 48), "c": (48, 32)}
@@ -339,13 +341,13 @@ def test_masks_and_frames_show_what_the_picture_shows_in_its_proportions(name: s
     assert counts(make_pictures(tmp_path, "rgb", name)) == {"rgb": (2, 1, 0), name: (2, 1, 0)}
 
 
-def test_modalities_that_never_meet_in_a_sample_are_told(tmp_path: Path) -> None:
+def test_modalities_without_a_common_sample_are_reported(tmp_path: Path) -> None:
     pytest.importorskip("zoo_geometry")
     size = (16, 16)
     files = {"rgb": {"0_rgb": size, "1_rgb": size}, "depth": {"0_depth": size, "1_depth": size}}
     pictures(tmp_path / "mine", files)
-    made = make_pictures(tmp_path, "rgb", "depth")
-    size_note, *notes = made.notes
+    result = make_pictures(tmp_path, "rgb", "depth")
+    size_note, *notes = result.notes
     assert "stored at 16 x 16" in size_note and [note.partition(":")[0] for note in notes] == ["depth", "rgb"]
     assert "keys such as 0_depth, and 0_rgb of rgb" in notes[0]
     pictures(tmp_path / "mine", {"depth": {"1_rgb": size}})
@@ -358,26 +360,26 @@ def units(install_example: Install, tmp_path: Path) -> Toy:
     install_example("field", scaled())
     install_example("dark", derived("field"))
 
-    def make(**own: Any) -> Zoo:
-        return only({"field": own}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    def make(**settings: Any) -> Zoo:
+        return only({"field": settings}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
 
     return make
 
 
-def test_foreign_tars_are_imported_once_and_their_losses_told(toy: Toy, tmp_path: Path) -> None:
+def test_foreign_tars_are_imported_once_and_losses_are_reported(toy: Toy, tmp_path: Path) -> None:
     """ml-4m's layout: other shard names and key order, missing samples, and a truncated file."""
-    zoo, mine, data = toy(), tmp_path / "mine/train", tmp_path / "data"
+    zoo, files, data = toy(), tmp_path / "mine/train", tmp_path / "data"
     field = {f"{i:04}": zoo["field"].write(np.full((1, 16, 16), i / 10, np.float32))[0] for i in range(6)}
-    write_tar(mine / "field/all.tar", {f"./{key}.npy": field[key] for key in reversed(field)})
-    write_tar(mine / "words/000000.tar", {f"{i:04}.txt": f"word {i}".encode() for i in range(4)})
-    cut = write_tar(mine / "words/000001.tar", {f"{i:04}.txt": f"word {i}".encode() for i in (2, 7, 8)})
+    write_tar(files / "field/all.tar", {f"./{key}.npy": field[key] for key in reversed(field)})
+    write_tar(files / "words/000000.tar", {f"{i:04}.txt": f"word {i}".encode() for i in range(4)})
+    cut = write_tar(files / "words/000001.tar", {f"{i:04}.txt": f"word {i}".encode() for i in (2, 7, 8)})
     os.truncate(cut, 2 * 1024 + 512)
     for name in ("b.txt", ".hidden.txt", "LICENSE", "a.aux.xml"):
-        (mine / "words" / name).write_text(name)
+        (files / "words" / name).write_text(name)
     for expected in ({"field": (6, 0, 0), "words": (5, 0, 0)}, {"field": (0, 0, 6), "words": (0, 0, 5)}):
-        made = imported(zoo, tmp_path / "mine", data)
-        assert counts(made) == expected
-        (note,) = (note for note in made.notes if "stored at" not in note)
+        result = import_files(zoo, tmp_path / "mine", data)
+        assert counts(result) == expected
+        (note,) = (note for note in result.notes if "stored at" not in note)
         assert note.startswith("train/words: not used of what its folder holds: 3 (first: 000001.tar: 0002: a second")
     store = ValueStore(data)
     assert store.keys("train", "words") == ["0000", "0001", "0002", "0003", "0007"]
@@ -387,15 +389,15 @@ def test_foreign_tars_are_imported_once_and_their_losses_told(toy: Toy, tmp_path
         ValueStore(tmp_path / "mine")
 
 
-def test_new_files_between_old_ones_are_made_and_none_twice(toy: Toy, tmp_path: Path) -> None:
-    zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
-    own_files(mine, [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16])
-    (mine / "field/f02.npy").write_bytes(b"broken")
-    (mine / "words/f05.txt").unlink()
-    of_files(zoo, mine, data)
-    assert of_files(zoo, mine, data) == {"field": (0, 1, 11), "words": (0, 0, 11)}
+def test_new_files_between_old_ones_are_imported_once(toy: Toy, tmp_path: Path) -> None:
+    zoo, files, data = toy(), tmp_path / "mine", tmp_path / "data"
+    own_files(files, [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16])
+    (files / "field/f02.npy").write_bytes(b"broken")
+    (files / "words/f05.txt").unlink()
+    counts_of_import(zoo, files, data)
+    assert counts_of_import(zoo, files, data) == {"field": (0, 1, 11), "words": (0, 0, 11)}
     old = snapshot(data)
-    own_files(mine, [7, 9, 17])
+    own_files(files, [7, 9, 17])
     handle = zoo["field"]
     write, calls = handle.write, iter(range(100))
 
@@ -406,117 +408,116 @@ def test_new_files_between_old_ones_are_made_and_none_twice(toy: Toy, tmp_path: 
 
     handle.write = killed  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        of_files(zoo, mine, data)
+        counts_of_import(zoo, files, data)
     handle.write = write  # type: ignore[method-assign]
     assert old.keys() <= snapshot(data).keys(), "no shard is missing at any time"
-    assert of_files(zoo, mine, data) == {"field": (7, 1, 7), "words": (7, 0, 7)}, "one was made before the kill"
+    assert counts_of_import(zoo, files, data) == {"field": (7, 1, 7), "words": (7, 0, 7)}, (
+        "one was made before the kill"
+    )
     keys = [f"f{i:02}" for i in (*range(11), 12, 14, 16, 17)]
     assert ValueStore(data).keys("train", "field") == [key for key in keys if key != "f02"]
     assert ValueStore(data).keys("train", "words") == [key for key in keys if key != "f05"]
-    of_files(zoo, mine, tmp_path / "fresh")
+    counts_of_import(zoo, files, tmp_path / "fresh")
     assert snapshot(data).items() - snapshot(tmp_path / "fresh").items() == set()
 
 
-def test_a_file_that_is_replaced_by_another_is_made_again(toy: Toy, tmp_path: Path) -> None:
-    zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
-    own_files(mine, range(12))
-    of_files(zoo, mine, data)
-    np.save(mine / "field/f05.npy", np.full((1, 48, 64), 0.75, np.float32))  # same size
-    assert of_files(zoo, mine, data) == {"field": (4, 0, 8), "words": (0, 0, 12)}
+def test_a_replaced_file_is_imported_again(toy: Toy, tmp_path: Path) -> None:
+    zoo, files, data = toy(), tmp_path / "mine", tmp_path / "data"
+    own_files(files, range(12))
+    counts_of_import(zoo, files, data)
+    np.save(files / "field/f05.npy", np.full((1, 48, 64), 0.75, np.float32))  # same size
+    assert counts_of_import(zoo, files, data) == {"field": (4, 0, 8), "words": (0, 0, 12)}
     assert ValueStore(data).read_key(zoo["field"], "train", "f05").max() == 0.75
     for number in range(4):
-        (mine / f"field/f{number:02}.npy").write_bytes(b"broken")
+        (files / f"field/f{number:02}.npy").write_bytes(b"broken")
     for _ in range(2):
-        assert of_files(zoo, mine, data)["field"] == (0, 4, 8), "it is tried again"
+        assert counts_of_import(zoo, files, data)["field"] == (0, 4, 8), "it is tried again"
     assert ValueStore(data).keys("train", "field") == [f"f{i:02}" for i in range(4, 12)]
-    own_files(mine, range(4))
-    assert of_files(zoo, mine, data)["field"] == (4, 0, 8)
+    own_files(files, range(4))
+    assert counts_of_import(zoo, files, data)["field"] == (4, 0, 8)
 
 
-def test_an_instance_with_its_own_files_uses_none_of_its_plugin(toy: Toy, tmp_path: Path) -> None:
+def test_an_instance_with_files_does_not_use_its_plugins_files(toy: Toy, tmp_path: Path) -> None:
     """Samples and splits without its own files get no value for it."""
-    mine, data = tmp_path / "mine", tmp_path / "data"
+    user_files, data = tmp_path / "mine", tmp_path / "data"
     files = {"train/field/a": 0.25, "train/field/b": 0.25, "train/lamp/a": 0.5, "test/field/c": 0.25}
     for name, value in files.items():
-        (mine / name).parent.mkdir(parents=True, exist_ok=True)
-        np.save(mine / f"{name}.npy", np.full((1, 16, 16), value, np.float32))
+        (user_files / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(user_files / f"{name}.npy", np.full((1, 16, 16), value, np.float32))
     instances = {name: {"plugin": "field"} for name in ("lamp", "torch")}
     zoo = toy({"modalities": instances}, enabled=("field", "lamp", "torch"))
-    result = make_data(zoo, "folder", data, train=None, test=None, options={"path": str(mine)}, workers=0)
+    result = make_data(zoo, "folder", data, train=None, test=None, options={"path": str(user_files)}, workers=0)
     assert counts(result) == {"field": (2, 0, 0), "lamp": (1, 0, 0), "torch": (2, 0, 0)}
     assert counts(result, "test") == {"field": (1, 0, 0), "torch": (1, 0, 0)}
     store = ValueStore(data)
     assert store.read_key(zoo["lamp"], "train", "a").max() == 0.5 and store.keys("train", "lamp") == ["a"]
 
 
-def test_a_modality_that_bears_another_ones_alias_has_its_own_data(install_example: Install, tmp_path: Path) -> None:
+def test_a_modality_named_like_an_alias_has_separate_data(install_example: Install, tmp_path: Path) -> None:
     install_example("light", {"name=settings.name,": 'name=settings.name, aliases=("bright", "dark"),'})
     for name in ("dark", "bright"):
         value = only()["light"].write(np.zeros((1, 16, 16), np.float32))[0]
         write_tar(tmp_path / f"mine/train/{name}/0.tar", {"a.npy": value})
 
-    def made(number: int, **modalities: Any) -> list[str]:
+    def modalities_of_files(number: int, **modalities: Any) -> list[str]:
         result = make_data(only(modalities), "folder", tmp_path / f"data{number}", train=None, test=0, workers=0,
                            options={"path": str(tmp_path / "mine")})  # fmt: skip
         return sorted(counts(result))
 
-    assert made(0) == ["light"]
+    assert modalities_of_files(0) == ["light"]
     instances = {"a_light": {"plugin": "light"}, "z_light": {"plugin": "light"}, "light": {"enabled": False}}
-    assert made(1, **instances) == ["a_light"]
+    assert modalities_of_files(1, **instances) == ["a_light"]
     install_example("dark")
-    assert made(2) == ["dark", "light"]
+    assert modalities_of_files(2) == ["dark", "light"]
 
 
-def test_values_of_files_are_made_again_where_they_are_read_otherwise(units: Toy, tmp_path: Path) -> None:
-    mine, data = tmp_path / "mine", tmp_path / "data"
-    (mine / "field").mkdir(parents=True)
-    (mine / "field/a.num").write_text("0.2")
-    assert of_files(units(), mine, data) == {"field": (1, 0, 0)}
-    other = units(scale=0.5)
-    assert of_files(other, mine, data) == {"field": (1, 0, 0)}
-    assert ValueStore(data).read_key(other["field"], "train", "a").max() == np.float32(0.1)
+def test_files_are_imported_again_after_their_settings_change(units: Toy, tmp_path: Path) -> None:
+    files, data = tmp_path / "mine", tmp_path / "data"
+    (files / "field").mkdir(parents=True)
+    (files / "field/a.num").write_text("0.2")
+    assert counts_of_import(units(), files, data) == {"field": (1, 0, 0)}
+    scaled_zoo = units(scale=0.5)
+    assert counts_of_import(scaled_zoo, files, data) == {"field": (1, 0, 0)}
+    assert ValueStore(data).read_key(scaled_zoo["field"], "train", "a").max() == np.float32(0.1)
 
 
-def refuse_for_memory(patch: pytest.MonkeyPatch, handle: Any, number: int, other: Exception | None = None) -> None:
+def refuse_for_memory(patch: pytest.MonkeyPatch, handle: Any, number: int, error: Exception | None = None) -> None:
     """Reading one value runs out of memory, or fails with another error."""
-    read, calls = handle.read, iter(range(100))
+    original_read, calls = handle.read, iter(range(100))
 
     def failing(data: bytes, extension: str) -> Any:
         if next(calls) != number:
-            return read(data, extension)
-        if other is not None:
-            raise other
+            return original_read(data, extension)
+        if error is not None:
+            raise error
         raise InvalidValueError(f"{handle.name}: cannot be read: MemoryError") from MemoryError()
 
     patch.setattr(handle, "read", failing)
 
 
-@pytest.mark.parametrize("want", ["files", "memory", "disk"])
-def test_a_file_that_is_not_read_now_is_read_the_next_time(
-    want: str, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("failure", ["files", "memory", "disk"])
+def test_a_file_that_could_not_be_read_is_retried(
+    failure: str, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    zoo, mine, data = toy(), tmp_path / "mine", tmp_path / "data"
-    own_files(mine, range(8))
+    zoo, files, data = toy(), tmp_path / "mine", tmp_path / "data"
+    own_files(files, range(8))
     with monkeypatch.context() as patch:
-        if want == "files":
-            (mine / "field/f05.npy").rename(tmp_path / "aside")
-            (mine / "field/f05.npy").symlink_to(mine / "mounted")  # as on a disk that is not mounted
+        if failure == "files":
+            (files / "field/f05.npy").rename(tmp_path / "aside")
+            (files / "field/f05.npy").symlink_to(files / "mounted")  # as on a disk that is not mounted
         else:
-            refuse_for_memory(patch, zoo["field"], 5, ReadError("Input/output error") if want == "disk" else None)
-        assert of_files(zoo, mine, data) == {"field": (7, 1, 0), "words": (8, 0, 0)}
-        reasons = str([row.reasons for row in describe_data(data).rows])
-        assert (
-            "f05: " in reasons and {"files": "No such file", "memory": "MemoryError", "disk": "Input"}[want] in reasons
-        )
-    if want == "files":
-        (tmp_path / "aside").rename(mine / "mounted")
-    assert of_files(zoo, mine, data) == {"field": (4, 0, 4), "words": (0, 0, 8)}
-    assert of_files(zoo, mine, data) == {"field": (0, 0, 8), "words": (0, 0, 8)}
+            refuse_for_memory(patch, zoo["field"], 5, ReadError("Input/output error") if failure == "disk" else None)
+        assert counts_of_import(zoo, files, data) == {"field": (7, 1, 0), "words": (8, 0, 0)}
+        reasons = str(describe_data(data).reasons)
+        error = {"files": "No such file", "memory": "MemoryError", "disk": "Input"}[failure]
+        assert "f05: " in reasons and error in reasons
+    if failure == "files":
+        (tmp_path / "aside").rename(files / "mounted")
+    assert counts_of_import(zoo, files, data) == {"field": (4, 0, 4), "words": (0, 0, 8)}
+    assert counts_of_import(zoo, files, data) == {"field": (0, 0, 8), "words": (0, 0, 8)}
 
 
-def test_a_picture_refused_beside_one_that_was_not_read_is_made_the_next_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_refused_beside_an_unread_one_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once depth can be read, it agrees with rgb, so only the mask with the other shape is refused."""
     pytest.importorskip("zoo_geometry")
     pytest.importorskip("zoo_semantics")
@@ -525,16 +526,16 @@ def test_a_picture_refused_beside_one_that_was_not_read_is_made_the_next_time(
     zoo = zoo_of_pictures("rgb", "depth", "sam_instance")
     with monkeypatch.context() as patch:
         refuse_for_memory(patch, zoo["depth"], 1)
-        first = counts(imported(zoo, tmp_path / "mine", tmp_path / "data", shard_size=2))
+        first = counts(import_files(zoo, tmp_path / "mine", tmp_path / "data", shard_size=2))
     assert first == dict.fromkeys(("depth", "rgb", "sam_instance"), (3, 1, 0))
-    again = counts(imported(zoo, tmp_path / "mine", tmp_path / "data", shard_size=2))
-    assert again == {"depth": (2, 0, 2), "rgb": (2, 0, 2), "sam_instance": (1, 1, 2)}
+    second = counts(import_files(zoo, tmp_path / "mine", tmp_path / "data", shard_size=2))
+    assert second == {"depth": (2, 0, 2), "rgb": (2, 0, 2), "sam_instance": (1, 1, 2)}
 
 
 # ---------------------------------------------------------------------- derive
 
 
-def test_derive_computes_what_is_absent_and_notes_what_fails(
+def test_derive_computes_missing_values_and_records_failures(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, out = toy(), tmp_path / "data"
@@ -544,11 +545,11 @@ def test_derive_computes_what_is_absent_and_notes_what_fails(
     assert not pretrained._loaded, "one modality's networks leave their memory to the next one's"
     store = ValueStore(out)
     field, dark = store.rows("train", ["field"]), store.rows("train", ["dark"])
-    bright = [place for place in field if store.read(zoo["field"], "train", *place)[0, 0, 1] > 0.9]
+    bright = [position for position in field if store.read(zoo["field"], "train", *position)[0, 0, 1] > 0.9]
     assert bright and set(dark) == set(field) - set(bright)
-    for place in dark:
-        expected = 1 - store.read(zoo["field"], "train", *place)
-        np.testing.assert_array_equal(store.read(zoo["dark"], "train", *place), expected)
+    for position in dark:
+        expected = 1 - store.read(zoo["field"], "train", *position)
+        np.testing.assert_array_equal(store.read(zoo["dark"], "train", *position), expected)
     info = describe_data(out)
     row = {(row.split, row.modality): row for row in info.rows}["train", "dark"]
     assert (row.samples, row.dropped) == (len(dark), len(bright)) and row.made_by == "zoo-dark 1.0, from field"
@@ -558,14 +559,14 @@ def test_derive_computes_what_is_absent_and_notes_what_fails(
     assert counts(derive_data(zoo, out, workers=0)) == {"dark": (0, len(bright), len(dark))}
 
 
-def test_derive_goes_on_after_a_kill_and_follows_what_changes(
+def test_derive_resumes_after_a_kill_and_follows_changed_data(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo, data = toy(), tmp_path / "data"
     for name in ("whole", "data"):
         make_toy(zoo, tmp_path / name)
     derive_data(zoo, tmp_path / "whole", workers=0)
-    whole = snapshot(tmp_path / "whole")
+    expected_files = snapshot(tmp_path / "whole")
     derive, calls = zoo["dark"].derive, iter(range(100))
 
     def killed(sample: Any) -> Any:
@@ -577,14 +578,14 @@ def test_derive_goes_on_after_a_kill_and_follows_what_changes(
         patch.setattr(zoo["dark"], "derive", killed)
         derive_data(zoo, data, workers=0)
     result = derive_data(zoo, data, workers=0)
-    assert sum(outcome.unchanged for outcome in result.outcomes) == 14
-    assert snapshot(data) == whole
+    assert sum(outcome.kept for outcome in result.outcomes) == 14
+    assert snapshot(data) == expected_files
     make_toy(zoo, data, train=33)
     assert describe_data(data).rows[3].missing == 2, "the last shard has more samples, and one is new"
     assert counts(derive_data(zoo, data, workers=0))["dark"][2] == 17
     assert read_splits(data / "dataset.json")["train"].shards == 4
-    other = toy({"modalities": {"dark": {"levels": 8}}})
-    assert counts(derive_data(other, data, workers=0))["dark"][2] == 0
+    other_settings = toy({"modalities": {"dark": {"levels": 8}}})
+    assert counts(derive_data(other_settings, data, workers=0))["dark"][2] == 0
 
 
 def test_values_are_derived_again_when_their_inputs_change(units: Toy, tmp_path: Path) -> None:
@@ -594,24 +595,24 @@ def test_values_are_derived_again_when_their_inputs_change(units: Toy, tmp_path:
         values = {key: (str(number).encode(), "num") for key, number in numbers.items()}
         write_values(data, "train", {"field": values}, shard_size=2)
 
-    def derived_now(zoo: Zoo) -> tuple[int, int, int]:
+    def derive_counts(zoo: Zoo) -> tuple[int, int, int]:
         return counts(derive_data(zoo, data, workers=0))["dark"]
 
     write(a=0.5, b=0.5, c=0.5)
-    assert derived_now(zoo) == (3, 0, 0) and derived_now(zoo) == (0, 0, 3)
+    assert derive_counts(zoo) == (3, 0, 0) and derive_counts(zoo) == (0, 0, 3)
     shutil.copytree(data, tmp_path / "copied", copy_function=shutil.copyfile)  # all files get new modification times
     data = tmp_path / "copied"
-    assert derived_now(zoo) == (0, 0, 3)
-    assert derived_now(units(scale=0.5)) == (3, 0, 0), "its inputs are read with other settings"
+    assert derive_counts(zoo) == (0, 0, 3)
+    assert derive_counts(units(scale=0.5)) == (3, 0, 0), "its inputs are read with other settings"
     assert ValueStore(data).read_key(zoo["dark"], "train", "a").max() == 0.75
-    assert derived_now(zoo) == (3, 0, 0)
+    assert derive_counts(zoo) == (3, 0, 0)
     object.__setattr__(zoo["field"].spec.value, "classes", ("a", "c"))
-    assert derived_now(zoo) == (3, 0, 0) and derived_now(zoo) == (0, 0, 3)
+    assert derive_counts(zoo) == (3, 0, 0) and derive_counts(zoo) == (0, 0, 3)
     shutil.rmtree(data / "train/dark")
-    derived_now(zoo)
+    derive_counts(zoo)
     write(a=0.5, b=0.5, c=1)
     for _ in range(2):
-        assert derived_now(zoo) == (0, 1, 2), "too dark now, and tried again"
+        assert derive_counts(zoo) == (0, 1, 2), "too dark now, and tried again"
     assert ValueStore(data).keys("train", "dark") == ["a", "b"]
 
 
@@ -620,44 +621,42 @@ def test_values_are_derived_again_when_their_inputs_change(units: Toy, tmp_path:
     "data/train/keys/shard-00001.txt", "tokens/train/words/shard-00001.arrow", "tokens/train/words/shard-00001.json",
     "tokens/train/keys/shard-00001.txt",
 ])  # fmt: skip
-def test_repair_makes_again_what_verify_finds(path: str, toy: Toy, tmp_path: Path) -> None:
+def test_repair_restores_the_damage_that_verify_reports(path: str, toy: Toy, tmp_path: Path) -> None:
     zoo, data, tokens = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     derive_data(zoo, data, workers=0)
     if (root := tmp_path / path.partition("/")[0]) == tokens:
         train_tokenizer(zoo, "words", data)
         tokenize(zoo, data, tokens, crops=2, seed=4)
-    whole, damaged = snapshot(root), tmp_path / path
+    before, damaged = snapshot(root), tmp_path / path
     assert not list(verify_store(root))
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1  # same size, so only the checksum differs
     damaged.write_bytes(b"{" if damaged.suffix == ".json" else content)
     name = damaged.parent.name
-    found = {(wrong.modality, wrong.number) for wrong in verify_store(root)}
-    assert found == {(name, 1)}
+    damaged_shards = {(damage.modality, damage.shard) for damage in verify_store(root)}
+    assert damaged_shards == {(name, 1)}
     if damaged.suffix in (".tar", ".index"):
         with pytest.raises(DataError, match=f"{damaged}: has another checksum .*repair"):
             ValueStore(data).read(zoo[name], "train", 1, 3)
     lines = list(repair_store(zoo, root, workers=0))
     assert any(str(damaged.parent) in line for line in lines)
-    assert snapshot(root) == whole
+    assert snapshot(root) == before
     assert list(repair_store(zoo, root, workers=0)) == [f"{root}: all files agree with their manifests"]
 
 
 def test_repair_removes_shards_beyond_the_split(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data)
-    whole = snapshot(data)
+    before = snapshot(data)
     for path in (data / "train/field").glob("shard-00000.*"):
         path.with_name(path.name.replace("00000", "00009")).write_bytes(path.read_bytes())
-    assert [wrong.number for wrong in verify_store(data)] == [9]
+    assert [damage.shard for damage in verify_store(data)] == [9]
     assert len(list(repair_store(zoo, data, workers=0))) == 2
-    assert snapshot(data) == whole and not list(verify_store(data))
+    assert snapshot(data) == before and not list(verify_store(data))
 
 
-def test_repair_of_what_cannot_be_made_again_removes_nothing(
-    toy: Toy, install_example: Install, tmp_path: Path
-) -> None:
+def test_a_repair_without_sources_removes_nothing(toy: Toy, install_example: Install, tmp_path: Path) -> None:
     """Values without a source: `dark` is derived from them, and `darker` from `dark`."""
     install_example("darker", derived("dark"))
     zoo, data = toy(enabled=("field", "words", "dark", "darker")), tmp_path / "data"
@@ -666,31 +665,31 @@ def test_repair_of_what_cannot_be_made_again_removes_nothing(
     record = read_table(data / "dataset.json")
     splits = {name: {**split, "source": None} for name, split in record["splits"].items()}
     write_table(data / "dataset.json", {**record, "splits": splits})
-    whole = snapshot(data)
+    before = snapshot(data)
     for name in ("field", "darker"):
         path = data / f"train/{name}/shard-00001.tar"
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(DataError, match=r"field/shard-00001.tar: has another checksum .* cannot be made again here"):
         list(repair_store(zoo, data, workers=0))
-    left = {name for name, content in snapshot(data).items() if whole[name] != content}
-    assert snapshot(data).keys() == whole.keys() and left == {
+    changed = {name for name, content in snapshot(data).items() if before[name] != content}
+    assert snapshot(data).keys() == before.keys() and changed == {
         "train/field/shard-00001.tar",
         "train/field/shard-00001.json",
     }
 
 
-def test_a_key_that_comes_twice_is_refused(toy: Toy, tmp_path: Path) -> None:
+def test_a_duplicate_key_is_refused(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data)
     split = ValueStore(data).split("train")
     split.write_keys(1, [split.keys(0)[0], *split.keys(1)[1:]])
-    problem = "keys/shard-00001.txt: has a key that is there twice"
-    with pytest.raises(DataError, match=f"{problem}, which cannot be made again here"):
+    error = "keys/shard-00001.txt: has a key that is there twice"
+    with pytest.raises(DataError, match=f"{error}, which cannot be made again here"):
         list(repair_store(zoo, data, workers=0))
 
 
 @pytest.mark.parametrize("stage", ["derive", "tokenize"])
-def test_no_sample_is_to_blame_where_a_shard_is_damaged(stage: str, toy: Toy, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_no_error_of_a_sample(stage: str, toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data)
     train_tokenizer(zoo, "words", data)
@@ -700,22 +699,20 @@ def test_no_sample_is_to_blame_where_a_shard_is_damaged(stage: str, toy: Toy, tm
         derive_data(zoo, data, workers=0) if stage == "derive" else tokenize(zoo, data, tmp_path / "tokens")
 
 
-def test_no_sample_is_to_blame_where_the_machine_fails(toy: Toy, install_example: Install, tmp_path: Path) -> None:
-    data, room = tmp_path / "data", tmp_path / "room"
-    failing = f"        if not Path({str(room)!r}).exists():\n            raise MemoryError('13 GB')\n"
+def test_a_failing_machine_is_no_error_of_a_sample(toy: Toy, install_example: Install, tmp_path: Path) -> None:
+    data, memory_flag = tmp_path / "data", tmp_path / "room"
+    failing = f"        if not Path({str(memory_flag)!r}).exists():\n            raise MemoryError('13 GB')\n"
     install_example("shadow", derived("field") | {"        return value\n\n": f"{failing}        return value\n\n"})
     zoo = toy(enabled=("field", "shadow"))
     make_toy(zoo, data, test=0)
     with pytest.raises(MachineError, match=r"^shadow: derive of .* or its device failed: \w+Error: .* fewer workers"):
         derive_data(zoo, data, workers=0)
     assert not list(data.rglob("shadow/*"))
-    room.touch()
+    memory_flag.touch()
     assert [(o.written, o.dropped) for o in derive_data(zoo, data, workers=0).outcomes] == [(22, 1)]
 
 
-def test_samples_that_ran_out_of_memory_are_derived_the_next_time(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_that_ran_out_of_memory_are_retried(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo, data = toy(enabled=("field", "dark")), tmp_path / "data"
     make_toy(zoo, data, test=0)
     with monkeypatch.context() as patch:
@@ -734,7 +731,7 @@ def test_samples_that_ran_out_of_memory_are_derived_the_next_time(
         (KeyError("x"), PluginError),
     ],
 )
-def test_errors_in_a_sample_of_a_source(
+def test_errors_of_a_source_name_the_sample(
     error: Exception, kind: type[Exception], toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = toy().source("toy").samples("train", 3, 0, {})
@@ -748,12 +745,12 @@ def test_derivation_follows_shared_settings(toy: Toy, install_example: Install, 
     install_example("shadow", derived("field") | own_setting)
     data = tmp_path / "data"
 
-    def open_zoo(**offered: Any) -> Zoo:
-        return toy({"zoo": offered}, enabled=("field", "shadow"))
+    def open_zoo(**shared_settings: Any) -> Zoo:
+        return toy({"zoo": shared_settings}, enabled=("field", "shadow"))
 
-    def derive(**offered: Any) -> list[tuple[bool, int]]:
-        outcomes = derive_data(open_zoo(**offered), data, workers=0).outcomes
-        return [(outcome.written > 0, outcome.unchanged) for outcome in outcomes]
+    def derive(**shared_settings: Any) -> list[tuple[bool, int]]:
+        outcomes = derive_data(open_zoo(**shared_settings), data, workers=0).outcomes
+        return [(outcome.written > 0, outcome.kept) for outcome in outcomes]
 
     make_toy(open_zoo(), data, test=0)
     assert derive() == [(True, 0)] and derive(patch_size=4, of_no_plugin=1) == [(False, 22)]
@@ -777,7 +774,7 @@ def test_derive_takes_inputs_first_and_says_what_is_missing(toy: Toy, install_ex
     assert {(o.split, o.modality) for o in result.outcomes if o.written} == {("test", "dark"), ("test", "alpha")}
 
 
-def test_derived_values_are_inputs_even_if_their_own_inputs_are_gone(
+def test_derived_values_are_inputs_even_without_their_own_inputs(
     toy: Toy, install_example: Install, tmp_path: Path
 ) -> None:
     install_example("alpha", derived("dark"))
@@ -785,6 +782,6 @@ def test_derived_values_are_inputs_even_if_their_own_inputs_are_gone(
     make_toy(zoo, data, train=5, test=0)
     derive_data(zoo, data, modalities=["dark"], workers=0)
     shutil.rmtree(data / "train/field")
-    for wanted in (None, ["alpha"]):
-        assert list(counts(derive_data(zoo, data, modalities=wanted, workers=0))) == ["alpha"]
+    for modalities in (None, ["alpha"]):
+        assert list(counts(derive_data(zoo, data, modalities=modalities, workers=0))) == ["alpha"]
     assert ValueStore(data).keys("train", "alpha") == ValueStore(data).keys("train", "dark")

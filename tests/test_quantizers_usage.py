@@ -104,8 +104,8 @@ def test_every_further_step_lowers_the_error_of_a_trained_model(kind: str) -> No
     quantizer = toy.quantizer
     tokens = quantizer.encode(toy.encoder(values)[None])
     steps = quantizer.codes_per_position // (quantizer.config.groups or 1)
-    firsts = [codes_of_first(quantizer.adapter, tokens, count) for count in range(1, steps + 1)]
-    errors = [toy.error(quantizer.project_out(codes)[0], values) for codes in firsts]
+    codes_by_step = [codes_of_first(quantizer.adapter, tokens, count) for count in range(1, steps + 1)]
+    errors = [toy.error(quantizer.project_out(codes)[0], values) for codes in codes_by_step]
     assert errors == sorted(errors, reverse=True) and len(set(errors)) == steps >= 2
     assert errors[-1] == pytest.approx(toy.error(quantizer.decode(tokens)[0], values), rel=1e-4)
     assert errors[1] < 0.97 * errors[0]
@@ -123,9 +123,9 @@ def test_dead_codes_are_revived_also_in_small_batches() -> None:
         clusters = torch.randn(32, DIM) * 3
         draws = torch.Generator().manual_seed(1)
         for _ in range(60):
-            which = torch.randint(0, 32, (64,), generator=draws)
+            cluster_ids = torch.randint(0, 32, (64,), generator=draws)
             noise = torch.randn(64, DIM, generator=draws)
-            quantizer((clusters[which] + noise)[None])
+            quantizer((clusters[cluster_ids] + noise)[None])
         usage.update(quantizer.encode((clusters.repeat(64, 1) + torch.randn(2048, DIM, generator=draws))[None]))
         return usage.usage
 
@@ -133,7 +133,7 @@ def test_dead_codes_are_revived_also_in_small_batches() -> None:
     assert revived > 0.5 > 0.3 > dead
 
 
-def test_usage_by_hand() -> None:
+def test_codebook_usage_by_hand() -> None:
     usage = CodebookUsage(8)
     assert (usage.usage, usage.entropy_bits, usage.perplexity) == (0.0, 0.0, 1.0)
     usage.update(torch.tensor([[0, 0], [1, 1]]))

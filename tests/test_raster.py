@@ -20,8 +20,8 @@ from zoo_raster import heightmap, multispectral
 read_tiff, tiff_bytes = multispectral.read_tiff, multispectral.tiff_bytes
 
 
-def settings(name: str, **own: Any) -> Settings:
-    return Settings(name, {"image_size": 16, "patch_size": 8, **own})
+def settings(name: str, **table: Any) -> Settings:
+    return Settings(name, {"image_size": 16, "patch_size": 8, **table})
 
 
 # ---------------------------------------------------------------- bands
@@ -31,30 +31,30 @@ def settings(name: str, **own: Any) -> Settings:
 def test_integers_become_reflectance(write: Any) -> None:
     numbers = np.arange(12, dtype=np.uint16)[:, None, None] * 1000 + np.zeros((12, 4, 5), np.uint16)
     extension = {npy: "npy", tiff_bytes: "tif"}[write]
-    found = read_bands(write(numbers), extension, offset=-0.1)
-    np.testing.assert_allclose(found[:, 0, 0], np.clip(np.arange(12) * 0.1 - 0.1, 0, 2), atol=1e-6)
+    reflectance = read_bands(write(numbers), extension, offset=-0.1)
+    np.testing.assert_allclose(reflectance[:, 0, 0], np.clip(np.arange(12) * 0.1 - 0.1, 0, 2), atol=1e-6)
     last = read_bands(write(np.ascontiguousarray(numbers.transpose(1, 2, 0))), extension, offset=-0.1)
-    np.testing.assert_array_equal(last, found)
+    np.testing.assert_array_equal(last, reflectance)
 
 
-def read_bands(data: bytes, extension: str = "npy", **own: Any) -> np.ndarray:
-    return multispectral.plugin.read_value(data, extension, settings("multispectral", **own))
+def read_bands(data: bytes, extension: str = "npy", **table: Any) -> np.ndarray:
+    return multispectral.plugin.read_value(data, extension, settings("multispectral", **table))
 
 
 def test_noise_below_0_and_glints_are_cut_off() -> None:
     """Newer Sentinel-2 products have an offset; dark water is negative after its removal."""
     numbers = np.full((12, 10, 10), 1500, np.uint16)
     numbers[:, 0, 0], numbers[0, 0, 1] = 960, 25_000
-    found = read_bands(npy(numbers), offset=-0.1)
+    reflectance = read_bands(npy(numbers), offset=-0.1)
     floats = (numbers * 0.0001 - 0.1).astype(np.float32)
-    np.testing.assert_allclose(found, np.clip(floats, 0, 2), atol=1e-6)
+    np.testing.assert_allclose(reflectance, np.clip(floats, 0, 2), atol=1e-6)
     floats[0, 0, 1] = 0.5  # floats beyond 2 are refused
-    read = read_bands(npy(floats), offset=-0.1)
-    np.testing.assert_allclose(read, np.maximum(floats, 0), atol=1e-6)
-    assert read.min() == 0 and read.dtype == np.float32
+    bands = read_bands(npy(floats), offset=-0.1)
+    np.testing.assert_allclose(bands, np.maximum(floats, 0), atol=1e-6)
+    assert bands.min() == 0 and bands.dtype == np.float32
 
 
-def test_0_in_all_bands_of_integers_is_data_only_where_settings_say_so() -> None:
+def test_integer_pixels_of_all_zeros_are_missing_by_default() -> None:
     numbers = np.zeros((12, 4, 4), np.uint16)
     assert (read_bands(npy(numbers), nodata=float("nan")) == 0).all()
     assert (read_bands(npy(numbers.astype(np.float32))) == 0).all()
@@ -65,9 +65,9 @@ def test_0_in_all_bands_of_integers_is_data_only_where_settings_say_so() -> None
 
 def test_bands_are_not_taken_for_colours() -> None:
     bands = np.arange(64, dtype=np.float32).reshape(2, 8, 4)
-    found = read_tiff(tiff_bytes(bands))  # a warning of tifffile would be an error
-    np.testing.assert_array_equal(found.numbers, bands)
-    assert (found.nodata, found.scale, found.offset) == (None, 1, 0)
+    raster = read_tiff(tiff_bytes(bands))  # a warning of tifffile would be an error
+    np.testing.assert_array_equal(raster.numbers, bands)
+    assert (raster.nodata, raster.scale, raster.offset) == (None, 1, 0)
     assert read_tiff(tiff_bytes(bands, nodata=-9999)).nodata == -9999
 
 
@@ -82,14 +82,14 @@ def of_two_pages(mask: np.ndarray, metadata: str = "") -> bytes:
 
 
 def test_a_mask_in_a_file_says_which_pixels_have_data() -> None:
-    whole = np.full((4, 4), True)
-    found = heightmap.plugin.read_value(of_two_pages(whole), "tif", settings("heightmap"))
-    assert found.shape == (1, 4, 4) and (found == 1200).all()
-    whole[0] = False
+    mask = np.full((4, 4), True)
+    heights = heightmap.plugin.read_value(of_two_pages(mask), "tif", settings("heightmap"))
+    assert heights.shape == (1, 4, 4) and (heights == 1200).all()
+    mask[0] = False
     with pytest.raises(
         InvalidValueError, match="4 of 16 pixels have no height, which -9999 or the mask in it stands for"
     ):
-        heightmap.plugin.read_value(of_two_pages(whole), "tif", settings("heightmap"))
+        heightmap.plugin.read_value(of_two_pages(mask), "tif", settings("heightmap"))
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -97,8 +97,8 @@ def test_a_masked_pixel_has_no_data_in_any_band(last: bool) -> None:
     masked = np.zeros((4, 5), bool)
     masked[1, 2] = True
     numbers = np.ones((4, 5, 3) if last else (3, 4, 5))
-    found = multispectral.Raster(numbers=numbers, masked=masked).missing()
-    assert found.sum() == 3 and (found[1, 2] if last else found[:, 1, 2]).all()
+    missing = multispectral.Raster(numbers=numbers, masked=masked).missing()
+    assert missing.sum() == 3 and (missing[1, 2] if last else missing[:, 1, 2]).all()
 
 
 def test_numbers_have_the_scale_and_offset_that_a_file_names() -> None:
@@ -106,18 +106,18 @@ def test_numbers_have_the_scale_and_offset_that_a_file_names() -> None:
         words = "".join(f'<Item name="X" sample="{n}" role="{item}' for n, item in enumerate(items))
         return of_two_pages(np.full((4, 4), True), f"<GDALMetadata>{words}</GDALMetadata>")
 
-    def read(data: bytes, **own: Any) -> Any:
-        return heightmap.plugin.read_value(data, "tif", settings("heightmap", **own))
+    def read(data: bytes, **table: Any) -> Any:
+        return heightmap.plugin.read_value(data, "tif", settings("heightmap", **table))
 
-    both = described('scale">0.1</Item>', 'offset">-20</Item>')
-    np.testing.assert_allclose(read(both), 100)
+    scaled = described('scale">0.1</Item>', 'offset">-20</Item>')
+    np.testing.assert_allclose(read(scaled), 100)
     with pytest.raises(InvalidValueError, match="16 of 16 pixels have no height, which 1200 stands for"):
-        read(both, nodata=1200.0)  # compared before scaling
+        read(scaled, nodata=1200.0)  # compared before scaling
     np.testing.assert_allclose(read(described('description">ground</Item>')), 1200)
     with pytest.raises(InvalidValueError, match="its bands have scales or offsets of their own"):
         read(described('scale">0.1</Item>', 'scale">0.2</Item>'))
-    other = of_two_pages(np.full((4, 4), True), "height & slope")
-    np.testing.assert_allclose(read(other), 1200)
+    described_tiff = of_two_pages(np.full((4, 4), True), "height & slope")
+    np.testing.assert_allclose(read(described_tiff), 1200)
     for scale in (0.0001, float(np.float32(0.0001))):
         numbers = np.full((12, 4, 4), 3000, np.uint16)
         item = f'<GDALMetadata><Item name="SCALE" sample="0" role="scale">{scale!r}</Item></GDALMetadata>'
@@ -125,26 +125,26 @@ def test_numbers_have_the_scale_and_offset_that_a_file_names() -> None:
             data := io.BytesIO(), numbers, photometric="minisblack", extratags=[(42112, "s", 0, item, True)]
         )
         np.testing.assert_allclose(read_bands(data.getvalue(), "tif"), 0.3, rtol=1e-6)
-    other = tiff_bytes(numbers, scale=0.00010002)
+    described_tiff = tiff_bytes(numbers, scale=0.00010002)
     with pytest.raises(InvalidValueError, match=r"names scale 0.00010002 and offset 0, expected 0.0001 and 0"):
-        read_bands(other, "tif")
+        read_bands(described_tiff, "tif")
 
 
 @pytest.mark.parametrize("plugin", [multispectral.plugin, heightmap.plugin])
 def test_a_nodata_number_outside_single_precision_matches_nothing(plugin: Any) -> None:
     bands = plugin.channels
     data = tiff_bytes(np.full((bands, 4, 4) if bands > 1 else (4, 4), 0.5, np.float32), nodata=-1.797e308)
-    found = plugin.read_value(data, "tif", settings("multispectral" if bands > 1 else "heightmap"))
-    assert found.shape == (bands, 4, 4) and (found == 0.5).all()
+    numbers = plugin.read_value(data, "tif", settings("multispectral" if bands > 1 else "heightmap"))
+    assert numbers.shape == (bands, 4, 4) and (numbers == 0.5).all()
 
 
 def test_spectral_angle_by_hand() -> None:
     truth = np.zeros((12, 1, 4))
     truth[0] = 1
-    guess = np.zeros_like(truth)
-    guess[0, 0] = 0.5, 1, 0, 0  # half as bright; at 45 degrees; at a right angle; nothing
-    guess[1, 0] = 0, 1, 1, 0
-    np.testing.assert_allclose(multispectral.spectral_angle(guess, truth)[0], [0, 45, 90, 90], atol=1e-6)
+    predicted = np.zeros_like(truth)
+    predicted[0, 0] = 0.5, 1, 0, 0  # half as bright; at 45 degrees; at a right angle; nothing
+    predicted[1, 0] = 0, 1, 1, 0
+    np.testing.assert_allclose(multispectral.spectral_angle(predicted, truth)[0], [0, 45, 90, 90], atol=1e-6)
 
 
 def test_raster_metrics_by_hand() -> None:
@@ -163,11 +163,11 @@ def test_true_colour_takes_the_visible_bands() -> None:
 # ---------------------------------------------------------------- heights
 
 
-def test_the_space_of_heights_has_an_inverse() -> None:
+def test_the_scaling_of_heights_can_be_inverted() -> None:
     metres = torch.tensor([-11000.0, -50.0, 0.0, 30.0, 8848.0])
-    seen = heightmap.plugin.to_network(metres, None)
-    assert seen[3].item() == pytest.approx(np.arcsinh(0.3)) and seen[2] == 0
-    torch.testing.assert_close(heightmap.plugin.from_network(seen, None), metres, rtol=1e-4, atol=1e-3)
+    scaled = heightmap.plugin.to_network(metres, None)
+    assert scaled[3].item() == pytest.approx(np.arcsinh(0.3)) and scaled[2] == 0
+    torch.testing.assert_close(heightmap.plugin.from_network(scaled, None), metres, rtol=1e-4, atol=1e-3)
     assert heightmap.plugin.from_network(torch.tensor([1e9]), None).item() == 9000
 
 
@@ -180,12 +180,12 @@ def test_height_metrics_by_hand() -> None:
 
 
 def test_heights_are_read_from_tif_npy_and_png() -> None:
-    own = settings("heightmap", png_scale=0.1, png_offset=-100.0)
+    heightmap_settings = settings("heightmap", png_scale=0.1, png_offset=-100.0)
     metres = np.array([[12.5, -3.0]], np.float32)
     for data, extension in ((tiff_bytes(metres), "tif"), (npy(metres), "npy")):
-        np.testing.assert_array_equal(heightmap.plugin.read_value(data, extension, own), metres[None])
-    picture = save_picture(Image.fromarray(np.array([[1125, 970]], np.uint16)))
-    np.testing.assert_allclose(heightmap.plugin.read_value(*picture, own), [[[12.5, -3.0]]], atol=1e-4)
+        np.testing.assert_array_equal(heightmap.plugin.read_value(data, extension, heightmap_settings), metres[None])
+    picture = saved(Image.fromarray(np.array([[1125, 970]], np.uint16)))
+    np.testing.assert_allclose(heightmap.plugin.read_value(*picture, heightmap_settings), [[[12.5, -3.0]]], atol=1e-4)
 
 
 def test_slopes_that_face_the_sun_are_bright() -> None:
@@ -199,9 +199,9 @@ def test_slopes_that_face_the_sun_are_bright() -> None:
 
 def test_the_number_for_missing_heights_is_a_setting() -> None:
     trench = npy(np.array([[-9999.0, 5.0]]))
-    found = heightmap.plugin.read_value(trench, "npy", settings("heightmap", nodata=float("nan")))
-    np.testing.assert_array_equal(found, [[[-9999, 5]]])
-    picture = save_picture(Image.fromarray(np.array([[0, 970]], np.uint16)))
-    own = settings("heightmap", nodata=0.0, png_scale=0.1, png_offset=-100.0)
+    heights = heightmap.plugin.read_value(trench, "npy", settings("heightmap", nodata=float("nan")))
+    np.testing.assert_array_equal(heights, [[[-9999, 5]]])
+    picture = saved(Image.fromarray(np.array([[0, 970]], np.uint16)))
+    heightmap_settings = settings("heightmap", nodata=0.0, png_scale=0.1, png_offset=-100.0)
     with pytest.raises(InvalidValueError, match="1 of 2 pixels have no height, which 0 stands for"):
-        heightmap.plugin.read_value(*picture, own)
+        heightmap.plugin.read_value(*picture, heightmap_settings)

@@ -32,12 +32,12 @@ def test_a_command_becomes_an_animation(tmp_path: Path) -> None:
     starts = [float(share) for share in re.findall(r"^([\d.]+)% \{", svg.read_text(), re.M)]
     assert len(starts) == len(frames) and starts[0] == 0 and starts == sorted({*starts}) and starts[-1] < 100
 
-    drawn = svg.read_bytes()
+    before = svg.read_bytes()
     subprocess.run([sys.executable, TOOL, cast, svg], check=True, timeout=60)
-    assert svg.read_bytes() == drawn
+    assert svg.read_bytes() == before
 
 
 def test_a_failed_command_is_not_drawn(tmp_path: Path) -> None:
     words = [sys.executable, TOOL, tmp_path / "demo.cast", tmp_path / "demo.svg", "bash", "-c", "exit 3"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 1 and "exit code 3" in done.stderr and not (tmp_path / "demo.svg").exists()
+    result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 1 and "exit code 3" in result.stderr and not (tmp_path / "demo.svg").exists()

@@ -58,26 +58,26 @@ def test_a_changed_or_lost_byte_never_gives_other_content(
     read = write(path := tmp_path / "file")
     sound, data = read(), path.read_bytes()
     flips = [
-        data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :]
-        for place in range(len(data)) for bit in (1, 4, 128)
+        data[:offset] + bytes([data[offset] ^ bit]) + data[offset + 1 :]
+        for offset in range(len(data)) for bit in (1, 4, 128)
     ]  # fmt: skip
-    refused = 0
+    refused_count = 0
     for damaged in (*flips, *(data[:end] for end in range(len(data)))):
         path.write_bytes(damaged)
         try:
-            found = read()
+            content = read()
         except CheckpointError:
-            refused += 1
+            refused_count += 1
         else:
-            assert found == sound  # line ends do not matter
-    assert refused > 0.95 * len(flips)
+            assert content == sound  # line ends do not matter
+    assert refused_count > 0.95 * len(flips)
 
 
 def test_a_lost_line_is_missed(tmp_path: Path) -> None:
     read = line_of(path := tmp_path / "a.jsonl")
     lines = path.read_text().splitlines(keepends=True)
-    for lost in range(len(lines)):
-        path.write_text("".join(lines[:lost] + lines[lost + 1 :]))
+    for line_number in range(len(lines)):
+        path.write_text("".join(lines[:line_number] + lines[line_number + 1 :]))
         with pytest.raises(CheckpointError, match=r"a.jsonl(:1: damaged line|: damaged: its end is missing)"):
             read()
 
@@ -92,17 +92,17 @@ def test_numbers_that_cannot_be_drawn_are_a_damaged_line(tmp_path: Path, value: 
 
 
 @pytest.mark.parametrize(
-    "odd", ["1" + "0" * 30, str(-(2**63) - 1), str(2**64), "1e999", "NaN", "-Infinity", r'"\ud800"', r'{"\udc80": 1}']
+    "value", ["1" + "0" * 30, str(-(2**63) - 1), str(2**64), "1e999", "NaN", "-Infinity", r'"\ud800"', r'{"\udc80": 1}']
 )
-def test_values_that_no_record_has_are_damage(tmp_path: Path, odd: str) -> None:
+def test_impossible_values_are_damage(tmp_path: Path, value: str) -> None:
     """A stranger's record has a right checksum."""
-    text = '{\n  "format": 1,\n  "a": ' + odd + ',\n  "checksum": "'
+    text = '{\n  "format": 1,\n  "a": ' + value + ',\n  "checksum": "'
     (tmp_path / "a.json").write_text(f'{text}{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n')
     with pytest.raises(CheckpointError, match=r"a.json: damaged: cannot be read as JSON"):
         read_table(tmp_path / "a.json")
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_records_round_trip(tmp_path: Path) -> None:
     assert record(tmp_path / "a.json")() == TABLE
     assert list(json.loads((tmp_path / "a.json").read_text())) == ["format", "a", "b", "checksum"]
     assert line_of(tmp_path / "b.jsonl")() == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
@@ -111,14 +111,14 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_says_what_to_do(tmp_path: Path) -> None:
-    told = r"was written by a newer version: format 2, this version reads 1; pip install --upgrade tokenizers-zoo$"
+    message = r"was written by a newer version: format 2, this version reads 1; pip install --upgrade tokenizers-zoo$"
     (tmp_path / "a.json").write_text('{\n  "format": 2,\n  "other": "things"\n}\n')
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         read_table(tmp_path / "a.json", error=DataError)
     read = state(tmp_path / "b.safetensors")
     data = (tmp_path / "b.safetensors").read_bytes()
     (tmp_path / "b.safetensors").write_bytes(data.replace(b'"format":"1"', b'"format":"2"'))
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         read()
 
 
@@ -133,10 +133,10 @@ def test_files_that_are_no_records_are_refused(tmp_path: Path, text: str) -> Non
 
 
 def test_deep_nesting_is_refused_though_its_checksum_is_right(tmp_path: Path) -> None:
-    deep: Any = []
+    nested: Any = []
     for _ in range(120):
-        deep = [deep]
-    write_table(tmp_path / "a.json", {"a": deep})
+        nested = [nested]
+    write_table(tmp_path / "a.json", {"a": nested})
     with pytest.raises(CheckpointError, match="nested too deeply"):
         read_table(tmp_path / "a.json")
 
@@ -145,19 +145,19 @@ SHAPE = {"names": [str], "score": {str: (float, None)}, "more?": {"a": int}, "st
 SOUND: dict[str, Any] = {"names": ["x"], "score": {"m": 1, "n": None}, "start": None, "unknown": 3}
 
 
-@pytest.mark.parametrize(("change", "problem"), [
+@pytest.mark.parametrize(("change", "error"), [
     ({}, None), ({"names": []}, None), ({"more": {"a": 1}}, None), ({"start": {"folder": "x"}}, None),
     ({"names": "x"}, "names: expected list, got \"x\""), ({"names": ["x", 3]}, r"names[1]: expected str, got 3"),
     ({"score": []}, "score: expected dict, got []"), ({"score": {"m": "1"}}, "score.m: expected float, got \"1\""),
     ({"score": {"m": True}}, "score.m: expected float, got true"), ({"more": {}}, "lacks more.a"),
     ({"more": {"a": 1.5}}, "more.a: expected int, got 1.5"), ({"start": {"folder": 1}}, "start.folder: expected str"),
 ])  # fmt: skip
-def test_shapes_of_records(tmp_path: Path, change: dict[str, Any], problem: str | None) -> None:
+def test_records_are_checked_against_their_shape(tmp_path: Path, change: dict[str, Any], error: str | None) -> None:
     write_table(tmp_path / "a.json", SOUND | change)
-    if problem is None:
+    if error is None:
         assert read_table(tmp_path / "a.json", SHAPE) == SOUND | change
     else:
-        with pytest.raises(CheckpointError, match=re.escape(f"a.json: damaged: {problem}")):
+        with pytest.raises(CheckpointError, match=re.escape(f"a.json: damaged: {error}")):
             read_table(tmp_path / "a.json", SHAPE)
 
 

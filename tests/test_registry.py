@@ -44,7 +44,7 @@ def test_a_disabled_plugin_is_never_imported(install_example: Install) -> None:
         zoo["explosive"]
 
 
-def test_one_name_of_two_distributions_names_both_and_others_work(install_example: Install) -> None:
+def test_a_duplicate_name_is_an_error_naming_both_distributions(install_example: Install) -> None:
     install_example("twice", distribution="zoo-first")
     install_example("twice", distribution="zoo-second")
     install_example("sound")
@@ -58,19 +58,19 @@ def test_one_name_of_two_distributions_names_both_and_others_work(install_exampl
     assert not any("twice" in key for key in only({"twice": {"enabled": False}}).problems())
 
 
-def test_a_mistake_in_settings_is_located(install_example: Install, tmp_path: Path) -> None:
+def test_an_error_in_settings_names_file_and_line(install_example: Install, tmp_path: Path) -> None:
     install_example("light")
 
-    def told(text: str) -> str:
+    def settings_error(text: str) -> str:
         with pytest.raises(ConfigError) as caught:
             Zoo.from_toml(write_registry(tmp_path / "registry.toml", text))["light"]
         return str(caught.value).removeprefix(f"{tmp_path}/")
 
-    wrong = "expected int, got str 'x'"
-    assert told('[zoo]\nlevels = "x"\n').startswith(f"registry.toml:2 [zoo] levels: {wrong}")
-    own = told('[zoo]\nlevels = 3\n[modalities.light]\nlevels = "x"\n')
-    assert own.startswith(f"registry.toml:4 [modalities.light] levels: {wrong}")
-    unknown = told("[modalities.light]\nimage_size = 32\nlevles = 3\n")
+    registry_path = "expected int, got str 'x'"
+    assert settings_error('[zoo]\nlevels = "x"\n').startswith(f"registry.toml:2 [zoo] levels: {registry_path}")
+    own_error = settings_error('[zoo]\nlevels = 3\n[modalities.light]\nlevels = "x"\n')
+    assert own_error.startswith(f"registry.toml:4 [modalities.light] levels: {registry_path}")
+    unknown = settings_error("[modalities.light]\nimage_size = 32\nlevles = 3\n")
     assert unknown.startswith("registry.toml:3 [modalities.light] levles: ") and "did you mean levels?" in unknown
 
 
@@ -153,9 +153,9 @@ def test_another_quantizer_drops_the_settings_of_the_first() -> None:
     zoo = Zoo.from_toml(Path(__file__).parent.parent / "registry.toml")
     assert "levels" in zoo["depth"].settings["tokenizer"]
     zoo["depth"].check_overrides({"quantizer": "vq"})
-    given = {"quantizer": "vq", "codebook_size": 512}
-    taken = overrides_of_each(zoo, ["caption", "depth", "rgb"], given)
-    assert taken == {"caption": {}, "depth": given, "rgb": given}
+    overrides = {"quantizer": "vq", "codebook_size": 512}
+    overrides_by_modality = overrides_of_each(zoo, ["caption", "depth", "rgb"], overrides)
+    assert overrides_by_modality == {"caption": {}, "depth": overrides, "rgb": overrides}
     with pytest.raises(ConfigError, match=r"^\[modalities.depth.tokenizer\] levels: used by .*, and kind is vq"):
         zoo["depth"].check_overrides({"quantizer": "vq", "levels": [8, 8]})
     with pytest.raises(ConfigError, match=r"^\[modalities.\*.tokenizer\] codebok_size: .*did you mean codebook_size"):
@@ -163,30 +163,30 @@ def test_another_quantizer_drops_the_settings_of_the_first() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slow(TokenizerConfig):
+class PatientConfig(TokenizerConfig):
     patience: int | None = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceDefaults(SpatialSettings):
-    tokenizer: TokenizerConfig = Slow(steps=5000, quantizer="residual_vq", num_codebooks=2)
+    tokenizer: TokenizerConfig = PatientConfig(steps=5000, quantizer="residual_vq", num_codebooks=2)
 
 
 def test_a_table_replaces_only_its_own_keys_of_plugin_defaults() -> None:
     settings = Settings("x", {"tokenizer": {"learning_rate": 1e-4}})
-    given = settings.take(InstanceDefaults).tokenizer
-    assert given == Slow(steps=5000, quantizer="residual_vq", num_codebooks=2, learning_rate=1e-4)
-    assert settings.changed(tokenizer={"steps": 3}).take(InstanceDefaults).tokenizer == replace(given, steps=3)
+    config = settings.take(InstanceDefaults).tokenizer
+    assert config == PatientConfig(steps=5000, quantizer="residual_vq", num_codebooks=2, learning_rate=1e-4)
+    assert settings.changed(tokenizer={"steps": 3}).take(InstanceDefaults).tokenizer == replace(config, steps=3)
     assert Settings("x").take(InstanceDefaults) == InstanceDefaults()
     with pytest.raises(ConfigError, match=r"\[tokenizer\] lr: unknown key"):
         Settings("x", {"tokenizer": {"lr": 1}}).take(InstanceDefaults)
 
 
-def test_another_quantizer_in_a_table_drops_plugin_settings_of_the_first() -> None:
+def test_another_quantizer_in_a_table_drops_settings_of_the_default() -> None:
     """The same holds for a preset's quantizer, and for a table's quantizer on top of a preset."""
 
-    def kind(**own: object) -> tuple[str, int | None]:
-        tokenizer = Settings("x", own).take(InstanceDefaults).tokenizer
+    def kind(**table: object) -> tuple[str, int | None]:
+        tokenizer = Settings("x", table).take(InstanceDefaults).tokenizer
         return tokenizer.quantizer, tokenizer.num_codebooks
 
     assert kind() == kind(tokenizer={"quantizer": "residual_vq"}) == ("residual_vq", 2)
@@ -195,15 +195,15 @@ def test_another_quantizer_in_a_table_drops_plugin_settings_of_the_first() -> No
     assert kind(preset="4m") == ("vq", None)
     assert kind(preset="4m", tokenizer={"quantizer": "residual_vq", "num_codebooks": 3}) == ("residual_vq", 3)
     assert kind(preset="4m", tokenizer={"quantizer": "lfq"}) == ("lfq", None)
-    for own in (
+    for table in (
         {"tokenizer": {"quantizer": "fsq", "num_codebooks": 3}},
         {"preset": "4m", "tokenizer": {"levels": [3]}},
     ):
         with pytest.raises(ConfigError, match=r"^\[tokenizer\] (num_codebooks|levels): used by .*; leave it out"):
-            kind(**own)
+            kind(**table)
 
 
-def test_a_mistake_is_where_it_stands_in_the_file_or_on_the_command_line(tmp_path: Path) -> None:
+def test_errors_point_to_the_file_or_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "registry.toml"
     path.write_text("[modalities.depth.tokenizer]\nlevels = [8, 6, 5]\ndiffusion = { sampling_steps = 4 }\n")
     depth = Zoo.from_toml(path)["depth"]
@@ -215,7 +215,7 @@ def test_a_mistake_is_where_it_stands_in_the_file_or_on_the_command_line(tmp_pat
         depth.check_overrides({"quantizer": "lfq"})
 
 
-def test_the_modalities_that_are_enabled_may_be_listed(install_example: Install, tmp_path: Path) -> None:
+def test_enabled_modalities_may_be_listed(install_example: Install, tmp_path: Path) -> None:
     for name in ("small", "other", "off"):
         install_example(name)
     text = "[zoo]\nmodalities = ['small', 'large', 'off']\n[modalities.large]\nplugin = 'small'\n"
@@ -226,27 +226,27 @@ def test_the_modalities_that_are_enabled_may_be_listed(install_example: Install,
         zoo["other"]
     with pytest.raises(UnknownNameError, match=r"'off' is disabled: .*registry.toml:6 \[modalities.off\] enabled"):
         zoo["off"]
-    wrong = write_registry(tmp_path / "wrong.toml", "[zoo]\nmodalities = ['smal']\n")
+    registry_path = write_registry(tmp_path / "wrong.toml", "[zoo]\nmodalities = ['smal']\n")
     with pytest.raises(UnknownNameError, match=r"wrong.toml:2 \[zoo\] modalities: .*'smal'; did you mean small"):
-        Zoo.from_toml(wrong)
-    write_registry(wrong, "[zoo]\nmodalities = ['small', 'smoke']\n")  # of a plugin that is not installed here
+        Zoo.from_toml(registry_path)
+    write_registry(registry_path, "[zoo]\nmodalities = ['small', 'smoke']\n")  # of a plugin that is not installed here
     with pytest.raises(UnknownNameError, match=r"wrong.toml:2 \[zoo\] modalities: .*'smoke': .*pip install zoo-"):
-        Zoo.from_toml(wrong)
+        Zoo.from_toml(registry_path)
 
 
 def test_an_entry_without_a_plugin_offers_close_names(install_example: Install, tmp_path: Path) -> None:
     install_example("brightness")
     text = "[modalities.brihtness]\nimage_size = 16\n[modalities.big]\nplugin = 'britness'\n"
     zoo = Zoo.from_toml(write_registry(tmp_path / "registry.toml", text))
-    problems = zoo.problems()
-    assert "registry.toml" in problems["brihtness"] and "did you mean brightness?" in problems["brihtness"]
-    assert "registry.toml:4 [modalities.big] plugin: unknown plugin 'britness'" in problems["big"]
+    errors = zoo.problems()
+    assert "registry.toml" in errors["brihtness"] and "did you mean brightness?" in errors["brihtness"]
+    assert "registry.toml:4 [modalities.big] plugin: unknown plugin 'britness'" in errors["big"]
     with pytest.raises(UnknownNameError, match="did you mean brightness"):
         zoo["big"]
     assert zoo["brightness"].name == "brightness"
     path = write_registry(tmp_path / "more.toml", "[modalities.thermal]\n")
-    told = Zoo.from_toml(path).problems()["thermal"]
-    assert "did you mean" not in told and "pip install zoo-" in told and "enabled = false" in told
+    error = Zoo.from_toml(path).problems()["thermal"]
+    assert "did you mean" not in error and "pip install zoo-" in error and "enabled = false" in error
 
 
 def test_modalities_of_one_vocabulary_have_to_agree(install_example: Install) -> None:
@@ -256,12 +256,12 @@ def test_modalities_of_one_vocabulary_have_to_agree(install_example: Install) ->
     assert only().vocabularies() == {"levels": ["one", "two"]}
     assert only()["one"].checkpoint == only()["two"].checkpoint == Path("runs/tokenizers/levels")
     assert "one" not in only().problems() and "two" not in only().problems()
-    problems = only({"two": {"levels": 8}}).problems()
-    assert "shares the vocabulary 'levels' with one, but has vocab_size 8 where one has 16" in problems["two"]
+    errors = only({"two": {"levels": 8}}).problems()
+    assert "shares the vocabulary 'levels' with one, but has vocab_size 8 where one has 16" in errors["two"]
     assert "has checkpoint" in only({"two": {"checkpoint": "elsewhere"}}).problems()["two"]
 
 
-def test_two_that_share_no_vocabulary_are_not_trained_into_one_folder(tmp_path: Path) -> None:
+def test_only_modalities_sharing_a_vocabulary_share_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     tables = {name: {"plugin": "rgb_patches", "checkpoint": str(folder)} for name in ("left", "right")}
     zoo = Zoo.from_tables({"zoo": {"image_size": 16, "patch_size": 8, "modalities": [*tables]}, "modalities": tables})
@@ -290,31 +290,31 @@ plugin = Hand()
 """
 
 
-def test_a_tokenizer_that_two_share_is_trained_with_one_of_them(install: Install, tmp_path: Path) -> None:
+def test_a_shared_tokenizer_is_trained_once(install: Install, tmp_path: Path) -> None:
     """It is trained once, whether the names are given together or one after the other."""
-    both = ("left_hand", "right_hand")
-    install("zoo-hands", {"tokenizers_zoo": dict.fromkeys(both, "zoo_hands:plugin")}, {"zoo_hands": HANDS})
+    hands = ("left_hand", "right_hand")
+    install("zoo-hands", {"tokenizers_zoo": dict.fromkeys(hands, "zoo_hands:plugin")}, {"zoo_hands": HANDS})
     small = {"steps": 2, "batch_size": 4, "width": 8, "depth": 1, "num_codebooks": 2, "codebook_size": 4}
-    zoo = only({name: {"tokenizer": small} for name in both}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    zoo = only({name: {"tokenizer": small} for name in hands}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
     angles, data = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32), tmp_path / "data"
-    for split, name in ((split, name) for split in ("train", "test") for name in both):
+    for split, name in ((split, name) for split in ("train", "test") for name in hands):
         with writing_values(data, split, name) as shard:
             for number, value in enumerate(angles):
                 shard.add(f"{split}-{number}", *zoo[name].write(value))
 
     def run(*names: str, **options: Any) -> list[bool]:
         """Return for each of the names whether the tokenizer is still the same."""
-        folder, kept = tmp_path / "tokenizers/hands", list[bool]()
+        folder, unchanged = tmp_path / "tokenizers/hands", list[bool]()
         before = fingerprint(folder) if is_complete(folder) else None
-        for _, done in train_tokenizers(zoo, [TokenizerJob(name=name, data=data, **options) for name in names]):
-            assert done == folder
-            kept.append(fingerprint(folder) == before)
-        return kept
+        for _, checkpoint in train_tokenizers(zoo, [TokenizerJob(name=name, data=data, **options) for name in names]):
+            assert checkpoint == folder
+            unchanged.append(fingerprint(folder) == before)
+        return unchanged
 
-    assert run(*both) == [False, False] and run(*both) == [True, True]
+    assert run(*hands) == [False, False] and run(*hands) == [True, True]
     assert (zoo["left_hand"].encode(list(angles)) == zoo["right_hand"].encode(list(angles))).all()
-    assert run(*both, seed=1, overwrite=True) == [False, False]
-    assert run("right_hand", overwrite=True) == [False] and run(*both) == [True, True]
+    assert run(*hands, seed=1, overwrite=True) == [False, False]
+    assert run("right_hand", overwrite=True) == [False] and run(*hands) == [True, True]
     (tmp_path / "tokenizers/hands/config.json").unlink()  # as during training
     with pytest.raises(ConfigError, match=r"^left_hand: .*hands holds the half-trained tokenizer of right_hand, .*"):
         run("left_hand")
@@ -324,7 +324,7 @@ def test_a_tokenizer_that_two_share_is_trained_with_one_of_them(install: Install
 # ---------------------------------------------------------------- derive, wrappers, sources
 
 
-def test_derive_names_what_is_missing(install_example: Install) -> None:
+def test_derive_names_missing_inputs(install_example: Install) -> None:
     install_example("bright")
     install_example("dark", derived("bright"))
     zoo = only()
@@ -364,7 +364,7 @@ plugin = Thief()
         ("{self.split}-{i", "{self.split}.{i", r"sample 0 .* has the key 'train.0000', expected a str without dots"),
     ],
 )
-def test_a_broken_source(old: str, new: str, message: str, install: Install) -> None:
+def test_a_broken_source_is_named(old: str, new: str, message: str, install: Install) -> None:
     assert old in SOURCE
     text = SOURCE.replace(old, new)
     install("zoo-toy", {"tokenizers_zoo.sources": {"toy": "zoo_toy:source"}}, {"zoo_toy": text})
@@ -373,19 +373,19 @@ def test_a_broken_source(old: str, new: str, message: str, install: Install) -> 
     assert str(caught.value).startswith("toy: ") and "zoo-toy 1.0" in str(caught.value)
 
 
-def test_the_source_of_the_docs(install: Install) -> None:
+def test_the_documented_source_works(install: Install) -> None:
     section = PAGE.read_text(encoding="utf-8").split("## A source")[1]
-    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert found is not None
-    install("zoo-dunes", {"tokenizers_zoo.sources": {"dunes": "zoo_dunes:source"}}, {"zoo_dunes": found[1]})
+    example = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert example is not None
+    install("zoo-dunes", {"tokenizers_zoo.sources": {"dunes": "zoo_dunes:source"}}, {"zoo_dunes": example[1]})
     source = only().source("dunes")
     with pytest.raises(ConfigError, match=r"crest: unknown key; did you mean crests"):
         source.samples("train", 3, 0, {"crest": 1})
     samples = source.samples("train", 4, 0, {"crests": 3})
     assert [key for key, _ in samples] == [f"train-00000{number}" for number in range(4)]
-    key, again = pickle.loads(pickle.dumps(samples[1:][1:]))[0]
-    assert key == "train-000002" and (again["heightmap"] == samples[2][1]["heightmap"]).all()
-    other = source.samples("test", 4, 0, {"crests": 3})[2][1]["heightmap"]
-    assert other.shape == (1, 64, 64) and (other != again["heightmap"]).any()
+    key, sample = pickle.loads(pickle.dumps(samples[1:][1:]))[0]
+    assert key == "train-000002" and (sample["heightmap"] == samples[2][1]["heightmap"]).all()
+    test_heights = source.samples("test", 4, 0, {"crests": 3})[2][1]["heightmap"]
+    assert test_heights.shape == (1, 64, 64) and (test_heights != sample["heightmap"]).any()
     with pytest.raises(ConfigError, match=r"dunes: .*say how many samples"):
         source.samples("train", None, 0)

@@ -28,11 +28,11 @@ def release() -> Any:
 
 
 def test_the_extra_all_has_every_distribution() -> None:
-    names = {re.split(r"[\[>=]", one)[0] for one in CORE["optional-dependencies"]["all"]}
+    names = {re.split(r"[\[>=]", requirement)[0] for requirement in CORE["optional-dependencies"]["all"]}
     assert names == {"zoo-backbone", *(project["name"] for project in PLUGINS.values())}
 
 
-def test_one_version(release: Any) -> None:
+def test_the_version_is_the_same_everywhere(release: Any) -> None:
     import tokenizers_zoo
 
     version = release.check_version()
@@ -49,13 +49,15 @@ def test_one_version(release: Any) -> None:
         ("[4M](https://arxiv.org) [here](#use)", ".", "[4M](https://arxiv.org) [here](#use)", None),
     ],
 )
-def test_links_of_descriptions(release: Any, text: str, folder: str, with_url: str, without: str | None) -> None:
+def test_links_in_descriptions_become_absolute(
+    release: Any, text: str, folder: str, with_url: str, without: str | None
+) -> None:
     assert release.with_absolute_links(text, folder, "https://h/o/r", "1") == with_url
     assert release.with_absolute_links(text, folder, None, "1") == (text if without is None else without)
 
 
 @pytest.mark.slow
-def test_the_wheels(tmp_path: Path) -> None:
+def test_wheels_have_metadata_and_no_relative_links(tmp_path: Path) -> None:
     pytest.importorskip("twine")
     words = [sys.executable, ROOT / "tools" / "release.py", "--out", tmp_path, "--url", "https://h/o/r", "--no-trial"]
     subprocess.run(words, check=True)

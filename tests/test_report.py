@@ -35,31 +35,31 @@ RECORD = {"kind": "backbone", "identity": {}, "finished": {}}
 """A run.json without its places."""
 
 
-def opened(uri: str) -> Image.Image:
+def decoded_picture(uri: str) -> Image.Image:
     """Return the picture in a data URI."""
     return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
 
 
-def plain(colour: str, width: int = 64, height: int = 64) -> Image.Image:
+def plain_picture(colour: str, width: int = 64, height: int = 64) -> Image.Image:
     return Image.new("RGB", (width, height), colour)
 
 
-def gallery(run: Path, given: list[str], target: str, rows: list[list[Image.Image | str]]) -> dict[str, Any]:
+def gallery(run: Path, inputs: list[str], target: str, rows: list[list[Image.Image | str]]) -> dict[str, Any]:
     """Write a gallery as `zoo backbone eval` does, with two draws; return its entry."""
-    columns = [*given, f"{target} 1", f"{target} 2", f"true {target}"]
-    name = f"gallery/{'-and-'.join(given)}-to-{target}.png"
+    columns = [*inputs, f"{target} 1", f"{target} 2", f"true {target}"]
+    name = f"gallery/{'-and-'.join(inputs)}-to-{target}.png"
     (run / "evaluation" / "gallery").mkdir(parents=True, exist_ok=True)
-    drawn = write_sheet(run / "evaluation" / name, columns, rows)
+    has_picture = write_sheet(run / "evaluation" / name, columns, rows)
     cells = [[cell if isinstance(cell, str) else None for cell in row] for row in rows]
     return {
-        "inputs": given, "target": target, "picture": name if drawn else None, "columns": columns,
+        "inputs": inputs, "target": target, "picture": name if has_picture else None, "columns": columns,
         "rows": [{"key": f"sample {i}", "cells": row} for i, row in enumerate(cells)],
     }  # fmt: skip
 
 
-def pair(given: list[str], target: str, skill: float | None) -> dict[str, Any]:
+def pair(inputs: list[str], target: str, skill: float | None) -> dict[str, Any]:
     return {
-        "inputs": given, "target": target, "samples": 8, "skill": skill,
+        "inputs": inputs, "target": target, "samples": 8, "skill": skill,
         "score": {"main": 0.25}, "constant_baseline": {"main": 0.5}, "reconstruction": {"main": None},
         "resampled_skill": [],
     }  # fmt: skip
@@ -68,12 +68,12 @@ def pair(given: list[str], target: str, skill: float | None) -> dict[str, Any]:
 def bare_run(folder: Path, zoo: Zoo, names: tuple[str, ...], **config: Any) -> Path:
     """Write a run folder of these modalities without figures; its model has 1.2 million parameters."""
     folder.mkdir()
-    known = [zoo[name].spec for name in names]
-    specs = [spec_to_json(spec) for spec in known]
+    modality_specs = [zoo[name].spec for name in names]
+    specs = [spec_to_json(spec) for spec in modality_specs]
     write_table(folder / "config.json", {"class": "FourM", "specs": specs, "fingerprints": {}, **config})
     write_table(folder / "run.json", {**RECORD, "places": {"tokens": "tokens", "data": str(folder / "gone")}})
-    kept = {"ml4m.b": np.zeros((1000, 1000), np.uint8)}  # kept for exporting an imported model; not a parameter
-    save_file({"a": np.zeros((1000, 1200), np.float32), **kept}, folder / "model.safetensors")
+    extra_tensors = {"ml4m.b": np.zeros((1000, 1000), np.uint8)}  # for exporting an imported model; no parameter
+    save_file({"a": np.zeros((1000, 1200), np.float32), **extra_tensors}, folder / "model.safetensors")
     return folder
 
 
@@ -95,7 +95,7 @@ def run(tmp_path: Path, zoo: Zoo) -> Run:
     lines = [{"step": step, "train/loss": 7.0 - step / 10} for step in range(1, 31)]
     lines += [{"step": 30, "held_out/loss": 5.5, "held_out/depth": 5.0, "held_out/caption": None}]
     write_log(folder, lines)
-    red, green, blue = plain("red"), plain("green"), plain("blue", 32, 16)
+    red, green, blue = plain_picture("red"), plain_picture("green"), plain_picture("blue", 32, 16)
     metric = {"name": "main", "unit": "m", "higher_is_better": False, "meaning": "an error"}
     evaluation = {
         "identity": {"settings": {}},
@@ -113,28 +113,28 @@ def run(tmp_path: Path, zoo: Zoo) -> Run:
 
 
 def test_a_sheet_is_cut_into_the_pictures_that_were_put_in(tmp_path: Path) -> None:
-    first, strip, large = plain("red", 2, 2), plain("blue", 64, 16), plain("green", 300, 150)
+    first, strip, large = plain_picture("red", 2, 2), plain_picture("blue", 64, 16), plain_picture("green", 300, 150)
     first.putpixel((1, 1), (1, 2, 3))
     write_sheet(tmp_path / "x.png", ["a", "b", "c"], [[first, "some words", strip], [large, "", first]])
     cells = cells_of(tmp_path / "x.png")
     assert cells is not None and [[cell is None for cell in row] for row in cells] == [[False, True, False]] * 2
-    back = opened(cells[0][0] or "")
+    back = decoded_picture(cells[0][0] or "")
     assert back.size == (CELL, CELL)
     assert back.resize((2, 2), Image.Resampling.NEAREST).tobytes() == first.tobytes()
-    assert opened(cells[0][2] or "").size == (CELL, CELL // 4)
+    assert decoded_picture(cells[0][2] or "").size == (CELL, CELL // 4)
     write_sheet(tmp_path / "y.png", ["a", "b", "c"], [[first, "other words", strip], [large, "", first]])
-    one, other = (np.asarray(Image.open(tmp_path / name)) for name in ("x.png", "y.png"))
-    assert (one != other).any(), "texts are drawn"
-    assert opened(cells[1][0] or "").size == (CELL, CELL // 2)
-    assert set(opened(cells[1][0] or "").convert("RGB").getcolors() or []) == {(CELL * CELL // 2, (0, 128, 0))}
+    first_pixels, second_pixels = (np.asarray(Image.open(tmp_path / name)) for name in ("x.png", "y.png"))
+    assert (first_pixels != second_pixels).any(), "texts are drawn"
+    assert decoded_picture(cells[1][0] or "").size == (CELL, CELL // 2)
+    assert set(decoded_picture(cells[1][0] or "").convert("RGB").getcolors() or []) == {(CELL * CELL // 2, (0, 128, 0))}
 
 
-def test_columns_have_roles(run: Run, tmp_path: Path) -> None:
+def test_gallery_columns_are_inputs_draws_and_truth(run: Run, tmp_path: Path) -> None:
     pictures = Pictures(folder=tmp_path / "pictures")
     galleries, _ = read_galleries(run[0] / "evaluation", run[1]["galleries"], pictures)
     roles = [[(cell.role, cell.label) for cell in row] for row in galleries[0].rows]
     assert roles == [[("input", "input"), ("generated", "draw 1"), ("generated", "draw 2"), ("truth", "truth")]] * 2
-    assert opened(galleries[0].rows[0][3].image or "").size == (CELL, CELL // 2)
+    assert decoded_picture(galleries[0].rows[0][3].image or "").size == (CELL, CELL // 2)
     assert [cell.text for cell in galleries[1].rows[0]] == [None, "<script>", "two", "truth"]
     assert (galleries[0].texts, galleries[1].texts, galleries[1].wide) == (False, True, True)
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
@@ -143,19 +143,19 @@ def test_columns_have_roles(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_overview_takes_one_sample_of_the_set_with_most_galleries(tmp_path: Path) -> None:
-    red, green = plain("red"), plain("green")
+    red, green = plain_picture("red"), plain_picture("green")
     rows: list[list[Image.Image | str]] = [[red, green, green, green]] * 2
     entries = [
         gallery(tmp_path, ["z"], "a", rows), gallery(tmp_path, ["b"], "a", rows),
         gallery(tmp_path, ["b"], "words", [[red, "1", "2", "3"]] * 2), gallery(tmp_path, ["b"], "c", rows),
     ]  # fmt: skip
     galleries, _ = read_galleries(tmp_path / "evaluation", entries, Pictures(folder=tmp_path / "pictures"))
-    shown = overview(galleries, {("b", "a"): 0.1, ("b", "words"): 0.9, ("b", "c"): 0.2, ("z", "a"): 1.0})
-    assert shown is not None and shown["key"] == "sample 0"
-    assert [cell.modality for cell in shown["inputs"]] == ["b"]
+    summary = overview(galleries, {("b", "a"): 0.1, ("b", "words"): 0.9, ("b", "c"): 0.2, ("z", "a"): 1.0})
+    assert summary is not None and summary["key"] == "sample 0"
+    assert [cell.modality for cell in summary["inputs"]] == ["b"]
     # Pictures come before texts; both are sorted by skill.
-    assert [(card["name"], card["skill"]) for card in shown["cards"]] == [("c", 0.2), ("a", 0.1), ("words", 0.9)]
-    assert [[cell.label for cell in card["cells"]] for card in shown["cards"]] == [["generated", "truth"]] * 3
+    assert [(card["name"], card["skill"]) for card in summary["cards"]] == [("c", 0.2), ("a", 0.1), ("words", 0.9)]
+    assert [[cell.label for cell in card["cells"]] for card in summary["cards"]] == [["generated", "truth"]] * 3
 
 
 def test_colours_of_classes_are_those_of_the_pictures(zoo: Zoo) -> None:
@@ -172,7 +172,7 @@ def test_colours_of_a_quantity_have_its_unit_and_open_ends(zoo: Zoo) -> None:
     assert len({entry["colour"] for entry in legend_of(zoo["depth"])}) == len(labels)
 
 
-def test_the_page(run: Run, zoo: Zoo) -> None:
+def test_the_page_shows_scores_galleries_and_tokenizers(run: Run, zoo: Zoo) -> None:
     folder, _ = run
     page = write_report(zoo, folder)
     text = page.read_text(encoding="utf-8")
@@ -197,35 +197,35 @@ def test_the_page(run: Run, zoo: Zoo) -> None:
 
 def test_the_input_in_another_form_is_not_the_best_result(run: Run, zoo: Zoo) -> None:
     folder, evaluation = run
-    picture: list[Image.Image | str] = [plain("red")] * 4
+    picture: list[Image.Image | str] = [plain_picture("red")] * 4
     evaluation["pairs"].insert(0, pair(["rgb_patches"], "rgb", 0.9))
     evaluation["galleries"].insert(0, gallery(folder, ["rgb_patches"], "rgb", [picture] * 2))
     evaluation["modalities"]["rgb"] = evaluation["modalities"]["depth"]
     write_table(folder / "evaluation" / "evaluation.json", evaluation)
     text = write_report(zoo, folder).read_text(encoding="utf-8")
     assert "<b>depth</b> from <b>rgb_patches</b>, with a skill score of 0.62" in text
-    glance = text.partition('<div class="at-a-glance">')[2].partition("</div>\n\n")[0]
-    assert re.findall(r"<h3>(\w+) <span", glance)[:3] == ["depth", "rgb", "caption"]
+    summary = text.partition('<div class="at-a-glance">')[2].partition("</div>\n\n")[0]
+    assert re.findall(r"<h3>(\w+) <span", summary)[:3] == ["depth", "rgb", "caption"]
 
 
 @pytest.mark.parametrize("averaged", [False, True])
-def test_the_curves_are_of_the_weights_that_the_run_gives(
+def test_curves_show_held_out_losses_of_the_final_weights(
     run: Run, zoo: Zoo, monkeypatch: pytest.MonkeyPatch, averaged: bool
 ) -> None:
     folder, _ = run
     lines = [{"step": step, "held_out_average/loss": 5.0, "held_out_average/depth": 4.5} for step in (20, 30)]
     if averaged:
         write_log(folder, [*read_lines(folder / "metrics.jsonl"), *lines])
-    drawn, chart = list[Any](), pages.curve_chart
-    monkeypatch.setattr(pages, "curve_chart", lambda curves, *rest: drawn.append(curves) or chart(curves, *rest))
+    chart_curves, chart = list[Any](), pages.curve_chart
+    monkeypatch.setattr(pages, "curve_chart", lambda curves, *rest: chart_curves.append(curves) or chart(curves, *rest))
     write_report(zoo, folder)
-    whole, by_modality = drawn
+    losses, by_modality = chart_curves
     average = {"held-out, averaged weights": [(20, 5.0), (30, 5.0)]} if averaged else {}
-    assert {"held-out": [(30, 5.5)], **average} == {name: line for name, line in whole.items() if name != "training"}
+    assert {"held-out": [(30, 5.5)], **average} == {name: line for name, line in losses.items() if name != "training"}
     assert by_modality == {"depth": [(20, 4.5), (30, 4.5)] if averaged else [(30, 5.0)]}
 
 
-def test_the_page_of_a_run_without_an_evaluation(run: Run, zoo: Zoo, tmp_path: Path) -> None:
+def test_the_page_says_that_a_run_is_not_evaluated(run: Run, zoo: Zoo, tmp_path: Path) -> None:
     folder, _ = run
     (folder / "evaluation" / "evaluation.json").unlink()
     (folder / "metrics.jsonl").unlink()
@@ -235,7 +235,7 @@ def test_the_page_of_a_run_without_an_evaluation(run: Run, zoo: Zoo, tmp_path: P
     assert "shown here at work" not in text and f"not evaluated yet: <code>zoo backbone eval {folder}</code>" in text
 
 
-def test_the_page_of_a_grown_run(run: Run, zoo: Zoo) -> None:
+def test_the_page_shows_losses_before_and_after_growing(run: Run, zoo: Zoo) -> None:
     folder, _ = run
     start = {"folder": "/runs/first", "weights_sha256": "c" * 64, "knows": ["depth"], "added": ["caption"]}
     config = read_table(folder / "config.json")
@@ -260,37 +260,35 @@ def test_figures_of_another_model_are_left_out(run: Run, zoo: Zoo) -> None:
     folder, evaluation = run
     config = read_table(folder / "config.json")
     write_table(folder / "config.json", {**config, "weights_sha256": "b" * 64})
-    for weights, there in (("b", True), ("a", False)):
-        found = {**evaluation, "identity": {"weights": 64 * weights, "settings": {}}}
-        write_table(folder / "evaluation" / "evaluation.json", found)
+    for weights, same_model in (("b", True), ("a", False)):
+        identified = {**evaluation, "identity": {"weights": 64 * weights, "settings": {}}}
+        write_table(folder / "evaluation" / "evaluation.json", identified)
         text = write_report(zoo, folder).read_text(encoding="utf-8")
-        assert [part in text for part in ("skill score of 0.62", "truth", "3.21")] == [there, True, there]
-        assert ("evaluation.json belongs to other weights" in text) is not there
+        assert [part in text for part in ("skill score of 0.62", "truth", "3.21")] == [same_model, True, same_model]
+        assert ("evaluation.json belongs to other weights" in text) is not same_model
 
 
-@pytest.mark.parametrize("named", ["gone.png", "../../secret.png", "{}/secret.png"])
-def test_a_gallery_without_a_sheet_in_its_folder_is_left_out(run: Run, zoo: Zoo, tmp_path: Path, named: str) -> None:
+@pytest.mark.parametrize("picture", ["gone.png", "../../secret.png", "{}/secret.png"])
+def test_a_gallery_without_a_sheet_in_its_folder_is_left_out(run: Run, zoo: Zoo, tmp_path: Path, picture: str) -> None:
     folder, evaluation = run
-    plain("red", 40, 20).save(tmp_path / "secret.png")
-    evaluation["galleries"][0]["picture"] = named.format(tmp_path)
+    plain_picture("red", 40, 20).save(tmp_path / "secret.png")
+    evaluation["galleries"][0]["picture"] = picture.format(tmp_path)
     write_table(folder / "evaluation" / "evaluation.json", evaluation)
     text = write_report(zoo, folder).read_text(encoding="utf-8")
-    assert f"{Path(named).name} is missing; run zoo backbone eval again" in text
+    assert f"{Path(picture).name} is missing; run zoo backbone eval again" in text
     assert "rgb_patches → caption" in text and "rgb_patches → depth" not in text and ">0.62</b>" in text
     assert base64.b64encode((tmp_path / "secret.png").read_bytes()).decode() not in text
     assert not list((folder / "report").rglob("*secret*"))
 
 
 @pytest.mark.parametrize("made_with", ["none", "its own", "another"])
-def test_a_page_embeds_no_file_that_only_the_record_of_a_run_names(
-    run: Run, zoo: Zoo, tmp_path: Path, made_with: str
-) -> None:
+def test_pages_embed_no_file_named_only_in_a_record(run: Run, zoo: Zoo, tmp_path: Path, made_with: str) -> None:
     folder, _ = run
-    named = tmp_path / "secret.toml"
-    named.write_text("# a secret\n")
+    registry_path = tmp_path / "secret.toml"
+    registry_path.write_text("# a secret\n")
     (tmp_path / "other.toml").write_text("")
-    write_run(folder, {**RECORD, "places": {"registry": str(named)}})
-    registries = {"none": zoo, "its own": Zoo.at(named), "another": Zoo.at(tmp_path / "other.toml")}
+    write_run(folder, {**RECORD, "places": {"registry": str(registry_path)}})
+    registries = {"none": zoo, "its own": Zoo.at(registry_path), "another": Zoo.at(tmp_path / "other.toml")}
     text = write_report(registries[made_with], folder).read_text(encoding="utf-8")
     assert ("a secret" in text) == (made_with == "its own")
 
@@ -324,17 +322,17 @@ def test_pages_load_nothing_and_run_only_their_own_script(run: Run, zoo: Zoo) ->
 
 def test_a_damaged_sheet_is_named_wherever_it_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "sheet.png"
-    write_sheet(path, ["a", "b"], [[plain("red", 4, 4), plain("blue", 8, 4)]])
-    whole, cells = path.read_bytes(), cells_of(path)
-    refused = 0
-    for end in range(0, len(whole), 7):
-        path.write_bytes(whole[:end])
+    write_sheet(path, ["a", "b"], [[plain_picture("red", 4, 4), plain_picture("blue", 8, 4)]])
+    content, cells = path.read_bytes(), cells_of(path)
+    refused_count = 0
+    for end in range(0, len(content), 7):
+        path.write_bytes(content[:end])
         try:
             assert cells_of(path) == cells
         except CheckpointError as error:
             assert str(error).startswith(f"{path}: damaged: ") and "\n" not in str(error)
-            refused += 1
-    assert refused > len(whole) // 14
+            refused_count += 1
+    assert refused_count > len(content) // 14
 
 
 @pytest.mark.parametrize(
@@ -354,18 +352,18 @@ def test_a_damaged_sheet_is_named_wherever_it_is_cut(tmp_path: Path) -> None:
 def test_a_sheet_with_odd_cells_is_named(tmp_path: Path, cells: str) -> None:
     text = PngInfo()
     text.add_text("cells", cells, zip=True)
-    plain("red", 20, 20).save(tmp_path / "sheet.png", pnginfo=text)
+    plain_picture("red", 20, 20).save(tmp_path / "sheet.png", pnginfo=text)
     with pytest.raises(CheckpointError, match=f"{tmp_path / 'sheet.png'}: damaged: "):
         cells_of(tmp_path / "sheet.png")
 
 
-@pytest.mark.parametrize("odd", [{"columns": []}, {"rows": []}])
-def test_a_gallery_that_is_not_its_sheets_is_damage(run: Run, zoo: Zoo, odd: dict[str, Any]) -> None:
+@pytest.mark.parametrize("change", [{"columns": []}, {"rows": []}])
+def test_a_gallery_that_is_not_its_sheets_is_damage(run: Run, zoo: Zoo, change: dict[str, Any]) -> None:
     folder, _ = run
     write_report(zoo, folder)
     path = folder / "evaluation/evaluation.json"
     scores = read_table(path)
-    write_table(path, {**scores, "galleries": [{**one, **odd} for one in scores["galleries"]]})
+    write_table(path, {**scores, "galleries": [{**entry, **change} for entry in scores["galleries"]]})
     with pytest.raises(CheckpointError, match=f"{folder}: its files do not fit together"):
         write_report(zoo, folder)
 
@@ -374,7 +372,7 @@ def test_a_tokenizer_of_other_tokens_than_the_runs_is_left_out(run: Run, tmp_pat
     folder, _ = run
     tables = {"zoo": {"checkpoints": str(tmp_path / "tokenizers")}}
     handle = Zoo.from_tables(tables)["caption"]
-    place, section = handle.checkpoint, f'<h3>caption <span class="soft">{handle.spec.summary}</span>'
+    checkpoint, section = handle.checkpoint, f'<h3>caption <span class="soft">{handle.spec.summary}</span>'
 
     def page(codec: str) -> str:
         config = read_table(folder / "config.json")
@@ -382,15 +380,15 @@ def test_a_tokenizer_of_other_tokens_than_the_runs_is_left_out(run: Run, tmp_pat
         return write_report(Zoo.from_tables(tables), folder).read_text(encoding="utf-8")
 
     vocabulary = TextVocabulary.train(VocabularyConfig(), ["a red ball"])
-    codec = vocabulary.save(place)
+    codec = vocabulary.save(checkpoint)
     grown = vocabulary.grow(["[new]"])
-    assert grown.save(place) != codec
-    for known in (codec, grown.fingerprint, ""):
-        assert "Problem: " not in (text := page(known)) and section in text
-    other = TextVocabulary.train(VocabularyConfig(), ["one box, two boxes"]).save(place)
+    assert grown.save(checkpoint) != codec
+    for fingerprint in (codec, grown.fingerprint, ""):
+        assert "Problem: " not in (text := page(fingerprint)) and section in text
+    new_codec = TextVocabulary.train(VocabularyConfig(), ["one box, two boxes"]).save(checkpoint)[:12]
     text = page(codec)
     assert re.findall("<p>Problem: (.*)</p>", text) == [
-        f"caption: its tokenizer in {place} is another one ({other[:12]}) than that of the run&#39;s tokens "
+        f"caption: its tokenizer in {checkpoint} is another one ({new_codec}) than that of the run&#39;s tokens "
         f"({codec[:12]}); its figures are left out"
     ]
     assert section not in text and '<h3>depth <span class="soft">metric depth' in text

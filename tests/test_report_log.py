@@ -23,15 +23,15 @@ from zoo_backbone.config import TrainConfig as BackboneConfig
 from zoo_backbone.train import TrainingLog
 
 
-def log_of(folder: Path, done: int = 0, title: str = "a loop") -> StepLog:
-    return StepLog(folder, title, steps=8, done=done, samples_per_step=4, loggers=["tensorboard"])
+def log_of(folder: Path, done: int = 0) -> StepLog:
+    return StepLog(folder, "a loop", steps=8, done=done, samples_per_step=4, loggers=["tensorboard"])
 
 
 def lines_of(folder: Path) -> list[dict[str, float | None]]:
     return read_lines(folder / "metrics.jsonl")
 
 
-def test_lines_hold_what_was_written_and_null_for_what_is_not_finite(tmp_path: Path) -> None:
+def test_logged_lines_round_trip_with_null_for_nonfinite_numbers(tmp_path: Path) -> None:
     with log_of(tmp_path) as log:
         log.write(1, {"train/loss": 0.5, "train/other": math.nan})
         log.write_speed()
@@ -50,16 +50,16 @@ def board_of(folder: Path) -> Any:
     return board
 
 
-@pytest.mark.parametrize("done", [0, 2])
-def test_a_resumed_log_has_each_step_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], done: int) -> None:
-    """`done` = 0: the run was killed before its first checkpoint."""
-    for first, last in ((0, 5), (done, 7)):
+@pytest.mark.parametrize("steps_done", [0, 2])
+def test_a_resumed_log_has_each_step_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], steps_done: int) -> None:
+    """`steps_done` = 0: the run was killed before its first checkpoint."""
+    for first, last in ((0, 5), (steps_done, 7)):
         capsys.readouterr()
         with log_of(tmp_path, done=first) as log:
             for step in range(first + 1, last + 1):
                 log.write(step, {"loss": last})
-    assert ("a loop: goes on after step 2" in capsys.readouterr().err) == (done == 2)
-    expected = [(step, 5 if step <= done else 7) for step in range(1, 8)]
+    assert ("a loop: goes on after step 2" in capsys.readouterr().err) == (steps_done == 2)
+    expected = [(step, 5 if step <= steps_done else 7) for step in range(1, 8)]
     assert lines_of(tmp_path) == [{"step": step, "loss": loss} for step, loss in expected]
     assert sorted((event.step, event.value) for event in board_of(tmp_path).Scalars("loss")) == expected
 
@@ -84,7 +84,7 @@ def test_without_a_terminal_lines_come_at_intervals_and_at_the_end(
 def test_tensorboard_has_scalars_and_pictures_of_both_loops(tmp_path: Path, zoo: Zoo) -> None:
     config = TrainConfig(steps=10, batch_size=2)
     pair = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
-    found = Evaluation(
+    evaluation = Evaluation(
         metrics={"abs_rel": 0.25},
         pairs=[pair],
         samples=1,
@@ -95,7 +95,7 @@ def test_tensorboard_has_scalars_and_pictures_of_both_loops(tmp_path: Path, zoo:
     with TrainingReport(zoo["depth"].spec, "a tokenizer", False, config, tmp_path / "tokenizer", 0) as report:
         for step in range(1, 11):
             report.step(step, {"loss": step / 10, "quantizer_loss": 0.0}, 1e-3)
-        report.evaluation(10, found)
+        report.evaluation(10, evaluation)
     assert report.note == "abs_rel 0.25, codebook 50% (even: 50%)"  # the maximum for so few tokens
     model = FourM(ModelConfig(dim=32, heads=2, encoder_depth=1, decoder_depth=1), [zoo["depth"].spec])
     with TrainingLog(tmp_path / "backbone", BackboneConfig(steps=10, batch_size=2), 0, model) as log:
@@ -142,7 +142,7 @@ def test_tables_show_brackets_and_have_no_blanks_at_the_end(
 
 
 @pytest.mark.parametrize(
-    ("title", "total", "width", "shown"),
+    ("title", "total", "width", "expected"),
     [
         ("derive train/semantic_metadata", 1234567, 80, "━━━━ 1234567/1234567 "),
         *((f"evaluate {'rgb_patches, caption and ' * 2}metadata", 121, width, "… ━━━━ 121/121 0:00:00 left 0:00:00")
@@ -150,13 +150,14 @@ def test_tables_show_brackets_and_have_no_blanks_at_the_end(
     ],
 )  # fmt: skip
 def test_progress_fits_the_width_and_keeps_its_figures_whole(
-    title: str, total: int, width: int, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    title: str, total: int, width: int, expected: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setenv("COLUMNS", str(width))
     with progress.progress_bar(title, total) as advance:
         advance(total)
     (line,) = capsys.readouterr().err.splitlines()
-    assert len(line.rstrip()) <= width and shown in line and ("…" in line) == (total == 121)
+    assert len(line.rstrip()) <= width and expected in line and ("…" in line) == (total == 121)
     with progress.progress_bar("make nothing", 0):
         pass
     assert not capsys.readouterr().err

@@ -41,7 +41,7 @@ def run(tmp_path: Path, zoo: Zoo) -> Path:
 # --- retrieval
 
 
-def entry(query: str, target: str, share: float) -> dict[str, Any]:
+def pair_entry(query: str, target: str, share: float) -> dict[str, Any]:
     guessed = {"recall": {"1": 0.1, "5": 0.5, "10": 1.0}, "median_rank": 5.5}
     recall = {"1": share, "5": 0.75, "10": 1.0}
     return {
@@ -50,7 +50,7 @@ def entry(query: str, target: str, share: float) -> dict[str, Any]:
 
 
 @pytest.fixture
-def searched(run: Path) -> Path:
+def run_with_retrieval(run: Path) -> Path:
     """A run with figures and galleries of retrieval."""
     red, green, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue"))
     hits = [[red, mark_correct(green), blue], [mark_correct(red), green]]
@@ -61,23 +61,23 @@ def searched(run: Path) -> Path:
         {"key": "k1", "hits": ["k2", "k1", "k3"], "cells": ["a <b>red</b> ball", None, None, None]},
         {"key": "k2", "hits": ["k2", "k1"], "cells": ["two", None, None]},
     ]
-    pairs = [entry("caption", "depth", 0.4), entry("depth", "caption", 0.05)]
-    found: dict[str, Any] = {
+    pairs = [pair_entry("caption", "depth", 0.4), pair_entry("depth", "caption", 0.05)]
+    results: dict[str, Any] = {
         "identity": {"embedding": {"via": "minilm", "space": "centred"}}, "pairs": pairs,
-        "mean": entry("", "", 0.225), "galleries": [
+        "mean": pair_entry("", "", 0.225), "galleries": [
             {"query": "caption", "target": "depth", "picture": "gallery/caption-finds-depth.png", "rows": rows,
              "columns": ["query: caption", "1", "2", "3"]},
             {"query": "depth", "target": "caption", "picture": None, "columns": ["query: depth", "1"],
              "rows": [{"key": "k1", "hits": ["k1"], "cells": ["k1", "[correct] words"]}]},
         ],
     }  # fmt: skip
-    found["identity"] |= {"fingerprint": fingerprint(run), "split": "test"}
-    write_table(run / "retrieval" / "retrieval.json", found)
+    results["identity"] |= {"fingerprint": fingerprint(run), "split": "test"}
+    write_table(run / "retrieval" / "retrieval.json", results)
     return run
 
 
-def test_cells_have_roles_and_the_right_one_is_told(searched: Path, tmp_path: Path) -> None:
-    section = retrieval_section(searched, Pictures(folder=tmp_path / "pictures"))
+def test_retrieval_galleries_mark_the_correct_hit(run_with_retrieval: Path, tmp_path: Path) -> None:
+    section = retrieval_section(run_with_retrieval, Pictures(folder=tmp_path / "pictures"))
     assert section is not None and [path.name for path in (tmp_path / "pictures").iterdir()] == [
         "caption-finds-depth.png"
     ]  # fmt: skip
@@ -91,8 +91,8 @@ def test_cells_have_roles_and_the_right_one_is_told(searched: Path, tmp_path: Pa
     assert (first.texts, first.wide, second.wide) == (True, False, True)
 
 
-def test_the_page_shows_it_and_does_without(searched: Path, zoo: Zoo, tmp_path: Path) -> None:
-    text = write_report(zoo, searched).read_text(encoding="utf-8")
+def test_the_page_shows_retrieval_if_there_are_results(run_with_retrieval: Path, zoo: Zoo, tmp_path: Path) -> None:
+    text = write_report(zoo, run_with_retrieval).read_text(encoding="utf-8")
     for part in (
         "Retrieval: recall at 1, in %", "Each held-out sample (split test) is searched",
         "first 22.5 / 10.0 %", "median rank 2 / 6", "predicted minilm, centred",
@@ -100,69 +100,69 @@ def test_the_page_shows_it_and_does_without(searched: Path, zoo: Zoo, tmp_path: 
         "caption finds depth", "a &lt;b&gt;red&lt;/b&gt; ball", "[correct] words", "40.0 / 10.0",
     ):  # fmt: skip
         assert part in text, part
-    (searched / "retrieval" / "retrieval.json").unlink()
-    assert retrieval_section(searched, Pictures(folder=tmp_path)) is None
-    assert "<h2>Retrieval" not in write_report(zoo, searched).read_text(encoding="utf-8")
+    (run_with_retrieval / "retrieval" / "retrieval.json").unlink()
+    assert retrieval_section(run_with_retrieval, Pictures(folder=tmp_path)) is None
+    assert "<h2>Retrieval" not in write_report(zoo, run_with_retrieval).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "reason"),
     [
         ("fingerprint", "0" * 64, "another model"),
         ("split", "train", "training samples"),
     ],
 )
-def test_figures_of_another_model_or_of_training_samples_are_left_out(
-    searched: Path, zoo: Zoo, key: str, value: str, told: str
+def test_figures_of_another_model_or_split_are_left_out(
+    run_with_retrieval: Path, zoo: Zoo, key: str, value: str, reason: str
 ) -> None:
-    path = searched / "retrieval" / "retrieval.json"
-    found = read_table(path)
-    found["identity"][key] = value
-    write_table(path, found)
-    text = write_report(zoo, searched).read_text(encoding="utf-8")
-    assert "retrieval/retrieval.json is left out" in text and told in text
+    path = run_with_retrieval / "retrieval" / "retrieval.json"
+    results = read_table(path)
+    results["identity"][key] = value
+    write_table(path, results)
+    text = write_report(zoo, run_with_retrieval).read_text(encoding="utf-8")
+    assert "retrieval/retrieval.json is left out" in text and reason in text
     assert "held-out sample (split" not in text and "caption finds depth" not in text
-    assert not list((searched / "report").rglob("*finds*"))
+    assert not list((run_with_retrieval / "report").rglob("*finds*"))
 
 
-def test_figures_of_a_model_to_which_codecs_were_added_stay(searched: Path, zoo: Zoo) -> None:
-    config = read_table(searched / "config.json")
-    added = {"fingerprints": {"depth": "0" * 64}, KNOWN_AS: fingerprint(searched)}
-    write_table(searched / "config.json", config | added)
-    assert "is left out" not in write_report(zoo, searched).read_text(encoding="utf-8")
+def test_figures_stay_after_tokenizers_were_added_to_the_model(run_with_retrieval: Path, zoo: Zoo) -> None:
+    config = read_table(run_with_retrieval / "config.json")
+    added = {"fingerprints": {"depth": "0" * 64}, KNOWN_AS: fingerprint(run_with_retrieval)}
+    write_table(run_with_retrieval / "config.json", config | added)
+    assert "is left out" not in write_report(zoo, run_with_retrieval).read_text(encoding="utf-8")
 
 
 # --- transfer
 
 
-def probe(run: Path, name: str, score: float | None, weights: str = "", **changes: Any) -> None:
+def write_probe(run: Path, name: str, score: float | None, weights: str = "", **changes: Any) -> None:
     metric = {"name": "mae", "unit": "m", "higher_is_better": False, "meaning": "", "score": score, "baseline": 0.5}
     task = {"name": "depth", "kind": "number map", **changes.pop("task", {})}
-    places = {"task": task.pop("text", task["name"])}
-    found = {
+    record_paths = {"task": task.pop("text", task["name"])}
+    metrics = {
         "task": task, "inputs": ["rgb"], "head": "convnext", "tuning": "frozen",
         "seed": 0, "labels": {"requested": 0.1, "train": 1400, "validation": 0, "test": 8}, "metrics": [metric],
         "settings": {"labels": 0.1, "steps": 9, "validation": 0.2, "tuning": "frozen"},
         "backbone": {"weights_sha256": weights or file_digest(run / "model.safetensors")}, **changes,
     }  # fmt: skip
-    place = run / "transfer" / name
-    place.mkdir(parents=True)
-    write_table(place / "metrics.json", found)
-    record = {"kind": "probe", "identity": {}, "places": places, "finished": {}}
-    write_table(place / "run.json", record)
+    folder = run / "transfer" / name
+    folder.mkdir(parents=True)
+    write_table(folder / "metrics.json", metrics)
+    record = {"kind": "probe", "identity": {}, "places": record_paths, "finished": {}}
+    write_table(folder / "run.json", record)
 
 
 def test_seeds_are_one_row_and_other_settings_others(run: Path) -> None:
     assert transfer_section(run, file_digest(run / "model.safetensors")) is None
-    probe(run, "a", 0.25)
-    probe(run, "b", 0.35, seed=1)
-    probe(run, "c", 0.2, settings={"labels": 0.1, "steps": 10, "validation": 0.2, "tuning": "frozen"})
-    probe(run, "d", None, tuning="scratch", labels={"requested": 8, "train": 6, "validation": 2, "test": 8})
-    probe(run, "of other weights", 0.1, "v")
+    write_probe(run, "a", 0.25)
+    write_probe(run, "b", 0.35, seed=1)
+    write_probe(run, "c", 0.2, settings={"labels": 0.1, "steps": 10, "validation": 0.2, "tuning": "frozen"})
+    write_probe(run, "d", None, tuning="scratch", labels={"requested": 8, "train": 6, "validation": 2, "test": 8})
+    write_probe(run, "of other weights", 0.1, "v")
     section = transfer_section(run, file_digest(run / "model.safetensors"))
     assert section is not None and section["seeds"] == 2 and section["spread"] == " ± 95 %"
-    shown = [(row["tuning"], row["labels"], row["metric"], row["score"], row["baseline"]) for row in section["rows"]]
-    assert shown == [
+    table = [(row["tuning"], row["labels"], row["metric"], row["score"], row["baseline"]) for row in section["rows"]]
+    assert table == [
         ("scratch", "8", "mae in m ↓", "-", "0.5"), ("frozen", "1,400", "mae in m ↓", "0.3 ± 0.64", "0.5"),
         ("frozen", "1,400", "mae in m ↓", "0.2", "0.5"),
     ]  # fmt: skip
@@ -170,41 +170,41 @@ def test_seeds_are_one_row_and_other_settings_others(run: Path) -> None:
 
 def test_a_comparison_by_hand(run: Path) -> None:
     for name, score, seed in (("a", 0.25, 0), ("b", 0.35, 1), ("again", 0.45, 1)):
-        probe(run, name, score, seed=seed)
-    probe(run, "full", 0.1, tuning="full")
-    two, again = ([run / "transfer" / name for name in names] for names in (("a", "b"), ("b", "again")))
-    row, other = compare([*two, run / "transfer" / "full"])
-    assert row["seeds"] == {"0": 0.25, "1": 0.35} and row["folders"] == [*map(str, two)]
+        write_probe(run, name, score, seed=seed)
+    write_probe(run, "full", 0.1, tuning="full")
+    different_seeds, same_seed = ([run / "transfer" / name for name in names] for names in (("a", "b"), ("b", "again")))
+    row, full = compare([*different_seeds, run / "transfer" / "full"])
+    assert row["seeds"] == {"0": 0.25, "1": 0.35} and row["folders"] == [*map(str, different_seeds)]
     assert (row["labels"], row["baseline"]) == (1400, 0.5)
     # Student's t with one degree of freedom: 12.706 (any table); the deviation of 0.25 and 0.35 is 0.0707.
     assert row["mean"] == pytest.approx(0.3) and row["half"] == pytest.approx(12.706 * 0.0707107 / 2**0.5, rel=1e-4)
-    assert other["half"] is None
-    words = ["compare", *map(str, two)]
-    shown = CliRunner().invoke(command, words).output.splitlines()
-    assert max(map(len, shown)) <= 80 and shown[-1] == "mean over seeds ± 95 %"
-    assert "0.3 ± 0.64" in " ".join(shown) and "constant" in shown[0] + shown[1]
-    assert json.loads(CliRunner().invoke(command, [*words, "--json"]).output) == compare(two)
+    assert full["half"] is None
+    words = ["compare", *map(str, different_seeds)]
+    lines = CliRunner().invoke(command, words).output.splitlines()
+    assert max(map(len, lines)) <= 80 and lines[-1] == "mean over seeds ± 95 %"
+    assert "0.3 ± 0.64" in " ".join(lines) and "constant" in lines[0] + lines[1]
+    assert json.loads(CliRunner().invoke(command, [*words, "--json"]).output) == compare(different_seeds)
     with pytest.raises(ConfigError, match="again"):
-        compare(again)
+        compare(same_seed)
 
 
 def test_figures_of_other_samples_kinds_and_tables_are_not_averaged(run: Path) -> None:
     """Numbers of samples differ, for example, after the data grew."""
-    more = {"requested": 0.1, "train": 1400, "validation": 100, "test": 8}
+    more_labels = {"requested": 0.1, "train": 1400, "validation": 100, "test": 8}
     right = [{"name": "accuracy", "unit": "", "higher_is_better": True, "meaning": "", "score": 0.9, "baseline": 0.5}]
-    probe(run, "first", 0.25)
-    probe(run, "more", 0.35, seed=1, labels=more)
-    probe(run, "more to score", 0.45, seed=2, labels={**more, "test": 1200})
-    probe(run, "again", 0.55, seed=3, labels=more)
-    probe(run, "classes", 0.0, task={"name": "depth", "kind": "classes"}, metrics=right, seed=1)
-    probe(run, "tokens", 0.75, task={"name": "depth", "kind": "tokens"}, seed=2)
+    write_probe(run, "first", 0.25)
+    write_probe(run, "more", 0.35, seed=1, labels=more_labels)
+    write_probe(run, "more to score", 0.45, seed=2, labels={**more_labels, "test": 1200})
+    write_probe(run, "again", 0.55, seed=3, labels=more_labels)
+    write_probe(run, "classes", 0.0, task={"name": "depth", "kind": "classes"}, metrics=right, seed=1)
+    write_probe(run, "tokens", 0.75, task={"name": "depth", "kind": "tokens"}, seed=2)
     for number, folder in enumerate(("a", "b")):
         task = {"name": "mine", "kind": "numbers", "text": f"/{folder}/mine.csv"}
-        probe(run, folder, number, task=task, seed=number)
+        write_probe(run, folder, number, task=task, seed=number)
     names = ("first", "more", "more to score", "again", "classes", "tokens", "a", "b")
     rows = compare([run / "transfer" / name for name in names])
-    shown = [(row["task"], row["kind"], row["labels"], row["held_out"], row["mean"], [*row["seeds"]]) for row in rows]
-    assert shown == [
+    table = [(row["task"], row["kind"], row["labels"], row["held_out"], row["mean"], [*row["seeds"]]) for row in rows]
+    assert table == [
         ("/a/mine.csv", "numbers", 1400, 8, 0, ["0"]), ("/b/mine.csv", "numbers", 1400, 8, 1, ["1"]),
         ("depth", "classes", 1400, 8, 0.9, ["1"]),
         ("depth as number map", "number map", 1400, 8, 0.25, ["0"]),
@@ -214,10 +214,10 @@ def test_figures_of_other_samples_kinds_and_tables_are_not_averaged(run: Path) -
     ]  # fmt: skip
 
 
-def test_the_page_has_the_table_where_there_are_probes(run: Path, zoo: Zoo) -> None:
+def test_the_page_shows_probes_if_there_are_any(run: Path, zoo: Zoo) -> None:
     heading = "Transfer to tasks with labels"
     assert heading not in write_report(zoo, run).read_text(encoding="utf-8")
-    probe(run, "a", 0.25, task={"name": "<depth>", "kind": "number map"})
+    write_probe(run, "a", 0.25, task={"name": "<depth>", "kind": "number map"})
     page = write_report(zoo, run).read_text(encoding="utf-8")
     assert heading in page and "&lt;depth&gt;" in page and "95 %" not in page
 
@@ -253,8 +253,8 @@ def test_the_page_shows_every_modality(trained_zoo: Zoo, tmp_path: Path) -> None
                  "of 16, on held-out samples", "grid 4x4", "zoo-light 1.0", trained_zoo["light"].fingerprint[:16],
                  "zoo tokenizer train dusk --data DATA", "mean absolute error"):  # fmt: skip
         assert part in text, part
-    drawn = {path.name for path in (page.parent / "pictures").iterdir()}
-    assert drawn == {"tokenizer-light-0.png", "tokenizer-light_32-0.png"}
+    pictures = {path.name for path in (page.parent / "pictures").iterdir()}
+    assert pictures == {"tokenizer-light-0.png", "tokenizer-light_32-0.png"}
     picture = Image.open(io.BytesIO((page.parent / "pictures" / "tokenizer-light_32-0.png").read_bytes()))
     assert picture.getpixel((0, 0)) == (0, 255, 0)
     assert 'src="pictures' not in text  # pictures are embedded in the page
@@ -282,21 +282,21 @@ def test_the_page_of_a_tokenizer_compares_checkpoints_of_its_modality(trained_zo
     assert "<p>Problem: bright: " in text and "<h3>light</h3>" in text
 
 
-def test_odd_figures_of_a_stranger_are_a_problem_on_the_page(trained_zoo: Zoo) -> None:
+def test_invalid_figures_are_an_error_on_the_page(trained_zoo: Zoo) -> None:
     path = trained_zoo["light"].checkpoint / "evaluation.json"
     sound = read_table(path)
-    several = {**sound["codebook"], "codebooks": 2}
-    for odd in ("samples", 3.5), ("split", 3), ("metrics", {"mae": "x"}), ("metrics", []), ("usage", "x"), (
-        "codebook", {**several, "usage": "x"}), ("codebook", {**several, "size": "x"}), (
-        "codebook", {**several, "codebooks": "x"}), ("codebook", {**several, "least_usage": []}):  # fmt: skip
-        write_table(path, sound | dict([odd]))
+    paired = {**sound["codebook"], "codebooks": 2}
+    for change in ("samples", 3.5), ("split", 3), ("metrics", {"mae": "x"}), ("metrics", []), ("usage", "x"), (
+        "codebook", {**paired, "usage": "x"}), ("codebook", {**paired, "size": "x"}), (
+        "codebook", {**paired, "codebooks": "x"}), ("codebook", {**paired, "least_usage": []}):  # fmt: skip
+        write_table(path, sound | dict([change]))
         text = write_zoo_report(trained_zoo).read_text(encoding="utf-8")
-        assert f"evaluation.json: damaged: {odd[0]}" in text, odd
-    write_table(path, sound | {"codebook": several})
+        assert f"evaluation.json: damaged: {change[0]}" in text, change
+    write_table(path, sound | {"codebook": paired})
     assert "evaluation.json: damaged" not in write_zoo_report(trained_zoo).read_text(encoding="utf-8")
 
 
-def test_damage_in_one_modality_is_a_problem_on_the_page(install_example: Callable[..., Path], tmp_path: Path) -> None:
+def test_damage_in_one_modality_is_an_error_on_the_page(install_example: Callable[..., Path], tmp_path: Path) -> None:
     names = ("light", "odd", "pinned")
     for name in names:
         install_example(name)

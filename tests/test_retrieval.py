@@ -66,11 +66,11 @@ def index(world: World) -> Index:
 
 
 @pytest.fixture(scope="module")
-def approximate(world: World) -> Index:
+def approximate_index(world: World) -> Index:
     return build(world.run, world.zoo, world.root / "cells", config=EmbeddingConfig(), search="approximate")
 
 
-def stored(world: World, name: str, count: int = 8) -> tuple[list[str], Any]:
+def stored_rows(world: World, name: str, count: int = 8) -> tuple[list[str], Any]:
     tokens = stored_tokens(world.root / "tokens", "test", name)
     rows = list(tokens.values())[:count]
     return list(tokens)[:count], rows if name == "letters" else np.stack(rows)
@@ -87,40 +87,41 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 def test_vectors_of_the_encoder_are_the_mean_of_its_features(world: World) -> None:
     embedder = Embedder(world.run, world.zoo, EmbeddingConfig(space="plain"))
     encoder = FourMEncoder.from_run(world.run, world.zoo)
-    _, tokens = stored(world, "letters")
+    _, tokens = stored_rows(world, "letters")
     features, mask = encoder.forward_features(*encoder.prepare({"letters": tokens}))
-    expected = [row[used].mean(0) for row, used in zip(features, mask, strict=True)]
+    expected = [row[token_mask].mean(0) for row, token_mask in zip(features, mask, strict=True)]
     embedder.fit(["letters"])
     assert np.allclose(embedder.embed("letters", tokens), unit(torch.stack(expected).numpy()), atol=1e-5)
 
 
 def test_predicted_vectors_are_the_decoded_values_of_what_is_generated(world: World) -> None:
     embedder = Embedder(world.run, world.zoo, EmbeddingConfig(via="gist", space="plain"))
-    _, tokens = stored(world, "light")
+    _, tokens = stored_rows(world, "light")
     plan = TargetPlan(name="gist", temperature=0, steps=1)
     predicted = generate(load_model(world.run).eval(), {"light": tokens}, [plan], 0)["gist"]
-    assert np.allclose(embedder.embed_raw("light", tokens), predicted.numpy() / 5)
-    _, own = stored(world, "gist")
-    assert np.allclose(embedder.embed_raw("gist", own), own / 5)  # tokens of the target itself are not predicted
+    assert np.allclose(embedder.raw("light", tokens), predicted.numpy() / 5)
+    _, target_tokens = stored_rows(world, "gist")
+    assert np.allclose(embedder.raw("gist", target_tokens), target_tokens / 5)  # the target's tokens are not predicted
 
 
 def test_the_space_is_fitted_to_training_samples_only(world: World, tmp_path: Path) -> None:
     """Without the test split the space is the same; without the training split fitting fails."""
-    other, means = copied(world, tmp_path / "world"), []
+    world_copy, means = copied(world, tmp_path / "world"), []
     for split in ("test", "train"):
-        embedder = Embedder(other.run, other.zoo, EmbeddingConfig(space="centred"))
+        embedder = Embedder(world_copy.run, world_copy.zoo, EmbeddingConfig(space="centred"))
         embedder.fit(NAMES)
         means.append(embedder.spaces["dark"].mean)
-        shutil.rmtree(other.root / "tokens" / split)
+        shutil.rmtree(world_copy.root / "tokens" / split)
     assert np.array_equal(*means)
     with pytest.raises(ZooError, match="train"):
-        Embedder(other.run, other.zoo, EmbeddingConfig(space="centred")).fit(NAMES)
+        Embedder(world_copy.run, world_copy.zoo, EmbeddingConfig(space="centred")).fit(NAMES)
 
 
 def test_an_unpaired_modality_is_refused_in_a_shared_space(world: World, tmp_path: Path) -> None:
-    other, generator = copied(world, tmp_path / "world"), np.random.default_rng(1)
-    write(other.root, other.zoo, "train", "letters", {f"else-{i}": all_five(generator)["letters"] for i in range(9)})
-    words = (other.run, "--out", tmp_path / "out", "--modalities", "light,letters,dark")
+    world_copy, generator = copied(world, tmp_path / "world"), np.random.default_rng(1)
+    unpaired = {f"else-{i}": all_five(generator)["letters"] for i in range(9)}
+    write(world_copy.root, world_copy.zoo, "train", "letters", unpaired)
+    words = (world_copy.run, "--out", tmp_path / "out", "--modalities", "light,letters,dark")
     for command in ("build", "eval"):
         text = refused(command, *words, error=ConfigError)
         assert text.startswith("letters") and "--space whitened" in text and not (tmp_path / "out").exists()
@@ -138,92 +139,92 @@ def test_an_index_holds_every_modality_and_all_together(world: World, index: Ind
     embedder = index.embedder(world.zoo)
     vectors = {}
     for name in NAMES:
-        keys, tokens = stored(world, name, 2)
+        keys, tokens = stored_rows(world, name, 2)
         assert keys == world.keys[:2]
         vectors[name] = embedder.embed(name, tokens)
-        found = index.search(vectors[name], 1, name)
-        assert [hits[0].cosine for hits in found] == pytest.approx([1, 1], abs=1e-5)
-    hits = index.search(unit(sum(vectors.values())), 1)  # type: ignore[arg-type]
-    assert [(found[0].key, round(found[0].cosine, 4)) for found in hits] == [("test-000", 1), ("test-001", 1)]
+        hit_lists = index.search(vectors[name], 1, name)
+        assert [hits[0].cosine for hits in hit_lists] == pytest.approx([1, 1], abs=1e-5)
+    hit_lists = index.search(unit(sum(vectors.values())), 1)  # type: ignore[arg-type]
+    assert [(hits[0].key, round(hits[0].cosine, 4)) for hits in hit_lists] == [("test-000", 1), ("test-001", 1)]
 
 
-def test_an_equal_index_is_kept_and_another_one_replaced_on_request(world: World, index: Index, tmp_path: Path) -> None:
-    place = tmp_path / "index"
-    shutil.copytree(index.folder, place)
-    before = {path.name: path.stat().st_ino for path in place.iterdir()}
-    build(world.run, world.zoo, place, config=EmbeddingConfig(), modalities=NAMES[::-1])
-    after = {path.name: path.stat().st_ino for path in place.iterdir()}
+def test_an_equal_index_is_kept_and_a_changed_one_refused(world: World, index: Index, tmp_path: Path) -> None:
+    index_folder = tmp_path / "index"
+    shutil.copytree(index.folder, index_folder)
+    before = {path.name: path.stat().st_ino for path in index_folder.iterdir()}
+    build(world.run, world.zoo, index_folder, config=EmbeddingConfig(), modalities=NAMES[::-1])
+    after = {path.name: path.stat().st_ino for path in index_folder.iterdir()}
     assert {**after, "run.json": 0} == {**before, "run.json": 0}, "only the places have changed"
     with pytest.raises(FolderError, match=r"embedding\.space"):
-        build(world.run, world.zoo, place, config=EmbeddingConfig(space="centred"))
-    other = copied(world, tmp_path / "world")
-    reversed_tokens(other.root / "tokens", "test", "light")
+        build(world.run, world.zoo, index_folder, config=EmbeddingConfig(space="centred"))
+    world_copy = copied(world, tmp_path / "world")
+    reversed_tokens(world_copy.root / "tokens", "test", "light")
     with pytest.raises(FolderError, match="samples was"):
-        build(other.run, other.zoo, place, config=EmbeddingConfig())
-    build(world.run, world.zoo, place, config=EmbeddingConfig(space="centred"), overwrite=True)
-    assert Index(place).embedding.space == "centred"
+        build(world_copy.run, world_copy.zoo, index_folder, config=EmbeddingConfig())
+    build(world.run, world.zoo, index_folder, config=EmbeddingConfig(space="centred"), overwrite=True)
+    assert Index(index_folder).embedding.space == "centred"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("dear")
-    (place / "notes.txt").write_text("mine")
-    for folder in (tmp_path / "mine", world.run, place):
+    (index_folder / "notes.txt").write_text("mine")
+    for folder in (tmp_path / "mine", world.run, index_folder):
         with pytest.raises(FolderError, match=str(folder)):
             build(world.run, world.zoo, folder, config=EmbeddingConfig(), overwrite=True)
-    assert (tmp_path / "mine" / "diary.txt").is_file() and (place / "notes.txt").is_file()
-    assert Index(place).embedding.space == "centred"
+    assert (tmp_path / "mine" / "diary.txt").is_file() and (index_folder / "notes.txt").is_file()
+    assert Index(index_folder).embedding.space == "centred"
 
 
-def test_an_index_is_of_its_backbone_and_of_the_tokenizer_of_its_vectors(world: World, tmp_path: Path) -> None:
-    other, place, numbers = copied(world, tmp_path / "world"), tmp_path / "index", tmp_path / "numbers"
-    words = ("build", other.run, "--modalities", "light,dark", "--space", "centred", "--out")
+def test_an_index_is_refused_after_its_backbone_or_tokenizer_changed(world: World, tmp_path: Path) -> None:
+    world_copy, folder, numbers = copied(world, tmp_path / "world"), tmp_path / "index", tmp_path / "numbers"
+    words = ("build", world_copy.run, "--modalities", "light,dark", "--space", "centred", "--out")
     predicted = (*words, numbers, "--via", "gist")
-    for command in ((*words, place), predicted):
+    for command in ((*words, folder), predicted):
         assert zoo(*command).exception is None
-    model, config = load_model(other.run), load_config(other.run)
+    model, config = load_model(world_copy.run), load_config(world_copy.run)
     with torch.no_grad():
         model.encoder_norm.weight.mul_(1.01)
-    save_model(model, other.run, {key: config[key] for key in ("train", "fingerprints")})
-    query = ("query", place, "--keys", "test-000", "--input", "light")
-    assert Index(place).fingerprint[:12] in refused(*query, error=CheckpointError)
-    assert "fingerprint" in refused(*words, place, error=FolderError)
-    save_checkpoint(other.zoo["gist"].checkpoint, {"x": torch.ones(1)}, {"class": "Numbers"}, "Numbers.")
+    save_model(model, world_copy.run, {key: config[key] for key in ("train", "fingerprints")})
+    query = ("query", folder, "--keys", "test-000", "--input", "light")
+    assert Index(folder).fingerprint[:12] in refused(*query, error=CheckpointError)
+    assert "fingerprint" in refused(*words, folder, error=FolderError)
+    save_checkpoint(world_copy.zoo["gist"].checkpoint, {"x": torch.ones(1)}, {"class": "Numbers"}, "Numbers.")
     for command in (predicted, ("eval", *predicted[1:])):
         assert "gist" in refused(*command, error=DataError)
 
 
-def test_an_index_of_samples_with_other_keys_or_fewer_of_them_is_not_kept(world: World, tmp_path: Path) -> None:
-    other, words = copied(world, tmp_path / "world"), ("--modalities", "light", "--space", "plain")
-    build_words = ("build", other.run, "--out", tmp_path / "index", *words)
+def test_an_index_of_changed_sample_keys_is_refused(world: World, tmp_path: Path) -> None:
+    world_copy, words = copied(world, tmp_path / "world"), ("--modalities", "light", "--space", "plain")
+    build_words = ("build", world_copy.run, "--out", tmp_path / "index", *words)
     assert zoo(*build_words).exception is None
-    column = TokenStore(other.root / "tokens").open("test", "light").metadata
-    rows = list(stored_tokens(other.root / "tokens", "test", "light").values())
+    column = TokenStore(world_copy.root / "tokens").open("test", "light").metadata
+    rows = list(stored_tokens(world_copy.root / "tokens", "test", "light").values())
     for keys in ([f"new-{key}" for key in world.keys], world.keys[:-1]):
-        shutil.rmtree(other.root / "tokens" / "test")
-        write_tokens(other.root / "tokens", "test", column, dict(zip(keys, rows, strict=False)), keys=keys)
+        shutil.rmtree(world_copy.root / "tokens" / "test")
+        write_tokens(world_copy.root / "tokens", "test", column, dict(zip(keys, rows, strict=False)), keys=keys)
         assert "samples was" in refused(*build_words, error=FolderError)
 
 
 def test_crops_are_ignored_in_favour_of_whole_samples(world: World, tmp_path: Path) -> None:
     """The space, the index, queries and recall are the same as without crops."""
-    other, found = copied(world, tmp_path / "world"), list[Any]()
-    tokens, words = other.root / "tokens", ("--split", "train", "--modalities", "light,letters,dark")
-    whole = {name: stored_tokens(tokens, "train", name) for name in NAMES}
+    world_copy, results = copied(world, tmp_path / "world"), list[Any]()
+    tokens, words = world_copy.root / "tokens", ("--split", "train", "--modalities", "light,letters,dark")
+    samples_by_modality = {name: stored_tokens(tokens, "train", name) for name in NAMES}
     for crops in (1, 3):
         shutil.rmtree(tokens / "train")
         (tokens / STORE).unlink()
-        for name, samples in whole.items():
+        for name, samples in samples_by_modality.items():
             rows = list(samples.values())
             views = {key: [rows[(n + 7 * view) % len(rows)] for view in range(3)] for n, key in enumerate(samples)}
-            write_tokens(tokens, "train", TokenMetadata.of(other.zoo[name], {}), views if crops > 1 else samples,
-                         crops=crops, keys=list(whole["light"]) if name == "light" else None)  # fmt: skip
-        place, out = tmp_path / f"index{crops}", tmp_path / f"eval{crops}"
-        assert zoo("build", other.run, "--out", place, *words).exception is None
-        asked = ("--keys", "train-003,train-150", "--input", "letters", "--find", "light", "--exclude-self")
-        answer = zoo("query", place, *asked)
+            write_tokens(tokens, "train", TokenMetadata.of(world_copy.zoo[name], {}), views if crops > 1 else samples,
+                         crops=crops, keys=list(samples_by_modality["light"]) if name == "light" else None)  # fmt: skip
+        folder, out = tmp_path / f"index{crops}", tmp_path / f"eval{crops}"
+        assert zoo("build", world_copy.run, "--out", folder, *words).exception is None
+        options = ("--keys", "train-003,train-150", "--input", "letters", "--find", "light", "--exclude-self")
+        answer = zoo("query", folder, *options)
         assert answer.exception is None
-        assert zoo("eval", other.run, "--out", out, "--galleries", 0, *words).exception is None
+        assert zoo("eval", world_copy.run, "--out", out, "--galleries", 0, *words).exception is None
         pairs = read_table(out / "retrieval.json")["pairs"]
-        found.append(({**bytes_of(place), "config.json": b""}, answer.output, pairs))
-    assert found[0] == found[1]
+        results.append(({**bytes_of(folder), "config.json": b""}, answer.output, pairs))
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("search", ["exact", "approximate"])
@@ -231,43 +232,43 @@ def test_a_killed_build_resumes_to_the_same_bytes(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: Search
 ) -> None:
     """This also works if the run was moved; a damaged file is written again."""
-    whole, place, run = tmp_path / "whole", tmp_path / "index", tmp_path / "run"
+    uninterrupted, folder, run = tmp_path / "whole", tmp_path / "index", tmp_path / "run"
     shutil.copytree(world.run, run)
     Run.load(world.run).save(run)
-    build(run, world.zoo, whole, config=EmbeddingConfig(), search=search)
+    build(run, world.zoo, uninterrupted, config=EmbeddingConfig(), search=search)
     write_file = indexes.write_vectors
 
-    def killed(path: Path, *given: Any) -> None:
+    def killed(path: Path, *arguments: Any) -> None:
         if path.name == "of-gist.safetensors":
             raise KeyboardInterrupt
-        write_file(path, *given)
+        write_file(path, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(indexes, "write_vectors", killed)
-        build(world.run, world.zoo, place, config=EmbeddingConfig(), search=search)
-    assert {path.stem for path in place.glob("of-*")} == {"of-light", "of-dark", "of-letters"}
-    assert "no finished index" in refused("query", place, "--keys", "test-000")
-    (place / "of-dark.safetensors").write_bytes(b"IxF")
+        build(world.run, world.zoo, folder, config=EmbeddingConfig(), search=search)
+    assert {path.stem for path in folder.glob("of-*")} == {"of-light", "of-dark", "of-letters"}
+    assert "no finished index" in refused("query", folder, "--keys", "test-000")
+    (folder / "of-dark.safetensors").write_bytes(b"IxF")
     embedded: list[tuple[str, bool]] = []
     embed_stored = Embedder.embed_stored
 
-    def noted(self: Embedder, data: Any, name: str, *given: Any, raw: bool = False) -> Any:
+    def recording_embed(self: Embedder, data: Any, name: str, *arguments: Any, raw: bool = False) -> Any:
         embedded.append((name, raw))
-        return embed_stored(self, data, name, *given, raw=raw)
+        return embed_stored(self, data, name, *arguments, raw=raw)
 
-    monkeypatch.setattr(Embedder, "embed_stored", noted)
-    build(run, world.zoo, place, config=EmbeddingConfig(), search=search)
+    monkeypatch.setattr(Embedder, "embed_stored", recording_embed)
+    build(run, world.zoo, folder, config=EmbeddingConfig(), search=search)
     assert embedded == [("dark", False), ("gist", False), ("raw", False)], "the space is not fitted again"
-    assert bytes_of(place) == bytes_of(whole)
+    assert bytes_of(folder) == bytes_of(uninterrupted)
 
 
-def test_a_run_that_was_moved(world: World, index: Index, tmp_path: Path) -> None:
-    place, old, new = tmp_path / "index", tmp_path / "old", tmp_path / "new"
+def test_an_index_of_a_moved_run_is_searched(world: World, index: Index, tmp_path: Path) -> None:
+    folder, old, new = tmp_path / "index", tmp_path / "old", tmp_path / "new"
     shutil.copytree(world.run, old)
     Run.load(world.run).save(old)
-    assert zoo("build", old, "--out", place).exception is None
+    assert zoo("build", old, "--out", folder).exception is None
     old.rename(new)
-    words = ("query", place, "--keys", "test-004", "--input", "dark")
+    words = ("query", folder, "--keys", "test-004", "--input", "dark")
     assert "--run" in refused(*words, error=CheckpointError)
     expected = zoo("query", index.folder, *words[2:])
     moved = zoo(*words, "--run", new, "--out", tmp_path / "found")
@@ -300,10 +301,12 @@ def test_an_approximate_index_finds_nearly_what_the_exact_one_does(clusters: int
 
 
 def test_an_approximate_index_returns_as_many_hits_as_asked(
-    world: World, approximate: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, approximate_index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert approximate.search_kind == "approximate"
-    (result,) = query_keys(approximate, world.zoo, world.keys[:1], ["dark"], {}, 99, find="light", exclude_self=True)
+    assert approximate_index.search_kind == "approximate"
+    (result,) = query_keys(
+        approximate_index, world.zoo, world.keys[:1], ["dark"], {}, 99, find="light", exclude_self=True
+    )
     assert {hit.key for hit in result.hits} == set(world.keys[1:])
     monkeypatch.setattr(indexes, "LARGE", 20)
     large = build(world.run, world.zoo, tmp_path / "large", config=EmbeddingConfig(), modalities=["light"])
@@ -314,40 +317,40 @@ def test_an_approximate_index_returns_as_many_hits_as_asked(
 
 
 def test_a_weighted_sum_by_hand() -> None:
-    one, other = np.array([[1.0, 0.0]], np.float32), np.array([[0.0, 1.0]], np.float32)
-    assert np.allclose(weighted_sum({"a": one, "b": other}, {}), [[0.5**0.5, 0.5**0.5]])
-    assert np.allclose(weighted_sum({"a": one, "b": other}, {"a": 3.0, "b": -4.0}), [[0.6, -0.8]])
-    assert np.allclose(weighted_sum({"a": one, "b": other}, {"b": 0.0}), one)
+    x, y = np.array([[1.0, 0.0]], np.float32), np.array([[0.0, 1.0]], np.float32)
+    assert np.allclose(weighted_sum({"a": x, "b": y}, {}), [[0.5**0.5, 0.5**0.5]])
+    assert np.allclose(weighted_sum({"a": x, "b": y}, {"a": 3.0, "b": -4.0}), [[0.6, -0.8]])
+    assert np.allclose(weighted_sum({"a": x, "b": y}, {"b": 0.0}), x)
     with pytest.raises(ConfigError, match="--weights"):
-        weighted_sum({"a": one, "b": one}, {"b": -1.0})
+        weighted_sum({"a": x, "b": x}, {"b": -1.0})
 
 
 def test_one_modality_finds_the_same_sample_by_another(world: World, index: Index) -> None:
-    found = query_keys(index, world.zoo, world.keys[:3], ["dark"], {}, 4, find="light")
-    assert [result.hits[0].key for result in found] == world.keys[:3]
-    assert all(len(result.hits) == 4 for result in found)
-    cosines = [hit.cosine for hit in found[0].hits]
+    results = query_keys(index, world.zoo, world.keys[:3], ["dark"], {}, 4, find="light")
+    assert [result.hits[0].key for result in results] == world.keys[:3]
+    assert all(len(result.hits) == 4 for result in results)
+    cosines = [hit.cosine for hit in results[0].hits]
     assert cosines == sorted(cosines, reverse=True)
-    without = query_keys(index, world.zoo, world.keys[:3], ["dark"], {}, 4, find="light", exclude_self=True)
-    assert [hit.key for hit in without[0].hits][:3] == [hit.key for hit in found[0].hits][1:]
-    assert len(without[0].hits) == 4
+    without_self = query_keys(index, world.zoo, world.keys[:3], ["dark"], {}, 4, find="light", exclude_self=True)
+    assert [hit.key for hit in without_self[0].hits][:3] == [hit.key for hit in results[0].hits][1:]
+    assert len(without_self[0].hits) == 4
 
 
-def test_a_sample_of_another_split_is_not_itself(world: World, tmp_path: Path) -> None:
+def test_exclude_self_ignores_equal_keys_of_other_splits(world: World, tmp_path: Path) -> None:
     """Another split may use the same key for another sample; it is not excluded."""
-    other = copied(world, tmp_path / "world")
-    keys, tokens = stored(other, "light", 30)
-    shutil.rmtree(other.root / "tokens/train")
-    metadata = TokenMetadata.of(other.zoo["light"], {})
-    write_tokens(other.root / "tokens", "train", metadata, dict(zip(keys, tokens[::-1], strict=True)), keys=keys)
+    world_copy = copied(world, tmp_path / "world")
+    keys, tokens = stored_rows(world_copy, "light", 30)
+    shutil.rmtree(world_copy.root / "tokens/train")
+    metadata = TokenMetadata.of(world_copy.zoo["light"], {})
+    write_tokens(world_copy.root / "tokens", "train", metadata, dict(zip(keys, tokens[::-1], strict=True)), keys=keys)
     config = EmbeddingConfig(space="plain")
-    index = build(other.run, other.zoo, tmp_path / "index", config=config, modalities=["light"])
+    index = build(world_copy.run, world_copy.zoo, tmp_path / "index", config=config, modalities=["light"])
     for split, without in ((None, 1), ("test", 1), ("train", 0)):
-        (result,) = query_keys(index, other.zoo, keys[:1], ["light"], {}, 30, split=split, exclude_self=True)
+        (result,) = query_keys(index, world_copy.zoo, keys[:1], ["light"], {}, 30, split=split, exclude_self=True)
         assert len(result.hits) == 30 - without and (keys[0] in {hit.key for hit in result.hits}) == (not without)
 
 
-def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
+def test_files_are_queries(world: World, index: Index, tmp_path: Path) -> None:
     (tmp_path / "word.txt").write_text("fade")
     out = tmp_path / "found"
     words = ("query", index.folder, "-k", 3, "--out", out, "--input")
@@ -355,8 +358,8 @@ def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
     assert result.exception is None, result.exception
     lines = result.output.splitlines()
     assert lines[0] == "query: letters of files" and lines[1].split() == ["rank", "sample", "cosine"]
-    written = read_table(out / "hits.json")
-    (answer,) = written["queries"]
+    results = read_table(out / "hits.json")
+    (answer,) = results["queries"]
     assert [hit["key"] for hit in answer["hits"]] == [line.split()[1] for line in lines[2:5]]
     embedder = index.embedder(world.zoo)
     expected = index.search(embedder.embed("letters", world.zoo["letters"].encode(["fade"])), 3)
@@ -369,25 +372,25 @@ def test_query_of_files(world: World, index: Index, tmp_path: Path) -> None:
     assert not (out / "hits.png").exists()
 
 
-def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path: Path) -> None:
+def test_sample_keys_are_queries_on_the_command_line(index: Index, tmp_path: Path) -> None:
     out = tmp_path / "found"
     words = ("query", index.folder, "--keys", "test-001", "--keys", "test-004", "--input", "raw,dark", "-k", 99)
     result = zoo(*words, "--weights", "raw=0.25", "--find", "letters", "--out", out)
     assert result.exception is None
-    written = read_table(out / "hits.json")
-    assert [answer["key"] for answer in written["queries"]] == ["test-001", "test-004"]
-    assert [len(answer["hits"]) for answer in written["queries"]] == [28, 28]
-    assert (written["find"], written["weights"]) == ("letters", {"raw": 0.25})
-    everything = zoo("query", index.folder, "--keys", "test-001", "-k", 1)
-    assert everything.output.splitlines()[0] == f"query: {' + '.join(NAMES)} of test-001"
-    assert everything.output.splitlines()[2].split() == ["1", "test-001", "1.000"]
+    results = read_table(out / "hits.json")
+    assert [answer["key"] for answer in results["queries"]] == ["test-001", "test-004"]
+    assert [len(answer["hits"]) for answer in results["queries"]] == [28, 28]
+    assert (results["find"], results["weights"]) == ("letters", {"raw": 0.25})
+    all_modalities = zoo("query", index.folder, "--keys", "test-001", "-k", 1)
+    assert all_modalities.output.splitlines()[0] == f"query: {' + '.join(NAMES)} of test-001"
+    assert all_modalities.output.splitlines()[2].split() == ["1", "test-001", "1.000"]
 
 
 # ---------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
-    ("words", "error", "named"),
+    ("words", "error", "message"),
     [
         ("--input letter=FILE", UnknownNameError, "letters"),
         ("--input light", click.UsageError, "--input light"),
@@ -403,12 +406,10 @@ def test_query_of_keys_on_the_command_line(world: World, index: Index, tmp_path:
         ("", click.UsageError, "--input"),
     ],
 )
-def test_a_bad_query_is_refused(
-    world: World, index: Index, tmp_path: Path, words: str, error: type[Exception], named: str
-) -> None:
+def test_a_bad_query_is_refused(index: Index, tmp_path: Path, words: str, error: type[Exception], message: str) -> None:
     (tmp_path / "word.txt").write_text("fade")
     parts = words.replace("FILE", str(tmp_path / "word.txt")).split()
-    assert named in refused("query", index.folder, *parts, "--out", tmp_path / "out", error=error)
+    assert message in refused("query", index.folder, *parts, "--out", tmp_path / "out", error=error)
     assert not (tmp_path / "out").exists()
 
 
@@ -434,33 +435,33 @@ def test_the_networks_run_on_the_device(
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("words", "message"),
     [
         ("--via light", "--via light"), ("--modalities lihgt", "light"), ("--split tset", "tset"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["build", "eval"])
-def test_bad_vectors_are_refused(world: World, tmp_path: Path, command: str, words: str, named: str) -> None:
-    assert named in refused(command, world.run, "--out", tmp_path / "out", *words.split())
+def test_bad_vectors_are_refused(world: World, tmp_path: Path, command: str, words: str, message: str) -> None:
+    assert message in refused(command, world.run, "--out", tmp_path / "out", *words.split())
     assert not list(tmp_path.iterdir())
 
 
 def test_by_default_modalities_are_those_that_the_store_has(world: World, tmp_path: Path) -> None:
     """A run over several stores may have modalities that its own store lacks."""
-    other = copied(world, tmp_path / "world")
-    shutil.rmtree(other.root / "tokens" / "train" / "letters")
-    shutil.rmtree(other.root / "tokens" / "test" / "gist")
-    words = ("build", other.run, "--out")
+    world_copy = copied(world, tmp_path / "world")
+    shutil.rmtree(world_copy.root / "tokens" / "train" / "letters")
+    shutil.rmtree(world_copy.root / "tokens" / "test" / "gist")
+    words = ("build", world_copy.run, "--out")
     assert zoo(*words, tmp_path / "index").exception is None
     assert Index(tmp_path / "index").names == ["light", "dark", "raw"]
     assert zoo(*words, tmp_path / "plain", "--space", "plain").exception is None
     assert Index(tmp_path / "plain").names == ["light", "dark", "letters", "raw"], "nothing is fitted"
-    assert zoo("eval", other.run, "--galleries", 0).exception is None
-    measured = read_table(other.run / "retrieval" / "retrieval.json")["pairs"]
-    assert {pair["query"] for pair in measured} == {"light", "dark", "raw"}
+    assert zoo("eval", world_copy.run, "--galleries", 0).exception is None
+    pairs = read_table(world_copy.run / "retrieval" / "retrieval.json")["pairs"]
+    assert {pair["query"] for pair in pairs} == {"light", "dark", "raw"}
 
 
-def flipped(path: Path) -> bytes:
+def with_flipped_bit(path: Path) -> bytes:
     data = bytearray(path.read_bytes())
     data[-10] ^= 1
     return bytes(data)
@@ -470,19 +471,19 @@ def test_a_damaged_index_is_named(world: World, index: Index, tmp_path: Path) ->
     keys = read_table(index.folder / "keys.json")
     assert keys == {"keys": world.keys, "lacks": {name: [3, 7] if name == "letters" else [] for name in NAMES}}
     damages: list[tuple[str, bytes]] = [
-        (VECTORS, b"x"), (VECTORS, flipped(index.folder / VECTORS)),
+        (VECTORS, b"x"), (VECTORS, with_flipped_bit(index.folder / VECTORS)),
         (VECTORS, (index.folder / "of-letters.safetensors").read_bytes()),
         ("keys.json", b"{"), ("config.json", b'{"class": "Probe"}'), ("model.safetensors", b"x"),
         ("keys.json", table_text({"keys": world.keys, "lacks": {"light": [30]}}).encode()),
     ]  # fmt: skip
     for number, (name, damage) in enumerate(damages):
-        place = tmp_path / str(number)
-        shutil.copytree(index.folder, place)
-        (place / name).write_bytes(damage)
-        words = ("query", place, "--keys", "test-000", "--input", "light")
-        assert str(place) in refused(*words, error=CheckpointError)
-        assert str(place) in refused("build", world.run, "--out", place)
-    assert zoo("build", world.run, "--out", place, "--overwrite").exit_code == 0
+        folder = tmp_path / str(number)
+        shutil.copytree(index.folder, folder)
+        (folder / name).write_bytes(damage)
+        words = ("query", folder, "--keys", "test-000", "--input", "light")
+        assert str(folder) in refused(*words, error=CheckpointError)
+        assert str(folder) in refused("build", world.run, "--out", folder)
+    assert zoo("build", world.run, "--out", folder, "--overwrite").exit_code == 0
     assert zoo(*words).exit_code == 0
 
 
@@ -500,21 +501,21 @@ def test_without_faiss_the_extra_is_named(
 
 
 @pytest.fixture(scope="module")
-def measured(world: World) -> tuple[Path, dict[str, Any]]:
+def evaluated(world: World) -> tuple[Path, dict[str, Any]]:
     out = world.root / "recall"
     return out, evaluate_retrieval(world.run, world.zoo, out, embedding=EmbeddingConfig())
 
 
-def of(result: dict[str, Any], query: str, target: str) -> dict[str, Any]:
+def entry_of(result: dict[str, Any], query: str, target: str) -> dict[str, Any]:
     (entry,) = [entry for entry in result["pairs"] if (entry["query"], entry["target"]) == (query, target)]
     return entry
 
 
-def test_recall_of_every_ordered_pair_with_chance_beside_it(measured: tuple[Path, dict[str, Any]]) -> None:
-    out, result = measured
+def test_recall_and_chance_are_reported_for_every_ordered_pair(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    out, result = evaluated
     assert read_table(out / "retrieval.json") == result
     assert len(result["pairs"]) == len(NAMES) * (len(NAMES) - 1)
-    light_dark, letters = of(result, "light", "dark"), of(result, "dark", "letters")
+    light_dark, letters = entry_of(result, "light", "dark"), entry_of(result, "dark", "letters")
     assert (light_dark["samples"], letters["samples"]) == (30, 28)
     assert light_dark["chance"] == chance(30) and chance(30)["median_rank"] == 15.5
     assert light_dark["recall"]["1"] > 0.9 and light_dark["median_rank"] == 1
@@ -522,19 +523,19 @@ def test_recall_of_every_ordered_pair_with_chance_beside_it(measured: tuple[Path
     assert result["mean"]["recall"]["5"] == pytest.approx(mean, abs=1e-5)
 
 
-def test_figures_of_another_split_have_their_own_place(world: World, tmp_path: Path) -> None:
-    other = copied(world, tmp_path / "world")
-    words = ("eval", other.run, "--modalities", "light,dark", "--galleries", 0)
+def test_results_of_another_split_are_stored_apart(world: World, tmp_path: Path) -> None:
+    world_copy = copied(world, tmp_path / "world")
+    words = ("eval", world_copy.run, "--modalities", "light,dark", "--galleries", 0)
     assert zoo(*words).exception is None
-    kept = (other.run / "retrieval" / "retrieval.json").read_bytes()
+    test_results = (world_copy.run / "retrieval" / "retrieval.json").read_bytes()
     assert "not held-out" in zoo(*words, "--split", "train").output
-    found = read_table(other.run / "retrieval-train" / "retrieval.json")
-    assert found["identity"]["split"] == "train" and found["pairs"][0]["samples"] == 160
-    assert (other.run / "retrieval" / "retrieval.json").read_bytes() == kept
+    train_results = read_table(world_copy.run / "retrieval-train" / "retrieval.json")
+    assert train_results["identity"]["split"] == "train" and train_results["pairs"][0]["samples"] == 160
+    assert (world_copy.run / "retrieval" / "retrieval.json").read_bytes() == test_results
 
 
-def test_galleries_frame_the_right_one(world: World, measured: tuple[Path, dict[str, Any]]) -> None:
-    out, result = measured
+def test_galleries_frame_the_correct_hit(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    out, result = evaluated
     assert [(entry["query"], entry["target"]) for entry in result["galleries"]][:3] == [
         ("light", "dark"), ("dark", "light"), ("raw", "dark"),
     ]  # fmt: skip
@@ -542,8 +543,8 @@ def test_galleries_frame_the_right_one(world: World, measured: tuple[Path, dict[
     assert gallery["columns"] == ["query: light", "1", "2", "3", "4", "5"] and len(gallery["rows"]) == 4
     with Image.open(out / gallery["picture"]) as sheet:
         boxes = json.loads(sheet.text["cells"])  # type: ignore[attr-defined]
-        for row, places in zip(gallery["rows"], boxes, strict=True):
-            for key, (left, top, _, _) in zip(row["hits"], places[1:], strict=True):
+        for row, row_boxes in zip(gallery["rows"], boxes, strict=True):
+            for key, (left, top, _, _) in zip(row["hits"], row_boxes[1:], strict=True):
                 corner = "#{:02x}{:02x}{:02x}".format(*sheet.convert("RGB").getpixel((left, top)))  # type: ignore[misc]
                 assert (corner == CORRECT) == (key == row["key"])
     texts = next(entry for entry in result["galleries"] if entry["target"] == "letters")
@@ -552,7 +553,7 @@ def test_galleries_frame_the_right_one(world: World, measured: tuple[Path, dict[
         assert marked == [key == row["key"] for key in row["hits"]]
 
 
-def test_no_figures_are_beside_pictures_of_others(
+def test_results_never_stand_beside_pictures_of_another_evaluation(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def eval_again(space: str) -> dict[str, Any]:
@@ -561,7 +562,7 @@ def test_no_figures_are_beside_pictures_of_others(
             samples=8, galleries=1, modalities=["light", "dark"],
         )  # fmt: skip
 
-    def write(path: Path, *given: Any) -> bool:
+    def write(path: Path, *arguments: Any) -> bool:
         assert not (tmp_path / "retrieval.json").exists()
         with ThreadPoolExecutor(1) as pool, pytest.raises(FolderError, match="another process"):
             pool.submit(eval_again, "plain").result()
@@ -585,20 +586,20 @@ def test_no_figures_are_beside_pictures_of_others(
     {"probes": lambda x: -x}, {"probes": lambda x: x[0]}, {"cells": None}, {"vectors": None}, {"others": torch.clone},
 ])  # fmt: skip
 def test_arrays_with_a_right_checksum_are_checked(
-    world: World, approximate: Index, tmp_path: Path, change: dict[str, Callable[[Any], Any] | None]
+    world: World, approximate_index: Index, tmp_path: Path, change: dict[str, Callable[[Any], Any] | None]
 ) -> None:
     """An index of a stranger; FAISS would follow the numbers of cells without checking."""
-    folder = Path(shutil.copytree(approximate.folder, tmp_path / "index"))
+    folder = Path(shutil.copytree(approximate_index.folder, tmp_path / "index"))
     tensors = {"others": torch.ones(1), **load_file(folder / VECTORS)}
     tensors |= {name: function(tensors[name]).contiguous() for name, function in change.items() if function}
     save_file({name: tensors[name] for name in tensors if change.get(name, name != "others")}, folder / VECTORS)
-    signed(folder)
+    sign_vectors(folder)
     assert f"{VECTORS}: damaged" in refused(
         "query", folder, "--run", world.run, "--keys", "test-000", error=CheckpointError
     )
 
 
-def signed(folder: Path) -> None:
+def sign_vectors(folder: Path) -> None:
     """Record the sha256 of changed vectors."""
     record = read_table(folder / "run.json")
     record["finished"]["files"][VECTORS] = file_digest(folder / VECTORS)
@@ -606,20 +607,20 @@ def signed(folder: Path) -> None:
 
 
 def test_files_of_false_lengths_and_other_kinds_are_refused(
-    world: World, index: Index, approximate: Index, tmp_path: Path
+    world: World, index: Index, approximate_index: Index, tmp_path: Path
 ) -> None:
     data = (index.folder / VECTORS).read_bytes()
     files = [
         b"", data[:100], b"\xff" * 8 + data[8:], data.replace(b"[30,", b"[99,"), data + b"x",
-        (approximate.folder / VECTORS).read_bytes(),
+        (approximate_index.folder / VECTORS).read_bytes(),
     ]  # fmt: skip
     folder = Path(shutil.copytree(index.folder, tmp_path / "index"))
     for damaged in files:
         (folder / VECTORS).write_bytes(damaged)
-        signed(folder)
+        sign_vectors(folder)
         assert f"{VECTORS}: damaged" in refused(
             "query", folder, "--run", world.run, "--keys", "test-000", error=CheckpointError
         )
     (folder / VECTORS).write_bytes(data)
-    signed(folder)
+    sign_vectors(folder)
     assert zoo("query", folder, "--run", world.run, "--keys", "test-000").exception is None

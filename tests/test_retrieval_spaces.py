@@ -21,9 +21,9 @@ def test_centred_takes_off_each_modalitys_own_mean() -> None:
 def test_whitening_by_hand() -> None:
     """Variances of 4 and 1 (mean 2.5) along the axes become nearly equal, in the same directions."""
     rows = np.array([[2, 1], [2, -1], [-2, 1], [-2, -1]], np.float32)
-    found = fit("whitened", {"a": rows})["a"].projection
+    projection = fit("whitened", {"a": rows})["a"].projection
     expected = np.diag([1 / np.sqrt(4 + RIDGE * 2.5), 1 / np.sqrt(1 + RIDGE * 2.5)])
-    assert found is not None and np.allclose(found, expected, atol=1e-6)
+    assert projection is not None and np.allclose(projection, expected, atol=1e-6)
     turn = np.array([[0.6, -0.8], [0.8, 0.6]], np.float32)
     turned = fit("whitened", {"a": rows @ turn.T})["a"].projection
     assert turned is not None and np.allclose(turned, turn @ expected @ turn.T, atol=1e-6)
@@ -32,36 +32,36 @@ def test_whitening_by_hand() -> None:
 def views(samples: int, seed: int) -> dict[str, Vectors]:
     """Return three modalities: the same 4 numbers, rotated and shifted, among 12 larger numbers of their own."""
     rng, axes = np.random.default_rng(seed), np.random.default_rng(0)
-    same = rng.standard_normal((samples, 4))
-    found = {}
+    shared = rng.standard_normal((samples, 4))
+    vectors = {}
     for name in "abc":
         turn = np.linalg.qr(axes.standard_normal((16, 16)))[0]
-        own = 2 * rng.standard_normal((samples, 12))
-        found[name] = (np.concatenate([same, own], 1) @ turn + 10 * axes.standard_normal(16)).astype(np.float32)
-    return found
+        noise = 2 * rng.standard_normal((samples, 12))
+        vectors[name] = (np.concatenate([shared, noise], 1) @ turn + 10 * axes.standard_normal(16)).astype(np.float32)
+    return vectors
 
 
-def found_by(space: dict[str, Affine], held_out: dict[str, Vectors]) -> float:
+def top1_recall(space: dict[str, Affine], held_out: dict[str, Vectors]) -> float:
     return recall(space["a"](held_out["a"]), space["c"](held_out["c"]))["recall"]["1"]
 
 
 def test_the_shared_space_generalises_to_new_samples() -> None:
     held_out = views(50, 2)
-    assert found_by(fit("shared", views(400, 1)), held_out) > 0.5
+    assert top1_recall(fit("shared", views(400, 1)), held_out) > 0.5
     for kind in ("plain", "centred", "whitened"):
-        assert found_by(fit(kind, views(400, 1)), held_out) < 0.1  # type: ignore[arg-type]
+        assert top1_recall(fit(kind, views(400, 1)), held_out) < 0.1  # type: ignore[arg-type]
 
 
 def test_a_sample_may_lack_modalities() -> None:
     vectors = views(600, 1)
     for number, name in enumerate("abc"):
         vectors[name][number::3] = np.nan  # no sample has all three
-    assert found_by(fit("shared", vectors), views(50, 2)) > 0.4
-    nothing = {name: np.full((9, 16), np.nan, np.float32) for name in "abc"}
-    more = {name: np.concatenate([rows, nothing[name]]) for name, rows in vectors.items()}
-    one, other = fit("shared", vectors)["b"], fit("shared", more)["b"]
-    assert one.projection is not None and other.projection is not None
-    assert np.array_equal(one.mean, other.mean) and np.allclose(one.projection, other.projection, atol=1e-6)
+    assert top1_recall(fit("shared", vectors), views(50, 2)) > 0.4
+    missing = {name: np.full((9, 16), np.nan, np.float32) for name in "abc"}
+    extended = {name: np.concatenate([rows, missing[name]]) for name, rows in vectors.items()}
+    first, second = fit("shared", vectors)["b"], fit("shared", extended)["b"]
+    assert first.projection is not None and second.projection is not None
+    assert np.array_equal(first.mean, second.mean) and np.allclose(first.projection, second.projection, atol=1e-6)
 
 
 def test_a_modality_never_paired_with_another_is_projected_to_zero() -> None:
@@ -91,9 +91,9 @@ SAME_FOR_ALL = np.tile(unit(np.ones((1, 3))), (40, 1))
     ],
 )
 def test_recall_by_hand(queries: Vectors, gallery: Vectors, shares: dict[str, float], median: float) -> None:
-    found = recall(queries, gallery)
-    assert {key: found["recall"][key] for key in shares} == pytest.approx(shares, abs=1e-6)
-    assert found["median_rank"] == median
+    result = recall(queries, gallery)
+    assert {key: result["recall"][key] for key in shares} == pytest.approx(shares, abs=1e-6)
+    assert result["median_rank"] == median
 
 
 def test_chance_by_hand() -> None:
@@ -107,11 +107,11 @@ def test_recall_in_blocks_is_recall_of_all_at_once(monkeypatch: pytest.MonkeyPat
     gallery[50:60] = gallery[3]  # equally close
     queries = unit(gallery + 0.5 * rng.standard_normal(gallery.shape))
     cosines = queries.astype(np.float64) @ gallery.astype(np.float64).T
-    own = np.diagonal(cosines)[:, None]
-    closer, equal = (cosines > own + TIE_TOLERANCE).sum(1), (np.abs(cosines - own) <= TIE_TOLERANCE).sum(1)
+    own_cosines = np.diagonal(cosines)[:, None]
+    closer, equal = (cosines > own_cosines + SAME).sum(1), (np.abs(cosines - own_cosines) <= SAME).sum(1)
     assert equal.max() > 1 and closer.max() > 10
-    shares = {str(k): round(float(np.clip((k - closer) / equal, 0, 1).mean()), 6) for k in RECALL_AT}
-    whole = {"recall": shares, "median_rank": float(np.median(closer + (equal + 1) / 2))}
+    shares = {str(k): round(float(np.clip((k - closer) / equal, 0, 1).mean()), 6) for k in AT}
+    expected = {"recall": shares, "median_rank": float(np.median(closer + (equal + 1) / 2))}
     for rows in (0.1, 1, 7, 100, 101, 1000):  # at least one row per block
         monkeypatch.setattr(query, "BLOCK_BYTES", int(rows * 8 * len(gallery)))
-        assert recall(queries, gallery) == whole, rows
+        assert recall(queries, gallery) == expected, rows

@@ -38,8 +38,8 @@ class Killed(BaseException):
     pass
 
 
-def run(folder: Path, identity: Any = SEED_0, **places: str) -> RunFolder:
-    return RunFolder(folder, TOKENIZER, identity, places)
+def run(folder: Path, identity: Any = SEED_0, **paths: str) -> RunFolder:
+    return RunFolder(folder, TOKENIZER, identity, paths)
 
 
 def finish(folder: Path, identity: Any = SEED_0, overwrite: bool = False) -> RunFolder:
@@ -50,7 +50,7 @@ def finish(folder: Path, identity: Any = SEED_0, overwrite: bool = False) -> Run
     return opened
 
 
-def names(folder: Path) -> list[str]:
+def file_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
 
 
@@ -60,10 +60,10 @@ def test_places_are_relative_to_the_folder(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "linked").symlink_to(tmp_path / "real")
     (tmp_path / "shared.toml").touch()
     (tmp_path / "real" / "registry.toml").symlink_to(tmp_path / "shared.toml")
-    place = relative_place(tmp_path / "linked" / "registry.toml", tmp_path / "linked" / "run")
-    assert place == "../registry.toml" and relative_place(tmp_path / "real", tmp_path) == "./real"
+    relative = relative_place(tmp_path / "linked" / "registry.toml", tmp_path / "linked" / "run")
+    assert relative == "../registry.toml" and relative_place(tmp_path / "real", tmp_path) == "./real"
     monkeypatch.chdir(tmp_path)
-    assert absolute_place(place, Path("linked/run")) == tmp_path.resolve() / "real" / "registry.toml"
+    assert absolute_place(relative, Path("linked/run")) == tmp_path.resolve() / "real" / "registry.toml"
 
 
 @pytest.mark.parametrize("keeps", [False, True])
@@ -78,59 +78,59 @@ def test_a_run_starts_resumes_and_is_finished(tmp_path: Path, monkeypatch: pytes
     finish(tmp_path)
     with run(tmp_path).open() as opened:
         assert not opened.resuming and opened.finished == {"steps": 3}
-    assert (STATE in names(tmp_path)) == keeps
+    assert (STATE in file_names(tmp_path)) == keeps
     (tmp_path / STATE).write_text("left by a kill")
     with run(tmp_path).open() as opened:
-        assert opened.finished and (STATE in names(tmp_path)) == keeps
+        assert opened.finished and (STATE in file_names(tmp_path)) == keeps
     (tmp_path / TOKENIZER.results[0]).unlink()
     with run(tmp_path).open() as opened:
         assert opened.finished is None and opened.resuming == keeps, "without its results it is not finished"
 
 
-def of_steps(steps: int, seed: int = 0) -> dict[str, Any]:
+def identity_of(steps: int, seed: int = 0) -> dict[str, Any]:
     return {"seed": seed, "training": {"steps": steps}}
 
 
 def test_a_finished_run_is_lengthened_and_the_record_says_so(tmp_path: Path) -> None:
     (tmp_path / STATE).write_text("of step 3")
-    finish(tmp_path / "run", of_steps(3))
+    finish(tmp_path / "run", identity_of(3))
     os.replace(tmp_path / STATE, tmp_path / "run" / STATE)
     folder = tmp_path / "run"
     for steps, seed in ((2, 0), (9, 1)):
         with (
             pytest.raises(OtherRunError, match=r"training\.steps was 3, is"),
-            run(folder, of_steps(steps, seed)).open(),
+            run(folder, identity_of(steps, seed)).open(),
         ):
             pass
     for _ in range(2):  # the second one goes on after a kill
-        with pytest.raises(Killed), run(folder, of_steps(9)).open() as opened:
+        with pytest.raises(Killed), run(folder, identity_of(9)).open() as opened:
             assert opened.resuming and opened.finished is None and opened.lengthened == [3]
             assert (folder / "config.json").read_text() == "0", "the finished files stay"
             raise Killed
-    with pytest.raises(OtherRunError), run(folder, of_steps(12)).open():
+    with pytest.raises(OtherRunError), run(folder, identity_of(12)).open():
         pass
-    finish(folder, of_steps(9))
-    with run(folder, of_steps(9)).open() as opened:
+    finish(folder, identity_of(9))
+    with run(folder, identity_of(9)).open() as opened:
         assert opened.finished
     assert (read_run(folder) or {})["lengthened"] == [3]
     (folder / STATE).unlink()
-    with pytest.raises(FolderError, match=r"training_state\.safetensors is gone"), run(folder, of_steps(12)).open():
+    with pytest.raises(FolderError, match=r"training_state\.safetensors is gone"), run(folder, identity_of(12)).open():
         pass
-    with run(folder, of_steps(9)).open() as opened:
+    with run(folder, identity_of(9)).open() as opened:
         assert opened.finished, "without its state it is as finished as before"
-    assert "lengthened" not in (read_run(finish(folder, of_steps(12), overwrite=True).path) or {})
+    assert "lengthened" not in (read_run(finish(folder, identity_of(12), overwrite=True).path) or {})
 
 
-def test_a_half_finished_run_of_another_identity_is_refused_with_its_keys(tmp_path: Path) -> None:
+def test_a_half_finished_run_of_another_identity_is_refused(tmp_path: Path) -> None:
     with run(tmp_path).open():
         (tmp_path / STATE).write_text("half")
-    before, told = names(tmp_path), r"seed was 0, is 1; data.train was \[1, 2\], is \[1, 3\]"
-    with pytest.raises(FolderError, match=told), run(tmp_path, SEED_1).open():
+    before, message = file_names(tmp_path), r"seed was 0, is 1; data.train was \[1, 2\], is \[1, 3\]"
+    with pytest.raises(FolderError, match=message), run(tmp_path, SEED_1).open():
         pass
-    assert names(tmp_path) == before
+    assert file_names(tmp_path) == before
 
 
-def test_a_run_that_saved_nothing_gives_way(tmp_path: Path) -> None:
+def test_a_run_that_saved_nothing_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(Killed), run(tmp_path).open():
         (tmp_path / "metrics.jsonl").write_text("")
         raise Killed
@@ -141,7 +141,7 @@ def test_a_run_that_saved_nothing_gives_way(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_places_may_change(tmp_path: Path) -> None:
+def test_recorded_paths_may_change(tmp_path: Path) -> None:
     finish(tmp_path)
     with run(tmp_path, data="elsewhere").open() as opened:
         assert opened.finished
@@ -150,8 +150,8 @@ def test_places_may_change(tmp_path: Path) -> None:
 
 
 def test_another_kind_is_refused(tmp_path: Path) -> None:
-    other = RunFolder(tmp_path, type(TOKENIZER)(name="index", files=(), state="parts"), SEED_0)
-    with other.open() as opened:
+    index_folder = RunFolder(tmp_path, type(TOKENIZER)(name="index", files=(), state="parts"), SEED_0)
+    with index_folder.open() as opened:
         opened.finish()
     for overwrite in (False, True):
         with pytest.raises(FolderError, match="holds a index, expected a tokenizer"), run(tmp_path).open(overwrite):
@@ -180,9 +180,9 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
 def test_the_old_run_stays_until_the_new_one_has_a_state(tmp_path: Path) -> None:
     finish(tmp_path)
     with pytest.raises(CheckpointError), run(tmp_path, SEED_1).open(overwrite=True) as opened:
-        assert opened.finished is None and names(tmp_path) == [".replaced", RUN]
+        assert opened.finished is None and file_names(tmp_path) == [".replaced", RUN]
         raise CheckpointError("refused")
-    assert finish(tmp_path).finished and names(tmp_path) == ["config.json", "model.safetensors", RUN]
+    assert finish(tmp_path).finished and file_names(tmp_path) == ["config.json", "model.safetensors", RUN]
     with pytest.raises(Killed), run(tmp_path, SEED_1).open(overwrite=True):
         (tmp_path / STATE).write_text("half")
         raise Killed
@@ -190,7 +190,7 @@ def test_the_old_run_stays_until_the_new_one_has_a_state(tmp_path: Path) -> None
         assert opened.resuming
         assert (tmp_path / ".replaced" / RUN).is_file()
     finish(tmp_path, SEED_1)
-    assert names(tmp_path) == ["config.json", "model.safetensors", RUN, STATE]
+    assert file_names(tmp_path) == ["config.json", "model.safetensors", RUN, STATE]
     assert (tmp_path / "config.json").read_text() == "1"
 
 
@@ -203,7 +203,7 @@ def test_overwriting_again_starts_again(tmp_path: Path) -> None:
             raise Killed
     with pytest.raises(CheckpointError), run(tmp_path, SEED_1).open(overwrite=True):
         raise CheckpointError("refused")
-    assert (tmp_path / "config.json").read_text() == "0" and STATE not in names(tmp_path)
+    assert (tmp_path / "config.json").read_text() == "0" and STATE not in file_names(tmp_path)
 
 
 @pytest.mark.parametrize("foreign", [
@@ -214,15 +214,15 @@ def test_files_of_others_are_refused(tmp_path: Path, foreign: str) -> None:
     """Also in the folder of a finished run, whose README.md is ours."""
     finish(tmp_path / "old")
     first = foreign.partition("/")[0]
-    for place, overwrite in (("new", False), ("new", True), ("old", True)):
-        if (place, foreign) != ("old", "README.md"):
-            (tmp_path / place / foreign).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / place / foreign).write_text("mine")
+    for folder, overwrite in (("new", False), ("new", True), ("old", True)):
+        if (folder, foreign) != ("old", "README.md"):
+            (tmp_path / folder / foreign).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / foreign).write_text("mine")
             refusal = pytest.raises(FolderError, match="replaced" if overwrite and foreign == "README.md" else first)
-            with refusal, run(tmp_path / place).open(overwrite):
+            with refusal, run(tmp_path / folder).open(overwrite):
                 pass
-            assert (tmp_path / place / foreign).read_text() == "mine"
-    assert finish(tmp_path / "old").finished and names(tmp_path / "new") == [first]
+            assert (tmp_path / folder / foreign).read_text() == "mine"
+    assert finish(tmp_path / "old").finished and file_names(tmp_path / "new") == [first]
 
 
 def test_overwrite_removes_what_training_and_evaluation_wrote(tmp_path: Path) -> None:
@@ -238,11 +238,11 @@ def test_overwrite_removes_what_training_and_evaluation_wrote(tmp_path: Path) ->
         run(tmp_path).open() as opened,
     ):  # as in a plugin that trains here
         assert opened.finished is None
-        assert names(tmp_path) in (
+        assert file_names(tmp_path) in (
             [".config.json.x.tmp", ".replaced", RUN], [".replaced", RUN],
         )  # fmt: skip
         opened.finish()
-    assert ".replaced" not in names(tmp_path)
+    assert ".replaced" not in file_names(tmp_path)
 
 
 @pytest.mark.parametrize("moves", range(6))
@@ -262,7 +262,7 @@ def test_a_kill_while_files_are_set_aside_loses_nothing(
         patch.setattr(os, "replace", killed)
         with pytest.raises(Killed), run(tmp_path, SEED_1).open(overwrite=True):
             raise Killed
-    assert finish(tmp_path).finished and names(tmp_path) == ["config.json", "model.safetensors", RUN]
+    assert finish(tmp_path).finished and file_names(tmp_path) == ["config.json", "model.safetensors", RUN]
     assert (tmp_path / "config.json").read_text() == "0"
 
 
@@ -273,24 +273,24 @@ PROCESSES, ROUNDS = 6, 60
 
 def take_turns(write: Callable[[Path, str], None], folder: Path, seed: int, results: Any) -> None:
     """Write the folder many times, with short pauses, and report how often it was written, refused and failed."""
-    rng, found = random.Random(seed), Counter[str]()
+    rng, outcomes = random.Random(seed), Counter[str]()
     for number in range(ROUNDS):
         try:
             write(folder, f"{seed}-{number}")
-            found["written"] += 1
+            outcomes["written"] += 1
         except FolderError as error:
-            found["refused" if "another process writes it" in str(error) else str(error)] += 1
+            outcomes["refused" if "another process writes it" in str(error) else str(error)] += 1
         except Exception as error:
-            found[repr(error)] += 1
+            outcomes[repr(error)] += 1
         time.sleep(rng.choice([0, rng.uniform(0, 0.002)]))
-    results.put(found)
+    results.put(outcomes)
 
 
 def hold(folder: Path, name: str) -> None:
     with locked(folder):
-        alone = folder.with_name("alone")
-        alone.touch(exist_ok=False)
-        alone.unlink()
+        marker = folder.with_name("alone")
+        marker.touch(exist_ok=False)
+        marker.unlink()
 
 
 def replace(folder: Path, name: str) -> None:
@@ -310,19 +310,20 @@ def test_one_of_many_processes_writes_at_a_time(tmp_path: Path, write: Callable[
     ]
     for process in processes:
         process.start()
-    found = sum((results.get() for _ in processes), Counter[str]())
+    outcomes = sum((results.get() for _ in processes), Counter[str]())
     for process in processes:
         process.join()
-    assert "written" in found and found.keys() <= {"written", "refused"} and found.total() == PROCESSES * ROUNDS, found
+    assert "written" in outcomes and outcomes.keys() <= {"written", "refused"}, outcomes
+    assert outcomes.total() == PROCESSES * ROUNDS, outcomes
     assert set(os.listdir(tmp_path)) <= {"out"} and not (tmp_path / "out" / LOCK).exists()
     if write is replace:
         assert (tmp_path / "out/record").read_text() == (tmp_path / "out/weights").read_text()
 
 
 def test_the_old_folder_returns_after_a_kill_between_the_renames(tmp_path: Path) -> None:
-    out, beside = tmp_path / "out", tmp_path / ".out.tmp"
-    replace(beside / "old", "first")
-    told = "out: is there already; replace it with --overwrite"
-    with pytest.raises(FolderError, match=told), replacing_folder(out, "record"):
+    out, working_folder = tmp_path / "out", tmp_path / ".out.tmp"
+    replace(working_folder / "old", "first")
+    message = "out: is there already; replace it with --overwrite"
+    with pytest.raises(FolderError, match=message), replacing_folder(out, "record"):
         pass
-    assert (out / "weights").read_text() == "first" and not beside.exists()
+    assert (out / "weights").read_text() == "first" and not working_folder.exists()

@@ -48,9 +48,9 @@ def test_a_pipeline_runs_its_steps_and_skips_finished_work(world: World) -> None
     text = PIPELINE.replace('folder = "all"', 'folder = "."').replace('[derive]\nmodalities = ["rgb_patches"]\n', "")
     (world.folder / "pipeline.toml").write_text(text.replace("samples = 4\n", 'samples = 4\ninputs = [["depth"]]\n'))
     before = world.files()
-    done = world("run pipeline.toml")
-    assert done.code == 0, done.complaint
-    printed = [line for line in done.printed.splitlines() if line.startswith("zoo ")]
+    result = world("run pipeline.toml")
+    assert result.code == 0, result.complaint
+    printed = [line for line in result.printed.splitlines() if line.startswith("zoo ")]
     assert [line.split()[3] for line in printed] == [
         "list", "data", "tokenizer", "tokenize", "backbone", "backbone", "report"
     ]  # fmt: skip
@@ -65,10 +65,10 @@ def test_a_pipeline_runs_its_steps_and_skips_finished_work(world: World) -> None
 
 def test_the_first_failure_stops_the_pipeline(world: World) -> None:
     (world.folder / "pipeline.toml").write_text(PIPELINE.replace('path = "files"', 'path = "nothing"'))
-    done = world("run pipeline.toml")
-    assert done.code == 1 and "nothing: no such folder" in done.complaint
-    assert "zoo run pipeline.toml resumes there" in done.complaint
-    assert done.printed.rstrip().splitlines()[-1].startswith("zoo --registry pipeline.toml data make folder")
+    result = world("run pipeline.toml")
+    assert result.code == 1 and "nothing: no such folder" in result.complaint
+    assert "zoo run pipeline.toml resumes there" in result.complaint
+    assert result.printed.rstrip().splitlines()[-1].startswith("zoo --registry pipeline.toml data make folder")
     assert not (world.folder / "all" / "tokens").exists()
 
 
@@ -105,9 +105,9 @@ def test_the_whole_file_is_checked_before_the_first_command(
 ) -> None:
     assert old in PIPELINE
     (world.folder / "pipeline.toml").write_text(PIPELINE.replace(old, new, 1))
-    ended = world("run pipeline.toml")
-    ended.refused("pipeline.toml", *parts)
-    assert not ended.printed
+    result = world("run pipeline.toml")
+    result.refused("pipeline.toml", *parts)
+    assert not result.printed
 
 
 def test_settings_and_registry_in_named_files(world: World) -> None:
@@ -135,13 +135,13 @@ def test_any_table_of_a_registry_makes_the_file_the_registry(table: str, tmp_pat
     assert next(commands_of(file, group, None)) == ["--registry", str(file), "list"]
 
 
-def test_flags_and_lists(tmp_path: Path) -> None:
+def test_flags_and_lists_become_options(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text(
         '[pipeline]\nfolder = "my runs"\n[tokenize]\noverwrite = true\nmodalities = ["a", "b"]\n[tokenizers]\n'
         'overwrite = false\nset = { levels = [8, 5], quantizer = "vq" }\n[report]\nout = "page.html"\n'
     )
-    found = {shlex.join(words) for words in commands_of(tmp_path / "p.toml", group, None)}
-    assert found == {
+    commands = {shlex.join(words) for words in commands_of(tmp_path / "p.toml", group, None)}
+    assert commands == {
         "list",
         "tokenizer train --all --data 'my runs/data' --set 'levels=[8, 5]' --set quantizer=vq",
         "tokenize 'my runs/data' --out 'my runs/tokens' --overwrite --modalities a --modalities b",

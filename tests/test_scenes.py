@@ -24,8 +24,8 @@ from zoo_scenes.scene import CLASSES, COLOURS, Body, SceneSettings
 from zoo_scenes.stage import build
 
 
-def samples(split: str = "train", count: int = 40, seed: int = 0, **own: Any) -> Any:
-    return zoo_scenes.scenes.samples(split, count, seed, Settings("scenes", own))
+def samples(split: str = "train", count: int = 40, seed: int = 0, **table: Any) -> Any:
+    return zoo_scenes.scenes.samples(split, count, seed, Settings("scenes", table))
 
 
 def digest(value: Any) -> str:
@@ -37,17 +37,17 @@ def digest(value: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def made() -> list[tuple[str, Any]]:
+def scene_samples() -> list[tuple[str, Any]]:
     return list(samples(count=40))
 
 
 # -- consistency between modalities -----------------------------------------------------------------------------------
 
 
-def test_values_have_the_declared_types_and_ranges(made: list[tuple[str, Any]]) -> None:
+def test_values_have_the_declared_types_and_ranges(scene_samples: list[tuple[str, Any]]) -> None:
     spec = zoo_scenes.scenes.source_spec()
     assert spec.classes["semseg"] == CLASSES and len(CLASSES) == len(set(CLASSES)) and CLASSES[0] == "void"
-    for key, sample in made:
+    for key, sample in scene_samples:
         assert re.fullmatch(r"train-0-\d{6}", key)
         assert set(sample) == set(spec.modalities)
         for name, kind, shape in (
@@ -66,20 +66,20 @@ def test_values_have_the_declared_types_and_ranges(made: list[tuple[str, Any]]) 
         json.dumps([sample["boxes"], sample["human_poses"], sample["metadata"], sample["caption"]])
 
 
-def test_pictures_are_varied(made: list[tuple[str, Any]]) -> None:
-    present = np.unique(np.concatenate([np.unique(sample["semseg"]) for _, sample in made]))
+def test_pictures_are_varied(scene_samples: list[tuple[str, Any]]) -> None:
+    present = np.unique(np.concatenate([np.unique(sample["semseg"]) for _, sample in scene_samples]))
     assert set(present) == set(range(1, len(CLASSES)))
-    assert 0.3 < np.mean([sample["metadata"]["brightness"] for _, sample in made]) < 0.8
-    assert len({sample["caption"] for _, sample in made}) == len(made)
+    assert 0.3 < np.mean([sample["metadata"]["brightness"] for _, sample in scene_samples]) < 0.8
+    assert len({sample["caption"] for _, sample in scene_samples}) == len(scene_samples)
 
 
-def test_boxes_are_those_of_the_largest_instances(made: list[tuple[str, Any]]) -> None:
-    for _, sample in made:
+def test_boxes_are_those_of_the_largest_instances(scene_samples: list[tuple[str, Any]]) -> None:
+    for _, sample in scene_samples:
         instances, size = sample["sam_instance"], 64
         counts = np.bincount(instances.reshape(-1))[1:]
         assert (np.diff(counts) <= 0).all() and counts.min() > 0
-        enough = int((counts >= 0.003 * size * size).sum())
-        assert len(sample["boxes"]) == min(8, enough)
+        visible_count = int((counts >= 0.003 * size * size).sum())
+        assert len(sample["boxes"]) == min(8, visible_count)
         for number, box in enumerate(sample["boxes"], 1):
             rows, columns = np.nonzero(instances == number)
             expected = [columns.min() / size, rows.min() / size, (columns.max() + 1) / size, (rows.max() + 1) / size]
@@ -102,12 +102,12 @@ def test_captions_name_only_what_is_seen() -> None:
     mentioned: Counter[str] = Counter()
     for number in range(60):
         stage = build(compose(random.Random(f"caption {number}"), settings))
-        _, _, seen, shares = observe(stage, render(stage, settings.image_size), settings.min_visible)
-        text = captions.caption(random.Random(number), stage.scene, seen, shares)
+        _, _, visible, shares = observe(stage, render(stage, settings.image_size), settings.min_visible)
+        text = captions.caption(random.Random(number), stage.scene, visible, shares)
         assert re.fullmatch(r"([A-Z][a-z ,:]+\. ?){1,4}", text) and not re.search(r"  | \.| ,", text), text
         plain_text = re.sub(r"^The picture shows |\. The picture shows ", " ", text).lower()
         words = re.findall(r"[a-z]+", plain_text)
-        counts = Counter(item.body.label for item in seen)
+        counts = Counter(item.thing.label for item in visible)
         for word in words:
             name = NOUNS.get(word) or NOUNS.get(word.removesuffix("s")) or NOUNS.get(word.removesuffix("es"))
             if name in ("floor", "wall"):
@@ -116,27 +116,27 @@ def test_captions_name_only_what_is_seen() -> None:
                 mentioned[name] += 1
                 assert counts[name], text
         for colour, noun in re.findall(rf"\b({'|'.join(COLOURS)}) (ball|box|cylinder|sofa|chair)\b", plain_text):
-            assert any((item.body.colour, item.body.noun) == (colour, noun) for item in seen), text
+            assert any((item.thing.colour, item.thing.noun) == (colour, noun) for item in visible), text
         for number_word, noun in re.findall(r"\b(two|three|four|five) (window|picture)s\b", plain_text):
             assert counts[noun] == {"two": 2, "three": 3, "four": 4, "five": 5}[number_word]
     assert set(mentioned) == set(NOUNS.values()) - {"floor", "wall"}
 
 
 def test_a_layout_names_each_box_and_where_it_reaches() -> None:
-    known = samples(count=30, image_size=48)
-    for (key, sample), (_, plain) in zip(samples(count=30, image_size=48, captions="layout"), known, strict=True):
+    described = samples(count=30, image_size=48)
+    for (key, sample), (_, plain) in zip(samples(count=30, image_size=48, captions="layout"), described, strict=True):
         first, *sentences = sample["caption"].removesuffix(".").split(". ")
         assert re.fullmatch(r"An? (empty )?room( with [a-z ]+)?", first), first
         by_area = sorted(sample["boxes"], key=lambda box: -np.prod(np.subtract(box["box"][2:], box["box"][:2])))
         assert len(sentences) == len(by_area), key
         for sentence, entry in zip(sentences, by_area, strict=True):
-            named = re.fullmatch(r"((?:A|An) [a-z ]+?|Books) (?:(?:on|in) the|from) ([a-z ]+), ([a-z ]+)", sentence)
-            assert named, sentence
-            noun = named[1].removeprefix("A ").partition(" in ")[0].split()[-1].lower()
+            match = re.fullmatch(r"((?:A|An) [a-z ]+?|Books) (?:(?:on|in) the|from) ([a-z ]+), ([a-z ]+)", sentence)
+            assert match, sentence
+            noun = match[1].removeprefix("A ").partition(" in ")[0].split()[-1].lower()
             assert NOUNS[noun] == entry["label"], sentence
             left, top, right, bottom = entry["box"]
             for words, steps, low, high in (
-                (named[2], captions._ACROSS, left, right), (named[3], captions._DOWN, top, bottom)
+                (match[2], captions._ACROSS, left, right), (match[3], captions._DOWN, top, bottom)
             ):  # fmt: skip
                 first_step, _, last_step = words.partition(" to ")
                 begins, ends = steps.index(first_step), steps.index(last_step or first_step)
@@ -147,49 +147,50 @@ def test_a_layout_names_each_box_and_where_it_reaches() -> None:
 
 
 def test_how_a_layout_names_places_people_and_an_empty_room() -> None:
-    assert captions._extent(_seen("box", (0.3, 0.9, 0.4, 1), 3)) == "in the left centre, bottom"
-    assert captions._extent(_seen("box", (0, 0, 0.1, 0.1), 3)) == "on the far left, top"
-    someone = dataclasses.replace(_seen("standing", (0, 0, 0.1, 0.1), 3, "person"), clear=False)
+    assert captions._extent(visible_item("box", (0.3, 0.9, 0.4, 1), 3)) == "in the left centre, bottom"
+    assert captions._extent(visible_item("box", (0, 0, 0.1, 0.1), 3)) == "on the far left, top"
+    person = dataclasses.replace(visible_item("standing", (0, 0, 0.1, 0.1), 3, "person"), clear=False)
     scene = compose(random.Random(0), SceneSettings())
     for clear, words in ((False, "A person on"), (True, "A person in a red shirt on")):
-        assert words in captions.layout(scene, [dataclasses.replace(someone, clear=clear)], {})
+        assert words in captions.layout(scene, [dataclasses.replace(person, clear=clear)], {})
     assert re.fullmatch(r"An empty room with [a-z ]+\.", captions.layout(scene, [], {"wall": 0.5, "floor": 0.2}))
 
 
-def _seen(noun: str, box: tuple[float, float, float, float], depth: float, label: str = "box") -> captions.VisibleBody:
-    thing = Body(label, noun, "red", [], (0.1, 0.1, 0.1))
-    return captions.VisibleBody(0, thing, 10, box, depth, True)
+def visible_item(noun: str, box: tuple[float, float, float, float], depth: float, label: str = "box") -> captions.Seen:
+    item = Thing(label, noun, "red", [], (0.1, 0.1, 0.1))
+    return captions.Seen(0, item, 10, box, depth, True)
 
 
 def test_relations_are_those_of_the_boxes_and_depths() -> None:
-    left, right = _seen("box", (0.1, 0.5, 0.3, 0.7), 3.0), _seen("ball", (0.6, 0.5, 0.8, 0.7), 3.0)
-    assert captions.position_phrase(left) == "on the left" and captions.position_phrase(right) == "on the right"
-    assert captions.position_phrase(_seen("box", (0.3, 0, 0.6, 1), 1.5)) == "in the middle close by"
-    assert captions.position_phrase(_seen("box", (0.7, 0, 0.8, 1), 4.5)) == "on the right at the back"
-    assert captions.position_phrase(_seen("box", (0.8, 0, 0.9, 1), 3)) == "on the far right"
-    wide, whole = _seen("sofa", (0.1, 0, 0.45, 1), 3), _seen("rug", (0.0, 0, 1.0, 1), 4.5)
-    assert captions.position_phrase(wide) == "from the far left to the middle"
-    assert captions.position_phrase(whole) == "from the far left to the far right at the back"
-    assert captions.group_phrase([right, left]) == "on the left and on the right"
-    assert captions.group_phrase([left, left]) == "on the left" and captions.group_phrase([right]) == "on the right"
-    assert captions.group_phrase([left, right, wide]) == ""
+    left, right = visible_item("box", (0.1, 0.5, 0.3, 0.7), 3.0), visible_item("ball", (0.6, 0.5, 0.8, 0.7), 3.0)
+    assert captions.place(left) == "on the left" and captions.place(right) == "on the right"
+    assert captions.place(visible_item("box", (0.3, 0, 0.6, 1), 1.5)) == "in the middle close by"
+    assert captions.place(visible_item("box", (0.7, 0, 0.8, 1), 4.5)) == "on the right at the back"
+    assert captions.place(visible_item("box", (0.8, 0, 0.9, 1), 3)) == "on the far right"
+    wide, rug = visible_item("sofa", (0.1, 0, 0.45, 1), 3), visible_item("rug", (0.0, 0, 1.0, 1), 4.5)
+    assert captions.place(wide) == "from the far left to the middle"
+    assert captions.place(rug) == "from the far left to the far right at the back"
+    assert captions.places([right, left]) == "on the left and on the right"
+    assert captions.places([left, left]) == "on the left" and captions.places([right]) == "on the right"
+    assert captions.places([left, right, wide]) == ""
     assert captions.relation(left, right) == "is to the left of"
     assert captions.relation(right, left) == "is to the right of"
-    near = _seen("box", (0.15, 0.6, 0.4, 0.9), 1.5)
+    near = visible_item("box", (0.15, 0.6, 0.4, 0.9), 1.5)
     assert captions.relation(near, left) == "is in front of"
     assert captions.relation(left, near) == "is behind"
-    beside = _seen("box", (0.32, 0.5, 0.4, 0.7), 3.1)
+    beside = visible_item("box", (0.32, 0.5, 0.4, 0.7), 3.1)
     assert captions.relation(beside, left) == "is next to"
-    picture, sofa = _seen("picture", (0.1, 0.1, 0.3, 0.3), 4, "picture"), _seen("sofa", (0.1, 0.5, 0.6, 0.8), 3, "sofa")
+    picture = visible_item("picture", (0.1, 0.1, 0.3, 0.3), 4, "picture")
+    sofa = visible_item("sofa", (0.1, 0.5, 0.6, 0.8), 3, "sofa")
     assert captions.relation(picture, sofa) == "is above"
     assert captions.relation(sofa, picture) == ""
 
 
 def test_books_are_many() -> None:
     books = dataclasses.replace(
-        _seen("books", (0.1, 0.5, 0.3, 0.7), 3, "books"), body=Body("books", "books", "", [], (1, 1, 1))
+        visible_item("books", (0.1, 0.5, 0.3, 0.7), 3, "books"), thing=Thing("books", "books", "", [], (1, 1, 1))
     )
-    lamp = dataclasses.replace(_seen("floor lamp", (0.6, 0.5, 0.8, 0.7), 3, "lamp"), index=1, pixels=20)
+    lamp = dataclasses.replace(visible_item("floor lamp", (0.6, 0.5, 0.8, 0.7), 3, "lamp"), index=1, pixels=20)
     speaker = captions._Speaker(random.Random(0), [books, lamp])
     assert speaker.relations() == ["Books are to the left of a floor lamp."]
     assert speaker.relations() == ["The books are to the left of the floor lamp."]
@@ -199,14 +200,11 @@ def test_books_are_many() -> None:
     assert captions.counted("books", 1) == captions.counted("books", 2) == captions.article("books") == "books"
 
 
-def test_words_of_phrases() -> None:
-    table = Body("table", "round table", "dark wooden", [], (1, 1, 1))
-    orange = Body("box", "box", "orange", [], (1, 1, 1))
-    someone = Body("person", "waving", "blue", [], (1, 1, 1))
-    words = [
-        captions.phrase(captions.VisibleBody(0, thing, 1, (0, 0, 1, 1), 1.0, True))
-        for thing in (table, orange, someone)
-    ]
+def test_phrases_by_hand() -> None:
+    table = Thing("table", "round table", "dark wooden", [], (1, 1, 1))
+    orange = Thing("box", "box", "orange", [], (1, 1, 1))
+    person = Thing("person", "waving", "blue", [], (1, 1, 1))
+    words = [captions.phrase(captions.Seen(0, item, 1, (0, 0, 1, 1), 1.0, True)) for item in (table, orange, person)]
     assert words == ["round dark wooden table", "orange box", "person in a blue shirt"]
     assert captions.counted(words[1], 1) == "an orange box"
     assert captions.counted(words[1], 3) == "three orange boxes"
@@ -230,8 +228,8 @@ def test_colour_names_are_the_colours_seen() -> None:
             part = item.body.parts[0]
             if item.body.free and item.body.colour in vivid and part.surface.texture == "plain" and item.pixels > 20:
                 mean = view.rgb[:, view.geoms == stage.owners.index(item.index)].mean(1)
-                gaps = {name: abs(math.remainder(hue(mean) - hue(COLOURS[name]), 2 * math.pi)) for name in vivid}
-                good = min(gaps, key=lambda name: gaps[name]) == item.body.colour
+                errors = {name: abs(math.remainder(hue(mean) - hue(COLOURS[name]), 2 * math.pi)) for name in vivid}
+                good = min(errors, key=lambda name: errors[name]) == item.thing.colour
                 right, wrong = right + good, wrong + (not good)
     assert right > 20 and right > 12 * wrong
 
@@ -239,7 +237,7 @@ def test_colour_names_are_the_colours_seen() -> None:
 # -- settings and contract --------------------------------------------------------------------------------------------
 
 
-def test_the_ranges_of_settings_are_those_that_their_texts_say() -> None:
+def test_documented_ranges_of_settings_are_the_checked_ones() -> None:
     meanings = field_docstrings(SceneSettings)
     for name in ("image_size", "people", "clutter", "min_fov", "max_boxes", "min_visible"):
         with pytest.raises(ValueError, match=name) as caught:
@@ -248,14 +246,16 @@ def test_the_ranges_of_settings_are_those_that_their_texts_say() -> None:
         assert f"{low:g} to {high:g}" in meanings[name], name
 
 
-def test_settings_do_what_they_say() -> None:
+def test_settings_change_the_scenes() -> None:
     for _, sample in samples(count=8, people=0, clutter=0, max_boxes=3, image_size=32):
         assert not {"person", "box", "ball", "cylinder"} & {CLASSES[k] for k in np.unique(sample["semseg"])}
         assert len(sample["boxes"]) <= 3
-    for own, low, high in (({}, 62, 68), ({"min_fov": 40.0, "max_fov": 41.0}, 40, 41)):
-        lenses = [sample["metadata"]["camera_fov"] for _, sample in samples(count=6, **own)]
+    for table, low, high in (({}, 62, 68), ({"min_fov": 40.0, "max_fov": 41.0}, 40, 41)):
+        lenses = [sample["metadata"]["camera_fov"] for _, sample in samples(count=6, **table)]
         assert low <= min(lenses) < max(lenses) <= high
-    (_, usual), (_, lit), (_, strict) = (samples(1, **own)[0] for own in ({}, {"shadows": False}, {"min_visible": 0.1}))
+    (_, usual), (_, lit), (_, strict) = (
+        samples(1, **table)[0] for table in ({}, {"shadows": False}, {"min_visible": 0.1})
+    )
     assert (lit["rgb"] >= usual["rgb"]).all() and (lit["rgb"] > usual["rgb"] + 0.02).any()
     assert np.array_equal(lit["depth"], usual["depth"]) and np.array_equal(strict["rgb"], usual["rgb"])
     assert strict["boxes"] == usual["boxes"][: len(strict["boxes"])] != usual["boxes"]

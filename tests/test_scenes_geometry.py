@@ -40,8 +40,8 @@ from zoo_scenes.stage import STEP_SECONDS, STEPS, Stage, build
 from zoo_semantics.boxes_3d import plugin
 
 
-def samples(split: str = "train", count: int = 40, seed: int = 0, **own: Any) -> Any:
-    return zoo_scenes.scenes.samples(split, count, seed, Settings("scenes", own))
+def samples(split: str = "train", count: int = 40, seed: int = 0, **settings: Any) -> Any:
+    return zoo_scenes.scenes.samples(split, count, seed, Settings("scenes", settings))
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +56,13 @@ def staged() -> list[tuple[Scene, Scene]]:
     return pairs
 
 
-def bare_scene(*things: Body, pitch: float = -20.0, yaw: float = 90.0) -> Scene:
+def bare_scene(*items: Thing, pitch: float = -20.0, yaw: float = 90.0) -> Scene:
     """Return a plain room of 5 x 6 x 2.5 metres, seen from (2, 0.5, 1.5) with a field of view of 60 degrees."""
     white = plain(COLOURS["white"])
     camera = Camera(position=(2.0, 0.5, 1.5), yaw=math.radians(yaw), pitch=math.radians(pitch), fov=math.radians(60))
     return Scene(
         width=5.0, depth=6.0, height=2.5, wall_colour="white", wall_kind="", floor_kind="tiled",
-        floor=white, wall=white, ceiling=white, camera=camera, lamp=(2.5, 3.0, 2.3), exposure=1.0, bodies=list(things),
+        floor=white, wall=white, ceiling=white, camera=camera, lamp=(2.5, 3.0, 2.3), exposure=1.0, things=list(items),
     )  # fmt: skip
 
 
@@ -79,12 +79,12 @@ def test_floor_and_sphere_have_their_analytic_depth_and_normal() -> None:
     # camera axes written out for yaw 90 degrees, which looks along +y
     right = np.array([1.0, 0.0, 0.0])
     up = np.array([0.0, -math.sin(pitch), math.cos(pitch)])
-    ahead = np.array([0.0, math.cos(pitch), math.sin(pitch)])
+    view_direction = np.array([0.0, math.cos(pitch), math.sin(pitch)])
     on_ball = on_floor = 0
     for row in range(size):
         for column in range(size):
             x, y = (2 * (column + 0.5) / size - 1) * tangent, (1 - 2 * (row + 0.5) / size) * tangent
-            ray = ahead + x * right + y * up
+            ray = view_direction + x * right + y * up
             towards = np.array([2.0, 0.5, 1.5]) - centre
             a, b, c = ray @ ray, ray @ towards, towards @ towards - radius**2
             owner = stage.owners[view.geoms[row, column]]
@@ -99,7 +99,7 @@ def test_floor_and_sphere_have_their_analytic_depth_and_normal() -> None:
             else:
                 continue
             assert view.depth[row, column] == pytest.approx(depth, rel=1e-5)
-            in_camera = [normal @ right, normal @ up, -normal @ ahead]
+            in_camera = [normal @ right, normal @ up, -normal @ view_direction]
             np.testing.assert_allclose(view.normals[:, row, column], in_camera, atol=1e-4)
     assert on_ball > 60 and on_floor > 150
 
@@ -148,13 +148,13 @@ def compiled(scene: Scene) -> tuple[Any, Any, list[int]]:
     spec.worldbody.add_geom(type=plane, size=[0, 0, 1], pos=[0, 0, scene.height], quat=[0, 1, 0, 0])
     for wall in walls(scene):
         spec.worldbody.add_geom(type=plane, size=[0, 0, 1], pos=[*wall.middle, 0], quat=wall.turn)
-    for index, thing in enumerate(scene.bodies):
-        body = spec.worldbody.add_body(pos=thing.at, quat=thing.turn)
+    for index, item in enumerate(scene.things):
+        body = spec.worldbody.add_body(pos=item.at, quat=item.turn)
         dynamics: dict[str, Any] = {}
-        if thing.free:
+        if item.free:
             body.add_joint(type=mujoco.mjtJoint.mjJNT_FREE, damping=[0.3, 0, 0])
-            dynamics = {"mass": 1.0, "friction": [0.9, 0.01, 0.002], "condim": 3 if thing.label == "box" else 6}
-        for part in thing.parts:
+            dynamics = {"mass": 1.0, "friction": [0.9, 0.01, 0.002], "condim": 3 if item.label == "box" else 6}
+        for part in item.parts:
             body.add_geom(type=mujoco.mjtGeom(part.shape), size=part.size, pos=part.at, quat=part.turn, **dynamics)
             owners.append(index)
     model = spec.compile()
@@ -175,15 +175,15 @@ def cast_all(model: Any, data: Any, origin: Any, rays: np.ndarray) -> tuple[np.n
 
 
 @pytest.mark.parametrize("number", range(8))
-def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(number: int) -> None:
+def test_reused_models_equal_models_compiled_for_the_scene(number: int) -> None:
     scene = compose(random.Random(f"twin {number}"), SceneSettings())
     model, data, owners = compiled(scene)
     stage = build(scene)
-    loose = [thing for thing in scene.bodies if thing.free]
+    loose = [item for item in scene.things if item.free]
     assert loose
     rest = data.qpos.reshape(-1, 7)
-    np.testing.assert_allclose([thing.at for thing in loose], rest[:, :3], atol=2e-3)
-    fixed = np.array([owner < 0 or not scene.bodies[owner].free for owner in owners])
+    np.testing.assert_allclose([item.at for item in loose], rest[:, :3], atol=2e-3)
+    fixed = np.array([owner < 0 or not scene.things[owner].free for owner in owners])
     count = len(stage.parts) - len(loose)
     assert stage.owners[:count] == np.array(owners)[fixed].tolist()
     solids = stage.solids
@@ -208,38 +208,38 @@ def test_rewritten_models_settle_and_cast_as_models_compiled_for_the_scene(numbe
 
 
 @pytest.mark.parametrize("size", [16, 37, 96])
-def test_pictures_are_those_of_rays_that_meet_everything(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def everything(solids: Any, origin: Any, sides: np.ndarray) -> np.ndarray:
+def test_culling_changes_no_pixel(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def always(solids: Any, origin: Any, sides: np.ndarray) -> np.ndarray:
         return np.ones((sides.shape[2], len(solids)), bool)
 
     for number in range(3):
         stage = build(compose(random.Random(f"pictures {number}"), SceneSettings()))
         view = render(stage, size)
         with monkeypatch.context() as patch:
-            patch.setattr(stages, "meets", everything)
+            patch.setattr(stages, "meets", always)
             expected = render(stage, size)
         for name in ("rgb", "depth", "normals", "geoms"):
             np.testing.assert_array_equal(getattr(view, name), getattr(expected, name))
 
 
 def test_loose_things_fall_and_come_to_rest_on_something(staged: list[tuple[Scene, Scene]]) -> None:
-    fell, carried, resting = 0, 0, []
+    fallen_count, carried_count, resting = 0, 0, []
     for before, after in staged:
-        for hung, thing in zip(before.bodies, after.bodies, strict=True):
-            if not thing.free:
-                assert thing.at == hung.at
+        for item_before, item in zip(before.things, after.things, strict=True):
+            if not item.free:
+                assert item.at == item_before.at
                 continue
-            fell += thing.at[2] < hung.at[2]
-            bottom = thing.at[2] - thing.reach_down()
-            supports = [0.0] + [other.top + other.at[2] for other in after.bodies if other.top is not None]
+            fallen_count += item.at[2] < item_before.at[2]
+            bottom = item.at[2] - item.reach_down()
+            supports = [0.0] + [support.top + support.at[2] for support in after.things if support.top is not None]
             resting.append(min(abs(bottom - top) for top in supports) < 0.02)
             assert bottom > -0.02
-            assert 0 < thing.at[0] < after.width and 0 < thing.at[1] < after.depth
-            if thing.on is not None:
-                carried += 1
-                carrier = after.bodies[thing.on]
+            assert 0 < item.at[0] < after.width and 0 < item.at[1] < after.depth
+            if item.on is not None:
+                carried_count += 1
+                carrier = after.things[item.on]
                 assert carrier.top is not None and bottom > carrier.at[2]
-    assert fell > 0.95 * len(resting) and carried > 15
+    assert fallen_count > 0.95 * len(resting) and carried_count > 15
     assert np.mean(resting) > 0.9
 
 
@@ -333,7 +333,7 @@ def _rays(stage: Stage, size: int) -> np.ndarray:
     return rays.T.reshape(size, size, 3)
 
 
-def test_texture_levels_are_means() -> None:
+def test_coarse_texture_levels_are_means() -> None:
     edge = textures.EDGE
     for name in ("planks", "checker", "door"):
         index = np.full(1, textures.pyramids()[0][name], np.int32)
@@ -353,10 +353,10 @@ def test_texture_levels_are_means() -> None:
 RED = plain(COLOURS["red"])
 
 
-def boxed(thing: Body, **camera: float) -> dict[str, Any]:
+def boxed(item: Thing, **camera: float) -> dict[str, Any]:
     """Return the box of a thing that is alone in a room."""
-    stage = build(bare_scene(thing, **camera))
-    return observe.boxes_3d(stage, [VisibleBody(0, thing, 10, (0, 0, 1, 1), 3.0, True)], 8)[0]
+    stage = build(bare_scene(item, **camera))
+    return observe.boxes_3d(stage, [Seen(0, item, 10, (0, 0, 1, 1), 3.0, True)], 8)[0]
 
 
 def block(label: str, noun: str = "", half: Vector = (0.2, 0.4, 0.5), yaw: float = 0.0) -> Body:
@@ -367,11 +367,11 @@ def block(label: str, noun: str = "", half: Vector = (0.2, 0.4, 0.5), yaw: float
 
 def test_one_box_by_hand() -> None:
     """The camera looks along the room's y, so a thing 3 m ahead has z = -3 and its foot is 1.5 m below."""
-    found = boxed(block("chair"))
-    assert found["label"] == "chair"
-    np.testing.assert_allclose(found["center"], [0, -1.0, -3], atol=1e-12)
-    np.testing.assert_allclose(found["size"], [0.4, 1.0, 0.8], atol=1e-12)  # along the front, up, across
-    assert found["yaw"] == pytest.approx(0)  # the front faces right, along the room's x
+    box = boxed(block("chair"))
+    assert box["label"] == "chair"
+    np.testing.assert_allclose(box["center"], [0, -1.0, -3], atol=1e-12)
+    np.testing.assert_allclose(box["size"], [0.4, 1.0, 0.8], atol=1e-12)  # along the front, up, across
+    assert box["yaw"] == pytest.approx(0)  # the front faces right, along the room's x
     turned = boxed(block("chair", yaw=math.pi / 2))
     np.testing.assert_allclose(turned["size"], [0.4, 1.0, 0.8], atol=1e-12)
     assert turned["yaw"] == pytest.approx(math.pi / 2)  # faces away from the viewer
@@ -391,18 +391,18 @@ def test_one_box_by_hand() -> None:
     ],
 )  # fmt: skip
 def test_things_without_a_front_face_the_viewer(label: str, noun: str, degrees: float, expected: float) -> None:
-    found = boxed(block(label, noun, (0.3, 0.6, 0.4), math.radians(degrees)))
-    assert math.degrees(found["yaw"]) == pytest.approx(expected)
+    box = boxed(block(label, noun, (0.3, 0.6, 0.4), math.radians(degrees)))
+    assert math.degrees(box["yaw"]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("label", ["picture", "window", "door"])
 def test_things_on_a_wall_face_the_room(label: str) -> None:
     wall = walls(bare_scene())[0]  # the wall in front of the camera
     half = (0.5, 0.3, 0.02)
-    found = boxed(Body(label, label, "", [Part(BOX, half, (0, 0, 0), RED)], half, wall.at(0, 1.5), wall.turn))
-    assert found["yaw"] == pytest.approx(-math.pi / 2)
-    np.testing.assert_allclose(found["size"], [observe.THINNEST, 0.6, 1.0], atol=1e-9)
-    np.testing.assert_allclose(found["center"], [0.5, 0.0, -5.5], atol=1e-9)
+    box = boxed(Thing(label, label, "", [Part(BOX, half, (0, 0, 0), RED)], half, wall.at(0, 1.5), wall.turn))
+    assert box["yaw"] == pytest.approx(-math.pi / 2)
+    np.testing.assert_allclose(box["size"], [observe.THINNEST, 0.6, 1.0], atol=1e-9)
+    np.testing.assert_allclose(box["center"], [0.5, 0.0, -5.5], atol=1e-9)
 
 
 def test_a_cylinder_lies_or_stands() -> None:
@@ -428,7 +428,7 @@ def test_a_cylinder_lies_or_stands() -> None:
         (CAPSULE, (0.2, 0.5, 0)),
     ],
 )  # fmt: skip
-def test_extents_of_solids(shape: int, size: Vector) -> None:
+def test_extents_of_solids_match_sampled_surfaces(shape: int, size: Vector) -> None:
     """Compared with many surface points that follow MuJoCo's definitions of sizes."""
     draw = np.random.default_rng(0)
     unit = draw.normal(size=(40_000, 3))
@@ -442,21 +442,21 @@ def test_extents_of_solids(shape: int, size: Vector) -> None:
         CAPSULE: unit * size[0] + sign[:, 2:] * (0, 0, size[1]),
     }[shape]
     turn = draw.normal(size=4)
-    thing = Body("box", "box", "red", [Part(shape, size, (0, 0, 0), RED)], (1, 1, 1), (2.0, 3.0, 1.0))
-    thing.turn = tuple((turn / np.linalg.norm(turn)).tolist())
-    stage = build(bare_scene(thing))
+    item = Thing("box", "box", "red", [Part(shape, size, (0, 0, 0), RED)], (1, 1, 1), (2.0, 3.0, 1.0))
+    item.turn = tuple((turn / np.linalg.norm(turn)).tolist())
+    stage = build(bare_scene(item))
     frame = stage.solids.frames[6].reshape(3, 3)
     directions = np.linalg.qr(draw.normal(size=(3, 3)))[0]
-    found = stage.solids.reach(np.array([6]), directions[None])[0]
+    extents = stage.solids.reach(np.array([6]), directions[None])[0]
     expected = (points @ frame.T @ directions.T).max(axis=0)
-    assert (expected <= found + 1e-9).all()
-    np.testing.assert_allclose(found, expected, atol=5e-3)
+    assert (expected <= extents + 1e-9).all()
+    np.testing.assert_allclose(extents, expected, atol=5e-3)
 
 
 def test_boxes_contain_the_visible_pixels_of_things() -> None:
     """All pixels of a thing, back-projected by depth, lie in its box, and some lie near each side."""
     settings = SceneSettings(image_size=48, max_boxes=64, min_fov=56.0, max_fov=74.0)
-    touched = list[bool]()
+    fills_box = list[bool]()
     for number in range(25):
         stage = build(compose(random.Random(f"upright {number}"), settings))
         view = render(stage, 48)
@@ -464,19 +464,19 @@ def test_boxes_contain_the_visible_pixels_of_things() -> None:
         camera, points = stage.scene.camera, view.depth[..., None] * _rays(stage, 48)
         back = np.array([math.cos(camera.yaw), math.sin(camera.yaw), 0.0])
         axes = np.array([[math.sin(camera.yaw), -math.cos(camera.yaw), 0.0], [0.0, 0.0, 1.0], -back])
-        found = observe.boxes_3d(stage, items, 64)
-        assert [box["label"] for box in found] == [item.body.label for item in items]
-        plugin.write_value(found)
-        for rank, box in enumerate(found, 1):
-            seen = points[instances == rank] @ axes.T - box["center"]
+        boxes = observe.boxes_3d(stage, items, 64)
+        assert [box["label"] for box in boxes] == [item.thing.label for item in items]
+        plugin.write_value(boxes)
+        for rank, box in enumerate(boxes, 1):
+            visible = points[instances == rank] @ axes.T - box["center"]
             cos, sin = math.cos(box["yaw"]), math.sin(box["yaw"])
-            x, y, z = seen.T
-            own = np.stack([x * cos - z * sin, y, x * sin + z * cos], axis=1)
+            x, y, z = visible.T
+            in_box_axes = np.stack([x * cos - z * sin, y, x * sin + z * cos], axis=1)
             half = np.array(box["size"]) / 2
-            assert (np.abs(own) <= half + 2e-3).all(), box
-            if len(own) > 60:
-                touched.append(bool((np.abs(own).max(axis=0) > 0.8 * half).all()))
-    assert len(touched) > 80 and np.mean(touched) > 0.85
+            assert (np.abs(in_box_axes) <= half + 2e-3).all(), box
+            if len(in_box_axes) > 60:
+                fills_box.append(bool((np.abs(in_box_axes).max(axis=0) > 0.8 * half).all()))
+    assert len(fills_box) > 80 and np.mean(fills_box) > 0.85
 
 
 # -- place labels ------------------------------------------------------------------------------------------------------
@@ -496,13 +496,16 @@ def test_the_furniture_that_covers_most_decides(covered: dict[str, float], expec
     assert scene_class(dict.fromkeys(CLASSES, 0.0) | covered) == expected
 
 
-def test_the_place_follows_from_what_is_seen() -> None:
-    found: Counter[str] = Counter()
+def test_the_scene_class_follows_from_visible_furniture() -> None:
+    place_counts: Counter[str] = Counter()
     for _, sample in samples(count=80, image_size=24):
         shares = np.bincount(sample["semseg"].reshape(-1), minlength=len(CLASSES)) / sample["semseg"].size
-        covered = {place: sum(shares[CLASSES.index(label)] for label in labels) for place, labels in FURNITURE.items()}
-        best = max(covered, key=lambda place: covered[place])
+        covered = {
+            scene_class: sum(shares[CLASSES.index(label)] for label in labels)
+            for scene_class, labels in FURNITURE.items()
+        }
+        best = max(covered, key=lambda scene_class: covered[scene_class])
         assert sample["scene_class"] == (best if covered[best] >= LEAST else EMPTY)
-        found[sample["scene_class"]] += 1
-    assert set(found) == {*FURNITURE, EMPTY}
-    assert max(found.values()) < 40
+        place_counts[sample["scene_class"]] += 1
+    assert set(place_counts) == {*FURNITURE, EMPTY}
+    assert max(place_counts.values()) < 40

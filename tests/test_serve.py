@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def started(folder: Path, *options: str, run: str = "run") -> Iterator[tuple[subprocess.Popen[str], str]]:
+def start_server(folder: Path, *options: str, run: str = "run") -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run the server with 6 GB of memory; yield its process and address."""
     command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "serve", run, "--port", "0", *options]
     command = ["sh", "-c", 'ulimit -v 6000000; exec "$@"', "-", *command]
@@ -72,12 +72,12 @@ def started(folder: Path, *options: str, run: str = "run") -> Iterator[tuple[sub
 @contextlib.contextmanager
 def serving(folder: Path, *options: str, run: str = "run") -> Iterator[str]:
     """Run the server and yield its address. An exception in it fails the test."""
-    with started(folder, *options, run=run) as (server, address):
+    with start_server(folder, *options, run=run) as (server, address):
         yield address
         server.kill()
         assert server.stderr is not None
-        printed = server.stderr.read()
-        assert "Traceback" not in printed, printed
+        errors = server.stderr.read()
+        assert "Traceback" not in errors, errors
 
 
 @pytest.fixture(scope="module")
@@ -135,28 +135,28 @@ def test_the_model_is_described(address: str) -> None:
     assert {"/api/generate", "/api/uploads/{name}", "/api/jobs/{job_id}"} <= set(schema["paths"])
 
 
-def test_generation_tells_each_step(address: str, folder: Path) -> None:
+def test_generation_sends_an_event_for_each_step(address: str, folder: Path) -> None:
     _, uploaded = call(address, "/api/uploads/rgb?filename=photo.png", (folder / "photo.png").read_bytes())
     inputs = {"rgb": {"upload": uploaded["upload"]}, "caption": {"text": "a red ball"}}
     body = {"inputs": inputs, "targets": ["depth"], "num_samples": 2, "steps": 3, "seed": 4}
-    told = events(address, "/api/generate", body)
-    steps = [event for event in told if "step" in event]
+    answers = events(address, "/api/generate", body)
+    steps = [event for event in answers if "step" in event]
     assert steps[-1]["step"] == 3 and len(steps[-1]["shown"]) == 2, "older steps may be gone"
-    assert steps[-1]["shown"][0]["image"].startswith("data:image/png") and told[-1] == {"done": True}
-    (values,) = [event["values"] for event in told if "values" in event]
+    assert steps[-1]["shown"][0]["image"].startswith("data:image/png") and answers[-1] == {"done": True}
+    (values,) = [event["values"] for event in answers if "values" in event]
     assert len(values) == 2
     with urllib.request.urlopen(f"{address}/api/results/{values[1]['result']}") as answer:
         assert 'filename="depth.npy"' in answer.headers["Content-Disposition"] and answer.read()[1:6] == b"NUMPY"
     _, grid = call(address, "/api/tokens/depth", {"result": values[0]["result"]})
     assert np.shape(grid["ids"]) == (2, 2, 1)
-    again = {"inputs": {"depth": {"result": values[0]["result"]}}, "targets": ["depth"], "seed": 5}
-    told = events(address, "/api/generate", {**again, "inpaint": {"depth": {"cells": [[0, 0]]}}})
-    (kept,) = [event["values"] for event in told if "values" in event]
-    _, changed = call(address, "/api/tokens/depth", {"result": kept[0]["result"]})
+    request = {"inputs": {"depth": {"result": values[0]["result"]}}, "targets": ["depth"], "seed": 5}
+    answers = events(address, "/api/generate", {**request, "inpaint": {"depth": {"cells": [[0, 0]]}}})
+    (inpainted,) = [event["values"] for event in answers if "values" in event]
+    _, changed = call(address, "/api/tokens/depth", {"result": inpainted[0]["result"]})
     assert np.array_equal(np.ravel(changed["ids"])[1:], np.ravel(grid["ids"])[1:])
-    body = {**again, "num_samples": 8, "inpaint": {"depth": {"cells": [[0, 1]]}}}
-    (kept,) = [event["values"] for event in events(address, "/api/generate", body) if "values" in event]
-    for value in kept:
+    body = {**request, "num_samples": 8, "inpaint": {"depth": {"cells": [[0, 1]]}}}
+    (inpainted,) = [event["values"] for event in events(address, "/api/generate", body) if "values" in event]
+    for value in inpainted:
         _, changed = call(address, "/api/tokens/depth", {"result": value["result"]})
         assert np.array_equal(np.ravel(changed["ids"])[[0, 2, 3]], np.ravel(grid["ids"])[[0, 2, 3]])
     _, answer = call(address, "/api/generate", {**body, "inputs": {"depth": {"upload": uploaded["upload"]}}})
@@ -164,7 +164,7 @@ def test_generation_tells_each_step(address: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "named"),
+    ("path", "body", "message"),
     [
         ("/api/uploads/rgb?filename=a.png", b"no picture", "rgb"),
         ("/api/uploads/colour?filename=a.png", b"", "colour"),
@@ -175,13 +175,13 @@ def test_generation_tells_each_step(address: str, folder: Path) -> None:
         ("/api/tokens/depth", {"text": "a", "sample": "b"}, "one of"),
     ],
 )
-def test_wrong_calls_are_answered_in_words(address: str, path: str, body: Any, named: str) -> None:
+def test_wrong_calls_get_an_error_that_names_the_cause(address: str, path: str, body: Any, message: str) -> None:
     status, answer = call(address, path, body)
-    assert status == 422 and named in json.dumps(answer), answer
+    assert status == 422 and message in json.dumps(answer), answer
 
 
 @pytest.mark.parametrize(
-    ("body", "named"),
+    ("body", "message"),
     [
         ({"targets": ["colour"]}, "colour"),
         ({"targets": ["depth"], "inputs": {"rgb": {"upload": "gone"}}}, "rgb"),
@@ -199,9 +199,9 @@ def test_wrong_calls_are_answered_in_words(address: str, path: str, body: Any, n
          "caption"),
     ],
 )  # fmt: skip
-def test_what_needs_no_model_run_is_checked_at_once(address: str, body: Any, named: str) -> None:
+def test_requests_are_checked_before_the_model_runs(address: str, body: Any, message: str) -> None:
     status, answer = call(address, "/api/generate", body)
-    assert status == 422 and named in answer["error"], answer
+    assert status == 422 and message in answer["error"], answer
 
 
 def test_all_wrong_parts_of_a_request_are_named(address: str) -> None:
@@ -219,18 +219,18 @@ def test_all_wrong_parts_of_a_request_are_named(address: str) -> None:
     assert status == 422 and all(name in answer["error"] for name in inputs)
 
 
-def test_texts_and_data_are_no_paths(address: str, folder: Path) -> None:
+def test_texts_and_data_are_never_read_as_paths(address: str, folder: Path) -> None:
     """Otherwise visitors could read files of the server."""
     (folder / "secret.txt").write_text("a secret")
     for value in ({"text": str(folder / "secret.txt")}, {"data": str(folder / "secret.txt")}, {"data": [str(folder)]}):
         for name in ("rgb", "depth"):
             _, answer = call(address, "/api/generate", {"inputs": {name: value}, "targets": ["caption"]})
             assert f"{name}: expected a file" in answer["error"]
-    told = events(address, "/api/generate", {"inputs": {"caption": {"text": str(folder)}}, "targets": ["depth"]})
-    assert told[-1] == {"done": True}, "a text stays a text"
+    answers = events(address, "/api/generate", {"inputs": {"caption": {"text": str(folder)}}, "targets": ["depth"]})
+    assert answers[-1] == {"done": True}, "a text stays a text"
 
 
-def test_retrieval_without_an_index(address: str) -> None:
+def test_search_without_an_index_is_refused(address: str) -> None:
     status, answer = call(address, "/api/search", {"inputs": {"rgb": {"sample": "test00"}}})
     assert status == 422 and "--index" in answer["error"]
 
@@ -243,8 +243,10 @@ def test_similar_samples_are_found(folder: Path, browser: Any) -> None:
     with serving(folder, "--index", "index") as address:
         status_code, answer = call(address, "/api/search", {"find": "rgb", "inputs": {"caption": {"sample": "nobody"}}})
         assert status_code == 422 and "caption" in answer["errors"][0] and "rgb" in answer["errors"][1]
-        told = events(address, "/api/search", {"inputs": {"depth": {"sample": "test00"}}, "find": "depth", "count": 3})
-        hits = [hit["key"] for hit in told[-2]["hits"]]
+        answers = events(
+            address, "/api/search", {"inputs": {"depth": {"sample": "test00"}}, "find": "depth", "count": 3}
+        )
+        hits = [hit["key"] for hit in answers[-2]["hits"]]
         assert hits[0] == "test00" and len(hits) == 3
         page = browser.new_page()
         choose_nothing(page, address)
@@ -282,7 +284,7 @@ def has_security_headers(headers: Any) -> bool:
         (b"", 422),
     ],
 )  # fmt: skip
-def test_bodies_that_are_no_request(address: str, body: bytes, status: int) -> None:
+def test_malformed_request_bodies_are_refused(address: str, body: bytes, status: int) -> None:
     for path in ("/api/generate", "/api/search", "/api/tokens/depth"):
         code, headers, answer = ask(address, "POST", path, body, Content_Type="application/json")
         expected = status if path == "/api/generate" or status == 400 else 422
@@ -358,16 +360,16 @@ def test_requests_of_other_sites_and_for_other_hosts_are_refused(
         ("POST", "/api/uploads/rgb?filename=photo.png", photo), ("DELETE", "/api/jobs/none", None),
         ("POST", "/api/tokens/depth", b'{"sample": "test00"}'),
     ):  # fmt: skip
-        code, answered, answer = ask(address, method, path, body, Content_Type="application/json", **headers)
-        assert code == status and (status == 200 or answer["error"]) and has_security_headers(answered)
+        code, response_headers, answer = ask(address, method, path, body, Content_Type="application/json", **headers)
+        assert code == status and (status == 200 or answer["error"]) and has_security_headers(response_headers)
     reading = 400 if status == 400 else 200  # other sites may link to the page, and their scripts cannot read answers
-    code, answered, _ = ask(address, "GET", "/api/model", **headers)
-    assert code == reading and "Access-Control-Allow-Origin" not in answered
-    assert answered["Cross-Origin-Resource-Policy"] == "same-origin"
+    code, response_headers, _ = ask(address, "GET", "/api/model", **headers)
+    assert code == reading and "Access-Control-Allow-Origin" not in response_headers
+    assert response_headers["Cross-Origin-Resource-Policy"] == "same-origin"
 
 
 @pytest.mark.parametrize("host", ["LOCALHOST", "127.1", "localhost", "127.0.0.1"])
-def test_a_local_address_is_known_by_its_number(
+def test_local_host_names_are_served_by_their_address(
     host: str, model: AnyToAny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served: list[Any] = []
@@ -382,7 +384,7 @@ def test_a_local_address_is_known_by_its_number(
 
 
 @pytest.mark.parametrize("host", ["", "a" * 64, "a..b", "a\0b", "two words", "\udcff", "ü" * 70, "[::1]", "8.8.8.8"])
-def test_a_host_that_is_none(host: str, model: AnyToAny) -> None:
+def test_an_invalid_host_is_refused(host: str, model: AnyToAny) -> None:
     with pytest.raises(ConfigError, match="cannot listen at --host"):
         app.serve(model, host, 0, app.Limits())
 
@@ -392,12 +394,12 @@ def test_a_signal_ends_it_at_once(folder: Path, host: str, sign: signal.Signals)
     """Jobs run and wait, a job is watched, and an upload is open."""
     if ":" in host and not socket.has_dualstack_ipv6():
         pytest.skip("the machine has no IPv6")
-    with started(folder, "--host", host) as (server, address):
+    with start_server(folder, "--host", host) as (server, address):
         assert address.startswith("http://[::1]:" if ":" in host else "http://127.0.0.1:")
         assert ask(address, "GET", "/api/model", Host="attacker.example")[0] == 400
         jobs = [call(address, "/api/generate", {"targets": ["caption"], "num_samples": 16})[1] for _ in range(12)]
-        with urllib.request.urlopen(f"{address}/api/jobs/{jobs[-1]['job']}", timeout=60) as watched:
-            assert watched.readline()
+        with urllib.request.urlopen(f"{address}/api/jobs/{jobs[-1]['job']}", timeout=60) as response:
+            assert response.readline()
             upload = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
             upload.putrequest("POST", "/api/uploads/rgb?filename=a.png")
             upload.putheader("Content-Length", "1000")
@@ -413,30 +415,30 @@ def test_numbers_that_json_lacks_become_null(model: AnyToAny, monkeypatch: pytes
     client = TestClient(app.build_app(server))
     monkeypatch.setattr(server, "describe", lambda: {"numbers": [float("nan"), float("inf"), 1.5], "half": "\ud800"})
     assert json.loads(client.get("/api/model").text, parse_constant=pytest.fail)["numbers"] == [None, None, 1.5]
-    job = server.jobs.add(lambda job: job.add_event({"cosine": float("nan")}))
-    ended(job)
+    job = server.jobs.add(lambda job: job.tell({"cosine": float("nan")}))
+    wait_for_end(job)
     lines = client.get(f"/api/jobs/{job.id}").text.splitlines()
     assert {"cosine": None} in [json.loads(line, parse_constant=pytest.fail) for line in lines]
 
 
-def test_a_mistake_of_the_server_is_one_line(model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_server_is_one_line(model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
     server = app.Server(model, app.Limits())
     monkeypatch.setattr(server, "describe", lambda: 1 / 0)
     answer = TestClient(app.build_app(server), raise_server_exceptions=False).get("/api/model")
     assert answer.status_code == 500 and "ZeroDivisionError" in answer.json()["error"]
 
 
-def test_a_port_that_is_in_use(address: str, folder: Path) -> None:
+def test_a_port_in_use_is_refused(address: str, folder: Path) -> None:
     port = address.rpartition(":")[2]
     command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "serve", "run", "--port", port]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 1 and port in done.stderr and "Traceback" not in done.stderr
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 1 and port in result.stderr and "Traceback" not in result.stderr
 
 
 # --- limits, and unfinished pictures
 
 
-def ended(job: Job) -> Any:
+def wait_for_end(job: Job) -> Any:
     """Wait for a job and return its last event."""
     while not job.finished:
         time.sleep(0.01)
@@ -444,12 +446,12 @@ def ended(job: Job) -> Any:
 
 
 def test_jobs_can_be_cancelled_and_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs, started, go = Jobs(waiting=1, seconds=60), threading.Event(), threading.Event()
+    jobs, started, release = Jobs(waiting=1, seconds=60), threading.Event(), threading.Event()
 
     def work(job: Job) -> None:
         started.set()
-        go.wait(60)
-        job.add_event({"step": 1})
+        release.wait(60)
+        job.tell({"step": 1})
 
     first = jobs.add(work)
     started.wait(60)
@@ -457,17 +459,17 @@ def test_jobs_can_be_cancelled_and_are_limited(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(BusyError):
         jobs.add(work)
     first.cancelled = True
-    go.set()
-    assert ended(first) == {"error": "cancelled"} and ended(second) == {"done": True}
-    late = Jobs(waiting=1, seconds=-1).add(work)
-    assert "takes too long" in ended(late)["error"]
-    monkeypatch.setattr(queue, "MAX_JOBS", 1)
+    release.set()
+    assert wait_for_end(first) == {"error": "cancelled"} and wait_for_end(second) == {"done": True}
+    timed_out = Jobs(waiting=1, seconds=-1).add(work)
+    assert "takes too long" in wait_for_end(timed_out)["error"]
+    monkeypatch.setattr(queue, "KEPT", 1)
     third = jobs.add(work)
     assert jobs.get(first.id) is jobs.get(second.id) is None and jobs.get(third.id) is third
 
 
-def test_old_uploads_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "UPLOAD_CACHE_BYTES", 100)
+def test_old_uploads_are_removed_for_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "UPLOADED", 100)
     store = app.Uploads()
     keys = [store.add("rgb", np.zeros(20, np.uint8), 20) for _ in range(4)]
     assert list(store.values) == list(store.sizes) == keys[2:], "40 bytes each"
@@ -476,14 +478,14 @@ def test_old_uploads_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_undecided_cells_are_grey(model: AnyToAny) -> None:
     server, depth = app.Server(model, app.Limits()), model.handle("depth")
     tokens = torch.tensor([[[0, -1], [-1, 5]]])
-    (shown,) = server.partial("depth", tokens)
-    whole = np.asarray(depth.render(depth.decode(tokens.clamp(min=0))[0]).convert("RGB"))
-    with urllib.request.urlopen(shown["image"]) as file, PIL.Image.open(file) as picture:
-        found = np.asarray(picture)
-    half = found.shape[0] // 2
-    for rows, columns, known in ((0, 0, True), (0, 1, False), (1, 0, False), (1, 1, True)):
+    (partial,) = server.partial("depth", tokens)
+    rendered = np.asarray(depth.render(depth.decode(tokens.clamp(min=0))[0]).convert("RGB"))
+    with urllib.request.urlopen(partial["image"]) as file, PIL.Image.open(file) as picture:
+        pixels = np.asarray(picture)
+    half = pixels.shape[0] // 2
+    for rows, columns, is_known in ((0, 0, True), (0, 1, False), (1, 0, False), (1, 1, True)):
         cell = np.s_[rows * half : rows * half + half, columns * half : columns * half + half]
-        assert np.array_equal(found[cell], whole[cell] if known else np.full_like(whole[cell], 128))
+        assert np.array_equal(pixels[cell], rendered[cell] if is_known else np.full_like(rendered[cell], 128))
 
 
 # --- the page
@@ -493,9 +495,9 @@ def test_undecided_cells_are_grey(model: AnyToAny) -> None:
 def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 def choose_nothing(page: Any, address: str) -> None:
@@ -511,16 +513,16 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     """The page in a window of its own; errors on the console and requests to other hosts fail the test."""
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     page = context.new_page()
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: problems.append(request.url)
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: errors.append(request.url)
             if not request.url.startswith((address, "data:")) else None)  # fmt: skip
     choose_nothing(page, address)
     yield page
     context.close()
     refusals = "the server responded with a status of 422"  # of deliberate mistakes, which the page tells in words
-    assert [problem for problem in problems if refusals not in problem] == []
+    assert [text for text in errors if refusals not in text] == []
 
 
 def status(page: Any, part: str) -> None:
@@ -566,13 +568,13 @@ def test_generate_from_an_upload(page: Any, folder: Path) -> None:
 
 @needs_chromium
 def test_a_sample_that_comes_late_replaces_no_typed_text(page: Any) -> None:
-    held: list[Any] = []
-    page.route("**/api/samples/**", lambda route: held.append(route))
+    routes: list[Any] = []
+    page.route("**/api/samples/**", lambda route: routes.append(route))
     with page.expect_request("**/api/samples/**"):
         page.check("#use-caption")
     page.fill("#text-caption", "a red ball")
     with page.expect_response("**/api/samples/**"):
-        held[0].continue_()
+        routes[0].continue_()
     page.evaluate("fetch('/api/model').then((answer) => answer.json())")  # the page has seen the sample by then
     assert page.input_value("#text-caption") == "a red ball"
 
@@ -590,23 +592,23 @@ def test_boxes_are_drawn_and_colours_and_fields_edited(folder: Path, browser: An
     Run(tokens=folder / "none", registry=folder / "registry.toml").save(folder / "seeded")
     colours = [[0.5, 0.25, 0.75]] * 5
     with serving(folder, run="seeded") as address:
-        wrong = {"palette": {"data": colours[:2]}, "metadata": {"data": {"colour": "red"}}, "boxes": {"data": [1]}}
-        code, answer = call(address, "/api/generate", {"targets": ["depth"], "inputs": wrong})
-        assert code == 422 and [error.partition(":")[0] for error in answer["errors"]] == list(wrong), answer
+        inputs = {"palette": {"data": colours[:2]}, "metadata": {"data": {"colour": "red"}}, "boxes": {"data": [1]}}
+        code, answer = call(address, "/api/generate", {"targets": ["depth"], "inputs": inputs})
+        assert code == 422 and [error.partition(":")[0] for error in answer["errors"]] == list(inputs), answer
         page = browser.new_page(viewport={"width": 1200, "height": 900})
         page.goto(address)
         page.wait_for_selector("#target-depth")
-        asked: list[Any] = []
-        page.on("request", lambda request: asked.append(request.post_data_json) if request.post_data else None)
+        requests: list[Any] = []
+        page.on("request", lambda request: requests.append(request.post_data_json) if request.post_data else None)
         for name in ("boxes", "palette", "metadata"):
             page.check(f"#use-{name}")
         canvas = page.locator("canvas[aria-label^='Boxes']")
         canvas.scroll_into_view_if_needed()
-        place = canvas.bounding_box()
-        assert place is not None
-        page.mouse.move(place["x"] + place["width"] / 4, place["y"] + place["height"] / 4)
+        area = canvas.bounding_box()
+        assert area is not None
+        page.mouse.move(area["x"] + area["width"] / 4, area["y"] + area["height"] / 4)
         page.mouse.down()
-        page.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] * 3 / 4)
+        page.mouse.move(area["x"] + area["width"] / 2, area["y"] + area["height"] * 3 / 4)
         page.mouse.up()
         page.get_by_label("Label of box 1").fill("chair")
         for name, value in (("palette", colours), ("metadata", {"num_objects": 3})):
@@ -619,14 +621,14 @@ def test_boxes_are_drawn_and_colours_and_fields_edited(folder: Path, browser: An
         page.click("#generate")
         status(page, "Generated depth in")
         page.close()
-    ((box,), palette, metadata) = (asked[-1]["inputs"][name]["data"] for name in ("boxes", "palette", "metadata"))
+    ((box,), palette, metadata) = (requests[-1]["inputs"][name]["data"] for name in ("boxes", "palette", "metadata"))
     assert box["label"] == "chair" and box["box"] == pytest.approx([0.25, 0.25, 0.5, 0.75], abs=0.02)
     assert palette == [[1, 0, 0], *colours[1:]] and metadata == {"num_objects": 5}
-    assert asked[-1]["guidance"] == {"boxes": 2}
+    assert requests[-1]["guidance"] == {"boxes": 2}
 
 
 @needs_chromium
-def test_a_region_is_painted_and_generated_anew(page: Any) -> None:
+def test_a_painted_region_is_generated_again(page: Any) -> None:
     page.select_option("#sample", "test01")
     page.check("#use-depth")
     picture = page.locator("#inputs canvas[aria-label='Cells of depth to generate anew']")
@@ -644,7 +646,7 @@ def test_a_region_is_painted_and_generated_anew(page: Any) -> None:
 
 
 @needs_chromium
-def test_broken_files_are_answered_in_words(page: Any, folder: Path) -> None:
+def test_broken_files_get_an_error_message(page: Any, folder: Path) -> None:
     page.check("#use-rgb")
     page.set_input_files("#file-rgb", folder / "broken.png")
     status(page, "rgb: ")
@@ -653,7 +655,7 @@ def test_broken_files_are_answered_in_words(page: Any, folder: Path) -> None:
 
 
 @needs_chromium
-def test_two_users_at_once(browser: Any, address: str) -> None:
+def test_two_users_are_served_at_once(browser: Any, address: str) -> None:
     pages = [browser.new_context().new_page() for _ in range(2)]
     for number, page in enumerate(pages):
         choose_nothing(page, address)
@@ -667,7 +669,7 @@ def test_two_users_at_once(browser: Any, address: str) -> None:
 
 
 @needs_chromium
-def test_the_page_on_a_phone(browser: Any, address: str) -> None:
+def test_the_page_fits_a_phone(browser: Any, address: str) -> None:
     context = browser.new_context(viewport={"width": 375, "height": 700})
     page = context.new_page()
     page.goto(address)
@@ -677,12 +679,12 @@ def test_the_page_on_a_phone(browser: Any, address: str) -> None:
 
 
 @needs_chromium
-def test_accessibility(page: Any) -> None:
+def test_the_page_has_no_accessibility_violations(page: Any) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     for name in ("rgb", "depth", "caption"):
         page.check(f"#use-{name}")
     page.check("#target-depth")
     page.click("#generate")
     status(page, "paint the cells")
-    found = axe.Axe().run(page).response["violations"]
-    assert [(violation["id"], [node["html"] for node in violation["nodes"]]) for violation in found] == []
+    violations = axe.Axe().run(page).response["violations"]
+    assert [(violation["id"], [node["html"] for node in violation["nodes"]]) for violation in violations] == []

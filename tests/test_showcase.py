@@ -27,25 +27,27 @@ def showcase() -> AnyToAny:
     return AnyToAny.from_pretrained("showcase", device="cpu", verify=True)
 
 
-def test_its_size_and_its_card(showcase: AnyToAny) -> None:
+def test_the_showcase_is_small_and_has_a_card(showcase: AnyToAny) -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 25e6
     assert len(showcase.modalities) >= 10
-    found = ModelCard.load(FOLDER / CARD).data.eval_results
-    assert found and any(result.metric_name.startswith("rgb_patches to depth") for result in found)
+    eval_results = ModelCard.load(FOLDER / CARD).data.eval_results
+    assert eval_results and any(result.metric_name.startswith("rgb_patches to depth") for result in eval_results)
 
 
-def test_depth_of_held_out_pictures(showcase: AnyToAny) -> None:
+def test_generated_depth_is_nearest_to_its_own_picture(showcase: AnyToAny) -> None:
     """Generated depth is nearer to the truth than the depth of other samples."""
     store, names = ValueStore(FOLDER / SAMPLES), ("rgb_patches", "depth")
     keys = store.keys(TEST)[:4]
     pictures, truth = ([store.read_key(showcase.handle(name), TEST, key) for key in keys] for name in names)
-    made = showcase.generate(rgb_patches=pictures, targets=["depth"], temperature=0)
-    errors = np.array([[np.abs(np.log(one.array / other)).mean() for other in truth] for one in made.depth])
+    generated = showcase.generate(rgb_patches=pictures, targets=["depth"], temperature=0)
+    errors = np.array([[np.abs(np.log(depth.array / true)).mean() for true in truth] for depth in generated.depth])
     assert (errors.argmin(axis=1) == np.arange(4)).all()
 
 
-def test_the_python_of_the_readme(showcase: AnyToAny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_code_of_the_readme_runs(
+    showcase: AnyToAny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = ValueStore(FOLDER / SAMPLES)
     picture = store.read_key(showcase.handle("rgb_patches"), TEST, store.keys(TEST)[0])
     showcase.handle("rgb_patches").render(picture).resize((300, 200)).save(tmp_path / "photo.jpg")
@@ -54,7 +56,7 @@ def test_the_python_of_the_readme(showcase: AnyToAny, tmp_path: Path, monkeypatc
     assert (tmp_path / "depth.png").is_file() and len(names["out"].caption) == 2
 
 
-def test_the_modality_of_the_readme(install: Callable[..., Path]) -> None:
+def test_the_modality_of_the_readme_passes_the_checks(install: Callable[..., Path]) -> None:
     install(
         "zoo-thermal", {"tokenizers_zoo": {"thermal": "zoo_thermal:plugin"}}, {"zoo_thermal": block("import numpy")}
     )

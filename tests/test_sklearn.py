@@ -92,9 +92,9 @@ def test_the_checks_of_scikit_learn(fields: Path) -> None:
     skipped unless SCIPY_ARRAY_API is set."""
     estimator = FourMFeatures(str(fields), modality="field", shape=(1, -1), device="cpu")
     results = check_estimator(estimator, on_skip=None, on_fail=None)
-    failed = {one["check_name"]: one["exception"] for one in results if one["status"] == "failed"}
+    failed = {result["check_name"]: result["exception"] for result in results if result["status"] == "failed"}
     assert not failed, "\n".join(f"{name}: {error}" for name, error in failed.items())
-    assert sum(one["status"] == "passed" for one in results) > 40
+    assert sum(result["status"] == "passed" for result in results) > 40
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def pictures() -> list[np.ndarray[Any, Any]]:
             for number in range(24)]  # fmt: skip
 
 
-def test_pictures_in_any_form(run: Path, pictures: list[Any], tmp_path: Path) -> None:
+def test_pictures_are_accepted_in_any_form(run: Path, pictures: list[Any], tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.png" for number in range(len(pictures))]
     for path, picture in zip(paths, pictures, strict=True):
         PIL.Image.fromarray(picture).save(path)
@@ -121,11 +121,11 @@ def test_pictures_in_any_form(run: Path, pictures: list[Any], tmp_path: Path) ->
         list(map(PIL.Image.fromarray, pictures)), [{"rgb": path} for path in paths], stack.transpose(0, 3, 1, 2) / 255,
     ]  # fmt: skip
     for form in forms:
-        found = FourMFeatures(run, device="cpu", batch_size=7).fit_transform(form)
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-    named = FourMFeatures(run, modality="rgb", device="cpu").fit_transform(pictures)
-    np.testing.assert_allclose(named, expected, atol=1e-5)
+        features = FourMFeatures(run, device="cpu", batch_size=7).fit_transform(form)
+        assert features.dtype == np.float32
+        np.testing.assert_allclose(features, expected, atol=1e-5)
+    with_modality = FourMFeatures(run, modality="rgb", device="cpu").fit_transform(pictures)
+    np.testing.assert_allclose(with_modality, expected, atol=1e-5)
     flat = FourMFeatures(run, shape=(16, 16, 3), device="cpu").fit(stack.reshape(24, -1))
     assert flat.n_features_in_ == 768 and flat.modality_ == "rgb_patches"
     np.testing.assert_allclose(flat.transform(stack.reshape(24, -1)), expected, atol=1e-5)
@@ -136,8 +136,8 @@ def test_pictures_are_cropped_as_asked(run: Path) -> None:
     wide = [np.random.default_rng(0).integers(0, 256, (16, 40, 3)).astype(np.uint8)]
     model = AnyToAny.from_pretrained(run, device="cpu")
     for crop in ("middle", "whole"):
-        found = FourMFeatures(run, crop=crop, device="cpu").fit_transform(wide)
-        np.testing.assert_allclose(found, model.embed(rgb=wide, crop=crop), atol=1e-5)
+        features = FourMFeatures(run, crop=crop, device="cpu").fit_transform(wide)
+        np.testing.assert_allclose(features, model.embed(rgb=wide, crop=crop), atol=1e-5)
 
 
 def test_a_pipeline_with_a_classifier(run: Path, pictures: list[Any]) -> None:
@@ -145,31 +145,31 @@ def test_a_pipeline_with_a_classifier(run: Path, pictures: list[Any]) -> None:
     pipeline = make_pipeline(FourMFeatures(run, device="cpu"), StandardScaler(), LogisticRegression())
     assert cross_val_score(pipeline, np.stack(pictures), labels, cv=3).min() == 1
     fitted = pipeline.fit(pictures, labels)
-    again = pickle.loads(pickle.dumps(fitted))
-    assert again.predict(pictures).tolist() == labels
+    unpickled = pickle.loads(pickle.dumps(fitted))
+    assert unpickled.predict(pictures).tolist() == labels
     assert len(pickle.dumps(fitted[0])) < 2000
-    other = clone(fitted).set_params(fourmfeatures__crop="whole")
-    assert other[0].get_params()["crop"] == "whole"
+    cloned = clone(fitted).set_params(fourmfeatures__crop="whole")
+    assert cloned[0].get_params()["crop"] == "whole"
     with pytest.raises(NotFittedError):
-        other[0].transform(pictures)
+        cloned[0].transform(pictures)
 
 
-def test_several_modalities(run: Path, pictures: list[Any]) -> None:
+def test_samples_of_several_modalities_are_embedded(run: Path, pictures: list[Any]) -> None:
     samples = [{"rgb": picture, "caption": "a room"} for picture in pictures[:3]]
-    found = FourMFeatures(run, device="cpu").fit_transform(samples)
+    embedded = FourMFeatures(run, device="cpu").fit_transform(samples)
     expected = AnyToAny.from_pretrained(run, device="cpu").embed(rgb=pictures[:3], caption=["a room"] * 3)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(embedded, expected, atol=1e-5)
     for size in (1, 2, 3):
         features = FourMFeatures(run, device="cpu", batch_size=size).fit(samples)
-        for other in ({"rgb": pictures[2]}, pictures[2], {**samples[2], "depth": pictures[2]}):
+        for different in ({"rgb": pictures[2]}, pictures[2], {**samples[2], "depth": pictures[2]}):
             with pytest.raises(InvalidValueError, match="sample 2"):
-                features.transform([*samples[:2], other])
+                features.transform([*samples[:2], different])
     texts = FourMFeatures(run, modality="caption", device="cpu").fit_transform(["a room", "a ball"])
     assert texts.shape == (2, 32)
     assert FourMFeatures(run, device="cpu").fit(pictures).transform([]).shape == (0, 32)
 
 
-def test_wrong_samples_and_models(run: Path, pictures: list[Any], tmp_path: Path) -> None:
+def test_wrong_samples_and_models_are_refused(run: Path, pictures: list[Any], tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="colour"):
         FourMFeatures(run, modality="colour").fit(pictures)
     with pytest.raises(ConfigError, match="rows have 5 numbers"):
@@ -180,7 +180,7 @@ def test_wrong_samples_and_models(run: Path, pictures: list[Any], tmp_path: Path
         FourMFeatures(tmp_path / "none").fit(pictures)
 
 
-def test_another_model_in_its_place(fields: Path) -> None:
+def test_a_replaced_model_is_refused(fields: Path) -> None:
     fitted = FourMFeatures(fields, modality="field", device="cpu").fit(np.zeros((2, 8)))
     copy = pickle.loads(pickle.dumps(fitted))
     assert np.array_equal(copy.transform(np.ones((2, 8))), fitted.transform(np.ones((2, 8))))
@@ -190,7 +190,7 @@ def test_another_model_in_its_place(fields: Path) -> None:
         changed.transform(np.zeros((2, 8)))
 
 
-def test_without_scikit_learn() -> None:
+def test_a_missing_scikit_learn_is_named() -> None:
     script = "import sys; sys.modules['sklearn'] = None\nimport zoo_backbone\nzoo_backbone.FourMFeatures"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stderr.splitlines()[-1].endswith("pip install 'zoo-backbone[sklearn]'")
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.stderr.splitlines()[-1].endswith("pip install 'zoo-backbone[sklearn]'")

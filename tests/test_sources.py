@@ -35,8 +35,8 @@ def digest(value: Any) -> str:
 def digests(source: str, split: str = "train", count: int = 6, seed: int = 0, at: slice | int = slice(None)) -> Any:
     """Return key and digests of the values of some samples of a source."""
     samples = ZOO.source(source).samples(split, count, seed, SMALL[source])
-    found = [samples[at]] if isinstance(at, int) else samples[at]
-    return [(key, {name: digest(value) for name, value in values.items()}) for key, values in found]
+    selected = [samples[at]] if isinstance(at, int) else samples[at]
+    return [(key, {name: digest(value) for name, value in values.items()}) for key, values in selected]
 
 
 @pytest.mark.parametrize("source", SMALL)
@@ -44,14 +44,15 @@ def test_a_sample_depends_on_split_seed_and_index_alone(source: str) -> None:
     samples = digests(source)
     assert [digests(source, count=100, at=at)[0] for at in (5, 0, 3)] == [samples[at] for at in (5, 0, 3)]
     assert digests(source, at=-1) == samples[-1:] and digests(source)[1:][1:] == samples[2:]
-    others = [(split, seed) for split in ("train", "test") for seed in (0, 1)]
-    apart = [sample for split, seed in others for sample in digests(source, split, 2, seed)]
+    splits_and_seeds = [(split, seed) for split in ("train", "test") for seed in (0, 1)]
+    other_samples = [sample for split, seed in splits_and_seeds for sample in digests(source, split, 2, seed)]
     assert len({key for key, _ in samples}) == 6
-    assert len({key for key, _ in apart}) == (4 if source == "photos" else 8)  # whose keys have no seed
+    assert len({key for key, _ in other_samples}) == (4 if source == "photos" else 8)  # whose keys have no seed
     names = ZOO.source(source).spec.modalities
     assert set(samples[0][1]) == set(names)
     for name in (name for name in names if ZOO[name].spec.value.kind == "array"):
-        assert len({found[name] for _, found in samples}) == 6 and len({found[name] for _, found in apart}) == 8
+        assert len({hashes[name] for _, hashes in samples}) == 6
+        assert len({hashes[name] for _, hashes in other_samples}) == 8
     with pytest.raises(IndexError):
         digests(source, at=6)
 
@@ -59,12 +60,12 @@ def test_a_sample_depends_on_split_seed_and_index_alone(source: str) -> None:
 def test_samples_are_the_same_in_another_process() -> None:
     script = f"import sys; sys.path[:0] = {[*sys.path, str(Path(__file__).parent)]!r}\n"
     script += "from test_sources import SMALL, digests\nprint([digests(source) for source in SMALL])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert ast.literal_eval(done.stdout) == [digests(source) for source in SMALL]
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ast.literal_eval(result.stdout) == [digests(source) for source in SMALL]
 
 
 @pytest.mark.parametrize(
-    ("source", "own", "word"),
+    ("source", "table", "word"),
     [
         ("scenes", {"image_sise": 64}, "image_size"), ("scenes", {"image_size": 4}, "image_size"),
         ("scenes", {"people": 9}, "people"), ("scenes", {"min_fov": 10.0}, "min_fov"),
@@ -75,10 +76,10 @@ def test_samples_are_the_same_in_another_process() -> None:
         ("photos", {"image_size": 0}, "image_size"), ("photos", {"size": 3}, "size"),
     ],
 )  # fmt: skip
-def test_settings_and_counts_of_sources(source: str, own: dict[str, Any], word: str) -> None:
+def test_bad_settings_and_counts_of_sources_are_refused(source: str, table: dict[str, Any], word: str) -> None:
     plugin = ZOO.source(source)
     with pytest.raises(ConfigError) as caught:
-        plugin.samples("train", 1, 0, own)
+        plugin.samples("train", 1, 0, table)
     assert word in str(caught.value) and "\n" not in str(caught.value)
     for count, message in ((None, "say how many samples"), (-1, "0 or more")):
         with pytest.raises(ConfigError, match=message):
@@ -108,7 +109,7 @@ def test_every_photograph_is_in_the_wheels_and_in_colour(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("size", [16, 64, 700])
-def test_crops_have_the_size_of_the_settings_and_the_range_of_pictures(size: int) -> None:
+def test_crops_have_the_configured_size(size: int) -> None:
     for _, values in crops("test", 4, image_size=size)[:]:
         value = values["rgb"]
         assert value.shape == (3, size, size) and value.dtype == np.float32 and value.flags.c_contiguous
@@ -125,11 +126,11 @@ def test_a_crop_is_a_square_of_its_photograph(flips: bool) -> None:
     for _, values in crops("test", 12, image_size=side, smallest=1.0, flips=flips)[:]:
         for crop in (values["rgb"], values["rgb"][..., ::-1]):
             shifts = range(0, photo.width - side + 1)
-            moved = (np.abs(pixels[..., s : s + side : 16] - crop[:, ::16, ::16]).mean() for s in shifts)
-            distances.append(min(moved))
-    found = [distance < 0.03 for distance in distances]
-    assert any(found[::2])
-    assert any(found[1::2]) == flips
+            differences = (np.abs(pixels[..., s : s + side : 16] - crop[:, ::16, ::16]).mean() for s in shifts)
+            distances.append(min(differences))
+    matches = [distance < 0.03 for distance in distances]
+    assert any(matches[::2])
+    assert any(matches[1::2]) == flips
 
 
 def test_other_splits_are_refused() -> None:

@@ -66,8 +66,8 @@ def test_mirrored_normals_point_the_other_way() -> None:
 def test_a_whole_crop_at_the_right_size_changes_nothing(name: str) -> None:
     value = values(name, 1)[0]
     assert PLUGINS[name].transform(value, Crop(), settings(name)) is value
-    bigger = PLUGINS[name].transform(value, Crop(), settings(name, image_size=[24, 32]))
-    assert bigger.shape[-2:] == (24, 32) and bigger.dtype == value.dtype
+    enlarged = PLUGINS[name].transform(value, Crop(), settings(name, image_size=[24, 32]))
+    assert enlarged.shape[-2:] == (24, 32) and enlarged.dtype == value.dtype
 
 
 # ---------------------------------------------------------------- files
@@ -76,7 +76,7 @@ def test_a_whole_crop_at_the_right_size_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "tolerance"), [("canny", 0), ("depth", 0), ("normal", 1 / 255), ("rgb", 0.5 / 255), ("semseg", 0)]
 )
-def test_files_come_back(name: str, tolerance: float) -> None:
+def test_files_round_trip(name: str, tolerance: float) -> None:
     for value in values(name, 3, 32):
         data, extension = PLUGINS[name].write_value(value, settings(name))
         back = PLUGINS[name].read_value(data, extension, settings(name))
@@ -110,24 +110,22 @@ def test_pictures_are_turned_as_pillow_turns_them(photograph: Image.Image, orien
     photograph.save(buffer, kind, exif=exif)
     plain = Image.open(io.BytesIO(buffer.getvalue()))
     expected = ImageOps.exif_transpose(plain)
-    found = open_image(buffer.getvalue(), "jpg")
-    assert (found.mode, found.size) == (expected.mode, expected.size) and found.tobytes() == expected.tobytes()
-    assert found.size == ((4, 6) if 5 <= orientation <= 8 else (6, 4))
-    assert ImageOps.exif_transpose(found).tobytes() == found.tobytes()  # not turned twice
+    image = open_image(buffer.getvalue(), "jpg")
+    assert (image.mode, image.size) == (expected.mode, expected.size) and image.tobytes() == expected.tobytes()
+    assert image.size == ((4, 6) if 5 <= orientation <= 8 else (6, 4))
+    assert ImageOps.exif_transpose(image).tobytes() == image.tobytes()  # not turned twice
 
 
-def test_an_orientation_that_cannot_be_read_is_none_unless_the_machine_failed(
-    photograph: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    photograph.save(odd := io.BytesIO(), "PNG", exif=b"Exif\0\0no table")
-    assert open_image(odd.getvalue(), "png").tobytes() == photograph.tobytes()
+def test_an_unreadable_orientation_counts_as_none(photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    photograph.save(file := io.BytesIO(), "PNG", exif=b"Exif\0\0no table")
+    assert open_image(file.getvalue(), "png").tobytes() == photograph.tobytes()
     monkeypatch.setattr(Image.Exif, "get", lambda *_: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(MemoryError):
         open_image(png(np.zeros((2, 2), np.uint8)), "png")
 
 
 def test_depth_needs_a_unit() -> None:
-    read = lambda data, extension, **own: depth.plugin.read_value(data, extension, settings("depth", **own))  # noqa: E731
+    read = lambda data, extension, **table: depth.plugin.read_value(data, extension, settings("depth", **table))  # noqa: E731
     millimetres = np.array([[1500, 2000]], np.uint16)
     np.testing.assert_allclose(read(png(millimetres), "png"), [[[1.5, 2.0]]])
     np.testing.assert_allclose(read(png(millimetres), "png", png_scale=0.0002), [[[0.3, 0.4]]])
@@ -155,12 +153,12 @@ def test_white_pixels_are_edges() -> None:
     ],
 )
 def test_files_of_other_numbers_are_refused(name: str, data: bytes, message: str) -> None:
-    own = {"classes": ["a", "b"]} if name == "semseg" else {}
+    table = {"classes": ["a", "b"]} if name == "semseg" else {}
     with pytest.raises(InvalidValueError, match=message):
-        PLUGINS[name].read_value(data, "png" if data.startswith(b"\x89PNG") else "npy", settings(name, **own))
+        PLUGINS[name].read_value(data, "png" if data.startswith(b"\x89PNG") else "npy", settings(name, **table))
 
 
-def test_class_ids_of_16_bits_are_read_in_either_order_of_the_bytes() -> None:
+def test_class_ids_of_16_bits_have_any_byte_order() -> None:
     ids, tiff = np.arange(6).reshape(2, 3), io.BytesIO()
     Image.fromarray(ids.astype(">u2")).save(tiff, format="TIFF")
     for data in (tiff.getvalue(), png(ids.astype(np.uint16))):
@@ -182,7 +180,7 @@ def grey_of_few_bits(ids: np.ndarray, bits: int) -> bytes:
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-def test_class_ids_of_few_bits_are_the_numbers_of_the_file(bits: int) -> None:
+def test_class_ids_of_few_bits_are_not_rescaled(bits: int) -> None:
     ids = np.arange(32).reshape(4, 8) % 2**bits
     data = grey_of_few_bits(ids, bits)
     assert semseg.plugin.read_value(data, "png", settings("semseg")).tolist() == ids.tolist()
@@ -190,14 +188,16 @@ def test_class_ids_of_few_bits_are_the_numbers_of_the_file(bits: int) -> None:
     np.testing.assert_allclose(white[0], ids / (2**bits - 1), atol=1e-6)
 
 
-def test_greys_of_which_0_is_white_are_turned_around() -> None:
+def test_greys_with_0_as_white_are_inverted() -> None:
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(data := io.BytesIO(), np.array([[0, 255, 0]], np.uint8), photometric="miniswhite")
     assert rgb.plugin.read_value(data.getvalue(), "tif", settings("rgb"))[0].tolist() == [[1, 0, 1]]
 
 
 @pytest.mark.parametrize("extension", IMAGE_EXTENSIONS)
-def test_no_picture_is_handed_to_another_program(zoo: Zoo, monkeypatch: pytest.MonkeyPatch, extension: str) -> None:
+def test_pictures_are_never_handed_to_another_program(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch, extension: str
+) -> None:
     """Pillow decodes every file with a picture's extension itself, whatever format its content has."""
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("another program was started"))
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
@@ -211,13 +211,13 @@ def test_no_picture_is_handed_to_another_program(zoo: Zoo, monkeypatch: pytest.M
 # ---------------------------------------------------------------- metrics
 
 
-def scored(name: str, predicted: Any, target: Any, **own: Any) -> dict[str, float]:
-    return PLUGINS[name].score([predicted], [target], settings(name, **own))
+def scored(name: str, predicted: Any, target: Any, **table: Any) -> dict[str, float]:
+    return PLUGINS[name].score([predicted], [target], settings(name, **table))
 
 
 def test_depth_metrics_by_hand() -> None:
-    found = scored("depth", np.float32([[[1.0, 3.0]]]), np.float32([[[2.0, 2.5]]]))
-    assert found == pytest.approx({"abs_rel": (0.5 + 0.2) / 2, "delta1": 0.5, "rmse": np.sqrt((1 + 0.25) / 2)})
+    scores = scored("depth", np.float32([[[1.0, 3.0]]]), np.float32([[[2.0, 2.5]]]))
+    assert scores == pytest.approx({"abs_rel": (0.5 + 0.2) / 2, "delta1": 0.5, "rmse": np.sqrt((1 + 0.25) / 2)})
 
 
 def test_normal_metrics_by_hand() -> None:
@@ -232,10 +232,10 @@ def test_normal_metrics_by_hand() -> None:
 
 def test_semseg_metrics_by_hand_without_void() -> None:
     target, predicted = np.array([[0, 1, 1, 2]]), np.array([[1, 1, 2, 2]])
-    found = scored("semseg", predicted, target, classes=["void", "a", "b", "c"])
-    assert found == pytest.approx({"miou": (1 / 2 + 1 / 2) / 2, "pixel_accuracy": 2 / 3})
-    found = scored("semseg", predicted, target, classes=["z", "a", "b"])
-    assert found == pytest.approx({"miou": (0 + 1 / 3 + 1 / 2) / 3, "pixel_accuracy": 1 / 2})
+    scores = scored("semseg", predicted, target, classes=["void", "a", "b", "c"])
+    assert scores == pytest.approx({"miou": (1 / 2 + 1 / 2) / 2, "pixel_accuracy": 2 / 3})
+    scores = scored("semseg", predicted, target, classes=["z", "a", "b"])
+    assert scores == pytest.approx({"miou": (0 + 1 / 3 + 1 / 2) / 3, "pixel_accuracy": 1 / 2})
 
 
 def test_canny_metrics_by_hand() -> None:
@@ -254,7 +254,7 @@ def ssim_of(first: np.ndarray, second: np.ndarray) -> float:
     """SSIM pixel by pixel: Wang et al. 2004, equation 13, with a Gaussian window of 11 x 11."""
     bell = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
     window = np.outer(bell, bell) / bell.sum() ** 2
-    found = []
+    similarities = []
     for channels in zip(first, second, strict=True):
         a, b = (np.pad(channel.astype(np.float64), 5, mode="reflect") for channel in channels)
         for top, left in np.ndindex(first.shape[1:]):
@@ -262,15 +262,15 @@ def ssim_of(first: np.ndarray, second: np.ndarray) -> float:
             mean_x, mean_y, product = ((window * part).sum() for part in (x, y, x * y))
             variances = (window * (x**2 + y**2)).sum() - mean_x**2 - mean_y**2
             above = (2 * mean_x * mean_y + 0.01**2) * (2 * (product - mean_x * mean_y) + 0.03**2)
-            found.append(above / ((mean_x**2 + mean_y**2 + 0.01**2) * (variances + 0.03**2)))
-    return float(np.mean(found))
+            similarities.append(above / ((mean_x**2 + mean_y**2 + 0.01**2) * (variances + 0.03**2)))
+    return float(np.mean(similarities))
 
 
 def test_rgb_metrics_by_hand() -> None:
     first, second = values("rgb", 2, 32)
-    found = scored("rgb", first, second)
-    assert found["psnr"] == pytest.approx(-10 * np.log10(np.mean((first - second) ** 2)), rel=1e-5)
-    assert found["ssim"] == pytest.approx(ssim_of(first, second), abs=1e-6)
+    scores = scored("rgb", first, second)
+    assert scores["psnr"] == pytest.approx(-10 * np.log10(np.mean((first - second) ** 2)), rel=1e-5)
+    assert scores["ssim"] == pytest.approx(ssim_of(first, second), abs=1e-6)
     assert scored("rgb", first, first) == pytest.approx({"psnr": 100, "ssim": 1})
 
 
@@ -286,13 +286,13 @@ def test_constant_baselines_by_hand() -> None:
 
 def test_a_constant_baseline_is_never_void() -> None:
     """The last pixel is always void, so the baseline there is the commonest other class, 2."""
-    chosen = settings("semseg", classes=["a", "void", "b"])
+    options = settings("semseg", classes=["a", "void", "b"])
     ids = [np.array([row]) for row in ([1, 1, 1], [1, 2, 1], [0, 2, 1], [1, 1, 1])]
-    answer = semseg.plugin.constant_baseline(ids, chosen)
+    answer = semseg.plugin.constant_baseline(ids, options)
     np.testing.assert_array_equal(answer, [[0, 2, 2]])
     assert answer.dtype == np.int64
-    assert semseg.plugin.score([answer] * 4, ids, chosen) == {"miou": 1, "pixel_accuracy": 1}
-    np.testing.assert_array_equal(semseg.plugin.constant_baseline([np.ones((1, 2), np.int64)], chosen), [[0, 0]])
+    assert semseg.plugin.score([answer] * 4, ids, options) == {"miou": 1, "pixel_accuracy": 1}
+    np.testing.assert_array_equal(semseg.plugin.constant_baseline([np.ones((1, 2), np.int64)], options), [[0, 0]])
 
 
 def test_the_constant_baseline_of_edges_is_not_blank() -> None:
@@ -312,10 +312,10 @@ def test_the_constant_baseline_of_edges_is_not_blank() -> None:
 
 
 @pytest.mark.parametrize(("name", "expected"), [("semseg", [[1, 2], [0, 1]]), ("canny", [[0, 1], [1, 0]])])
-def test_values_are_the_likeliest_by_hand(name: str, expected: list[list[int]]) -> None:
+def test_decoded_values_are_the_likeliest_by_hand(name: str, expected: list[list[int]]) -> None:
     outputs = [[[-1.0, 0.0], [3.0, -9.0]], [[2.0, 1.0], [0.0, -1.0]], [[-9.0, 7.0], [1.0, -8.0]]]
-    made = PLUGINS[name].codec(settings(name)).from_network(torch.tensor(outputs)[None])
-    assert made.squeeze().tolist() == expected
+    decoded = PLUGINS[name].codec(settings(name)).from_network(torch.tensor(outputs)[None])
+    assert decoded.squeeze().tolist() == expected
 
 
 def test_canny_is_derived_from_rgb() -> None:
@@ -328,8 +328,8 @@ def test_canny_is_derived_from_rgb() -> None:
     assert not edges[0, 12:20, 12:20].any()
     speck = np.zeros_like(picture)
     speck[:, 16, 16] = 1
-    found = [canny.derive({"rgb": speck}, settings("canny", sigma=sigma)).any() for sigma in (0.5, 1.0, 4.0)]
-    assert found == [True, True, False], "a broad blur removes fine detail"
+    has_edges = [canny.derive({"rgb": speck}, settings("canny", sigma=sigma)).any() for sigma in (0.5, 1.0, 4.0)]
+    assert has_edges == [True, True, False], "a broad blur removes fine detail"
 
 
 def test_half_of_a_batch_is_mirrored() -> None:
@@ -346,8 +346,8 @@ VIT_BASE = 12 * (12 * 768**2 + 13 * 768) + 2 * 768
 """Parameters of 12 blocks and the last norm, without patch embedding and head."""
 
 
-def published(name: str, **own: Any) -> Settings:
-    return Settings(name, {"preset": "4m", **own}, shared={"image_size": 64, "patch_size": 8})
+def published(name: str, **table: Any) -> Settings:
+    return Settings(name, {"preset": "4m", **table}, shared={"image_size": 64, "patch_size": 8})
 
 
 @pytest.mark.parametrize("name", PLUGINS)
@@ -360,26 +360,26 @@ def test_a_preset_overrides_shared_settings_but_not_given_ones(name: str) -> Non
     encoder = config.encoder
     assert (encoder.kind, encoder.width, encoder.depth, encoder.heads) == ("vit", 768, 12, 12)
     assert (config.quantizer.kind, config.quantizer.distance, config.quantizer.codebook_dim) == ("vq", "cosine", 32)
-    own = published(name, image_size=448, tokenizer={"codebook_size": 64, "steps": 5})
-    spec, table = plugin.modality_spec(own), plugin.options(own).tokenizer
+    larger = published(name, image_size=448, tokenizer={"codebook_size": 64, "steps": 5})
+    spec, table = plugin.modality_spec(larger), plugin.options(larger).tokenizer
     assert spec.layout.shape == (28, 28) and spec.vocab_size == 64
     assert (table.steps, table.width, table.precision) == (5, 768, "bfloat16")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLUGINS)
-def test_the_published_size_runs_forward_and_back(name: str) -> None:
+def test_the_published_size_runs_forward_and_backward(name: str) -> None:
     """Run a step at 224 x 224, and the same weights at another size."""
     from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer
 
-    plugin, given = PLUGINS[name], published(name)
-    task = plugin.task(given)
+    plugin, published_settings = PLUGINS[name], published(name)
+    task = plugin.task(published_settings)
     pictures = values(name, 2, 224)
     torch.manual_seed(0)
     module = task.build(pictures, np.random.default_rng(0))
     for half in (module.encoder, module.decoder):
-        beside = sum(p.numel() for n, p in half.named_parameters() if "transformer" not in n)
-        assert sum(p.numel() for p in half.parameters()) - beside == VIT_BASE
+        other_parameters = sum(p.numel() for n, p in half.named_parameters() if "transformer" not in n)
+        assert sum(p.numel() for p in half.parameters()) - other_parameters == VIT_BASE
     losses = task.losses(module.train(), task.batch(pictures, np.random.default_rng(0)))
     losses["loss"].backward()
     assert losses["loss"].isfinite()

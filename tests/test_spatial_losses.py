@@ -93,7 +93,7 @@ def test_weights_are_those_of_the_table() -> None:
         ("rgb", {"adversarial_start": 0.6}, "adversarial_start: used with adversarial_weight only"),
     ],
 )
-def test_losses_are_checked(name: str, table: dict[str, Any], message: str) -> None:
+def test_losses_that_do_not_fit_a_modality_are_refused(name: str, table: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PLUGINS[name].task(settings(name, tokenizer={**TINY, **table}))
 
@@ -104,16 +104,16 @@ def test_losses_are_checked(name: str, table: dict[str, Any], message: str) -> N
 def test_a_discriminator_needs_maps_that_it_can_halve_three_times() -> None:
     table = {**TINY, "adversarial_weight": 1.0}
     maps = [settings("rgb", image_size=[size, 12], patch_size=1, tokenizer=table) for size in (7, 8)]
-    small, large = (rgb.plugin.task(one) for one in maps)
+    small, large = (rgb.plugin.task(map_settings) for map_settings in maps)
     with pytest.raises(ConfigError, match=r"adversarial_weight: .* has 7 x 12"):
         small.discriminator()
     discriminator = large.discriminator()
     assert discriminator is not None and discriminator(torch.zeros(1, 3, 8, 12)).shape == (1, 1, 1, 1)
 
 
-def test_hinge_by_hand() -> None:
-    true, made = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
-    assert float(hinge_loss(true, made)) == pytest.approx(0.5 * (0.5 / 2 + 1.0 / 2))
+def test_hinge_loss_by_hand() -> None:
+    true, generated = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
+    assert float(hinge_loss(true, generated)) == pytest.approx(0.5 * (0.5 / 2 + 1.0 / 2))
 
 
 def test_the_model_maximises_the_discriminator_score() -> None:
@@ -148,16 +148,16 @@ def test_adaptive_weight_by_hand() -> None:
 
 def test_with_a_discriminator_a_killed_run_ends_in_the_same_weights(tmp_path: Path) -> None:
     """Killed before the discriminator starts, afterwards, and after the last step; checkpoints do not contain it."""
-    chosen = settings("rgb", tokenizer={**TINY, **EVERYTHING, "steps": 8, "eval_every": 2, "grad_accum_steps": 2})
-    whole = rgb.plugin.train_tokenizer(chosen, SAMPLES, tmp_path / "whole", 0, "cpu")
+    rgb_settings = settings("rgb", tokenizer={**TINY, **EVERYTHING, "steps": 8, "eval_every": 2, "grad_accum_steps": 2})
+    uninterrupted = rgb.plugin.train_tokenizer(rgb_settings, SAMPLES, tmp_path / "whole", 0, "cpu")
     for last in (3, 5, 8):
-        train_killed(rgb.plugin, chosen, SAMPLES, tmp_path / str(last), last)
-        again = rgb.plugin.train_tokenizer(chosen, SAMPLES, tmp_path / str(last), 0, "cpu")
-        assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+        train_killed(rgb.plugin, rgb_settings, SAMPLES, tmp_path / str(last), last)
+        resumed = rgb.plugin.train_tokenizer(rgb_settings, SAMPLES, tmp_path / str(last), 0, "cpu")
+        assert (resumed / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
     plain = rgb.plugin.train_tokenizer(settings("rgb"), SAMPLES, tmp_path / "plain", 0, "cpu")
-    names = [set(load_checkpoint(folder, rgb.plugin.checkpoint_class)[0]) for folder in (whole, plain)]
+    names = [set(load_checkpoint(folder, rgb.plugin.checkpoint_class)[0]) for folder in (uninterrupted, plain)]
     assert names[0] == names[1]
-    line = read_lines(whole / "metrics.jsonl")[-2]
+    line = read_lines(uninterrupted / "metrics.jsonl")[-2]
     names = ("discriminator_loss", "discriminator_gradient_norm", "l1_loss")
     assert all(line[f"train/{name}"] > 0 for name in names)
 
@@ -179,20 +179,20 @@ def test_the_discriminator_counts_with_adversarial_weight() -> None:
     assert discriminator is not None
     batch = torch.from_numpy(np.stack(SAMPLES.train))
     start, plain = task.discriminator_start, task.losses(module, batch)
-    found = task.losses_against(module, discriminator, batch, start)
-    said = discriminator(module(batch)[0]).mean()
-    torch.testing.assert_close(found["adversarial_loss"], -said)
+    losses = task.losses_against(module, discriminator, batch, start)
+    logits = discriminator(module(batch)[0]).mean()
+    torch.testing.assert_close(losses["adversarial_loss"], -logits)
     last = [p for p in module.decoder.parameters() if p.ndim > 1][-1]
-    norms = [torch.autograd.grad(loss, last)[0].norm() for loss in (plain["reconstruction_loss"], said)]
-    added = found["loss"] - plain["loss"]
-    torch.testing.assert_close(added, -0.3 * norms[0] / norms[1] * said, rtol=1e-2, atol=0)
+    norms = [torch.autograd.grad(loss, last)[0].norm() for loss in (plain["reconstruction_loss"], logits)]
+    added = losses["loss"] - plain["loss"]
+    torch.testing.assert_close(added, -0.3 * norms[0] / norms[1] * logits, rtol=1e-2, atol=0)
 
 
 def test_the_discriminator_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
     """In the first step AdamW moves each number without weight decay by the learning rate."""
     table = {**TINY, "steps": 1, "adversarial_weight": 1.0, "adversarial_start": 0.0, "adversarial_rate": 0.2}
-    chosen = settings("rgb", tokenizer=table)
-    task, config = rgb.plugin.task(chosen), rgb.plugin.options(chosen).tokenizer
+    rgb_settings = settings("rgb", tokenizer=table)
+    task, config = rgb.plugin.task(rgb_settings), rgb.plugin.options(rgb_settings).tokenizer
     module, discriminator = task.build(SAMPLES.train, np.random.default_rng(0)), task.discriminator()
     assert discriminator is not None
     task.build = lambda train, rng: module  # type: ignore[method-assign]
@@ -200,33 +200,33 @@ def test_the_discriminator_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
     biases = [next(p for p in part.parameters() if p.ndim == 1) for part in (module, discriminator)]
     before = [bias.detach().cpu().clone() for bias in biases]
     train(task, SAMPLES, config, tmp_path, 0)
-    moved = [float((bias.detach().cpu() - old).abs().max()) for bias, old in zip(biases, before, strict=True)]
+    changes = [float((bias.detach().cpu() - old).abs().max()) for bias, old in zip(biases, before, strict=True)]
     rate = config.learning_rate_at(0)
     # The trained module ends with its EMA weights, which start with a decay of 0.1.
-    assert moved == pytest.approx([0.9 * rate, 0.2 * rate], rel=1e-3)
+    assert changes == pytest.approx([0.9 * rate, 0.2 * rate], rel=1e-3)
 
 
-def test_the_discriminator_comes_late_and_learns_to_tell_the_two_apart() -> None:
+def test_the_discriminator_starts_late_and_learns() -> None:
     task = rgb.plugin.task(settings("rgb", tokenizer={**TINY, **EVERYTHING, "steps": 100}))
     module, discriminator = task.build(SAMPLES.train, np.random.default_rng(0)), task.discriminator()
     assert discriminator is not None
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-3)
     batch = torch.from_numpy(np.stack(SAMPLES.train))
     assert task.losses_against(module, discriminator, batch, 39).keys() == task.losses(module, batch).keys()
-    found = []
+    history = []
     for step in range(40, 70):
         optimizer.zero_grad()
         losses = task.losses_against(module, discriminator, batch, step)
         losses["discriminator_loss"].backward()
         optimizer.step()
-        found.append(float(losses["discriminator_loss"].detach()))
-    assert found[-1] < 0.2 < found[0]
+        history.append(float(losses["discriminator_loss"].detach()))
+    assert history[-1] < 0.2 < history[0]
 
 
 # ---------------------------------------------------------------- seen by a trained network
 
 
-def test_perceptual_distance() -> None:
+def test_perceptual_distance_grows_with_noise() -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     from tokenizers_zoo.autoencoder.losses import PerceptualDistance
 
@@ -237,18 +237,18 @@ def test_perceptual_distance() -> None:
     slightly, strongly = ((sharp + amount * noise).clamp(0, 1) for amount in (0.02, 0.2))
     assert float(network(sharp, sharp)) == pytest.approx(0, abs=1e-6)
     assert 0 < network(slightly, sharp) < network(strongly, sharp)
-    made = slightly.clone().requires_grad_()
-    network(made, sharp).backward()
-    assert made.grad is not None and made.grad.abs().sum() > 0
+    reconstruction = slightly.clone().requires_grad_()
+    network(reconstruction, sharp).backward()
+    assert reconstruction.grad is not None and reconstruction.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", ["rgb", "depth"])
-def test_a_tokenizer_trains_with_it(tmp_path: Path, name: str) -> None:
+def test_a_tokenizer_trains_with_perceptual_loss(tmp_path: Path, name: str) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     plugin = PLUGINS[name]
     samples = TrainingSamples(train=values(name, 4), test=values(name, 2))
-    chosen = settings(name, tokenizer={**TINY, "steps": 1, "perceptual_weight": 0.1})
-    folder = plugin.train_tokenizer(chosen, samples, tmp_path, 0, "cpu")
+    tokenizer_settings = settings(name, tokenizer={**TINY, "steps": 1, "perceptual_weight": 0.1})
+    folder = plugin.train_tokenizer(tokenizer_settings, samples, tmp_path, 0, "cpu")
     line = read_lines(folder / "metrics.jsonl")[0]
     main = line[f"train/{plugin.loss}_loss"] + 0.1 * line["train/perceptual_loss"]
     assert line["train/reconstruction_loss"] == pytest.approx(main) and line["train/perceptual_loss"] > 0

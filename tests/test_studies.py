@@ -34,7 +34,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.syspath_prepend(str(ROOT / folder))
 
 
-def test_every_study_has_its_line() -> None:
+def test_every_study_is_listed() -> None:
     text = (ROOT / "studies" / "README.md").read_text(encoding="utf-8")
     assert all(f"| `make study-{name}` | `{name}.py` |" in text for name in STUDIES) and len(STUDIES) >= 7
 
@@ -42,9 +42,9 @@ def test_every_study_has_its_line() -> None:
 def run_study(name: str, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Run a study on the small world's tokens."""
     folder = the_world().folder
-    short = ["--seeds", "2", "--batch", "4", "--samples", "4", "--parts", "1", *options]
+    small_options = ["--seeds", "2", "--batch", "4", "--samples", "4", "--parts", "1", *options]
     command = [sys.executable, str(ROOT / "studies" / f"{name}.py"), "--tokens", str(folder / "tokens"),
-               "--registry", str(folder / "registry.toml"), "--out", str(out), *short]  # fmt: skip
+               "--registry", str(folder / "registry.toml"), "--out", str(out), *small_options]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
@@ -52,15 +52,15 @@ def run_study(name: str, out: Path, *options: str) -> subprocess.CompletedProces
 def run_twice(name: str, out: Path, *options: str, word: str = "depth") -> tuple[str, dict[str, Any], list[str]]:
     """Return output, results and models. A second run gives the same and trains nothing."""
     the_world().put_back()
-    found = []
+    results = []
     for _ in range(2):
         done = run_study(name, out, *options)
         assert done.returncode == 0, done.stderr[-3000:]
-        written = {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
-        found.append((done.stdout, read_table(out / "results.json"), written))
-    assert found[0] == found[1] and word in found[0][0], "finished runs are left alone"
-    printed, result, written = found[0]
-    return printed, result, sorted(written)
+        write_times = {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+        results.append((done.stdout, read_table(out / "results.json"), write_times))
+    assert results[0] == results[1] and word in results[0][0], "finished runs are left alone"
+    printed, result, write_times = results[0]
+    return printed, result, sorted(write_times)
 
 
 @pytest.mark.slow
@@ -69,9 +69,9 @@ def test_a_study_runs_and_runs_again(name: str, tmp_path: Path) -> None:
     printed, result, models = run_twice(name, tmp_path / "out", "--steps", "4")
     assert len(models) == 10, "five runs, two seeds"
     if name == "alphas":
-        own, given = result["own question"], result["given the picture"]
-        assert own["losses"].keys() == given["losses"].keys() and len(own["losses"]) == 5
-        assert all(own["runs"][variant] != given["runs"][variant] for variant in own["runs"]), "other questions"
+        question, picture = result["own question"], result["given the picture"]
+        assert question["losses"].keys() == picture["losses"].keys() and len(question["losses"]) == 5
+        assert all(run != picture["runs"][variant] for variant, run in question["runs"].items()), "other questions"
         assert "alphas, given the picture" in printed
     if name == "transfer":
         rows = result["rows"]
@@ -83,10 +83,10 @@ def test_a_study_runs_and_runs_again(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_levers_are_measured_by_the_specialists_of_the_other_study(tmp_path: Path) -> None:
-    rivals = tmp_path / "transfer"
-    _, result, models = run_twice("levers", tmp_path / "out", "--steps", "4", "--rivals", str(rivals))
+    specialists = tmp_path / "transfer"
+    _, result, models = run_twice("levers", tmp_path / "out", "--steps", "4", "--rivals", str(specialists))
     assert len(models) == 14, "seven settings, two seeds"
-    assert len(list(rivals.rglob("model.safetensors"))) == 6, "the generalist and a specialist for each of two"
+    assert len(list(specialists.rglob("model.safetensors"))) == 6, "the generalist and a specialist for each of two"
     gains = result["gains"]
     assert next(iter(gains)) == "as it is" and len(gains) == 8
     for row in gains.values():
@@ -127,7 +127,7 @@ def test_a_line_through_the_losses_of_three_widths(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("option", "value", "told"),
+    ("option", "value", "message"),
     [
         ("--sizes", "64,huge", "error: --sizes huge: expected one of nano, tiny"),
         ("--sizes", "nano,128", "error: --sizes nano,128: expected models of two sizes or more, for a line"),
@@ -135,14 +135,14 @@ def test_a_line_through_the_losses_of_three_widths(tmp_path: Path) -> None:
         ("--seeds", "0", "scaling.py: error: argument --seeds: invalid positive value: '0'"),
     ],
 )
-def test_impossible_studies_are_refused_in_one_line(tmp_path: Path, option: str, value: str, told: str) -> None:
+def test_impossible_studies_are_refused_in_one_line(tmp_path: Path, option: str, value: str, message: str) -> None:
     refused = run_study("scaling", tmp_path / "other", option, value)
-    assert told in refused.stderr.splitlines()[-1] and "Traceback" not in refused.stderr
+    assert message in refused.stderr.splitlines()[-1] and "Traceback" not in refused.stderr
     assert refused.returncode and not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow
-def test_what_growing_costs(tmp_path: Path) -> None:
+def test_the_study_of_growing_compares_shares_and_frozen_models(tmp_path: Path) -> None:
     options = ("--steps", "50", "--add", "depth", "--shares", "0.2,0.4")
     printed, result, models = run_twice("growing", tmp_path / "out", *options)
     runs = ["all-depth", "frozen-depth-0.2", "grown-depth-0.2", "grown-depth-0.4", "without-depth"]
@@ -165,13 +165,13 @@ def test_what_growing_costs(tmp_path: Path) -> None:
         assert [dataset["weight"] for dataset in config["datasets"]] == [1.0], "half of the samples are old ones"
     for run in result["runs"]:
         assert len({figures["held-out loss"] for figures in run["new"].values()}) == 4, "each a run of its own"
-    for option, value, says in (
+    for option, value, message in (
         ("--add", "rgb_patches", "error: unknown modality"),
         ("--shares", "0.2,2", "--shares 2: expected numbers above 0, up to 1"),
         ("--shares", "0.2,", "--shares : expected numbers above 0, up to 1"),
     ):
         refused = run_study("growing", tmp_path / "other", option, value)
-        assert says in refused.stderr.splitlines()[-1]
+        assert message in refused.stderr.splitlines()[-1]
         assert refused.returncode and not (tmp_path / "other").exists()
 
 
@@ -179,7 +179,7 @@ Figures = tuple[float, float | None]
 """A loss, and a skill score."""
 
 
-def a_seed(grown: Mapping[float, Figures], end: Figures) -> dict[str, Any]:
+def seed_result(grown: Mapping[float, Figures], end: Figures) -> dict[str, Any]:
     """Return one seed's figures: `grown` by share of steps, `end` of the joint run.
 
     Growing moves `a` up and `b` down by 0.1.
@@ -188,8 +188,8 @@ def a_seed(grown: Mapping[float, Figures], end: Figures) -> dict[str, Any]:
     def figures(values: Figures) -> dict[str, float | None]:
         return dict(zip(("held-out loss", "skill score"), values, strict=True))
 
-    moved = {"a": {"before": 1.0, "after": 1.1}, "b": {"before": 1.0, "after": 0.9}}
-    rows = {"held-out loss": moved, "skill score": {**moved, "none": {"before": None, "after": None}}}
+    changes = {"a": {"before": 1.0, "after": 1.1}, "b": {"before": 1.0, "after": 0.9}}
+    rows = {"held-out loss": changes, "skill score": {**changes, "none": {"before": None, "after": None}}}
     new = {f"grown {share:g}": figures(values) for share, values in grown.items()}
     return {"old": dict.fromkeys(new, rows), "new": {**new, "all": figures(end)}}
 
@@ -198,8 +198,8 @@ def test_when_a_grown_model_reaches_the_joint_model() -> None:
     growing = importlib.import_module("growing")
     shares = growing.shares_of("0.2,0.4, 1")
     assert shares == [0.2, 0.4, 1]
-    early = a_seed({0.2: (3.0, 0.1), 0.4: (2.0, 0.2), 1: (1.9, 0.5)}, end=(2.0, 0.3))
-    never = a_seed({0.2: (3.0, 0.1), 0.4: (2.5, 0.2), 1: (2.1, 0.4)}, end=(2.0, 0.3))
+    early = seed_result({0.2: (3.0, 0.1), 0.4: (2.0, 0.2), 1: (1.9, 0.5)}, end=(2.0, 0.3))
+    never = seed_result({0.2: (3.0, 0.1), 0.4: (2.5, 0.2), 1: (2.1, 0.4)}, end=(2.0, 0.3))
     result = growing.summary([early, never], shares)
     assert [result["new"][measure]["reached"] for measure in ("held-out loss", "skill score")] == [[0.4, None], [1, 1]]
     assert growing.sooner([0.4, None]) == "0.4 S, -"
@@ -208,7 +208,7 @@ def test_when_a_grown_model_reaches_the_joint_model() -> None:
     assert worst["held-out loss"]["modality"] == "a" and worst["held-out loss"]["mean"] == pytest.approx(0.1)
     assert worst["skill score"]["modality"] == "b" and worst["skill score"]["mean"] == pytest.approx(-0.1)
     assert result["old"]["skill score"]["none"]["change grown 0.2"] is None
-    gapless = growing.summary([early, a_seed(dict.fromkeys(shares, (1.0, None)), end=(2.0, None))], shares)
+    gapless = growing.summary([early, seed_result(dict.fromkeys(shares, (1.0, None)), end=(2.0, None))], shares)
     assert gapless["new"]["skill score"]["all"] is None and gapless["new"]["skill score"]["reached"] == [1, None]
 
 
@@ -252,8 +252,8 @@ def test_make_clean_keeps_trained_checkpoints() -> None:
 def test_first_quantizer_rows_share_one_budget_for_all_modalities(table: type[Any]) -> None:
     from quantizers import EQUAL
 
-    for kind, own in EQUAL.items():
-        config = from_mapping(table, {"quantizer": kind, **own}).quantizer_config()
+    for kind, table_of_kind in EQUAL.items():
+        config = from_mapping(table, {"quantizer": kind, **table_of_kind}).quantizer_config()
         assert 9.5 <= config.codes_per_position * math.log2(config.codebook_size) <= 10.5, kind
 
 
@@ -265,8 +265,8 @@ def test_quantizer_row_matches_the_trained_tokenizer(codebook: dict[str, int], c
 
     def train(samples: Any, folder: Path, seed: int, **table: Any) -> None:
         folder.mkdir()
-        found = {"metrics": {"mae": 0.5}, "codebook": {**codebook, "usage": 1.0, "perplexity": 9.0}}
-        write_table(folder / "evaluation.json", found)
+        evaluation = {"metrics": {"mae": 0.5}, "codebook": {**codebook, "usage": 1.0, "perplexity": 9.0}}
+        write_table(folder / "evaluation.json", evaluation)
 
     zoo: Any = {"depth": SimpleNamespace(train_tokenizer=train)}
     row = measure(zoo, "depth", None, {"quantizer": "fsq"}, 1)
@@ -291,4 +291,4 @@ def test_every_command_of_the_bench_of_scale_runs(tmp_path: Path) -> None:
     command = [sys.executable, "bench/scale.py", "--samples", "1000", "--json", str(tmp_path / "found.json")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
     commands = json.loads((tmp_path / "found.json").read_text())["commands"]
-    assert len(commands) == 7 and all(one["at"]["1000"]["MiB"] > 0 for one in commands.values())
+    assert len(commands) == 7 and all(command_result["at"]["1000"]["MiB"] > 0 for command_result in commands.values())

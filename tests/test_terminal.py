@@ -50,7 +50,7 @@ def test_our_own_styles_reach_a_terminal() -> None:
 
 @pytest.mark.parametrize("package", packages())
 def test_only_one_file_prints(package: str) -> None:
-    found = []
+    printing_calls = []
     for path in files(package):
         if path.parts[-2:] in (("tokenizers_zoo", "terminal.py"), ("cli", "__init__.py")):
             continue  # the latter has a constant line for an interrupt before anything is imported
@@ -59,8 +59,8 @@ def test_only_one_file_prints(package: str) -> None:
                 ast.unparse(node.func) in ("print", "Console", "rich.print", "click.echo", "click.secho", "pprint")
                 or ast.unparse(node.func).endswith(("stdout.write", "stderr.write", "print_exc", "click.prompt"))
             ):
-                found.append(f"{path}:{node.lineno}: {ast.unparse(node.func)}; use tokenizers_zoo.terminal")
-    assert not found, "\n".join(found)
+                printing_calls.append(f"{path}:{node.lineno}: {ast.unparse(node.func)}; use tokenizers_zoo.terminal")
+    assert not printing_calls, "\n".join(printing_calls)
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +69,10 @@ def hostile() -> World:
     world = the_world().put_back()
     folder = world.folder
     for split in ("train", "test"):
-        place = folder / "data" / split / "depth"
-        manifest = read_manifest(place, 0)
+        modality_folder = folder / "data" / split / "depth"
+        manifest = read_manifest(modality_folder, 0)
         assert manifest
-        write_manifest(place, 0, dataclasses.replace(manifest, dropped={0: EVIL}))
+        write_manifest(modality_folder, 0, dataclasses.replace(manifest, dropped={0: EVIL}))
     for name in ("data", "tokens", "run", "made", "files"):
         shutil.copytree(folder / name, folder / f"{name}{PATH}")
     (folder / f"caption{PATH}.txt").write_text(f"a {EVIL} ball", newline="")
@@ -97,9 +97,9 @@ def hostile() -> World:
     "backbone generate run --input caption=dir/EVIL --target EVIL --out made2", "backbone export runEVIL bundleEVIL",
 ])  # fmt: skip
 def test_commands_print_no_escape_sequence(words: str, hostile: World) -> None:
-    ended = hostile(words.replace("EVIL", PATH))
-    assert ended.code in (0, 1, 2) and "unexpected" not in ended.complaint, ended.complaint
-    assert not UNSAFE.search(ended.printed + ended.complaint), repr(ended.printed + ended.complaint)
+    result = hostile(words.replace("EVIL", PATH))
+    assert result.code in (0, 1, 2) and "unexpected" not in result.complaint, result.complaint
+    assert not UNSAFE.search(result.printed + result.complaint), repr(result.printed + result.complaint)
 
 
 def test_reasons_of_dropped_samples_are_shown_escaped(hostile: World) -> None:

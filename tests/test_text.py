@@ -54,10 +54,10 @@ def test_spec_follows_from_settings_alone(name: str, length: int) -> None:
     assert not spec.derived_from or hasattr(PLUGINS[name], "derive")
 
 
-def test_too_few_axes_are_an_error_that_says_what_to_set() -> None:
-    few = Settings("boxes", vocabularies={"text": {"coordinate_axes": 2}})
+def test_too_few_axes_name_the_setting() -> None:
+    two_axes = Settings("boxes", vocabularies={"text": {"coordinate_axes": 2}})
     with pytest.raises(ConfigError, match=r"boxes: writes coordinates on 4 axes.*coordinate_axes is 2; set it to 4"):
-        boxes.modality_spec(few)
+        boxes.modality_spec(two_axes)
 
 
 def test_the_second_to_train_grows_the_vocabulary(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_second_to_train_grows_the_vocabulary(tmp_path: Path) -> None:
     assert grown.encode_text(CAPTIONS[0]) == first.encode_text(CAPTIONS[0])
 
 
-class Fewer(type(caption)):  # type: ignore[misc]
+class WithoutOptionalArgument(type(caption)):  # type: ignore[misc]
     """A plugin whose hook omits an optional argument."""
 
     @hookimpl
@@ -80,27 +80,27 @@ class Fewer(type(caption)):  # type: ignore[misc]
         return list(values)
 
 
-@pytest.mark.parametrize("plugin", [caption, Fewer()])
+@pytest.mark.parametrize("plugin", [caption, WithoutOptionalArgument()])
 def test_without_texts_it_learns_from_the_training_values(plugin: TextModality[Any], tmp_path: Path) -> None:
-    given = TrainingSamples(train=[], test=[], texts=lambda: CAPTIONS)
-    plugin.train_tokenizer(settings_of("caption"), given, tmp_path / "given")
+    with_texts = TrainingSamples(train=[], test=[], texts=lambda: CAPTIONS)
+    plugin.train_tokenizer(settings_of("caption"), with_texts, tmp_path / "given")
     plugin.train_tokenizer(settings_of("caption"), TrainingSamples(train=CAPTIONS, test=[]), tmp_path / "own")
-    own = TextVocabulary.load(tmp_path / "own")
-    assert own.pieces and own.pieces == TextVocabulary.load(tmp_path / "given").pieces
-    both = TrainingSamples(train=["quite another thing"] * 9, test=[], texts=lambda: CAPTIONS)
-    plugin.train_tokenizer(settings_of("caption"), both, tmp_path / "both")
-    assert TextVocabulary.load(tmp_path / "both").pieces == own.pieces  # from all sharing modalities
+    vocabulary = TextVocabulary.load(tmp_path / "own")
+    assert vocabulary.pieces and vocabulary.pieces == TextVocabulary.load(tmp_path / "given").pieces
+    texts_and_values = TrainingSamples(train=["quite another thing"] * 9, test=[], texts=lambda: CAPTIONS)
+    plugin.train_tokenizer(settings_of("caption"), texts_and_values, tmp_path / "both")
+    assert TextVocabulary.load(tmp_path / "both").pieces == vocabulary.pieces  # from all sharing modalities
 
 
-def test_a_modality_that_writes_no_text_learns_none_of_its_values(tmp_path: Path) -> None:
+def test_a_modality_without_text_learns_no_pieces(tmp_path: Path) -> None:
     metadata.train_tokenizer(settings_of("metadata"), TrainingSamples(train=[{"num_people": 1}], test=[]), tmp_path)
     assert not TextVocabulary.load(tmp_path).pieces
 
 
 def test_another_id_space_is_refused(tmp_path: Path) -> None:
-    other = Settings("caption", vocabularies={"text": {**TABLES["text"], "sentinels": 17}})
-    for call in (lambda: caption.load_tokenizer(checkpoint(), other),
-                 lambda: caption.train_tokenizer(other, samples(), checkpoint())):  # fmt: skip
+    other_sentinels = Settings("caption", vocabularies={"text": {**TABLES["text"], "sentinels": 17}})
+    for call in (lambda: caption.load_tokenizer(checkpoint(), other_sentinels),
+                 lambda: caption.train_tokenizer(other_sentinels, samples(), checkpoint())):  # fmt: skip
         with pytest.raises(CheckpointError, match="sentinels = 16, registry"):
             call()
     with pytest.raises(CheckpointError, match="no checkpoint here"):
@@ -122,16 +122,16 @@ def test_a_missing_special_token_says_how_to_get_it(tmp_path: Path) -> None:
 def test_any_ids_decode_to_a_value_that_encodes(name: str, data: st.DataObject) -> None:
     tokenizer = load(name)
     start = tokenizer.vocabulary.config.coordinate_start
-    useful = st.one_of(st.integers(0, 2047), st.integers(start, start + 4 * BINS), st.integers(1094, 1900))
-    ids = data.draw(st.lists(useful, max_size=60))
+    likely_ids = st.one_of(st.integers(0, 2047), st.integers(start, start + 4 * BINS), st.integers(1094, 1900))
+    ids = data.draw(st.lists(likely_ids, max_size=60))
     values = PLUGINS[name].decode(tokenizer, [np.array(ids, dtype=np.int64)])
-    again = PLUGINS[name].encode(tokenizer, values)
-    assert len(again[0]) <= PLUGINS[name].max_length(tokenizer.settings)
+    encoded = PLUGINS[name].encode(tokenizer, values)
+    assert len(encoded[0]) <= PLUGINS[name].max_length(tokenizer.settings)
 
 
-def test_whole_groups_never_cuts_one() -> None:
-    assert fitting_groups([[1, 2], [3], [4, 5], [6]], 4) == [1, 2, 3]
-    assert fitting_groups([[1, 2]], 1) == []
+def test_a_limit_never_cuts_a_group() -> None:
+    assert whole_groups([[1, 2], [3], [4, 5], [6]], 4) == [1, 2, 3]
+    assert whole_groups([[1, 2]], 1) == []
 
 
 # ---- text that looks like something else
@@ -145,7 +145,7 @@ hostile_text = st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=5))
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(hostile_text, min_size=1, max_size=3))
-def test_labels_never_become_more_than_labels(labels: list[str]) -> None:
+def test_labels_are_never_read_as_special_tokens(labels: list[str]) -> None:
     """Each box has four coordinates and text, even if the label looks like a special token."""
     words = [" ".join(printable(label).split()) for label in labels]
     value = [{"label": label, "box": [0.1, 0.2, 0.8, 0.9]} for label in words if 0 < len(label) <= 40]
@@ -183,7 +183,7 @@ def test_short_palettes_repeat_their_last_colour() -> None:
     assert (decoded[1:] == 0.5).all()
 
 
-def test_a_palette_as_4m_has_it_leaves_room_for_the_end() -> None:
+def test_a_4m_palette_leaves_room_for_the_end() -> None:
     published = Settings("palette", {"preset": "4m"}, vocabularies={"text": {"preset": "4m"}})
     assert palette.modality_spec(published).layout.length == 1 + 7 * 3 + 1
     assert palette.modality_spec(settings_of("palette", colours=7)).layout.length == 7 * 3
@@ -236,7 +236,7 @@ def test_palettes_are_drawn() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40))
-def test_texts_are_exact(text: str) -> None:
+def test_texts_round_trip_exactly(text: str) -> None:
     for name in ("caption", "web_text"):
         assert round_trip(load(name, max_length=400), text) == text
 
@@ -249,8 +249,8 @@ DOCUMENT = " ".join(f"word{number} of sentence{number // 7}." for number in rang
 )
 def test_long_texts_are_cut_before_a_word(name: str, length: int, text: str) -> None:
     tokenizer = load(name, max_length=length)
-    kept = round_trip(tokenizer, text)
-    assert text.startswith(kept) and text[len(kept)] in " ." and len(kept) > max(20, length)
+    shortened = round_trip(tokenizer, text)
+    assert text.startswith(shortened) and text[len(shortened)] in " ." and len(shortened) > max(20, length)
     assert len(PLUGINS[name].encode(tokenizer, [text])[0]) <= length
     assert round_trip(tokenizer, "") == ""
 
@@ -268,7 +268,7 @@ def test_captions_are_read_from_text_and_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "other"),
+    ("text", "mirrored"),
     [
         ("A chair is to the left of a lamp, on the right side of the right door. Left of it: right, leftovers.",
          "A chair is to the right of a lamp, on the left side of the left door. Right of it: right, leftovers."),
@@ -319,8 +319,8 @@ def test_captions_are_read_from_text_and_json() -> None:
          "He had nothing left to right this wrong. The right to vote, the right way, the right time."),
     ],
 )  # fmt: skip
-def test_sides_are_swapped_all_or_none(text: str, other: str) -> None:
-    assert caption.transform(text, Crop(flip=True)) == other and caption.transform(other, Crop(flip=True)) == text
+def test_sides_are_swapped_all_or_none(text: str, mirrored: str) -> None:
+    assert caption.transform(text, Crop(flip=True)) == mirrored and caption.transform(mirrored, Crop(flip=True)) == text
     assert caption.transform(text, Crop(left=0.5, width=0.5)) == text
 
 
@@ -329,15 +329,15 @@ def test_all_side_words_of_scenes_are_swapped() -> None:
     for sides in (captions._SIDES, captions._ACROSS):
         for name, mirror in zip(sides, reversed(sides), strict=True):
             assert caption.transform(f"a lamp on the {name}", Crop(flip=True)) == f"a lamp on the {mirror}"
-            for end, other in zip(sides, reversed(sides), strict=True):
+            for end, mirrored_end in zip(sides, reversed(sides), strict=True):
                 text = caption.transform(f"A lamp from {name} to {end}, low.", Crop(flip=True))
-                assert text == f"A lamp from {mirror} to {other}, low."
+                assert text == f"A lamp from {mirror} to {mirrored_end}, low."
 
 
 def test_caption_scores_by_hand() -> None:
     assert words_of("a red-brown chair!") == ["a", "red", "brown", "chair"]
-    for written in ("नमस्ते दुनिया", "cafe\u0301s cre\u0300me", "كَلْبٌ يَرْكُضُ", "می\u200cرود خانه"):
-        assert words_of(f"\u2764\ufe0f{written}!") == written.split()
+    for text in ("नमस्ते दुनिया", "cafe\u0301s cre\u0300me", "كَلْبٌ يَرْكُضُ", "می\u200cرود خانه"):
+        assert words_of(f"\u2764\ufe0f{text}!") == text.split()
     pairs = [(["a", "a", "red"], ["a", "red", "chair"]), (["x"], ["y"])]
     assert word_f1(pairs) == pytest.approx(2 * 2 / 8)
     # words 2/4; pairs (a a), (a red): 1/2 correct; as long as the target
@@ -354,8 +354,8 @@ def test_no_constant_caption_scores_better(texts: list[list[str]]) -> None:
     """Against every bag of up to two copies of each of four words."""
     best = word_f1([(best_words(texts).split(), text) for text in texts])
     for bag in np.ndindex(3, 3, 3, 3):
-        guess = [word for word, copies in zip("abcd", bag, strict=True) for _ in range(copies)]
-        assert word_f1([(guess, text) for text in texts]) <= best + 1e-12
+        predicted = [word for word, copies in zip("abcd", bag, strict=True) for _ in range(copies)]
+        assert word_f1([(predicted, text) for text in texts]) <= best + 1e-12
 
 
 def test_the_published_length_is_a_preset() -> None:

@@ -84,16 +84,16 @@ def test_tokens_come_back_as_they_were_written(tmp_path: Path, kind: str, crops:
     rows = [tokens[key] if crops == 1 else tokens[key][view] for key in tokens for view in range(crops)]
     assert (len(column), column.count, column.metadata.layout) == (9 * crops, 7 * crops, layout)
     assert dict(whole_samples([column])) == {key: crops * int(key[1]) for key in tokens}
-    there = np.flatnonzero(column.present(np.arange(len(column))))
-    assert len(there) == len(rows) and not column.present(np.array([2 * crops, 5 * crops])).any()
+    positions = np.flatnonzero(column.present(np.arange(len(column))))
+    assert len(positions) == len(rows) and not column.present(np.array([2 * crops, 5 * crops])).any()
     order = np.array([6, 0, 3, 3, 5, 4, 1])
-    taken = column.take(there[order])
+    batch = column.take(positions[order])
     dtype = np.float32 if kind in ("patches", "embeddings") else np.int64
-    for got, index in zip(taken, order, strict=True):
-        assert got.dtype == dtype
-        np.testing.assert_array_equal(got, rows[index].reshape(got.shape))
+    for row_read, index in zip(batch, order, strict=True):
+        assert row_read.dtype == dtype
+        np.testing.assert_array_equal(row_read, rows[index].reshape(row_read.shape))
     if kind in ("grid", "vector", "patches"):
-        assert taken.shape == (7, *{"grid": (2, 3), "vector": (4,), "patches": (4, 3)}[kind])
+        assert batch.shape == (7, *{"grid": (2, 3), "vector": (4,), "patches": (4, 3)}[kind])
     else:
         assert column.longest == max(len(row) for row in rows)
     ids = [int(row.max()) + 1 for row in rows if row.size and dtype == np.int64]
@@ -112,7 +112,7 @@ def test_files_are_arrow_with_small_ids(tmp_path: Path) -> None:
     assert column.to_pylist() == expected
 
 
-def test_patches_of_bytes_come_back_exactly(tmp_path: Path) -> None:
+def test_byte_patches_round_trip_exactly(tmp_path: Path) -> None:
     """Each channel has 256 levels; numbers beyond them are refused."""
     layout = PatchesLayout(shape=(2, 2), dim=6, dtype="uint8")
     mean, std = (np.repeat(np.array(numbers, np.float32), 3) for numbers in ((0.4, 0.5), (0.2, 0.25)))
@@ -122,10 +122,10 @@ def test_patches_of_bytes_come_back_exactly(tmp_path: Path) -> None:
     rows = (pixels.astype(np.float32) / 255 - mean) / std
     write_tokens(tmp_path, "train", metadata, {f"k{number}": row for number, row in enumerate(rows)}, shard_size=3)
     column = TokenStore(tmp_path).open("train", "m")
-    taken = column.take(range(5))
-    assert taken.dtype == np.float32 and taken.shape == rows.shape
-    np.testing.assert_allclose(taken, rows, atol=2e-6)
-    np.testing.assert_array_equal(np.rint((taken * std + mean) * 255), pixels)
+    read_rows = column.take(range(5))
+    assert read_rows.dtype == np.float32 and read_rows.shape == rows.shape
+    np.testing.assert_allclose(read_rows, rows, atol=2e-6)
+    np.testing.assert_array_equal(np.rint((read_rows * std + mean) * 255), pixels)
     assert first_shard(tmp_path).stat().st_size < 3 * 24 + 700
     with pytest.raises(DataError, match="exceed uint8"):
         write_token_shard(tmp_path / "m", 0, metadata, [[rows[0] * 100]], keys="")
@@ -196,18 +196,18 @@ def test_the_number_of_open_files_is_bounded(tmp_path: Path, monkeypatch: pytest
 
     def read(seed: int) -> bool:
         rows = np.random.default_rng(seed).integers(0, 200, 300)
-        return all(np.array_equal(one, expected[row]) for one, row in zip(column.take(rows), rows, strict=True))
+        return all(np.array_equal(tokens, expected[row]) for tokens, row in zip(column.take(rows), rows, strict=True))
 
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(read, range(4)))
-    assert found == [True] * 4
+        results = list(pool.map(read, range(4)))
+    assert results == [True] * 4
     gc.collect()
     if (files := Path("/proc/self/fd")).is_dir():
         assert sum(str(tmp_path) in os.path.realpath(file) for file in files.iterdir()) == 7
 
 
 @pytest.mark.parametrize("layout", ["grid", "sequence"])
-def test_a_file_that_is_cut_while_it_is_open_is_an_error(tmp_path: Path, layout: str) -> None:
+def test_truncating_an_open_file_is_an_error(tmp_path: Path, layout: str) -> None:
     make_store(tmp_path, LAYOUTS[layout])
     column = TokenStore(tmp_path).open("train", "m")
     column.take([0])
@@ -216,15 +216,15 @@ def test_a_file_that_is_cut_while_it_is_open_is_an_error(tmp_path: Path, layout:
         column.take(range(8))
 
 
-def test_a_shard_that_the_system_does_not_open_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_store(tmp_path, LAYOUTS["grid"])
     column = TokenStore(tmp_path).open("train", "m")
 
-    def refused(*arguments: Any) -> int:
+    def failing_open(*arguments: Any) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     with monkeypatch.context() as patched:
-        patched.setattr(builtins, "open", refused)
+        patched.setattr(builtins, "open", failing_open)
         with pytest.raises(ReadError, match=r"shard-00000\.arrow: cannot be read"):
             column.take([0])
     assert len(column.take([0])) == 1
@@ -235,16 +235,16 @@ def test_a_flipped_bit_is_never_read(tmp_path: Path, kind: str) -> None:
     """Wherever it is: most of them would give other tokens without a word."""
     make_store(tmp_path, LAYOUTS[kind])
     path = first_shard(tmp_path).with_suffix(".arrow")
-    whole = path.read_bytes()
-    for place in random.Random(0).sample(range(len(whole)), 40):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    content = path.read_bytes()
+    for offset in random.Random(0).sample(range(len(content)), 40):
+        path.write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
         with pytest.raises(DataError, match="another size or checksum than its manifest says"):
             TokenStore(tmp_path).open("train", "m").take([0])
-    path.write_bytes(whole)
+    path.write_bytes(content)
     assert len(TokenStore(tmp_path).open("train", "m").take([0])) == 1
 
 
-def test_a_store_that_is_not_finished_is_refused(tmp_path: Path) -> None:
+def test_an_unfinished_store_is_refused(tmp_path: Path) -> None:
     make_store(tmp_path, LAYOUTS["grid"])
     store = TokenStore(tmp_path)
     (tmp_path / "train/m/shard-00001.json").unlink()
@@ -270,9 +270,10 @@ def test_shards_of_other_samples_and_odd_levels_are_refused(tmp_path: Path) -> N
         writer = {**table["record"]["writer"], "levels": levels}
         write_table(path, {**table, "record": {**table["record"], "writer": writer}})
         for shard in (1, 2):
-            other = read_table(path.with_name(f"shard-{shard:05}.json"))
+            manifest = read_table(path.with_name(f"shard-{shard:05}.json"))
             write_table(
-                path.with_name(f"shard-{shard:05}.json"), {**other, "record": {**other["record"], "writer": writer}}
+                path.with_name(f"shard-{shard:05}.json"),
+                {**manifest, "record": {**manifest["record"], "writer": writer}},
             )
         with pytest.raises(DataError, match="damaged"):
             TokenColumn(split, "m")
@@ -306,9 +307,9 @@ def set_first(row: list[Any], value: Any) -> None:
 def late_beginning(table: pa.Table) -> bytes:
     """Let the first sequence begin one token late; pyarrow itself does not write this."""
     offsets = np.cumsum([0, *map(len, table["tokens"].to_pylist())]).astype(np.int32)
-    whole, old = arrow_file(table), offsets.tobytes()
-    assert whole.count(old) == 1 and offsets[1] > 1
-    return whole.replace(old, np.int32(1).tobytes() + old[4:])
+    content, old_offsets = arrow_file(table), offsets.tobytes()
+    assert content.count(old_offsets) == 1 and offsets[1] > 1
+    return content.replace(old_offsets, np.int32(1).tobytes() + old_offsets[4:])
 
 
 @pytest.mark.parametrize(("layout", "change", "reason"), [
@@ -321,7 +322,7 @@ def late_beginning(table: pa.Table) -> bytes:
     ("patches", with_tokens(lambda rows: set_first(rows[0], float("nan"))), "not finite"),
     ("embeddings", with_tokens(lambda rows: set_first(rows[1][0], np.float16("inf"))), "not finite"),
 ])  # fmt: skip
-def test_tokens_of_a_stranger_are_those_of_the_layout(
+def test_foreign_tokens_have_to_fit_the_layout(
     tmp_path: Path, layout: str, change: Callable[[pa.Table], bytes], reason: str
 ) -> None:
     make_store(tmp_path, LAYOUTS[layout])
@@ -368,15 +369,15 @@ def test_unknown_names_are_reported(tmp_path: Path) -> None:
             TokenStore(tmp_path)
 
 
-def test_the_digest_is_of_keys_and_tokens(tmp_path: Path) -> None:
-    found = set()
+def test_the_digest_covers_keys_and_tokens(tmp_path: Path) -> None:
+    all_digests = set()
     for number, (layout, absent) in enumerate([("grid", ()), ("grid", (1,)), ("vector", ())]):
         make_store(tmp_path / str(number), LAYOUTS[layout], absent=absent)
         column = TokenStore(tmp_path / str(number)).open("train", "m")
-        digests = [samples_digest({"m": column}, only) for only in (None, ["k0é"], ["k1é"])]
-        assert digests == [samples_digest({"m": column}, only) for only in (None, ["k0é"], ["k1é"])]
-        found.update(digests)
-    assert len(found) == 9
+        digests = [samples_digest({"m": column}, keys) for keys in (None, ["k0é"], ["k1é"])]
+        assert digests == [samples_digest({"m": column}, keys) for keys in (None, ["k0é"], ["k1é"])]
+        all_digests.update(digests)
+    assert len(all_digests) == 9
 
 
 def handle_of(tmp_path: Path, layout: TokenLayout, fingerprint: str = "f" * 64, ids: int = 70000, **config: Any) -> Any:
@@ -397,21 +398,21 @@ def test_another_tokenizer_is_refused_and_a_grown_vocabulary_is_not(tmp_path: Pa
     layout = LAYOUTS["vector"]
     make_store(tmp_path / "tokens", layout)
     column = TokenStore(tmp_path / "tokens").open("train", "m")
-    needed = column.needed_vocab_size
+    id_count = column.needed_vocab_size
     for ids in (70000, 10**6):
         column.check_tokenizer(handle_of(tmp_path, layout, ids=ids))
-    lineage = [{"fingerprint": "f" * 64, "length": needed}]
+    lineage = [{"fingerprint": "f" * 64, "length": id_count}]
     column.check_tokenizer(handle_of(tmp_path, layout, "e" * 64, lineage=lineage))
-    shorter = [{"fingerprint": "f" * 64, "length": needed - 1}]
-    wrong: list[tuple[type[DataError], TokenLayout, dict[str, Any]]] = [
+    shorter = [{"fingerprint": "f" * 64, "length": id_count - 1}]
+    cases: list[tuple[type[DataError], TokenLayout, dict[str, Any]]] = [
         (OtherTokenizerError, layout, {"fingerprint": "e" * 64}),
         (OtherTokenizerError, layout, {"fingerprint": "e" * 64, "lineage": shorter}),
         (OtherLayoutError, VectorLayout(length=5), {}),
         (DataError, layout, {"ids": 5}),
     ]
-    for error, other, changes in wrong:
+    for error, other_layout, changes in cases:
         with pytest.raises(error, match="train/m: "):
-            column.check_tokenizer(handle_of(tmp_path, other, **changes))
+            column.check_tokenizer(handle_of(tmp_path, other_layout, **changes))
 
 
 # ---------------------------------------------------------------------- the file of one value
@@ -423,17 +424,17 @@ def token_file(path: Path, tokens: Any, fingerprint: Any = "f" * 64) -> Path:
 
 
 @pytest.mark.parametrize("tokens", [["1", "2"], [True, 1], [[1, 2], [3]], [1.5, 2], [2**63]])
-def test_a_token_file_holds_numbers(tmp_path: Path, tokens: Any) -> None:
+def test_a_token_file_has_to_hold_numbers(tmp_path: Path, tokens: Any) -> None:
     with pytest.raises(DataError, match=r"a.json: tokens: expected lists of ids"):
         read_tokens(handle_of(tmp_path, LAYOUTS["vector"]), token_file(tmp_path / "a.json", tokens))
 
 
-def test_a_token_file_comes_back(tmp_path: Path) -> None:
+def test_a_token_file_round_trips(tmp_path: Path) -> None:
     ids, numbers = handle_of(tmp_path, LAYOUTS["vector"]), handle_of(tmp_path, LAYOUTS["patches"])
-    found = read_tokens(ids, token_file(tmp_path / "a.json", [[1, 2], [3, 4]]))
-    assert found.dtype == np.int64 and found.tolist() == [[1, 2], [3, 4]]
-    found = read_tokens(numbers, token_file(tmp_path / "a.json", [[1, 2.5]]))
-    assert found.dtype == np.float32 and found.tolist() == [[1, 2.5]]
+    tokens = read_tokens(ids, token_file(tmp_path / "a.json", [[1, 2], [3, 4]]))
+    assert tokens.dtype == np.int64 and tokens.tolist() == [[1, 2], [3, 4]]
+    tokens = read_tokens(numbers, token_file(tmp_path / "a.json", [[1, 2.5]]))
+    assert tokens.dtype == np.float32 and tokens.tolist() == [[1, 2.5]]
     assert read_tokens(ids, token_file(tmp_path / "a.json", [])).size == 0
     with pytest.raises(DataError, match=r"a.json: damaged: fingerprint: expected str, got 12"):
         read_tokens(ids, token_file(tmp_path / "a.json", [1], 12))

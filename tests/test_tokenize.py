@@ -38,7 +38,7 @@ from tokenizers_zoo.spec import Crop
 # ---------------------------------------------------------------------- tokenizers
 
 
-def trained(zoo: Zoo, data: Path, *names: str, **changes: Any) -> None:
+def train_on_toys(zoo: Zoo, data: Path, *names: str, **changes: Any) -> None:
     """Train tokenizers on toy data, which are made if they are not there."""
     if not data.exists():
         make_toy(zoo, data, **changes)
@@ -64,15 +64,15 @@ def test_training_samples_are_the_readable_values_of_all_sharing_modalities(toy:
         train_tokenizer(zoo, "dark", data)
 
 
-def test_provenance_says_what_the_values_are_and_how_they_are_read(install_example: Install, tmp_path: Path) -> None:
+def test_provenance_records_values_and_read_settings(install_example: Install, tmp_path: Path) -> None:
     install_example("field", scaled())
     data = tmp_path / "data"
 
-    def provenance(number: bytes, root: Path = data, **own: Any) -> dict[str, Any]:
+    def provenance(number: bytes, root: Path = data, **settings: Any) -> dict[str, Any]:
         for split in ("train", "test"):
             with writing_values(root, split, "field") as writer:
                 writer.add("a", number if split == "test" else b"0.5", "num")
-        zoo = only({"field": own})
+        zoo = only({"field": settings})
         return dict(training_samples(zoo, zoo["field"], ValueStore(root)).provenance)
 
     first = provenance(b"0.5")
@@ -83,7 +83,7 @@ def test_provenance_says_what_the_values_are_and_how_they_are_read(install_examp
 
 def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
-    trained(zoo, data, "field", "words", test=40)
+    train_on_toys(zoo, data, "field", "words", test=40)
     result = evaluate_tokenizer(zoo["field"], data)
     store, handle = ValueStore(data), zoo["field"]
     values = [store.read_key(handle, "test", key) for key in store.keys("test", "field")]
@@ -95,17 +95,17 @@ def test_evaluation_reads_encodes_decodes_and_writes_figures(toy: Toy, tmp_path:
     assert result.usage == pytest.approx((counts > 0).mean())
     assert result.perplexity == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
     assert result.several == {}
-    written = read_table(handle.checkpoint / "evaluation.json")
-    assert written["metrics"] == result.metrics and written["samples"] == 36
+    evaluation = read_table(handle.checkpoint / "evaluation.json")
+    assert evaluation["metrics"] == result.metrics and evaluation["samples"] == 36
     assert result.pictures is not None and len(list(result.pictures.iterdir())) == 8
     with pytest.raises(DataError, match="no values here"):
         evaluate_tokenizer(zoo["field"], tmp_path)
     handle.score = lambda predicted, target: {"psnr": float("nan"), "mse": 1.0}  # type: ignore[method-assign]
     assert np.isnan(evaluate_tokenizer(zoo["field"], data).metrics["psnr"])
     assert read_table(handle.checkpoint / "evaluation.json")["metrics"] == {"psnr": None, "mse": 1.0}
-    few = evaluate_tokenizer(zoo["words"], data, limit=3, write=False)
-    assert few.samples == 3 and few.metrics == {"exact": 1.0} and few.pictures is None
-    assert few.tokens_per_sample == len("sample 1 of test")
+    limited = evaluate_tokenizer(zoo["words"], data, limit=3, write=False)
+    assert limited.samples == 3 and limited.metrics == {"exact": 1.0} and limited.pictures is None
+    assert limited.tokens_per_sample == len("sample 1 of test")
     evaluate_tokenizer(zoo["words"], data)
     assert (zoo["words"].checkpoint / "words" / "evaluation.json").is_file(), "apart from those of the same vocabulary"
 
@@ -120,7 +120,7 @@ TWO_CODEBOOKS = {
 }  # fmt: skip
 
 
-def test_a_dead_codebook_of_several_is_seen(install_example: Install, tmp_path: Path) -> None:
+def test_one_dead_codebook_of_several_is_reported(install_example: Install, tmp_path: Path) -> None:
     install_example("field", TWO_CODEBOOKS)
     zoo, data = only({}, zoo={"checkpoints": str(tmp_path / "tokenizers")}), tmp_path / "data"
     shades = np.linspace(0, 1, 16, dtype=np.float32).repeat(16).reshape(16, 1, 16, 1)
@@ -128,36 +128,34 @@ def test_a_dead_codebook_of_several_is_seen(install_example: Install, tmp_path: 
         with writing_values(data, split, "field") as writer:
             for key, row in enumerate(shades):
                 writer.add(f"{key:02}", *zoo["field"].write(np.broadcast_to(row, (1, 16, 16)).copy()))
-    trained(zoo, data, "field")
+    train_on_toys(zoo, data, "field")
     result = evaluate_tokenizer(zoo["field"], data)
     assert (result.usage, result.several) == (
         pytest.approx((1 + 1 / 16) / 2), {"codebooks": 2, "least_usage": 1 / 16, "least_used": 2},
     )  # fmt: skip
-    written = read_table(zoo["field"].checkpoint / "evaluation.json")
-    assert {key: written[key] for key in result.several} == result.several
+    evaluation = read_table(zoo["field"].checkpoint / "evaluation.json")
+    assert {key: evaluation[key] for key in result.several} == result.several
 
 
 def test_an_evaluation_leaves_out_what_cannot_be_read_or_encoded(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
-    trained(zoo, data, "words")
-    whole = evaluate_tokenizer(zoo["words"], data, write=False)
+    train_on_toys(zoo, data, "words")
+    clean = evaluate_tokenizer(zoo["words"], data, write=False)
     with writing_values(data, "test", "words", more=True) as writer:
         writer.add("odd", b"nothing", "txt")
         writer.add("broken", b"\xff", "txt")
     result = evaluate_tokenizer(zoo["words"], data, write=False)
-    assert (result.samples, result.metrics, set(result.dropped)) == (whole.samples, whole.metrics, {"odd", "broken"})
-    assert result.usage == whole.usage and "odd words" in result.dropped["odd"]
+    assert (result.samples, result.metrics, set(result.dropped)) == (clean.samples, clean.metrics, {"odd", "broken"})
+    assert result.usage == clean.usage and "odd words" in result.dropped["odd"]
     with writing_values(data, "test", "words") as writer:
         writer.add("odd", b"nothing", "txt")
     with pytest.raises(DataError, match=r"nothing to evaluate; odd: .*odd words"):
         evaluate_tokenizer(zoo["words"], data, write=False)
 
 
-def test_no_value_is_left_out_where_the_machine_fails(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_machine_drops_no_value(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
-    trained(zoo, data, "field")
+    train_on_toys(zoo, data, "field")
     plugin = type(zoo["field"]._plugin)
     call = plugin.call_raw
 
@@ -172,22 +170,22 @@ def test_no_value_is_left_out_where_the_machine_fails(
             command()
     assert not list(out.rglob("*.arrow"))
     monkeypatch.undo()
-    read, left = zoo["field"].read, itertools.count()
+    original_read, calls = zoo["field"].read, itertools.count()
 
     def failing_once(value: bytes, extension: str) -> Any:
-        if next(left) != 3:
-            return read(value, extension)
+        if next(calls) != 3:
+            return original_read(value, extension)
         raise InvalidValueError("field: cannot be read: MemoryError") from MemoryError()
 
     monkeypatch.setattr(zoo["field"], "read", failing_once)
     assert counts(tokenize(zoo, data, out))["test/field"] == (4, 0, 1)
-    written, kept, _ = counts(tokenize(zoo, data, out))["test/field"]
-    assert written + kept == 5 and written, "a value that was left out for want of memory is tried again"
+    written_count, kept_count, _ = counts(tokenize(zoo, data, out))["test/field"]
+    assert written_count + kept_count == 5 and written_count, "values lost for want of memory are retried"
 
 
-def test_only_all_of_the_held_out_values_give_the_figures_of_a_checkpoint(toy: Toy, tmp_path: Path) -> None:
+def test_evaluations_of_other_samples_are_written_apart(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
-    trained(zoo, data, "field")
+    train_on_toys(zoo, data, "field")
     folder = zoo["field"].checkpoint
     training = {"steps": 9, "codebook": {"usage": 0.5, "perplexity": 7.0}, "metrics": {"mae": 5.0}, "samples": 2000}
     write_table(folder / "evaluation.json", training)
@@ -198,13 +196,13 @@ def test_only_all_of_the_held_out_values_give_the_figures_of_a_checkpoint(toy: T
     for split, limit, count in (("train", None, 23), ("test", 3, 3)):
         result = evaluate_tokenizer(zoo["field"], data, split=split, limit=limit)
         assert result.pictures == folder / f"samples-{split}" and len(list(result.pictures.iterdir())) == min(count, 8)
-        written = read_table(folder / f"evaluation-{split}.json")
-        assert (written["split"], written["samples"]) == (split, count) and "steps" not in written
+        evaluation = read_table(folder / f"evaluation-{split}.json")
+        assert (evaluation["split"], evaluation["samples"]) == (split, count) and "steps" not in evaluation
     assert before.items() <= snapshot(folder).items()
     result = evaluate_tokenizer(zoo["field"], data, limit=5)
-    written = read_table(folder / "evaluation.json")
-    assert (written["samples"], written["metrics"]) == (5, result.metrics)
-    assert (written["steps"], written["codebook"], written["usage"]) == (9, training["codebook"], result.usage)
+    evaluation = read_table(folder / "evaluation.json")
+    assert (evaluation["samples"], evaluation["metrics"]) == (5, result.metrics)
+    assert (evaluation["steps"], evaluation["codebook"], evaluation["usage"]) == (9, training["codebook"], result.usage)
     assert sorted(path.name for path in result.pictures.iterdir()) == [f"{i:02}.png" for i in range(5)]
     train_tokenizer(zoo, "field", data, overwrite=True)
     assert not (folder / "samples-train").exists(), "what evaluations left is replaced, too"
@@ -226,8 +224,8 @@ def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
         assert evaluate_tokenizer(zoo["field"], data).samples == 5
         evaluate_tokenizer(zoo["words"], data)
     assert snapshot(hub) == before
-    kept = tmp_path / "somebody"
-    assert (kept / "field/evaluation.json").is_file() and (kept / "words/words/evaluation.json").is_file()
+    folder = tmp_path / "somebody"
+    assert (folder / "field/evaluation.json").is_file() and (folder / "words/words/evaluation.json").is_file()
     assert tokenize(zoo, data, tmp_path / "tokens").outcomes
 
 
@@ -239,13 +237,13 @@ def counts(result: RunResult) -> dict[str, tuple[int, int, int]]:
     return {f"{o.split}/{o.modality}": (o.written, o.unchanged, o.dropped) for o in result.outcomes}
 
 
-def unfinished(out: Path) -> list[str]:
+def unfinished_modalities(out: Path) -> list[str]:
     """Return the splits and modalities that lack shards."""
     return [f"{row.split}/{row.modality}" for row in describe_data(out).rows if row.missing]
 
 
-def tokens_of(zoo: Zoo, out: Path, name: str, split: str = "train") -> dict[str, Any]:
-    column = TokenStore(out).open(split, name)
+def tokens_of(zoo: Zoo, out: Path, name: str) -> dict[str, Any]:
+    column = TokenStore(out).open("train", name)
     column.check_tokenizer(zoo[name])
     rows = dict(whole_samples([column]))
     return dict(zip(rows, column.take(rows.values()), strict=True))
@@ -255,30 +253,30 @@ def test_tokens_are_those_of_the_tokenizer(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     derive_data(zoo, data, workers=0)
-    trained(zoo, data, "field", "words")
+    train_on_toys(zoo, data, "field", "words")
     result = tokenize(zoo, data, out, batch_size=7)
     assert "no tokenizer at" in result.skipped["dark"]
     values = ValueStore(data)
     for name in ("field", "words"):
-        stored = tokens_of(zoo, out, name)
-        assert set(stored) == set(values.keys("train", name))
-        expected = zoo[name].encode([values.read_key(zoo[name], "train", key) for key in stored])
-        for got, want in zip(stored.values(), expected, strict=True):
-            np.testing.assert_array_equal(got, np.asarray(want))
+        tokens = tokens_of(zoo, out, name)
+        assert set(tokens) == set(values.keys("train", name))
+        expected = zoo[name].encode([values.read_key(zoo[name], "train", key) for key in tokens])
+        for token_row, expected_row in zip(tokens.values(), expected, strict=True):
+            np.testing.assert_array_equal(token_row, np.asarray(expected_row))
     assert [row.samples for row in describe_data(out).rows] == [5, 4, 23, 21]
     before = snapshot(out)
-    again = tokenize(zoo, data, out, batch_size=5)
-    assert all(outcome.written == 0 and outcome.unchanged for outcome in again.outcomes) and snapshot(out) == before
+    second = tokenize(zoo, data, out, batch_size=5)
+    assert all(outcome.written == 0 and outcome.kept for outcome in second.outcomes) and snapshot(out) == before
     with pytest.raises(CheckpointError, match="dark: no tokenizer"):
         tokenize(zoo, data, out, modalities=["dark"])
 
 
 def test_tokenize_resumes_after_a_kill_with_the_same_bytes(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(enabled=("field",)), tmp_path / "data"
-    trained(zoo, data, "field")
+    train_on_toys(zoo, data, "field")
     tokenize(zoo, data, tmp_path / "whole", batch_size=4)
-    whole = snapshot(tmp_path / "whole")
-    assert sum(name.endswith(".arrow") for name in whole) == 4
+    expected_files = snapshot(tmp_path / "whole")
+    assert sum(name.endswith(".arrow") for name in expected_files) == 4
     handle = zoo["field"]
     encode, calls = handle.encode, iter(range(100))
 
@@ -291,18 +289,18 @@ def test_tokenize_resumes_after_a_kill_with_the_same_bytes(toy: Toy, tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         tokenize(zoo, data, tmp_path / "tokens", batch_size=4)
     handle.encode = encode  # type: ignore[method-assign]
-    assert unfinished(tmp_path / "tokens") == ["train/field"]
+    assert unfinished_modalities(tmp_path / "tokens") == ["train/field"]
     tokenize(zoo, data, tmp_path / "tokens", batch_size=4)
-    assert snapshot(tmp_path / "tokens") == whole and unfinished(tmp_path / "tokens") == []
+    assert snapshot(tmp_path / "tokens") == expected_files and unfinished_modalities(tmp_path / "tokens") == []
 
 
 def change_values(zoo: Zoo, data: Path, shard: int) -> None:
     """Write other values under the same keys, in one shard."""
     store = ValueStore(data)
-    there = store.present("train", "field", shard)
+    present_mask = store.present("train", "field", shard)
     split, record = store.split("train"), store.record("train", "field")
     with writing_shard(data / "train/field", shard) as writer:
-        for key, present in zip(split.keys(shard), there, strict=True):
+        for key, present in zip(split.keys(shard), present_mask, strict=True):
             if present:
                 writer.add(key, *zoo["field"].write(np.random.default_rng(len(key)).random((1, 16, 16), np.float32)))
             else:
@@ -312,21 +310,21 @@ def change_values(zoo: Zoo, data: Path, shard: int) -> None:
 
 def test_only_shards_of_other_inputs_are_made_again(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
-    trained(zoo, data, "field", test=0)
+    train_on_toys(zoo, data, "field", test=0)
 
     def run() -> tuple[int, int, int]:
         return counts(tokenize(zoo, data, out))["train/field"]
 
     assert run() == (23, 0, 0)
     change_values(zoo, data, 1)
-    written, kept, _ = run()
-    assert written + kept == 23 and 9 <= written < 23
-    store, stored = ValueStore(data), tokens_of(zoo, out, "field")
-    now = zoo["field"].encode([store.read_key(zoo["field"], "train", key) for key in stored])
-    np.testing.assert_array_equal(np.asarray(list(stored.values())), np.asarray(now))
+    written_count, kept_count, _ = run()
+    assert written_count + kept_count == 23 and 9 <= written_count < 23
+    store, tokens = ValueStore(data), tokens_of(zoo, out, "field")
+    expected = zoo["field"].encode([store.read_key(zoo["field"], "train", key) for key in tokens])
+    np.testing.assert_array_equal(np.asarray(list(tokens.values())), np.asarray(expected))
     make_toy(zoo, data, train=31, test=0)
-    written, kept, _ = run()
-    assert written + kept == 28 and kept >= 6
+    written_count, kept_count, _ = run()
+    assert written_count + kept_count == 28 and kept_count >= 6
     for damage in (lambda path: path.unlink(), lambda path: os.truncate(path, 8)):
         damage(out / "train/field/shard-00000.arrow")
         assert 0 < run()[0] <= 10
@@ -348,10 +346,10 @@ def test_a_new_tokenizer_or_other_settings_encode_all_again(install_example: Ins
             for key in "abcdefgh":
                 writer.add(key, b"0.5", "num")
 
-    def run(**own: Any) -> tuple[int, int, int]:
-        zoo = only({"field": own}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
+    def run(**settings: Any) -> tuple[int, int, int]:
+        zoo = only({"field": settings}, zoo={"checkpoints": str(tmp_path / "tokenizers")})
         if not zoo["field"].has_tokenizer:
-            trained(zoo, data, "field")
+            train_on_toys(zoo, data, "field")
         result = counts(tokenize(zoo, data, out))["train/field"]
         TokenStore(out).open("train", "field").check_tokenizer(zoo["field"])
         return result
@@ -363,7 +361,7 @@ def test_a_new_tokenizer_or_other_settings_encode_all_again(install_example: Ins
 
 def test_values_that_cannot_be_read_or_encoded_are_dropped_with_reasons(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
-    trained(zoo, data, "words", test=0)
+    train_on_toys(zoo, data, "words", test=0)
     with writing_values(data, "train", "words", more=True) as writer:
         writer.add("odd", b"nothing", "txt")
         writer.add("broken", b"\xff", "txt")
@@ -378,22 +376,24 @@ def test_values_that_cannot_be_read_or_encoded_are_dropped_with_reasons(toy: Toy
     assert not list((tmp_path / "none").rglob("*.arrow")) and TokenStore(tmp_path / "none").splits() == []
 
 
-def test_a_modality_that_cannot_be_encoded_keeps_no_other_from_it(toy: Toy, tmp_path: Path) -> None:
+def test_one_failing_modality_does_not_stop_the_others(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     derive_data(zoo, data, workers=0)
-    trained(zoo, data, "field", "dark", "words")
+    train_on_toys(zoo, data, "field", "dark", "words")
     zoo["dark"].encode = lambda values, **options: (_ for _ in ()).throw(DataError("never"))  # type: ignore[method-assign]
     for overwrite in (False, True):
         with pytest.raises(DataError, match=r"test/dark: all 5 samples were dropped; .* train/dark \(22\)"):
             tokenize(zoo, data, out, overwrite=overwrite)
         assert all(TokenStore(out).modalities(split) == ["field", "words"] for split in ("test", "train"))
-        assert unfinished(out) == []
+        assert unfinished_modalities(out) == []
 
 
-def test_a_file_that_is_not_read_now_costs_no_sample(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporarily_unreadable_file_costs_no_sample(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
-    trained(zoo, data, "field")
+    train_on_toys(zoo, data, "field")
     pread = os.pread
 
     def failing(file: int, size: int, offset: int) -> bytes:
@@ -410,9 +410,9 @@ def test_a_file_that_is_not_read_now_costs_no_sample(toy: Toy, tmp_path: Path, m
     assert counts(tokenize(zoo, data, out)) == {"test/field": (5, 0, 0), "train/field": (23, 0, 0)}
 
 
-def test_a_modality_may_be_in_one_split_alone(toy: Toy, tmp_path: Path) -> None:
+def test_a_modality_may_be_in_only_one_split(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
-    trained(zoo, data, "field", "words")
+    train_on_toys(zoo, data, "field", "words")
     shutil.rmtree(data / "test/words")
     result = tokenize(zoo, data, out, modalities=["field", "words"])
     assert list(counts(result)) == ["test/field", "train/field", "train/words"]
@@ -421,7 +421,7 @@ def test_a_modality_may_be_in_one_split_alone(toy: Toy, tmp_path: Path) -> None:
         tokenize(zoo, data, out, modalities=["words"], splits=["test"])
 
 
-def foreign(folder: Path, keys: str, of: str = "train") -> Path:
+def unrecorded(folder: Path, keys: str, of: str = "train") -> Path:
     """Write words that were not made by `zoo data make`."""
     with writing_values(folder, "train", "words") as writer:
         for key in keys:
@@ -431,65 +431,63 @@ def foreign(folder: Path, keys: str, of: str = "train") -> Path:
 
 def data_of_two_seeds(zoo: Zoo, folder: Path) -> tuple[Path, Path]:
     """Write two data sets with the same keys, and train tokenizers on the first."""
-    one, two = folder / "one", folder / "two"
-    make_toy(zoo, one)
-    make_toy(zoo, two, seed=1)
-    trained(zoo, one, "field", "words")
-    return one, two
+    first, second = folder / "one", folder / "two"
+    make_toy(zoo, first)
+    make_toy(zoo, second, seed=1)
+    train_on_toys(zoo, first, "field", "words")
+    return first, second
 
 
 def test_modalities_of_other_samples_are_not_mixed(toy: Toy, tmp_path: Path) -> None:
     """The keys are equal, so a backbone would pair values of different samples."""
     zoo, out = toy(), tmp_path / "tokens"
-    one, two = data_of_two_seeds(zoo, tmp_path)
-    foreign(tmp_path / "three", "abc")
-    tokenize(zoo, one, out, modalities=["field"])
+    first, second = data_of_two_seeds(zoo, tmp_path)
+    unrecorded(tmp_path / "three", "abc")
+    tokenize(zoo, first, out, modalities=["field"])
     before = snapshot(out)
-    for other, overwrite in ((two, False), (tmp_path / "three", True)):
-        with pytest.raises(DataError, match=f"field: holds tokens made of {one}, which are other samples"):
-            tokenize(zoo, other, out, modalities=["words"], overwrite=overwrite)
+    for data, overwrite in ((second, False), (tmp_path / "three", True)):
+        with pytest.raises(DataError, match=f"field: holds tokens made of {first}, which are other samples"):
+            tokenize(zoo, data, out, modalities=["words"], overwrite=overwrite)
         assert snapshot(out) == before
-    tokenize(zoo, one, out, modalities=["words"])
+    tokenize(zoo, first, out, modalities=["words"])
     with pytest.raises(DataError, match="--overwrite"):
-        tokenize(zoo, two, out)
-    tokenize(zoo, two, out, overwrite=True)
-    assert TokenStore(out).data == two
+        tokenize(zoo, second, out)
+    tokenize(zoo, second, out, overwrite=True)
+    assert TokenStore(out).data == second
 
 
-def test_unrecorded_data_are_known_by_place_or_values(toy: Toy, tmp_path: Path) -> None:
+def test_unrecorded_data_are_identified_by_path_or_values(toy: Toy, tmp_path: Path) -> None:
     zoo, out = toy(enabled=("words",)), tmp_path / "tokens"
-    one, two = foreign(tmp_path / "one", "abc"), foreign(tmp_path / "two", "abc", "train and others")
-    trained(zoo, one, "words")
-    tokenize(zoo, one, out)
+    first, second = unrecorded(tmp_path / "one", "abc"), unrecorded(tmp_path / "two", "abc", "train and others")
+    train_on_toys(zoo, first, "words")
+    tokenize(zoo, first, out)
     before = snapshot(out)
     with pytest.raises(DataError, match="other samples"):
-        tokenize(zoo, two, out)
+        tokenize(zoo, second, out)
     assert snapshot(out) == before
     assert counts(tokenize(zoo, tmp_path / "two/../one", out)) == {"train/words": (0, 3, 0)}
-    assert counts(tokenize(zoo, two, out, overwrite=True)) == {"train/words": (3, 0, 0)}
-    two.rename(tmp_path / "three")  # the same values in another place
+    assert counts(tokenize(zoo, second, out, overwrite=True)) == {"train/words": (3, 0, 0)}
+    second.rename(tmp_path / "three")  # the same values in another place
     assert counts(tokenize(zoo, tmp_path / "three", out)) == {"train/words": (0, 3, 0)}
 
 
-def test_a_killed_overwrite_keeps_no_tokens_of_other_data(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_overwrite_keeps_no_tokens_of_other_data(toy: Toy, tmp_path: Path) -> None:
     zoo, out = toy(), tmp_path / "tokens"
-    one, two = data_of_two_seeds(zoo, tmp_path)
-    tokenize(zoo, one, out)
+    first, second = data_of_two_seeds(zoo, tmp_path)
+    tokenize(zoo, first, out)
     encode = zoo["field"].encode
     zoo["field"].encode = lambda values, **options: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        tokenize(zoo, two, out, overwrite=True)
+        tokenize(zoo, second, out, overwrite=True)
     assert not list(out.rglob("*.arrow"))
     zoo["field"].encode = encode  # type: ignore[method-assign]
-    tokenize(zoo, two, out, modalities=["field"])
-    assert unfinished(out) == ["test/words", "train/words"]
-    tokenize(zoo, two, out)
-    assert unfinished(out) == []
+    tokenize(zoo, second, out, modalities=["field"])
+    assert unfinished_modalities(out) == ["test/words", "train/words"]
+    tokenize(zoo, second, out)
+    assert unfinished_modalities(out) == []
 
 
-def test_a_folder_of_something_else_is_refused(toy: Toy, tmp_path: Path) -> None:
+def test_folders_with_other_files_are_refused(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
     make_toy(zoo, data)
     run = train_tokenizer(zoo, "field", data)
@@ -507,20 +505,20 @@ def test_data_without_any_tokenizer_are_refused(toy: Toy, tmp_path: Path) -> Non
     with pytest.raises(DataError, match=rf"^{data}: none of its modalities has a tokenizer \(field, words\)"):
         tokenize(zoo, data, out)
     assert not out.exists()
-    trained(zoo, data, "words")
+    train_on_toys(zoo, data, "words")
     result = tokenize(zoo, data, out)
     assert set(result.skipped) == {"field"} and {outcome.modality for outcome in result.outcomes} == {"words"}
 
 
-def test_data_that_are_not_all_made_are_told(toy: Toy, tmp_path: Path) -> None:
+def test_unfinished_data_are_reported(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
-    trained(zoo, data, "field", "words")
+    train_on_toys(zoo, data, "field", "words")
     assert tokenize(zoo, data, out).notes == []
     (data / "train/field/shard-00001.json").unlink()
     assert "train/field: 2 of 3 shards are there" in tokenize(zoo, data, tmp_path / "others").notes[0]
 
 
-def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Toy, tmp_path: Path) -> None:
+def test_tokens_that_cannot_be_stored_drop_their_sample(toy: Toy, tmp_path: Path) -> None:
     pytest.importorskip("zoo_images.rgb")
     tables = {"zoo": {"image_size": 16, "patch_size": 8}, "modalities": {"rgb_patches": {"dtype": "float16"}}}
     zoo, data = toy(tables, enabled=("rgb_patches",)), tmp_path / "data"
@@ -529,7 +527,7 @@ def test_numbers_that_cannot_be_stored_cost_their_sample(toy: Toy, tmp_path: Pat
         with writing_values(data, split, "rgb_patches") as writer:
             for key, level in {"a": 0.2, "b": 0.7, "white": 1}.items():
                 writer.add(key, *handle.write(np.full((3, 16, 16), level, np.float32)))
-    trained(zoo, data, "rgb_patches")
+    train_on_toys(zoo, data, "rgb_patches")
     encode = handle.encode
 
     def huge(values: Any, **options: Any) -> Any:
@@ -545,7 +543,7 @@ def test_crops_are_shared_by_all_modalities_and_only_for_training(toy: Toy, tmp_
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
     derive_data(zoo, data, workers=0)
-    trained(zoo, data, "field", "dark")
+    train_on_toys(zoo, data, "field", "dark")
     tokenize(zoo, data, out, modalities=["field", "dark"], crops=3, seed=5)
     store, values = TokenStore(out), ValueStore(data)
     assert (store.split("train").crops, store.split("test").crops) == (3, 1)

@@ -39,13 +39,13 @@ def zoo(folder: Path, registry: str, words: str, code: int = 0) -> tuple[list[st
     """Run `zoo` with one thread per process; return its output lines and its stderr."""
     command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "--registry", registry, *words.split()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    return done.stdout.splitlines(), done.stderr
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == code, result.stderr
+    return result.stdout.splitlines(), result.stderr
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("at_once")
     for name in ("one", "two", "three", "four"):
         (folder / f"{name}.toml").write_text(REGISTRY.format(name))
@@ -53,19 +53,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_at_once_as_one_by_one(place: Path) -> None:
+def test_parallel_training_gives_the_same_weights(workspace: Path) -> None:
     """Weights are equal bit for bit, one process writes the shared vocabulary, and a second run trains nothing."""
-    one, _ = zoo(place, "one.toml", f"{TRAIN} 1")
-    two, said = zoo(place, "two.toml", f"{TRAIN} 2")
+    one_worker, _ = zoo(workspace, "one.toml", f"{TRAIN} 1")
+    two_workers, complaint = zoo(workspace, "two.toml", f"{TRAIN} 2")
     names = {"boxes", "caption", "depth", "normal", "semseg"}
-    assert {line.partition(":")[0] for line in two} == names and len(two) == 5
-    assert [line.partition(":")[0] for line in two[:2]] == ["boxes", "caption"]
+    assert {line.partition(":")[0] for line in two_workers} == names and len(two_workers) == 5
+    assert [line.partition(":")[0] for line in two_workers[:2]] == ["boxes", "caption"]
     for name in names - {"boxes", "caption"}:
-        assert f"tokenizer {name}: step 3 of 3, " in said
-        assert fingerprint(place / "two" / name) == fingerprint(place / "one" / name)
-    again, said = zoo(place, "two.toml", f"{TRAIN} 2")
-    assert len(again) == 5 and " step " not in said
-    assert [line.partition(":")[0] for line in one] == sorted(names)
+        assert f"tokenizer {name}: step 3 of 3, " in complaint
+        assert fingerprint(workspace / "two" / name) == fingerprint(workspace / "one" / name)
+    repeated, complaint = zoo(workspace, "two.toml", f"{TRAIN} 2")
+    assert len(repeated) == 5 and " step " not in complaint
+    assert [line.partition(":")[0] for line in one_worker] == sorted(names)
 
 
 LONG = "{ steps = 100000, eval_every = 100000, batch_size = 4 }"
@@ -76,15 +76,17 @@ LONG = "{ steps = 100000, eval_every = 100000, batch_size = 4 }"
     [("tokenizer train --all --workers 2 --data", signal.SIGINT), ("run pipeline.toml", signal.SIGTERM)],
 )
 def test_interrupted_commands_wait_until_every_training_is_saved(
-    place: Path, tmp_path: Path, words: str, number: int
+    workspace: Path, tmp_path: Path, words: str, number: int
 ) -> None:
     """Ctrl-C reaches all processes of a command, SIGTERM the first one only."""
     names = ["depth", "normal"]
     registry = REGISTRY.format(tmp_path).replace('["boxes", "caption", "depth", "normal", "semseg"]', str(names))
     registry += "".join(f"[modalities.{name}]\ntokenizer = {LONG}\n" for name in names)
-    (tmp_path / "pipeline.toml").write_text(f'[pipeline]\nfolder = "{place}"\n[tokenizers]\nworkers = 2\n{registry}')
+    (tmp_path / "pipeline.toml").write_text(
+        f'[pipeline]\nfolder = "{workspace}"\n[tokenizers]\nworkers = 2\n{registry}'
+    )
     options = [] if words.startswith("run") else ["--registry", str(tmp_path / "pipeline.toml")]
-    data = [str(place / "data")] if words.endswith("--data") else []
+    data = [str(workspace / "data")] if words.endswith("--data") else []
     command = [sys.executable, "-m", "tokenizers_zoo.cli.main", *options, *words.split(), *data]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     logs = [tmp_path / name / "metrics.jsonl" for name in names]
@@ -100,38 +102,38 @@ def test_interrupted_commands_wait_until_every_training_is_saved(
         assert step >= 10 and f"step {step:.0f} of 100000 ({name})" in line
 
 
-def test_a_failing_tokenizer_does_not_stop_the_others(place: Path) -> None:
+def test_a_failing_tokenizer_does_not_stop_the_others(workspace: Path) -> None:
     """The error is one line, finished tokenizers are kept, and the same command resumes after the repair."""
-    shard = next((place / "data" / "train" / "normal").glob("*.tar"))
+    shard = next((workspace / "data" / "train" / "normal").glob("*.tar"))
     sound = shard.read_bytes()
     shard.write_bytes(b"no tar at all")
     try:
-        _, said = zoo(place, "three.toml", f"{TRAIN} 2", code=1)
+        _, complaint = zoo(workspace, "three.toml", f"{TRAIN} 2", code=1)
     finally:
         shard.write_bytes(sound)
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and shard.name in errors[0] and "Traceback" not in said
-    assert (place / "three" / "depth" / "config.json").is_file()
-    before = {name: fingerprint(place / "three" / name) for name in ("text", "depth")}
-    lines, said = zoo(place, "three.toml", f"{TRAIN} 2")
-    assert len(lines) == 5 and "tokenizer normal: step" in said and "tokenizer depth: step" not in said
-    assert before == {name: fingerprint(place / "three" / name) for name in before}
+    errors = [line for line in complaint.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and shard.name in errors[0] and "Traceback" not in complaint
+    assert (workspace / "three" / "depth" / "config.json").is_file()
+    before = {name: fingerprint(workspace / "three" / name) for name in ("text", "depth")}
+    lines, complaint = zoo(workspace, "three.toml", f"{TRAIN} 2")
+    assert len(lines) == 5 and "tokenizer normal: step" in complaint and "tokenizer depth: step" not in complaint
+    assert before == {name: fingerprint(workspace / "three" / name) for name in before}
 
 
-def test_a_mistake_is_told_before_anything_is_trained(place: Path) -> None:
+def test_bad_settings_are_refused_before_anything_is_trained(workspace: Path) -> None:
     words = "tokenizer train depth normal semseg --data data --workers 2 --set steps=many"
-    lines, said = zoo(place, "four.toml", words, code=1)
-    assert not lines and "steps" in said and "many" in said and not (place / "four").exists()
+    lines, complaint = zoo(workspace, "four.toml", words, code=1)
+    assert not lines and "steps" in complaint and "many" in complaint and not (workspace / "four").exists()
 
 
-def test_the_longest_go_first(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (place / "one.toml").read_text() + "".join(
+def test_the_longest_trainings_start_first(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (workspace / "one.toml").read_text() + "".join(
         f"[modalities.{name}]\ntokenizer = {{ steps = {steps}, batch_size = 2 }}\n"
         for name, steps in (("depth", 3), ("normal", 5), ("semseg", 4))
     )
     zoo = Zoo.from_tables(tomllib.loads(text))
-    jobs = [TokenizerJob(name=name, data=place / "data") for name in ("semseg", "normal")]
-    jobs.append(TokenizerJob(name="depth", data=place / "data", overrides={"steps": 9, "batch_size": 1}))
+    jobs = [TokenizerJob(name=name, data=workspace / "data") for name in ("semseg", "normal")]
+    jobs.append(TokenizerJob(name="depth", data=workspace / "data", overrides={"steps": 9, "batch_size": 1}))
     order: list[str] = []
     monkeypatch.setattr(tokenizers, "run_jobs", lambda _, __, jobs, *___: order.extend(job.name for job in jobs) or ())
     assert not list(tokenizers.train_tokenizers(zoo, jobs, 2)) and order == ["normal", "depth", "semseg"]
@@ -147,29 +149,29 @@ def fails_first(zoo: Zoo, job: Path) -> str:
 
 def test_after_an_error_no_job_starts_and_running_ones_finish(tmp_path: Path) -> None:
     """Waiting jobs are not started; results of running jobs are returned, so that their work is not lost."""
-    given = []
+    results = []
     with pytest.raises(ZooError, match="no more"):
         for name in run_jobs(Zoo.installed(), fails_first, [tmp_path / str(n) for n in range(6)], 2):
-            given.append(name)
-    assert given == ["1"] and {path.name for path in tmp_path.iterdir()} == {"0", "1"}
+            results.append(name)
+    assert results == ["1"] and {path.name for path in tmp_path.iterdir()} == {"0", "1"}
 
 
-def dies(zoo: Zoo, job: Path) -> str:
-    with job.open("a") as tries:
-        tries.write("x")
+def dies_at_first(zoo: Zoo, job: Path) -> str:
+    with job.open("a") as attempts:
+        attempts.write("x")
     if len(job.read_text()) <= int(job.name):
         os.kill(os.getpid(), signal.SIGKILL)
     return job.name
 
 
 def test_a_job_whose_process_dies_is_repeated_once(tmp_path: Path) -> None:
-    assert list(run_jobs(Zoo.installed(), dies, [tmp_path / "0", tmp_path / "1"], 2)) in (["0", "1"], ["1", "0"])
+    assert sorted(run_jobs(Zoo.installed(), dies_at_first, [tmp_path / "0", tmp_path / "1"], 2)) == ["0", "1"]
     with pytest.raises(WorkerError, match=r"its process was killed \(SIGKILL"):
-        list(run_jobs(Zoo.installed(), dies, [tmp_path / "9", tmp_path / "8"], 2))
+        list(run_jobs(Zoo.installed(), dies_at_first, [tmp_path / "9", tmp_path / "8"], 2))
     assert (tmp_path / "1").read_text() == "xx" and (tmp_path / "9").read_text() == "xx"
 
 
-def surroundings(zoo: Zoo, job: int) -> tuple[str, str]:
+def environment_of(zoo: Zoo, job: int) -> tuple[str, str]:
     return os.environ["TERM"], os.environ["OMP_NUM_THREADS"]
 
 
@@ -179,39 +181,39 @@ def test_workers_share_the_cores_and_draw_no_bars(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(workers, "QUOTA", Path("/nowhere"))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert set(run_jobs(Zoo.installed(), surroundings, [1, 2], 2)) == {("dumb", "4")}
+    assert set(run_jobs(Zoo.installed(), environment_of, [1, 2], 2)) == {("dumb", "4")}
     assert os.environ["TERM"] == "xterm" and "OMP_NUM_THREADS" not in os.environ
-    with Workers(Zoo.installed(), None, 4) as started:
-        for left in ([1, 2], [1], []):
-            assert {threads for _, threads in started.run(surroundings, left)} == ({"2"} if left else set())
+    with Workers(Zoo.installed(), None, 4) as pool:
+        for jobs in ([1, 2], [1], []):
+            assert {threads for _, threads in pool.run(environment_of, jobs)} == ({"2"} if jobs else set())
 
 
-def test_there_are_as_many_workers_as_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_default_to_the_usable_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})
     assert Workers(Zoo.installed(), None, 2).count == 1
 
 
 @pytest.mark.parametrize(
-    ("quota", "found"),
+    ("quota", "core_count"),
     [("200000 100000", 2), ("150000 100000", 2), ("5000 100000", 1), ("max 100000", 9), ("900000 50000", 9)],
 )
 def test_a_container_may_have_less_than_its_cores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, found: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, core_count: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
     monkeypatch.setattr(workers, "QUOTA", tmp_path / "cpu.max")
     assert workers.cores() == 9
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    assert workers.cores() == found
+    assert workers.cores() == core_count
 
 
-def test_an_open_zoo_sees_newly_trained_tokenizers(place: Path) -> None:
-    opened = Zoo.from_toml(place / "four.toml")
-    jobs = [TokenizerJob(name=name, data=place / "data", overrides={"steps": 1}) for name in ("depth", "normal")]
-    list(train_tokenizers(opened, jobs, workers=2))
-    before = {job.name: opened[job.name].fingerprint for job in jobs}
-    anew = [replace(job, overrides={"steps": 2}, overwrite=True) for job in jobs]
-    list(train_tokenizers(opened, anew, workers=2))
+def test_an_open_zoo_sees_newly_trained_tokenizers(workspace: Path) -> None:
+    open_zoo = Zoo.from_toml(workspace / "four.toml")
+    jobs = [TokenizerJob(name=name, data=workspace / "data", overrides={"steps": 1}) for name in ("depth", "normal")]
+    list(train_tokenizers(open_zoo, jobs, workers=2))
+    before = {job.name: open_zoo[job.name].fingerprint for job in jobs}
+    overwriting = [replace(job, overrides={"steps": 2}, overwrite=True) for job in jobs]
+    list(train_tokenizers(open_zoo, overwriting, workers=2))
     for name, old in before.items():
-        assert opened[name].fingerprint == fingerprint(place / "four" / name) != old
+        assert open_zoo[name].fingerprint == fingerprint(workspace / "four" / name) != old

@@ -125,7 +125,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(folder, "Autoencoder")[0]
 
 
-def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
+def same_tensors(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -138,7 +138,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(VectorTask(), SAMPLES, CONFIG, tmp_path_factory.mktemp("whole") / "run", 0)
 
 
-def test_the_loop_is_adamw(tmp_path: Path) -> None:
+def test_the_training_loop_equals_plain_adamw(tmp_path: Path) -> None:
     """One step against the update written out: arXiv 1711.05101, algorithm 2, with bias correction."""
     config = TrainConfig(
         steps=1, batch_size=50, warmup_steps=0, learning_rate=0.01, gradient_clip=0.0, ema_decay=0.0, weight_decay=0.1
@@ -163,17 +163,17 @@ def test_the_loop_is_adamw(tmp_path: Path) -> None:
 def test_the_ema_weights_are_saved(tmp_path: Path) -> None:
     """The decay is min((1 + step) / (10 + step), ema_decay)."""
     module = Autoencoder(VectorTask().quantizer)
-    task, seen = VectorTask(), list[dict[str, torch.Tensor]]()
+    task, snapshots = VectorTask(), list[dict[str, torch.Tensor]]()
     task.build = lambda train, rng: module  # type: ignore[method-assign]
 
     def look(step: int = 0) -> None:
-        seen.append({name: parameter.detach().cpu().clone() for name, parameter in module.named_parameters()})
+        snapshots.append({name: parameter.detach().cpu().clone() for name, parameter in module.named_parameters()})
 
     look()
     config = TrainConfig(steps=3, batch_size=8, warmup_steps=0, learning_rate=0.01, ema_decay=0.2)
     saved = weights(train(task, SAMPLES, config, tmp_path, 0, on_step=look))
-    for name, expected in seen[0].items():
-        for decay, after in zip((1 / 10, 2 / 11, 0.2), seen[1:], strict=True):
+    for name, expected in snapshots[0].items():
+        for decay, after in zip((1 / 10, 2 / 11, 0.2), snapshots[1:], strict=True):
             expected = decay * expected + (1 - decay) * after[name]
         torch.testing.assert_close(saved[name], expected, atol=1e-6, rtol=0)
 
@@ -182,22 +182,22 @@ def test_gradients_are_clipped_and_logged_unclipped(tmp_path: Path) -> None:
     """After one step, the optimizer's first moment is 0.1 times the gradient."""
 
     def one_step(limit: float) -> tuple[float, float]:
-        folder, given = tmp_path / str(limit), list[torch.Tensor]()
+        folder, gradients = tmp_path / str(limit), list[torch.Tensor]()
 
         def look(step: int) -> None:
             state = load_file(folder / STATE)
-            given.extend(10 * tensor.flatten() for name, tensor in state.items() if name.endswith("/exp_avg"))
+            gradients.extend(10 * tensor.flatten() for name, tensor in state.items() if name.endswith("/exp_avg"))
 
         train(VectorTask(), SAMPLES, TrainConfig(steps=1, gradient_clip=limit), folder, 0, on_step=look)
-        return float(torch.cat(given).norm()), logged(folder)[0]["train/gradient_norm"]
+        return float(torch.cat(gradients).norm()), logged(folder)[0]["train/gradient_norm"]
 
-    (whole, norm), (bounded, told) = one_step(0.0), one_step(1e-3)
-    assert bounded == pytest.approx(1e-3, rel=1e-3) and told == norm == pytest.approx(whole, rel=1e-5)
+    (unclipped, norm), (clipped, logged_norm) = one_step(0.0), one_step(1e-3)
+    assert clipped == pytest.approx(1e-3, rel=1e-3) and logged_norm == norm == pytest.approx(unclipped, rel=1e-5)
     assert norm > 0.1
 
 
 @pytest.mark.parametrize("step", [3, 5, 11, 12])
-def test_killed_at_any_step_it_ends_in_the_same_weights(uninterrupted: Path, tmp_path: Path, step: int) -> None:
+def test_a_training_killed_at_any_step_gives_the_same_weights(uninterrupted: Path, tmp_path: Path, step: int) -> None:
     with pytest.raises(Killed):
         train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=killed_at(step))
     if step >= 5:
@@ -206,12 +206,12 @@ def test_killed_at_any_step_it_ends_in_the_same_weights(uninterrupted: Path, tmp
     train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=steps.append)
     resumed_after = {3: 0, 5: 5, 11: 10, 12: 12}[step]
     assert steps == list(range(resumed_after + 1, 13))
-    assert same(weights(tmp_path), weights(uninterrupted))
+    assert same_tensors(weights(tmp_path), weights(uninterrupted))
     assert (tmp_path / "config.json").read_text() == (uninterrupted / "config.json").read_text()
     assert [line["step"] for line in logged(tmp_path)] == [line["step"] for line in logged(uninterrupted)]
 
 
-def sends(*numbers: int, at: int) -> Any:
+def signals(*numbers: int, at: int) -> Any:
     def callback(done: int) -> None:
         for number in numbers if done == at else ():
             os.kill(os.getpid(), number)
@@ -226,26 +226,26 @@ def sends(*numbers: int, at: int) -> Any:
         (signal.SIGINT, QuantizerConfig(kind="vq", codebook_size=16, codebook_dim=4)),
     ],
 )
-def test_an_interrupted_training_goes_on_from_its_step(tmp_path: Path, number: int, quantizer: QuantizerConfig) -> None:
+def test_an_interrupted_training_resumes_from_its_step(tmp_path: Path, number: int, quantizer: QuantizerConfig) -> None:
     """Interrupted between two evaluations and two lines of the log, while it waits for a better metric."""
     config = dataclasses.replace(CONFIG, steps=27, eval_every=7, patience=9)
-    whole = train(VectorTask(quantizer), SAMPLES, config, tmp_path / "whole", 0)
+    uninterrupted = train(VectorTask(quantizer), SAMPLES, config, tmp_path / "whole", 0)
     folder, handlers = tmp_path / "run", [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     for step in (13, 14, 26):
         with pytest.raises(Interrupted) as interrupted:
-            train(VectorTask(quantizer), SAMPLES, config, folder, 0, on_step=sends(number, signal.SIGTERM, at=step))
+            train(VectorTask(quantizer), SAMPLES, config, folder, 0, on_step=signals(number, signal.SIGTERM, at=step))
         assert (interrupted.value.number, interrupted.value.saved) == (number, f"step {step} of 27 (vector)")
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     steps: list[int] = []
     train(VectorTask(quantizer), SAMPLES, config, folder, 0, on_step=steps.append)
     assert steps == [27]
     for name in ("model.safetensors", "metrics.jsonl", "config.json"):
-        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+        assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes(), name
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt) as interrupted:
-        train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=sends(signal.SIGINT, signal.SIGINT, at=3))
+        train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=signals(signal.SIGINT, signal.SIGINT, at=3))
     assert not isinstance(interrupted.value, Interrupted) and not (tmp_path / STATE).exists()
 
 
@@ -257,7 +257,7 @@ def test_a_finished_training_is_lengthened(uninterrupted: Path, tmp_path: Path) 
         for step in kills:
             with pytest.raises(Killed):
                 train(VectorTask(), SAMPLES, longer, folder, 0, on_step=killed_at(max(step, 13)))
-            assert same(weights(folder), weights(uninterrupted)) and read_metrics(folder)
+            assert same_tensors(weights(folder), weights(uninterrupted)) and read_metrics(folder)
         steps: list[int] = []
         train(VectorTask(), SAMPLES, longer, folder, 0, on_step=steps.append)
         assert steps[0] == (16 if kills else 13) and steps[-1] == 21
@@ -265,12 +265,12 @@ def test_a_finished_training_is_lengthened(uninterrupted: Path, tmp_path: Path) 
         assert [line["step"] for line in logged(folder)] == [5, 10, 10, 12, 12, 15, 20, 20, 21, 21]
         results.append(weights(folder))
         train(VectorTask(), SAMPLES, longer, folder, 0, on_step=lambda _: pytest.fail("trained again"))
-    assert same(*results) and not same(results[0], weights(uninterrupted))
+    assert same_tensors(*results) and not same_tensors(results[0], weights(uninterrupted))
     rates = [line["train/learning_rate"] for line in logged(folder) if "train/learning_rate" in line]
     assert rates[2:] == [longer.learning_rate_at(step - 1) for step in (20, 21)], "the schedule of the longer run"
 
 
-class Drawing(VectorTask):
+class RandomNumberRecorder(VectorTask):
     """A task that notes a random number of each generator of the loop."""
 
     def __init__(self) -> None:
@@ -290,50 +290,50 @@ class Drawing(VectorTask):
         return super().losses(module, batch)
 
 
-def test_every_random_number_is_of_its_seed_and_batch_and_the_callers_generator_stays(tmp_path: Path) -> None:
+def test_random_numbers_depend_on_seed_and_batch_alone(tmp_path: Path) -> None:
     config, before = dataclasses.replace(CONFIG, steps=2), torch.get_rng_state()
 
-    def drawn(seed: int, name: str) -> list[float]:
-        task = Drawing()
+    def random_numbers(seed: int, name: str) -> list[float]:
+        task = RandomNumberRecorder()
         train(task, SAMPLES, config, tmp_path / name, seed)
         assert (len(task.begun), len(task.batches), len(task.forward)) == (2, 4, 4)
         return task.begun + task.batches + task.forward
 
-    first, other = drawn(0, "first"), drawn(1, "other")
-    assert drawn(0, "again") == first and len({*first, *other}) == 20
+    first, second = random_numbers(0, "first"), random_numbers(1, "other")
+    assert random_numbers(0, "again") == first and len({*first, *second}) == 20
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(FolderError, match="seed was 0, is 1"):
         train(VectorTask(), SAMPLES, config, tmp_path / "first", 1)
 
 
-def test_runs_are_identified_by_their_number_of_samples_and_without_provenance_by_values(tmp_path: Path) -> None:
-    own = dataclasses.replace(SAMPLES, provenance={})
-    train(VectorTask(), own, CONFIG, tmp_path, 0)
-    again = dataclasses.replace(own, train=[value.copy() for value in own.train])
-    assert train(VectorTask(), again, CONFIG, tmp_path, 0, on_step=lambda _: pytest.fail("again")) == tmp_path
+def test_without_provenance_runs_are_identified_by_their_values(tmp_path: Path) -> None:
+    samples = dataclasses.replace(SAMPLES, provenance={})
+    train(VectorTask(), samples, CONFIG, tmp_path, 0)
+    copied = dataclasses.replace(samples, train=[value.copy() for value in samples.train])
+    assert train(VectorTask(), copied, CONFIG, tmp_path, 0, on_step=lambda _: pytest.fail("again")) == tmp_path
     for split in ("train", "test"):
-        other = dataclasses.replace(own, **{split: vectors(len(getattr(own, split)), 7)})
+        changed = dataclasses.replace(samples, **{split: vectors(len(getattr(samples, split)), 7)})
         with pytest.raises(FolderError, match=rf'data.provenance.contents.{split} was "\w+", is "\w+"'):
-            train(VectorTask(), other, CONFIG, tmp_path, 0)
+            train(VectorTask(), changed, CONFIG, tmp_path, 0)
     with pytest.raises(FolderError, match=r"data\.train was 50, is 40"):
         train(VectorTask(), dataclasses.replace(SAMPLES, train=SAMPLES.train[:40]), CONFIG, tmp_path, 0)
 
 
-def test_a_damaged_state_is_refused_and_one_that_does_not_open_now_is_not_damaged(
+def test_only_unreadable_content_counts_as_a_damaged_state(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Killed):
         train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=killed_at(6))
-    whole = (tmp_path / STATE).read_bytes()
+    state = (tmp_path / STATE).read_bytes()
     (tmp_path / STATE).write_bytes(b"rubbish")
     with pytest.raises(CheckpointError, match="damaged"):
         train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
-    (tmp_path / STATE).write_bytes(whole)
+    (tmp_path / STATE).write_bytes(state)
 
-    def failing(path: Any, *rest: Any, opened: Any = os.open) -> Any:
+    def failing(path: Any, *rest: Any, real_open: Any = os.open) -> Any:
         if str(path).endswith(".safetensors"):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return opened(path, *rest)
+        return real_open(path, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", failing)
@@ -342,10 +342,10 @@ def test_a_damaged_state_is_refused_and_one_that_does_not_open_now_is_not_damage
         with pytest.raises(ReadError, match=r"model.safetensors: cannot be read: Too many open files"):
             load_checkpoint(uninterrupted)
     train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0)
-    assert same(weights(tmp_path), weights(uninterrupted))
+    assert same_tensors(weights(tmp_path), weights(uninterrupted))
 
 
-def test_files_of_a_finished_run(uninterrupted: Path) -> None:
+def test_a_finished_run_has_metrics_card_and_log(uninterrupted: Path) -> None:
     names = "README.md config.json evaluation.json metrics.jsonl model.safetensors run.json samples tensorboard"
     assert {path.name for path in uninterrupted.iterdir()} - {".lock"} == {STATE, *names.split()}
     result = result_of(uninterrupted)
@@ -363,12 +363,12 @@ def test_files_of_a_finished_run(uninterrupted: Path) -> None:
     assert "held_out/mse" in logged(uninterrupted)[0] and "train/loss" in logged(uninterrupted)[-2]
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_step(tmp_path: Path) -> None:
+def test_a_nonfinite_loss_stops_and_names_the_step(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"vector: step 1 of 12: the loss \(inf\).*tokenizer.learning_rate"):
         train(VectorTask(poison=1.0), SAMPLES, CONFIG, tmp_path, 0)
 
 
-def test_without_samples(tmp_path: Path) -> None:
+def test_training_without_held_out_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no held-out samples"):
         train(VectorTask(), TrainingSamples(train=SAMPLES.train, test=[]), CONFIG, tmp_path, 0)
     assert not list(tmp_path.iterdir()), "nothing stands in the way of the run with samples"
@@ -377,7 +377,7 @@ def test_without_samples(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- stopping early
 
 
-class Noted(VectorTask):
+class GivenScores(VectorTask):
     """A task with a given held-out metric for each evaluation; the last number is for the final evaluation."""
 
     def __init__(self, marks: list[float]) -> None:
@@ -395,18 +395,18 @@ def result_of(folder: Path) -> dict[str, Any]:
 def test_patience_stops_and_keeps_the_best_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Evaluations 1 to 3 improve, 4 and 5 do not, so step 5 is the last and the weights of step 3 are kept."""
 
-    class Seen(Noted):
+    class Seen(GivenScores):
         def reconstruct(self, module: nn.Module, values: list[Any]) -> Any:
-            seen.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
+            snapshots.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
             return super().reconstruct(module, values)
 
-    seen: list[dict[str, torch.Tensor]] = []
+    snapshots: list[dict[str, torch.Tensor]] = []
     config = TrainConfig(steps=9, batch_size=8, eval_every=1, patience=2)
     folder = train(Seen([5.0, 4.0, 3.0, 3.0, math.nan, 1.0, 0.5]), SAMPLES, config, tmp_path, 0)
     result = result_of(folder)
     assert (result["steps"], result["kept_step"], result["metrics"]["mse"]) == (5, 3, 1.0)
     assert "stops after step 5 of 9" in " ".join(capsys.readouterr().err.split())
-    assert same(weights(folder), seen[2]) and not same(seen[2], seen[4])
+    assert same_tensors(weights(folder), snapshots[2]) and not same_tensors(snapshots[2], snapshots[4])
     longer = dataclasses.replace(config, steps=12)  # the waiting starts again
     train(Seen([2.0, 2.5, 2.5, 0.5]), SAMPLES, longer, folder, 0)
     result = result_of(folder)
@@ -418,14 +418,14 @@ def test_a_killed_run_remembers_how_long_it_waited(tmp_path: Path, step: int) ->
     """Killed between evaluations, and after the evaluation that ends the run."""
     marks = [5.0, 4.0, 4.5, 4.6, 4.7, 1.0]
     config = TrainConfig(steps=9, batch_size=8, eval_every=1, patience=3)
-    whole = train(Noted(marks), SAMPLES, config, tmp_path / "whole", 0)
+    uninterrupted = train(GivenScores(marks), SAMPLES, config, tmp_path / "whole", 0)
     with pytest.raises(Killed):
-        train(Noted(marks), SAMPLES, config, tmp_path / "killed", 0, on_step=killed_at(step))
-    again = train(Noted(marks[step:]), SAMPLES, config, tmp_path / "killed", 0)
-    for found in (result_of(whole), result_of(again)):
-        assert (found["steps"], found["kept_step"]) == (5, 2)
-    assert same(weights(again), weights(whole))
-    assert (again / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+        train(GivenScores(marks), SAMPLES, config, tmp_path / "killed", 0, on_step=killed_at(step))
+    resumed = train(GivenScores(marks[step:]), SAMPLES, config, tmp_path / "killed", 0)
+    for result in (result_of(uninterrupted), result_of(resumed)):
+        assert (result["steps"], result["kept_step"]) == (5, 2)
+    assert same_tensors(weights(resumed), weights(uninterrupted))
+    assert (resumed / "metrics.jsonl").read_text() == (uninterrupted / "metrics.jsonl").read_text()
 
 
 # ---------------------------------------------------------------- batches, codebooks, settings
@@ -433,23 +433,23 @@ def test_a_killed_run_remembers_how_long_it_waited(tmp_path: Path, step: int) ->
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     shared = {"steps": 3, "eval_every": 3, "learning_rate": 0.01, "warmup_steps": 0}
-    whole = train(VectorTask(noise=0), SAMPLES, TrainConfig(**shared, batch_size=12), tmp_path / "whole", 0)
+    large_batch = train(VectorTask(noise=0), SAMPLES, TrainConfig(**shared, batch_size=12), tmp_path / "whole", 0)
     parts = train(
         VectorTask(noise=0), SAMPLES, TrainConfig(**shared, batch_size=4, grad_accum_steps=3), tmp_path / "p", 0
     )
-    for name, tensor in weights(whole).items():
+    for name, tensor in weights(large_batch).items():
         torch.testing.assert_close(weights(parts)[name], tensor, atol=1e-5, rtol=1e-4)
 
 
-def test_a_codebook_that_dies_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_collapsing_codebook_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quantizer = QuantizerConfig(kind="vq", codebook_size=64, codebook_dim=4, kmeans_iterations=0, revive_below=0.0)
-    same = [np.ones(DIM, np.float32)] * 40
+    same_tensors = [np.ones(DIM, np.float32)] * 40
     config = TrainConfig(steps=40, batch_size=8, eval_every=10, eval_samples=40)
-    train(VectorTask(quantizer, noise=0), TrainingSamples(train=same, test=same), config, tmp_path, 0)
-    told = " ".join(capsys.readouterr().err.split())
+    train(VectorTask(quantizer, noise=0), TrainingSamples(train=same_tensors, test=same_tensors), config, tmp_path, 0)
+    output = " ".join(capsys.readouterr().err.split())
     for step in (20, 30, 40):
-        assert f"step {step}: the codebook collapses: 1.6% of 64 codes are used on held-out samples" in told
-    assert "step 10: the codebook" not in told, "it has not settled"
+        assert f"step {step}: the codebook collapses: 1.6% of 64 codes are used on held-out samples" in output
+    assert "step 10: the codebook" not in output, "it has not settled"
 
 
 def test_usage_of_several_codebooks_is_counted_apart(tmp_path: Path) -> None:
@@ -459,44 +459,44 @@ def test_usage_of_several_codebooks_is_counted_apart(tmp_path: Path) -> None:
     module.load_state_dict(weights(folder))
     with torch.inference_mode():
         _, tokens = VectorTask(quantizer).reconstruct(module.eval(), SAMPLES.test)  # type: ignore[arg-type]
-    each = [len(tokens[..., column].unique()) / 15 for column in range(3)]
+    usages = [len(tokens[..., column].unique()) / 15 for column in range(3)]
     codebook = result_of(folder)["codebook"]
-    assert codebook["usage"] == pytest.approx(np.mean(each))
+    assert codebook["usage"] == pytest.approx(np.mean(usages))
     assert codebook["reachable"] == pytest.approx(1 - math.exp(-20 / 15))
-    assert (codebook["codebooks"], codebook["least_usage"]) == (3, pytest.approx(min(each)))
+    assert (codebook["codebooks"], codebook["least_usage"]) == (3, pytest.approx(min(usages)))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_layers_run_in_the_chosen_precision_and_all_else_is_float32(precision: str, tmp_path: Path) -> None:
+def test_only_layers_run_in_the_chosen_precision(precision: str, tmp_path: Path) -> None:
     module = Autoencoder(VectorTask().quantizer)
-    task, found = VectorTask(), set[tuple[str, torch.dtype]]()
+    task, dtypes = VectorTask(), set[tuple[str, torch.dtype]]()
     task.build = lambda train, rng: module  # type: ignore[method-assign]
     for name in ("down", "up", "quantizer.project_in"):
 
         def look(layer: nn.Module, _: Any, output: torch.Tensor, name: str = name) -> None:
             if layer.training:
-                found.add((name, output.dtype))
+                dtypes.add((name, output.dtype))
 
         module.get_submodule(name).register_forward_hook(look)
     config = TrainConfig(steps=2, eval_every=2, precision=precision)  # type: ignore[arg-type]
     saved = weights(train(task, SAMPLES, config, tmp_path, 0))
-    chosen = getattr(torch, precision)
-    assert found == {("down", chosen), ("up", chosen), ("quantizer.project_in", torch.float32)}
+    dtype = getattr(torch, precision)
+    assert dtypes == {("down", dtype), ("up", dtype), ("quantizer.project_in", torch.float32)}
     assert {tensor.dtype for tensor in saved.values() if tensor.is_floating_point()} == {torch.float32}
 
 
 def test_evaluation_samples_are_spread_over_the_split(tmp_path: Path) -> None:
-    judged: list[list[int]] = []
+    evaluated: list[list[int]] = []
 
     class Watched(VectorTask):
         def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
-            judged.append([int(value[0]) for value in target])
+            evaluated.append([int(value[0]) for value in target])
             return super().score(predicted, target)
 
     numbered = [np.full(DIM, number, np.float32) for number in range(20)]
     samples = dataclasses.replace(SAMPLES, test=numbered)
     train(Watched(), samples, dataclasses.replace(CONFIG, eval_samples=5), tmp_path, 0)
-    *during, final = judged
+    *during, final = evaluated
     assert during and all(numbers == [0, 4, 8, 12, 16] for numbers in during), "the first may all be of one kind"
     assert final == list(range(20))
 
@@ -505,7 +505,7 @@ def test_evaluation_samples_are_spread_over_the_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="a setting of glibc")
-def test_freed_memory_is_kept_for_the_next_step_and_given_back_at_the_end() -> None:
+def test_freed_memory_is_reused_in_training_and_returned_afterwards() -> None:
     """Also at the end of an inner block, such as the previews of a training."""
     script = """
 import ctypes, resource

@@ -60,16 +60,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=str,
 )  # fmt: skip
-def test_a_killed_run_ends_as_if_it_had_not_been(store: Path, tmp_path: Path, change: dict[str, Any]) -> None:
-    whole = run(tmp_path / "whole", store, **change)
+def test_a_killed_run_resumes_to_the_same_weights(store: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    uninterrupted = run(tmp_path / "whole", store, **change)
     with killed_after(7):
         run(tmp_path / "killed", store, **change)
-    again = run(tmp_path / "killed", store, **change)
+    resumed = run(tmp_path / "killed", store, **change)
     for name in ["model.safetensors", "metrics.jsonl", *(["last/model.safetensors"] if "ema_decay" in change else [])]:
-        assert (whole / name).read_bytes() == (again / name).read_bytes(), name
+        assert (uninterrupted / name).read_bytes() == (resumed / name).read_bytes(), name
 
 
-def test_the_rate_of_wsd_stays_and_then_falls() -> None:
+def test_the_wsd_learning_rate_stays_constant_and_then_falls() -> None:
     config = TrainConfig(steps=100, warmup_steps=10, schedule="wsd", decay_fraction=0.2, min_learning_rate=0.5)
     assert learning_rate(config, 4, 2.0) == 1.0
     assert {learning_rate(config, step, 2.0) for step in range(10, 81)} == {2.0}
@@ -82,7 +82,7 @@ def test_the_rate_of_wsd_stays_and_then_falls() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 50, 99, 100, 120, 199])
-def test_a_run_shorter_than_its_warm_up_reaches_the_peak_and_falls(steps: int, schedule: str, share: float) -> None:
+def test_a_run_shorter_than_its_warm_up_reaches_the_peak(steps: int, schedule: str, share: float) -> None:
     config = TrainConfig(steps=steps, schedule=schedule, decay_fraction=share, min_learning_rate=0.1)
     rates = [learning_rate(config, step, 2.0) for step in range(steps)]
     peak = max(0, steps // 2 - 1)
@@ -92,7 +92,7 @@ def test_a_run_shorter_than_its_warm_up_reaches_the_peak_and_falls(steps: int, s
     assert rates[-1] < 0.5 or steps < 50 or (schedule, share) == ("wsd", 0.0)
 
 
-def test_the_average_is_that_of_the_weights_and_is_what_the_run_gives(store: Path, tmp_path: Path) -> None:
+def test_the_ema_weights_are_the_weights_of_the_run(store: Path, tmp_path: Path) -> None:
     constant = {"schedule": "wsd", "decay_fraction": 0.0}
     plain = [load_model(run(tmp_path / f"{steps}", store, steps=steps, **constant)) for steps in (1, 2, 3)]
     folder = run(tmp_path / "run", store, steps=3, ema_decay=0.9, **constant)
@@ -115,30 +115,32 @@ def test_weights_count_in_the_mean(loss: Any) -> None:
     batch = dataclasses.replace(batch, inputs=dataclasses.replace(batch.inputs, vectors=vectors))
     config = TrainConfig(loss=loss, loss_weights={"clip": 3.0, "words": 0.5})
     plain = model(batch, loss)
-    found = model(batch, loss, weights=LossBalance(layout, config, torch.device("cpu")).weights(plain.counts.float()))
+    weighted = model(
+        batch, loss, weights=LossBalance(layout, config, torch.device("cpu")).weights(plain.counts.float())
+    )
     present = plain.counts > 0
     factors = torch.tensor([3.0 if name == "clip" else 0.5 if name == "words" else 1.0 for name in layout.names])
     share = plain.counts if loss == "token" else present.double()
     means = plain.sums / plain.counts.clamp(min=1)
-    torch.testing.assert_close(found.loss.detach(), (factors * share * means).sum() / (factors * share).sum(),
+    torch.testing.assert_close(weighted.loss.detach(), (factors * share * means).sum() / (factors * share).sum(),
                                rtol=1e-6, atol=0)  # fmt: skip
-    assert torch.equal(found.sums, plain.sums) and not torch.equal(found.loss, plain.loss)
+    assert torch.equal(weighted.sums, plain.sums) and not torch.equal(weighted.loss, plain.loss)
 
 
 def test_learned_weights_come_to_half_of_one_over_the_loss() -> None:
     layout = EmbeddingLayout(all_layouts())
     balance = LossBalance(layout, TrainConfig(balance="uncertainty"), torch.device("cpu"))
-    whole, losses = torch.ones(7) * 4, torch.tensor([1.0, 2.0, 4.0, 0.5, 0.0, 3.0, 0.0])
-    whole[4] = whole[6] = 0
+    counts, losses = torch.ones(7) * 4, torch.tensor([1.0, 2.0, 4.0, 0.5, 0.0, 3.0, 0.0])
+    counts[4] = counts[6] = 0
     for _ in range(4000):
-        balance.update(losses * whole, whole, 3e-3)
-    weights = balance.weights(whole)
+        balance.update(losses * counts, counts, 3e-3)
+    weights = balance.weights(counts)
     assert weights is not None
-    torch.testing.assert_close(weights[whole > 0], 1 / (2 * losses[whole > 0]), rtol=0.02, atol=0)
+    torch.testing.assert_close(weights[counts > 0], 1 / (2 * losses[counts > 0]), rtol=0.02, atol=0)
     assert weights[4] == 1.0, "what has no targets learns nothing"
 
 
-def kept_numbers(model: FourM, batch: PackedBatch) -> int:
+def saved_number_count(model: FourM, batch: PackedBatch) -> int:
     """Count the numbers that a forward pass saves for the backward pass."""
     sizes: list[int] = []
 
@@ -152,22 +154,22 @@ def kept_numbers(model: FourM, batch: PackedBatch) -> int:
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_recomputing_changes_no_bit_and_keeps_less(store: Path, tmp_path: Path, parts: int) -> None:
-    plain, less = (
+def test_activation_checkpointing_changes_no_bit_and_saves_memory(store: Path, tmp_path: Path, parts: int) -> None:
+    plain, checkpointed = (
         run(tmp_path / str(on), store, steps=2, grad_accum_steps=parts, activation_checkpointing=on)
         for on in (False, True)
     )
-    assert (plain / "model.safetensors").read_bytes() == (less / "model.safetensors").read_bytes()
+    assert (plain / "model.safetensors").read_bytes() == (checkpointed / "model.safetensors").read_bytes()
     model, batch = FourM.seeded(SMALL, all_layouts(), 0), packed_batch(all_layouts())
-    kept = []
+    saved_counts = []
     for activation_checkpointing in (False, True):
         for block in (*model.encoder, *model.decoder):
             block.activation_checkpointing = activation_checkpointing
-        kept.append(kept_numbers(model, batch))
-    assert kept[1] < 0.6 * kept[0]
+        saved_counts.append(saved_number_count(model, batch))
+    assert saved_counts[1] < 0.6 * saved_counts[0]
 
 
-def test_a_compiler_that_fails_is_told_and_training_goes_on(
+def test_a_failing_compiler_is_reported_and_training_continues(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(*_: Any) -> None:
@@ -175,9 +177,9 @@ def test_a_compiler_that_fails_is_told_and_training_goes_on(
 
     plain = run(tmp_path / "plain", store, steps=2)
     monkeypatch.setattr(torch, "compile", lambda function: fails)
-    other = run(tmp_path / "other", store, steps=2, compile=True)
+    fallback = run(tmp_path / "other", store, steps=2, compile=True)
     assert "torch.compile fails here (no compiler here); training goes on without it" in capsys.readouterr().err
-    assert (plain / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert (plain / "model.safetensors").read_bytes() == (fallback / "model.safetensors").read_bytes()
 
 
 def test_compiled_blocks_are_used(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,17 +194,17 @@ def test_compiled_blocks_are_used(store: Path, tmp_path: Path, monkeypatch: pyte
 def test_a_compiled_model_learns_the_same(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain, fast = (run(tmp_path / str(on), store, steps=6, eval_every=3, compile=on) for on in (False, True))
     assert "fails" not in capsys.readouterr().err
-    for one, other in zip(metrics(plain), metrics(fast), strict=True):
-        assert one == pytest.approx(other, rel=1e-3)
+    for plain_metric, fast_metric in zip(metrics(plain), metrics(fast), strict=True):
+        assert plain_metric == pytest.approx(fast_metric, rel=1e-3)
 
 
-def test_a_run_that_starts_from_another_draws_samples_and_masks_anew(
+def test_a_run_started_from_another_draws_new_samples_and_masks(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, taken = Trainer.train_step, []
+    step, targets = Trainer.train_step, []
 
     def watched(self: Trainer, batch: PackedBatch, rate: float) -> tuple[float, float, dict[str, float]]:
-        taken.append(batch.targets.ids)
+        targets.append(batch.targets.ids)
         return step(self, batch, rate)
 
     monkeypatch.setattr(Trainer, "train_step", watched)
@@ -210,9 +212,9 @@ def test_a_run_that_starts_from_another_draws_samples_and_masks_anew(
     second = run(tmp_path / "second", store, steps=1, start=first)
     run(tmp_path / "same", store, steps=1, start=first)
     run(tmp_path / "third", store, steps=1, start=second)
-    before, after, same, last = taken
+    before, after, same, last = targets
     assert torch.equal(after, same)
-    assert not any(torch.equal(one, other) for one, other in itertools.combinations((before, after, last), 2))
+    assert not any(torch.equal(x, y) for x, y in itertools.combinations((before, after, last), 2))
 
 
 MORE = [*all_layouts(), spec("more", GridLayout(shape=(2, 4)), 17)]
@@ -239,18 +241,18 @@ def test_stores_take_turns_by_weight(store: Path, tmp_path: Path) -> None:
         for name, (_, rows) in batch.inputs.vectors.items():
             assert torch.equal(joined.inputs.vectors[name][1], rows), name
     assert any(batch.inputs.vectors for batch in batches)
-    assert mix.sample_counts(30) == [20, 10]
-    of_other = [(batch.inputs.modalities == 7).any(1).tolist() for batch in batches]
-    assert all(row == sorted(row) for row in of_other) and sum(map(sum, of_other)) == 10
-    whole = train(tmp_path / "whole", store, MORE, SMALL, config)
+    assert mix.taken(30) == [20, 10]
+    from_second_store = [(batch.inputs.modalities == 7).any(1).tolist() for batch in batches]
+    assert all(row == sorted(row) for row in from_second_store) and sum(map(sum, from_second_store)) == 10
+    uninterrupted = train(tmp_path / "whole", store, MORE, SMALL, config)
     with killed_after(3):
         train(tmp_path / "killed", store, MORE, SMALL, config)
     train(tmp_path / "killed", store, MORE, SMALL, config)
-    assert outcome(tmp_path / "killed") == outcome(whole)
-    assert metrics(whole, "held_out/more") and metrics(whole, "held_out/words")
+    assert outcome(tmp_path / "killed") == outcome(uninterrupted)
+    assert metrics(uninterrupted, "held_out/more") and metrics(uninterrupted, "held_out/words")
 
 
-def test_a_store_that_is_not_finished_is_refused(store: Path, tmp_path: Path) -> None:
+def test_training_refuses_an_unfinished_store(store: Path, tmp_path: Path) -> None:
     for split, name in (("train", "picture"), ("test", "words")):
         root = Path(shutil.copytree(store, tmp_path / split))
         for item in ("train", "test"):
@@ -261,24 +263,26 @@ def test_a_store_that_is_not_finished_is_refused(store: Path, tmp_path: Path) ->
 
 
 def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
-    other = other_store(tmp_path / "other")
+    second_store = other_store(tmp_path / "other")
 
-    def opened(*datasets: Dataset) -> list[Source]:
+    def open_with(*datasets: Dataset) -> list[Source]:
         return open_sources(store, "train", MORE, dataclasses.replace(SHORT, datasets=datasets))
 
     with pytest.raises(UnknownNameError, match=r"mroe.*did you mean.*more"):
-        opened(Dataset(tokens=other, modalities=("mroe",)))
+        open_with(Dataset(tokens=second_store, modalities=("mroe",)))
     with pytest.raises(DataError, match=r"other.train: has no tokens of words; it has more, picture; tokenize it too"):
-        opened(Dataset(tokens=other, modalities=("picture", "words")))
+        open_with(Dataset(tokens=second_store, modalities=("picture", "words")))
     with pytest.raises(ConfigError, match=r"datasets: .*other has more, and the others have .*: no modality is shared"):
-        opened(Dataset(tokens=other, modalities=("more",)))
-    asked = r"datasets: .*other has picture, more, and none of them are targets in its mixtures"
-    with pytest.raises(ConfigError, match=asked):
-        opened(Dataset(tokens=other, mixtures=(Mixture(targets=("words",)), Mixture(targets=("words", "tags")))))
-    assert opened(Dataset(tokens=other, mixtures=(Mixture(inputs=("words",)), Mixture(inputs=("picture",)))))
-    for path in other.glob("*/picture/*.json"):
+        open_with(Dataset(tokens=second_store, modalities=("more",)))
+    no_target = r"datasets: .*other has picture, more, and none of them are targets in its mixtures"
+    with pytest.raises(ConfigError, match=no_target):
+        open_with(
+            Dataset(tokens=second_store, mixtures=(Mixture(targets=("words",)), Mixture(targets=("words", "tags"))))
+        )
+    assert open_with(Dataset(tokens=second_store, mixtures=(Mixture(inputs=("words",)), Mixture(inputs=("picture",)))))
+    for path in second_store.glob("*/picture/*.json"):
         write_table(path, json.loads(json.dumps(read_table(path)).replace("codec of picture", "codec of another")))
-    codecs = (Dataset(tokens=other, modalities=("picture",)),)
+    codecs = (Dataset(tokens=second_store, modalities=("picture",)),)
     for error, message, changed in (
         (UnknownNameError, "clpi", {"loss_weights": {"clpi": 2.0}}),
         (ConfigError, "pixels: a patches modality is an input only", {"loss_weights": {"pixels": 2.0}}),
@@ -290,7 +294,7 @@ def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
 
 
 def test_further_stores_are_found_from_any_folder(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = other_store(tmp_path / "other")
+    second_store = other_store(tmp_path / "other")
     settings = {"specs": MORE, "steps": 1, "datasets": (Dataset(tokens=Path("other")),)}
     monkeypatch.chdir(tmp_path)
     folder = run(tmp_path / "run", store, **settings)
@@ -298,10 +302,10 @@ def test_further_stores_are_found_from_any_folder(store: Path, tmp_path: Path, m
     assert run(tmp_path / "run", store, **settings) == folder
     assert (folder / "run.json").read_bytes() == before
     monkeypatch.chdir(store)
-    assert [dataset.tokens for dataset in Trained.load(folder).stores(store)] == [store, other]
+    assert [dataset.tokens for dataset in Trained.load(folder).stores(store)] == [store, second_store]
 
 
-def test_the_command_draws_previews_and_says_the_losses() -> None:
+def test_the_command_draws_previews_and_prints_losses() -> None:
     world = the_world().put_back()
     command = "backbone train --tokens tokens --out drawn --config backbone.toml --set preview_every=3"
     text = """
@@ -317,24 +321,24 @@ target = "caption2"
     assert not (world.folder / "drawn").exists()
     text = text.replace('["caption"]\ntarget = "caption2"', '["depth"]\ntarget = "caption"')
     (world.folder / "previews.toml").write_text((world.folder / "backbone.toml").read_text() + text)
-    done = world(command.replace("backbone.toml", "previews.toml"))
-    assert done.code == 0, done.complaint
+    result = world(command.replace("backbone.toml", "previews.toml"))
+    assert result.code == 0, result.complaint
     cells = {}
     for step in (3, 6):
         with Image.open(world.folder / f"drawn/previews/step-{step:08}/rgb_patches-to-depth.png") as picture:
-            places = json.loads(picture.info["cells"])
-            cells[step] = [[picture.crop(box).tobytes() for box in row] for row in places]
-        assert len(places) == 4 and all(len(row) == 3 for row in places)
-        assert any(made != true for _, made, true in cells[step]), "an untrained model is not right"
-        assert f"step {step}: rgb_patches to depth: drawn/previews/step-{step:08}" in done.complaint
-    assert "step 3: held-out losses: caption " in done.complaint
+            boxes = json.loads(picture.info["cells"])
+            cells[step] = [[picture.crop(box).tobytes() for box in row] for row in boxes]
+        assert len(boxes) == 4 and all(len(row) == 3 for row in boxes)
+        assert any(predicted != true for _, predicted, true in cells[step]), "an untrained model is not right"
+        assert f"step {step}: rgb_patches to depth: drawn/previews/step-{step:08}" in result.complaint
+    assert "step 3: held-out losses: caption " in result.complaint
     assert [(row[0], row[2]) for row in cells[3]] == [(row[0], row[2]) for row in cells[6]]
     board = b"".join(path.read_bytes() for path in (world.folder / "drawn/tensorboard").iterdir())
     assert board.count(b"rgb_patches to depth") == 2 and board.count(b"\x89PNG") == 4
     plain = world(command.replace("drawn", "plain").replace("preview_every=3", "preview_every=0"))
     assert plain.code == 0
-    drawn, plain_file = (world.folder / name / "model.safetensors" for name in ("drawn", "plain"))
-    assert drawn.read_bytes() == plain_file.read_bytes()
+    with_previews, without_previews = (world.folder / name / "model.safetensors" for name in ("drawn", "plain"))
+    assert with_previews.read_bytes() == without_previews.read_bytes()
     world.put_back()
 
 
@@ -348,7 +352,7 @@ def first_batch(store: Path) -> PackedBatch:
 
 @pytest.mark.parametrize("weights", [{}, {"clip": 3.0}], ids=str)
 @pytest.mark.parametrize("loss", KINDS)
-def test_a_step_follows_the_loss_of_the_kind_and_weights_of_the_settings(
+def test_the_gradient_follows_loss_kind_and_loss_weights(
     store: Path, tmp_path: Path, loss: Any, weights: dict[str, float]
 ) -> None:
     """The loss that is logged is without weights."""
@@ -370,20 +374,18 @@ def test_a_step_follows_the_loss_of_the_kind_and_weights_of_the_settings(
 
 
 @pytest.mark.parametrize("loss", KINDS)
-def test_learned_weights_change_with_targets_and_are_not_in_the_logged_loss(
-    store: Path, tmp_path: Path, loss: Any
-) -> None:
+def test_learned_loss_weights_are_not_in_the_logged_loss(store: Path, tmp_path: Path, loss: Any) -> None:
     """Adam's first step has the size of the learning rate; all losses are above 1/2, so all factors fall."""
     plain = run(tmp_path / "plain", store, steps=2, loss=loss)
     learned = run(tmp_path / "learned", store, steps=2, loss=loss, balance="uncertainty")
     assert metrics(learned, "train/loss") == pytest.approx(metrics(plain, "train/loss"), rel=1e-5)
-    once = metrics(run(tmp_path / "once", store, steps=1, loss=loss, balance="uncertainty"))[0]
+    first_step = metrics(run(tmp_path / "once", store, steps=1, loss=loss, balance="uncertainty"))[0]
     model = FourM(SMALL, all_layouts())
     counts = model.target_counts(first_batch(store).targets).tolist()
-    moved = math.exp(-once["train/learning_rate"])
-    expected = {name: moved if count else 1.0 for name, count in zip(model.layout.names, counts, strict=True)}
-    assert set(expected.values()) == {moved, 1.0}
-    assert {name: once[f"train/weight/{name}"] for name in expected} == pytest.approx(expected, rel=1e-6)
+    learned_factor = math.exp(-first_step["train/learning_rate"])
+    expected = {name: learned_factor if count else 1.0 for name, count in zip(model.layout.names, counts, strict=True)}
+    assert set(expected.values()) == {learned_factor, 1.0}
+    assert {name: first_step[f"train/weight/{name}"] for name in expected} == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("loss", KINDS)
@@ -394,9 +396,9 @@ def test_a_batch_without_targets_has_the_loss_0(
     batch = Trainer.batch
 
     def without_targets(self: Trainer, step: int) -> PackedBatch:
-        found = batch(self, step)
-        unused = torch.zeros_like(found.targets.mask)
-        return dataclasses.replace(found, targets=dataclasses.replace(found.targets, mask=unused))
+        original = batch(self, step)
+        unused = torch.zeros_like(original.targets.mask)
+        return dataclasses.replace(original, targets=dataclasses.replace(original.targets, mask=unused))
 
     monkeypatch.setattr(Trainer, "batch", without_targets)
     folder = run(tmp_path, store, steps=2, loss=loss, loss_weights={"clip": 9.0})

@@ -18,7 +18,7 @@ from small_modalities import installed, write_values
 from stores import of_source, writing_values
 from token_stores import note_source, reversed_tokens
 from torch import nn
-from transfer_world import SOURCES, TEST, TRAIN, World, make_world, read, set_places, train, with_run
+from transfer_world import SOURCES, TEST, TRAIN, World, make_world, read, set_paths, train, with_run
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
@@ -45,7 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield make_world(tmp_path_factory.mktemp("world"))
 
 
-def main(metrics: dict[str, Any]) -> tuple[float, float]:
+def main_score(metrics: dict[str, Any]) -> tuple[float, float]:
     """Return the main score and its constant baseline."""
     return metrics["metrics"][0]["score"], metrics["metrics"][0]["baseline"]
 
@@ -71,10 +71,10 @@ def frozen(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_frozen_encoder_stays_as_it_is_and_its_head_learns(world: World, frozen: Path) -> None:
+def test_a_frozen_encoder_keeps_its_weights_while_the_head_learns(world: World, frozen: Path) -> None:
     metrics = read_table(frozen / "metrics.json")
-    found, baseline = main(metrics)
-    assert found < 0.75 * baseline
+    score, baseline = main_score(metrics)
+    assert score < 0.75 * baseline
     assert all(name.startswith("head.") for name in load_file(frozen / "model.safetensors"))
     encoder = load(frozen).network.encoder
     assert all(torch.equal(tensor, state_of(world.run)[name]) for name, tensor in encoder.model.state_dict().items())
@@ -104,7 +104,7 @@ def test_a_probe_predicts_what_it_was_scored_on(world: World, frozen: Path) -> N
         if key not in ("test/005", "test/006"):
             truth[key] = json.loads(world.zoo["facts"].write(read(world, "facts", key))[0])["total"]
     mae = np.mean([abs(predicted[key] - total) for key, total in truth.items()])
-    assert mae == pytest.approx(main(read_table(frozen / "metrics.json"))[0], abs=1e-5)
+    assert mae == pytest.approx(main_score(read_table(frozen / "metrics.json"))[0], abs=1e-5)
     values = [read(world, "light", key) for key in keys[:5]]
     assert probe.predict_values({"light": values}) == pytest.approx([predicted[key] for key in keys[:5]], abs=1e-4)
     with pytest.raises(ConfigError, match="light"):
@@ -116,13 +116,13 @@ def test_full_tuning_moves_the_encoder_early_layers_least(world: World, tmp_path
     train(world, tmp_path / "full", "facts.total", tuning="full", layer_decay=0.1, weight_decay=0.0)
     assert file_digest(world.run / "model.safetensors") == before
     old, new = state_of(world.run), load(tmp_path / "full").network.encoder.model.state_dict()
-    moved = [
+    weight_changes = [
         float((new[name] - old[name]).abs().mean()) for name in (f"encoder.{i}.attention.out.weight" for i in (0, 1))
     ]
-    assert 0 < 5 * moved[0] < moved[1]
+    assert 0 < 5 * weight_changes[0] < weight_changes[1]
 
 
-def test_a_tuned_probe_needs_no_run_and_a_frozen_one_names_it(world: World, frozen: Path, tmp_path: Path) -> None:
+def test_only_a_frozen_probe_needs_the_run(world: World, frozen: Path, tmp_path: Path) -> None:
     full = tmp_path / "full"
     counts = train(world, full, "facts.total", tuning="full", steps=3)["parameters"]
     assert counts["trained"] == counts["all"], "the encoder's, too"
@@ -130,7 +130,7 @@ def test_a_tuned_probe_needs_no_run_and_a_frozen_one_names_it(world: World, froz
     for folder in (full, frozen):
         copy = tmp_path / "copies" / folder.name
         shutil.copytree(folder, copy)
-        set_places(copy, run=str(tmp_path / "gone"), registry=str(world.root / "registry.toml"))
+        set_paths(copy, run=str(tmp_path / "gone"), registry=str(world.root / "registry.toml"))
     _, tokens = world.tokens("light")
     assert load(tmp_path / "copies" / "full").predict({"light": tokens}) == load(full).predict({"light": tokens})
     with pytest.raises(CheckpointError, match="--run"):
@@ -139,35 +139,35 @@ def test_a_tuned_probe_needs_no_run_and_a_frozen_one_names_it(world: World, froz
     assert moved.predict({"light": tokens}) == load(frozen).predict({"light": tokens})
 
 
-def test_lora_leaves_the_base_and_keeps_additions_alone(world: World, tmp_path: Path) -> None:
+def test_lora_keeps_the_base_and_stores_only_additions(world: World, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     metrics = train(world, tmp_path / "lora", "facts.total", tuning="lora", lora_rank=2, lora_alpha=16)
-    found, baseline = main(metrics)
-    assert found < 0.6 * baseline
+    score, baseline = main_score(metrics)
+    assert score < 0.6 * baseline
     probe, base = load(tmp_path / "lora"), state_of(world.run)
     for name, tensor in probe.network.encoder.model.state_dict().items():
         if "lora_" not in name:
             assert torch.equal(tensor, base[name.replace(".base_layer", "")]), name
-    stored = load_file(tmp_path / "lora" / "model.safetensors")
-    additions = [name for name in stored if name.startswith("encoder.")]
+    tensors = load_file(tmp_path / "lora" / "model.safetensors")
+    additions = [name for name in tensors if name.startswith("encoder.")]
     # Two matrices for each of four layers of each of two blocks.
     assert len(additions) == 2 * 4 * 2 and all("lora_" in name for name in additions)
-    assert metrics["parameters"]["trained"] == sum(tensor.numel() for tensor in stored.values())
-    assert all(stored[name].abs().sum() > 0 for name in additions)
+    assert metrics["parameters"]["trained"] == sum(tensor.numel() for tensor in tensors.values())
+    assert all(tensors[name].abs().sum() > 0 for name in additions)
     layer, x = probe.network.encoder.model.encoder[1].mlp.up, torch.randn(3, 32)
-    down, up = (stored[f"encoder.encoder.1.mlp.up.lora_{part}.default.weight"] for part in "AB")
+    down, up = (tensors[f"encoder.encoder.1.mlp.up.lora_{part}.default.weight"] for part in "AB")
     assert down.shape == (2, 32), "the rank"
     assert torch.allclose(layer(x), layer.base_layer(x) + 16 / 2 * x @ down.T @ up.T, atol=1e-5)
 
 
-def test_scratch_begins_from_other_weights_and_each_seed_from_its_own(world: World, tmp_path: Path) -> None:
-    found = []
+def test_scratch_starts_from_random_weights_of_its_seed(world: World, tmp_path: Path) -> None:
+    scratch = []
     for seed in (0, 1):
         out = tmp_path / f"scratch{seed}"
         train(world, out, "facts.total", tuning="scratch", seed=seed, steps=1, learning_rate=1e-9)
-        found.append(load(out).network.encoder.model.state_dict()["encoder.0.mlp.up.weight"])
-    own = state_of(world.run)["encoder.0.mlp.up.weight"]
-    for first, second in ((found[0], found[1]), (found[0], own), (found[1], own)):
+        scratch.append(load(out).network.encoder.model.state_dict()["encoder.0.mlp.up.weight"])
+    base = state_of(world.run)["encoder.0.mlp.up.weight"]
+    for first, second in ((scratch[0], scratch[1]), (scratch[0], base), (scratch[1], base)):
         assert not torch.allclose(first, second, atol=1e-3)
         assert float(first.std()) == pytest.approx(float(second.std()), rel=0.05)
 
@@ -183,9 +183,9 @@ def test_scratch_keeps_the_positions_that_a_published_model_stored(world: World,
     assert not torch.equal(scratch.encoder[0].mlp.up.weight, model.encoder[0].mlp.up.weight)
 
 
-def test_the_global_state_neither_matters_nor_changes(world: World, frozen: Path, tmp_path: Path) -> None:
+def test_global_random_state_and_dtype_have_no_effect(world: World, frozen: Path, tmp_path: Path) -> None:
     train(world, tmp_path / "single", "zones", steps=2)
-    drawn = torch.random.get_rng_state()
+    rng_state = torch.random.get_rng_state()
     torch.set_default_dtype(torch.float64)
     try:
         train(world, tmp_path / "double", "zones", steps=2)
@@ -194,14 +194,14 @@ def test_the_global_state_neither_matters_nor_changes(world: World, frozen: Path
     finally:
         torch.set_default_dtype(torch.float32)
     single, double = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("single", "double"))
-    assert single == double and torch.equal(torch.random.get_rng_state(), drawn)
+    assert single == double and torch.equal(torch.random.get_rng_state(), rng_state)
     assert {weight.dtype for weight in weights} == {torch.float32} and not any(w.is_inference() for w in weights)
 
 
 # ---------------------------------------------------------------- the loop
 
 
-def die_at(last: int) -> Any:
+def killed_at(last: int) -> Any:
     """Return a callback that stops a training like a kill signal."""
 
     def die(step: int) -> None:
@@ -214,37 +214,37 @@ def die_at(last: int) -> Any:
 # ---------------------------------------------------------------- tasks
 
 
-def test_a_class_map_that_the_backbone_never_saw(world: World, tmp_path: Path) -> None:
+def test_a_class_map_new_to_the_backbone_is_learned(world: World, tmp_path: Path) -> None:
     """Predicted from two input grids and judged by its own metric; no tokenizer is trained for it."""
     assert not world.zoo["zones"].checkpoint.exists()
     metrics = train(world, tmp_path / "zones", "zones", inputs="letters,light,dark", head="linear", steps=80)
     assert metrics["metrics"][0]["name"] == "right" and metrics["task"]["kind"] == "class map"
-    found, baseline = main(metrics)
-    assert found > 0.9 > 0.6 > baseline
+    score, baseline = main_score(metrics)
+    assert score > 0.9 > 0.6 > baseline
     assert metrics["dropped"]["test"]["no_input"] == 2
     probe = load(tmp_path / "zones")
     assert probe.network.grid is not None and probe.network.grid.names == ("light", "dark")
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "most", "settings"),
+    ("name", "kind", "max_ratio", "settings"),
     [
         ("dark", "number map", 0.4, {"head_blocks": 1, "steps": 80}),
         ("gist", "numbers", 0.75, {"head": "linear", "steps": 120, "learning_rate": 1e-2}),
     ],
 )
-def test_maps_and_vectors_of_numbers_in_their_own_unit(
-    world: World, tmp_path: Path, name: str, kind: str, most: float, settings: dict[str, Any]
+def test_maps_and_vectors_of_numbers_are_predicted_in_their_unit(
+    world: World, tmp_path: Path, name: str, kind: str, max_ratio: float, settings: dict[str, Any]
 ) -> None:
     """Without its own metric, a modality is judged by the metrics of numbers."""
     metrics = train(world, tmp_path, name, **settings)
-    found, baseline = main(metrics)
-    assert metrics["task"]["kind"] == kind and found < most * baseline
+    score, baseline = main_score(metrics)
+    assert metrics["task"]["kind"] == kind and score < max_ratio * baseline
     assert name == "dark" or [entry["name"] for entry in metrics["metrics"]] == ["mae", "r2"]
     world.zoo[name].check(load(tmp_path).predict({"light": world.tokens("light")[1][:1]})[0])
 
 
-def test_classes_that_have_other_numbers_by_now_are_refused(world: World, tmp_path: Path) -> None:
+def test_classes_whose_numbers_have_changed_are_refused(world: World, tmp_path: Path) -> None:
     train(world, tmp_path, "zones", head="linear", steps=1)
     config = read_table(tmp_path / "config.json")
     config["value"]["classes"] = ("high", "middle", "low")
@@ -256,8 +256,8 @@ def test_classes_that_have_other_numbers_by_now_are_refused(world: World, tmp_pa
 def test_tokens_are_written_and_decoded(world: World, tmp_path: Path) -> None:
     metrics = train(world, tmp_path / "letters", "letters", steps=150, learning_rate=5e-3)
     assert metrics["task"]["kind"] == "tokens" and metrics["head"] == "tokens"
-    found, baseline = main(metrics)
-    assert found > baseline + 0.3
+    score, baseline = main_score(metrics)
+    assert score > baseline + 0.3
     predicted = load(tmp_path / "letters").predict({"light": world.tokens("light")[1]})
     assert {len(text) for text in predicted} == {4} and set("".join(predicted)) <= set("abcdef")
     config = read_table(tmp_path / "letters" / "config.json")
@@ -267,13 +267,13 @@ def test_tokens_are_written_and_decoded(world: World, tmp_path: Path) -> None:
         load(tmp_path / "letters")
 
 
-def test_a_table_of_the_users_own(world: World, tmp_path: Path) -> None:
+def test_a_users_table_of_labels_is_learned(world: World, tmp_path: Path) -> None:
     metrics = train(world, tmp_path / "mine", str(world.table), inputs="gist,letters", steps=80)
     assert (metrics["task"]["name"], metrics["task"]["kind"]) == ("mine", "classes")
     assert metrics["dropped"]["unknown_keys"] == 3 and metrics["dropped"]["test"]["no_input"] == 0
     assert metrics["labels"]["test"] == TEST - 2  # two lack letters
-    found, baseline = main(metrics)
-    assert found > baseline + 0.15
+    score, baseline = main_score(metrics)
+    assert score > baseline + 0.15
     assert set(load(tmp_path / "mine").predict({name: world.tokens(name)[1][:4] for name in ("gist", "letters")})) <= {
         "up", "down"
     }  # fmt: skip
@@ -285,62 +285,62 @@ def test_labels_belong_to_whole_samples_not_crops(world: World, tmp_path: Path) 
     assert TokenStore(tmp_path / "tokens").split("train").crops == 2
     cropped = with_run(world, tmp_path, tokens=tmp_path / "tokens")
     for number, task in enumerate(("facts.total", str(world.table))):
-        plain = train(world, tmp_path / f"plain{number}", task, head="knn")
-        found = train(cropped, tmp_path / f"cropped{number}", task, head="knn")
-        assert all(found[key] == plain[key] for key in ("metrics", "labels", "dropped"))
+        plain_metrics = train(world, tmp_path / f"plain{number}", task, head="knn")
+        cropped_metrics = train(cropped, tmp_path / f"cropped{number}", task, head="knn")
+        assert all(cropped_metrics[key] == plain_metrics[key] for key in ("metrics", "labels", "dropped"))
 
 
-def test_a_probe_is_of_the_labels_and_tokens_that_it_was_trained_on(world: World, tmp_path: Path) -> None:
+def test_changed_labels_or_tokens_of_a_probe_are_refused(world: World, tmp_path: Path) -> None:
     shutil.copytree(world.root / "data", tmp_path / "data")
     shutil.copytree(world.root / "tokens", tmp_path / "tokens")
-    mine = with_run(world, tmp_path, tokens=tmp_path / "tokens", data=tmp_path / "data")
-    asked: dict[str, dict[str, Any]] = {"zones": {"steps": 1, "labels": 40}, "facts.first": {"head": "knn"}}
+    world_copy = with_run(world, tmp_path, tokens=tmp_path / "tokens", data=tmp_path / "data")
+    settings: dict[str, dict[str, Any]] = {"zones": {"steps": 1, "labels": 40}, "facts.first": {"head": "knn"}}
 
-    def again(task: str) -> bytes:
-        train(mine, tmp_path / task, task, **asked[task])
+    def train_again(task: str) -> bytes:
+        train(world_copy, tmp_path / task, task, **settings[task])
         return (tmp_path / task / "metrics.json").read_bytes()
 
-    first = {task: again(task) for task in asked}
+    first = {task: train_again(task) for task in settings}
     store = ValueStore(tmp_path / "data")
     facts = {key: store.read_key(world.zoo["facts"], "train", key) for key in store.keys("train", "facts")}
     write_values(tmp_path, world.zoo, "train", "facts", {key: {**value, "rare": "no"} for key, value in facts.items()})
-    assert {task: again(task) for task in asked} == first, "that field is not asked for"
+    assert {task: train_again(task) for task in settings} == first, "that field is not asked for"
     write_values(tmp_path, world.zoo, "train", "facts", dict(zip(facts, list(facts.values())[::-1], strict=True)))
     zones = {key: 2 - store.read_key(world.zoo["zones"], "test", key) for key in store.keys("test", "zones")}
     write_values(tmp_path, world.zoo, "test", "zones", zones)
-    for task, what in (("facts.first", "train labels"), ("zones", "test labels")):
-        with pytest.raises(FolderError, match=what):
-            again(task)
-    train(mine, tmp_path / "zones", "zones", **asked["zones"], overwrite=True)
+    for task, changed in (("facts.first", "train labels"), ("zones", "test labels")):
+        with pytest.raises(FolderError, match=changed):
+            train_again(task)
+    train(world_copy, tmp_path / "zones", "zones", **settings["zones"], overwrite=True)
     reversed_tokens(tmp_path / "tokens", "train", "light")
     with pytest.raises(FolderError, match="train inputs"):
-        again("zones")
+        train_again("zones")
 
 
 def test_a_moved_probe_is_not_trained_again(world: World, tmp_path: Path) -> None:
-    here, there = tmp_path / "here", tmp_path / "there"
-    shutil.copytree(world.root, here, ignore=shutil.ignore_patterns("transfer", "tokenizers"))
+    original, moved = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(world.root, original, ignore=shutil.ignore_patterns("transfer", "tokenizers"))
     tables: dict[str, dict[str, Any]] = {"facts.first": {"steps": 2}, "mine.csv": {"head": "knn"}, "zones": {}}
 
-    def again(root: Path, name: str, **more: Any) -> dict[str, Any]:
+    def train_again(root: Path, name: str, **options: Any) -> dict[str, Any]:
         Run(tokens=root / "tokens", data=root / "data", registry=world.root / "registry.toml").save(root / "run")
         task = str(root / name) if name == "mine.csv" else name
-        there = dataclasses.replace(world, run=root / "run")
-        metrics = train(there, root / "run" / "transfer" / name, task, **tables[name], **more)
+        world_of_root = dataclasses.replace(world, run=root / "run")
+        metrics = train(world_of_root, root / "run" / "transfer" / name, task, **tables[name], **options)
         return metrics
 
-    first = {name: again(here, name) for name in ("facts.first", "mine.csv")}
+    first = {name: train_again(original, name) for name in ("facts.first", "mine.csv")}
     with pytest.raises(KeyboardInterrupt):
-        again(here, "zones", on_step=die_at(25))
-    shutil.move(here, there)
-    assert {name: again(there, name) for name in first} == first, "including the seconds that it took"
+        train_again(original, "zones", on_step=killed_at(25))
+    shutil.move(original, moved)
+    assert {name: train_again(moved, name) for name in first} == first, "including the seconds that it took"
     for name in first:
-        folder = there / "run/transfer" / name
-        assert not any(str(here) in path.read_text() for path in folder.glob("*.json"))
+        folder = moved / "run/transfer" / name
+        assert not any(str(original) in path.read_text() for path in folder.glob("*.json"))
         finished = load(folder)
         assert finished.score(finished.stores("test").samples(finished.task, "test")) == first[name]["metrics"]
     steps = list[int]()
-    again(there, "zones", on_step=steps.append)
+    train_again(moved, "zones", on_step=steps.append)
     assert steps == list(range(21, 41)), "a killed training resumes"
 
 
@@ -351,26 +351,26 @@ def test_labels_of_other_samples_with_the_same_keys_are_refused(world: World, tm
         of_source(tmp_path / name, "train", seed)
     identity = {"train": ValueStore(tmp_path / "data").source("train")}
     note_source(tmp_path / "tokens", tmp_path / "data", identity)
-    mine = with_run(world, tmp_path, tokens=tmp_path / "tokens", data=None)
+    world_copy = with_run(world, tmp_path, tokens=tmp_path / "tokens", data=None)
 
-    def asked(name: str) -> Any:
-        return train(mine, tmp_path / f"of_{name}", "facts.first", head="knn", data=tmp_path / name)
+    def train_with(name: str) -> Any:
+        return train(world_copy, tmp_path / f"of_{name}", "facts.first", head="knn", data=tmp_path / name)
 
-    asked("data")
+    train_with("data")
     with pytest.raises(DataError, match="train"):
-        asked("other")
+        train_with("other")
     assert not (tmp_path / "of_other").exists()
 
 
-def test_only_the_chosen_labels_are_learned_from(world: World, tmp_path: Path) -> None:
+def test_only_the_requested_number_of_labels_is_used(world: World, tmp_path: Path) -> None:
     """A knn probe stores the chosen samples: at least one per class, and always the same for a seed."""
-    few = train(world, tmp_path / "few", "facts.first", head="knn", labels=8, seed=1)
-    picked = used_by(world, "facts.first", labels=8, head="knn").samples
-    assert few["labels"] == {"requested": 8, "train": 8, "validation": 0, "test": TEST - 2}
-    assert few["task"]["kind"] == "classes" and "best_step" not in few
+    metrics = train(world, tmp_path / "few", "facts.first", head="knn", labels=8, seed=1)
+    chosen_samples = label_split(world, "facts.first", labels=8, head="knn").samples
+    assert metrics["labels"] == {"requested": 8, "train": 8, "validation": 0, "test": TEST - 2}
+    assert metrics["task"]["kind"] == "classes" and "best_step" not in metrics
     answers = load(tmp_path / "few").network.head.state_dict()["answers"]
     names = "abcdef"
-    assert sorted(names[i] for i in answers) == sorted(picked.labels)
+    assert sorted(names[i] for i in answers) == sorted(chosen_samples.labels)
     assert len(set(answers.tolist())) == len(names) == 6
 
 
@@ -378,11 +378,11 @@ def test_an_answer_does_not_depend_on_longer_samples_beside_it(world: World, tmp
     train(world, tmp_path, "facts.total", "letters", steps=4)
     probe = load(tmp_path)
     _, rows = world.tokens("letters")
-    short, whole = rows[0][:2], rows[1]
-    together = probe.predict({"letters": [short, whole]})
-    alone = [probe.predict({"letters": [row]})[0] for row in (short, whole)]
-    assert together == pytest.approx(alone, rel=1e-4)
-    assert together[0] != pytest.approx(probe.predict({"letters": [rows[0]]})[0], rel=1e-4)
+    short, full = rows[0][:2], rows[1]
+    batched = probe.predict({"letters": [short, full]})
+    single = [probe.predict({"letters": [row]})[0] for row in (short, full)]
+    assert batched == pytest.approx(single, rel=1e-4)
+    assert batched[0] != pytest.approx(probe.predict({"letters": [rows[0]]})[0], rel=1e-4)
 
 
 # ---------------------------------------------------------------- the feature cache
@@ -399,24 +399,24 @@ def test_weights_depend_neither_on_the_cache_nor_on_a_kill(
 
     get = probes.FeatureCache.get
 
-    def bounded(cache: probes.FeatureCache, places: Sequence[int]) -> Any:
-        found = get(cache, places)
+    def bounded_get(cache: probes.FeatureCache, rows: Sequence[int]) -> Any:
+        features = get(cache, rows)
         assert sum(row.untyped_storage().nbytes() for row in cache.cached.values()) <= probes.CACHE_BYTES
-        return found
+        return features
 
-    monkeypatch.setattr(probes.FeatureCache, "get", bounded)
-    wanted = weights("all")
-    for name, room in (("some", 9_000), ("none", 0)):
-        monkeypatch.setattr(probes, "CACHE_BYTES", room)
-        assert weights(name) == wanted, name
+    monkeypatch.setattr(probes.FeatureCache, "get", bounded_get)
+    expected = weights("all")
+    for name, cache_bytes in (("some", 9_000), ("none", 0)):
+        monkeypatch.setattr(probes, "CACHE_BYTES", cache_bytes)
+        assert weights(name) == expected, name
     monkeypatch.setattr(probes, "CACHE_BYTES", 9_000)
     with pytest.raises(KeyboardInterrupt):
-        train(world, tmp_path / "killed", "facts.total", "letters,light", on_step=die_at(25))
-    assert weights("killed") == wanted
+        train(world, tmp_path / "killed", "facts.total", "letters,light", on_step=killed_at(25))
+    assert weights("killed") == expected
     assert (tmp_path / "all" / "metrics.jsonl").read_bytes() == (tmp_path / "killed" / "metrics.jsonl").read_bytes()
 
 
-def test_labels_are_of_their_keys_wherever_the_values_are(world: World, tmp_path: Path) -> None:
+def test_labels_follow_their_keys_whatever_the_order_of_values(world: World, tmp_path: Path) -> None:
     """The first shard has the same keys in both stores; a key is missing, and the rest is in another order."""
     keys = world.tokens("light", "train")[0]
     values = {key: read(world, "facts", key, "train") for key in (*keys[:16], *reversed(keys[17:]))}
@@ -425,75 +425,76 @@ def test_labels_are_of_their_keys_wherever_the_values_are(world: World, tmp_path
             shard.add(key, *world.zoo["facts"].write(value))
     task, stores = task_and_stores(world, "facts.total", ("light",), tmp_path / "data")
     samples = stores.samples(task, "train")
-    found = {samples.key(place): label for place, label in enumerate(samples.labels)}
-    assert found == {key: value["total"] for key, value in values.items()}
+    labels = {samples.key(row): label for row, label in enumerate(samples.labels)}
+    assert labels == {key: value["total"] for key, value in values.items()}
 
 
 # ---------------------------------------------------------------- validation
 
 
-def used_by(world: World, text: str, seed: int = 1, **table: Any) -> LabelSplit:
+def label_split(world: World, text: str, seed: int = 1, **table: Any) -> LabelSplit:
     """Return a task's labels, split into training and validation."""
     task, stores = task_and_stores(world, text, ("light",))
     return split_labels(task, stores.samples(task, "train"), transfer_config(table), seed)
 
 
-class Watch:
+class TrainingRecorder:
     """Records the training and evaluation keys of a run, and the weights at each evaluation.
 
-    `marks` replace the evaluation metrics, in order.
+    `scores` replace the evaluation metrics, in order.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, marks: Sequence[float] = ()) -> None:
-        self.learned: set[str] = set()
-        self.judged: list[set[str]] = []
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, scores: Sequence[float] = ()) -> None:
+        self.training_keys: set[str] = set()
+        self.evaluated_keys: list[set[str]] = []
         self.weights: list[dict[str, torch.Tensor]] = []
-        self.marks = list(marks)
+        self.scores = list(scores)
         batch, reconstruct, score = ProbeTask.batch, ProbeTask.reconstruct, ProbeTask.score
 
-        def batch_seen(task: ProbeTask, values: list[Any], rng: Any) -> Any:
-            self.learned |= {task.split.samples.key(place) for place in values}
+        def recording_batch(task: ProbeTask, values: list[Any], rng: Any) -> Any:
+            self.training_keys |= {task.split.samples.key(row) for row in values}
             return batch(task, values, rng)
 
-        def answers_seen(task: ProbeTask, module: nn.Module, values: list[Any]) -> Any:
-            self.judged.append({task.held_out.key(place) for place in values})
+        def recording_reconstruct(task: ProbeTask, module: nn.Module, values: list[Any]) -> Any:
+            self.evaluated_keys.append({task.held_out.key(row) for row in values})
             self.weights.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
             return reconstruct(task, module, values)
 
-        def marked(task: ProbeTask, predicted: list[Any], target: list[Any]) -> Any:
-            return {"mae": self.marks[len(self.weights) - 1], "r2": 0.0} if marks else score(task, predicted, target)
+        def given_score(task: ProbeTask, predicted: list[Any], target: list[Any]) -> Any:
+            return {"mae": self.scores[len(self.weights) - 1], "r2": 0.0} if scores else score(task, predicted, target)
 
-        monkeypatch.setattr(ProbeTask, "batch", batch_seen)
-        monkeypatch.setattr(ProbeTask, "reconstruct", answers_seen)
-        monkeypatch.setattr(ProbeTask, "score", marked)
+        monkeypatch.setattr(ProbeTask, "batch", recording_batch)
+        monkeypatch.setattr(ProbeTask, "reconstruct", recording_reconstruct)
+        monkeypatch.setattr(ProbeTask, "score", given_score)
 
 
 def test_no_sample_both_trains_and_validates(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Watch(monkeypatch)
+    recorder = TrainingRecorder(monkeypatch)
     metrics = train(world, tmp_path, "facts.total", labels=80, seed=2)
-    samples = used_by(world, "facts.total", 2, labels=80).samples
+    samples = label_split(world, "facts.total", 2, labels=80).samples
     labels = set(map(samples.key, range(80)))
-    assert watch.judged[0] == watch.judged[-1] and len(watch.judged[0]) == 16
-    assert watch.learned | watch.judged[0] == labels and not watch.learned & watch.judged[0]
+    assert recorder.evaluated_keys[0] == recorder.evaluated_keys[-1] and len(recorder.evaluated_keys[0]) == 16
+    assert recorder.training_keys | recorder.evaluated_keys[0] == labels
+    assert not recorder.training_keys & recorder.evaluated_keys[0]
     assert not labels & set(world.tokens("light")[0]), "and none is a test sample"
     assert metrics["labels"] == {"requested": 80, "train": 64, "validation": 16, "test": 22}
     totals = [read(world, "facts", key, "train")["total"] for key in labels]
     baseline = metrics["metrics"][0]["baseline"]
-    there = [key for key in world.tokens("light")[0] if key not in ("test/005", "test/006")]
-    errors = [abs(np.median(totals) - read(world, "facts", key)["total"]) for key in there]
+    labelled_keys = [key for key in world.tokens("light")[0] if key not in ("test/005", "test/006")]
+    errors = [abs(np.median(totals) - read(world, "facts", key)["total"]) for key in labelled_keys]
     assert baseline == pytest.approx(np.mean(errors)), "that of all labels"
 
 
 def test_validation_labels_keep_the_shares_of_the_classes(world: World) -> None:
     """Another seed chooses other labels."""
-    used, other = (used_by(world, "facts.first", seed, labels=60) for seed in (1, 2))
-    labels = list(used.samples.labels)
-    assert sorted([*used.training, *used.validation]) == list(range(len(labels)))
+    first_seed, other_seed = (label_split(world, "facts.first", seed, labels=60) for seed in (1, 2))
+    labels = list(first_seed.samples.labels)
+    assert sorted([*first_seed.training, *first_seed.validation]) == list(range(len(labels)))
     for name in set(labels):
-        found = sum(labels[place] == name for place in used.validation)
-        assert abs(found - 0.2 * labels.count(name)) < 1
-    chosen = [set(map(split.samples.key, range(60))) for split in (used, other)]
-    assert chosen[0] != chosen[1]
+        validation_count = sum(labels[row] == name for row in first_seed.validation)
+        assert abs(validation_count - 0.2 * labels.count(name)) < 1
+    key_sets = [set(map(split.samples.key, range(60))) for split in (first_seed, other_seed)]
+    assert key_sets[0] != key_sets[1]
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "full"])
@@ -501,29 +502,29 @@ def test_the_weights_of_the_best_evaluation_are_kept(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuning: str
 ) -> None:
     """Of the evaluations after steps 2, 4, ..., the third is best; equal scores and NaN are not better."""
-    watch = Watch(monkeypatch, [math.nan, 5.0, 3.0, 4.0, 3.0])
+    recorder = TrainingRecorder(monkeypatch, [math.nan, 5.0, 3.0, 4.0, 3.0])
     metrics = train(world, tmp_path, "facts.total", tuning=tuning, steps=10, eval_every=2)
     assert metrics["steps"] == 10 and metrics["best_step"] == 6
     assert metrics["validation"] == {"name": "mae", "score": 3.0}
-    assert len(watch.weights) == 5 and "best_step" in (tmp_path / "metrics.json").read_text()
-    for number, weights in enumerate(watch.weights):
-        found = load_file(tmp_path / "model.safetensors")
+    assert len(recorder.weights) == 5 and "best_step" in (tmp_path / "metrics.json").read_text()
+    for number, weights in enumerate(recorder.weights):
+        saved = load_file(tmp_path / "model.safetensors")
         prefix = "head." if tuning == "frozen" else ""
         heads = [name for name in weights if tuning == "frozen" or name.startswith("head.")]
-        same = all(torch.equal(found[prefix + name], weights[name]) for name in heads)
+        same = all(torch.equal(saved[prefix + name], weights[name]) for name in heads)
         assert same == (number == 2), number
 
 
-def test_dropout_is_of_the_features_in_training_alone(
+def test_dropout_applies_to_features_in_training_only(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward, dropped = Attentive.forward, {True: list[float](), False: list[float]()}
 
-    def noted(head: Attentive, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def recording_forward(head: Attentive, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         dropped[head.training].append(float((features == 0).float().mean()))
         return forward(head, features, mask)
 
-    monkeypatch.setattr(Attentive, "forward", noted)
+    monkeypatch.setattr(Attentive, "forward", recording_forward)
     train(world, tmp_path, "facts.total", steps=2, dropout=0.25)
     assert all(0.2 < share < 0.3 for share in dropped[True]) and not any(dropped[False]) and all(dropped.values())
 
@@ -533,39 +534,41 @@ def test_a_killed_training_resumes_to_the_same_weights(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuning: str, step: int
 ) -> None:
     """Killed after the best evaluation, between two, and after the last."""
-    marks = [5.0, 4.0, 4.5, 4.1, 4.2, 0.0]
+    scores = [5.0, 4.0, 4.5, 4.1, 4.2, 0.0]
     settings = {"tuning": tuning, "steps": 12, "eval_every": 2, "patience": 3, "dropout": 0.2}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    uninterrupted, killed = tmp_path / "whole", tmp_path / "killed"
     with monkeypatch.context() as patch:
-        Watch(patch, marks)
-        first = train(world, whole, "facts.total", **settings)
+        TrainingRecorder(patch, scores)
+        first = train(world, uninterrupted, "facts.total", **settings)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        Watch(patch, marks)
-        train(world, killed, "facts.total", on_step=die_at(step), **settings)
+        TrainingRecorder(patch, scores)
+        train(world, killed, "facts.total", on_step=killed_at(step), **settings)
     assert (killed / TOKENIZER.state).is_file() and not (killed / "metrics.json").exists()
     with monkeypatch.context() as patch:
-        Watch(patch, marks[step // 2 :])
+        TrainingRecorder(patch, scores[step // 2 :])
         second = train(world, killed, "facts.total", **settings)
     assert (first["steps"], first["best_step"]) == (10, 4)
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
     for name in ("model.safetensors", "metrics.jsonl", "config.json"):
-        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+        assert (uninterrupted / name).read_bytes() == (killed / name).read_bytes(), name
     stamp = (killed / "metrics.json").stat().st_mtime_ns
     train(world, killed, "facts.total", **settings)
     assert (killed / "metrics.json").stat().st_mtime_ns == stamp, "a finished probe is kept"
 
 
 @pytest.mark.parametrize(("settings", "labels"), [({"labels": 20}, 20), ({"validation": 0.0}, TRAIN)])
-def test_without_validation_all_labels_are_learned_from_and_the_last_step_is_kept(
+def test_without_validation_the_last_step_is_kept(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     settings: dict[str, Any], labels: int,
 ) -> None:  # fmt: skip
     """With too few labels, a line says so."""
-    watch = Watch(monkeypatch, [1.0, 9.0])
+    recorder = TrainingRecorder(monkeypatch, [1.0, 9.0])
     metrics = train(world, tmp_path, "facts.total", **settings)
-    told = " ".join(capsys.readouterr().err.split())
-    assert ("of 20 labels are too few" in told) == (labels == 20) and "best_step" not in metrics
-    assert metrics["labels"]["train"] == len(watch.learned) == labels and metrics["labels"]["validation"] == 0
-    assert watch.judged[0] <= set(world.tokens("light")[0]), "on the way it looks at test samples and chooses nothing"
+    message = " ".join(capsys.readouterr().err.split())
+    assert ("of 20 labels are too few" in message) == (labels == 20) and "best_step" not in metrics
+    assert metrics["labels"]["train"] == len(recorder.training_keys) == labels and metrics["labels"]["validation"] == 0
+    assert recorder.evaluated_keys[0] <= set(world.tokens("light")[0]), (
+        "on the way it looks at test samples and chooses nothing"
+    )
     assert '"held_out/mae"' in (tmp_path / "metrics.jsonl").read_text()
-    assert torch.equal(load_file(tmp_path / "model.safetensors")["head.query"], watch.weights[1]["query"])
+    assert torch.equal(load_file(tmp_path / "model.safetensors")["head.query"], recorder.weights[1]["query"])

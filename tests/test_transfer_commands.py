@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from small_modalities import command_result, installed, refusal, registry_of
 from token_stores import note_source, rewrite_tokens, stored_tokens
-from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, set_places, train, with_run
+from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, set_paths, train, with_run
 
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, OneLineError, UnknownNameError, ZooError
@@ -52,33 +52,34 @@ def frozen(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_end_to_end(world: World, tmp_path: Path) -> None:
     settings = tmp_path / "settings.toml"
     settings.write_text("[transfer]\nsteps = 20\nbatch_size = 8\n")
-    done = zoo("train", world.run, "--task", "zones", "--input", "light", "--config", settings, "--labels", "0.5",
+    result = zoo("train", world.run, "--task", "zones", "--input", "light", "--config", settings, "--labels", "0.5",
                "--head", "linear", "--set", "steps=30", "--seed", 3)  # fmt: skip
-    place = world.run / "transfer" / "zones-from-light-frozen-linear-0.5-3"
-    assert done.exit_code == 0, (done.output, done.exception)
-    assert "constant baseline" in done.stdout and f"48 labels, 24 held-out samples\nwritten to {place}" in done.stdout
-    metrics = read_table(place / "metrics.json")
+    folder = world.run / "transfer" / "zones-from-light-frozen-linear-0.5-3"
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "constant baseline" in result.stdout
+    assert f"48 labels, 24 held-out samples\nwritten to {folder}" in result.stdout
+    metrics = read_table(folder / "metrics.json")
     assert (metrics["steps"], metrics["settings"]["batch_size"], metrics["seed"]) == (30, 8, 3)
-    card = (place / "README.md").read_text()
+    card = (folder / "README.md").read_text()
     assert f"| right | {metrics['metrics'][0]['score']:.4g} |" in card
     assert metrics["labels"] == {"requested": 0.5, "train": 38, "validation": 10, "test": 24}
     assert "38 labels" in card
 
-    again = json.loads(zoo("eval", place, "--json").stdout)
+    evaluation = json.loads(zoo("eval", folder, "--json").stdout)
     score = metrics["metrics"][0]["score"]
-    assert again["samples"] == 24 and again["metrics"][0]["score"] == pytest.approx(score)
-    assert again["metrics"][0]["baseline"] == metrics["metrics"][0]["baseline"]
-    assert f"{score:.4g}" in zoo("eval", place).stdout
+    assert evaluation["samples"] == 24 and evaluation["metrics"][0]["score"] == pytest.approx(score)
+    assert evaluation["metrics"][0]["baseline"] == metrics["metrics"][0]["baseline"]
+    assert f"{score:.4g}" in zoo("eval", folder).stdout
 
-    assert zoo("predict", place, "--samples", 3, "--out", tmp_path / "predicted").exit_code == 0
+    assert zoo("predict", folder, "--samples", 3, "--out", tmp_path / "predicted").exit_code == 0
     files = sorted(path.relative_to(tmp_path / "predicted").as_posix() for path in tmp_path.rglob("predicted/**/*.npy"))
     assert files == ["test/000.npy", "test/008.npy", "test/016.npy"]
-    probe = load(place)
-    wanted = probe.predict({"light": world.tokens("light")[1]})[8]
-    assert np.array_equal(np.load(tmp_path / "predicted" / "test/008.npy"), wanted)
+    probe = load(folder)
+    expected = probe.predict({"light": world.tokens("light")[1]})[8]
+    assert np.array_equal(np.load(tmp_path / "predicted" / "test/008.npy"), expected)
     with Image.open(tmp_path / "predicted" / "predictions.png") as picture:
-        places = json.loads(picture.text["cells"])  # type: ignore[attr-defined]
-        assert [len(row) for row in places] == [3, 3, 3] and all(box is not None for row in places for box in row)
+        boxes = json.loads(picture.text["cells"])  # type: ignore[attr-defined]
+        assert [len(row) for row in boxes] == [3, 3, 3] and all(box is not None for row in boxes for box in row)
 
 
 def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path: Path) -> None:
@@ -98,15 +99,15 @@ def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path
 
 @pytest.mark.parametrize("head", ["linear", "knn"])
 def test_predictions_of_single_numbers_are_arrays_without_axes(head: str, world: World, tmp_path: Path) -> None:
-    found = train(world, tmp_path / "probe", "warmth", head=head)
-    assert found["task"]["kind"] == "numbers" and found["metrics"][0]["name"] == "off"
+    metrics = train(world, tmp_path / "probe", "warmth", head=head)
+    assert metrics["task"]["kind"] == "numbers" and metrics["metrics"][0]["name"] == "off"
     out = tmp_path / "predicted"
     assert zoo("predict", tmp_path / "probe", "--keys", "test/001,test/002", "--out", out).exit_code == 0
     answers = load(tmp_path / "probe").predict({"light": world.tokens("light")[1]})
     for number in (1, 2):
-        written = np.load(out / f"test/00{number}.npy")
-        assert (written.dtype, written.shape) == (np.float32, ())
-        np.testing.assert_allclose(written, answers[number], rtol=1e-5)
+        array = np.load(out / f"test/00{number}.npy")
+        assert (array.dtype, array.shape) == (np.float32, ())
+        np.testing.assert_allclose(array, answers[number], rtol=1e-5)
 
 
 def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None:
@@ -114,34 +115,34 @@ def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None
     probe = tmp_path / "probe"
     train(world, probe, str(world.table), head="knn")
     score = read_table(probe / "metrics.json")["metrics"][0]["score"]
-    set_places(probe, data=str(tmp_path / "gone"))
-    done = zoo("eval", probe, "--json")
-    assert done.exit_code == 0, (done.output, done.exception)
-    assert json.loads(done.stdout)["metrics"][0]["score"] == pytest.approx(score)
-    done = zoo("predict", probe, "--samples", 2, "--out", tmp_path / "predicted")
-    assert done.exit_code == 0
+    set_paths(probe, data=str(tmp_path / "gone"))
+    result = zoo("eval", probe, "--json")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert json.loads(result.stdout)["metrics"][0]["score"] == pytest.approx(score)
+    result = zoo("predict", probe, "--samples", 2, "--out", tmp_path / "predicted")
+    assert result.exit_code == 0
     assert [path.name for path in (tmp_path / "predicted").glob("[!.]*")] == ["predictions.csv"]
     assert "elsewhere" in refused("eval", probe, "--data", tmp_path / "elsewhere")
 
 
-def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
+def test_the_study_of_few_labels_resumes(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = Path(__file__).parent.parent / "studies" / "low_labels.py"
-    asked = [
+    options = [
         "--run", world.run, "--registry", world.root / "registry.toml", "--out", tmp_path,
         "--tasks", "zones", "letters", "--inputs", "light", "light,letters",
         "--labels", "0.1", "1", "--steps", "3", "--seeds", "1", "--workers", "1",
     ]  # fmt: skip
-    monkeypatch.setattr("sys.argv", [str(study), *map(str, asked)])
+    monkeypatch.setattr("sys.argv", [str(study), *map(str, options)])
     monkeypatch.syspath_prepend(study.parent)  # as when Python runs a script
-    found = []
+    results = []
     for _ in range(2):
         runpy.run_path(str(study), run_name="__main__")
-        written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
-        found.append((read_table(tmp_path / "results.json"), written))
-    assert found[0] == found[1], "finished probes are left alone"
-    rows = [row for row in found[0][0]["rows"] if row["task"] == "zones"]
+        write_times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
+        results.append((read_table(tmp_path / "results.json"), write_times))
+    assert results[0] == results[1], "finished probes are left alone"
+    rows = [row for row in results[0][0]["rows"] if row["task"] == "zones"]
     settings = [(", ".join(row["inputs"]), row["tuning"], row["labels"]) for row in rows]
     assert settings == [
         *(("light", tuning, count) for count in (10, TRAIN) for tuning in ("frozen", "full", "scratch")),
@@ -149,9 +150,9 @@ def test_the_study_of_few_labels_compares_all_of_them_and_goes_on(
         *(("light, letters", "frozen", count) for count in (10, TRAIN)),
     ]
     assert ["steps=9" in row["settings"] for row in rows] == [False] * 6 + [True] + [False] * 2, "three times as many"
-    of_letters = [row for row in found[0][0]["rows"] if row["task"] == "letters"]
-    assert [row["inputs"] for row in of_letters] == [["light"]] * 7, "letters are not predicted from letters"
-    assert all(list(row["seeds"]) == ["0"] for row in (*rows, *of_letters))
+    letter_rows = [row for row in results[0][0]["rows"] if row["task"] == "letters"]
+    assert [row["inputs"] for row in letter_rows] == [["light"]] * 7, "letters are not predicted from letters"
+    assert all(list(row["seeds"]) == ["0"] for row in (*rows, *letter_rows))
     assert "constant baseline" in capsys.readouterr().out
 
 
@@ -178,13 +179,15 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("words", "error", "named"), BAD)
+@pytest.mark.parametrize(("words", "error", "message"), BAD)
 def test_bad_options_are_refused_before_anything_is_written(
-    world: World, tmp_path: Path, words: str, error: type[ZooError], named: str
+    world: World, tmp_path: Path, words: str, error: type[ZooError], message: str
 ) -> None:
-    task, inputs, *more = words.split()
+    task, inputs, *options = words.split()
     out = tmp_path / "probe"
-    assert named in refused("train", world.run, "--task", task, "--input", inputs, *more, "--out", out, error=error)
+    assert message in refused(
+        "train", world.run, "--task", task, "--input", inputs, *options, "--out", out, error=error
+    )
     assert not out.exists()
 
 
@@ -225,15 +228,15 @@ def test_labels_are_numbers_where_all_are_decimal_ones(tmp_path: Path, labels: t
 def test_a_label_of_two_samples_is_refused(world: World, tmp_path: Path) -> None:
     """For example, files may have the same name in both splits."""
     shutil.copytree(world.root / "tokens", tmp_path / "tokens")
-    both = stored_tokens(tmp_path / "tokens", "train", "light")
-    rewrite_tokens(tmp_path / "tokens", "test", "light", both)
+    train_tokens = stored_tokens(tmp_path / "tokens", "train", "light")
+    rewrite_tokens(tmp_path / "tokens", "test", "light", train_tokens)
     run = with_run(world, tmp_path, tokens=tmp_path / "tokens", data=None).run
     words = ("--task", world.table, "--input", "light", "--out", tmp_path / "probe")
     assert "'train/000'" in refused("train", run, *words)
     assert not (tmp_path / "probe").exists()
 
 
-def test_lora_says_what_to_install(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lora_without_peft_says_what_to_install(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     words = ("--task", "zones", "--input", "light", "--tuning", "lora", "--out", tmp_path / "probe")
     assert 'pip install "zoo-backbone[transfer]"' in refused("train", world.run, *words)
@@ -248,8 +251,8 @@ def test_a_run_that_has_changed_is_refused(world: World, tmp_path: Path) -> None
     write_table(run / "config.json", {**config, "weights_sha256": "0" * 64})
     assert "other weights" in refused("eval", probe, error=CheckpointError)
     write_table(run / "config.json", config)
-    stored = load_file(probe / "model.safetensors")
-    assert stored["head.bank"].shape == (TRAIN, 32)
+    tensors = load_file(probe / "model.safetensors")
+    assert tensors["head.bank"].shape == (TRAIN, 32)
     (probe / "model.safetensors").write_bytes(b"x" * 100)
     assert "model.safetensors" in refused("eval", probe)
 
@@ -257,51 +260,51 @@ def test_a_run_that_has_changed_is_refused(world: World, tmp_path: Path) -> None
 def test_a_probe_whose_tensors_do_not_fit_is_refused(world: World, frozen: Path, tmp_path: Path) -> None:
     full = tmp_path / "full"
     train(world, full, "facts.total", tuning="full", steps=1)
-    for number, (folder, lost, more) in enumerate((
+    for number, (folder, missing, added) in enumerate((
         (frozen, "head.query", {}), (full, "encoder.encoder_norm.weight", {}), (full, "", {"encoder.x": torch.ones(1)})
     )):  # fmt: skip
         tensors, config = load_checkpoint(folder)
-        place = shutil.copytree(folder, tmp_path / str(number))
-        save_checkpoint(place, {name: t for name, t in tensors.items() if name != lost} | more, config, "A card.")
-        with pytest.raises(CheckpointError, match=f"{place}: (its files do not fit together|has no tensor)"):
-            load(place)
+        probe = shutil.copytree(folder, tmp_path / str(number))
+        save_checkpoint(probe, {name: t for name, t in tensors.items() if name != missing} | added, config, "A card.")
+        with pytest.raises(CheckpointError, match=f"{probe}: (its files do not fit together|has no tensor)"):
+            load(probe)
     tensors, config = load_checkpoint(frozen)
     for number, change in enumerate((
         {"settings": {"tuning": 3}}, {"settings": []}, {"target": {"kind": "x"}}, {"target": []}, {"task": "x"},
         {"head": "x"}, {"backbone": {}}, {"inputs": "x"},
     )):  # fmt: skip
-        place = shutil.copytree(frozen, tmp_path / f"odd-{number}")
-        save_checkpoint(place, tensors, config | change, "A card.")
+        probe = shutil.copytree(frozen, tmp_path / f"odd-{number}")
+        save_checkpoint(probe, tensors, config | change, "A card.")
         with pytest.raises(OneLineError):
-            load(place)
+            load(probe)
     tensors, config = load_checkpoint(full)
-    place = shutil.copytree(full, tmp_path / "odd baseline")
-    save_checkpoint(place, tensors, config | {"constant_baseline": "x"}, "A card.")
+    probe = shutil.copytree(full, tmp_path / "odd baseline")
+    save_checkpoint(probe, tensors, config | {"constant_baseline": "x"}, "A card.")
     with pytest.raises(CheckpointError, match="constant_baseline of numbers is 'x'"):
-        load(place)
+        load(probe)
     config["backbone"]["model"]["dim"] = 2**16  # compared before it would take more than all memory
     save_checkpoint(full, tensors, config, "A card.")
     with pytest.raises(CheckpointError, match=r"expected \(.*65536"):
         load(full)
 
 
-@pytest.mark.parametrize("places", [{"run": None}, {"tokens": None}, {"task": None}])
-def test_places_of_a_stranger_are_texts(frozen: Path, tmp_path: Path, places: dict[str, Any]) -> None:
+@pytest.mark.parametrize("paths", [{"run": None}, {"tokens": None}, {"task": None}])
+def test_paths_in_a_foreign_record_have_to_be_texts(frozen: Path, tmp_path: Path, paths: dict[str, Any]) -> None:
     probe = shutil.copytree(frozen, tmp_path / "probe")
-    set_places(probe, **places)
-    with pytest.raises(CheckpointError, match=f"{probe}: damaged: {next(iter(places))}: expected str"):
+    set_paths(probe, **paths)
+    with pytest.raises(CheckpointError, match=f"{probe}: damaged: {next(iter(paths))}: expected str"):
         load(probe)
 
 
-def test_neighbours_of_a_stranger_have_the_sizes_of_their_labels(world: World, tmp_path: Path) -> None:
+def test_neighbours_in_a_foreign_probe_have_to_fit_their_labels(world: World, tmp_path: Path) -> None:
     probe = tmp_path / "probe"
     train(world, probe, "facts.first", head="knn")
     tensors, config = load_checkpoint(probe)
     bank, answers = tensors["head.bank"], tensors["head.answers"]
-    odd = ({"head.bank": bank[:, 1:]}, {"head.answers": answers + 1000}, {"head.answers": answers[1:]},
-           {"head.answers": answers.float()}, {"head.bank": bank[:0], "head.answers": answers[:0]})  # fmt: skip
+    changes = ({"head.bank": bank[:, 1:]}, {"head.answers": answers + 1000}, {"head.answers": answers[1:]},
+               {"head.answers": answers.float()}, {"head.bank": bank[:0], "head.answers": answers[:0]})  # fmt: skip
     load(probe)
-    for change in odd:
+    for change in changes:
         save_checkpoint(probe, {**tensors, **{name: x.contiguous() for name, x in change.items()}}, config, "A card.")
         with pytest.raises(CheckpointError, match=f"{probe}: its files do not fit together: (bank|answers)"):
             load(probe)
@@ -309,15 +312,15 @@ def test_neighbours_of_a_stranger_have_the_sizes_of_their_labels(world: World, t
 
 def test_tokens_of_another_tokenizer_are_refused_where_they_are_inputs(world: World, tmp_path: Path) -> None:
     """The fingerprints of other modalities decide neither inputs nor a finished probe."""
-    there, out = with_run(world, tmp_path), tmp_path / "probe"
-    config = read_table(there.run / "config.json")
+    world_copy, out = with_run(world, tmp_path), tmp_path / "probe"
+    config = read_table(world_copy.run / "config.json")
 
     def trained(**fingerprints: str) -> dict[str, Any]:
-        write_table(there.run / "config.json", {**config, "fingerprints": fingerprints})
-        return train(there, out, "zones", steps=1)
+        write_table(world_copy.run / "config.json", {**config, "fingerprints": fingerprints})
+        return train(world_copy, out, "zones", steps=1)
 
-    found = trained(light=config["fingerprints"]["light"])
-    assert trained(**config["fingerprints"]) == trained(**config["fingerprints"] | {"dark": "0" * 64}) == found
+    metrics = trained(light=config["fingerprints"]["light"])
+    assert trained(**config["fingerprints"]) == trained(**config["fingerprints"] | {"dark": "0" * 64}) == metrics
     shutil.rmtree(out)
     with pytest.raises(DataError, match="light"):
         trained(light="0" * 64)
@@ -328,30 +331,30 @@ def test_tokens_of_another_tokenizer_are_refused_where_they_are_inputs(world: Wo
 @pytest.mark.parametrize("words", ["eval", "predict --out predicted"])
 def test_the_network_runs_on_the_device(frozen: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    action, *more = words.split()
-    assert re.search("CUDA|NVIDIA", str(zoo(action, frozen, *more, "--device", "cuda").exception))
+    action, *options = words.split()
+    assert re.search("CUDA|NVIDIA", str(zoo(action, frozen, *options, "--device", "cuda").exception))
 
 
-def test_a_probe_opens_by_the_registry_that_it_was_trained_with(
+def test_a_probe_opens_with_the_registry_of_its_training(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known, probe = world.root / "seen.toml", tmp_path / "probe"
-    known.write_text(registry_of(SEEN))
-    run = with_run(world, tmp_path, registry=known).run
+    registry_path, probe = world.root / "seen.toml", tmp_path / "probe"
+    registry_path.write_text(registry_of(SEEN))
+    run = with_run(world, tmp_path, registry=registry_path).run
     words = ("train", run, "--task", "zones", "--input", "light", "--set", "steps=2", "--out", probe)
-    done = zoo(*words, registry=Path(os.path.relpath(world.root / "registry.toml")))
-    assert done.exit_code == 0, (done.output, done.exception)
+    result = zoo(*words, registry=Path(os.path.relpath(world.root / "registry.toml")))
+    assert result.exit_code == 0, (result.output, result.exception)
 
     monkeypatch.chdir(tmp_path)
     assert zoo("eval", probe).exit_code == 0
     assert load(probe).zoo.path == world.root / "registry.toml"
 
 
-def test_a_registry_that_is_gone_is_to_be_given(world: World, frozen: Path, tmp_path: Path) -> None:
-    moved, gone = tmp_path / "moved", tmp_path / "gone.toml"
+def test_a_missing_registry_is_an_error_until_one_is_given(world: World, frozen: Path, tmp_path: Path) -> None:
+    moved, missing_registry = tmp_path / "moved", tmp_path / "gone.toml"
     shutil.copytree(frozen, moved)
-    set_places(moved, registry=str(gone))
-    assert str(gone) in refused("eval", moved, error=CheckpointError)
+    set_paths(moved, registry=str(missing_registry))
+    assert str(missing_registry) in refused("eval", moved, error=CheckpointError)
     assert zoo("eval", moved, registry=world.root / "registry.toml").exit_code == 0
 
 
@@ -363,28 +366,30 @@ def test_a_registry_that_is_gone_is_to_be_given(world: World, frozen: Path, tmp_
     [("zones", {"head": "linear"}), ("facts.total", {}), ("facts.first", {"head": "knn"}), ("letters", {}),
      ("dark", {"head": "linear"}), ("mine.csv", {"head": "knn"})],
 )  # fmt: skip
-def test_other_data_need_no_training_split(world: World, tmp_path: Path, text: str, table: dict[str, Any]) -> None:
+def test_evaluation_on_other_data_needs_no_training_split(
+    world: World, tmp_path: Path, text: str, table: dict[str, Any]
+) -> None:
     """The constant baseline of every kind of target is stored in the probe."""
     metrics = train(world, tmp_path / "probe", str(world.table) if text == "mine.csv" else text, steps=2, **table)
     for kind in ("tokens", "data"):
         shutil.copytree(world.root / kind, tmp_path / kind, ignore=shutil.ignore_patterns("train"))
-    done = zoo("eval", tmp_path / "probe", "--tokens", tmp_path / "tokens", "--data", tmp_path / "data", "--json")
-    assert json.loads(done.stdout) == {
+    result = zoo("eval", tmp_path / "probe", "--tokens", tmp_path / "tokens", "--data", tmp_path / "data", "--json")
+    assert json.loads(result.stdout) == {
         "samples": metrics["labels"]["test"], "metrics": metrics["metrics"], "unseen_classes": {}
     }  # fmt: skip
     assert all(entry["baseline"] is not None for entry in metrics["metrics"])
 
 
-def test_values_and_tokens_are_taken_together(world: World, tmp_path: Path) -> None:
+def test_values_need_tokens_of_the_same_data(world: World, tmp_path: Path) -> None:
     """Values and tokens from different data sets may have equal keys."""
     train(world, tmp_path / "probe", "facts.total", head="knn")
-    for kind, place in (("tokens", "of_training"), ("tokens", "tokens"), ("data", "data")):
-        shutil.copytree(world.root / kind, tmp_path / place)
+    for kind, folder in (("tokens", "of_training"), ("tokens", "tokens"), ("data", "data")):
+        shutil.copytree(world.root / kind, tmp_path / folder)
     note_source(tmp_path / "of_training", world.root / "data", {})
-    set_places(tmp_path / "probe", tokens=f"{tmp_path}/of_training")
+    set_paths(tmp_path / "probe", tokens=f"{tmp_path}/of_training")
     words = ("predict", tmp_path / "probe", "--out", tmp_path / "predicted", "--data", tmp_path / "data")
-    for asked in (words, ("eval", tmp_path / "probe", "--data", tmp_path / "data")):
-        assert "--tokens TOKENS" in refused(*asked, error=DataError)
+    for command in (words, ("eval", tmp_path / "probe", "--data", tmp_path / "data")):
+        assert "--tokens TOKENS" in refused(*command, error=DataError)
     assert not (tmp_path / "predicted").exists()
     assert "of 8 samples" in zoo(*words, "--tokens", tmp_path / "tokens").stdout
 

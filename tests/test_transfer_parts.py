@@ -71,8 +71,8 @@ def test_an_attentive_head_by_hand_ignores_masked_tokens() -> None:
     head, features = Attentive(config, 3), torch.randn(2, 5, DIM)
     key, value = (features @ head.attention.kv.weight.T).chunk(2, -1)
     query = head.query[0] @ head.attention.q.weight.T
-    found = (query @ key.transpose(1, 2) / math.sqrt(DIM)).softmax(-1) @ value @ head.attention.out.weight.T
-    normed = F.layer_norm(found, (DIM,), eps=1e-6)[:, 0]
+    attended = (query @ key.transpose(1, 2) / math.sqrt(DIM)).softmax(-1) @ value @ head.attention.out.weight.T
+    normed = F.layer_norm(attended, (DIM,), eps=1e-6)[:, 0]
     assert torch.allclose(head(features, None), normed @ head.out.weight.T + head.out.bias, atol=1e-5)
     mask = torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
     changed = features.clone()
@@ -85,15 +85,15 @@ def test_an_attentive_head_by_hand_ignores_masked_tokens() -> None:
 def test_neighbours_against_a_brute_force(neighbours: int) -> None:
     config = TransferConfig(head="knn", neighbours=neighbours, temperature=0.1)
     rng = np.random.default_rng(0)
-    bank, asked, answers = rng.normal(3, 1, (30, DIM)), rng.normal(3, 1, (4, DIM)), rng.normal(0, 1, (30, 2))
+    bank, queries, answers = rng.normal(3, 1, (30, DIM)), rng.normal(3, 1, (4, DIM)), rng.normal(0, 1, (30, 2))
     head = Neighbours(*(torch.from_numpy(x).float() for x in (bank, answers)), config, 2)
-    given = head(torch.from_numpy(asked).float(), None).numpy()
-    for row, found in zip(asked - bank.mean(0), given, strict=True):
+    predictions = head(torch.from_numpy(queries).float(), None).numpy()
+    for row, prediction in zip(queries - bank.mean(0), predictions, strict=True):
         cosines = [x @ row / np.linalg.norm(x) / np.linalg.norm(row) for x in bank - bank.mean(0)]
         nearest = sorted(range(30), key=lambda i: -cosines[i])[:neighbours]
         weights = [math.exp(cosines[i] / 0.1) for i in nearest]
-        wanted = sum(w * answers[i] for w, i in zip(weights, nearest, strict=True)) / sum(weights)
-        assert np.allclose(found, wanted, atol=1e-4)
+        expected = sum(w * answers[i] for w, i in zip(weights, nearest, strict=True)) / sum(weights)
+        assert np.allclose(prediction, expected, atol=1e-4)
 
 
 def test_a_linear_map_paints_each_patch_from_its_own_token() -> None:
@@ -107,9 +107,9 @@ def test_a_linear_map_paints_each_patch_from_its_own_token() -> None:
 
 def test_patches_lie_on_the_rows_and_columns_of_the_grid() -> None:
     kind, grid = ClassMap(names=("a", "b"), size=(4, 9)), Grid(names=("wide",), shape=(2, 3))
-    for name, given in (("linear", "patch"), ("convnext", "kernel_size")):
+    for name, attribute in (("linear", "patch"), ("convnext", "kernel_size")):
         head = build_head(name, kind, TransferConfig(), CONFIG, grid)  # type: ignore[arg-type]
-        assert getattr(head if name == "linear" else head.layers[-1], given) == (2, 3)  # type: ignore[union-attr]
+        assert getattr(head if name == "linear" else head.layers[-1], attribute) == (2, 3)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("patch", "size"), [((4, 4), (8, 8)), ((3, 3), (6, 6)), ((4, 4), (7, 8))])
@@ -125,7 +125,7 @@ def test_a_convnext_head_gives_maps_of_any_size(patch: tuple[int, int], size: tu
 KIND = Tokens(vocab_size=9, shape=(5,), end=0, sentinels=(1, 2))
 
 
-def test_the_rows_of_neighbouring_numbers_start_alike() -> None:
+def test_output_rows_of_neighbouring_numbers_start_alike() -> None:
     wide = dataclasses.replace(CONFIG, dim=256, heads=2)
     kind = Tokens(vocab_size=80, shape=(5,), ordered_ids=(OrderedIds(start=10, count=64),))
     assert target_from_json(json.loads(json.dumps(target_to_json(kind)))) == kind
@@ -158,16 +158,16 @@ def test_decoding_with_caches_equals_the_slow_reference() -> None:
     head.out.weight.normal_()  # makes the answers differ
     features = torch.randn(12, 4, DIM)
     mask = torch.arange(4) < torch.randint(1, 5, (12, 1))
-    written = KIND.decode(head(features, mask))
-    assert [row.tolist() for row in written] == slow_twin(head, features, mask)
-    assert len({len(row) for row in written}) > 1  # lengths differ
-    assert not any(((row == 1) | (row == 2)).any() for row in written)
+    generated = KIND.decode(head(features, mask))
+    assert [row.tolist() for row in generated] == slow_twin(head, features, mask)
+    assert len({len(row) for row in generated}) > 1  # lengths differ
+    assert not any(((row == 1) | (row == 2)).any() for row in generated)
 
 
 # ---------------------------------------------------------------- features
 
 
-def test_a_map_is_read_from_all_grids_like_the_first() -> None:
+def test_maps_use_all_grids_shaped_like_the_first() -> None:
     layout = EmbeddingLayout(all_layouts())
     assert Grid.of(layout, ["words", "pixels", "picture"]) == Grid(names=("pixels", "picture"), shape=(6, 6))
     with pytest.raises(ConfigError, match="--input words,clip"):
@@ -183,20 +183,20 @@ def test_a_map_has_the_rows_and_columns_of_its_grids() -> None:
     wide = spec(ValueSpec(), GridLayout(shape=(2, 3)))
     names = ["first", "second"]
     encoder = FourMEncoder(FourM.seeded(CONFIG, [dataclasses.replace(wide, name=name) for name in names], 0))
-    tokens, used = encoder.prepare({name: torch.arange(6).reshape(1, 2, 3) for name in names})
-    features, _ = encoder.forward_features(tokens, used)
+    tokens, token_mask = encoder.prepare({name: torch.arange(6).reshape(1, 2, 3) for name in names})
+    features, _ = encoder.forward_features(tokens, token_mask)
     head, grid = MapLinear(2 * DIM, 1, (1, 1), (2, 3)), Grid.of(encoder.layout, names)
-    maps, _ = Network(encoder, head, grid).features(tokens, used)
+    maps, _ = Network(encoder, head, grid).features(tokens, token_mask)
     assert maps.shape == (1, 2 * DIM, 2, 3)
-    for place in range(6):
-        found = maps[:, :, place // 3, place % 3]
-        assert torch.equal(found, torch.cat([features[:, place], features[:, 6 + place]], 1))
+    for cell in range(6):
+        cell_features = maps[:, :, cell // 3, cell % 3]
+        assert torch.equal(cell_features, torch.cat([features[:, cell], features[:, 6 + cell]], 1))
 
 
 # ---------------------------------------------------------------- kinds
 
 
-def test_classes_by_hand() -> None:
+def test_encoding_baseline_and_loss_of_classes_by_hand() -> None:
     kind = Classes(names=("a", "b", "c"))
     assert kind.encode(["c", "a"]).tolist() == [2, 0]
     assert kind.decode(torch.tensor([[0.0, 2, 1], [3, 2, 1]])) == ["b", "a"]
@@ -205,7 +205,7 @@ def test_classes_by_hand() -> None:
     assert float(kind.loss(outputs, torch.tensor([0]))) == pytest.approx(-math.log(math.e / (math.e + 2)))
 
 
-def test_numbers_by_hand() -> None:
+def test_encoding_baseline_and_loss_of_numbers_by_hand() -> None:
     kind = Numbers.fit([1, 3, 8])
     assert kind.mean == (4.0,) and kind.std == (pytest.approx(np.std([1, 3, 8])),)
     assert kind.decode(kind.encode([1, 8])) == [pytest.approx(1), pytest.approx(8)]
@@ -223,7 +223,7 @@ VOID = ClassMap(names=("a", "void", "b"), size=(1, 3), dtype="uint8", unscored=(
 """A class map with an unscored class."""
 
 
-def test_unscored_pixels_are_neither_learned_nor_answered() -> None:
+def test_unscored_pixels_are_neither_learned_nor_predicted() -> None:
     targets = VOID.encode([np.array([[0, 1, 2]], np.uint8)])
     assert targets.dtype == torch.int64 and targets.tolist() == [[[0, IGNORED, 2]]]
     outputs = torch.tensor([[[[1.0, 5, 0]], [[0, 7, 0]], [[0, 9, 2]]]], requires_grad=True)  # a, void, b
@@ -233,32 +233,32 @@ def test_unscored_pixels_are_neither_learned_nor_answered() -> None:
     assert float(loss.detach()) == pytest.approx(expected)
     assert outputs.grad is not None and outputs.grad[..., 1].abs().max() == 0 < outputs.grad[..., 0].abs().max()
     assert VOID.decode(torch.tensor([[[[0.0, 1, -3]], [[9, 9, 9]], [[1, 0, -2]]]]))[0].tolist() == [[2, 0, 2]]
-    nothing = VOID.loss(outputs, VOID.encode([np.ones((1, 3), np.uint8)]))
-    assert float(nothing.detach()) == 0 and not torch.autograd.grad(nothing, outputs)[0].any()
+    unscored_loss = VOID.loss(outputs, VOID.encode([np.ones((1, 3), np.uint8)]))
+    assert float(unscored_loss.detach()) == 0 and not torch.autograd.grad(unscored_loss, outputs)[0].any()
 
 
-def test_a_class_map_leaves_out_what_its_modality_does_not_score() -> None:
+def test_a_class_map_ignores_unscored_classes() -> None:
     value = ValueSpec(shape=(1, 3), dtype="uint8", classes=VOID.names, unscored=("void",))
     task = Task(text="asked", handle=SimpleNamespace(spec=spec(value)))  # type: ignore[arg-type]
     assert task.fit([np.zeros((1, 3), np.uint8)])[0] == VOID
 
 
-def test_the_constant_map_and_the_score_leave_unscored_pixels_out() -> None:
+def test_baseline_and_score_of_maps_ignore_unscored_pixels() -> None:
     maps = [np.array([row], np.uint8) for row in ([1, 1, 0], [1, 1, 2], [2, 1, 2])]
     assert VOID.constant_baseline(maps).tolist() == [[2, 2, 2]]  # b is the most frequent scored class
     guess = [np.array([[0, 0, 0]], np.uint8)]
     assert VOID.score(guess, [np.array([[0, 1, 2]], np.uint8)]) == {"accuracy": 0.5, "balanced_accuracy": 0.5}
-    nothing = VOID.score(guess, [np.array([[1, 1, 1]], np.uint8)])
-    assert list(nothing) == ["accuracy", "balanced_accuracy"] and all(map(math.isnan, nothing.values()))
+    unscored = VOID.score(guess, [np.array([[1, 1, 1]], np.uint8)])
+    assert list(unscored) == ["accuracy", "balanced_accuracy"] and all(map(math.isnan, unscored.values()))
 
 
-@pytest.mark.parametrize(("low", "chosen"), [(0.1, "log"), (0, "linear")])
-def test_maps_of_numbers_are_learned_on_the_scale_that_fits(low: float, chosen: str) -> None:
+@pytest.mark.parametrize(("low", "scale"), [(0.1, "log"), (0, "linear")])
+def test_maps_of_numbers_are_learned_on_the_scale_that_fits(low: float, scale: str) -> None:
     metres = spec(ValueSpec(shape=(1, 2, 2), low=low, high=50))
     maps = [np.array([[[1, 2], [3, 4]]], np.float32), np.array([[[5, 6], [7, 8]]], np.float32)]
     kind = Numbers.fit(maps, metres)
-    assert kind.scale == chosen
-    numbers = np.log(np.arange(1, 9)) if chosen == "log" else np.arange(1, 9)
+    assert kind.scale == scale
+    numbers = np.log(np.arange(1, 9)) if scale == "log" else np.arange(1, 9)
     assert (kind.mean[0], kind.std[0]) == (pytest.approx(numbers.mean()), pytest.approx(numbers.std()))
     assert np.allclose(kind.decode(kind.encode(maps))[1], maps[1], rtol=1e-5)
     assert kind.decode(torch.full((1, 1, 2, 2), 1e6))[0].max() == 50
@@ -270,16 +270,16 @@ def test_maps_of_numbers_are_standardised_by_channel() -> None:
     maps = [np.stack([signs, 100 + 4 * signs]), np.stack([-signs, 100 - 4 * signs])]
     kind = Numbers.fit(maps, spec(ValueSpec(shape=(2, 2, 3))))
     assert (kind.mean, kind.std, kind.size, kind.outputs) == ((0, 100), (1, 4), (2, 3), 2)
-    nothing = torch.zeros(1, 2, 2, 3)
-    assert kind.decode(nothing)[0].tolist() == [[[0] * 3] * 2, [[100] * 3] * 2]
+    zeros = torch.zeros(1, 2, 2, 3)
+    assert kind.decode(zeros)[0].tolist() == [[[0] * 3] * 2, [[100] * 3] * 2]
     targets = kind.encode(maps)
     assert torch.equal(targets[0], torch.from_numpy(signs).expand(2, 2, 3))
     np.testing.assert_array_equal(kind.decode(targets), maps)
     apart = torch.tensor([0.5, -2]).reshape(2, 1, 1).expand(1, 2, 2, 3)
-    assert float(kind.loss(apart, nothing)) == (0.125 + 1.5) / 2
+    assert float(kind.loss(apart, zeros)) == (0.125 + 1.5) / 2
 
 
-def test_tokens_end_where_they_end() -> None:
+def test_token_targets_end_with_the_end_token() -> None:
     layout = SequenceLayout(max_length=50, end=0, sentinel_start=1, num_sentinels=2)
     rows = [np.array([5, 6]), np.array([7, 8, 3]), np.array([], np.int64)]
     kind = Tokens.fit(rows, spec(ValueSpec(kind="text"), layout), "codec")
@@ -294,13 +294,13 @@ def test_tokens_end_where_they_end() -> None:
 def test_scores_equal_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     truth, guess = rng.integers(0, 4, 50), rng.integers(0, 4, 50)
-    wanted = {
+    expected = {
         "accuracy": pytest.approx(accuracy_score(truth, guess)),
         "balanced_accuracy": pytest.approx(balanced_accuracy_score(truth, guess)),
     }
-    assert Classes(names=("0", "1")).score(list(map(str, guess)), list(map(str, truth))) == wanted
+    assert Classes(names=("0", "1")).score(list(map(str, guess)), list(map(str, truth))) == expected
     maps = ClassMap(names=tuple("abcdef"), size=(5, 2))
-    assert maps.score(list(guess.reshape(5, 5, 2)), list(truth.reshape(5, 5, 2))) == wanted
+    assert maps.score(list(guess.reshape(5, 5, 2)), list(truth.reshape(5, 5, 2))) == expected
     numbers = Numbers(mean=(0.0,), std=(1.0,))
     assert numbers.score(list(guess), list(truth))["r2"] == pytest.approx(r2_score(truth, guess))
     pairs = np.stack([truth, 9 * guess], 1).reshape(25, 2, 2)  # the variance is around the mean of each number
@@ -312,7 +312,7 @@ def test_scores_equal_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "wanted", "kind"),
+    ("value", "requested", "kind"),
     [
         (ValueSpec(kind="text"), None, "tokens"),
         (ValueSpec(kind="text", classes=("a", "b")), None, "classes"),
@@ -323,8 +323,8 @@ def test_scores_equal_scikit_learn() -> None:
         (ValueSpec(shape=(7,)), None, "numbers"),
     ],
 )
-def test_the_kind_is_told_from_the_values(value: ValueSpec, wanted: str | None, kind: str) -> None:
-    assert kind_of_values(spec(value), wanted, "asked") == kind  # type: ignore[arg-type]
+def test_the_kind_of_target_follows_from_the_values(value: ValueSpec, requested: str | None, kind: str) -> None:
+    assert kind_of_values(spec(value), requested, "asked") == kind  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- labels, settings, intervals
@@ -337,28 +337,28 @@ def chosen(count: int, amount: int | float, seed: int, classes: list[str] | None
 @pytest.mark.parametrize("amount", [1, 2, 0.001])
 def test_few_labels_have_each_class_once(amount: int | float) -> None:
     classes = [f"class {n % 7}" for n in range(100)]
-    assert sorted(classes[place] for place in chosen(100, amount, 0, classes)) == sorted(set(classes))
+    assert sorted(classes[index] for index in chosen(100, amount, 0, classes)) == sorted(set(classes))
 
 
 @pytest.mark.parametrize("share", [0.2, 0.25, 0.5])
 @pytest.mark.parametrize("period", [0, 5])
-def test_training_and_validation_samples_of_fewer_labels_are_among_those_of_more(share: float, period: int) -> None:
+def test_smaller_label_sets_are_subsets_of_larger_ones(share: float, period: int) -> None:
     """Each class is in both, even if it repeats with the same period as the validation samples."""
-    of = ["rare" if n == 17 else "some" if period and n % period == 0 else "most" for n in range(1000)]
+    classes = ["rare" if n == 17 else "some" if period and n % period == 0 else "most" for n in range(1000)]
     before: tuple[set[int], set[int]] = set(), set()
     for labels in (50, 100, 0.5, 1.0):
-        order = chosen(1000, labels, 0, of if period else None)
-        names = [of[place] for place in order]
+        order = chosen(1000, labels, 0, classes if period else None)
+        names = [classes[index] for index in order]
         mask = select_validation(len(order), share, 200, 0, names if period else None)
-        apart = {place for place, held in zip(order, mask, strict=True) if held}
-        learned = set(order) - apart
+        validation = {index for index, is_validation in zip(order, mask, strict=True) if is_validation}
+        training = set(order) - validation
         for name in set(names) if period else ():
-            size, found = names.count(name), sum(of[place] == name for place in apart)
-            assert len(apart) == 200 or abs(found - share * size) < 1, (labels, name)
-            assert name in {of[place] for place in learned}
-        assert len(apart) == 200 or abs(len(apart) - share * len(order)) < 3
-        assert before[0] <= learned and before[1] <= apart
-        before = learned, apart
+            size, validation_count = names.count(name), sum(classes[index] == name for index in validation)
+            assert len(validation) == 200 or abs(validation_count - share * size) < 1, (labels, name)
+            assert name in {classes[index] for index in training}
+        assert len(validation) == 200 or abs(len(validation) - share * len(order)) < 3
+        assert before[0] <= training and before[1] <= validation
+        before = training, validation
 
 
 @pytest.mark.parametrize(

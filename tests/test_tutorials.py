@@ -55,19 +55,19 @@ def core_digest() -> str:
 
 def run_page(page: Path, shell: Shell) -> dict[str, str]:
     """Write the files of a page and run its commands; return their output."""
-    printed = {}
+    outputs = {}
     for path, text in page_steps(page):
         if path:
             assert page != PAGE or (shell.folder / path).is_file(), "the page changes files that zoo new-plugin wrote"
             assert len(text.splitlines()) < 60
             (shell.folder / path).write_text(text, encoding="utf-8")
         else:
-            printed[text] = shell.run(text, *((0, 1) if text.startswith("zoo doctor") else ()))
-    return printed
+            outputs[text] = shell.run(text, *((0, 1) if text.startswith("zoo doctor") else ()))
+    return outputs
 
 
 @pytest.mark.slow
-def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
+def test_the_pipeline_runs_with_an_external_plugin(tmp_path: Path) -> None:
     before = core_digest()
     shell = Shell(tmp_path)
     assert NAME not in shell.run("zoo list")
@@ -86,14 +86,15 @@ def test_the_road_with_a_plugin_from_outside(tmp_path: Path) -> None:
     old_tokens = {path: path.read_bytes() for path in (old / "tokens").rglob("*.arrow")}
     assert old_tokens
 
-    printed = run_page(PAGE, shell)
-    assert NAME in printed["zoo list"]
-    checked = next(text for command, text in printed.items() if command.startswith("zoo check"))
-    assert "problem" not in checked and checked.count("ok ") > 8
-    examined = next(text for command, text in printed.items() if command.startswith("zoo doctor"))
-    assert "trained for 50 steps" in examined and "edges lie on those of" in examined and "best constant" in examined
-    made = sorted(path.name for path in (tmp_path / "generated").rglob("*.npy"))
-    assert made == [f"{NAME}.npy"] * 2
+    outputs = run_page(PAGE, shell)
+    assert NAME in outputs["zoo list"]
+    check_output = next(text for command, text in outputs.items() if command.startswith("zoo check"))
+    assert "problem" not in check_output and check_output.count("ok ") > 8
+    doctor_output = next(text for command, text in outputs.items() if command.startswith("zoo doctor"))
+    for part in ("trained for 50 steps", "edges lie on those of", "best constant"):
+        assert part in doctor_output
+    generated_files = sorted(path.name for path in (tmp_path / "generated").rglob("*.npy"))
+    assert generated_files == [f"{NAME}.npy"] * 2
     evaluation = read_table(tmp_path / "run" / "evaluation" / "evaluation.json")
     assert [pair["target"] for pair in evaluation["pairs"]] == [NAME]
     page = (tmp_path / "run" / "report" / "index.html").read_text()
@@ -169,12 +170,12 @@ def test_a_series_is_read_as_the_page_says(example: Callable[[str], Zoo]) -> Non
     steps = np.random.default_rng(0).uniform(-1, 1, (11, 7)).round(2)
     value = reach.read(array_bytes(steps), "npy")
     assert np.array_equal(value, np.concatenate([steps, steps[-1:].repeat(5, 0)]).T.astype(np.float32))
-    for wrong, message in (
+    for columns, message in (
         (steps.T, r"expected \(time, 7\), got \(7, 11\)"),
         (np.full((16, 7), np.nan), "has to be finite"),
     ):
         with pytest.raises(InvalidValueError, match=message):
-            reach.read(array_bytes(wrong), "npy")
+            reach.read(array_bytes(columns), "npy")
 
 
 def test_an_instance_needs_no_plugin() -> None:
@@ -185,15 +186,15 @@ def test_an_instance_needs_no_plugin() -> None:
 
 def test_all_options_of_a_series_plugin_are_documented() -> None:
     section = PAGE.read_text(encoding="utf-8").split("## A time series")[1].split("\n## ")[0].split("Attributes ")[1]
-    named = set(re.findall(r"`([a-z_]+)[`(]", section))
-    as_of_pictures = set(re.findall(r"`([a-z_]+)[`(]", PAGE.with_name("own-sensor.md").read_text(encoding="utf-8")))
+    documented = set(re.findall(r"`([a-z_]+)[`(]", section))
+    picture_options = set(re.findall(r"`([a-z_]+)[`(]", PAGE.with_name("own-sensor.md").read_text(encoding="utf-8")))
     declared = {name for base in SeriesModality.__mro__ for name in inspect.get_annotations(base)}
-    assert named <= {*dir(SeriesModality), *declared}
+    assert documented <= {*dir(SeriesModality), *declared}
     public = {
         name for base in (SeriesModality, TemporalModality) for name, member in vars(base).items()
         if inspect.isfunction(member) and not hasattr(member, "tokenizers_zoo_impl")
     }  # fmt: skip
-    assert public <= named | as_of_pictures
+    assert public <= documented | picture_options
 
 
 # ---------------------------------------------------------------- an own sensor
@@ -248,26 +249,26 @@ def test_files_become_values_and_a_raster_of_holes_is_named(sensor: Zoo, tmp_pat
 
 def test_all_options_of_a_sensor_plugin_are_documented() -> None:
     text = SENSOR_PAGE.read_text(encoding="utf-8")
-    section = text.split("## What SpatialModality lets a plugin say")[1].split("\n## ")[0]
-    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    section_text = text.split("## What SpatialModality lets a plugin say")[1].split("\n## ")[0]
+    cells = [line.split("|")[1] for line in section_text.splitlines() if line.startswith("| `")]
     listed = {name for cell in cells for name in re.findall(r"`(\w+)", cell)}
-    there = {
+    options = {
         name for name, member in inspect.getmembers_static(SpatialModality)
         if not name.startswith("_") and not hasattr(member, "tokenizers_zoo_impl")
     }  # fmt: skip
     declared = {name for base in SpatialModality.__mro__ for name in inspect.get_annotations(base)}
-    assert listed == there | declared
+    assert listed == options | declared
 
 
 @pytest.mark.slow
 def test_the_page_about_a_sensor_runs_as_it_stands(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
-    printed = run_page(SENSOR_PAGE, shell)
-    checked = printed[f"zoo check {SENSOR} --data data"]
-    assert "problem" not in checked and checked.count("ok ") > 8
-    assert "field-46: backscatter: .tif file: 50% of a band" in printed["zoo data info data"]
-    made = np.load(tmp_path / "generated" / "field-47" / "0" / f"{SENSOR}.npy")
-    assert (made.shape, made.dtype) == ((2, 64, 64), np.float32) and abs(made + 10).max() <= 40
+    outputs = run_page(SENSOR_PAGE, shell)
+    check_output = outputs[f"zoo check {SENSOR} --data data"]
+    assert "problem" not in check_output and check_output.count("ok ") > 8
+    assert "field-46: backscatter: .tif file: 50% of a band" in outputs["zoo data info data"]
+    generated = np.load(tmp_path / "generated" / "field-47" / "0" / f"{SENSOR}.npy")
+    assert (generated.shape, generated.dtype) == ((2, 64, 64), np.float32) and abs(generated + 10).max() <= 40
     assert SENSOR in (tmp_path / "run" / "report" / "index.html").read_text()
     assert len(list((tmp_path / "land-generated").rglob("heightmap.npy"))) == 2
 
@@ -279,8 +280,8 @@ def test_the_page_about_a_sensor_runs_as_it_stands(tmp_path: Path) -> None:
 def test_the_first_page_runs_as_it_stands(tmp_path: Path) -> None:
     run_page(ROOT / "docs" / "quickstart.md", Shell(tmp_path))
     for picture in ("made/sheet.png", "depth.png"):
-        with Image.open(tmp_path / picture) as opened:
-            assert opened.height >= 64
+        with Image.open(tmp_path / picture) as image:
+            assert image.height >= 64
 
 
 # ---------------------------------------------------------------- own photographs
@@ -289,13 +290,13 @@ def test_the_first_page_runs_as_it_stands(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_page_about_photographs_runs_as_it_stands(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
-    printed = run_page(PHOTOGRAPHS_PAGE, shell)
-    assert "2 modalities of photos, 96 samples" in printed["zoo init photos"]
-    made = printed["zoo data make folder data --set path=photos"]
-    assert "train/rgb: 96 written" in made and "train/caption: 48 written" in made
-    assert "rgb: stored at 128 x 128 pixels" in made and "crop=whole" in made
+    outputs = run_page(PHOTOGRAPHS_PAGE, shell)
+    assert "2 modalities of photos, 96 samples" in outputs["zoo init photos"]
+    output = outputs["zoo data make folder data --set path=photos"]
+    assert "train/rgb: 96 written" in output and "train/caption: 48 written" in output
+    assert "rgb: stored at 128 x 128 pixels" in output and "crop=whole" in output
     files = tmp_path / "made" / "new" / "0"
-    assert (files / "caption.txt").is_file() and printed["python generate.py"].strip()
+    assert (files / "caption.txt").is_file() and outputs["python generate.py"].strip()
     assert np.load(files / "palette.npy").ndim == 2 and (tmp_path / "made" / "sheet.png").is_file()
     assert len(list((tmp_path / "drawn").rglob("rgb.png"))) == 2
 
@@ -313,17 +314,17 @@ def test_the_page_about_photographs_runs_as_it_stands(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_page_about_training_loops_runs_as_it_stands(tmp_path: Path) -> None:
-    printed = run_page(LOOP_PAGE, Shell(tmp_path))
+    outputs = run_page(LOOP_PAGE, Shell(tmp_path))
     for name in ("caption", "depth"):
-        first, *_, last = map(float, re.findall(rf": {name} ([\d.]+)", printed["python train.py"]))
+        first, *_, last = map(float, re.findall(rf": {name} ([\d.]+)", outputs["python train.py"]))
         assert last < first
-    assert "(1, 64, 64)" in printed["python train.py"] and "(4, 8, 8)" in printed["python arrays.py"]
+    assert "(1, 64, 64)" in outputs["python train.py"] and "(4, 8, 8)" in outputs["python arrays.py"]
     assert read_table(tmp_path / "own-run" / "evaluation" / "evaluation.json")["pairs"]
-    alone, together = (
+    single, batched = (
         [float(loss) for loss in re.findall(r"'(?:caption|depth)': ([\d.]+)", output)]
-        for command, output in printed.items() if command.startswith("torchrun")
+        for command, output in outputs.items() if command.startswith("torchrun")
     )  # fmt: skip
-    assert len(alone) == 6 and alone == pytest.approx(together, abs=1e-4)
+    assert len(single) == 6 and single == pytest.approx(batched, abs=1e-4)
 
 
 # ---------------------------------------------------------------- wrappers
@@ -356,8 +357,8 @@ def test_the_wrapper_of_the_page_knows_which_modality_is_called(
     assert plugin.samples == {("one", "encode"): 3, ("three", "encode"): 2, ("two", "decode"): 6}
     assert plugin.seconds.keys() == plugin.samples.keys() and min(plugin.seconds.values()) > 0
     plugin.tell()
-    told = capsys.readouterr().err.splitlines()
-    assert [line.partition(" samples")[0] for line in told] == ["one: encode: 3", "three: encode: 2", "two: decode: 6"]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" samples")[0] for line in lines] == ["one: encode: 3", "three: encode: 2", "two: decode: 6"]
 
 
 def test_results_and_errors_pass_through_the_wrapper(timing: None, install_example: Install, tmp_path: Path) -> None:
@@ -369,6 +370,6 @@ def test_results_and_errors_pass_through_the_wrapper(timing: None, install_examp
     with pytest.raises(PluginError, match=r"torn: encode of plugin 'torn' .* ValueError: torn"):
         zoo["torn"].encode(values(2))
     assert sys.modules["zoo_timing"].plugin.samples == {("torn", "encode"): 2}
-    whole = torch.stack([torch.from_numpy(value) for value in values(1)])
-    means = whole.reshape(1, 4, 4, 4, 4).mean(dim=(2, 4))
-    assert torch.equal(zoo["one"].encode(whole), (means * 15).round().long())
+    batch = torch.stack([torch.from_numpy(value) for value in values(1)])
+    means = batch.reshape(1, 4, 4, 4, 4).mean(dim=(2, 4))
+    assert torch.equal(zoo["one"].encode(batch), (means * 15).round().long())

@@ -49,7 +49,7 @@ def test_free_axes_take_any_size() -> None:
     assert not is_batched(FLOAT) and is_batched(IDS)
 
 
-def test_before_the_transform_pictures_have_any_size_and_vectors_do_not() -> None:
+def test_pictures_may_have_any_size_before_the_transform() -> None:
     fixed = ValueSpec(shape=(3, 8, 8))
     assert value_problem(fixed, np.ones((3, 5, 9), np.float32)) is not None
     assert value_problem(fixed, np.ones((3, 5, 9), np.float32), any_size=True) is None
@@ -70,13 +70,13 @@ def test_values_clipped_at_a_bound_are_within_it(dtype: str) -> None:
     assert float(cut[0]) != 0.01 and float(cut[1]) != 100.3
     assert value_problem(spec, cut) is None
     assert batch_problem(spec, torch.from_numpy(np.array([[0, 200]], dtype)).clamp(0.01, 100.3)) is None
-    for beyond in (np.nextafter(cut[:1], np.array(-1, dtype)), np.nextafter(cut[1:], np.array(200, dtype))):
-        assert value_problem(spec, beyond) == OUTSIDE
+    for outside in (np.nextafter(cut[:1], np.array(-1, dtype)), np.nextafter(cut[1:], np.array(200, dtype))):
+        assert value_problem(spec, outside) == OUTSIDE
     assert value_problem(ValueSpec(shape=("n",), dtype=dtype, low=0, high=1e39), cut) is None
 
 
 @pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf])
-def test_one_hole_is_found_in_arrays_and_batches(hole: float) -> None:
+def test_one_nan_is_found_in_arrays_and_batches(hole: float) -> None:
     free = ValueSpec(shape=(2, 2))
     value = np.zeros((2, 2), np.float32)
     value[1, 0] = hole
@@ -99,7 +99,7 @@ def test_text_and_objects() -> None:
 
 
 @pytest.mark.parametrize(("items", "value"), [("table", [{}]), ("list", [[]]), ("text", ["a"]), ("number", [1, 0.5])])
-def test_an_object_is_a_dict_or_a_list_of_the_declared_items(items: Any, value: list[Any]) -> None:
+def test_objects_have_to_be_of_the_declared_type(items: Any, value: list[Any]) -> None:
     listed, table = ValueSpec(kind="object", items=items), ValueSpec(kind="object")
     assert value_problem(listed, value) is None and value_problem(listed, []) is None
     assert value_problem(table, {"a": value}) is None
@@ -117,13 +117,13 @@ def nested(levels: int) -> Any:
 
 
 @pytest.mark.parametrize("levels", [201, 6000, 100_000])
-def test_an_object_that_is_nested_too_deeply_is_told_in_one_line(levels: int) -> None:
+def test_a_deeply_nested_object_is_refused_in_one_line(levels: int) -> None:
     """Some releases of Python read nesting deeper than their recursion limit."""
     value = nested(levels)
     assert value_problem(ValueSpec(kind="object"), value) == "it is nested too deeply: 200 levels at most"
     assert value_problem(ValueSpec(kind="object"), nested(200)) is None
-    told = describe(value)
-    assert told.startswith("dict ") and len(told) < 70
+    description = describe(value)
+    assert description.startswith("dict ") and len(description) < 70
 
 
 def test_the_limit_of_nested_levels_is_a_setting() -> None:
@@ -133,7 +133,7 @@ def test_the_limit_of_nested_levels_is_a_setting() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "own"),
+    ("field", "value", "spec_fields"),
     [
         ("unscored", {"classes": ("a", "b"), "unscored": ("void",)}, {}),
         ("input_form_of", {}, {"input_form_of": "rgb"}),
@@ -146,10 +146,10 @@ def test_the_limit_of_nested_levels_is_a_setting() -> None:
         *[("low", {"low": low, "high": high}, {}) for low, high in ((2, 1), (math.nan, 1))],
     ],
 )
-def test_a_spec_that_cannot_be_names_the_field(field: str, value: dict[str, Any], own: dict[str, Any]) -> None:
-    given = {"layout": VectorLayout(length=2), "vocab_size": 2, **own}
+def test_an_impossible_spec_names_the_field(field: str, value: dict[str, Any], spec_fields: dict[str, Any]) -> None:
+    fields = {"layout": VectorLayout(length=2), "vocab_size": 2, **spec_fields}
     with pytest.raises(PluginError, match=rf"^x: ModalitySpec .*{field}"):
-        ModalitySpec(name="x", summary="x", value=ValueSpec(**{"shape": (2,), **value}), **given)
+        ModalitySpec(name="x", summary="x", value=ValueSpec(**{"shape": (2,), **value}), **fields)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -196,18 +196,18 @@ EMBEDDINGS = modality(EmbeddingsLayout(max_length=3, dim=2), 0)
     ],
 )
 def test_tokens_become_a_tensor_or_a_list_of_arrays(spec: ModalitySpec, tokens: Any, kind: type) -> None:
-    given, problem = checked_tokens(spec, tokens)
-    assert problem is None and isinstance(given, kind)
-    assert [tuple(item.shape) for item in given] == [tuple(item.shape) for item in tokens]
-    assert kind is torch.Tensor or all(isinstance(item, np.ndarray) for item in given)
+    tokens_checked, error = checked_tokens(spec, tokens)
+    assert error is None and isinstance(tokens_checked, kind)
+    assert [tuple(item.shape) for item in tokens_checked] == [tuple(item.shape) for item in tokens]
+    assert kind is torch.Tensor or all(isinstance(item, np.ndarray) for item in tokens_checked)
 
 
 def test_tokens_may_be_views_of_arrays() -> None:
     tokens = np.arange(12).reshape(2, 2, 3) % 10
     for array in (tokens[..., ::-1], np.broadcast_to(3, tokens.shape)):
         for listed in (array, list(array)):
-            given, problem = checked_tokens(GRID, listed)
-            assert problem is None and given.is_contiguous() and np.array_equal(given.numpy(), array)
+            tokens_checked, error = checked_tokens(GRID, listed)
+            assert error is None and tokens_checked.is_contiguous() and np.array_equal(tokens_checked.numpy(), array)
 
 
 @pytest.mark.parametrize(
@@ -231,9 +231,9 @@ def test_tokens_may_be_views_of_arrays() -> None:
         (EMBEDDINGS, [np.full((3, 2), np.inf, np.float32)], "every number has to be finite"),
     ],
 )
-def test_bad_tokens(spec: ModalitySpec, tokens: Any, words: str) -> None:
-    _, problem = checked_tokens(spec, tokens)
-    assert problem is not None and words in problem
+def test_bad_tokens_are_refused(spec: ModalitySpec, tokens: Any, words: str) -> None:
+    _, error = checked_tokens(spec, tokens)
+    assert error is not None and words in error
 
 
 def test_numbers_from_files_take_the_declared_width_where_they_fit() -> None:
@@ -262,16 +262,16 @@ def test_other_arrays_are_read_as_numpy_does() -> None:
     pairs = np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")])
     for array in (np.array(["ab", "c"]), pairs, np.array([1 + 2j])):
         np.testing.assert_array_equal(array_of(array_bytes(array)), array)
-    whole = array_bytes(np.arange(6.0))
-    short = whole[:8] + b"\x10\x00" + whole[10:]  # the stated header length is too short
+    content = array_bytes(np.arange(6.0))
+    short = content[:8] + b"\x10\x00" + content[10:]  # the stated header length is too short
     with pytest.raises(ValueError, match="its header cannot be read"):
         array_of(short)
     with pytest.raises(ValueError, match=r"^cut off: it has 47 of 48 bytes$"):
-        array_of(whole[:-1])
-    long = whole.replace(b"(6,), }" + 20 * b" ", b"(3000, 3000), }" + 12 * b" ")
+        array_of(content[:-1])
+    long = content.replace(b"(6,), }" + 20 * b" ", b"(3000, 3000), }" + 12 * b" ")
     with pytest.raises(ValueError, match=r"^cut off: it has 48 of 72000000 bytes$"):
         array_of(long)
-    huge = whole.replace(b"(6,), }" + 20 * b" ", b"(9000000, 9000000), }" + 6 * b" ")
+    huge = content.replace(b"(6,), }" + 20 * b" ", b"(9000000, 9000000), }" + 6 * b" ")
     with pytest.raises(InvalidValueError, match=r"9000000 x 9000000 numbers, at most .*array_elements"):
         array_of(huge)
 
@@ -284,7 +284,7 @@ def test_other_arrays_are_read_as_numpy_does() -> None:
         ({"a": [1, 2.5, None, "ü"]}, ValueSpec(kind="object"), "json"),
     ],
 )
-def test_a_value_comes_back_from_its_file(value: Any, spec: ValueSpec, extension: str) -> None:
+def test_a_value_round_trips_through_its_file(value: Any, spec: ValueSpec, extension: str) -> None:
     """Includes a single number, and texts that begin like a byte order mark."""
     of = ModalitySpec(name="x", summary="x", value=spec, layout=VectorLayout(length=1), vocab_size=2)
     data, written = HOOKS.write_value(value, of)
@@ -300,14 +300,14 @@ def test_a_value_comes_back_from_its_file(value: Any, spec: ValueSpec, extension
     ],
 )
 def test_files_of_text_and_objects_by_hand(kind: Any, value: Any, data: bytes, extension: str) -> None:
-    of = ModalitySpec(name="x", summary="x", value=ValueSpec(kind=kind), layout=VectorLayout(length=1), vocab_size=2)
-    assert HOOKS.write_value(value, of) == (data, extension)
+    spec = ModalitySpec(name="x", summary="x", value=ValueSpec(kind=kind), layout=VectorLayout(length=1), vocab_size=2)
+    assert HOOKS.write_value(value, spec) == (data, extension)
     windows = data.replace(b"\n", b"\r\n")
-    for given in (data, b"\xef\xbb\xbf" + data, windows):
-        assert HOOKS.read_value(given, extension, of) == value
+    for content in (data, b"\xef\xbb\xbf" + data, windows):
+        assert HOOKS.read_value(content, extension, spec) == value
     with pytest.raises(InvalidValueError, match="not UTF-8 at byte 0; save the text as UTF-8"):
-        HOOKS.read_value(b"\xff", extension, of)
-    assert isinstance(HOOKS.render(value, of), str)
+        HOOKS.read_value(b"\xff", extension, spec)
+    assert isinstance(HOOKS.render(value, spec), str)
     if kind == "text":
         with pytest.raises(InvalidValueError, match="a carriage return has no file; end its lines with line feeds"):
-            HOOKS.write_value(f"{value}\r\n", of)
+            HOOKS.write_value(f"{value}\r\n", spec)

@@ -109,8 +109,8 @@ def test_text_never_produces_a_token_that_is_not_text(text: str) -> None:
 @given(st.lists(st.integers(0, CONFIG.size - 1), max_size=40))
 def test_any_ids_decode(ids: list[int]) -> None:
     pieces = VOCABULARY.decode(ids)
-    again = VOCABULARY.decode(VOCABULARY.encode(pieces))
-    assert again == pieces
+    decoded_twice = VOCABULARY.decode(VOCABULARY.encode(pieces))
+    assert decoded_twice == pieces
     assert not any(isinstance(a, str) and isinstance(b, str) for a, b in pairwise(pieces))
 
 
@@ -141,9 +141,9 @@ def test_cut_text_is_an_exact_beginning(text: str, limit: int) -> None:
 
 def test_text_is_cut_before_a_word() -> None:
     """Without pieces, " chair" takes six ids."""
-    for text, limit, kept in (("a red chair", 9, "a red"), ("a red chair", 5, "a red"), ("extraordinary", 5, "extra"),
+    for text, limit, cut in (("a red chair", 9, "a red"), ("a red chair", 5, "a red"), ("extraordinary", 5, "extra"),
                               ("ééé", 3, "é")):  # fmt: skip
-        assert PLAIN.decode_text(PLAIN.encode_text(text, limit)) == kept
+        assert PLAIN.decode_text(PLAIN.encode_text(text, limit)) == cut
 
 
 @settings(max_examples=150, deadline=None)
@@ -158,7 +158,7 @@ def test_text_is_cut_before_a_word() -> None:
     st.integers(0, 25),
     st.integers(0, 25),
 )
-def test_where_no_spaces_part_words_the_longest_beginning_is_kept(text: str, start: int, limit: int) -> None:
+def test_without_spaces_the_longest_beginning_is_kept(text: str, start: int, limit: int) -> None:
     text = "".join(text.split())[start:]
     for vocabulary in (OF_SCRIPTS, VOCABULARY, PLAIN):
         beginnings = (text[:end] for end in range(len(text), -1, -1))
@@ -169,8 +169,8 @@ def test_where_no_spaces_part_words_the_longest_beginning_is_kept(text: str, sta
 
 def test_bytes_that_cross_characters_leave_something() -> None:
     """The only piece holds a character's last bytes and the next character's first byte."""
-    first, *others = (byte_characters()[byte] for byte in "日".encode())
-    crossing = TextVocabulary(CONFIG, pieces=(CONTINUES + "".join([*others, first]),))
+    first, *last_bytes = (byte_characters()[byte] for byte in "日".encode())
+    crossing = TextVocabulary(CONFIG, pieces=(CONTINUES + "".join([*last_bytes, first]),))
     text = "日" * 100
     assert [len(crossing.decode_text(crossing.encode_text(text, limit))) for limit in (2, 3, 4, 10)] == [0, 1, 2, 8]
     assert len(crossing.decode_text(crossing.encode_text(text, 64))) > 50
@@ -198,13 +198,13 @@ def test_growing_keeps_every_id(tmp_path: Path) -> None:
     first = VOCABULARY.save(tmp_path / "a")
     grown = VOCABULARY.grow(["<b>", "<c>", "<d>", "<c>"])
     assert grown.grown_tokens == ("<c>", "<d>") and grown.used == VOCABULARY.used + 2
-    every = range(VOCABULARY.used)
-    assert [grown.decode([i]) for i in every] == [VOCABULARY.decode([i]) for i in every]
+    all_ids = range(VOCABULARY.used)
+    assert [grown.decode([i]) for i in all_ids] == [VOCABULARY.decode([i]) for i in all_ids]
     assert grown.encode([Special("<c>"), Special("<d>")]) == [VOCABULARY.used, VOCABULARY.used + 1]
     assert grown.encode_text(TEXTS[0]) == VOCABULARY.encode_text(TEXTS[0])
     second = grown.save(tmp_path / "b")
-    again = TextVocabulary.load(tmp_path / "b").grow(["<e>"])
-    third = again.save(tmp_path / "c")
+    grown_twice = TextVocabulary.load(tmp_path / "b").grow(["<e>"])
+    third = grown_twice.save(tmp_path / "c")
     loaded = TextVocabulary.load(tmp_path / "c")
     used = VOCABULARY.used
     assert loaded.compatible_fingerprints == {first: used, second: used + 2, third: used + 3}
@@ -212,7 +212,7 @@ def test_growing_keeps_every_id(tmp_path: Path) -> None:
     assert loaded.grow(["<e>", "<a>"]) is loaded
 
 
-def test_the_parts_are_all_ids() -> None:
+def test_the_parts_cover_all_ids() -> None:
     grown = VOCABULARY.grow(["<c>"])
     ends = [first + count for first, count in grown.parts.values()]
     assert [first for first, _ in grown.parts.values()] == [0, *ends[:-1]] and ends[-1] == CONFIG.size
@@ -241,23 +241,23 @@ def test_a_growth_that_is_interrupted_leaves_the_old_vocabulary(
     assert new is old and snapshot(tmp_path) == grown
 
 
-def test_one_at_a_time_trains_or_grows_a_vocabulary(tmp_path: Path) -> None:
+def test_only_one_process_trains_or_grows_a_vocabulary(tmp_path: Path) -> None:
     refused = []
 
-    def meanwhile(names: list[str]) -> Iterator[str]:
+    def names_while_locked(names: list[str]) -> Iterator[str]:
         """Yield names; before that, check that training is refused while the lock is held."""
-        with ThreadPoolExecutor() as other, pytest.raises(FolderError, match="another process writes it right now"):
-            other.submit(TextVocabulary.train_folder, tmp_path, CONFIG, lambda: TEXTS, ["<other>"], {}).result()
+        with ThreadPoolExecutor() as pool, pytest.raises(FolderError, match="another process writes it right now"):
+            pool.submit(TextVocabulary.train_folder, tmp_path, CONFIG, lambda: TEXTS, ["<other>"], {}).result()
         refused.append("train")
         yield from names
 
-    TextVocabulary.train_folder(tmp_path, CONFIG, lambda: meanwhile(TEXTS), ["<a>"], {})
-    TextVocabulary.grow_folder(tmp_path, CONFIG, meanwhile(["<b>"]))
+    TextVocabulary.train_folder(tmp_path, CONFIG, lambda: names_while_locked(TEXTS), ["<a>"], {})
+    TextVocabulary.grow_folder(tmp_path, CONFIG, names_while_locked(["<b>"]))
     assert refused == ["train", "train"]
     assert TextVocabulary.load(tmp_path).all_special_tokens == ("<a>", "<b>")
 
 
-def test_no_room_says_what_to_raise() -> None:
+def test_a_full_vocabulary_names_the_setting_to_raise() -> None:
     small = VocabularyConfig(size=784, sentinels=4, coordinate_axes=4, coordinate_bins=64, reserve=0)
     full = TextVocabulary.train(small, TEXTS)
     assert full.used == small.size and len(full.pieces) == 784 - 262 - 512
@@ -282,7 +282,7 @@ def test_the_published_vocabulary_is_a_preset() -> None:
         config(preset="big")
 
 
-def test_loading_takes_the_capacity_of_the_settings_and_refuses_another_id_space(tmp_path: Path) -> None:
+def test_loading_takes_the_configured_size_and_refuses_other_ids(tmp_path: Path) -> None:
     trained = TextVocabulary.train(CONFIG, TEXTS, ["<a>", "<b>"], {"source": "tests"})
     fingerprint, loaded = trained.save(tmp_path), TextVocabulary.load(tmp_path)
     assert (loaded.config, loaded.pieces, loaded.special_tokens) == (CONFIG, trained.pieces, ("<a>", "<b>"))
@@ -290,9 +290,9 @@ def test_loading_takes_the_capacity_of_the_settings_and_refuses_another_id_space
     assert loaded.encode_text(TEXTS[2]) == trained.encode_text(TEXTS[2])
     assert TextVocabulary.load(tmp_path, replace(CONFIG, size=9000)).config.size == 9000
     for name in ("coordinate_bins", "sentinels"):
-        own = getattr(CONFIG, name)
-        with pytest.raises(CheckpointError, match=f"trained with {name} = {own}, registry"):
-            TextVocabulary.load(tmp_path, replace(CONFIG, **{name: own + 1}))
+        count = getattr(CONFIG, name)
+        with pytest.raises(CheckpointError, match=f"trained with {name} = {count}, registry"):
+            TextVocabulary.load(tmp_path, replace(CONFIG, **{name: count + 1}))
     with pytest.raises(CheckpointError, match=f"needs {VOCABULARY.used} ids and has 800"):
         TextVocabulary.load(tmp_path, replace(CONFIG, size=800))
 
@@ -332,7 +332,7 @@ def test_training_gives_the_same_in_every_process() -> None:
     for seed, threads, order in (("1", "1", "forwards"), ("2", "4", "backwards"), ("3", "2", "forwards")):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads}
         command = [sys.executable, "-c", TRAIN, order]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        learned.append(done.stdout)
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        learned.append(result.stdout)
     assert len(learned[0].split(", ")) > 500
     assert len(set(learned)) == 1

@@ -92,18 +92,19 @@ class World:
         self.vocabulary = folder / "tokenizers" / "text"
 
     def zoo(self, size: int = 900) -> Zoo:
-        off = "".join(f"[modalities.{name}]\nenabled = false\n" for name in Zoo.installed().names() if name not in USED)
-        (self.folder / "registry.toml").write_text(REGISTRY.format(size=size) + off)
+        unused = [name for name in Zoo.installed().names() if name not in USED]
+        disabled = "".join(f"[modalities.{name}]\nenabled = false\n" for name in unused)
+        (self.folder / "registry.toml").write_text(REGISTRY.format(size=size) + disabled)
         return Zoo.from_toml(self.folder / "registry.toml")
 
     def make(self) -> World:
         for split, count in (("train", 12), ("test", 4)):
             for name in ("caption", "web_text"):
-                place = self.folder / "files" / split / name
-                place.mkdir(parents=True)
+                out = self.folder / "files" / split / name
+                out.mkdir(parents=True)
                 for number in range(count):
                     colour = ("red", "blue", "green")[number % 3]
-                    (place / f"{split}{number:02}.txt").write_text(f"a {colour} chair in the {name.split('_')[0]} room")
+                    (out / f"{split}{number:02}.txt").write_text(f"a {colour} chair in the {name.split('_')[0]} room")
         zoo = self.zoo()
         path = {"path": str(self.folder / "files")}
         make_data(zoo, "folder", self.data, train=None, test=None, options=path, workers=0, shard_size=8)
@@ -125,14 +126,14 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> World:
+def trained_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("world")).make()
 
 
 @pytest.fixture
-def world(made: World, tmp_path: Path) -> World:
+def world(trained_world: World, tmp_path: Path) -> World:
     """Return a copy that a test may change."""
-    shutil.copytree(made.folder, tmp_path / "world")
+    shutil.copytree(trained_world.folder, tmp_path / "world")
     return World(tmp_path / "world")
 
 
@@ -154,7 +155,7 @@ def command(words: str, world: World, capsys: pytest.CaptureFixture[str], monkey
     return captured.out + captured.err
 
 
-def test_a_new_plugin_s_tokens_are_added_at_the_end_only(world: World, add_mood: None) -> None:
+def test_tokens_of_a_new_plugin_are_added_at_the_end(world: World, add_mood: None) -> None:
     zoo = world.zoo()
     before = describe_vocabulary(zoo, "text")
     assert before.missing == ("<happy>", "<sad>")
@@ -179,14 +180,14 @@ def test_old_tokens_and_the_old_backbone_stay_valid(world: World, add_mood: None
     column.check_tokenizer(zoo["caption"])
     assert column.needed_vocab_size <= describe_vocabulary(zoo, "text").vocabulary.used - 2
     recipe = GenerationPlan(inputs=("caption",), targets=(TargetPlan(name="web_text", max_length=4),))
-    made = generate_to_folder(AnyToAny.from_pretrained(world.run, zoo=zoo), recipe, tmp_path / "made", world.tokens)
-    assert len(made) == 4 and all((folder / "web_text.txt").is_file() for folder in made)
+    folders = generate_to_folder(AnyToAny.from_pretrained(world.run, zoo=zoo), recipe, tmp_path / "made", world.tokens)
+    assert len(folders) == 4 and all((folder / "web_text.txt").is_file() for folder in folders)
     settings = EvaluationConfig(targets=("web_text",), samples=2, baseline_samples=4, loss_samples=2, gallery_pairs=0)
     result = evaluate(world.run, zoo, world.tokens, world.data, config=settings)
     assert result["pairs"]
 
 
-def test_older_tokens_are_those_of_a_backbone_that_was_trained_after_the_growth(world: World, add_mood: None) -> None:
+def test_tokens_from_before_the_growth_fit_a_later_backbone(world: World, add_mood: None) -> None:
     """The reverse also holds; tokens of any other tokenizer are refused."""
     grow_vocabulary(world.zoo(), "text")
     zoo = world.zoo()
@@ -203,14 +204,14 @@ def test_older_tokens_are_those_of_a_backbone_that_was_trained_after_the_growth(
             stored_samples(world.folder / "other", "test", specs, trained_on, zoo, "RUN")
 
 
-def test_the_road_goes_on_with_the_new_modality(world: World, add_mood: None) -> None:
+def test_the_pipeline_continues_with_the_new_modality(world: World, add_mood: None) -> None:
     zoo = world.zoo()
     grow_vocabulary(zoo, "text")
     derive_data(zoo, world.data, workers=0)
-    kept = {name: data for name, data in snapshot(world.tokens).items() if name.endswith(".arrow")}
+    old_files = {name: data for name, data in snapshot(world.tokens).items() if name.endswith(".arrow")}
     result = tokenize(zoo, world.data, world.tokens)
     assert {o.modality for o in result.outcomes if o.written} == {"mood"}
-    assert {name: data for name, data in snapshot(world.tokens).items() if name in kept} == kept
+    assert {name: data for name, data in snapshot(world.tokens).items() if name in old_files} == old_files
     specs = [zoo[name].spec for name in USED]
     data = TokenData(world.tokens, "train", specs)
     check_tokenizers([Dataset(tokens=world.tokens)], zoo.handles())
@@ -233,30 +234,30 @@ def test_tokenize_waits_for_special_tokens_that_are_missing(world: World, add_mo
         tokenize(zoo, world.data, world.tokens, overwrite=True)
     assert snapshot(world.tokens) == before
     grow_vocabulary(zoo, "text")
-    made = {(o.split, o.modality): o for o in tokenize(zoo, world.data, world.tokens).outcomes}
-    assert [made[split, "mood"].written for split in ("train", "test")] == [12, 4]
-    assert not made["train", "mood"].dropped
+    outcomes = {(o.split, o.modality): o for o in tokenize(zoo, world.data, world.tokens).outcomes}
+    assert [outcomes[split, "mood"].written for split in ("train", "test")] == [12, 4]
+    assert not outcomes["train", "mood"].dropped
 
 
-def test_tokens_that_need_more_than_there_is_are_one_line(world: World, add_mood: None) -> None:
+def test_tokens_beyond_the_vocabulary_are_a_one_line_error(world: World, add_mood: None) -> None:
     zoo = world.zoo()
     grow_vocabulary(zoo, "text")
     derive_data(zoo, world.data, workers=0)
     tokenize(zoo, world.data, world.tokens)
     column = TokenStore(world.tokens).open("train", "mood")
-    needed = column.needed_vocab_size
-    smaller = world.zoo(size=needed - 1)
+    count = column.needed_vocab_size
+    smaller = world.zoo(size=count - 1)
     with pytest.raises(
-        DataError, match=rf"ids of mood below {needed - 1}, got up to {needed - 1}; raise the vocabulary's size"
+        DataError, match=rf"ids of mood below {count - 1}, got up to {count - 1}; raise the vocabulary's size"
     ):
         column.check_tokenizer(smaller["mood"])
-    with pytest.raises(DataError, match=rf"holds ids up to {needed - 1}, and vocabulary 'text' has {needed - 1}"):
+    with pytest.raises(DataError, match=rf"holds ids up to {count - 1}, and vocabulary 'text' has {count - 1}"):
         TokenData(world.tokens, "train", [smaller["mood"].spec])
-    with pytest.raises(CheckpointError, match=rf"the vocabulary needs {needed} ids and has {needed - 1}: raise `size`"):
+    with pytest.raises(CheckpointError, match=rf"the vocabulary needs {count} ids and has {count - 1}: raise `size`"):
         smaller["mood"].encode(["sad"])
 
 
-def test_the_commands(
+def test_show_grow_and_decode_commands(
     world: World, add_mood: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.zoo()
@@ -264,29 +265,29 @@ def test_the_commands(
     def zoo(words: str) -> str:
         return command(words, world, capsys, monkeypatch)
 
-    shown = zoo("vocabulary show")
-    assert "of 900 ids, in tokenizers/text" in shown and "missing  <happy>, <sad>; zoo vocabulary grow" in shown
+    output = zoo("vocabulary show")
+    assert "of 900 ids, in tokenizers/text" in output and "missing  <happy>, <sad>; zoo vocabulary grow" in output
     zoo("encode caption files/test/caption/test00.txt --out old.json")
     grown = zoo("vocabulary grow")
     assert "is now <happy>" in grown and "is now <sad>" in grown and "ids grew to" in grown
     assert "nothing is missing" in zoo("vocabulary grow text")
-    shown = zoo("vocabulary show text")
-    assert "missing  " not in shown and "grown from  " in shown
+    output = zoo("vocabulary show text")
+    assert "missing  " not in output and "grown from  " in output
     assert "value in" in zoo("decode caption old.json --out back"), "tokens from before it grew"
     assert zoo("vocabulary show txet") == "error: unknown text vocabulary 'txet'; did you mean text?\n"
 
 
-def test_a_training_goes_on_once_the_vocabulary_has_grown(
+def test_a_training_resumes_once_the_vocabulary_has_grown(
     world: World, add_mood: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.zoo()
     small = " ".join(f"--set {key}" for key in ("steps=3", "batch_size=4", "warmup_steps=1", "eval_samples=4"))
     training = f"backbone train --tokens tokens --out trained --modalities caption,web_text --preset nano {small}"
     assert "2 modalities, in trained" in command(training, world, capsys, monkeypatch)
-    begun = snapshot(world.folder / "trained")
+    files_before = snapshot(world.folder / "trained")
     command("vocabulary grow", world, capsys, monkeypatch)
     assert "2 modalities, in trained" in command(training, world, capsys, monkeypatch)
-    assert snapshot(world.folder / "trained") == begun
+    assert snapshot(world.folder / "trained") == files_before
     zoo = world.zoo()
     derive_data(zoo, world.data, workers=0)
     tokenize(zoo, world.data, world.tokens)
@@ -311,8 +312,8 @@ def test_new_ids_of_a_grown_vocabulary_count_as_unknown(world: World, add_mood: 
     specs, config = [handle.spec for handle in handles], load_model(world.run).config
     beginning = initial_model(specs, config, 0, world.run, ids)
     for name in ("token_embedding.weight", "output.text"):
-        known = beginning.pretrained_rows[name]
-        assert len(known) == 900 and known[:used].all() and not known[used:].any(), name
+        is_known = beginning.known[name]
+        assert len(is_known) == 900 and is_known[:used].all() and not is_known[used:].any(), name
     frozen = freeze(beginning)
     moving = {name for name, parameter in beginning.model.named_parameters() if parameter.requires_grad}
     markers = {"modality_embedding.weight", "mask_embedding.weight"}
@@ -323,9 +324,10 @@ def test_freeze_is_refused_for_a_modality_without_rows_of_its_own(world: World, 
     grow_vocabulary(world.zoo(), "text")
     zoo = world.zoo()
     config = load_model(world.run).config
-    caption, later = zoo["caption"], world.folder / "without_web_text"
-    save_model(FourM.seeded(config, [caption.spec], 0), later, {"fingerprints": {"caption": caption.fingerprint}})
-    ids = ids_in_use(later, [zoo["web_text"]])
-    beginning = initial_model([caption.spec, zoo["web_text"].spec], config, 0, later, ids)
+    caption, later_run = zoo["caption"], world.folder / "without_web_text"
+    save_model(FourM.seeded(config, [caption.spec], 0), later_run, {"fingerprints": {"caption": caption.fingerprint}})
+    beginning = begin(
+        [caption.spec, zoo["web_text"].spec], config, 0, later_run, ids_in_use(later_run, [zoo["web_text"]])
+    )
     with pytest.raises(ConfigError, match="freeze: web_text writes in the vocabulary text, whose rows stay"):
         freeze(beginning)

@@ -16,7 +16,7 @@ from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.io import read_table
 
 
-def go(folder: Path, *lines: str) -> None:
+def run_lines(folder: Path, *lines: str) -> None:
     """Run `zoo LINE` for each line in the folder and assert that each succeeds."""
     program = (
         "import sys; from tokenizers_zoo.cli.main import main\n"
@@ -24,8 +24,8 @@ def go(folder: Path, *lines: str) -> None:
         "    sys.argv = ['zoo', *words]\n"
         "    try:\n        main()\n    except SystemExit as end:\n        assert not end.code, words\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    result = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
 
 
 # ---------------------------------------------------------------- token grids of one to three axes
@@ -63,15 +63,15 @@ WIDE = (
 )
 
 
-def test_the_whole_road_with_one_two_and_three_axes(tmp_path: Path) -> None:
+def test_the_pipeline_with_one_two_and_three_axes(tmp_path: Path) -> None:
     (tmp_path / "registry.toml").write_text(WIDE_REGISTRY)
     (tmp_path / "backbone.toml").write_text(BACKBONE)
-    go(tmp_path, *WIDE)
+    run_lines(tmp_path, *WIDE)
     zoo = Zoo.from_toml(tmp_path / "registry.toml")
     shapes = {name: zoo[name].spec.layout.shape for name in ("imu", "audio", "video", "flow")}
     assert shapes == {"imu": (16,), "audio": (4, 4), "video": (2, 2, 2), "flow": (2, 2, 2)}
-    wanted = {"video": (4, 3, 16, 16), "audio": (2000,), "flow": (2, 16, 16)}
-    for folder, names in (("made", wanted), ("felt", {"imu": (6, 64)})):
+    shapes_of_files = {"video": (4, 3, 16, 16), "audio": (2000,), "flow": (2, 16, 16)}
+    for folder, names in (("made", shapes_of_files), ("felt", {"imu": (6, 64)})):
         for name, shape in names.items():
             files = [
                 p for p in (tmp_path / folder).rglob("*") if p.suffix in (".npy", ".wav", ".flo") and name in str(p)
@@ -163,7 +163,7 @@ LEAST = {
 
 def write_files(folder: Path) -> set[str]:
     """Pictures, captions and documents of a few scenes as files; gives the words of the captions."""
-    go(folder, "data make scenes scenes --train 800 --test 80")
+    run_lines(folder, "data make scenes scenes --train 800 --test 80")
     installed = Zoo.from_toml(folder / "registry.toml")
     store, words = ValueStore(folder / "scenes"), set[str]()
     for split in ("train", "test"):
@@ -192,7 +192,7 @@ def test_whole_pipeline_with_random_networks(tmp_path: Path) -> None:
     networks.dinov2(tmp_path / "networks" / "dinov2")
     networks.imagebind(tmp_path / "networks" / "imagebind")
     networks.t5(tmp_path / "networks" / "t5", sorted(words), dim=128)
-    go(tmp_path, *HUB)
+    run_lines(tmp_path, *HUB)
     pairs = read_table(tmp_path / "run" / "evaluation" / "evaluation.json")["pairs"]
     closed = {(*pair["inputs"], pair["target"]): pair["skill"] for pair in pairs}
     learnt = {pair: closed[pair] for pair in LEAST}

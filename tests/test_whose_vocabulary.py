@@ -64,27 +64,27 @@ TABLE = {"size": 900, "sentinels": 8, "coordinate_axes": 0, "reserve": 8}
 def make(install: Install, tmp_path: Path) -> Toy:
     """Return a function that makes a zoo of text modalities with named vocabularies and installed modalities."""
 
-    def zoo(own: dict[str, str], modalities: dict[str, Any] | None = None) -> Zoo:
-        for name, vocabulary in own.items():
+    def zoo(vocabularies: dict[str, str], modalities: dict[str, Any] | None = None) -> Zoo:
+        for name, vocabulary in vocabularies.items():
             source = NOTES.replace("VOCABULARY", vocabulary)
             install(f"zoo-{name}", {"tokenizers_zoo": {name: f"zoo_{name}:plugin"}}, {f"zoo_{name}": source})
-        tables = dict.fromkeys(own.values(), TABLE)
+        tables = dict.fromkeys(vocabularies.values(), TABLE)
         return only(modalities, zoo={"checkpoints": str(tmp_path / "tokenizers")}, vocabularies=tables)
 
     return zoo
 
 
-def write(zoo: Zoo, folder: Path, name: str, made: Iterable[Any]) -> Path:
-    made = list(made)
+def write(zoo: Zoo, folder: Path, name: str, values: Iterable[Any]) -> Path:
+    values = list(values)
     for split in ("train", "test"):
         with writing_values(folder, split, name) as shard:
-            for number, value in enumerate(made):
+            for number, value in enumerate(values):
                 shard.add(f"{split}-{number:03}", *zoo[name].write(value))
     return folder
 
 
-def sentences(colour: str, count: int = 20) -> list[str]:
-    return [f"{colour} chairs and {colour} tables in room {number}" for number in range(count)]
+def sentences(colour: str) -> list[str]:
+    return [f"{colour} chairs and {colour} tables in room {number}" for number in range(20)]
 
 
 @pytest.mark.parametrize("vocabulary", ["notes", "journal"])
@@ -113,7 +113,7 @@ def test_a_vocabulary_learns_the_texts_of_all_its_modalities(make: Toy, tmp_path
     assert list(text_vocabularies(zoo)) == ["elsewhere", "journal"]
 
 
-def test_a_vocabulary_without_text_says_so_where_somebody_writes_any(
+def test_a_vocabulary_trained_without_text_prints_a_warning(
     make: Toy, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -123,12 +123,12 @@ def test_a_vocabulary_without_text_says_so_where_somebody_writes_any(
     install("zoo-marks", {"tokenizers_zoo": {"marks": "zoo_marks:plugin"}}, {"zoo_marks": source})
     zoo = make({"album": "journal", "notes": "journal"})
     data = write(zoo, tmp_path / "data", "marks", sentences("red"))
-    read, kept = ValueStore.read, list[str]()
-    monkeypatch.setattr(ValueStore, "read", lambda *given: kept.append(given[1].name) or read(*given))
+    original_read, names_read = ValueStore.read, list[str]()
+    monkeypatch.setattr(ValueStore, "read", lambda *call: names_read.append(call[1].name) or original_read(*call))
     samples = training_samples(zoo, zoo["marks"], ValueStore(data))
-    kept.clear()
+    names_read.clear()
     capsys.readouterr()
-    assert not list(samples.texts()) and not kept
+    assert not list(samples.texts()) and not names_read
     line = (
         f"vocabulary journal: {data}/train has no text of album, notes: no pieces are learned, and text is then written"
         " byte by byte; once there is some, train the vocabulary anew (--overwrite)\n"
@@ -159,42 +159,42 @@ def test_a_modality_does_not_replace_a_text_vocabulary(make: Toy, install_exampl
             train_tokenizer(zoo, name, data)
     assert not folder.exists()
     train_tokenizer(zoo, "notes", data)
-    other = make({}, {"journal": {"enabled": False}})
-    assert other["field"].checkpoint != folder and "field" not in other.problems()
+    without_journal = make({}, {"journal": {"enabled": False}})
+    assert without_journal["field"].checkpoint != folder and "field" not in without_journal.problems()
     with pytest.raises(
         ConfigError, match=r"field: .*journal is the folder of the text vocabulary .*; .*another folder"
     ):
-        train_tokenizer(other, "field", data, out=folder, overwrite=True)
+        train_tokenizer(without_journal, "field", data, out=folder, overwrite=True)
     assert TextVocabulary.load(folder).pieces
-    assert train_tokenizer(other, "field", data, out=tmp_path / "mine") == tmp_path / "mine"
+    assert train_tokenizer(without_journal, "field", data, out=tmp_path / "mine") == tmp_path / "mine"
 
 
-def test_a_modality_that_claims_a_text_vocabulary_does_not_disturb_it(make: Toy, install_example: Install) -> None:
+def test_a_modality_cannot_join_a_text_vocabulary(make: Toy, install_example: Install) -> None:
     """The mismatch is reported as a problem of that modality only."""
     install_example("field", {"name=settings.name,": 'name=settings.name, vocabulary="journal",'})
     zoo = make({"album": "journal", "notes": "journal"})
     assert [handle.name for handle in zoo.handles()] == ["album", "field", "notes"]
-    problem = "field: shares the vocabulary 'journal' with album, but has vocab_size 16 where album has 900"
-    assert zoo.problems() == {"field": problem}
+    error = "field: shares the vocabulary 'journal' with album, but has vocab_size 16 where album has 900"
+    assert zoo.problems() == {"field": error}
 
 
-def test_a_shared_vocabulary_is_trained_anew_once(make: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_vocabulary_is_retrained_once(make: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo = make({"album": "journal", "journal": "journal", "notes": "journal"})
     names = zoo.names()
     for name in names:
         before = write(zoo, tmp_path / "before", name, sentences("red"))
         data = write(zoo, tmp_path / "data", name, sentences("blue"))
     train_tokenizer(zoo, "album", before)
-    trained, read = [], []
+    trainings, text_reads = [], []
     train, texts = TextVocabulary.train, tokenizers._texts
-    monkeypatch.setattr(TextVocabulary, "train", lambda *given: trained.append(1) or train(*given))
-    monkeypatch.setattr(tokenizers, "_texts", lambda *given: read.append(1) or texts(*given))
+    monkeypatch.setattr(TextVocabulary, "train", lambda *arguments: trainings.append(1) or train(*arguments))
+    monkeypatch.setattr(tokenizers, "_texts", lambda *arguments: text_reads.append(1) or texts(*arguments))
     jobs = [TokenizerJob(name=name, data=data, overwrite=True) for name in names]
-    done = dict(train_tokenizers(zoo, jobs, 2))
-    assert list(done) == names
-    assert len(trained) == len(read) == 1
-    vocabulary = TextVocabulary.load(done[names[0]])
+    checkpoints = dict(train_tokenizers(zoo, jobs, 2))
+    assert list(checkpoints) == names
+    assert len(trainings) == len(text_reads) == 1
+    vocabulary = TextVocabulary.load(checkpoints[names[0]])
     assert len(vocabulary.encode_text("a blue")) == len(vocabulary.encode_text("a")) + 1
-    before = TextVocabulary.load(done[names[0]]).fingerprint
-    again = dict(train_tokenizers(zoo, [TokenizerJob(name=name, data=data) for name in names], 2))
-    assert TextVocabulary.load(again[names[0]]).fingerprint == before and len(trained) == 1
+    before = TextVocabulary.load(checkpoints[names[0]]).fingerprint
+    repeated = dict(train_tokenizers(zoo, [TokenizerJob(name=name, data=data) for name in names], 2))
+    assert TextVocabulary.load(repeated[names[0]]).fingerprint == before and len(trainings) == 1

@@ -26,18 +26,18 @@ def ball(**state: float) -> Any:
     )  # fmt: skip
 
 
-def test_rates_that_values_do_not_show_agree_with_the_modalities(tmp_path: Path) -> None:
+def test_rates_of_the_source_have_to_agree_with_the_modalities(tmp_path: Path) -> None:
     zoo = Zoo.from_tables({"zoo": {"modalities": ["video", "audio", "imu"]}})
-    for own in ({"frame_rate": 16.0}, {"sample_rate": 8000}, {"imu_rate": 256.0}):
-        with pytest.raises(ConfigError, match=next(iter(own))):
-            make_data(zoo, "bouncing", tmp_path / "data", train=1, test=0, options=own)
+    for rate in ({"frame_rate": 16.0}, {"sample_rate": 8000}, {"imu_rate": 256.0}):
+        with pytest.raises(ConfigError, match=next(iter(rate))):
+            make_data(zoo, "bouncing", tmp_path / "data", train=1, test=0, options=rate)
     assert not (tmp_path / "data").exists()
 
 
-def test_a_source_agrees_in_settings_that_it_has() -> None:
-    agrees = {"imu": {"sample_rate": "rate"}}
+def test_agreeing_settings_have_to_be_settings_of_the_source() -> None:
+    agreeing_settings = {"imu": {"sample_rate": "rate"}}
     with pytest.raises(PluginError, match="world: SourceSpec agrees: rate: expected settings of the source"):
-        SourceSpec(name="world", summary="A world", modalities=("imu",), licence="MIT", agrees=agrees)
+        SourceSpec(name="world", summary="A world", modalities=("imu",), licence="MIT", agrees=agreeing_settings)
 
 
 # ---------------------------------------------------------------- physics
@@ -85,34 +85,34 @@ def test_nothing_leaves_the_box() -> None:
 
 
 def test_pixels_are_projected_back_to_themselves() -> None:
-    held = camera.Handheld.grasp(np.random.default_rng(1), 2.0)
-    there = held.project(0.3, held.rays(0.3, 8), 8)
+    handheld = camera.Handheld.grasp(np.random.default_rng(1), 2.0)
+    pixels = handheld.project(0.3, handheld.rays(0.3, 8), 8)
     centres = np.arange(8) + 0.5
-    np.testing.assert_allclose(there, np.stack(np.meshgrid(centres, centres), axis=-1), atol=1e-9)
+    np.testing.assert_allclose(pixels, np.stack(np.meshgrid(centres, centres), axis=-1), atol=1e-9)
 
 
 def test_a_camera_at_rest_feels_gravity_alone() -> None:
-    held = camera.Handheld.grasp(np.random.default_rng(0), 0.0)
-    felt = held.imu(np.arange(64) / 128, [], np.random.default_rng(0))
-    np.testing.assert_allclose(felt.mean(axis=1), [0, 9.81, 0, 0, 0, 0], atol=0.05)
+    handheld = camera.Handheld.grasp(np.random.default_rng(0), 0.0)
+    measured = handheld.feel(np.arange(64) / 128, [], np.random.default_rng(0))
+    np.testing.assert_allclose(measured.mean(axis=1), [0, 9.81, 0, 0, 0, 0], atol=0.05)
 
 
 def test_rotation_rates_lead_from_pose_to_pose() -> None:
     """R(t + dt) = R(t) (1 + [w]x dt); acceleration is the rotated second difference of the position."""
-    held = camera.Handheld.grasp(np.random.default_rng(2), 3.0)
+    handheld = camera.Handheld.grasp(np.random.default_rng(2), 3.0)
     time, step = 0.4, 1e-4
-    (before, turn), (here, _), (after, turned) = (held.pose(time + k * step) for k in (-1, 0, 1))
+    (before, turn), (middle, _), (after, turned) = (handheld.pose(time + k * step) for k in (-1, 0, 1))
     skew = (turn.T @ turned - np.eye(3)) / (2 * step)
     expected_rates = [skew[2, 1], skew[0, 2], skew[1, 0]]
-    expected = held.pose(time)[1].T @ ((after - 2 * here + before) / step**2 + [0, 9.81, 0])
+    expected = handheld.pose(time)[1].T @ ((after - 2 * middle + before) / step**2 + [0, 9.81, 0])
 
     class Quiet:
         def standard_normal(self, shape: tuple[int, ...]) -> np.ndarray:
             return np.zeros(shape)
 
-    felt = held.imu(np.array([time]), [], Quiet())[:, 0]
-    np.testing.assert_allclose(felt[3:], expected_rates, atol=1e-4)
-    np.testing.assert_allclose(felt[:3], expected, atol=1e-3)
+    measured = handheld.feel(np.array([time]), [], Quiet())[:, 0]
+    np.testing.assert_allclose(measured[3:], expected_rates, atol=1e-4)
+    np.testing.assert_allclose(measured[:3], expected, atol=1e-3)
 
 
 # ---------------------------------------------------------------- agreement
@@ -125,9 +125,9 @@ def test_flow_leads_from_the_first_frame_to_the_second() -> None:
     sample = sources.bouncing.samples("train", 8, 0, Settings("world", {**SMALL, "image_size": 64}))[3][1]
     first, second = sample["video"][:2]
     rows, columns = np.mgrid[:64, :64].astype(float)
-    there = [rows + sample["flow"][1], columns + sample["flow"][0]]
-    warped = np.stack([map_coordinates(channel, there, order=1, mode="nearest") for channel in second])
-    inside = (np.minimum(*there) > 1) & (np.maximum(*there) < 62)
+    targets = [rows + sample["flow"][1], columns + sample["flow"][0]]
+    warped = np.stack([map_coordinates(channel, targets, order=1, mode="nearest") for channel in second])
+    inside = (np.minimum(*targets) > 1) & (np.maximum(*targets) < 62)
     error, still = (np.abs(picture - first).mean(axis=0)[inside] for picture in (warped, second))
     assert np.hypot(*sample["flow"]).mean() > 0.5
     assert np.median(error) < 0.02 and error.mean() < 0.5 * still.mean()
@@ -135,23 +135,23 @@ def test_flow_leads_from_the_first_frame_to_the_second() -> None:
 
 def test_flow_of_a_turning_ball_by_hand() -> None:
     """Under a camera at rest, points off the centre of a spinning ball move along the tangent."""
-    held = camera.Handheld.grasp(np.random.default_rng(0), 0.0)
+    handheld = camera.Handheld.grasp(np.random.default_rng(0), 0.0)
     states = np.array([[[3.0, 2.3, 0.0]], [[3.0, 2.3, 0.2]]])
     motion = physics.Motion(balls=[ball(radius=1.0)], states=states)
-    found = camera.flow_between(motion, held, 0.0, 1 / physics.STEPS_PER_SECOND, 65)
+    flow = camera.flow_between(motion, handheld, 0.0, 1 / physics.STEPS_PER_SECOND, 65)
     scale = 65 / (2 * math.tan(camera.FIELD / 2) * camera.DISTANCE)  # pixels per metre
-    place = round(0.5 * scale)
-    offset = place / scale
+    column = round(0.5 * scale)
+    offset = column / scale
     expected = offset * scale * (math.cos(0.2) - 1), -offset * scale * math.sin(0.2)
-    np.testing.assert_allclose(found[:, 32, 32 + place], expected, atol=0.02)
-    np.testing.assert_allclose(found[:, 2, 2], 0, atol=1e-9)
+    np.testing.assert_allclose(flow[:, 32, 32 + column], expected, atol=0.02)
+    np.testing.assert_allclose(flow[:, 2, 2], 0, atol=1e-9)
 
 
 def test_impacts_are_heard_when_they_happen_and_by_their_material() -> None:
     rate = 16000
     for name, hertz in (("wood", 310.0), ("glass", 1650.0)):
-        struck = [ball(material=physics.MATERIALS[name], y=1.0)]
-        motion = physics.simulate(struck, 0.6)
+        balls = [ball(material=physics.MATERIALS[name], y=1.0)]
+        motion = physics.simulate(balls, 0.6)
         track = physics.soundtrack(motion, 0.6, rate, np.random.default_rng(0))
         start = round(motion.impacts[0].time * rate)
         assert np.abs(track[: start - 5]).max() < 0.005 < np.abs(track[start : start + 200]).max()
@@ -166,8 +166,8 @@ def test_impacts_are_heard_when_they_happen_and_by_their_material() -> None:
 def test_water_runs_down() -> None:
     """On a plane that falls to the south, each point drains all points north of it."""
     plane = np.repeat(np.arange(128.0, 0, -1)[:, None], 128, axis=1)
-    drained = np.exp(land.drainage(plane) * math.log(128 * 128 / 8))
-    np.testing.assert_allclose(drained[:, 64], np.arange(1, 129), rtol=1e-9)
+    drainage = np.exp(land.drainage(plane) * math.log(128 * 128 / 8))
+    np.testing.assert_allclose(drainage[:, 64], np.arange(1, 129), rtol=1e-9)
 
 
 def test_a_picture_of_any_size_shows_the_same_land() -> None:
@@ -176,8 +176,8 @@ def test_a_picture_of_any_size_shows_the_same_land() -> None:
     def slopes(size: int) -> np.ndarray:
         settings = Settings("world", {"image_size": size, "extent": 2000.0})
         metres = sources.terrain.samples("train", 5, 0, settings)[4][1]["heightmap"][0].astype(float)
-        places = (np.arange(size) + 0.5) * 2000.0 / size
-        south, east = (np.polyfit(places, metres.mean(axis=axis), 1)[0] for axis in (1, 0))
+        positions = (np.arange(size) + 0.5) * 2000.0 / size
+        south, east = (np.polyfit(positions, metres.mean(axis=axis), 1)[0] for axis in (1, 0))
         return np.array([south, east])
 
     expected = slopes(128)
@@ -191,9 +191,9 @@ def test_plants_water_and_snow_look_as_they_should() -> None:
     shares = land.cover(landscape, 3840.0, np.random.default_rng(0))
     np.testing.assert_allclose(sum(shares.values()), 1, atol=1e-9)
     assert min(share.min() for share in shares.values()) > -1e-9
-    seen = land.reflectance(landscape, 3840.0, np.random.default_rng(0))
-    assert seen.shape == (12, 128, 128) and seen.min() >= 0 and seen.max() <= 2
-    index = (seen[7] - seen[3]) / (seen[7] + seen[3])  # the vegetation index, NDVI
+    reflectance = land.reflectance(landscape, 3840.0, np.random.default_rng(0))
+    assert reflectance.shape == (12, 128, 128) and reflectance.min() >= 0 and reflectance.max() <= 2
+    index = (reflectance[7] - reflectance[3]) / (reflectance[7] + reflectance[3])  # the vegetation index, NDVI
     plants = shares["forest"] + shares["grass"] + shares["crops"]
     assert index[plants > 0.9].mean() > 0.5
     assert (shares["water"][landscape < -10] > 0.99).all()

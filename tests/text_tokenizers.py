@@ -35,15 +35,15 @@ TABLES = {"text": {"size": 2048, "sentinels": 16, "coordinate_bins": BINS, "rese
 CAPTIONS = ["a red chair and two people in a room", "a potted plant", "a blue chair in a small room"] * 3
 
 
-def settings_of(name: str, **own: Any) -> Settings:
+def settings_of(name: str, **table: Any) -> Settings:
     """Return settings with the small vocabulary."""
-    return Settings(name, own, vocabularies=TABLES)
+    return Settings(name, table, vocabularies=TABLES)
 
 
 def samples(texts: list[str] = CAPTIONS, tokens: tuple[str, ...] = ()) -> TrainingSamples:
     """Return texts to train a vocabulary on."""
-    known = {"source": "test", "contents": {"train": "of these texts"}}
-    return TrainingSamples(train=[], test=[], texts=lambda: texts, special_tokens=tokens, provenance=known)
+    provenance = {"source": "test", "contents": {"train": "of these texts"}}
+    return TrainingSamples(train=[], test=[], texts=lambda: texts, special_tokens=tokens, provenance=provenance)
 
 
 @functools.cache
@@ -56,14 +56,14 @@ def checkpoint() -> Path:
     return folder / "text"
 
 
-def load(name: str, **own: Any) -> TextTokenizer[Any]:
+def load(name: str, **table: Any) -> TextTokenizer[Any]:
     """Return a tokenizer with the shared vocabulary (cached)."""
-    return _load(name, json.dumps(own))
+    return _load(name, json.dumps(table))
 
 
 @functools.cache
-def _load(name: str, own: str) -> TextTokenizer[Any]:
-    return PLUGINS[name].load_tokenizer(checkpoint(), settings_of(name, **json.loads(own)))
+def _load(name: str, table: str) -> TextTokenizer[Any]:
+    return PLUGINS[name].load_tokenizer(checkpoint(), settings_of(name, **json.loads(table)))
 
 
 def round_trip(tokenizer: TextTokenizer[Any], value: Any) -> Any:

@@ -15,13 +15,12 @@ from tokenizers_zoo.layouts import EmbeddingsLayout, PatchesLayout, TokenLayout
 from tokenizers_zoo.spec import ModalitySpec
 
 
-def metadata_of(spec: ModalitySpec, **changes: Any) -> TokenMetadata:
+def metadata_of(spec: ModalitySpec) -> TokenMetadata:
     """Return metadata for tokens of `spec` by a tokenizer that does not exist."""
-    fields: dict[str, Any] = {
-        "modality": spec.name, "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size, "layout": spec.layout,
-        "fingerprint": f"codec of {spec.vocabulary}", "distribution": "tests 0", "settings": {},
-    }  # fmt: skip
-    return TokenMetadata(**{**fields, **changes})
+    return TokenMetadata(
+        modality=spec.name, vocabulary=spec.vocabulary, vocab_size=spec.vocab_size, layout=spec.layout,
+        fingerprint=f"codec of {spec.vocabulary}", distribution="tests 0", settings={},
+    )  # fmt: skip
 
 
 def plain_metadata(layout: TokenLayout, **changes: Any) -> TokenMetadata:
@@ -50,30 +49,31 @@ def write_tokens(
     `keys` are all samples of the split, by default its samples so far and then the new keys of `tokens`.
     """
     before = TokenStore(root) if (root / STORE).is_file() else None
-    known = before is not None and split in before._record["splits"]
-    others: dict[str, tuple[TokenMetadata, Mapping[str, Any]]] = {}
-    if keys is None and before is not None and known:
-        place = before.split(split)
-        there = dict.fromkeys(key for shard in range(place.shards) for key in place.keys(shard))
-        if set(tokens) - set(there):
-            keys, shard_size = list(there | dict.fromkeys(tokens)), place.shard_size
+    split_exists = before is not None and split in before._record["splits"]
+    rewritten: dict[str, tuple[TokenMetadata, Mapping[str, Any]]] = {}
+    if keys is None and before is not None and split_exists:
+        token_split = before.split(split)
+        stored_keys = dict.fromkeys(key for shard in range(token_split.shards) for key in token_split.keys(shard))
+        if set(tokens) - set(stored_keys):
+            keys, shard_size = list(stored_keys | dict.fromkeys(tokens)), token_split.shard_size
             names = [name for name in before.modalities(split) if name != metadata.modality]
-            others = {name: (before.open(split, name).metadata, stored_tokens(root, split, name)) for name in names}
-    if keys is not None or not known:
+            rewritten = {name: (before.open(split, name).metadata, stored_tokens(root, split, name)) for name in names}
+    if keys is not None or not split_exists:
         keys = list(tokens) if keys is None else keys
-        place = TokenSplit(root, split, len(keys), shard_size, crops=crops, **store)
-        for shard in range(place.shards):
-            place.write_keys(shard, keys[shard * shard_size : (shard + 1) * shard_size])
-        write_store(root, None if before is None else before.data, [place])
-    for item, content in [*others.values(), (metadata, tokens)]:
-        (place.folder / item.modality).mkdir(parents=True, exist_ok=True)
-        for shard in range(place.shards):
-            found = [content.get(key) for key in place.keys(shard)]
-            rows = [None if row is None else [np.asarray(view) for view in ([row] if place.crops == 1 else row)]
-                    for row in found]  # fmt: skip
+        token_split = TokenSplit(root, split, len(keys), shard_size, crops=crops, **store)
+        for shard in range(token_split.shards):
+            token_split.write_keys(shard, keys[shard * shard_size : (shard + 1) * shard_size])
+        write_store(root, None if before is None else before.data, [token_split])
+    for item, content in [*rewritten.values(), (metadata, tokens)]:
+        (token_split.folder / item.modality).mkdir(parents=True, exist_ok=True)
+        for shard in range(token_split.shards):
+            token_rows = [content.get(key) for key in token_split.keys(shard)]
+            rows = [None if row is None else [np.asarray(view) for view in ([row] if token_split.crops == 1 else row)]
+                    for row in token_rows]  # fmt: skip
             write_token_shard(
-                place.folder / item.modality, shard, item, rows, keys=place.keys_digest(shard), crops=place.crops
-            )
+                token_split.folder / item.modality, shard, item, rows,
+                keys=token_split.keys_digest(shard), crops=token_split.crops,
+            )  # fmt: skip
 
 
 def stored_tokens(root: Path, split: str, name: str) -> dict[str, Any]:

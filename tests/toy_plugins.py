@@ -158,9 +158,9 @@ def install_toy(install: Install, install_example: Install, folder: Path) -> Toy
     install("zoo-words", {"tokenizers_zoo": {"words": "zoo_words:plugin"}}, {"zoo_words": WORDS})
     install_example("field")
     install_example("dark", derived("field"))
-    mine = ("field", "words", "dark")
+    defaults = ("field", "words", "dark")
 
-    def make(tables: dict[str, Any] | None = None, enabled: tuple[str, ...] = mine) -> Zoo:
+    def make(tables: dict[str, Any] | None = None, enabled: tuple[str, ...] = defaults) -> Zoo:
         tables = dict(tables or {})
         modalities = {name: {"enabled": False} for name in Zoo.installed().names() if name not in enabled}
         tables["modalities"] = {**modalities, **tables.get("modalities", {})}

@@ -176,27 +176,27 @@ def facts_of(values: dict[str, Any], number: int) -> dict[str, Any]:
     return {**values, "gist": gist, "zones": zones, "facts": facts, "warmth": np.asarray(gist.mean())}
 
 
-def with_run(world: World, folder: Path, **places: Path | None) -> World:
+def with_run(world: World, folder: Path, **paths: Path | None) -> World:
     """Return the world with a copy of its run without probes; its tokens, data or registry may be others."""
     run = shutil.copytree(world.run, folder / "run", ignore=shutil.ignore_patterns("transfer"))
-    dataclasses.replace(Run.load(world.run), **places).save(run)
+    dataclasses.replace(Run.load(world.run), **paths).save(run)
     return dataclasses.replace(world, run=run)
 
 
 def train(world: World, out: Path, task: str, inputs: str = "light", seed: int = 0, **table: Any) -> dict[str, Any]:
     """Train a probe into `out` and return its metrics.json. `table` holds settings and arguments of `train_probe`."""
-    rest = {key: table.pop(key) for key in ("wanted", "data", "on_step", "overwrite") if key in table}
+    arguments = {key: table.pop(key) for key in ("wanted", "data", "on_step", "overwrite") if key in table}
     config = transfer_config({**STEPS, **table})
-    train_probe(world.run, world.zoo, task, inputs.split(","), out, config, seed=seed, **rest)
-    found: dict[str, Any] = read_table(out / "metrics.json")
-    return found
+    train_probe(world.run, world.zoo, task, inputs.split(","), out, config, seed=seed, **arguments)
+    metrics: dict[str, Any] = read_table(out / "metrics.json")
+    return metrics
 
 
 def read(world: World, name: str, key: str, split: str = "test") -> Any:
     return ValueStore(world.root / "data").read_key(world.zoo[name], split, key)
 
 
-def set_places(probe: Path, **places: str | None) -> None:
+def set_paths(probe: Path, **paths: str | None) -> None:
     """Change paths that a probe recorded."""
     record = read_table(probe / "run.json")
-    write_table(probe / "run.json", {**record, "places": {**record["places"], **places}})
+    write_table(probe / "run.json", {**record, "places": {**record["places"], **paths}})
