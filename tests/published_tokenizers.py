@@ -32,7 +32,7 @@ def published(seed: int = 0, source: str = "made", **config: Any) -> PublishedCh
     if "quantize._codebook.initted" in tensors:
         tensors["quantize._codebook.initted"] = torch.ones(1)
         tensors["quantize._codebook.cluster_size"] = torch.rand(config["codebook_size"], generator=generator) * 9
-    return PublishedCheckpoint(config=config, tensors=tensors, place=source)
+    return PublishedCheckpoint(config=config, tensors=tensors, path=source)
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -504,7 +504,7 @@ def test_a_missing_plugin_is_named_with_the_wheels(bundle_with_wheels: Path, tmp
 def test_bundle_helpers_by_hand() -> None:
     zoo = Zoo.from_tables({"modalities": {"depth": {"checkpoint": "elsewhere", "tokenizer": {"steps": 3}}}})
     assert registry_of(zoo, [zoo["depth"]])["modalities"] == {"depth": {"tokenizer": {"steps": 3}}}
-    weights = stored_as({"small": torch.ones(1), "large": torch.full((1,), 1e6)}, "float16")
+    weights = as_dtype({"small": torch.ones(1), "large": torch.full((1,), 1e6)}, "float16")
     assert weights["small"].dtype == torch.float16 and weights["large"].dtype == torch.float32
     assert agreement([1, 2], [1, 2, 3, 4]) == 0.5 and agreement([], []) == 1 and agreement([], [1]) == 0
 

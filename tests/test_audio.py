@@ -68,9 +68,9 @@ def test_sines_have_the_expected_level_in_their_bands() -> None:
 def test_waveforms_come_back_from_spectrograms() -> None:
     waveform = torch.from_numpy(np.stack([tone(440.0), 0.5 * tone(1500.0), np.zeros(4000, np.float32)]))
     target = mel.log_mel(waveform, FRAME)
-    restored = mel.waveform_of(target, FRAME, 32)
+    restored = mel.griffin_lim(target, FRAME, 32)
     assert restored.shape == waveform.shape and restored.abs().max() <= 1
-    assert torch.equal(restored, mel.waveform_of(target, FRAME, 32))
+    assert torch.equal(restored, mel.griffin_lim(target, FRAME, 32))
     assert (mel.log_mel(restored, FRAME) - target)[:2].abs().mean() < 3
     assert restored[2].abs().max() < 1e-4  # silence stays silent
     heard = torch.fft.rfft(restored[0]).abs().argmax() * RATE / 4000
@@ -82,7 +82,7 @@ def test_reconstructed_waveform_end_is_as_good_as_the_rest() -> None:
     for frame in (FRAME, audio.AudioSettings().frame):
         pitches = range(200, frame.sample_rate // 2 - 500, 250)
         target = mel.log_mel(torch.from_numpy(np.stack([tone(hertz, frame.sample_rate) for hertz in pitches])), frame)
-        restored = mel.waveform_of(target, frame, 32)
+        restored = mel.griffin_lim(target, frame, 32)
         error = (mel.log_mel(restored, frame) - target).abs().mean(dim=(0, 1))
         assert error[-1] < 2 * error[4:-4].mean()
 
@@ -149,7 +149,7 @@ def test_other_rates_are_resampled_and_other_lengths_fitted() -> None:
 @pytest.mark.parametrize("rate", [7, 11025, 44100, 96000, 999983])
 def test_only_the_used_part_of_a_long_file_is_resampled(rate: int) -> None:
     long = np.random.default_rng(0).uniform(-0.3, 0.3, 3 * rate + 50).astype(np.float32)
-    expected = audio.fitted(audio.resampled(long, rate, RATE), 4000)
+    expected = audio.fit_length(audio.resample(long, rate, RATE), 4000)
     np.testing.assert_array_equal(audio.plugin.read_value(wav_file(long, rate), "wav", settings()), expected)
 
 

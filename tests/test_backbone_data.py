@@ -90,7 +90,7 @@ def test_views_are_samples_unless_samples_are_read_whole(tmp_path: Path, aligned
         write_tokens(tmp_path, "train", metadata_of(item), rows, keys=keys, shard_size=3, crops=3, seed=5)
     remaining = [n for n in range(7) if (n not in missing["a"] | missing["b"] if aligned else n != 3)]
     for read_whole in (False, True):
-        data = TokenData(tmp_path, "train", specs, aligned=aligned, whole=read_whole)
+        data = TokenData(tmp_path, "train", specs, aligned=aligned, uncropped=read_whole)
         views = [0] if read_whole else [0, 1, 2]
         assert data.sample_keys() == [f"k{number}" for number in remaining for _ in views]
         raw = data.batch(np.arange(len(data)))

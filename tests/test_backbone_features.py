@@ -45,7 +45,7 @@ def tokens_of(*names: str) -> dict[str, Any]:
         if spec.layout.kind in ("sequence", "embeddings"):
             tokens[spec.name] = [row[:length] for row, length in zip(rows, lengths, strict=True)]
         else:
-            shape = rows.shape[1:] if spec.continuous else fixed_shape(spec.layout)
+            shape = rows.shape[1:] if spec.continuous else spec.layout.token_shape
             tokens[spec.name] = torch.from_numpy(rows.reshape(BATCH, *shape))
     return {name: tokens[name] for name in names}
 

@@ -264,7 +264,11 @@ def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None
     cut(files / "rgb" / "train07.png")
     result = world("data make folder new --set path=files --workers 1")
     assert result.code == 0
-    dropped = describe_data(world.folder / "new").reasons
+    dropped = [
+        f"{row.split}/{row.modality}/{reason}"
+        for row in describe_data(world.folder / "new").rows
+        for reason in row.reasons
+    ]
     reasons = {
         ("depth", "train00"): "no number",
         ("depth", "train01"): "expected metres above 0",

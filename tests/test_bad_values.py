@@ -70,7 +70,7 @@ def test_arrays_with_wrong_numbers_and_damaged_files_are_refused(name: str) -> N
     low, high = handle.spec.value.low, handle.spec.value.high
     numbers = [] if low is None or high is None else [low - 1 - abs(low), high + 1 + abs(high)]
     for number in [*numbers, *((np.nan, -np.inf) if value.dtype.kind == "f" else ())]:
-        invalid = with_one(value, number)
+        invalid = with_number(value, number)
         for act in (lambda invalid=invalid: handle.check(invalid), lambda invalid=invalid: handle.write(invalid)):
             assert_refused(name, act, "numbers lie outside the range" if np.isfinite(number) else "1 not finite")
         assert_refused(name, lambda invalid=invalid: handle.read(npy(invalid).data, "npy"))
@@ -132,7 +132,7 @@ def test_pictures_of_every_kind_are_read_or_refused(name: str) -> None:
         for (kind, description), probe in probes(name).items()
         if kind == PICTURE and description not in examples
     }
-    plain = plain_picture(handle, valid_value(name))
+    plain = readable_picture(handle, valid_value(name))
     assert plain is not None
     assert READ[name] <= {*pictures, WORDS[plain.mode]}
     for description, file in pictures.items():

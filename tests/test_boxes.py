@@ -47,7 +47,7 @@ def test_boxes_are_exact_to_half_a_level(value: list[Box]) -> None:
         assert (off <= np.array([8, 4, 8]) * 0.5 / (BINS - 1) + 1e-9).all()
         ratio = np.abs(np.log(np.divide(decoded_box["size"], true["size"])))
         assert (ratio <= math.log(4 / 0.05) * 0.5 / (BINS - 1) + 1e-9).all()
-        assert abs(wrapped(decoded_box["yaw"] - true["yaw"])) <= math.pi / BINS + 1e-9
+        assert abs(wrap_angle(decoded_box["yaw"] - true["yaw"])) <= math.pi / BINS + 1e-9
         assert -math.pi <= decoded_box["yaw"] < math.pi
 
 

@@ -103,7 +103,7 @@ def test_info_shows_every_setting_with_default_and_value_in_use(zoo_without_data
     assert max(map(len, lines)) <= 80
     printed = " ".join(" ".join(lines).split())
     handle = Zoo.from_toml(Path("own.toml"))["depth"]
-    for table in [table for config in handle.taken_settings() for table in tables_of(config, "modalities.depth")]:
+    for table in [table for config in handle.plugin_settings() for table in tables_of(config, "modalities.depth")]:
         assert table.header in printed
         for key in table.keys:
             assert f"{key.name} {key.type}; default {key.default}" in printed or key.default == "required", key

@@ -148,7 +148,7 @@ def test_networks_run_on_the_first_available_device(
     device_options = {path: option for path in PATHS for option in command_of(path).params if option.name == "device"}
     assert set(RUNS_NETWORKS) <= {path.removeprefix("zoo ") for path in device_options}
     assert {option.default for option in device_options.values()} == {"auto"}
-    assert resolved_device("auto") == expected
+    assert resolve_device("auto") == expected
 
 
 # ---------------------------------------------------------------- options that all commands take

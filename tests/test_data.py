@@ -660,7 +660,7 @@ def test_verify_finds_each_kind_of_damage(tmp_path: Path) -> None:
     (folder / shard_name(1, "tar")).unlink()
     split.write_keys(2, ["p", "q", "r"])
     manifest_path(folder, 3).write_text("{")
-    damage_by_shard = {wrong.shard: wrong.problem for wrong in verify(split)}
+    damage_by_shard = {wrong.number: wrong.reason for wrong in verify(split)}
     assert (
         "checksum" in damage_by_shard[0]
         and "missing" in damage_by_shard[1]

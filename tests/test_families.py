@@ -255,7 +255,7 @@ def test_a_checkpoint_of_other_settings_or_another_class_is_refused(folders: dic
 )
 def test_invalid_settings_are_refused(case: str, changed: dict[str, Any], message: str) -> None:
     modality, settings, _ = CASES[case]
-    table = {key: value for key, value in (settings.own | changed).items() if value is not None}
+    table = {key: value for key, value in (settings.table | changed).items() if value is not None}
     with pytest.raises(ConfigError, match=message):
         modality.modality_spec(Settings("x", table))
 

@@ -129,7 +129,7 @@ def seeds(name: str) -> Mapping[str, File]:
     handle = ZOO[name]
     files = {description: File(*file) for description, file in handle.example_files().items()}
     with contextlib.suppress(ZooError):
-        files |= {f"{kind} {probe.what}": probe.file for kind, probe in probed_files(handle).probes}
+        files |= {f"{kind} {probe.description}": probe.file for kind, probe in probed_files(handle).probes}
     return files or {"text": File(b"a", "txt"), "list": File(b'[{"a": 1}]', "json")}
 
 

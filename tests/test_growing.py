@@ -179,7 +179,7 @@ def test_pretrained_weights_move_by_their_fraction_of_a_step(
         config = growing_config(trained, grown(), new_tokens, settings, 0.0)
         last = load_model(train(tmp_path / f"{share}", new_tokens, grown(), SMALL, config, start=old_run)).state_dict()
         steps[share] = {name: last[name] - weight for name, weight in weights.items()}
-    for name, pretrained in first.known.items():
+    for name, pretrained in first.pretrained_rows.items():
         full, slow = steps[1.0][name], steps[0.25][name]
         torch.testing.assert_close(slow[~pretrained], full[~pretrained], rtol=1e-5, atol=1e-8, msg=name)
         torch.testing.assert_close(slow[pretrained], 0.25 * full[pretrained], rtol=1e-3, atol=1e-6, msg=name)
@@ -266,8 +266,8 @@ def test_growing_respects_input_only_and_output_only_modalities() -> None:
 def test_added_modality_is_old_when_the_run_grows_again(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
     trained, specs = Trained.load(old_run), [*all_layouts(), ADDED]
     config = growing_config(trained, specs, new_tokens, {"steps": 1})
-    mixtures = asked_from_now(trained, specs, {})
-    train(tmp_path / "once", new_tokens, specs, SMALL, config, start=old_run, asked=mixtures)
+    mixtures = replay_mixtures(trained, specs, {})
+    train(tmp_path / "once", new_tokens, specs, SMALL, config, start=old_run, replay_mixtures=mixtures)
     once = dataclasses.replace(Trained.load(tmp_path / "once"), run=Run(tokens=new_tokens))
     assert once.train.masking.mixtures == mixtures == trained.train.masking.mixtures != config.masking.mixtures
     regrown = growing_config(once, [*specs, NEW[1]], new_tokens, {}, 0.5)
@@ -277,7 +277,7 @@ def test_added_modality_is_old_when_the_run_grows_again(old_run: Path, new_token
     part = Mixture(inputs=("picture",), targets=("words",))
     masking = dataclasses.replace(trained.train.masking, mixtures=(part,))
     named = dataclasses.replace(trained, train=dataclasses.replace(trained.train, masking=masking))
-    mixtures = asked_from_now(named, [*specs, NEW[3]], {})
+    mixtures = replay_mixtures(named, [*specs, NEW[3]], {})
     assert mixtures == (dataclasses.replace(part, targets=("words", "height")),), "patches cannot be made"
 
 
@@ -399,8 +399,8 @@ def test_two_processes_grow_like_one(how: dict[str, object], old_run: Path, tmp_
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
     single_process, two_processes = (load_model(tmp_path / folder).state_dict() for folder in ("one", "two"))
-    first = begin([*all_layouts(), ADDED], SMALL, TRAINING.seed, old_run)
-    for name, pretrained in first.known.items():
+    first = initial_model([*all_layouts(), ADDED], SMALL, TRAINING.seed, old_run)
+    for name, pretrained in first.pretrained_rows.items():
         before = first.model.state_dict()[name]
         assert torch.equal(two_processes[name][pretrained], before[pretrained]) or "freeze" not in how, name
         torch.testing.assert_close(two_processes[name], single_process[name], rtol=1e-4, atol=1e-5)

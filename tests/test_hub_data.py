@@ -184,7 +184,7 @@ def test_paths_in_a_dataset_are_not_followed_out_of_it() -> None:
     Path("set/link.jpg").symlink_to(Path("secret.png").resolve())
     root = Path("set").resolve()
     file, *refusals = (
-        hf.as_file({"bytes": None, "path": str(path)}, hf.Places.of(hf.HubSettings(path="set")))
+        hf.as_file({"bytes": None, "path": str(path)}, hf.FileRoots.of(hf.HubSettings(path="set")))
         for path in (
             root / "own.jpg", root / "link.jpg", root / "../secret.png", "", "../secret.png", "own.jpg\0",
             "zip://a.png::../secret.zip", f"zip://a.png::{root.parent}/secret.zip", "hf://datasets/some/one/a.png",
@@ -233,7 +233,7 @@ def test_files_of_a_hub_dataset_are_read_from_its_own_repository_and_downloads(
     for folder in downloads:
         folder.mkdir(parents=True)
         (folder / "c.jpg").write_bytes(picture(5))
-    locations = hf.Places.of(hf.HubSettings(path="me/own"))
+    locations = hf.FileRoots.of(hf.HubSettings(path="me/own"))
     repository = "hf://datasets/me/own"
     for address, number in (
         (f"{repository}@main/a.jpg", 3), (f"zip://b.jpg::{repository}/train.zip", 4),

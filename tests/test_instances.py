@@ -102,7 +102,7 @@ def test_near_duplicate_instances_are_merged(layout: str, count: int) -> None:
     boxes = np.array([[0.12, 0.1, 0.8, 0.9], [0.121, 0.1, 0.81, 0.9], [0.3, 0.3, 0.5, 0.5]])
     joined = plugin.join(boxes, np.ones((3, 1, 32, 32), np.float32), {}, options)
     assert joined.max() == count
-    assert told_once([]) == []
+    assert distinct_masks([]) == []
     left, right = np.zeros((2, 4, 9), bool)
     left[:, :6], right[:, 2:8] = True, True  # IoU 0.5
     assert len(distinct_masks([left, right, left])) == 2

@@ -112,12 +112,16 @@ def harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harm:
 def make(zoo: Zoo, data: Path, workers: int = 1) -> dict[str, Any]:
     """Make 2 shards of 6 samples; the source has no words for samples 0 and 7."""
     result = make_data(zoo, "toy", data, train=12, test=0, workers=workers, shard_size=6)
-    return {outcome.modality: (outcome.written, outcome.kept, outcome.first_dropped) for outcome in result.outcomes}
+    return {
+        outcome.modality: (outcome.written, outcome.unchanged, outcome.first_dropped) for outcome in result.outcomes
+    }
 
 
 def derive(zoo: Zoo, data: Path, workers: int = 1) -> dict[str, Any]:
     result = derive_data(zoo, data, workers=workers)
-    return {outcome.modality: (outcome.written, outcome.kept, outcome.first_dropped) for outcome in result.outcomes}
+    return {
+        outcome.modality: (outcome.written, outcome.unchanged, outcome.first_dropped) for outcome in result.outcomes
+    }
 
 
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ def test_a_value_that_kills_its_encoder_is_dropped(zoo: Zoo, harm: Harm, tmp_pat
             for outcome in tokenize(zoo, data, out, modalities=["words", "calm"], workers=1).outcomes
         }
         words = outcomes["words"]
-        assert (words.written, words.kept, words.dropped) == ((0, 9, 1) if is_rerun else (9, 0, 1))
+        assert (words.written, words.unchanged, words.dropped) == ((0, 9, 1) if is_rerun else (9, 0, 1))
         assert words.first_dropped.startswith("words: ") and "(sample train-0008)" in words.first_dropped
         assert outcomes["calm"].dropped == (1 if call.startswith("encode") else 0)
         assert len(counter.read_text()) in ((2, 3) if call.startswith("read") else (4, 5, 6))

@@ -177,7 +177,7 @@ def test_an_untrusted_bundle_names_only_its_own_folders(tmp_path: Path, outside_
 def test_a_zip_member_above_the_limit_is_not_decompressed(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("large.png", bytes(300_000_000))
-    locations = Places(root=tmp_path.resolve())
+    locations = FileRoots(root=tmp_path.resolve())
     with at_most(200_000_000), pytest.raises(InvalidValueError, match=r"300,000,000 bytes, at most .*file_bytes"):
         locations.read("zip://large.png::a.zip")
 

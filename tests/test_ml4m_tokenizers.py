@@ -125,7 +125,9 @@ def test_dtypes_metadata_and_a_missing_class_survive_the_round_trip(tmp_path: Pa
     assert all(tensor.dtype == torch.float32 for tensor in handle.tokenizer.module.parameters())
     with_metadata = dataclasses.replace(full_precision, metadata={"format": "pt", "enc_type": "vit_b_enc"})
     round_trip(with_metadata, tmp_path / "told")
-    assert with_metadata.said() and not full_precision.said()  # default metadata does not change the fingerprint
+    assert (
+        with_metadata.extra_metadata() and not full_precision.extra_metadata()
+    )  # default metadata does not change the fingerprint
     for config in (VIT, DIVAE):
         complete = published(**config)
         checkpoint = dataclasses.replace(complete, config={k: v for k, v in config.items() if k != "class"})

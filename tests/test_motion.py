@@ -26,7 +26,7 @@ def settings(name: str, **table: Any) -> Settings:
 
 
 def animation_bytes(frames: list[Image.Image], kind: str, **options: Any) -> bytes:
-    return saved(frames[0], kind.lower(), save_all=True, append_images=frames[1:], **options).data
+    return save_picture(frames[0], kind.lower(), save_all=True, append_images=frames[1:], **options).data
 
 
 def animation(greys: list[int], milliseconds: int | list[int], kind: str = "GIF") -> bytes:

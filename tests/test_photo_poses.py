@@ -52,8 +52,8 @@ def test_a_region_is_cropped_turned_and_resized() -> None:
 def test_sampling_interpolates_and_extends_beyond_the_picture() -> None:
     picture = np.array([[[1.0, 3.0]]])
     points = np.array([[0.5, 0.5], [1.0, 0.5], [1.25, 0.5], [-5, 0.5], [9, 9], [2.0, 0.5]])
-    np.testing.assert_allclose(sampled(picture, points, "edge")[:, 0], [1, 2, 2.5, 1, 3, 3])
-    np.testing.assert_allclose(sampled(picture, points, "black")[:, 0], [1, 2, 2.5, 0, 0, 1.5])
+    np.testing.assert_allclose(sample_pixels(picture, points, "edge")[:, 0], [1, 2, 2.5, 1, 3, 3])
+    np.testing.assert_allclose(sample_pixels(picture, points, "black")[:, 0], [1, 2, 2.5, 0, 0, 1.5])
 
 
 # ---- the detector
@@ -154,7 +154,7 @@ def test_perfect_network_outputs_give_the_true_people(fov: Any, at: tuple[float,
     hips = points[[23, 24]].mean(axis=0)[None]
     centre = 0.5 + 0.5 * body.directions(hips)[0] * (1, -1) / half
     region = Region(x=centre[0] * size[1], y=centre[1] * size[0], side=300)
-    landmarks = seen(points, region, size, half, looking_at(centre, half))
+    landmarks = seen(points, region, size, half, look_at_rotation(centre, half))
     person = person_of(landmarks, size, fov)
     assert person is not None
     truth, joints = standing(turns) + at, np.array(person["joints_camera"])

@@ -114,7 +114,7 @@ def test_a_stopped_command_resumes_to_the_same_bytes(
     monkeypatch.undo()
     assert not list(tmp_path.rglob("*.tmp")) and set(snapshot(data)) < set(expected_files)
     result = make_toy(zoo, data)
-    assert snapshot(data) == expected_files and sum(outcome.kept for outcome in result.outcomes) == kept_count
+    assert snapshot(data) == expected_files and sum(outcome.unchanged for outcome in result.outcomes) == kept_count
 
 
 def test_processes_write_the_same_bytes_and_survive_sigkill(toy: Toy, tmp_path: Path) -> None:
@@ -508,7 +508,7 @@ def test_a_file_that_could_not_be_read_is_retried(
         else:
             refuse_for_memory(patch, zoo["field"], 5, ReadError("Input/output error") if failure == "disk" else None)
         assert counts_of_import(zoo, files, data) == {"field": (7, 1, 0), "words": (8, 0, 0)}
-        reasons = str(describe_data(data).reasons)
+        reasons = str([row.reasons for row in describe_data(data).rows])
         error = {"files": "No such file", "memory": "MemoryError", "disk": "Input"}[failure]
         assert "f05: " in reasons and error in reasons
     if failure == "files":
@@ -578,7 +578,7 @@ def test_derive_resumes_after_a_kill_and_follows_changed_data(
         patch.setattr(zoo["dark"], "derive", killed)
         derive_data(zoo, data, workers=0)
     result = derive_data(zoo, data, workers=0)
-    assert sum(outcome.kept for outcome in result.outcomes) == 14
+    assert sum(outcome.unchanged for outcome in result.outcomes) == 14
     assert snapshot(data) == expected_files
     make_toy(zoo, data, train=33)
     assert describe_data(data).rows[3].missing == 2, "the last shard has more samples, and one is new"
@@ -634,7 +634,7 @@ def test_repair_restores_the_damage_that_verify_reports(path: str, toy: Toy, tmp
     content[len(content) // 2] ^= 1  # same size, so only the checksum differs
     damaged.write_bytes(b"{" if damaged.suffix == ".json" else content)
     name = damaged.parent.name
-    damaged_shards = {(damage.modality, damage.shard) for damage in verify_store(root)}
+    damaged_shards = {(damage.modality, damage.number) for damage in verify_store(root)}
     assert damaged_shards == {(name, 1)}
     if damaged.suffix in (".tar", ".index"):
         with pytest.raises(DataError, match=f"{damaged}: has another checksum .*repair"):
@@ -651,7 +651,7 @@ def test_repair_removes_shards_beyond_the_split(toy: Toy, tmp_path: Path) -> Non
     before = snapshot(data)
     for path in (data / "train/field").glob("shard-00000.*"):
         path.with_name(path.name.replace("00000", "00009")).write_bytes(path.read_bytes())
-    assert [damage.shard for damage in verify_store(data)] == [9]
+    assert [damage.number for damage in verify_store(data)] == [9]
     assert len(list(repair_store(zoo, data, workers=0))) == 2
     assert snapshot(data) == before and not list(verify_store(data))
 
@@ -750,7 +750,7 @@ def test_derivation_follows_shared_settings(toy: Toy, install_example: Install, 
 
     def derive(**shared_settings: Any) -> list[tuple[bool, int]]:
         outcomes = derive_data(open_zoo(**shared_settings), data, workers=0).outcomes
-        return [(outcome.written > 0, outcome.kept) for outcome in outcomes]
+        return [(outcome.written > 0, outcome.unchanged) for outcome in outcomes]
 
     make_toy(open_zoo(), data, test=0)
     assert derive() == [(True, 0)] and derive(patch_size=4, of_no_plugin=1) == [(False, 22)]

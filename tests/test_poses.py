@@ -269,7 +269,7 @@ def test_people_of_any_levels_can_be_written(preset: dict[str, str]) -> None:
     levels = rng.integers(0, options.bins, (300, len(axes)))
     levels[::2] = (options.bins - 1) * rng.integers(0, 2, (150, len(axes)))  # the ends of the axes
     people = plugin.join(numbers_of(axes, levels, options.bins), turns, {"skeleton": body.ADULT}, options)
-    assert {error for value in people if (error := person_problem(value))} == set()
+    assert {error for value in people if (error := person_error(value))} == set()
 
 
 # ---------------------------------------------------------------- bad values

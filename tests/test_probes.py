@@ -112,7 +112,9 @@ def test_probe_pictures_are_read_correctly(install_example: Install) -> None:
     install_example("seen_map", {SCORE: PICTURES + SCORE})
     assert probes_message("seen_map") == ""
     outcomes = probe_outcomes("seen_map")
-    readings = {name: outcomes[name].how for name in ("16-bit grey", "RGBA half transparent", "turned by EXIF", "CMYK")}
+    readings = {
+        name: outcomes[name].reading for name in ("16-bit grey", "RGBA half transparent", "turned by EXIF", "CMYK")
+    }
     assert readings == {
         "16-bit grey": "brightness, white is 65535", "RGBA half transparent": "the transparent half is black",
         "turned by EXIF": "upright", "CMYK": "the same as 8-bit RGB",
@@ -150,7 +152,7 @@ def examples(files: str) -> dict[str, str]:
 def test_files_that_a_plugin_gives_are_among_the_probes(install_example: Install) -> None:
     install_example("given_files", examples("{'a map of old': (b'P5', 'pgm')}"))
     kind, probe = probed_files(Zoo.installed()["given_files"]).probes[-1]
-    assert (kind, probe) == ("`.pgm`", Probe(what="a map of old", file=File(data=b"P5", extension="pgm")))
+    assert (kind, probe) == ("`.pgm`", Probe(description="a map of old", file=File(data=b"P5", extension="pgm")))
     assert probe_outcomes("given_files")["a map of old"].line == "given_files: expected a .npy file, got .pgm"
 
 
@@ -246,9 +248,9 @@ def test_readings_are_compared_with_a_tolerance(install_example: Install) -> Non
     value = bars((1, 16, 16), (0.25, 0.75))
     near, far = value + np.float32(0.001), 1 - value
     for array, reading in ((near, "so"), (far, "")):
-        probe = Probe(what="x", file=npy(array), readings=(("so", npy(value)),))
-        assert outcome_of(handle, probe).how == reading
-    strict = Probe(what="x", file=npy(far), readings=(("so", npy(value)),), must_match=True)
+        probe = Probe(description="x", file=npy(array), readings=(("so", npy(value)),))
+        assert outcome_of(handle, probe).reading == reading
+    strict = Probe(description="x", file=npy(far), readings=(("so", npy(value)),), must_match=True)
     assert outcome_of(handle, strict).fault == "it is read, but not as it should be: so"
-    incomparable = Probe(what="x", file=npy(far), readings=(("so", as_json(1)),), must_match=True)
+    incomparable = Probe(description="x", file=npy(far), readings=(("so", as_json(1)),), must_match=True)
     assert outcome_of(handle, incomparable).read  # nothing to compare with

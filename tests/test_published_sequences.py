@@ -201,7 +201,7 @@ def test_people_round_trip(world: World) -> None:
 
 
 def test_box_and_position_of_a_cut_off_person_agree(world: World) -> None:
-    (visible,) = poses.seen(
+    (visible,) = poses.crop_value(
         [AT_REST], Crop(top=0, left=0.4, height=0.6, width=0.6), poses.options(world.zoo[POSES].settings)
     )
     (decoded,) = world.zoo[POSES].decode(world.zoo[POSES].encode([[visible]]))[0]

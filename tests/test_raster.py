@@ -184,7 +184,7 @@ def test_heights_are_read_from_tif_npy_and_png() -> None:
     metres = np.array([[12.5, -3.0]], np.float32)
     for data, extension in ((tiff_bytes(metres), "tif"), (npy(metres), "npy")):
         np.testing.assert_array_equal(heightmap.plugin.read_value(data, extension, heightmap_settings), metres[None])
-    picture = saved(Image.fromarray(np.array([[1125, 970]], np.uint16)))
+    picture = save_picture(Image.fromarray(np.array([[1125, 970]], np.uint16)))
     np.testing.assert_allclose(heightmap.plugin.read_value(*picture, heightmap_settings), [[[12.5, -3.0]]], atol=1e-4)
 
 
@@ -201,7 +201,7 @@ def test_the_number_for_missing_heights_is_a_setting() -> None:
     trench = npy(np.array([[-9999.0, 5.0]]))
     heights = heightmap.plugin.read_value(trench, "npy", settings("heightmap", nodata=float("nan")))
     np.testing.assert_array_equal(heights, [[[-9999, 5]]])
-    picture = saved(Image.fromarray(np.array([[0, 970]], np.uint16)))
+    picture = save_picture(Image.fromarray(np.array([[0, 970]], np.uint16)))
     heightmap_settings = settings("heightmap", nodata=0.0, png_scale=0.1, png_offset=-100.0)
     with pytest.raises(InvalidValueError, match="1 of 2 pixels have no height, which 0 stands for"):
         heightmap.plugin.read_value(*picture, heightmap_settings)

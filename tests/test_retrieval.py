@@ -99,9 +99,11 @@ def test_predicted_vectors_are_the_decoded_values_of_what_is_generated(world: Wo
     _, tokens = stored_rows(world, "light")
     plan = TargetPlan(name="gist", temperature=0, steps=1)
     predicted = generate(load_model(world.run).eval(), {"light": tokens}, [plan], 0)["gist"]
-    assert np.allclose(embedder.raw("light", tokens), predicted.numpy() / 5)
+    assert np.allclose(embedder.embed_raw("light", tokens), predicted.numpy() / 5)
     _, target_tokens = stored_rows(world, "gist")
-    assert np.allclose(embedder.raw("gist", target_tokens), target_tokens / 5)  # the target's tokens are not predicted
+    assert np.allclose(
+        embedder.embed_raw("gist", target_tokens), target_tokens / 5
+    )  # the target's tokens are not predicted
 
 
 def test_the_space_is_fitted_to_training_samples_only(world: World, tmp_path: Path) -> None:

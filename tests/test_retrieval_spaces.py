@@ -108,9 +108,12 @@ def test_recall_in_blocks_is_recall_of_all_at_once(monkeypatch: pytest.MonkeyPat
     queries = unit(gallery + 0.5 * rng.standard_normal(gallery.shape))
     cosines = queries.astype(np.float64) @ gallery.astype(np.float64).T
     own_cosines = np.diagonal(cosines)[:, None]
-    closer, equal = (cosines > own_cosines + SAME).sum(1), (np.abs(cosines - own_cosines) <= SAME).sum(1)
+    closer, equal = (
+        (cosines > own_cosines + TIE_TOLERANCE).sum(1),
+        (np.abs(cosines - own_cosines) <= TIE_TOLERANCE).sum(1),
+    )
     assert equal.max() > 1 and closer.max() > 10
-    shares = {str(k): round(float(np.clip((k - closer) / equal, 0, 1).mean()), 6) for k in AT}
+    shares = {str(k): round(float(np.clip((k - closer) / equal, 0, 1).mean()), 6) for k in RECALL_AT}
     expected = {"recall": shares, "median_rank": float(np.median(closer + (equal + 1) / 2))}
     for rows in (0.1, 1, 7, 100, 101, 1000):  # at least one row per block
         monkeypatch.setattr(query, "BLOCK_BYTES", int(rows * 8 * len(gallery)))

@@ -107,7 +107,7 @@ def test_captions_name_only_what_is_seen() -> None:
         assert re.fullmatch(r"([A-Z][a-z ,:]+\. ?){1,4}", text) and not re.search(r"  | \.| ,", text), text
         plain_text = re.sub(r"^The picture shows |\. The picture shows ", " ", text).lower()
         words = re.findall(r"[a-z]+", plain_text)
-        counts = Counter(item.thing.label for item in visible)
+        counts = Counter(item.body.label for item in visible)
         for word in words:
             name = NOUNS.get(word) or NOUNS.get(word.removesuffix("s")) or NOUNS.get(word.removesuffix("es"))
             if name in ("floor", "wall"):
@@ -116,7 +116,7 @@ def test_captions_name_only_what_is_seen() -> None:
                 mentioned[name] += 1
                 assert counts[name], text
         for colour, noun in re.findall(rf"\b({'|'.join(COLOURS)}) (ball|box|cylinder|sofa|chair)\b", plain_text):
-            assert any((item.thing.colour, item.thing.noun) == (colour, noun) for item in visible), text
+            assert any((item.body.colour, item.body.noun) == (colour, noun) for item in visible), text
         for number_word, noun in re.findall(r"\b(two|three|four|five) (window|picture)s\b", plain_text):
             assert counts[noun] == {"two": 2, "three": 3, "four": 4, "five": 5}[number_word]
     assert set(mentioned) == set(NOUNS.values()) - {"floor", "wall"}
@@ -156,23 +156,25 @@ def test_how_a_layout_names_places_people_and_an_empty_room() -> None:
     assert re.fullmatch(r"An empty room with [a-z ]+\.", captions.layout(scene, [], {"wall": 0.5, "floor": 0.2}))
 
 
-def visible_item(noun: str, box: tuple[float, float, float, float], depth: float, label: str = "box") -> captions.Seen:
-    item = Thing(label, noun, "red", [], (0.1, 0.1, 0.1))
-    return captions.Seen(0, item, 10, box, depth, True)
+def visible_item(
+    noun: str, box: tuple[float, float, float, float], depth: float, label: str = "box"
+) -> captions.VisibleBody:
+    item = Body(label, noun, "red", [], (0.1, 0.1, 0.1))
+    return captions.VisibleBody(0, item, 10, box, depth, True)
 
 
 def test_relations_are_those_of_the_boxes_and_depths() -> None:
     left, right = visible_item("box", (0.1, 0.5, 0.3, 0.7), 3.0), visible_item("ball", (0.6, 0.5, 0.8, 0.7), 3.0)
-    assert captions.place(left) == "on the left" and captions.place(right) == "on the right"
-    assert captions.place(visible_item("box", (0.3, 0, 0.6, 1), 1.5)) == "in the middle close by"
-    assert captions.place(visible_item("box", (0.7, 0, 0.8, 1), 4.5)) == "on the right at the back"
-    assert captions.place(visible_item("box", (0.8, 0, 0.9, 1), 3)) == "on the far right"
+    assert captions.position_phrase(left) == "on the left" and captions.position_phrase(right) == "on the right"
+    assert captions.position_phrase(visible_item("box", (0.3, 0, 0.6, 1), 1.5)) == "in the middle close by"
+    assert captions.position_phrase(visible_item("box", (0.7, 0, 0.8, 1), 4.5)) == "on the right at the back"
+    assert captions.position_phrase(visible_item("box", (0.8, 0, 0.9, 1), 3)) == "on the far right"
     wide, rug = visible_item("sofa", (0.1, 0, 0.45, 1), 3), visible_item("rug", (0.0, 0, 1.0, 1), 4.5)
-    assert captions.place(wide) == "from the far left to the middle"
-    assert captions.place(rug) == "from the far left to the far right at the back"
-    assert captions.places([right, left]) == "on the left and on the right"
-    assert captions.places([left, left]) == "on the left" and captions.places([right]) == "on the right"
-    assert captions.places([left, right, wide]) == ""
+    assert captions.position_phrase(wide) == "from the far left to the middle"
+    assert captions.position_phrase(rug) == "from the far left to the far right at the back"
+    assert captions.group_phrase([right, left]) == "on the left and on the right"
+    assert captions.group_phrase([left, left]) == "on the left" and captions.group_phrase([right]) == "on the right"
+    assert captions.group_phrase([left, right, wide]) == ""
     assert captions.relation(left, right) == "is to the left of"
     assert captions.relation(right, left) == "is to the right of"
     near = visible_item("box", (0.15, 0.6, 0.4, 0.9), 1.5)
@@ -188,7 +190,7 @@ def test_relations_are_those_of_the_boxes_and_depths() -> None:
 
 def test_books_are_many() -> None:
     books = dataclasses.replace(
-        visible_item("books", (0.1, 0.5, 0.3, 0.7), 3, "books"), thing=Thing("books", "books", "", [], (1, 1, 1))
+        visible_item("books", (0.1, 0.5, 0.3, 0.7), 3, "books"), body=Body("books", "books", "", [], (1, 1, 1))
     )
     lamp = dataclasses.replace(visible_item("floor lamp", (0.6, 0.5, 0.8, 0.7), 3, "lamp"), index=1, pixels=20)
     speaker = captions._Speaker(random.Random(0), [books, lamp])
@@ -201,10 +203,12 @@ def test_books_are_many() -> None:
 
 
 def test_phrases_by_hand() -> None:
-    table = Thing("table", "round table", "dark wooden", [], (1, 1, 1))
-    orange = Thing("box", "box", "orange", [], (1, 1, 1))
-    person = Thing("person", "waving", "blue", [], (1, 1, 1))
-    words = [captions.phrase(captions.Seen(0, item, 1, (0, 0, 1, 1), 1.0, True)) for item in (table, orange, person)]
+    table = Body("table", "round table", "dark wooden", [], (1, 1, 1))
+    orange = Body("box", "box", "orange", [], (1, 1, 1))
+    person = Body("person", "waving", "blue", [], (1, 1, 1))
+    words = [
+        captions.phrase(captions.VisibleBody(0, item, 1, (0, 0, 1, 1), 1.0, True)) for item in (table, orange, person)
+    ]
     assert words == ["round dark wooden table", "orange box", "person in a blue shirt"]
     assert captions.counted(words[1], 1) == "an orange box"
     assert captions.counted(words[1], 3) == "three orange boxes"
@@ -229,7 +233,7 @@ def test_colour_names_are_the_colours_seen() -> None:
             if item.body.free and item.body.colour in vivid and part.surface.texture == "plain" and item.pixels > 20:
                 mean = view.rgb[:, view.geoms == stage.owners.index(item.index)].mean(1)
                 errors = {name: abs(math.remainder(hue(mean) - hue(COLOURS[name]), 2 * math.pi)) for name in vivid}
-                good = min(errors, key=lambda name: errors[name]) == item.thing.colour
+                good = min(errors, key=lambda name: errors[name]) == item.body.colour
                 right, wrong = right + good, wrong + (not good)
     assert right > 20 and right > 12 * wrong
 

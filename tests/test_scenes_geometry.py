@@ -56,13 +56,13 @@ def staged() -> list[tuple[Scene, Scene]]:
     return pairs
 
 
-def bare_scene(*items: Thing, pitch: float = -20.0, yaw: float = 90.0) -> Scene:
+def bare_scene(*items: Body, pitch: float = -20.0, yaw: float = 90.0) -> Scene:
     """Return a plain room of 5 x 6 x 2.5 metres, seen from (2, 0.5, 1.5) with a field of view of 60 degrees."""
     white = plain(COLOURS["white"])
     camera = Camera(position=(2.0, 0.5, 1.5), yaw=math.radians(yaw), pitch=math.radians(pitch), fov=math.radians(60))
     return Scene(
         width=5.0, depth=6.0, height=2.5, wall_colour="white", wall_kind="", floor_kind="tiled",
-        floor=white, wall=white, ceiling=white, camera=camera, lamp=(2.5, 3.0, 2.3), exposure=1.0, things=list(items),
+        floor=white, wall=white, ceiling=white, camera=camera, lamp=(2.5, 3.0, 2.3), exposure=1.0, bodies=list(items),
     )  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def compiled(scene: Scene) -> tuple[Any, Any, list[int]]:
     spec.worldbody.add_geom(type=plane, size=[0, 0, 1], pos=[0, 0, scene.height], quat=[0, 1, 0, 0])
     for wall in walls(scene):
         spec.worldbody.add_geom(type=plane, size=[0, 0, 1], pos=[*wall.middle, 0], quat=wall.turn)
-    for index, item in enumerate(scene.things):
+    for index, item in enumerate(scene.bodies):
         body = spec.worldbody.add_body(pos=item.at, quat=item.turn)
         dynamics: dict[str, Any] = {}
         if item.free:
@@ -179,11 +179,11 @@ def test_reused_models_equal_models_compiled_for_the_scene(number: int) -> None:
     scene = compose(random.Random(f"twin {number}"), SceneSettings())
     model, data, owners = compiled(scene)
     stage = build(scene)
-    loose = [item for item in scene.things if item.free]
+    loose = [item for item in scene.bodies if item.free]
     assert loose
     rest = data.qpos.reshape(-1, 7)
     np.testing.assert_allclose([item.at for item in loose], rest[:, :3], atol=2e-3)
-    fixed = np.array([owner < 0 or not scene.things[owner].free for owner in owners])
+    fixed = np.array([owner < 0 or not scene.bodies[owner].free for owner in owners])
     count = len(stage.parts) - len(loose)
     assert stage.owners[:count] == np.array(owners)[fixed].tolist()
     solids = stage.solids
@@ -225,19 +225,19 @@ def test_culling_changes_no_pixel(size: int, monkeypatch: pytest.MonkeyPatch) ->
 def test_loose_things_fall_and_come_to_rest_on_something(staged: list[tuple[Scene, Scene]]) -> None:
     fallen_count, carried_count, resting = 0, 0, []
     for before, after in staged:
-        for item_before, item in zip(before.things, after.things, strict=True):
+        for item_before, item in zip(before.bodies, after.bodies, strict=True):
             if not item.free:
                 assert item.at == item_before.at
                 continue
             fallen_count += item.at[2] < item_before.at[2]
             bottom = item.at[2] - item.reach_down()
-            supports = [0.0] + [support.top + support.at[2] for support in after.things if support.top is not None]
+            supports = [0.0] + [support.top + support.at[2] for support in after.bodies if support.top is not None]
             resting.append(min(abs(bottom - top) for top in supports) < 0.02)
             assert bottom > -0.02
             assert 0 < item.at[0] < after.width and 0 < item.at[1] < after.depth
             if item.on is not None:
                 carried_count += 1
-                carrier = after.things[item.on]
+                carrier = after.bodies[item.on]
                 assert carrier.top is not None and bottom > carrier.at[2]
     assert fallen_count > 0.95 * len(resting) and carried_count > 15
     assert np.mean(resting) > 0.9
@@ -353,10 +353,10 @@ def test_coarse_texture_levels_are_means() -> None:
 RED = plain(COLOURS["red"])
 
 
-def boxed(item: Thing, **camera: float) -> dict[str, Any]:
+def boxed(item: Body, **camera: float) -> dict[str, Any]:
     """Return the box of a thing that is alone in a room."""
     stage = build(bare_scene(item, **camera))
-    return observe.boxes_3d(stage, [Seen(0, item, 10, (0, 0, 1, 1), 3.0, True)], 8)[0]
+    return observe.boxes_3d(stage, [VisibleBody(0, item, 10, (0, 0, 1, 1), 3.0, True)], 8)[0]
 
 
 def block(label: str, noun: str = "", half: Vector = (0.2, 0.4, 0.5), yaw: float = 0.0) -> Body:
@@ -399,7 +399,7 @@ def test_things_without_a_front_face_the_viewer(label: str, noun: str, degrees: 
 def test_things_on_a_wall_face_the_room(label: str) -> None:
     wall = walls(bare_scene())[0]  # the wall in front of the camera
     half = (0.5, 0.3, 0.02)
-    box = boxed(Thing(label, label, "", [Part(BOX, half, (0, 0, 0), RED)], half, wall.at(0, 1.5), wall.turn))
+    box = boxed(Body(label, label, "", [Part(BOX, half, (0, 0, 0), RED)], half, wall.at(0, 1.5), wall.turn))
     assert box["yaw"] == pytest.approx(-math.pi / 2)
     np.testing.assert_allclose(box["size"], [observe.THINNEST, 0.6, 1.0], atol=1e-9)
     np.testing.assert_allclose(box["center"], [0.5, 0.0, -5.5], atol=1e-9)
@@ -442,7 +442,7 @@ def test_extents_of_solids_match_sampled_surfaces(shape: int, size: Vector) -> N
         CAPSULE: unit * size[0] + sign[:, 2:] * (0, 0, size[1]),
     }[shape]
     turn = draw.normal(size=4)
-    item = Thing("box", "box", "red", [Part(shape, size, (0, 0, 0), RED)], (1, 1, 1), (2.0, 3.0, 1.0))
+    item = Body("box", "box", "red", [Part(shape, size, (0, 0, 0), RED)], (1, 1, 1), (2.0, 3.0, 1.0))
     item.turn = tuple((turn / np.linalg.norm(turn)).tolist())
     stage = build(bare_scene(item))
     frame = stage.solids.frames[6].reshape(3, 3)
@@ -465,7 +465,7 @@ def test_boxes_contain_the_visible_pixels_of_things() -> None:
         back = np.array([math.cos(camera.yaw), math.sin(camera.yaw), 0.0])
         axes = np.array([[math.sin(camera.yaw), -math.cos(camera.yaw), 0.0], [0.0, 0.0, 1.0], -back])
         boxes = observe.boxes_3d(stage, items, 64)
-        assert [box["label"] for box in boxes] == [item.thing.label for item in items]
+        assert [box["label"] for box in boxes] == [item.body.label for item in items]
         plugin.write_value(boxes)
         for rank, box in enumerate(boxes, 1):
             visible = points[instances == rank] @ axes.T - box["center"]

@@ -415,7 +415,7 @@ def test_numbers_that_json_lacks_become_null(model: AnyToAny, monkeypatch: pytes
     client = TestClient(app.build_app(server))
     monkeypatch.setattr(server, "describe", lambda: {"numbers": [float("nan"), float("inf"), 1.5], "half": "\ud800"})
     assert json.loads(client.get("/api/model").text, parse_constant=pytest.fail)["numbers"] == [None, None, 1.5]
-    job = server.jobs.add(lambda job: job.tell({"cosine": float("nan")}))
+    job = server.jobs.add(lambda job: job.add_event({"cosine": float("nan")}))
     wait_for_end(job)
     lines = client.get(f"/api/jobs/{job.id}").text.splitlines()
     assert {"cosine": None} in [json.loads(line, parse_constant=pytest.fail) for line in lines]
@@ -451,7 +451,7 @@ def test_jobs_can_be_cancelled_and_are_limited(monkeypatch: pytest.MonkeyPatch) 
     def work(job: Job) -> None:
         started.set()
         release.wait(60)
-        job.tell({"step": 1})
+        job.add_event({"step": 1})
 
     first = jobs.add(work)
     started.wait(60)
@@ -463,13 +463,13 @@ def test_jobs_can_be_cancelled_and_are_limited(monkeypatch: pytest.MonkeyPatch) 
     assert wait_for_end(first) == {"error": "cancelled"} and wait_for_end(second) == {"done": True}
     timed_out = Jobs(waiting=1, seconds=-1).add(work)
     assert "takes too long" in wait_for_end(timed_out)["error"]
-    monkeypatch.setattr(queue, "KEPT", 1)
+    monkeypatch.setattr(queue, "MAX_JOBS", 1)
     third = jobs.add(work)
     assert jobs.get(first.id) is jobs.get(second.id) is None and jobs.get(third.id) is third
 
 
 def test_old_uploads_are_removed_for_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "UPLOADED", 100)
+    monkeypatch.setattr(app, "UPLOAD_CACHE_BYTES", 100)
     store = app.Uploads()
     keys = [store.add("rgb", np.zeros(20, np.uint8), 20) for _ in range(4)]
     assert list(store.values) == list(store.sizes) == keys[2:], "40 bytes each"

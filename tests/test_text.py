@@ -130,8 +130,8 @@ def test_any_ids_decode_to_a_value_that_encodes(name: str, data: st.DataObject) 
 
 
 def test_a_limit_never_cuts_a_group() -> None:
-    assert whole_groups([[1, 2], [3], [4, 5], [6]], 4) == [1, 2, 3]
-    assert whole_groups([[1, 2]], 1) == []
+    assert fitting_groups([[1, 2], [3], [4, 5], [6]], 4) == [1, 2, 3]
+    assert fitting_groups([[1, 2]], 1) == []
 
 
 # ---- text that looks like something else

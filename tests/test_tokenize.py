@@ -266,7 +266,7 @@ def test_tokens_are_those_of_the_tokenizer(toy: Toy, tmp_path: Path) -> None:
     assert [row.samples for row in describe_data(out).rows] == [5, 4, 23, 21]
     before = snapshot(out)
     second = tokenize(zoo, data, out, batch_size=5)
-    assert all(outcome.written == 0 and outcome.kept for outcome in second.outcomes) and snapshot(out) == before
+    assert all(outcome.written == 0 and outcome.unchanged for outcome in second.outcomes) and snapshot(out) == before
     with pytest.raises(CheckpointError, match="dark: no tokenizer"):
         tokenize(zoo, data, out, modalities=["dark"])
 

@@ -241,7 +241,7 @@ def test_stores_take_turns_by_weight(store: Path, tmp_path: Path) -> None:
         for name, (_, rows) in batch.inputs.vectors.items():
             assert torch.equal(joined.inputs.vectors[name][1], rows), name
     assert any(batch.inputs.vectors for batch in batches)
-    assert mix.taken(30) == [20, 10]
+    assert mix.sample_counts(30) == [20, 10]
     from_second_store = [(batch.inputs.modalities == 7).any(1).tolist() for batch in batches]
     assert all(row == sorted(row) for row in from_second_store) and sum(map(sum, from_second_store)) == 10
     uninterrupted = train(tmp_path / "whole", store, MORE, SMALL, config)

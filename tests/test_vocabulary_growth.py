@@ -312,7 +312,7 @@ def test_new_ids_of_a_grown_vocabulary_count_as_unknown(world: World, add_mood: 
     specs, config = [handle.spec for handle in handles], load_model(world.run).config
     beginning = initial_model(specs, config, 0, world.run, ids)
     for name in ("token_embedding.weight", "output.text"):
-        is_known = beginning.known[name]
+        is_known = beginning.pretrained_rows[name]
         assert len(is_known) == 900 and is_known[:used].all() and not is_known[used:].any(), name
     frozen = freeze(beginning)
     moving = {name for name, parameter in beginning.model.named_parameters() if parameter.requires_grad}
@@ -326,7 +326,7 @@ def test_freeze_is_refused_for_a_modality_without_rows_of_its_own(world: World, 
     config = load_model(world.run).config
     caption, later_run = zoo["caption"], world.folder / "without_web_text"
     save_model(FourM.seeded(config, [caption.spec], 0), later_run, {"fingerprints": {"caption": caption.fingerprint}})
-    beginning = begin(
+    beginning = initial_model(
         [caption.spec, zoo["web_text"].spec], config, 0, later_run, ids_in_use(later_run, [zoo["web_text"]])
     )
     with pytest.raises(ConfigError, match="freeze: web_text writes in the vocabulary text, whose rows stay"):

@@ -93,7 +93,7 @@ def test_pixels_are_projected_back_to_themselves() -> None:
 
 def test_a_camera_at_rest_feels_gravity_alone() -> None:
     handheld = camera.Handheld.grasp(np.random.default_rng(0), 0.0)
-    measured = handheld.feel(np.arange(64) / 128, [], np.random.default_rng(0))
+    measured = handheld.imu(np.arange(64) / 128, [], np.random.default_rng(0))
     np.testing.assert_allclose(measured.mean(axis=1), [0, 9.81, 0, 0, 0, 0], atol=0.05)
 
 
@@ -110,7 +110,7 @@ def test_rotation_rates_lead_from_pose_to_pose() -> None:
         def standard_normal(self, shape: tuple[int, ...]) -> np.ndarray:
             return np.zeros(shape)
 
-    measured = handheld.feel(np.array([time]), [], Quiet())[:, 0]
+    measured = handheld.imu(np.array([time]), [], Quiet())[:, 0]
     np.testing.assert_allclose(measured[3:], expected_rates, atol=1e-4)
     np.testing.assert_allclose(measured[:3], expected, atol=1e-3)
 
