@@ -189,9 +189,9 @@ class TrainingState:
         return int(path.name.removeprefix("step-")), float(self.seconds)
 
     def _remove_others(self, path: Path) -> None:
-        for other in self.folder.iterdir():
-            if other != path:
-                remove_folder(other)
+        for state in self.folder.iterdir():
+            if state != path:
+                remove_folder(state)
 
     def _own_share(self, path: Path) -> list[Path]:
         """Return the files that this process hashes."""

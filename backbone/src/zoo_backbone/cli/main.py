@@ -63,7 +63,7 @@ backbone.add_command(generate_command)
 class _Training:
     """The settings of `zoo backbone train`."""
 
-    stored: dict[str, Any] | None
+    start_config: dict[str, Any] | None
     """The config.json of --from."""
     tables: dict[str, dict[str, Any]]
     """The tables of the file."""
@@ -78,19 +78,19 @@ def _training(
     assignments: tuple[str, ...], **others: Any,
 ) -> _Training:  # fmt: skip
     """Return the settings of `zoo backbone train`. Raises ConfigError, and CheckpointError for a wrong --from."""
-    tables, stored = read_tables(config_file), None
+    tables, start_config = read_tables(config_file), None
     size = PRESETS[preset or "nano"]
     if start is not None:
         from zoo_backbone.checkpoint import backbone_config, model_config
 
-        stored = backbone_config(start)
-        size = size if preset else model_config(stored)
+        start_config = backbone_config(start)
+        size = size if preset else model_config(start_config)
     model = from_mapping(
         type(size), dataclasses.asdict(size) | tables["model"], Origin(path=config_file, table="model")
     )
     table = with_options(tables["train"], assignments, seed, steps=steps)
     train = from_mapping(TrainConfig, table, Origin(path=config_file, table="train"))
-    return _Training(stored=stored, tables=tables, size=size, model=model, train=train)
+    return _Training(start_config=start_config, tables=tables, size=size, model=model, train=train)
 
 
 @backbone.command(cls=CheckedCommand, check=_training)
@@ -139,12 +139,12 @@ def train(
     settings = _training(
         preset=preset, config_file=config_file, start=start, steps=steps, seed=seed, assignments=assignments
     )
-    stored, tables, size = settings.stored, settings.tables, settings.size
+    start_config, tables, size = settings.start_config, settings.tables, settings.size
     model, config = settings.model, settings.train
     if print_config:
         usual = dataclasses.asdict(type(size)())
         differing = {key: value for key, value in dataclasses.asdict(size).items() if value != usual[key]}
-        base = Layer(differing, f"preset {preset or 'nano'}" if stored is None or preset else str(start))
+        base = Layer(differing, f"preset {preset or 'nano'}" if start_config is None or preset else str(start))
         show_config("model", model, [base, *given_layers(tables["model"], config_file, "model", ())])
         echo()
         given = given_layers(tables["train"], config_file, "train", assignments, seed=seed, steps=steps)
@@ -159,9 +159,9 @@ def train(
             raise
         advice = f"{tokens} has tokens of it: enable it, or choose others by --modalities"
         raise UnknownNameError(f"{error}; {advice}") from None
-    left = [spec["name"] for spec in stored["specs"] if spec["name"] not in names] if stored and not modalities else []
-    if left:
-        note(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(left)}")
+    trained_names = [spec["name"] for spec in start_config["specs"]] if start_config and not modalities else []
+    if missing := [name for name in trained_names if name not in names]:
+        note(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(missing)}")
     if dry_run:
         state = "replace" if overwrite and out.is_dir() else "resume" if read_run(out) else "train"
         echo(f"{state} {out}: {config.steps} steps of {config.batch_size} samples over {', '.join(handles)}")
