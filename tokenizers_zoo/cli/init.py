@@ -227,8 +227,8 @@ def registry_text(zoo: Zoo, folder: Path, found: Findings) -> str:
     if found.image_size:
         about = "as stored"
     elif found.sides:
-        small, large = min(found.sides, key=min), max(found.sides, key=min)
-        about = f"the files have {small[0]} x {small[1]} to {large[0]} x {large[1]}"
+        extremes = dict.fromkeys((min(found.sides, key=min), max(found.sides, key=min)))
+        about = f"the files have {' to '.join(f'{width} x {height}' for width, height in extremes)}"
     else:
         about = "no pictures were found"
     ready, later = derivable_from(zoo, found.modalities)
