@@ -290,7 +290,7 @@ def test_the_first_page_runs_as_it_stands(tmp_path: Path) -> None:
 def test_the_page_about_photographs_runs_as_it_stands(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
     printed = run_page(PHOTOGRAPHS_PAGE, shell)
-    assert "2 modalities of photos, 96 samples" in printed["zoo init photos"]
+    assert "2 modalities of photos, 112 samples" in printed["zoo init photos"]
     made = printed["zoo data make folder data --set path=photos"]
     assert "train/rgb: 96 written" in made and "train/caption: 48 written" in made
     assert "rgb: stored at 128 x 128 pixels" in made and "crop=whole" in made
