@@ -181,6 +181,15 @@ def killed_run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_states_that_a_killed_save_left_are_removed(stopped: Path, store: Path, tmp_path: Path) -> None:
+    """It was killed before it removed the previous state, or while it wrote the next one."""
+    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    shutil.copytree(folder / STATE / "step-00000004", folder / STATE / "step-00000003")
+    (folder / STATE / ".step-00000005.tmp").mkdir()
+    run(folder, store, steps=4)
+    assert [path.name for path in (folder / STATE).iterdir()] == ["step-00000004"]
+
+
 def flipped(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-100] ^= 1

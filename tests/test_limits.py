@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
-from hostile import HOSTILE, edited
+from hostile import EMPTY_SCAN, HOSTILE, edited, jpeg_with
 from PIL import Image
 
 from tokenizers_zoo.data.shards import ValueStore
@@ -112,9 +112,24 @@ def test_bytes_after_the_end_of_a_picture_do_not_count(kind: str, options: dict[
     if kind in ("JPEG", "MPO"):
         options = options | {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0" + thumbnail.getvalue()}
     picture.save(file, kind, **options)
-    video = (b"\xff\xda\xff\xd8\xff\xd9iCCP" * 100 + rng.bytes(1_000_000)) * 3
+    parts = b"\0\0\0\0iCCP\0\0\0\0" * 100 + b"\xff\xda\0\2" * 100 + b"\xff\xda\xff\xd8\xff\xd9iCCP" * 100
+    video = (parts + rng.bytes(1_000_000)) * 3
     alone, followed = (ZOO["rgb"].read(data, "jpg") for data in (file.getvalue(), file.getvalue() + video))
     assert np.array_equal(alone, followed)
+
+
+@pytest.mark.parametrize("comment", [b"", b"\xff\xfe\0\x04\xff\xd9"], ids=["plain", "end marker in a comment"])
+@pytest.mark.parametrize("scans", [64, 65, 1000])
+def test_a_jpeg_of_more_than_64_scans_is_refused(scans: int, comment: bytes) -> None:
+    """The decoder may refuse empty scans itself, in other words."""
+    extra = EMPTY_SCAN * (scans - jpeg_with(b"").count(EMPTY_SCAN[:2]))
+    message = ""
+    try:
+        ZOO["rgb"].read(jpeg_with(comment + extra), "jpg")
+    except InvalidValueError as error:
+        message = str(error)
+    assert ("at most 64" in message) == (scans > 64)
+    assert f"{scans:,} scans" in message or scans == 64
 
 
 @pytest.mark.parametrize("description", HOSTILE)

@@ -31,7 +31,7 @@ from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.families.text import TextModality, fitting_groups, printable, words_of
+from tokenizers_zoo.families.text import TextModality, fitting_groups, map_values, printable, words_of
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.text_vocab import Special, TextVocabulary
 from zoo_images.palette import Palette, lab, main_colours, pairing
@@ -127,6 +127,19 @@ def test_any_ids_decode_to_a_value_that_encodes(name: str, data: st.DataObject) 
     values = PLUGINS[name].decode(tokenizer, [np.array(ids, dtype=np.int64)])
     encoded = PLUGINS[name].encode(tokenizer, values)
     assert len(encoded[0]) <= PLUGINS[name].max_length(tokenizer.settings)
+
+
+def test_the_refused_value_of_a_batch_is_named() -> None:
+    def root(number: float) -> float:
+        if number < 0:
+            raise InvalidValueError(f"{number} is below 0")
+        return number**0.5
+
+    assert map_values([4, 9], root, "caption") == [2, 3]
+    with pytest.raises(InvalidValueError, match=r"^caption: -9 is below 0 \(value 1 of 2\)$"):
+        map_values([4, -9], root, "caption")
+    with pytest.raises(InvalidValueError, match=r"^caption: -9 is below 0$"):
+        map_values([-9], root, "caption")
 
 
 def test_a_limit_never_cuts_a_group() -> None:

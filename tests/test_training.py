@@ -32,7 +32,7 @@ from tokenizers_zoo.run_folder import TOKENIZER, FolderError
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.train.batches import seeded
 from tokenizers_zoo.train.config import TrainConfig
-from tokenizers_zoo.train.interrupt import Interrupted
+from tokenizers_zoo.train.interrupt import Interrupted, noted_signals
 from tokenizers_zoo.train.log import read_metrics
 from tokenizers_zoo.train.loop import Task, train
 from tokenizers_zoo.train.optim import DivergedError
@@ -247,6 +247,20 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt) as interrupted:
         train(VectorTask(), SAMPLES, CONFIG, tmp_path, 0, on_step=signals(signal.SIGINT, signal.SIGINT, at=3))
     assert not isinstance(interrupted.value, Interrupted) and not (tmp_path / STATE).exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_last_step_still_ends_the_command(number: int) -> None:
+    """The training has nothing to save, and commands after it must not run."""
+    sent: list[int] = []
+    before = signal.signal(number, lambda number, _: sent.append(number))
+    try:
+        with noted_signals() as noted:
+            os.kill(os.getpid(), number)
+            assert noted == [number] and not sent
+        assert sent == [number]
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_finished_training_is_lengthened(uninterrupted: Path, tmp_path: Path) -> None:

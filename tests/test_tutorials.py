@@ -291,7 +291,7 @@ def test_the_first_page_runs_as_it_stands(tmp_path: Path) -> None:
 def test_the_page_about_photographs_runs_as_it_stands(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
     outputs = run_page(PHOTOGRAPHS_PAGE, shell)
-    assert "2 modalities of photos, 96 samples" in outputs["zoo init photos"]
+    assert "2 modalities of photos, 112 samples" in outputs["zoo init photos"]
     output = outputs["zoo data make folder data --set path=photos"]
     assert "train/rgb: 96 written" in output and "train/caption: 48 written" in output
     assert "rgb: stored at 128 x 128 pixels" in output and "crop=whole" in output

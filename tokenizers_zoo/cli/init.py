@@ -224,8 +224,8 @@ def registry_text(zoo: Zoo, folder: Path, findings: Findings) -> str:
     if findings.image_size:
         size_reason = "as stored"
     elif findings.picture_sizes:
-        small, large = min(findings.picture_sizes, key=min), max(findings.picture_sizes, key=min)
-        size_reason = f"the files have {small[0]} x {small[1]} to {large[0]} x {large[1]}"
+        extremes = dict.fromkeys((min(findings.picture_sizes, key=min), max(findings.picture_sizes, key=min)))
+        size_reason = f"the files have {' to '.join(f'{width} x {height}' for width, height in extremes)}"
     else:
         size_reason = "no pictures were found"
     ready, later = derivable_from(zoo, findings.modalities)

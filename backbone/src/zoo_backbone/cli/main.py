@@ -59,15 +59,25 @@ def backbone() -> None:
 backbone.add_command(generate_command)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Training:
+    """The settings of `zoo backbone train`."""
+
+    start_config: dict[str, Any] | None
+    """The config.json of --from."""
+    tables: dict[str, dict[str, Any]]
+    """The tables of the file."""
+    size: ModelConfig
+    """The preset, or the model of --from, which [model] changes."""
+    model: ModelConfig
+    train: TrainConfig
+
+
 def _training(
     *, preset: str | None, config_file: Path | None, start: Path | None, steps: int | None, seed: int | None,
-    assignments: tuple[str, ...], **options: Any,
-) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]], ModelConfig, ModelConfig, TrainConfig]:  # fmt: skip
-    """Return the settings of `zoo backbone train`.
-
-    They are config.json of --from, the tables of the file, the model that [model] changes (the preset, or the model of
-    --from), the model, and the settings of training. Raises ConfigError, and CheckpointError for a wrong --from.
-    """
+    assignments: tuple[str, ...], **others: Any,
+) -> _Training:  # fmt: skip
+    """Return the settings of `zoo backbone train`. Raises ConfigError, and CheckpointError for a wrong --from."""
     tables, start_config = read_tables(config_file), None
     size = PRESETS[preset or "nano"]
     if start is not None:
@@ -80,7 +90,7 @@ def _training(
     )
     table = with_options(tables["train"], assignments, seed, steps=steps)
     train = from_mapping(TrainConfig, table, Origin(path=config_file, table="train"))
-    return start_config, tables, size, model, train
+    return _Training(start_config=start_config, tables=tables, size=size, model=model, train=train)
 
 
 @backbone.command(cls=CheckedCommand, check=_training)
@@ -126,9 +136,11 @@ def train(
     from zoo_backbone.distributed import leave
     from zoo_backbone.grow import train_run
 
-    start_config, tables, size, model, config = _training(
+    settings = _training(
         preset=preset, config_file=config_file, start=start, steps=steps, seed=seed, assignments=assignments
     )
+    start_config, tables, size = settings.start_config, settings.tables, settings.size
+    model, config = settings.model, settings.train
     if print_config:
         defaults = dataclasses.asdict(type(size)())
         differing = {key: value for key, value in dataclasses.asdict(size).items() if value != defaults[key]}
@@ -147,9 +159,9 @@ def train(
             raise
         advice = f"{tokens} has tokens of it: enable it, or choose others by --modalities"
         raise UnknownNameError(f"{error}; {advice}") from None
-    start_names = [spec["name"] for spec in start_config["specs"]] if start_config and not modalities else []
-    if left := [name for name in start_names if name not in names]:
-        note(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(left)}")
+    trained_names = [spec["name"] for spec in start_config["specs"]] if start_config and not modalities else []
+    if missing := [name for name in trained_names if name not in names]:
+        note(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(missing)}")
     if dry_run:
         state = "replace" if overwrite and out.is_dir() else "resume" if read_run(out) else "train"
         echo(f"{state} {out}: {config.steps} steps of {config.batch_size} samples over {', '.join(handles)}")
