@@ -88,7 +88,7 @@ plugin = Numbers()
 '''
 LEVELS = 6
 VECTORS_ALONE = {
-    "import GridLayout,": "import EmbeddingsLayout,",
+    "import GridLayout": "import EmbeddingsLayout",
     "layout=GridLayout(shape=(side // 4, side // 4))": "layout=EmbeddingsLayout(max_length=99, dim=1)",
     "vocab_size=config.levels": "vocab_size=0",
     "(means * (len(tokenizer) - 1)).round().long()": "means.flatten(1)[..., None]",

@@ -205,7 +205,7 @@ def wav(samples: np.ndarray, rate: int = 16000) -> bytes:
 
 def animation(*greys: int) -> bytes:
     frames = [Image.new("RGB", (16, 16), (grey,) * 3) for grey in greys]
-    return media.saved(frames[0], "gif", save_all=True, append_images=frames[1:], duration=100).data
+    return media.save_picture(frames[0], "gif", save_all=True, append_images=frames[1:], duration=100).data
 
 
 def runs(*counts: int) -> bytes:
@@ -258,7 +258,7 @@ FILES: list[tuple[str, str, bytes, str]] = [
     ("heightmap", "tif", tiff_bytes(np.float32([[7, -9999.9]]), nodata=-9999.9), "-9999.9"),
     ("heightmap", "npy", array_bytes(np.zeros((3, 2, 2))), "(1, height, width)"),
     ("heightmap", "tif", tiff_bytes(np.full(FRAME, 3 + 4j, np.complex64)), "complex64"),
-    ("sam_instance", "png", media.saved(Image.new("RGB", (4, 4))).data, "one channel"),
+    ("sam_instance", "png", media.save_picture(Image.new("RGB", (4, 4))).data, "one channel"),
     ("sam_instance", "txt", b"", "expected"),
     ("sam_instance", "npy", array_bytes(np.zeros(FRAME, np.float32)), "integer ids"),
     ("sam_instance", "npy", array_bytes(np.full(FRAME, -1)), "[0, 65535]"),

@@ -81,7 +81,7 @@ DECODED = 'repeat(tokenizer[tokens], "batch h w -> batch 1 (h p) (w q)", p=4, q=
 NUMBER = {
     ARRAY: 'ValueSpec(shape=(), dtype="int64", low=0, high=15, unit="points")',
     GRID: "layout=VectorLayout(length=1)",
-    "import GridLayout,": "import VectorLayout,",
+    "import GridLayout": "import VectorLayout",
     "return (means * (len(tokenizer) - 1)).round().long()": "return values[:, None]",
     "means = reduce(": "0 and reduce(",
     f"return {DECODED}": "return tokens[:, 0]",
@@ -95,7 +95,7 @@ BITS = {
     "np.abs(p - t)": "np.abs(p.astype(float) - t)",
 }
 PATCHES = {
-    "import GridLayout,": "import PatchesLayout,",
+    "import GridLayout": "import PatchesLayout",
     "vocab_size=config.levels": "vocab_size=0",
     "(means * (len(tokenizer) - 1)).round().long()": "means.flatten(1)[..., None]",
     GRID: "layout=PatchesLayout(shape=(side // 4, side // 4), dim=1)",

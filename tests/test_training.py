@@ -32,7 +32,7 @@ from tokenizers_zoo.run_folder import TOKENIZER, FolderError
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.train.batches import seeded
 from tokenizers_zoo.train.config import TrainConfig
-from tokenizers_zoo.train.interrupt import Interrupted, noted_signals
+from tokenizers_zoo.train.interrupt import Interrupted, deferred_signals
 from tokenizers_zoo.train.log import read_metrics
 from tokenizers_zoo.train.loop import Task, train
 from tokenizers_zoo.train.optim import DivergedError
@@ -255,9 +255,9 @@ def test_a_signal_after_the_last_step_still_ends_the_command(number: int) -> Non
     sent: list[int] = []
     before = signal.signal(number, lambda number, _: sent.append(number))
     try:
-        with noted_signals() as noted:
+        with deferred_signals() as received:
             os.kill(os.getpid(), number)
-            assert noted == [number] and not sent
+            assert received == [number] and not sent
         assert sent == [number]
     finally:
         signal.signal(number, before)
