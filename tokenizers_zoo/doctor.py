@@ -363,7 +363,7 @@ def edge_shift(patient: Patient, modality: str) -> Shift | None:
     size = patient.values[0].shape[-2:]
     shifts = []
     try:
-        handles = patient.handle, patient.zoo[other]
+        handles = patient.handle, patient.zoo[modality]
         if not is_picture(handles[1]) or handles[1].spec.value.shape[-2:] != size or min(size) < MIN_SIDE:
             return None
         rows = list(islice(patient.store.rows(patient.split, [handle.name for handle in handles]), SHIFT_SAMPLES))

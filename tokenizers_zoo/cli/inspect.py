@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tokenizers_zoo.doctor import Finding
     from tokenizers_zoo.registry import ModalityHandle
 
-Facts = TypeVar("Shown")
+Facts = TypeVar("Facts")
 
 
 def is_trained(handle: ModalityHandle) -> bool:

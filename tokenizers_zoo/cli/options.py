@@ -342,7 +342,7 @@ def show_config(name: str, settings: Any, layers: Sequence[Layer]) -> None:
             continue
         origins = (layer.location(field.name) for layer in reversed(layers) if field.name in layer.values)
         origin = next(origins, "default")
-        text = f"# {field.name} is not set" if value is None else f"{field.name} = {config.plain(value)}"
+        text = f"# {field.name} is not set" if value is None else f"{field.name} = {config.toml_text(value)}"
         lines.append(f"{text}  # {origin}" if value is not None or origin != "default" else text)
     for line in lines:
         echo(line)

@@ -127,13 +127,13 @@ def _print_config(handle: ModalityHandle, overrides: Mapping[str, Any], steps: i
     """Print the settings of a modality with overrides of its tokenizer table, and where each comes from."""
     settings = handle.check_overrides(overrides)
     name, file = f"modalities.{handle.name}", handle.settings.origin.path
-    layers = [Layer(settings.shared, file, "zoo"), Layer(handle.settings.own, file, name)] if file else []
+    layers = [Layer(settings.shared, file, "zoo"), Layer(handle.settings.table, file, name)] if file else []
     assigned = {key: value for key, value in overrides.items() if key != "steps" or not steps}
     layers += [Layer({"tokenizer": assigned}, "--set")]
     layers += [Layer({"tokenizer": {"steps": steps}}, "--steps")] if steps else []
-    for config in settings.taken.values():
-        preset_values = preset_of(type(config), settings.own, settings.origin)
-        preset = [Layer(preset_values, f"preset {settings.own['preset']}")] if preset_values else []
+    for config in settings.parsed.values():
+        preset_values = preset_of(type(config), settings.table, settings.origin)
+        preset = [Layer(preset_values, f"preset {settings.table['preset']}")] if preset_values else []
         show_config(name, config, [*layers[:1], *preset, *layers[1:]] if file else [*preset, *layers])
 
 

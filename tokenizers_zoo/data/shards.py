@@ -447,7 +447,7 @@ def reading_settings(handle: ModalityHandle) -> dict[str, Any]:
     to the tokens; the tokenizer and pretrained networks have their own records.
     """
     settings = handle.known_settings()
-    fields = [field for config in handle.taken_settings() for field in dataclasses.fields(config)]
+    fields = [field for config in handle.plugin_settings() for field in dataclasses.fields(config)]
     display_only = [field.name for field in fields if field.metadata.get("shown")]
     shared = {key: item for key, item in sorted(handle.settings.shared.items()) if key in settings}
     excluded = {TOKENIZER_KEY, "patch_size", *networks_of(settings), *display_only}

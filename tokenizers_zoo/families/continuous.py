@@ -133,7 +133,7 @@ class StandardisedModality(PluginBase):
             pairs = list(zip(held_out, reconstructed, strict=True))[:RENDERED_SAMPLES]
             evaluation = Evaluation(
                 metrics=call_hook(self.score, predicted=reconstructed, target=held_out, settings=config),
-                shown=[tuple(call_hook(self.render, value=v, settings=config) for v in pair) for pair in pairs],  # type: ignore[misc]
+                pairs=[tuple(call_hook(self.render, value=v, settings=config) for v in pair) for pair in pairs],  # type: ignore[misc]
                 samples=len(held_out),
             )
             tensors = {"mean": mean, "std": std}

@@ -75,7 +75,7 @@ def derive_data(
     """
     store, result = ValueStore(data), RunResult(planned=dry_run)
     download = modalities is not None and not dry_run
-    with preferring(device), disk_errors(store.root), locked(store.root), contextlib.ExitStack() as stack:
+    with prefer_device(device), disk_errors(store.root), locked(store.root), contextlib.ExitStack() as stack:
         orders = {split: _derivation_order(zoo, store, split, modalities, result) for split in splits or store.splits()}
         for split, order in orders.items():  # all are checked before any is changed
             for handle in order:

@@ -17,7 +17,7 @@ from tokenizers_zoo.data.folder import FolderSettings, open_folder
 from tokenizers_zoo.data.manifest import Manifest, Split, shard_name
 from tokenizers_zoo.data.shards import writing_shard
 from tokenizers_zoo.data.tar import Member, key_problem
-from tokenizers_zoo.errors import DataError, ZooError, is_transient
+from tokenizers_zoo.errors import DataError, ZooError, is_transient, size_text
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.limits import limited
 from tokenizers_zoo.pipeline.workers import report, suspects, working_on
@@ -161,8 +161,8 @@ def _aspect_errors(sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
         if 2 * len(differing) >= len(sizes) > 1:
             second = differing[0]
             reasons[name] = (
-                f"{name}: {by(size)} pixels, where {second} has {by(sizes[second])}: the pictures of a sample have to "
-                "show the same, in the same proportions"
+                f"{name}: {size_text(size)} pixels, where {second} has {size_text(sizes[second])}: "
+                "the pictures of a sample have to show the same, in the same proportions"
             )
     return reasons
 

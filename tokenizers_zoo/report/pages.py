@@ -297,9 +297,10 @@ def _data(data: Path | None) -> dict[str, Any]:
         counts["samples"][row.split] = row.samples
         counts["bytes"] += row.bytes
         counts["dropped"] += row.dropped
+    reasons = [f"{row.split}/{row.modality}/{reason}" for row in description.rows for reason in row.reasons]
     unlisted = max(0, sum(row.dropped for row in description.rows) - REASONS)
     return {"splits": splits, "rows": rows, "aligned": description.aligned, "problem": reason,
-            "reasons": description.reasons[:REASONS], "more": unlisted}  # fmt: skip
+            "reasons": reasons[:REASONS], "more": unlisted}  # fmt: skip
 
 
 def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:

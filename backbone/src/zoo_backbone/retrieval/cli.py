@@ -120,7 +120,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
     from zoo_backbone.retrieval.query import query_keys, query_values, write_results
 
     scale = numbers_of("--weights", weights)
-    names = _inputs(inputs, stored=keys is not None)
+    names = _inputs(inputs, by_key=keys is not None)
     if keys is None and (exclude_self or split):
         raise click.UsageError("--exclude-self and --split: apply to stored samples; give --keys")
     index = Index(folder, run)

@@ -240,7 +240,7 @@ def columns_of(table: Any, config: HubSettings, names: ModalityNames) -> dict[st
     for column in config.columns:
         if column not in features:
             raise UnknownNameError.of(f"column of {config.path}:", column, features)
-    modalities = names.chosen(config.columns, "columns")
+    modalities = names.resolve(config.columns, "columns")
     for column in features:
         if column not in modalities and column in names.by_name and names.by_name[column] not in modalities.values():
             modalities[column] = names.by_name[column]

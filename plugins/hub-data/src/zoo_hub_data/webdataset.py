@@ -73,7 +73,7 @@ class WebDatasetSource:
         and ReadError for a tar file that cannot be read or downloaded.
         """
         config = settings.take(WebDatasetSettings)
-        declared = names.chosen(config.extensions, "extensions")
+        declared = names.resolve(config.extensions, "extensions")
         modality_by_ending = {ending.lower().removeprefix("."): name for ending, name in declared.items()}
         patterns = config.test if split == TEST and config.test else config.path
         tars = tar_files((patterns,) if isinstance(patterns, str) else patterns)
