@@ -181,9 +181,9 @@ def killed_run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_states_that_a_killed_save_left_are_removed(stopped: Path, store: Path, tmp_path: Path) -> None:
+def test_states_that_a_killed_save_left_are_removed(killed_run: Path, store: Path, tmp_path: Path) -> None:
     """It was killed before it removed the previous state, or while it wrote the next one."""
-    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    folder = Path(shutil.copytree(killed_run, tmp_path / "run"))
     shutil.copytree(folder / STATE / "step-00000004", folder / STATE / "step-00000003")
     (folder / STATE / ".step-00000005.tmp").mkdir()
     run(folder, store, steps=4)

@@ -735,7 +735,7 @@ def test_errors_of_a_source_name_the_sample(
     error: Exception, kind: type[Exception], toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = toy().source("toy").samples("train", 3, 0, {})
-    monkeypatch.setattr(type(samples._given), "__getitem__", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(type(samples._samples), "__getitem__", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(kind, match=r"^toy: sample 1 of "):
         samples[1]
 

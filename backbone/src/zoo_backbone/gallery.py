@@ -83,7 +83,7 @@ def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Show
     sheet = Image.new("RGB", (lefts.pop() - GAP, tops.pop() - GAP), "white")
     for title, left in zip(titles, lefts, strict=False):
         sheet.paste(title, (left, 1))
-    boxes: list[list[Box | None]] = [[None] * len(headers) for _ in rows]
+    cell_bounds: list[list[Box | None]] = [[None] * len(headers) for _ in rows]
     for number, (row, top) in enumerate(zip(cells, tops, strict=True)):
         for column, (cell, left) in enumerate(zip(row, lefts, strict=True)):
             if isinstance(rows[number][column], str):
@@ -91,9 +91,9 @@ def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Show
                 continue
             x, y = left + (CELL - cell.width) // 2, top + (CELL - cell.height) // 2
             sheet.paste(cell, (x, y))
-            boxes[number][column] = (x, y, x + cell.width, y + cell.height)
+            cell_bounds[number][column] = (x, y, x + cell.width, y + cell.height)
     information = PngInfo()
-    information.add_text("cells", json.dumps(boxes))
+    information.add_text("cells", json.dumps(cell_bounds))
     with replacing_file(path) as temporary:
         sheet.save(temporary, format="PNG", optimize=True, pnginfo=information)
     return True
