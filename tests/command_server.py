@@ -8,6 +8,7 @@ Each runs in a session of its own, so that processes that outlive it can be foun
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import importlib
@@ -136,8 +137,9 @@ def watch(child: int, mishap: dict[str, Any], folder: Path) -> dict[str, Any]:
                     (folder / mishap["place"]).rename(folder / "gone")
                     happened = True
             for process in victims:
-                os.kill(process, signal.SIGKILL)
-                happened = True
+                with contextlib.suppress(ProcessLookupError):  # a worker that ended since it was listed
+                    os.kill(process, signal.SIGKILL)
+                    happened = True
         time.sleep(0.002)
     facts = {"process": child, "seconds": seconds, "peak": usage.ru_maxrss / 1024, "happened": happened, "late": late}
     return {"code": os.waitstatus_to_exitcode(status), **facts}
