@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import random
-from functools import partial
 from types import MappingProxyType
-from typing import Any
 
-from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
-from tokenizers_zoo.source import MadeSamples, Sample, SourceSpec
+from tokenizers_zoo.families.sources import MadeSource
+from tokenizers_zoo.source import Sample, SourceSpec
 from zoo_scenes.scene import CLASSES, SceneSettings
 
 MODALITIES = (
@@ -18,7 +15,7 @@ MODALITIES = (
 )  # fmt: skip
 
 
-def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> dict[str, Any]:
+def make_sample(settings: SceneSettings, split: str, seed: int, number: int) -> Sample:
     """All modalities of one sample. The scene does not depend on the picture's size."""
     from zoo_scenes import observe
     from zoo_scenes.captions import caption, layout
@@ -26,7 +23,7 @@ def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> d
     from zoo_scenes.render import render
     from zoo_scenes.stage import build
 
-    name = f"{split}/{seed}/{index}"
+    name = f"{split}/{seed}/{number}"
     scene = compose(random.Random(f"scene/{name}"), settings)
     stage = build(scene)
     view = render(stage, settings.image_size, settings.shadows)
@@ -35,7 +32,7 @@ def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> d
         text = layout(scene, visible[: settings.max_boxes], shares)
     else:
         text = caption(random.Random(f"caption/{name}"), scene, visible, shares)
-    return {
+    return f"{split}-{seed}-{number:06d}", {
         "rgb": view.rgb,
         "depth": view.depth[None],
         "normal": view.normals,
@@ -50,27 +47,14 @@ def make_sample(split: str, seed: int, index: int, settings: SceneSettings) -> d
     }
 
 
-def _sample(split: str, seed: int, settings: SceneSettings, number: int) -> Sample:
-    return f"{split}-{seed}-{number:06d}", make_sample(split, seed, number, settings)
-
-
-class ScenesSource:
-    """The plugin object of the entry point `scenes`."""
-
-    @hookimpl
-    def source_spec(self) -> SourceSpec:
-        return SourceSpec(
-            name="scenes",
-            summary="furnished rooms with people, settled by physics: exact depth, normals, classes, boxes and poses",
-            modalities=MODALITIES,
-            licence="Apache-2.0, made by this code; MuJoCo (Apache-2.0) casts the rays",
-            classes=MappingProxyType({"semseg": CLASSES}),
-            settings=SceneSettings,
-        )
-
-    @hookimpl
-    def samples(self, split: str, count: int | None, seed: int, settings: Settings) -> MadeSamples:
-        return MadeSamples("scenes", split, count, partial(_sample, split, seed, settings.take(SceneSettings)))
-
-
-scenes = ScenesSource()
+scenes = MadeSource(
+    SourceSpec(
+        name="scenes",
+        summary="furnished rooms with people, settled by physics: exact depth, normals, classes, boxes and poses",
+        modalities=MODALITIES,
+        licence="Apache-2.0, made by this code; MuJoCo (Apache-2.0) casts the rays",
+        classes=MappingProxyType({"semseg": CLASSES}),
+        settings=SceneSettings,
+    ),
+    make_sample,
+)
