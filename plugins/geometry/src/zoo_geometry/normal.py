@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.families.images import bands_of, crop_and_resize, open_image, read_array, rgb_image
+from tokenizers_zoo.families.images import angle_degrees, bands_of, crop_and_resize, open_image, read_array, rgb_image
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.spec import Crop, Metric, ModalitySpec
 from zoo_geometry.body import FieldOfView, half_sizes
@@ -139,13 +139,6 @@ def normalise(value: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(value, axis=0, keepdims=True)
     towards_viewer = np.array([0, 0, 1], dtype=value.dtype)[:, None, None]
     return np.where(length > 1e-6, value / np.maximum(length, 1e-6), towards_viewer)
-
-
-def angle_degrees(predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Angle between vectors along the first axis, degrees in [0, 180]; exact also near 0, where arccos is not."""
-    (x, y, z), (u, v, w) = predicted.astype(np.float64), target.astype(np.float64)
-    across = np.sqrt((y * w - z * v) ** 2 + (z * u - x * w) ** 2 + (x * v - y * u) ** 2)
-    return np.degrees(np.arctan2(across, x * u + y * v + z * w))
 
 
 plugin = Normal()
