@@ -442,7 +442,7 @@ def read_numbers(data: bytes, extension: str, what: str, small: Sequence[str] = 
     other files, with the `advice`, and for JPEG.
     """
     if extension in ("jpg", "jpeg"):
-        raise ValueError(f"JPEG changes numbers at every border, and these are {what}; save them as .png")
+        raise ValueError(f"JPEG changes numbers at every border; save {what} as .png")
     image = open_image(data, extension, EXACT_EXTENSIONS)
     if image.mode not in (*small, *WHOLE_NUMBERS):
         modes = ", ".join((*small, *WHOLE_NUMBERS[:1], WHOLE_NUMBERS[-1]))

@@ -136,13 +136,6 @@ class SeriesSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClipTokenizer(TemporalTokenizer):
-    """The `tokenizer` table of clips: smaller batches, because a clip is as large as several pictures."""
-
-    batch_size: int = 8
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ClipSettings(ImageSettings):
     """Frames and size of a clip's values, and of its tokens' patches."""
 
@@ -150,7 +143,7 @@ class ClipSettings(ImageSettings):
     """Frames of a value, at least 2."""
     patch_frames: int = 2
     """Frames per token; divides the frames."""
-    tokenizer: ClipTokenizer = ClipTokenizer()
+    tokenizer: TemporalTokenizer = TemporalTokenizer(batch_size=8)  # a clip is as large as several pictures
 
     def __post_init__(self) -> None:
         ImageSettings.__post_init__(self)

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import SHOWN, Settings, check_interval
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.families.images import image_of, png_bytes, read_array, read_numbers
+from tokenizers_zoo.families.images import Array, image_of, png_bytes, read_array, read_numbers
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.pretrained import LabellerConfig, PretrainedError
 from tokenizers_zoo.spec import Metric
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     import torch
 
 
-Array = NDArray[Any]
 IN_METRES = ("depth_pro", "glpn", "zoedepth")
 """Kinds of networks (`model_type` in config.json) whose output is always metres."""
 

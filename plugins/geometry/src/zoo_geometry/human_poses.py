@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.autoencoder.config import PUBLISHED_TRAINING
@@ -21,6 +20,7 @@ from tokenizers_zoo.families.text import read_json
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from zoo_geometry import body, published_people
+from zoo_geometry.body import Array
 from zoo_geometry.people import MISSED, draw_people, example_person, joint_errors
 from zoo_geometry.pose_labeller import PoseLabeller
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.ml4m.architecture import Architecture
 
-Array = NDArray[Any]
 Person = dict[str, Any]
 
 JOINTS = len(body.JOINTS)

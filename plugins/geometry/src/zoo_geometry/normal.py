@@ -7,12 +7,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.families.images import angle_degrees, bands_of, crop_and_resize, open_image, read_array, rgb_image
+from tokenizers_zoo.families.images import (
+    Array,
+    angle_degrees,
+    bands_of,
+    crop_and_resize,
+    open_image,
+    read_array,
+    rgb_image,
+)
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.spec import Crop, Metric, ModalitySpec
 from zoo_geometry.body import FieldOfView, half_sizes
@@ -142,9 +149,6 @@ def normalise(value: np.ndarray) -> np.ndarray:
 
 
 plugin = Normal()
-
-
-Array = NDArray[Any]
 
 
 def normals_of_depth(depth: Array, fov: FieldOfView) -> Array:

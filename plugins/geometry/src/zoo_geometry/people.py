@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo.families.images import canvas
 from tokenizers_zoo.families.object_tokens import best_pairs, box_overlaps
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     import PIL.Image
 
 
-Array = NDArray[Any]
 Person = dict[str, Any]
 
 MISSED = 500.0

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo.config import check_interval
 from tokenizers_zoo.families.object_tokens import box_overlaps
 from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError, files_of, pretrained_errors
 from zoo_geometry import body
-from zoo_geometry.body import direction, half_sizes, look_at_rotation, offset_of, rotations_of
+from zoo_geometry.body import Array, direction, half_sizes, look_at_rotation, offset_of, rotations_of
 
-Array = NDArray[Any]
 Person = dict[str, Any]
 FILES = ("pose_detection.tflite", "pose_landmark_*.tflite")
 """The detector and the landmark network; of several the first is taken."""

@@ -72,9 +72,7 @@ class Caption(PlainText[CaptionSettings]):
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> str:
         """Generate a caption of the sample's rgb picture."""
-        labeller = settings.take(CaptionSettings).labeller
-        assert labeller is not None  # without one nothing is derived
-        return labeller.caption(sample["rgb"])
+        return self.options(settings).labeller.caption(sample["rgb"])
 
     @hookimpl
     def transform(self, value: str, crop: Crop) -> str:

@@ -11,14 +11,13 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts, check_interval
-from tokenizers_zoo.families.images import canvas
+from tokenizers_zoo.families.images import Array, canvas
 from tokenizers_zoo.families.object_tokens import box_overlaps, box_seen_through, by_area
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.text_vocab import coordinate_fraction, coordinate_level
 from zoo_semantics.labelled_boxes import (
     GROUND,
     LABEL_F1,
-    Array,
     Box,
     EncodedBox,
     LabelledBoxes,
@@ -100,9 +99,7 @@ class Boxes(LabelledBoxes[BoxesSettings]):
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> list[Box]:
         """Boxes that the labeller sees in the sample's rgb picture, best first."""
-        labeller = settings.take(BoxesSettings).labeller
-        assert labeller is not None  # without one nothing is derived
-        return labeller.boxes(sample["rgb"])
+        return self.options(settings).labeller.boxes(sample["rgb"])
 
     def box_error(self, box: Any) -> str | None:
         if error := key_error(box, ("label", "box")):

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tokenizers_zoo.families.images import crop_and_resize
+from tokenizers_zoo.families.images import Array, crop_and_resize
 from tokenizers_zoo.limits import limits
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.validation import json_of
 
-Array = NDArray[Any]
 MOST_IDS = 65535  # the range of a 16-bit PNG
 SAME = 0.8
 """Overlap (IoU) above which two masks are one instance that was told twice; 4M's drawing of samples has it, too."""

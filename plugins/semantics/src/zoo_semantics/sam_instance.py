@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts, check_interval
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.families.images import crop_and_resize, image_of, png_bytes, read_numbers
+from tokenizers_zoo.families.images import Array, crop_and_resize, image_of, png_bytes, read_numbers
 from tokenizers_zoo.families.object_tokens import BINS, Axis, Part, Spelling
 from tokenizers_zoo.families.objects import ObjectModality, ObjectTokenizerConfig, SpelledSettings
 from tokenizers_zoo.families.spatial import published
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.ml4m.architecture import Architecture
 
-Array = NDArray[Any]
 
 FRAME = 224
 """Pixels, height and width, that published sequences count in, whatever the size of the map."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -49,13 +49,6 @@ VOID = "void"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SemsegTokenizer(TokenizerConfig):
-    """Defaults of the semseg tokenizer."""
-
-    steps: int = 700
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class SemsegSettings(SpatialSettings):
     """Settings of semseg."""
 
@@ -63,7 +56,7 @@ class SemsegSettings(SpatialSettings):
 
     classes: tuple[str, ...] = CLASSES
     """Names of the class ids 0, 1, ...; pixels of the class "void", if there is one, are not scored."""
-    tokenizer: SemsegTokenizer = SemsegTokenizer()
+    tokenizer: TokenizerConfig = field(default=TokenizerConfig(steps=700))
     labeller: ClassLabeller | None = None
     """A network that derives the classes from rgb where no source gives them; absent, they are not derived."""
 
