@@ -435,18 +435,18 @@ def read_grey(data: bytes, extension: str) -> Array:
     return opaque_picture(data, extension, "L", "black")
 
 
-def read_numbers(data: bytes, extension: str, what: str, small: Sequence[str] = (), advice: str = "") -> Array:
-    """Read the numbers (height, width) of an image, `what` they are, of more than 8 bits or of a mode in `small`.
+def read_numbers(data: bytes, extension: str, contents: str, small: Sequence[str] = (), advice: str = "") -> Array:
+    """Read the numbers (height, width) of an image of more than 8 bits, or of a mode in `small`.
 
     Greys of 2 and 4 bits, which Pillow spreads over 0 to 255, are the numbers that the file has. Raises ValueError for
-    other files, with the `advice`, and for JPEG.
+    other files and for JPEG; it names the `contents` ("class ids") and ends with the `advice`.
     """
     if extension in ("jpg", "jpeg"):
-        raise ValueError(f"JPEG changes numbers at every border; save {what} as .png")
+        raise ValueError(f"JPEG changes numbers at every border; save {contents} as .png")
     image = open_image(data, extension, EXACT_EXTENSIONS)
     if image.mode not in (*small, *WHOLE_NUMBERS):
         modes = ", ".join((*small, *WHOLE_NUMBERS[:1], WHOLE_NUMBERS[-1]))
-        raise ValueError(f"expected one channel of {what} (mode {modes}), got mode {image.mode}{advice}")
+        raise ValueError(f"expected one channel of {contents} (mode {modes}), got mode {image.mode}{advice}")
     numbers: Array = np.asarray(image)
     return numbers // (255 // (2 ** image.info[BITS] - 1)) if image.mode == "L" else numbers
 

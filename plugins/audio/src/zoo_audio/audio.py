@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 EXTENSIONS = ("flac", "mp3", "ogg", "oga", "opus", "aif", "aiff", "au", "caf")
-"""Files other than .wav, decoded by soundfile (libsndfile)."""
+"""Files that soundfile (libsndfile) decodes."""
 FASTEST = 1_000_000
 """Hz: the highest sample rate of a file that is read."""
 MOST_CHANNELS = 64

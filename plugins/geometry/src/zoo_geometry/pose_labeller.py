@@ -76,7 +76,7 @@ GRIDS = ((8, 2), (16, 2), (32, 6))
 NUMBERS = 12
 """Numbers per anchor: x, y of the box's centre, its width and height, and x, y of four points, all in pixels."""
 SAME_PERSON = 0.3
-"""Least overlap (IoU) at which two face boxes belong to one person."""
+"""Least overlap (IoU) of two face boxes that belong to one person."""
 MARGIN = 1.25
 """Side of the region that the landmark network is shown, over the diameter of the circle around the body."""
 
@@ -274,8 +274,8 @@ class PoseLabeller(PretrainedConfig):
 
     def people(self, picture: Array) -> list[Person]:
         """The people of a picture, float (3, height, width) in [0, 1]; an empty list where there are none."""
-        seen = self.load(PoseNetworks).people(picture, self.threshold)
-        people = (person_of(landmarks, picture.shape[-2:], self.camera_fov) for landmarks in seen)
+        all_landmarks = self.load(PoseNetworks).people(picture, self.threshold)
+        people = (person_of(landmarks, picture.shape[-2:], self.camera_fov) for landmarks in all_landmarks)
         return [person for person in people if person is not None]
 
 

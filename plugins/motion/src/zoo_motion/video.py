@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 CONTAINERS = {"mp4": "mp4", "m4v": "mp4", "mov": "mov", "webm": "matroska", "mkv": "matroska", "avi": "avi"}
 """Extensions, and FFmpeg's name of their container. FFmpeg never guesses it: a playlist could name other files."""
 HALF_MILLISECOND = 0.0005
-"""Seconds by which a frame may begin late: half of Matroska's time unit."""
+"""Seconds that a frame may begin late: half of Matroska's time unit."""
 ANIMATIONS = ("gif", "png", "apng", "webp")
 FORMATS = ("GIF", "PNG", "WEBP")
 """Pillow's names of what these files may hold."""
@@ -166,7 +166,7 @@ def read_container(data: bytes, extension: str, frames: int, frame_rate: float, 
                     begin = start
                 until = max(until, end - begin)
                 begun = [k for k in range(len(images), frames) if k / frame_rate < until - HALF_MILLISECOND]
-                if begun:  # the times at which this frame is the last that has begun
+                if begun:  # no later frame has begun at these times
                     images += [_pixels(frame, side)] * len(begun)
                 if len(images) == frames:
                     break
