@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from zoo_geometry import body, pose_labeller
-from zoo_geometry.pose_networks import Landmarks, Region, anchors
+from zoo_geometry.pose_labeller import Landmarks, Region, anchors
 
 METRES = 100.0  # pixels of the landmark network's input per metre, in the fake answers
 STILL = np.zeros((24, 3))

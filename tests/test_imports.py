@@ -253,7 +253,7 @@ UNCHECKED = {
     "tokenizers_zoo/report/pictures.py": "read whole before, by read_inside",
     "zoo_backbone/wheels.py": "metadata of installed distributions",
     "zoo_backbone/train.py": "pictures that it has just written",
-    "zoo_geometry/pose_networks.py": "checked by PretrainedConfig.locate",
+    "zoo_geometry/pose_labeller.py": "checked by PretrainedConfig.locate",
     "zoo_photos/photos.py": "pictures in a wheel",
 }
 """Files that read others without `open_regular`, which refuses pipes and devices; each needs a reason."""

@@ -24,8 +24,18 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.pretrained import PretrainedError
 from zoo_geometry import body
 from zoo_geometry.body import ADULT, JOINTS, PARENTS, half_sizes, look_at_rotation, offset_of, rotations_of
-from zoo_geometry.pose_labeller import PoseLabeller, head_of_landmarks, joints_of_landmarks, person_of
-from zoo_geometry.pose_networks import Region, anchors, detections, landmarks_of, region_of, sample_pixels
+from zoo_geometry.pose_labeller import (
+    PoseLabeller,
+    Region,
+    anchors,
+    detections,
+    head_of_landmarks,
+    joints_of_landmarks,
+    landmarks_of,
+    person_of,
+    region_of,
+    sample_pixels,
+)
 
 NAME = "human_poses"
 DARK, LIGHT = np.zeros((3, 60, 80), np.float32), np.zeros((3, 60, 80), np.float32)

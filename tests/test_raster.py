@@ -13,6 +13,7 @@ from PIL import Image
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.images import angle_degrees
 from tokenizers_zoo.testing.media import save_picture
 from tokenizers_zoo.validation import array_bytes as npy
 from zoo_raster import heightmap, multispectral
@@ -144,7 +145,7 @@ def test_spectral_angle_by_hand() -> None:
     predicted = np.zeros_like(truth)
     predicted[0, 0] = 0.5, 1, 0, 0  # half as bright; at 45 degrees; at a right angle; nothing
     predicted[1, 0] = 0, 1, 1, 0
-    np.testing.assert_allclose(multispectral.spectral_angle(predicted, truth)[0], [0, 45, 90, 90], atol=1e-6)
+    np.testing.assert_allclose(angle_degrees(predicted, truth)[0], [0, 45, 90, 90], atol=1e-6)
 
 
 def test_raster_metrics_by_hand() -> None:

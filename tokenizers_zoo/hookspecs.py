@@ -214,7 +214,7 @@ class SourceHooks(Protocol):
 
         Sample `i` depends on (split, seed, i) and the settings only. Keys are unique across splits. A modality that a
         sample lacks is absent from its mapping. `count` None means all samples; a source without an end raises
-        ConfigError then. `tokenizers_zoo.source.MadeSamples` helps to write such a source.
+        ConfigError then. `tokenizers_zoo.families.sources.MadeSource` helps to write such a source.
 
         A source of files of any kind matches them to the enabled modalities by `names`. It may return
         `tokenizers_zoo.source.FileBytes` in place of values, or a `tokenizers_zoo.data.files.FileSamples`. A source of

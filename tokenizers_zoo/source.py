@@ -1,15 +1,14 @@
-"""For source plugins: SourceSpec, lazy samples, values as files, and the names of enabled modalities."""
+"""For source plugins: SourceSpec, values as files, and the names of enabled modalities."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
 from tokenizers_zoo.config import check_interval
-from tokenizers_zoo.data.samples import LazySequence
-from tokenizers_zoo.errors import ConfigError, PluginError, UnknownNameError
+from tokenizers_zoo.errors import PluginError, UnknownNameError
 
 Sample = tuple[str, Mapping[str, Any]]
 """A key, and the sample's values by modality."""
@@ -88,25 +87,3 @@ class SourceSpec:
         settings = {setting.name for setting in fields(self.settings)} if self.settings is not None else set[str]()
         if unknown := sorted({setting for keys in self.agrees.values() for setting in keys.values()} - settings):
             raise PluginError(f"{self.name}: SourceSpec agrees: {', '.join(unknown)}: expected settings of the source")
-
-
-class MadeSamples(LazySequence[Sample]):
-    """`count` samples of a source without an end; `make(number)` is called on access, in any order.
-
-    `make` has to be a pure function that other processes can import: a function of a module, or a `functools.partial`
-    of one. Raises ConfigError if `count` is None or negative.
-    """
-
-    def __init__(self, source: str, split: str, count: int | None, make: Callable[[int], Sample]) -> None:
-        if count is None:
-            example = f"--{split} {1000 if split == 'train' else 100}"
-            raise ConfigError(f"{source}: has no end; say how many samples to make for {split!r}, such as {example}")
-        if count < 0:
-            raise ConfigError(f"{source}: count: expected 0 or more, got {count}")
-        self._make, self._count = make, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def item(self, index: int) -> Sample:
-        return self._make(index)

@@ -435,6 +435,22 @@ def read_grey(data: bytes, extension: str) -> Array:
     return opaque_picture(data, extension, "L", "black")
 
 
+def read_numbers(data: bytes, extension: str, contents: str, small: Sequence[str] = (), advice: str = "") -> Array:
+    """Read the numbers (height, width) of an image of more than 8 bits, or of a mode in `small`.
+
+    Greys of 2 and 4 bits, which Pillow spreads over 0 to 255, are the numbers that the file has. Raises ValueError for
+    other files and for JPEG; it names the `contents` ("class ids") and ends with the `advice`.
+    """
+    if extension in ("jpg", "jpeg"):
+        raise ValueError(f"JPEG changes numbers at every border; save {contents} as .png")
+    image = open_image(data, extension, EXACT_EXTENSIONS)
+    if image.mode not in (*small, *WHOLE_NUMBERS):
+        modes = ", ".join((*small, *WHOLE_NUMBERS[:1], WHOLE_NUMBERS[-1]))
+        raise ValueError(f"expected one channel of {contents} (mode {modes}), got mode {image.mode}{advice}")
+    numbers: Array = np.asarray(image)
+    return numbers // (255 // (2 ** image.info[BITS] - 1)) if image.mode == "L" else numbers
+
+
 def opaque_picture(data: bytes, extension: str, mode: str, ground: str) -> Array:
     """Read an image as float32 (bands of `mode`, height, width) in [0, 1], over the background colour `ground`.
 
@@ -492,11 +508,24 @@ def to_bytes(value: Array) -> NDArray[np.uint8]:
     return (np.clip(value, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def rgb_image(value: Array) -> PIL.Image.Image:
-    """Return (3, height, width) in [0, 1] as an 8-bit image."""
+def image_of(pixels: Array) -> PIL.Image.Image:
+    """Return an array (height, width), or (height, width, channels) of uint8, as an image of the mode that fits."""
     from PIL import Image
 
-    return Image.fromarray(np.ascontiguousarray(to_bytes(value).transpose(1, 2, 0)))
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def rgb_image(value: Array) -> PIL.Image.Image:
+    """Return (3, height, width) in [0, 1] as an 8-bit image."""
+    return image_of(to_bytes(value).transpose(1, 2, 0))
+
+
+def canvas(size: tuple[int, int], ground: str | tuple[int, int, int]) -> tuple[Any, Any]:
+    """Return a new RGB image of (width, height) pixels, and Pillow's pen to draw on it."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", size, ground)
+    return image, ImageDraw.Draw(image)
 
 
 PSNR = Metric(
@@ -514,6 +543,17 @@ def psnr(predicted: Sequence[Array], target: Sequence[Array]) -> float:
     pairs = zip(predicted, target, strict=True)
     error = np.array([np.mean((guess - truth) ** 2, dtype=np.float64) for guess, truth in pairs])
     return float(np.minimum(-10 * np.log10(np.maximum(error, 1e-30)), PSNR_CEILING).mean())
+
+
+def angle_degrees(first: Array, second: Array) -> NDArray[np.float64]:
+    """Return the angles between vectors along the first axis, degrees in [0, 180]; exact near 0, where arccos is not.
+
+    Vectors of length 0 are at 0 degrees to each other and at 90 to all others. (W. Kahan, How futile are mindless
+    assessments of roundoff, 2006, section 12)
+    """
+    doubles = (vectors.astype(np.float64) for vectors in (first, second))
+    a, b = (vectors / np.maximum(np.linalg.norm(vectors, axis=0), 1e-12) for vectors in doubles)
+    return np.degrees(2 * np.arctan2(np.linalg.norm(a - b, axis=0), np.linalg.norm(a + b, axis=0)))
 
 
 def png_bytes(image: PIL.Image.Image) -> bytes:

@@ -279,6 +279,11 @@ def box_seen_through(crop: Crop, box: Sequence[float], least: float) -> list[flo
     return [1 - right, top, 1 - left, bottom] if crop.flip else [left, top, right, bottom]
 
 
+def by_area(box: Sequence[float]) -> tuple[float, ...]:
+    """Return a key that sorts boxes [xmin, ymin, xmax, ymax] by falling area, and equal ones by their place."""
+    return (box[0] - box[2]) * (box[3] - box[1]), *box
+
+
 def box_overlaps(first: Array, second: Array) -> Array:
     """Return intersection over union of boxes (n, 4) and (m, 4) of edges xmin, ymin, xmax, ymax: (n, m)."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])

@@ -17,7 +17,7 @@ from tokenizers_zoo.autoencoder.config import LossName, TokenizerConfig
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.base import TrainedModality, token_grid
-from tokenizers_zoo.families.images import ImageSettings, ImageValues, read_array
+from tokenizers_zoo.families.images import ImageSettings, ImageValues, canvas, read_array
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.validation import text_of
@@ -136,13 +136,6 @@ class SeriesSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClipTokenizer(TemporalTokenizer):
-    """The `tokenizer` table of clips: smaller batches, because a clip is as large as several pictures."""
-
-    batch_size: int = 8
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ClipSettings(ImageSettings):
     """Frames and size of a clip's values, and of its tokens' patches."""
 
@@ -150,7 +143,7 @@ class ClipSettings(ImageSettings):
     """Frames of a value, at least 2."""
     patch_frames: int = 2
     """Frames per token; divides the frames."""
-    tokenizer: ClipTokenizer = ClipTokenizer()
+    tokenizer: TemporalTokenizer = TemporalTokenizer(batch_size=8)  # a clip is as large as several pictures
 
     def __post_init__(self) -> None:
         ImageSettings.__post_init__(self)
@@ -209,11 +202,8 @@ class SeriesModality(TemporalModality):
 
     def picture(self, value: NDArray[Any], options: Any) -> PIL.Image.Image:
         """Draw channels as curves over time, the first on top, each from its smallest to its largest number."""
-        from PIL import Image, ImageDraw
-
         width, band = PICTURE[0], int(np.clip(PICTURE[1] // len(value), *BAND))
-        sheet = Image.new("RGB", (width, band * len(value)), "white")
-        draw = ImageDraw.Draw(sheet)
+        sheet, draw = canvas((width, band * len(value)), "white")
         xs = np.linspace(0, width - 1, value.shape[1])
         lowest, highest = value.min(axis=1, keepdims=True), value.max(axis=1, keepdims=True)
         heights = np.where(highest > lowest, (highest - value) / np.where(highest > lowest, highest - lowest, 1), 0.5)

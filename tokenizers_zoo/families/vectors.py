@@ -14,7 +14,7 @@ from tokenizers_zoo.autoencoder.config import PUBLISHED_TRAINING, AutoencoderCon
 from tokenizers_zoo.config import check_counts
 from tokenizers_zoo.families.base import TrainedModality
 from tokenizers_zoo.families.features import FEATURE_METRICS, agreement, central_value
-from tokenizers_zoo.families.images import to_bytes
+from tokenizers_zoo.families.images import image_of, to_bytes
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.layouts import TokenLayout, VectorLayout
 from tokenizers_zoo.nn.config import MlpConfig
@@ -135,14 +135,12 @@ class VectorModality(TrainedModality):
     @hookimpl
     def render(self, value: Array) -> PIL.Image.Image:
         """Draw its numbers row by row, blue below 0 and red above; full colour is 3 root mean squares."""
-        from PIL import Image
-
         columns = min(COLUMNS, len(value))
         numbers = np.pad(value.astype(np.float64), (0, -len(value) % columns)).reshape(-1, columns)
         fade = 1 - np.minimum(np.abs(numbers) / max(3 * float(np.sqrt((value**2).mean())), 1e-12), 1)
         colours = np.stack([np.where(numbers > 0, 1, fade), fade, np.where(numbers < 0, 1, fade)], axis=-1)
         pixels = to_bytes(colours)
-        return Image.fromarray(pixels.repeat(WIDTH // columns, axis=0).repeat(WIDTH // columns, axis=1))
+        return image_of(pixels.repeat(WIDTH // columns, axis=0).repeat(WIDTH // columns, axis=1))
 
     @hookimpl
     def score(self, predicted: Sequence[Array], target: Sequence[Array]) -> Mapping[str, float]:

@@ -18,10 +18,10 @@ from tokenizers_zoo.config import Settings, check_counts, check_interval
 from tokenizers_zoo.families.base import token_grid
 from tokenizers_zoo.families.images import read_array
 from tokenizers_zoo.families.temporal import TemporalModality, TemporalTokenizer, check_patch
+from tokenizers_zoo.limits import limits
 from tokenizers_zoo.quantizers.config import QuantizerKind
-from tokenizers_zoo.spec import Crop, Metric, ValueSpec
+from tokenizers_zoo.spec import Crop, Metric
 from tokenizers_zoo.validation import CountedReads
-from zoo_audio.compressed import EXTENSIONS, FASTEST, check_sound, read_compressed
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from zoo_audio.mel import MelFrame
 
 
+EXTENSIONS = ("flac", "mp3", "ogg", "oga", "opus", "aif", "aiff", "au", "caf")
+"""Files that soundfile (libsndfile) decodes."""
+FASTEST = 1_000_000
+"""Hz: the highest sample rate of a file that is read."""
+MOST_CHANNELS = 64
+"""Channels of a file that is read."""
 UNKNOWN_FROM = 0x7FFFF000
 """Programs that write to a pipe state a size from here on to 0xFFFFFFFF."""
 TAPS = 10
@@ -62,6 +68,40 @@ def read_wav(data: bytes) -> tuple[int, NDArray[Any]]:
     channels = samples.reshape(len(samples), -1)
     check_sound(rate, channels.shape[1], len(channels))
     return rate, channels
+
+
+def check_sound(rate: int, channels: int, samples: int) -> None:
+    """Raise ValueError above FASTEST and MOST_CHANNELS, InvalidValueError above the limit `audio_seconds`."""
+    if not 1 <= rate <= FASTEST:
+        raise ValueError(f"sample rate {rate} Hz: expected up to {FASTEST:,}; resample it first")
+    if channels > MOST_CHANNELS:
+        raise ValueError(f"{channels} channels: expected up to {MOST_CHANNELS}; mix it down first")
+    limits().check("audio_seconds", samples / rate, f"{samples / rate:,.1f} seconds of sound")
+
+
+def read_compressed(data: bytes, extension: str, seconds: float) -> tuple[int, NDArray[np.float32]]:
+    """Return the sample rate, and up to `seconds` of sound as float32 (samples, channels) in [-1, 1].
+
+    Compressed sound may overshoot; it is clipped. Raises as `check_sound`, and ValueError for damaged files.
+    """
+    try:
+        import soundfile
+    except (ImportError, OSError):  # OSError: the wheel's library is not there
+        raise ValueError('needs the package soundfile; pip install "zoo-audio[soundfile]"') from None
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate = file.samplerate
+            check_sound(rate, file.channels, file.frames)
+            samples: NDArray[np.float32] = file.read(int(seconds * rate) + 1, dtype="float32", always_2d=True)
+    except soundfile.SoundFileError as error:
+        why = getattr(error, "error_string", str(error)).rstrip(".")
+        raise ValueError(f"cannot be read as .{extension}: {why}") from None
+    if not samples.size:
+        raise ValueError("it holds no sound")
+    if not np.isfinite(samples).all():
+        raise ValueError("it holds numbers that are not finite")
+    return rate, np.clip(samples, -1, 1)
 
 
 def to_float(samples: NDArray[Any]) -> NDArray[np.float32]:
@@ -195,10 +235,8 @@ class Audio(TemporalModality):
         ),
     )
 
-    def value_spec(self, options: AudioSettings) -> ValueSpec:
-        return ValueSpec(
-            shape=(options.length,), unit=self.unit, low=self.low, high=self.high, description=self.description
-        )
+    def value_shape(self, options: AudioSettings) -> tuple[int, ...]:
+        return (options.length,)
 
     def network_channels(self, options: AudioSettings) -> int:
         return options.mels

@@ -10,7 +10,7 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
-from tokenizers_zoo.families.images import read_grey, to_bytes
+from tokenizers_zoo.families.images import image_of, read_grey, to_bytes
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.pretrained import PretrainedConfig
 from tokenizers_zoo.spec import Metric
@@ -87,9 +87,7 @@ class Hed(SpatialModality):
         return super().read(data, extension, options) if extension == "npy" else read_grey(data, extension)
 
     def picture(self, value: np.ndarray, options: Any) -> Any:
-        from PIL import Image
-
-        return Image.fromarray(to_bytes(value[0]))
+        return image_of(to_bytes(value[0]))
 
     def measure(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> Mapping[str, float]:
         pairs = list(zip(predicted, target, strict=True))

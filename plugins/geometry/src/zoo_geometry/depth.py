@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import SHOWN, Settings, check_interval
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.families.images import EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, png_bytes, read_array
+from tokenizers_zoo.families.images import Array, image_of, png_bytes, read_array, read_numbers
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.pretrained import LabellerConfig, PretrainedError
 from tokenizers_zoo.spec import Metric
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     import torch
 
 
-Array = NDArray[Any]
 IN_METRES = ("depth_pro", "glpn", "zoedepth")
 """Kinds of networks (`model_type` in config.json) whose output is always metres."""
 
@@ -176,13 +174,8 @@ class Depth(SpatialModality):
             if metres.dtype.kind != "f":
                 raise ValueError(f"expected floats in metres, got {metres.dtype}; save metres, or a 16-bit PNG")
         else:
-            image = open_image(data, extension, EXACT_EXTENSIONS)
-            if image.mode not in WHOLE_NUMBERS:
-                raise ValueError(
-                    f"expected one channel of 16 bits, got mode {image.mode}, which has no unit; save .npy in metres,"
-                    " or a 16-bit .png or .tif with png_scale (metres per unit) in registry.toml"
-                )
-            pixels = np.asarray(image)
+            advice = "; save .npy in metres, or a 16-bit .png or .tif with png_scale (metres per unit) in registry.toml"
+            pixels = read_numbers(data, extension, "16 bits", advice=advice)
             metres = pixels.astype(np.float64) * options.png_scale
             if pixels.dtype.itemsize == 2:
                 metres[pixels == FULL] = np.inf
@@ -197,22 +190,19 @@ class Depth(SpatialModality):
     @hookimpl
     def example_files(self) -> dict[str, tuple[bytes, str]]:
         """A picture of a camera that sees no depth in places, and metres that are millimetres."""
-        from PIL import Image
-
         holed = np.full((8, 8), 2500, np.uint16)
         holed[0, 0] = 0
         return {
-            "a pixel of 0, where nothing was measured": (png_bytes(Image.fromarray(holed)), "png"),
+            "a pixel of 0, where nothing was measured": (png_bytes(image_of(holed)), "png"),
             "millimetres as floats": (array_bytes(np.full((1, 8, 8), 2500.0, np.float32)), "npy"),
         }
 
     def picture(self, value: np.ndarray, options: DepthSettings) -> Any:
         import matplotlib
-        from PIL import Image
 
         near, far = np.log(options.shown)
         position = (np.log(np.clip(value[0], *options.shown)) - near) / (far - near)
-        return Image.fromarray(matplotlib.colormaps["turbo_r"](position, bytes=True)[..., :3])
+        return image_of(matplotlib.colormaps["turbo_r"](position, bytes=True)[..., :3])
 
     def measure(self, predicted: list[np.ndarray], target: list[np.ndarray], options: Any) -> Mapping[str, float]:
         sums, count = np.zeros(3), 0

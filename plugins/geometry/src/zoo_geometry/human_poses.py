@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.autoencoder.config import PUBLISHED_TRAINING
 from tokenizers_zoo.config import Settings, check_counts, check_interval
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.families.object_tokens import BINS, Axis, Spelling, box_seen_through
+from tokenizers_zoo.families.object_tokens import BINS, Axis, Spelling, box_seen_through, by_area
 from tokenizers_zoo.families.objects import ObjectModality, ObjectTokenizerConfig, SpelledSettings
 from tokenizers_zoo.families.text import read_json
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from zoo_geometry import body, published_people
+from zoo_geometry.body import Array
 from zoo_geometry.people import MISSED, draw_people, example_person, joint_errors
 from zoo_geometry.pose_labeller import PoseLabeller
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.ml4m.architecture import Architecture
 
-Array = NDArray[Any]
 Person = dict[str, Any]
 
 JOINTS = len(body.JOINTS)
@@ -190,12 +189,7 @@ class HumanPoses(ObjectModality):
 
     def split(self, value: Any, options: PoseSettings) -> list[Person]:
         """The people, largest box first."""
-
-        def rank(person: Person) -> tuple[float, ...]:
-            left, top, right, bottom = person["box"]
-            return (left - right) * (bottom - top), left, top, right, bottom
-
-        return sorted(validate_people(value), key=rank)
+        return sorted(validate_people(value), key=lambda person: by_area(person["box"]))
 
     def items(self, objects: Sequence[Person], options: PoseSettings) -> Array:
         turns = column(objects, "joint_rotations")[:, 1:]

@@ -7,12 +7,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.families.images import bands_of, crop_and_resize, open_image, read_array, rgb_image
+from tokenizers_zoo.families.images import (
+    Array,
+    angle_degrees,
+    bands_of,
+    crop_and_resize,
+    open_image,
+    read_array,
+    rgb_image,
+)
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.spec import Crop, Metric, ModalitySpec
 from zoo_geometry.body import FieldOfView, half_sizes
@@ -141,17 +148,7 @@ def normalise(value: np.ndarray) -> np.ndarray:
     return np.where(length > 1e-6, value / np.maximum(length, 1e-6), towards_viewer)
 
 
-def angle_degrees(predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Angle between vectors along the first axis, degrees in [0, 180]; exact also near 0, where arccos is not."""
-    (x, y, z), (u, v, w) = predicted.astype(np.float64), target.astype(np.float64)
-    across = np.sqrt((y * w - z * v) ** 2 + (z * u - x * w) ** 2 + (x * v - y * u) ** 2)
-    return np.degrees(np.arctan2(across, x * u + y * v + z * w))
-
-
 plugin = Normal()
-
-
-Array = NDArray[Any]
 
 
 def normals_of_depth(depth: Array, fov: FieldOfView) -> Array:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tokenizers_zoo.families.images import canvas
 from tokenizers_zoo.families.object_tokens import best_pairs, box_overlaps
 from zoo_geometry import body
 from zoo_geometry.body import JOINTS, PARENTS
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import PIL.Image
 
 
-Array = NDArray[Any]
 Person = dict[str, Any]
 
 MISSED = 500.0
@@ -42,10 +41,7 @@ def joint_error(predicted: Person, target: Person) -> float:
 
 def draw_people(people: Sequence[Person]) -> PIL.Image.Image:
     """The people's bones in the picture, the farthest first, each with its box."""
-    from PIL import Image, ImageDraw
-
-    picture = Image.new("RGB", (RENDER_SIZE, RENDER_SIZE), (28, 30, 36))
-    pen = ImageDraw.Draw(picture)
+    picture, pen = canvas((RENDER_SIZE, RENDER_SIZE), (28, 30, 36))
     for person in sorted(people, key=lambda person: person["joints_camera"][0][2]):
         pen.rectangle(tuple(round(edge * (RENDER_SIZE - 1)) for edge in person["box"]), outline=(95, 100, 110))
         far = 4.0 * RENDER_SIZE  # joints level with the camera project arbitrarily far away; PIL cannot draw there

@@ -17,15 +17,11 @@ The format leaves some things open. Assumptions:
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo.families.object_tokens import Axis, Part, Spelling
 from zoo_geometry import body
-
-Array = NDArray[Any]
+from zoo_geometry.body import Array
 
 SHAPE_SIZE = 10
 MOST = 6

@@ -10,7 +10,7 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
-from tokenizers_zoo.families.images import crop_and_resize, png_bytes, read_grey
+from tokenizers_zoo.families.images import crop_and_resize, image_of, png_bytes, read_grey
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.spec import Crop, Metric
 
@@ -63,9 +63,7 @@ class EdgeMap(SpatialModality):
         return png_bytes(self.picture(value, options).convert("1")), "png"
 
     def picture(self, value: np.ndarray, options: Any) -> Any:
-        from PIL import Image
-
-        return Image.fromarray(((value[0] > 0.5) * 255).astype(np.uint8))
+        return image_of(((value[0] > 0.5) * 255).astype(np.uint8))
 
     def constant_maps(self, stack: np.ndarray, options: Any) -> list[np.ndarray]:
         """The usual ones, and lines three pixels apart where they are on: any edge there is within a pixel of one."""

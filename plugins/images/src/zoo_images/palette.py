@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.families.images import image_of
 from tokenizers_zoo.families.text import TextModality, TextTokenizer
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.text_vocab import Coordinate, Piece, VocabularyConfig, coordinate_fraction, coordinate_level
@@ -129,10 +130,8 @@ class Palette(TextModality[PaletteSettings]):
     @hookimpl
     def render(self, value: Colours) -> PIL.Image.Image:
         """The colours side by side."""
-        from PIL import Image
-
         row = np.repeat(np.round(np.clip(value, 0, 1) * 255).astype(np.uint8)[None], SWATCH, axis=0)
-        return Image.fromarray(np.repeat(row, SWATCH, axis=1))
+        return image_of(np.repeat(row, SWATCH, axis=1))
 
     @hookimpl
     def score(self, predicted: Sequence[Colours], target: Sequence[Colours]) -> dict[str, float]:

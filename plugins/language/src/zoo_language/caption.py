@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -72,9 +72,7 @@ class Caption(PlainText[CaptionSettings]):
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> str:
         """Generate a caption of the sample's rgb picture."""
-        labeller = settings.take(CaptionSettings).labeller
-        assert labeller is not None  # without one nothing is derived
-        return labeller.caption(sample["rgb"])
+        return self.options(settings).labeller.caption(sample["rgb"])
 
     @hookimpl
     def transform(self, value: str, crop: Crop) -> str:
@@ -135,13 +133,6 @@ def swap_sides(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class T5Network(PretrainedConfig):
-    """A T5 encoder with its tokenizer."""
-
-    model: str = "google-t5/t5-small"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class T5CaptionSettings(EmbeddingsSettings):
     """Settings of `t5_caption`."""
 
@@ -151,8 +142,8 @@ class T5CaptionSettings(EmbeddingsSettings):
 
     preset: Literal["4m"] | None = None
     """4m: T5-XXL, as the 4M papers have it."""
-    network: T5Network = T5Network()
-    """The encoder: a hub id or a local folder."""
+    network: PretrainedConfig = field(default=PretrainedConfig(model="google-t5/t5-small"))
+    """A T5 encoder with its tokenizer: a hub id or a local folder."""
 
 
 class T5Caption(EmbeddingsModality):

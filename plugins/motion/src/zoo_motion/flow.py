@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.families.images import crop_and_resize, read_array
+from tokenizers_zoo.families.images import crop_and_resize, image_of, read_array
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.spec import Crop, Metric
 
@@ -92,12 +92,11 @@ class Flow(SpatialModality):
     def picture(self, value: NDArray[np.float32], options: SpatialSettings) -> Any:
         """The direction as hue (red to the right, then yellow down), the length as saturation."""
         from matplotlib.colors import hsv_to_rgb
-        from PIL import Image
 
         hue = np.arctan2(value[1], value[0]) / (2 * np.pi) % 1
         length = np.minimum(np.hypot(*value) / SHOWN, 1)
         colours = hsv_to_rgb(np.stack([hue, length, np.ones_like(hue)], axis=-1))
-        return Image.fromarray((colours * 255).round().astype(np.uint8))
+        return image_of((colours * 255).round().astype(np.uint8))
 
     def measure(self, predicted: list[Any], target: list[Any], options: Any) -> Mapping[str, float]:
         errors = [np.hypot(*(guess - truth).astype(np.float64)) for guess, truth in zip(predicted, target, strict=True)]

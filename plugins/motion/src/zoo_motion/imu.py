@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
+from tokenizers_zoo.families.images import canvas
 from tokenizers_zoo.families.temporal import SeriesModality, SeriesSettings, TemporalTokenizer
 from tokenizers_zoo.spec import Metric
 
@@ -124,11 +125,8 @@ class Imu(SeriesModality):
 
     def picture(self, value: NDArray[np.float32], options: ImuSettings) -> Any:
         """Acceleration above, in [-20, 20] m/s2, and rates below, in [-1, 1] rad/s; x red, y green, z blue."""
-        from PIL import Image, ImageDraw
-
         width, height = PANEL
-        sheet = Image.new("RGB", (width, 2 * height + 1), "white")
-        draw = ImageDraw.Draw(sheet)
+        sheet, draw = canvas((width, 2 * height + 1), "white")
         draw.line([(0, height), (width, height)], fill=(200, 200, 200))
         positions = np.linspace(0, width - 1, value.shape[1])
         for number, channel in enumerate(value):

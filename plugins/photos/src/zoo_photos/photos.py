@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_counts, check_interval
+from tokenizers_zoo.config import check_counts, check_interval
 from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.source import MadeSamples, Sample, SourceSpec
+from tokenizers_zoo.families.sources import MadeSource
+from tokenizers_zoo.source import Sample, SourceSpec
 
 PHOTOS: Mapping[str, tuple[str, ...]] = {
     "train": (
@@ -54,8 +54,10 @@ class PhotosSettings:
         check_interval(self, "(0, 1]", "smallest", unit="a fraction")
 
 
-def _sample(split: str, seed: int, config: PhotosSettings, number: int) -> Sample:
-    """Return a crop of a photograph of the split, a pure function of the arguments."""
+def _sample(config: PhotosSettings, split: str, seed: int, number: int) -> Sample:
+    """Return a crop of a photograph of the split, a pure function of the arguments. Raises ConfigError."""
+    if split not in PHOTOS:
+        raise ConfigError(f"photos: no split {split!r}; splits: {', '.join(sorted(PHOTOS))}")
     rng = np.random.default_rng([seed, sorted(PHOTOS).index(split), number])
     photo = PHOTOS[split][int(rng.integers(len(PHOTOS[split])))]
     return f"photo-{split}-{number:06}", {"rgb": _crop(_load(photo), config, rng)}
@@ -92,28 +94,14 @@ def _load(photo: str) -> Any:
         return picture.convert("RGB")
 
 
-class PhotosSource:
-    """The source plugin."""
-
-    @hookimpl
-    def source_spec(self) -> SourceSpec:
-        return SourceSpec(
-            name="photos",
-            summary="random crops of 9 real photographs from the scikit-image and scikit-learn wheels",
-            modalities=("rgb",),
-            licence="public domain, CC0, or no known copyright restrictions (scikit-image);"
-            " CC BY 2.0, danielbuechele and vultilion (scikit-learn)",
-            settings=PhotosSettings,
-        )
-
-    @hookimpl
-    def samples(self, split: str, count: int | None, seed: int, settings: Settings) -> MadeSamples:
-        """Crops of the split's photographs. Raises ConfigError for another split, and without a count."""
-        if split not in PHOTOS:
-            raise ConfigError(f"photos: no split {split!r}; splits: {', '.join(sorted(PHOTOS))}")
-        return MadeSamples(
-            "photos", split, count, functools.partial(_sample, split, seed, settings.take(PhotosSettings))
-        )
-
-
-source = PhotosSource()
+source = MadeSource(
+    SourceSpec(
+        name="photos",
+        summary="random crops of 9 real photographs from the scikit-image and scikit-learn wheels",
+        modalities=("rgb",),
+        licence="public domain, CC0, or no known copyright restrictions (scikit-image);"
+        " CC BY 2.0, danielbuechele and vultilion (scikit-learn)",
+        settings=PhotosSettings,
+    ),
+    _sample,
+)

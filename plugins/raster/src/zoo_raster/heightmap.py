@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import check_interval
-from tokenizers_zoo.families.images import EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, read_array
+from tokenizers_zoo.families.images import angle_degrees, image_of, read_array, read_numbers
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.spec import Metric
 from zoo_raster.tiff import Raster, read_tiff, tiff_bytes
@@ -79,10 +79,8 @@ class Heightmap(SpatialModality):
         elif extension in ("tif", "tiff"):
             raster = read_tiff(data)
         else:
-            image = open_image(data, extension, EXACT_EXTENSIONS)
-            if image.mode not in WHOLE_NUMBERS:
-                raise ValueError(f"expected one channel of 16 bits, got mode {image.mode}; save metres as .tif or .npy")
-            raster = Raster(numbers=np.asarray(image), scale=options.png_scale, offset=options.png_offset)
+            numbers = read_numbers(data, extension, "16 bits", advice="; save metres as .tif or .npy")
+            raster = Raster(numbers=numbers, scale=options.png_scale, offset=options.png_offset)
         value = raster.numbers
         value = value[None] if value.ndim == 2 else value
         if value.dtype.kind not in "iuf":
@@ -113,7 +111,6 @@ class Heightmap(SpatialModality):
     def picture(self, value: NDArray[np.float32], options: HeightmapSettings) -> Any:
         """Colours of an atlas, shaded by a sun in the north-west."""
         import matplotlib
-        from PIL import Image
 
         metres = value[0].astype(np.float64)
         land = 0.25 + 0.75 * np.clip(metres / 3000, 0, 1) ** 0.6
@@ -121,15 +118,14 @@ class Heightmap(SpatialModality):
         normals = surface_normals(metres, options.pixel_metres)
         sun = np.array([-0.5, 0.5, 0.7071])
         shade = 0.35 + 0.65 * np.clip(np.tensordot(sun, normals, 1), 0, 1) / sun[2]
-        return Image.fromarray((np.clip(colours * shade[..., None], 0, 1) * 255).astype(np.uint8))
+        return image_of((np.clip(colours * shade[..., None], 0, 1) * 255).astype(np.uint8))
 
     def measure(self, predicted: list[Any], target: list[Any], options: HeightmapSettings) -> Mapping[str, float]:
         metres, slopes = [], []
         for guess, truth in zip(predicted, target, strict=True):
             metres.append(np.abs(guess.astype(np.float64) - truth).mean())
             first, second = (surface_normals(side[0], options.pixel_metres) for side in (guess, truth))
-            chord = np.linalg.norm(first - second, axis=0)
-            slopes.append(np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1))).mean())
+            slopes.append(angle_degrees(first, second).mean())
         return {"mae": float(np.mean(metres)), "slope_error": float(np.mean(slopes))}
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import check_interval
-from tokenizers_zoo.families.images import PSNR, psnr, read_array, rgb_image
+from tokenizers_zoo.families.images import PSNR, angle_degrees, psnr, read_array, rgb_image
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
@@ -134,7 +134,7 @@ class Multispectral(SpatialModality):
         return rgb_image(np.clip(channels * GAIN, 0, 1) ** (1 / 2.2))
 
     def measure(self, predicted: list[Any], target: list[Any], options: Any) -> Mapping[str, float]:
-        angles = [spectral_angle(guess, truth).mean() for guess, truth in zip(predicted, target, strict=True)]
+        angles = [angle_degrees(guess, truth).mean() for guess, truth in zip(predicted, target, strict=True)]
         return {"psnr": psnr(predicted, target), "spectral_angle": float(np.mean(angles))}
 
 
@@ -154,17 +154,6 @@ def reflectance(numbers: NDArray[Any], scale: float, offset: float) -> NDArray[n
             f" offset of integers (now {scale:g} and {offset:g}), divide floats by 10000, or leave out what has no data"
         )
     return np.clip(value, 0, LARGEST, out=value)
-
-
-def spectral_angle(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
-    """Angle between spectra along the first axis, degrees (Kruse et al. 1993); exact near 0, where arccos is not.
-
-    A spectrum of zeros is at 0 degrees to another of zeros and at 90 to all others.
-    """
-    a, b = first.astype(np.float64), second.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=0), np.linalg.norm(b, axis=0)
-    a, b = (spectrum / np.maximum(length, 1e-12) for spectrum, length in zip((a, b), lengths, strict=True))
-    return np.degrees(2 * np.arctan2(np.linalg.norm(a - b, axis=0), np.linalg.norm(a + b, axis=0)))
 
 
 plugin = Multispectral()

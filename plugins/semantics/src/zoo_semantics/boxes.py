@@ -11,13 +11,13 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts, check_interval
-from tokenizers_zoo.families.object_tokens import box_overlaps, box_seen_through
+from tokenizers_zoo.families.images import Array, canvas
+from tokenizers_zoo.families.object_tokens import box_overlaps, box_seen_through, by_area
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.text_vocab import coordinate_fraction, coordinate_level
 from zoo_semantics.labelled_boxes import (
     GROUND,
     LABEL_F1,
-    Array,
     Box,
     EncodedBox,
     LabelledBoxes,
@@ -99,9 +99,7 @@ class Boxes(LabelledBoxes[BoxesSettings]):
     @hookimpl
     def derive(self, sample: Mapping[str, Any], settings: Settings) -> list[Box]:
         """Boxes that the labeller sees in the sample's rgb picture, best first."""
-        labeller = settings.take(BoxesSettings).labeller
-        assert labeller is not None  # without one nothing is derived
-        return labeller.boxes(sample["rgb"])
+        return self.options(settings).labeller.boxes(sample["rgb"])
 
     def box_error(self, box: Any) -> str | None:
         if error := key_error(box, ("label", "box")):
@@ -121,12 +119,7 @@ class Boxes(LabelledBoxes[BoxesSettings]):
 
     def rank_boxes(self, boxes: list[Box]) -> list[Box]:
         """By falling area; equal ones by their place and label."""
-
-        def rank(box: Box) -> tuple[Any, ...]:
-            left, top, right, bottom = box["box"]
-            return (left - right) * (bottom - top), *box["box"], box["label"]
-
-        return sorted(boxes, key=rank)
+        return sorted(boxes, key=lambda box: (by_area(box["box"]), box["label"]))
 
     def order_boxes(self, encoded_boxes: list[EncodedBox], options: BoxesSettings) -> list[EncodedBox]:
         def corner_distance(encoded: EncodedBox) -> float:
@@ -167,10 +160,7 @@ class Boxes(LabelledBoxes[BoxesSettings]):
     @hookimpl
     def render(self, value: list[Box]) -> PIL.Image.Image:
         """The boxes on a dark ground, largest first, each with its label inside its upper left corner."""
-        from PIL import Image, ImageDraw
-
-        picture = Image.new("RGB", (RENDER_SIZE, RENDER_SIZE), GROUND)
-        pen = ImageDraw.Draw(picture)
+        picture, pen = canvas((RENDER_SIZE, RENDER_SIZE), GROUND)
         for box in self.rank_boxes(value):
             left, top, right, bottom = (round(edge * (RENDER_SIZE - 1)) for edge in box["box"])
             pen.rectangle((left, top, right, bottom), outline=label_colour(box["label"]), width=2)

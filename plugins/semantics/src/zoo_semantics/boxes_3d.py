@@ -12,13 +12,13 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts, check_interval
+from tokenizers_zoo.families.images import Array, canvas
 from tokenizers_zoo.families.object_tokens import shares_of_union
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.text_vocab import Piece, Special, coordinate_fraction, coordinate_level
 from zoo_semantics.labelled_boxes import (
     GROUND,
     LABEL_F1,
-    Array,
     Box,
     LabelledBoxes,
     are_numbers,
@@ -232,8 +232,6 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
 
         Shown are at least the metres `x` and `z`, as far as they are ahead; higher boxes lie over lower ones.
         """
-        from PIL import Image, ImageDraw
-
         options = settings.take(Boxes3dSettings)
         depth = max(-options.z[0], 0.0) + BEHIND
         width = max(options.x[1] - options.x[0], depth)
@@ -244,8 +242,7 @@ class Boxes3d(LabelledBoxes[Boxes3dSettings]):
             """The pixel of a point, metres to the right and ahead."""
             return (right - left) * scale, (far - ahead) * scale
 
-        picture = Image.new("RGB", (SIZE, SIZE), GROUND)
-        pen = ImageDraw.Draw(picture)
+        picture, pen = canvas((SIZE, SIZE), GROUND)
         for metre in range(math.ceil(left), math.floor(left + width) + 1):
             pen.line((*pixel_of(metre, -BEHIND), *pixel_of(metre, far)), fill=GRID)
         for metre in range(math.floor(far) + 1):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tokenizers_zoo.families.images import Array, crop_and_resize
 from tokenizers_zoo.limits import limits
+from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.validation import json_of
 
-Array = NDArray[Any]
 MOST_IDS = 65535  # the range of a 16-bit PNG
 SAME = 0.8
 """Overlap (IoU) above which two masks are one instance that was told twice; 4M's drawing of samples has it, too."""
@@ -146,20 +146,12 @@ def map_of_annotations(data: bytes) -> Array:
     return np.ascontiguousarray(columns.reshape(width, height).T)
 
 
-def resized_mask(mask: Array, size: tuple[int, int]) -> Array:
-    """Numbers (height, width) at another size: bilinear, anti-aliased, float32."""
-    from PIL import Image
-
-    image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.float32))
-    return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
-
-
 def shape_of(mask: Array, size: tuple[int, int]) -> Array:
     """A mask, bool (height, width) with a pixel at least, at another size: the pixels that it covers by half.
 
     A mask too thin to cover any pixel by half takes the pixels with at least half of the largest coverage.
     """
-    covered = resized_mask(mask, size)
+    covered = crop_and_resize(mask.astype(np.float32), Crop(), size)
     peak = float(covered.max())
     return covered >= (0.5 if peak >= 0.5 else peak / 2)
 

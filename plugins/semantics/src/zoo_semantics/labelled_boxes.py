@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.families.images import Array
 from tokenizers_zoo.families.object_tokens import best_pairs
 from tokenizers_zoo.families.text import TextModality, TextTokenizer, control_character, printable, read_json
 from tokenizers_zoo.spec import Metric
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 Box = dict[str, Any]
 EncodedBox = tuple[Box, list[int]]
 """A box with its tokens."""
-Array = npt.NDArray[Any]
 LONGEST_LABEL = 100
 MOST_VALUES, MOST_CANDIDATES = 256, 512  # of a data set, what the constant baseline is chosen from
 GROUND = (28, 30, 36)

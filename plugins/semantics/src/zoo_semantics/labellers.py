@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo.config import SHOWN, check_counts, check_interval
 from tokenizers_zoo.errors import and_others
+from tokenizers_zoo.families.images import Array
 from tokenizers_zoo.families.object_tokens import box_overlaps
 from tokenizers_zoo.pretrained import LabellerConfig, PretrainedError
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

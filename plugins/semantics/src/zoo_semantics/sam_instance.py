@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts, check_interval
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.families.images import crop_and_resize, png_bytes
+from tokenizers_zoo.families.images import Array, crop_and_resize, image_of, png_bytes, read_numbers
 from tokenizers_zoo.families.object_tokens import BINS, Axis, Part, Spelling
 from tokenizers_zoo.families.objects import ObjectModality, ObjectTokenizerConfig, SpelledSettings
 from tokenizers_zoo.families.spatial import published
@@ -31,18 +30,15 @@ from zoo_semantics.instance_maps import (
     map_of_annotations,
     map_of_masks,
     point_within,
-    resized_mask,
     shape_of,
 )
 from zoo_semantics.labellers import InstanceLabeller
-from zoo_semantics.semseg import read_map
 
 if TYPE_CHECKING:
     import PIL.Image
 
     from tokenizers_zoo.ml4m.architecture import Architecture
 
-Array = NDArray[Any]
 
 FRAME = 224
 """Pixels, height and width, that published sequences count in, whatever the size of the map."""
@@ -207,7 +203,7 @@ class SamInstances(ObjectModality):
         for (left, top, right, bottom), logits in zip(edges.tolist(), items[:, 0], strict=True):
             if right > left and bottom > top:
                 mask = np.zeros((height, width), bool)
-                mask[top:bottom, left:right] = resized_mask(logits, (bottom - top, right - left)) > 0
+                mask[top:bottom, left:right] = crop_and_resize(logits, Crop(), (bottom - top, right - left)) > 0
                 masks.append(mask)
         return map_of_masks(distinct_masks(masks) if options.layout == "4m" else masks, options.size)
 
@@ -231,7 +227,7 @@ class SamInstances(ObjectModality):
             if not value.size:
                 raise ValueError(f"the array {value.shape} is empty")
         else:
-            value = read_map(data, extension, "instance ids", ("P", "L"))
+            value = read_numbers(data, extension, "instance ids", ("P", "L"))
         if value.dtype.kind not in "iu":
             raise ValueError(
                 f"expected integer ids (height, width) or bool masks (masks, height, width), got {value.dtype}"
@@ -253,15 +249,11 @@ class SamInstances(ObjectModality):
 
     def write(self, value: Array, options: InstanceSettings) -> tuple[bytes, str]:
         """A 16-bit PNG of the ids."""
-        from PIL import Image
-
-        return png_bytes(Image.fromarray(value.astype(np.uint16))), "png"
+        return png_bytes(image_of(value.astype(np.uint16))), "png"
 
     def picture(self, value: Array, options: InstanceSettings) -> PIL.Image.Image:
         """Each instance in a colour that follows from its place."""
-        from PIL import Image
-
-        return Image.fromarray(colour_instances(value))
+        return image_of(colour_instances(value))
 
     def measure(
         self, predicted: Sequence[Array], target: Sequence[Array], options: InstanceSettings

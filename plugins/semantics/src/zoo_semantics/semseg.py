@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.classes import ClassModality, ClassSettings
-from tokenizers_zoo.families.images import BITS, EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, png_bytes, read_array
+from tokenizers_zoo.families.images import image_of, png_bytes, read_array, read_numbers
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig, published
 from tokenizers_zoo.spec import Metric
 from zoo_semantics.labellers import ClassLabeller
@@ -42,36 +41,11 @@ COCO_CLASSES = (
 )  # fmt: skip
 
 
-LOSSY = ("jpg", "jpeg")
-
-
-def read_map(data: bytes, extension: str, ids: str, small: Sequence[str]) -> NDArray[Any]:
-    """The numbers (height, width) of a picture file of ids: of a mode of `small`, or of WHOLE_NUMBERS.
-
-    Raises ValueError, which names the `ids`, for other files, and for a kind of file that changes numbers.
-    Greys of 2 and 4 bits, which Pillow spreads over 0 to 255, are the numbers that the file has.
-    """
-    if extension in LOSSY:
-        raise ValueError("JPEG changes numbers at every border, which here are ids; save the map as .png")
-    image = open_image(data, extension, EXACT_EXTENSIONS)
-    if image.mode not in (*small, *WHOLE_NUMBERS):
-        raise ValueError(f"expected one channel of {ids} (mode {', '.join(small)}, I or I;16), got mode {image.mode}")
-    numbers: NDArray[Any] = np.asarray(image)
-    return numbers // (255 // (2 ** image.info[BITS] - 1)) if image.mode == "L" else numbers
-
-
 CLASSES = (
     "void", "floor", "wall", "ceiling", "window", "door", "picture", "rug",
     "table", "chair", "sofa", "shelf", "books", "box", "ball", "cylinder", "lamp", "plant", "person",
 )  # fmt: skip
 VOID = "void"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SemsegTokenizer(TokenizerConfig):
-    """Defaults of the semseg tokenizer."""
-
-    steps: int = 700
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +56,7 @@ class SemsegSettings(SpatialSettings):
 
     classes: tuple[str, ...] = CLASSES
     """Names of the class ids 0, 1, ...; pixels of the class "void", if there is one, are not scored."""
-    tokenizer: SemsegTokenizer = SemsegTokenizer()
+    tokenizer: TokenizerConfig = field(default=TokenizerConfig(steps=700))
     labeller: ClassLabeller | None = None
     """A network that derives the classes from rgb where no source gives them; absent, they are not derived."""
 
@@ -137,7 +111,7 @@ class Semseg(SpatialModality):
         if extension == "npy":
             value = read_array(data, extension)
         else:
-            value = read_map(data, extension, "class ids", ("P", "L", "1"))
+            value = read_numbers(data, extension, "class ids", ("P", "L", "1"))
         if value.dtype.kind not in "iub":
             raise ValueError(f"expected integer class ids, got {value.dtype}")
         if value.size and not 0 <= int(value.min()) <= int(value.max()) < len(options.classes):
@@ -150,16 +124,12 @@ class Semseg(SpatialModality):
     @hookimpl
     def example_files(self, settings: Settings) -> dict[str, tuple[bytes, str]]:
         """Maps of other conventions."""
-        from PIL import Image
-
         ids = np.ones((8, 8), np.uint8)
         ids[0, 0] = 255
-        return {"255 where no class is": (png_bytes(Image.fromarray(ids)), "png")}
+        return {"255 where no class is": (png_bytes(image_of(ids)), "png")}
 
     def picture(self, value: np.ndarray, options: SemsegSettings) -> Any:
-        from PIL import Image
-
-        image = Image.fromarray(value.astype(np.uint8))
+        image = image_of(value.astype(np.uint8))
         image.putpalette(class_colours(len(options.classes)).tobytes())
         return image
 

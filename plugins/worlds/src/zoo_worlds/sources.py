@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 
-from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_interval
-from tokenizers_zoo.source import MadeSamples, Sample, SourceSpec
-
-Maker = Callable[[np.random.Generator, Any], dict[str, Any]]
-
-
-def _sample(name: str, make: Maker, split: str, seed: int, settings: Any, number: int) -> Sample:
-    rng = np.random.default_rng([*f"{name}/{split}".encode(), seed, number])
-    return f"{name}-{split}-{seed}-{number:06d}", make(rng, settings)
-
-
-class World:
-    """The plugin object of an entry point: `make(rng, settings)` returns a sample's values."""
-
-    def __init__(self, make: Maker, spec: SourceSpec) -> None:
-        self.make, self.spec = make, spec
-
-    @hookimpl
-    def source_spec(self) -> SourceSpec:
-        return self.spec
-
-    @hookimpl
-    def samples(self, split: str, count: int | None, seed: int, settings: Settings) -> MadeSamples:
-        """`count` samples, each drawn by a generator that depends on (split, seed, number) alone."""
-        kind: Any = self.spec.settings
-        name, options = self.spec.name, settings.take(kind)
-        return MadeSamples(name, split, count, partial(_sample, name, self.make, split, seed, options))
+from tokenizers_zoo.config import check_interval
+from tokenizers_zoo.families.sources import MadeSource
+from tokenizers_zoo.source import Sample, SourceSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +43,12 @@ class BouncingSettings:
         check_interval(self, "[0, 4]", "shake")
 
 
-def bounce(rng: np.random.Generator, settings: BouncingSettings) -> dict[str, Any]:
+def generator(name: str, split: str, seed: int, number: int) -> tuple[str, np.random.Generator]:
+    """The key of a sample, and a random generator that depends on these arguments alone."""
+    return f"{name}-{split}-{seed}-{number:06d}", np.random.default_rng([*f"{name}/{split}".encode(), seed, number])
+
+
+def bounce(settings: BouncingSettings, split: str, seed: int, number: int) -> Sample:
     """All modalities of one sample.
 
     Contents at a given time do not depend on sizes and rates. The noise of microphone and sensor does: both draw from
@@ -80,13 +57,14 @@ def bounce(rng: np.random.Generator, settings: BouncingSettings) -> dict[str, An
     from zoo_worlds.camera import Handheld, Room, flow_between, frame
     from zoo_worlds.physics import simulate, soundtrack, throw
 
+    key, rng = generator("bouncing", split, seed, number)
     world, noise = rng.spawn(2)
     balls, room = throw(world, settings.balls), Room.paint(world)
     camera = Handheld.grasp(world, settings.shake)
     motion = simulate(balls, max(settings.seconds, settings.frames / settings.frame_rate))
     times = np.arange(settings.frames) / settings.frame_rate
     felt_at = np.arange(round(settings.seconds * settings.imu_rate)) / settings.imu_rate
-    return {
+    return key, {
         "video": np.stack([frame(motion, room, camera, time, settings.image_size) for time in times]),
         "flow": flow_between(motion, camera, times[0], times[1], settings.image_size),
         "audio": soundtrack(motion, settings.seconds, settings.sample_rate, noise),
@@ -94,8 +72,7 @@ def bounce(rng: np.random.Generator, settings: BouncingSettings) -> dict[str, An
     }
 
 
-bouncing = World(
-    bounce,
+bouncing = MadeSource(
     SourceSpec(
         name="bouncing",
         summary="balls that bounce in a box, filmed by hand: video, exact flow, sound, inertial sensor",
@@ -108,6 +85,7 @@ bouncing = World(
         },
         settings=BouncingSettings,
     ),
+    bounce,
 )
 
 
@@ -126,20 +104,20 @@ class TerrainSettings:
         check_interval(self, "[500, 50000]", "extent")
 
 
-def raise_land(rng: np.random.Generator, settings: TerrainSettings) -> dict[str, Any]:
+def raise_land(settings: TerrainSettings, split: str, seed: int, number: int) -> Sample:
     """Both modalities of one sample; the landscape does not depend on the picture's size."""
     from tokenizers_zoo.families.images import crop_and_resize
     from tokenizers_zoo.spec import Crop
     from zoo_worlds.land import raise_relief, reflectance
 
+    key, rng = generator("terrain", split, seed, number)
     metres = raise_relief(rng)
     size = (settings.image_size, settings.image_size)
     fields = {"heightmap": metres[None], "multispectral": reflectance(metres, settings.extent, rng)}
-    return {name: crop_and_resize(field.astype(np.float32), Crop(), size) for name, field in fields.items()}
+    return key, {name: crop_and_resize(field.astype(np.float32), Crop(), size) for name, field in fields.items()}
 
 
-terrain = World(
-    raise_land,
+terrain = MadeSource(
     SourceSpec(
         name="terrain",
         summary="landscapes shaped by water, with fields, forests and snow: heights and twelve bands",
@@ -147,4 +125,5 @@ terrain = World(
         licence="Apache-2.0, made by this code",
         settings=TerrainSettings,
     ),
+    raise_land,
 )
