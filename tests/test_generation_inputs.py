@@ -39,6 +39,7 @@ from zoo_backbone.generate.inpainting import (
     with_gaps_filled,
 )
 from zoo_backbone.generate.sampling import IDS, Noise
+from zoo_backbone.generate.schemes import SCHEMES
 from zoo_backbone.masking import Masker
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import EncoderInputs
@@ -139,7 +140,7 @@ def test_whole_inputs_are_packed_as_in_training() -> None:
 # --- grids
 
 
-@pytest.mark.parametrize("scheme", ["maskgit", "roar", "autoregressive"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("guidance", [Guidance(), Guidance(scale=2.5)])
 def test_kept_tokens_stay_and_the_rest_is_made(model: FourM, scheme: Any, guidance: Guidance) -> None:
     grid = torch.randint(0, 11, (4, 3, 3), generator=torch.Generator().manual_seed(1))

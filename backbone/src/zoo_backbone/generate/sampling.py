@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from tokenizers_zoo.config import check_types
@@ -141,6 +142,19 @@ def draw(
     # Below the total even after rounding, so that the id has a share.
     level = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, level.contiguous(), right=True)
+
+
+def log_probabilities(
+    logits: Tensor, ids: Tensor, temperature: float, top_k: int, top_p: float, filter_first: bool = False
+) -> Tensor:
+    """Return the log probabilities `(rows draws) cells` of `ids` (`rows cells draws`) for `logits` (`rows cells ids`).
+
+    They are those of the model, or with `filter_first` those that the ids were drawn with, as in 4M's code.
+    """
+    if filter_first and temperature >= COLDEST:
+        logits = tempered(logits, temperature, top_k, top_p, filter_first)
+    values = logits.gather(2, ids) - logits.logsumexp(dim=2, keepdim=True)
+    return rearrange(values, "rows cells draws -> (rows draws) cells")
 
 
 # --- classifier-free guidance
