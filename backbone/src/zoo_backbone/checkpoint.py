@@ -2,7 +2,7 @@
 
 model.safetensors has `tokens.<table>`, `output.<table>`, `modalities.<name>`, `masks.<name>`, `positions.<name>`
 (learned ones), `projections.<name>.*` (continuous inputs) and the tensors of the Transformer; published models have a
-few more (see `published.PublishedFourM`). A table is a vocabulary. config.json has "class" (the kind of checkpoint),
+few more (see `ml4m.model.PublishedFourM`). A table is a vocabulary. config.json has "class" (the kind of checkpoint),
 "architecture" (a key of `ARCHITECTURES`), "model" (its config), "specs" (the ModalitySpecs, in order) and keys of
 the caller. "ml4m" in config.json and tensors `ml4m.*` serve the export of an imported backbone.
 """
@@ -36,9 +36,9 @@ from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.text_vocab import Special, TextVocabulary
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.ml4m.model import PublishedFourM
 from zoo_backbone.model import FourM, check_handle
 from zoo_backbone.optim import TOKEN_TABLE
-from zoo_backbone.published import PublishedFourM
 
 CLASS = "FourM"
 ARCHITECTURES: dict[str, type[FourM]] = {"FourM": FourM, "PublishedFourM": PublishedFourM}

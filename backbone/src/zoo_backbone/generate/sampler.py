@@ -253,7 +253,7 @@ class _Filling:
         spec = model.layout.spec(plan.name)
         assert isinstance(spec.layout, SequenceLayout)
         layout = spec.layout
-        self.layout, self.partial, self.any_end = layout, partial, not model.layout.marked_inputs
+        self.layout, self.partial, self.any_end = layout, partial, model.layout.input_end(spec) is None
         self.gaps = torch.tensor([int((row == UNKNOWN).sum()) for row in partial], device=device)
         room = [max(plan.max_length - int((row != UNKNOWN).sum()), 0) for row in partial]
         self.room = torch.tensor(room, device=device)

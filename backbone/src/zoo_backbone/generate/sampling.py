@@ -149,7 +149,7 @@ def log_probabilities(
 ) -> Tensor:
     """Return the log probabilities `(rows draws) cells` of `ids` (`rows cells draws`) for `logits` (`rows cells ids`).
 
-    They are those of the model, or with `filter_first` those that the ids were drawn with, as in 4M's code.
+    With `filter_first`, the probabilities are taken after filters and temperature, as in 4M's code.
     """
     if filter_first and temperature >= COLDEST:
         logits = tempered(logits, temperature, top_k, top_p, filter_first)
@@ -198,7 +198,7 @@ class Passes:
     hidden: tuple[frozenset[str], ...] = (frozenset(),)
     weights: tuple[float, ...] = (1.0,)
     marked: bool = False
-    """Whether a hidden sequence is marked as open, in models that mark them (see `EmbeddingLayout.marked_inputs`)."""
+    """Whether a hidden modality is represented by its `EmbeddingLayout.placeholder`."""
 
     def __len__(self) -> int:
         return len(self.hidden)
