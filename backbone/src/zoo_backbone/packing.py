@@ -121,10 +121,8 @@ class EncoderInputs:
             self._blocks.append(self._block(name, ids, ranks, mask))
 
     def add_whole(self, name: str, tokens: Any) -> None:
-        """Append all tokens of a modality. Raises InvalidValueError if they do not fit the modality."""
-        spec = self.layout.spec(name)
-        checked = checked_batch(spec, tokens, self.batch, f"the batch has {self.batch}")
-        self.add_content(name, *pad_tokens(self.layout, spec, checked, self.device))
+        """Append all tokens of a modality, as `checked_batch` returns them."""
+        self.add_content(name, *pad_tokens(self.layout, self.layout.spec(name), tokens, self.device))
 
     def add_content(self, name: str, content: Tensor, mask: Tensor | None = None) -> None:
         """Append all tokens of a modality, as `pad_tokens` returns them."""

@@ -80,7 +80,7 @@ def generate(
         expected = "a seed and numbers of samples from 0 on, with `draws` numbers for each of at least one sample"
         raise ConfigError(f"generate: expected {expected}; got seed {seed}, draws {draws}, {len(numbers)} numbers")
     count = len(numbers) // draws
-    whole = {
+    inputs = {
         name: checked_batch(layout.spec(name), tokens, count, f"the batch has {count}")
         for name, tokens in inputs.items()
     }
@@ -89,13 +89,14 @@ def generate(
     rows: dict[int, dict[str, Any]] = {}
     for group in group_by_missing(partial, count):  # samples that lack equally many cells
         encoded = EncoderInputs(layout, len(group), model.token_embedding.weight.device, draws)
-        for name in (*whole, *partial, *targets):
+        for name in (*inputs, *partial, *targets):
             encoded.mark_open(name)
-        for name, tokens in whole.items():
+        for name, tokens in inputs.items():
             encoded.add_whole(name, rows_of(tokens, group))
         for name, tokens in partial.items():
             add_partial(encoded, layout.spec(name), rows_of(tokens, group))
         draw_rows = [row * draws + draw for row in group for draw in range(draws)]
+        sample_rows = [row // draws for row in draw_rows]
         generated: dict[str, Any] = {}
         for target in resolved:
             assert target.guidance is not None
@@ -104,13 +105,11 @@ def generate(
                 noise=Noise(seed, [numbers[row] for row in draw_rows], target.name),
                 passes=Passes.of(target.guidance, target.name, encoded.names),
             )  # fmt: skip
-            known = (
-                rows_of(partial[target.name], [row // draws for row in draw_rows]) if target.name in partial else None
-            )
+            known_tokens = rows_of(partial[target.name], sample_rows) if target.name in partial else None
             if layout.spec(target.name).layout.causal:
-                generated[target.name] = decode_sequence(decoding, known, once.get(target.name, ()))
+                generated[target.name] = decode_sequence(decoding, known_tokens, once.get(target.name, ()))
             else:
-                generated[target.name] = decode_grid(decoding, known)
+                generated[target.name] = decode_grid(decoding, known_tokens)
         rows |= {row: {name: tokens[i] for name, tokens in generated.items()} for i, row in enumerate(draw_rows)}
     joined = {target.name: [rows[row][target.name] for row in range(len(numbers))] for target in resolved}
     return {name: torch.stack(batch) if isinstance(batch[0], Tensor) else batch for name, batch in joined.items()}
@@ -203,8 +202,8 @@ def decode_sequence(decoding: Decoding, partial: Sequence[Ids] | None, once: Col
     only in sequences that do not contain them.
     """
     model, inputs, plan, passes = decoding.model, decoding.inputs, decoding.plan, decoding.passes
-    known = [np.array([UNKNOWN])] * len(decoding.noise.samples) if partial is None else partial
-    filling = _Filling(model, plan, known, once, inputs.device)
+    partial = [np.array([UNKNOWN])] * len(decoding.noise.samples) if partial is None else partial
+    filling = _Filling(model, plan, partial, once, inputs.device)
     start = model.layout.token_rows(plan.name).start
     uniform = decoding.noise.uniform(IDS, 0, max(filling.bound, 1)).to(inputs.device)
     contexts = decoding.contexts()

@@ -144,20 +144,21 @@ class PublishedFourM(FourM):
         "fixed_positions": "input_positions", "target_positions": "target_positions",
     }  # fmt: skip
 
+    decoder_only = FourM.decoder_only | {"read_embedding", "target_modality_embedding", "target_positions"}
+
     target_positions: Tensor
 
     def __init__(self, config: ModelConfig, specs: Sequence[ModalitySpec]) -> None:
         super().__init__(config, specs)
         dim = config.dim
-        self.num_registers = self.config.registers
         self.mask_embedding = nn.Embedding(1, dim)
         self.read_embedding = nn.Embedding(self.layout.num_tokens, dim)
         new_tables: list[Tensor] = [self.mask_embedding.weight, self.read_embedding.weight]
         if not self.config.share_modality_embeddings:
             self.target_modality_embedding = nn.Embedding(len(self.layout), dim)
             new_tables.append(self.target_modality_embedding.weight)
-        if self.num_registers:
-            self.registers = nn.Parameter(torch.empty(self.num_registers, dim))
+        if self.config.registers:
+            self.registers = nn.Parameter(torch.empty(self.config.registers, dim))
             new_tables.append(self.registers)
         for spec in specs:
             if isinstance(spec.layout, PatchesLayout):
@@ -178,7 +179,7 @@ class PublishedFourM(FourM):
 
     def encoder_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         content, position, rotation, mask = super().encoder_inputs(inputs)
-        if not (count := self.num_registers):
+        if not (count := self.config.registers):
             return content, position, rotation, mask
         content = torch.cat([self.registers.to(content.dtype).expand(len(content), -1, -1), content], 1)
         if rotation is not None:  # registers have no place: cosines are 1, sines 0
