@@ -25,7 +25,7 @@ from zoo_backbone.generate.sampling import (
     tempered,
     tokens_per_step,
 )
-from zoo_backbone.generate.schemes import SCHEMES, Scheme, Step
+from zoo_backbone.generate.schemes import SCHEMES, Scheme
 from zoo_backbone.model import Context, FourM
 
 GuidancePasses = Sequence[tuple[float, Sequence[str]]]
@@ -173,9 +173,9 @@ class LeastConfident(Scheme):
     def next_cells(self, count: int) -> torch.Tensor:
         return self.open_cells[:, -3:]
 
-    def commit(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
-        decided = step.log_probabilities().argsort(dim=1)[:, : step.count]
-        cells, ids = step.cells.gather(1, decided), step.ids.gather(1, decided)
+    def commit(self, cells: torch.Tensor, ids: torch.Tensor, count: int, confidences: Any) -> Any:
+        decided = confidences().argsort(dim=1)[:, :count]
+        cells, ids = cells.gather(1, decided), ids.gather(1, decided)
         is_open = (self.open_cells.unsqueeze(2) != cells.unsqueeze(1)).all(dim=2)
         self.open_cells = self.open_cells[is_open].view(len(cells), -1)
         return cells, ids

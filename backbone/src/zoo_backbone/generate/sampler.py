@@ -25,15 +25,17 @@ from zoo_backbone.generate.inpainting import (
 )
 from zoo_backbone.generate.plans import TargetPlan, resolved_plan
 from zoo_backbone.generate.sampling import (
+    COLDEST,
+    CONFIDENCE,
     IDS,
     Noise,
     Passes,
     draw,
-    log_probabilities,
     temperatures,
+    tempered,
     tokens_per_step,
 )
-from zoo_backbone.generate.schemes import SCHEMES, Step
+from zoo_backbone.generate.schemes import SCHEMES
 from zoo_backbone.model import Context, FourM
 from zoo_backbone.packing import EncoderInputs, checked_batch
 from zoo_backbone.transformer import KeyValueCache
@@ -155,6 +157,24 @@ class Decoding:
         hidden = model.decode(x, model.rotations(positions), contexts, None, caches)
         return self.passes.combined(model.logits(hidden, layout.table_of(layout.spec(name))).float())
 
+    def confidences(
+        self, logits: Tensor, sampled: Tensor, cells: Tensor, temperature: float, step: int, noise_share: float
+    ) -> Tensor:
+        """Return log probabilities `draws cells` of the ids `sampled` (`rows cells draws`), with the plan's noise.
+
+        `logits` are `rows cells ids`. `noise_share` multiplies the plan's `confidence_noise`.
+        """
+        plan = self.plan
+        if plan.filter_before_temperature and temperature >= COLDEST:  # 4M ranks cells by these probabilities
+            logits = tempered(logits, temperature, plan.top_k, plan.top_p, filter_first=True)
+        values = logits.gather(2, sampled) - logits.logsumexp(dim=2, keepdim=True)
+        values = rearrange(values, "rows cells draws -> (rows draws) cells")
+        if plan.confidence_noise:
+            length = self.model.layout.spec(plan.name).layout.length
+            gumbel = self.noise.gumbel(CONFIDENCE, step, length).to(values.device)
+            values = values + plan.confidence_noise * noise_share * gumbel.gather(1, cells)
+        return values
+
 
 def decode_grid(decoding: Decoding, partial: Tensor | None) -> Tensor:
     """Decode the unknown cells of `partial` (`draws length`; None: all) in steps, and return `draws *shape`."""
@@ -162,26 +182,23 @@ def decode_grid(decoding: Decoding, partial: Tensor | None) -> Tensor:
     layout = decoding.model.layout.spec(plan.name).layout
     tokens = torch.full((len(noise.samples), layout.length), UNKNOWN) if partial is None else partial
     tokens = tokens.to(inputs.device, copy=True)
-    scheme = SCHEMES[plan.scheme](tokens == UNKNOWN, noise, plan.confidence_noise)
+    scheme = SCHEMES[plan.scheme](tokens == UNKNOWN, noise)
     counts = tokens_per_step(scheme.open_cells.shape[1], plan.steps, plan.schedule)
     step_temperatures = temperatures(counts, plan.temperature, plan.final_temperature, plan.temperature_schedule)
-    for number, (count, temperature) in enumerate(zip(counts, step_temperatures, strict=True)):
+    for step, (count, temperature) in enumerate(zip(counts, step_temperatures, strict=True)):
         cells = scheme.next_cells(count)
         # A row of logits per draw, or per sample while its draws share their inputs and cells.
         queried = cells[:: inputs.draws]
         queried = queried if torch.equal(queried.repeat_interleave(inputs.draws, 0), cells) else cells
         logits = decoding.logits(decoding.contexts(), torch.full_like(queried, -1), queried)
         inputs.split_draws()
-        uniform = noise.uniform(IDS, number, layout.length).to(inputs.device).gather(1, cells)
+        uniform = noise.uniform(IDS, step, layout.length).to(inputs.device).gather(1, cells)
         uniform = rearrange(uniform, "(rows draws) cells -> rows cells draws", rows=len(logits))
-        settings = temperature, plan.top_k, plan.top_p, plan.filter_before_temperature
-        sampled = draw(logits, uniform, *settings)
-        step = Step(
-            number=number, share_left=1 - number / len(counts), count=count, cells=cells,
-            ids=rearrange(sampled, "rows cells draws -> (rows draws) cells"),
-            log_probabilities=functools.partial(log_probabilities, logits, sampled, *settings),
-        )  # fmt: skip
-        cells, ids = scheme.commit(step)
+        sampled = draw(logits, uniform, temperature, plan.top_k, plan.top_p, plan.filter_before_temperature)
+        ids = rearrange(sampled, "rows cells draws -> (rows draws) cells")
+        share_left = 1 - step / len(counts)
+        confidences = functools.partial(decoding.confidences, logits, sampled, cells, temperature, step, share_left)
+        cells, ids = scheme.commit(cells, ids, count, confidences)
         tokens.scatter_(1, cells, ids)
         inputs.add(plan.name, ids, cells)
         if decoding.on_step:

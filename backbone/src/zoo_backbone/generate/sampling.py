@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from tokenizers_zoo.config import check_types
@@ -142,19 +141,6 @@ def draw(
     # Below the total even after rounding, so that the id has a share.
     level = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, level.contiguous(), right=True)
-
-
-def log_probabilities(
-    logits: Tensor, ids: Tensor, temperature: float, top_k: int, top_p: float, filter_first: bool = False
-) -> Tensor:
-    """Return the log probabilities `(rows draws) cells` of `ids` (`rows cells draws`) for `logits` (`rows cells ids`).
-
-    With `filter_first`, the probabilities are taken after filters and temperature, as in 4M's code.
-    """
-    if filter_first and temperature >= COLDEST:
-        logits = tempered(logits, temperature, top_k, top_p, filter_first)
-    values = logits.gather(2, ids) - logits.logsumexp(dim=2, keepdim=True)
-    return rearrange(values, "rows cells draws -> (rows draws) cells")
 
 
 # --- classifier-free guidance
