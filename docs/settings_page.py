@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokenizers_zoo.registry import InstanceConfig, ZooConfig
 from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 from zoo_backbone.config import PRESETS, EvaluationConfig, ModelConfig, TrainConfig
 from zoo_backbone.generate.plans import GenerationPlan
+from zoo_backbone.generate.schemes import SCHEMES
 from zoo_backbone.model import FourM
 from zoo_backbone.transfer.config import TUNING, TransferConfig
 
@@ -111,6 +113,7 @@ counted without embeddings.
 """
 TRANSFER = "\n## A transfer\n\n[Transfer](transfer.md) explains the keys."
 TUNINGS = "\nDefaults that depend on `tuning`:\n"
+SCHEMES_OF_GRIDS = "\n### Schemes of grids and vectors\n\nThe first is the default.\n"
 PLAN = "\n## A plan\n\n[Generation](generation.md) explains the keys.\n"
 
 
@@ -126,7 +129,7 @@ def settings_page() -> str:
     lines += [BACKBONE, *presets(), *documented_tables(ModelConfig, "model"), *documented_tables(TrainConfig, "train")]
     lines += documented_tables(EvaluationConfig, "eval")
     lines += [TRANSFER, *documented_tables(TransferConfig, "transfer"), TUNINGS, *tunings()]
-    lines += [PLAN, *settings_tables(GenerationPlan, "")]
+    lines += [PLAN, *settings_tables(GenerationPlan, ""), SCHEMES_OF_GRIDS, *schemes()]
     return "\n".join(lines) + "\n"
 
 
@@ -154,3 +157,12 @@ def tunings() -> list[str]:
         for name, keys in TUNING.items()
     ]
     return table(("tuning", "defaults"), rows)
+
+
+def schemes() -> list[str]:
+    """Return a row per decoding scheme, with the first line of its docstring."""
+    rows = [
+        (f"`{name}`", (inspect.getdoc(scheme) or "").partition("\n")[0], str(scheme.default_steps or "one per token"))
+        for name, scheme in SCHEMES.items()
+    ]
+    return table(("scheme", "order of the tokens", "default steps"), rows)

@@ -39,7 +39,7 @@ def backbone_results(
     encoded: list[Tensor] = []
     model.encoder_norm.register_forward_hook(lambda norm, arguments, hidden: encoded.append(hidden))
     context = model.context(packed)
-    hidden = encoded[0][:, model.num_registers :]
+    hidden = encoded[0][:, -packed.mask.shape[1] :]
     results = {"encoder/hidden": hidden[packed.mask], "encoder/num_valid": packed.mask.sum(1)}
     losses = []
     for item in published:

@@ -24,7 +24,7 @@ from zoo_backbone.batch import PackedInputs
 from zoo_backbone.checkpoint import architecture_for, save_model
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.encoder import parameter_groups
-from zoo_backbone.published import PublishedConfig
+from zoo_backbone.ml4m.model import PublishedConfig, PublishedLayout
 from zoo_backbone.run import Run, zoo_of
 
 SPECS = all_layouts()
@@ -62,7 +62,7 @@ def one_sample(backbone: FourM, tokens: dict[str, Any], number: int) -> PackedIn
         else:
             row = row.ravel()
             layout = backbone.layout.spec(name).layout
-            if backbone.layout.marked_inputs and layout.kind == "sequence" and len(row) < layout.length:
+            if isinstance(backbone.layout, PublishedLayout) and layout.kind == "sequence" and len(row) < layout.length:
                 row = np.append(row, END)
             ids += [backbone.layout.token_rows(name).start + int(token) for token in row]
         positions += [backbone.layout.positions[name].start + index for index in range(len(row))]

@@ -43,9 +43,9 @@ from zoo_backbone.evaluation_data import EvaluationData, pairs_of
 from zoo_backbone.gallery import CELL, GAP, LINE, Previews
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.generate.plans import GenerationPlan
+from zoo_backbone.ml4m.model import PublishedConfig
 from zoo_backbone.model import FourM
 from zoo_backbone.pipeline import AnyToAny
-from zoo_backbone.published import PublishedConfig
 from zoo_backbone.request import Request
 from zoo_backbone.run import Run
 

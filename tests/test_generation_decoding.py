@@ -11,6 +11,7 @@ import pytest
 import torch
 from generation_samples import WORDS, draw_one, full_logits, only, random_inputs, sharp_model, whole_inputs
 
+from tokenizers_zoo.errors import ConfigError
 from zoo_backbone.batch import PackedInputs
 from zoo_backbone.generate import Guidance, TargetPlan, generate, sampler
 from zoo_backbone.generate.sampler import rows_of
@@ -24,6 +25,7 @@ from zoo_backbone.generate.sampling import (
     tempered,
     tokens_per_step,
 )
+from zoo_backbone.generate.schemes import SCHEMES, Scheme
 from zoo_backbone.model import Context, FourM
 
 GuidancePasses = Sequence[tuple[float, Sequence[str]]]
@@ -163,6 +165,36 @@ def test_cells_in_a_fixed_order_equal_their_slow_twin(model: FourM, plan: Target
         ids = draw_one(logits, noise.uniform(IDS, step, 9)[0, cells], heat[step], 0, 1.0)
         assert tokens[cells].tolist() == ids.tolist()
         inputs.add("right", ids.unsqueeze(0), cells.unsqueeze(0))
+
+
+class LeastConfident(Scheme):
+    """The least confident of the last three open cells."""
+
+    def next_cells(self, count: int) -> torch.Tensor:
+        return self.open_cells[:, -3:]
+
+    def commit(self, cells: torch.Tensor, ids: torch.Tensor, count: int, confidences: Any) -> Any:
+        decided = confidences().argsort(dim=1)[:, :count]
+        cells, ids = cells.gather(1, decided), ids.gather(1, decided)
+        is_open = (self.open_cells.unsqueeze(2) != cells.unsqueeze(1)).all(dim=2)
+        self.open_cells = self.open_cells[is_open].view(len(cells), -1)
+        return cells, ids
+
+
+def test_another_order_is_one_class(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"scheme: expected .*maskgit.* got least-confident"):
+        TargetPlan(name="right", scheme="least-confident")
+    monkeypatch.setitem(SCHEMES, "least-confident", LeastConfident)
+    plan = TargetPlan(name="right", scheme="least-confident", steps=9, temperature=2.0)
+    decided: list[torch.Tensor] = []
+    generated = generate(
+        model, both_inputs(4), [plan], seed=1, draws=2, samples=range(8),
+        on_step=lambda _, tokens: decided.append(tokens.flatten(1) >= 0),
+    )["right"]  # fmt: skip
+    assert generated.min() >= 0 and torch.stack(decided).sum(2).tolist() == [[step] * 8 for step in range(1, 10)]
+    for step, cells in enumerate(decided):
+        assert not cells[:, : max(9 - 3 - step, 0)].any(), "only the last three open cells are drawn"
+    assert len({str(cells.tolist()) for cells in decided[0]}) > 1, "the order depends on the confidences"
 
 
 # --- chains and batches

@@ -39,10 +39,11 @@ from zoo_backbone.generate.inpainting import (
     with_gaps_filled,
 )
 from zoo_backbone.generate.sampling import IDS, Noise
+from zoo_backbone.generate.schemes import SCHEMES
 from zoo_backbone.masking import Masker
+from zoo_backbone.ml4m.model import PublishedLayout
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import EncoderInputs
-from zoo_backbone.published import PublishedLayout
 
 LEFT, TEXT, RIGHT, BAG = SPECS[:4]
 TABLES = EmbeddingLayout(SPECS)
@@ -139,7 +140,7 @@ def test_whole_inputs_are_packed_as_in_training() -> None:
 # --- grids
 
 
-@pytest.mark.parametrize("scheme", ["maskgit", "roar", "autoregressive"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("guidance", [Guidance(), Guidance(scale=2.5)])
 def test_kept_tokens_stay_and_the_rest_is_made(model: FourM, scheme: Any, guidance: Guidance) -> None:
     grid = torch.randint(0, 11, (4, 3, 3), generator=torch.Generator().manual_seed(1))
@@ -229,7 +230,7 @@ def slow_filling(model: FourM, input_tokens: dict[str, Any], row: np.ndarray, pl
     packed, start = inputs.packed(), model.layout.token_rows("words").start
     uniform = Noise(seed, [0], "words").uniform(IDS, 0, 20)[0]
     gaps, room = int((row < 0).sum()), 6 - int((row >= 0).sum())
-    closing = 2 + gaps if model.layout.marked_inputs and row[-1] >= 0 else WORDS.end
+    closing = 2 + gaps if isinstance(model.layout, PublishedLayout) and row[-1] >= 0 else WORDS.end
     gap, stream = 0, list[int]()
     while sum(token > 5 or token == 0 for token in stream) < room:
         read = [start + token for token in [2, *stream]]
@@ -237,7 +238,7 @@ def slow_filling(model: FourM, input_tokens: dict[str, Any], row: np.ndarray, pl
         onward = 2 + gap + 1
         content = [token for token in range(20) if token == 0 or token > 5]
         over = onward if gap + 1 < gaps else closing
-        ends = [over] if model.layout.marked_inputs else [WORDS.end, *range(onward, 2 + gaps)]
+        ends = [over] if isinstance(model.layout, PublishedLayout) else [WORDS.end, *range(onward, 2 + gaps)]
         masked = torch.full_like(logits, -torch.inf)
         masked[content] = logits[content]
         masked[over] = logits[ends].logsumexp(0)

@@ -50,8 +50,8 @@ from zoo_backbone.grow import (
     write_report,
 )
 from zoo_backbone.masking import Masker
+from zoo_backbone.ml4m.model import PublishedConfig, PublishedLayout
 from zoo_backbone.model import FourM
-from zoo_backbone.published import PublishedConfig, PublishedLayout
 from zoo_backbone.run import Run
 from zoo_backbone.train import Trainer, train
 

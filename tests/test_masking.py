@@ -19,7 +19,7 @@ from zoo_backbone.batch import PackedBatch, RawBatch
 from zoo_backbone.config import MaskingConfig, Mixture
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.masking import Masker, fill, fill_with_limit
-from zoo_backbone.published import PublishedConfig, PublishedLayout
+from zoo_backbone.ml4m.model import PublishedConfig, PublishedLayout
 from zoo_backbone.spans import Spans, choose, mask_spans, ragged
 
 CASES = settings(max_examples=60, deadline=None, derandomize=True)
@@ -245,7 +245,7 @@ def check_batch(layout: EmbeddingLayout, raw: RawBatch, batch: PackedBatch, conf
                 assert all(position < raw.lengths[number, column] for position in positions)
             elif isinstance(item.layout, SequenceLayout):
                 length = int(raw.lengths[number, column])
-                length = without_end(item, sample, length) if layout.marked_inputs else length
+                length = without_end(item, sample, length) if isinstance(layout, PublishedLayout) else length
                 check_sequence(item, sample, length, config.target_budget)
             else:
                 check_fixed(item, sample, raw.tokens[item.name][number])
@@ -280,7 +280,7 @@ def masked(
     st.booleans(),
 )
 def test_every_sample_can_be_read_back(
-    seed: int, alpha: float, inputs: int, targets: int, span_length: float, absent: float, marked_inputs: bool
+    seed: int, alpha: float, inputs: int, targets: int, span_length: float, absent: float, published: bool
 ) -> None:
     specs = all_layouts()
     raw = raw_batch(specs, 4, seed, absent)
@@ -291,7 +291,7 @@ def test_every_sample_can_be_read_back(
     config = MaskingConfig(
         input_budget=inputs, target_budget=targets, min_input=0, span_length=span_length, mixtures=mixtures
     )
-    layout = PublishedLayout(specs, PublishedConfig()) if marked_inputs else EmbeddingLayout(specs)
+    layout = PublishedLayout(specs, PublishedConfig()) if published else EmbeddingLayout(specs)
     batch = Masker(layout, config)(raw, seed=seed, step=3)
     assert batch.inputs.ids.shape == (4, inputs) and batch.targets.ids.shape == (4, targets)
     check_batch(layout, raw, batch, config)

@@ -21,8 +21,8 @@ from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import architecture_for
 from zoo_backbone.config import ModelConfig, preset
 from zoo_backbone.embedding_layout import EmbeddingLayout, grid_angles, rotation_table, sincos_grid
+from zoo_backbone.ml4m.model import PublishedConfig, PublishedFourM, PublishedLayout
 from zoo_backbone.model import EMBEDDING_STD, OUTPUT_STD, FourM
-from zoo_backbone.published import PublishedConfig, PublishedFourM, PublishedLayout
 from zoo_backbone.transformer import ALIGNED, DecoderBlock, FusedLinear, KeyValueCache, rotate
 
 CONFIGS = {

@@ -29,7 +29,7 @@ from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.run_folder import TOKENIZER, FolderError
 from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.encoder import FourMEncoder
-from zoo_backbone.published import PublishedConfig, PublishedFourM
+from zoo_backbone.ml4m.model import PublishedConfig, PublishedFourM
 from zoo_backbone.run import Run
 from zoo_backbone.transfer import load, probe
 from zoo_backbone.transfer import train as probes

@@ -2,7 +2,7 @@
 
 model.safetensors has `tokens.<table>`, `output.<table>`, `modalities.<name>`, `masks.<name>`, `positions.<name>`
 (learned ones), `projections.<name>.*` (continuous inputs) and the tensors of the Transformer; published models have a
-few more (see `published.PublishedFourM`). A table is a vocabulary. config.json has "class" (the kind of checkpoint),
+few more (see `ml4m.model.PublishedFourM`). A table is a vocabulary. config.json has "class" (the kind of checkpoint),
 "architecture" (a key of `ARCHITECTURES`), "model" (its config), "specs" (the ModalitySpecs, in order) and keys of
 the caller. "ml4m" in config.json and tensors `ml4m.*` serve the export of an imported backbone.
 """
@@ -36,9 +36,9 @@ from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.text_vocab import Special, TextVocabulary
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.ml4m.model import PublishedFourM
 from zoo_backbone.model import FourM, check_handle
 from zoo_backbone.optim import TOKEN_TABLE
-from zoo_backbone.published import PublishedFourM
 
 CLASS = "FourM"
 ARCHITECTURES: dict[str, type[FourM]] = {"FourM": FourM, "PublishedFourM": PublishedFourM}
@@ -54,8 +54,6 @@ SHAPE = {
 }  # fmt: skip
 """Shape of config.json."""
 LEARNED = "learned_positions."
-GROWING = ("tokens.", "read.", "output.")
-"""Prefixes of tensors with one row per id of a vocabulary."""
 
 
 def spec_to_json(spec: ModalitySpec) -> dict[str, Any]:
@@ -175,11 +173,11 @@ def _load(
         model = architecture_for(shape).seeded(shape, specs, seed)
         sizes = {name: len(tensor) if tensor.ndim else 1 for name, tensor in model.state_dict().items()}
         loaded_rows = {name: torch.zeros(size, dtype=torch.bool) for name, size in sizes.items()}
-        rows = model_tensors(model, loaded_rows)
+        rows, growing = model_tensors(model, loaded_rows), model.vocabulary_prefixes
         with torch.no_grad():
             for name, target in model_tensors(model).items():  # parts of the model, to be written to
                 source = tensors.get(name)
-                grows = may_grow and name.startswith(GROWING)
+                grows = may_grow and name.startswith(growing)
                 if source is None:  # of a new modality
                     continue
                 if source.shape[grows:] != target.shape[grows:] or (grows and len(source) > len(target)):
@@ -289,7 +287,7 @@ def initial_model(
     unused = {name: torch.zeros_like(rows) for name, rows in pretrained_rows.items()}
     for side, counts, mark in ((pretrained_rows, used, False), (unused, in_use, True)):
         for name, rows in model_tensors(model, side).items():  # parts of those, to be written to
-            if name.startswith(GROWING):
+            if name.startswith(model.vocabulary_prefixes):
                 rows[counts.get(name.partition(".")[2], 0) :] = mark
     with torch.no_grad():  # new modality embeddings and mask tokens are the mean of the known ones
         for name, table in model.named_parameters():

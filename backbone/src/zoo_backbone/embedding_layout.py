@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
 from tokenizers_zoo.spec import ModalitySpec, OrderedIds
+from zoo_backbone.batch import RawBatch
 from zoo_backbone.config import ModelConfig
+from zoo_backbone.spans import Spans
 
 Positions = Literal["grid", "line", "learned", "stored"]
 """Kinds of position embeddings: computed for the cells of a grid or the places of a sequence, or stored as weights."""
@@ -37,8 +39,8 @@ class EmbeddingLayout:
     loads in any order of modalities. Raises ConfigError for specs that contradict each other.
     """
 
-    marked_inputs: bool = False
-    """Whether inputs mark sequences as the published models do, see `published.PublishedLayout`."""
+    span_class: ClassVar[type[Spans]] = Spans
+    """How masked spans of sequences become targets."""
     inputs_only: frozenset[str] = frozenset()
     """Discrete modalities that this model cannot predict."""
     targets_only: frozenset[str] = frozenset()
@@ -113,6 +115,18 @@ class EmbeddingLayout:
     def positions_of(self, kind: Positions) -> dict[Any, slice]:
         """Return the position rows of one kind by their key."""
         return {key: rows for (of, key), rows in self._shared.items() if of == kind}
+
+    def with_ends(self, raw: RawBatch) -> RawBatch:
+        """Return the samples with the ids of `input_end`, for masking."""
+        return raw
+
+    def input_end(self, spec: ModalitySpec) -> int | None:
+        """Return the id that follows a complete input sequence below its maximum length, or None."""
+        return None
+
+    def placeholder(self, spec: ModalitySpec) -> Tensor | None:
+        """Return the token (`1`, or `1 dim`) that the encoder reads in place of an unknown modality, or None."""
+        return None
 
     @cached_property
     def causal(self) -> np.ndarray:

@@ -26,11 +26,6 @@ LEVELS = 4
 SCALES = (4.0, 2.0, 1.0, 0.5)
 """Sizes of a pyramid's maps relative to the grid, that is, strides from a quarter of a patch to two patches (ViTDet,
 arXiv 2203.16527, section 3, without its learned layers)."""
-DECODER_ONLY = (
-    "mask_embedding", "read_embedding", "target_modality_embedding", "context_projection", "decoder", "decoder_norm",
-    "output", "target_positions",
-)  # fmt: skip
-"""Modules of the backbone that the encoder does not need."""
 
 
 class FourMEncoder(nn.Module):
@@ -136,9 +131,9 @@ class FourMEncoder(nn.Module):
             x = block(x, rotation, key_mask)
             if number in self.out_indices:
                 outputs[number] = x
-        registers = self.model.num_registers
+        first = x.shape[1] - inputs.mask.shape[1]  # the inputs come last
         last, *intermediates = (
-            self.model.encoder_norm(features)[:, registers:] for features in (x, *map(outputs.get, self.out_indices))
+            self.model.encoder_norm(features)[:, first:] for features in (x, *map(outputs.get, self.out_indices))
         )
         return last, intermediates, inputs.mask
 
@@ -210,7 +205,7 @@ def _without_decoder(model: FourM) -> FourM:
     """Return a model of the same weights that lacks the modules of the decoder."""
     encoder = copy.copy(model)
     for group in ("_modules", "_parameters", "_buffers"):
-        entries = {name: item for name, item in getattr(model, group).items() if name not in DECODER_ONLY}
+        entries = {name: item for name, item in getattr(model, group).items() if name not in model.decoder_only}
         setattr(encoder, group, entries)
     return encoder
 

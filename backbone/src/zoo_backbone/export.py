@@ -14,7 +14,6 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.export import CHECKED, Format, Network, Port, example_values, export_networks
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.encoder import FourMEncoder
-from zoo_backbone.packing import input_end
 
 USED = "_used"
 """Ending of the name of the mask of a modality of variable length."""
@@ -84,7 +83,7 @@ def ports_of(encoder: FourMEncoder, spec: ModalitySpec) -> list[Port]:
     if layout.continuous:
         tokens = Port(name=spec.name, shape=shape, dtype="float32")
     else:
-        end = input_end(encoder.layout, spec)
+        end = encoder.layout.input_end(spec)
         meaning = f"a sequence below the maximum length ends with id {end}" if end is not None else ""
         tokens = Port(name=spec.name, shape=shape, dtype="int64", low=0, high=spec.vocab_size - 1, meaning=meaning)
     if not layout.variable:

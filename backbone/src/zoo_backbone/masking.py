@@ -11,8 +11,6 @@ targets from the rest:
   not predicted; the input still shows its sentinel. All spans are targets, cut off at the budget (`end` may be
   missing), for a sequence without input tokens (a single span) and for a sample that would otherwise have no target.
 - If `targets` leave a part of the target budget, the component's `fallback_targets` share it in the same way.
-- Published models (`EmbeddingLayout.marked_inputs`) treat `end` as a token of the sequence, kept or masked. Where not
-  all spans fit, their targets are adjacent spans, closed by the sentinel of the next one.
 
 Budgets are full whenever the sample has enough tokens: a share that a modality cannot use goes to the others. A sample
 with fewer tokens than both budgets splits them in proportion, so that there is always something to predict. A short
@@ -25,7 +23,7 @@ seed and counted by step and slot, so the mask of a sample does not depend on th
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -124,8 +122,7 @@ class Masker:
 
     def __call__(self, raw: RawBatch, seed: int, step: int, first_slot: int = 0) -> PackedBatch:
         """Choose and pack. `first_slot` is the slot of the first sample where this is a part of a larger batch."""
-        if self.layout.marked_inputs:
-            raw = self._append_end(raw)
+        raw = self.layout.with_ends(raw)
         draws = self._draw(len(raw), seed, step, first_slot)
         component = self._choose_component(raw, draws)
         inputs_allowed = self._may_be_input[component] & raw.present
@@ -145,26 +142,12 @@ class Masker:
             self.config.span_length, draws.span_rounding.ravel(), draws.cuts[:, :longest],
             draws.positions[:, : longest + 1],
         )  # fmt: skip
-        spans = Spans.of(masked)  # a row is `sample * sequences + sequence`
+        spans = self.layout.span_class.of(masked)  # a row is `sample * sequences + sequence`
         target_shares = deferred_shares(log_shares[:, 1], self._fallbacks[component])
         targets, selected = self._share_targets(
             raw, draws, target_shares, targets_allowed, targets_first, inputs, spans
         )
         return self._pack(raw, draws, inputs, targets, spans, selected)
-
-    def _append_end(self, raw: RawBatch) -> RawBatch:
-        """Return the same samples with `end` appended to each sequence shorter than its maximum length."""
-        tokens, lengths = dict(raw.tokens), raw.lengths.copy()
-        for index, end in zip(self._sequences, self._end, strict=True):
-            spec, length = self.layout.specs[index], raw.lengths[:, index]
-            rows = np.flatnonzero(raw.present[:, index] & (length < spec.layout.length))
-            ids = tokens[spec.name]
-            content = np.zeros((len(raw), spec.layout.length), ids.dtype)
-            content[:, : ids.shape[1]] = ids
-            content[rows, length[rows]] = end
-            tokens[spec.name] = content
-            lengths[rows, index] += 1
-        return replace(raw, tokens=tokens, lengths=lengths)
 
     def _draw(self, batch: int, seed: int, step: int, first_slot: int) -> Draws:
         """Draw all random numbers; each slot has its own stream."""
@@ -244,7 +227,7 @@ class Masker:
         # A sequence without inputs may be cut anywhere: select its one span, and take a prefix.
         may_be_cut = without_inputs[in_sequences].ravel()
         room = np.where(may_be_cut, LARGEST, counts[in_sequences].ravel())
-        selected = spans.select(room, draws.turns, adjacent=self.layout.marked_inputs)
+        selected = spans.select(room, draws.turns)
         used = np.bincount(np.repeat(spans.row[selected], spans.length[selected] + 1), minlength=len(may_be_cut))
         counts[in_sequences] = np.where(without_inputs[in_sequences], counts[in_sequences], used.reshape(shape))
         rest = np.where(self.layout.causal & ~without_inputs, 0, capacity - counts)
@@ -311,11 +294,9 @@ class Masker:
             sequence_ids = raw.tokens[self.layout.names[index]][:, :width]
             tokens[:, number, : sequence_ids.shape[1]] = sequence_ids
         flat = tokens.reshape(-1, width)
-        sentinel, closing = np.tile(self._sentinel, batch), np.tile(self._end, batch)
+        sentinel, num_sentinels, end = (np.tile(ids, batch) for ids in (self._sentinel, self._num_sentinels, self._end))
         lengths, quota = raw.lengths[:, order].ravel(), inputs.counts[:, order].ravel()
-        if self.layout.marked_inputs:  # the sentinel of the next span closes, where there is one
-            following = spans.last(selected) + 1
-            closing = np.where(following < np.tile(self._num_sentinels, batch), sentinel + following, closing)
+        closing = spans.closing(selected, sentinel, num_sentinels, end)
         read, predicted = spans.target_streams(flat, selected, sentinel, closing)
         kept_rows, kept_rank, kept_ids = spans.input_tokens(flat, lengths, quota, sentinel)
         rows, rank = ragged(targets.counts[:, order].ravel())

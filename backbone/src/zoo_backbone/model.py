@@ -82,8 +82,10 @@ class FourM(nn.Module):
     """Entries with one row per modality."""
     stored_rows: ClassVar[Mapping[str, str]] = {}
     """Entries with one row per stored position."""
-    num_registers: int = 0
-    """Learned tokens that precede the inputs."""
+    decoder_only: ClassVar[frozenset[str]] = frozenset(
+        ("mask_embedding", "context_projection", "decoder", "decoder_norm", "output")
+    )
+    """Modules and tensors that the encoder does not need."""
     record: Mapping[str, Any] = {}
     """The config.json that the model was loaded with; empty for a new model."""
 
@@ -137,6 +139,11 @@ class FourM(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # the CPU's only, which draws all weights
             return cls(config, specs)
+
+    @property
+    def vocabulary_prefixes(self) -> tuple[str, ...]:
+        """Prefixes on disk of the tensors with one row per id of a vocabulary."""
+        return tuple(f"{prefix}." for prefix in (*self.table_rows.values(), "output"))
 
     @property
     def trained_on(self) -> Mapping[str, str]:
@@ -194,7 +201,7 @@ class FourM(nn.Module):
         return content + (position + self.modality_embedding(modalities))
 
     def encoder_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Return content, place, rotations and mask of the inputs, registers included."""
+        """Return content, place, rotations and mask of the encoder's tokens; the inputs come last."""
         content, position = self.embed_inputs(inputs)
         return content, position, self.rotations(inputs.positions), inputs.mask
 
@@ -203,7 +210,7 @@ class FourM(nn.Module):
     def encode(self, inputs: PackedInputs) -> Tensor:
         """Return the normed output of the encoder, `batch inputs dim`; it is undefined at unused inputs."""
         content, position, rotation, mask = self.encoder_inputs(inputs)
-        return self._encode(content + position, rotation, _key_mask(mask))[:, self.num_registers :]
+        return self._encode(content + position, rotation, _key_mask(mask))[:, -inputs.ids.shape[1] :]
 
     def _encode(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None) -> Tensor:
         for block in self.encoder:

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tokenizers_zoo.errors import InvalidValueError, count_of
-from tokenizers_zoo.layouts import EmbeddingsLayout, SequenceLayout
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import checked_tokens, describe, expected_tokens
 from zoo_backbone.batch import Packed, PackedInputs
@@ -64,19 +63,14 @@ def pad_tokens(
     """Return checked tokens as a tensor `batch tokens` (continuous: also `dim`), and a mask, bool `batch tokens`, True
     for tokens.
 
-    Sequences end as in the model's training, see `EmbeddingLayout.marked_inputs`.
+    Sequences end as in the model's training, see `EmbeddingLayout.input_end`.
     """
     rows = [torch.as_tensor(row) if spec.continuous else torch.as_tensor(row).flatten() for row in checked]
-    if (end := input_end(layout, spec)) is not None:
+    if (end := layout.input_end(spec)) is not None:
         rows = [F.pad(row, (0, int(len(row) < spec.layout.length)), value=end) for row in rows]
     content = pad_sequence(rows, batch_first=True).to(device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     return content, torch.arange(content.shape[1], device=device) < lengths.unsqueeze(1)
-
-
-def input_end(layout: EmbeddingLayout, spec: ModalitySpec) -> int | None:
-    """Return the id that follows a complete input sequence of this modality; None if there is no such id."""
-    return spec.layout.special.get("end") if layout.marked_inputs else None
 
 
 def spans_of(tokens: Mapping[str, Tensor]) -> dict[str, slice]:
@@ -127,29 +121,24 @@ class EncoderInputs:
             self._blocks.append(self._block(name, ids, ranks, mask))
 
     def add_whole(self, name: str, tokens: Any) -> None:
-        """Append all tokens of a modality. Raises InvalidValueError if they do not fit the modality."""
-        spec = self.layout.spec(name)
-        checked = checked_batch(spec, tokens, self.batch, f"the batch has {self.batch}")
-        self.add_content(name, *pad_tokens(self.layout, spec, checked, self.device))
+        """Append all tokens of a modality, as `checked_batch` returns them."""
+        self.add_content(name, *pad_tokens(self.layout, self.layout.spec(name), tokens, self.device))
 
     def add_content(self, name: str, content: Tensor, mask: Tensor | None = None) -> None:
         """Append all tokens of a modality, as `pad_tokens` returns them."""
         self.add(name, content, torch.arange(content.shape[1], device=self.device).expand(self.batch, -1), mask)
 
     def mark_open(self, name: str) -> None:
-        """Represent a sequence without tokens by one sentinel, and embeddings by a zero vector, as 4M's code does.
+        """Represent a modality by its `EmbeddingLayout.placeholder` while it has no tokens.
 
-        Only in models with `EmbeddingLayout.marked_inputs`; in passes that hide the modality only if they are marked.
+        Passes that hide the modality have the placeholder only if they are marked.
         """
-        layout, marked = self.layout.spec(name).layout, self.layout.marked_inputs
-        if not marked or name in self.layout.targets_only or name in [block.name for block in self._open]:
+        token = self.layout.placeholder(self.layout.spec(name))
+        if token is None or name in self.layout.targets_only or name in [block.name for block in self._open]:
             return
-        first = torch.zeros(self.batch, 1, dtype=torch.int64, device=self.device)
-        if isinstance(layout, EmbeddingsLayout):
-            zeros = torch.zeros(self.batch, 1, layout.dim, device=self.device)
-            self._open.append(self._block(name, zeros, first))
-        elif isinstance(layout, SequenceLayout):
-            self._open.append(self._block(name, first + layout.sentinel_start, first))
+        content = token.to(self.device).expand(self.batch, *token.shape)
+        ranks = torch.zeros(self.batch, 1, dtype=torch.int64, device=self.device)
+        self._open.append(self._block(name, content, ranks))
 
     def _block(self, name: str, content: Tensor, ranks: Tensor, mask: Tensor | None = None) -> _Block:
         continuous = self.layout.spec(name).continuous

@@ -112,11 +112,10 @@ class Spans:
         """Return the targets of each row, `rows`: masked tokens, a sentinel before each further span, and the end."""
         return self.masked.sum(axis=1) + self.starts.sum(axis=1)
 
-    def select(self, budget: Ints, keys: Keys, adjacent: bool = False) -> Bools:
+    def select(self, budget: Ints, keys: Keys) -> Bools:
         """Return the spans to predict, `spans`, so that each row costs at most `budget` (`rows`).
 
-        Rows that fit keep all their spans. Other rows take spans in random order as long as they fit; with `adjacent`,
-        a random span and its successors.
+        Rows that fit keep all their spans. Other rows take spans in random order as long as they fit.
         """
         need = self.cost()
         selected = (need <= budget)[self.row]
@@ -126,28 +125,23 @@ class Spans:
         counts = self.starts.sum(axis=1)
         first = (np.cumsum(counts) - counts)[over_budget]
         order = sorted_draw(keys[over_budget], counts[over_budget])
-        if adjacent:
-            order = order[:, :1] + np.arange(order.shape[1])
         left = budget[over_budget].copy()
         for turn in range(int(counts[over_budget].max())):
             active = np.flatnonzero((turn < counts[over_budget]) & (left >= 2))
-            active = active[order[active, turn] < counts[over_budget[active]]]
             if not len(active):
                 break
             span = first[active] + order[active, turn]
             fits = self.length[span] + 1 <= left[active]
             selected[span[fits]] = True
             left[active[fits]] -= self.length[span[fits]] + 1
-            if adjacent:
-                left[active[~fits]] = 0
         return selected
 
-    def last(self, selected: Bools) -> Ints:
-        """Return the number of each row's last selected span, `rows`; -1 without one."""
-        rank = np.full(len(self.masked), -1, np.int64)
-        _, number = ragged(self.starts.sum(axis=1))
-        rank[self.row[selected]] = number[selected]  # numbers rise within a row, so the last one stays
-        return rank
+    def closing(self, selected: Bools, sentinel: Ints, num_sentinels: Ints, end: Ints) -> Ints:
+        """Return the last id of each row's targets, `rows`: its `end`.
+
+        `sentinel` and `num_sentinels` (`rows`) are the first sentinel and the number of sentinels.
+        """
+        return end
 
     def input_tokens(self, tokens: Ints, lengths: Ints, quota: Ints, sentinel: Ints) -> tuple[Ints, Ints, Ints]:
         """Return row, rank within the row's input, and id of every input token of the rows whose quota is not 0.

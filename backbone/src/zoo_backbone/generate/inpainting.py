@@ -41,7 +41,7 @@ from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import array_of
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate.plans import is_count, ranges
-from zoo_backbone.packing import EncoderInputs, checked_batch, input_end
+from zoo_backbone.packing import EncoderInputs, checked_batch
 
 UNKNOWN = -1
 
@@ -185,7 +185,7 @@ def checked_partial(layout: EmbeddingLayout, name: str, tokens: Any, batch: int,
 def add_partial(inputs: EncoderInputs, spec: ModalitySpec, tokens: Any) -> None:
     """Add the known tokens to the inputs; sequences with a sentinel for each gap.
 
-    A sequence without any token is left out, except in models with `EmbeddingLayout.marked_inputs`.
+    A sequence without any token is left out, except in models with an `EmbeddingLayout.placeholder` for it.
     """
     if not isinstance(spec.layout, SequenceLayout):
         grid = tokens.to(inputs.device)
@@ -196,7 +196,7 @@ def add_partial(inputs: EncoderInputs, spec: ModalitySpec, tokens: Any) -> None:
     rows = []
     for row in tokens:
         gaps = row == UNKNOWN
-        if gaps.all() and not inputs.layout.marked_inputs:
+        if gaps.all() and inputs.layout.placeholder(spec) is None:
             rows.append(row[:0])
             continue
         read: Ids = np.where(gaps, spec.layout.sentinel_start + np.cumsum(gaps) - 1, row)
@@ -211,7 +211,7 @@ def sees_end(layout: EmbeddingLayout, name: str, row: Ids) -> bool:
     """Return whether the model sees that a partial sequence ends with its last token."""
     spec = layout.spec(name)
     reaches_end = not len(row) or row[-1] != UNKNOWN
-    return input_end(layout, spec) is not None and len(row) < spec.layout.length and bool(reaches_end)
+    return layout.input_end(spec) is not None and len(row) < spec.layout.length and bool(reaches_end)
 
 
 def with_gaps_filled(row: Ids, stream: Sequence[int], layout: SequenceLayout) -> Ids:

@@ -42,11 +42,12 @@ from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.config import expect
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate.sampling import Guidance, Passes, Schedule, TemperatureSchedule
+from zoo_backbone.generate.schemes import SCHEMES
 from zoo_backbone.generate.sources import inputs_of, sources_of, written_sources
 
-Scheme = Literal["layout", "maskgit", "roar", "autoregressive"]
-DEFAULT_STEPS, TOP_P = 8, 0.95
-GRID_SCHEMES: tuple[Scheme, ...] = ("maskgit", "roar", "autoregressive")
+LAYOUT, LEFT_TO_RIGHT = "layout", "autoregressive"
+"""Schemes of a plan: the first scheme that fits the layout, and the only scheme of sequences."""
+TOP_P = 0.95
 MASK = "mask:"
 Cropping = Literal["middle", "whole"]
 """How input pictures are cropped: to the largest part in the middle with the proportions of their modality, or not at
@@ -64,12 +65,11 @@ class TargetPlan:
 
     name: str
     """The modality."""
-    scheme: Scheme = "layout"
-    """Decoding order. Grids and vectors: "maskgit" decides the most confident tokens first (arXiv 2202.04200), "roar"
-    uses a random order (4M, arXiv 2312.06647), "autoregressive" goes row by row. Sequences: "autoregressive". "layout":
-    the first that fits."""
+    scheme: str = LAYOUT
+    """Decoding order: of grids and vectors a scheme (table below the keys in docs/settings.md), of sequences
+    "autoregressive"; "layout": the first that fits."""
     steps: int = 0
-    """Decoding steps of a grid or vector, at most one per token; 0: 8 steps, or one per token if autoregressive.
+    """Decoding steps of a grid or vector, at most one per token; 0: the scheme's default.
     Sequences always take one step per token."""
     schedule: Schedule = "cosine"
     """How many tokens each step decides: few first ("cosine"), equally many ("linear"), few first and last
@@ -99,14 +99,15 @@ class TargetPlan:
         check_types(self)
         check_amounts(self, "steps", "temperature", "final_temperature", "top_k", "confidence_noise", "max_length")
         check_interval(self, "(0, 1]", "top_p")
+        expect(self, "scheme", self.scheme in (LAYOUT, *SCHEMES), f"one of {[LAYOUT, *SCHEMES]}")
         falls = self.temperature_schedule != "constant" or not self.final_temperature
         expect(self, "final_temperature", falls, 'temperature_schedule "linear" or "inverse" with it')
 
     def resolved(self, spec: ModalitySpec) -> TargetPlan:
         """Return the plan with the defaults of the modality. Raises ConfigError if they do not fit."""
         sequence = spec.layout.causal
-        schemes = ("autoregressive",) if sequence else GRID_SCHEMES
-        scheme = schemes[0] if self.scheme == "layout" else self.scheme
+        schemes = (LEFT_TO_RIGHT,) if sequence else tuple(SCHEMES)
+        scheme = schemes[0] if self.scheme == LAYOUT else self.scheme
         for key, value, allowed in (
             ("scheme", scheme, schemes),
             ("temperature_schedule", self.temperature_schedule, ("constant",) if sequence else ()),
@@ -115,7 +116,7 @@ class TargetPlan:
                 kind = f"{key} {value!r} is not for a {spec.layout.kind}"
                 raise ConfigError(f"generate {spec.name}: {kind}; expected {' or '.join(allowed)}")
         bound = spec.layout.length
-        steps = min(self.steps or (bound if scheme == "autoregressive" else DEFAULT_STEPS), bound)
+        steps = min(self.steps or SCHEMES[scheme].default_steps or bound, bound)
         length = min(self.max_length or bound, bound)
         return replace(self, scheme=scheme, steps=steps, max_length=length, guidance=self.guidance or Guidance())
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,6 @@ from zoo_backbone.generate.sampling import (
     COLDEST,
     CONFIDENCE,
     IDS,
-    ORDER,
     Noise,
     Passes,
     draw,
@@ -34,6 +35,7 @@ from zoo_backbone.generate.sampling import (
     tempered,
     tokens_per_step,
 )
+from zoo_backbone.generate.schemes import SCHEMES
 from zoo_backbone.model import Context, FourM
 from zoo_backbone.packing import EncoderInputs, checked_batch
 from zoo_backbone.transformer import KeyValueCache
@@ -80,37 +82,36 @@ def generate(
         expected = "a seed and numbers of samples from 0 on, with `draws` numbers for each of at least one sample"
         raise ConfigError(f"generate: expected {expected}; got seed {seed}, draws {draws}, {len(numbers)} numbers")
     count = len(numbers) // draws
-    for name, tokens in inputs.items():
-        checked_batch(layout.spec(name), tokens, count, f"the batch has {count}")
-    targets = {target.name for target in resolved}
+    inputs = {
+        name: checked_batch(layout.spec(name), tokens, count, f"the batch has {count}")
+        for name, tokens in inputs.items()
+    }
+    targets = [target.name for target in resolved]
     partial = {name: checked_partial(layout, name, tokens, count, name in targets) for name, tokens in partial.items()}
     rows: dict[int, dict[str, Any]] = {}
     for group in group_by_missing(partial, count):  # samples that lack equally many cells
-        draw_rows = [row * draws + draw for row in group for draw in range(draws)]
         encoded = EncoderInputs(layout, len(group), model.token_embedding.weight.device, draws)
-        for name in (*inputs, *partial, *(target.name for target in resolved)):
+        for name in (*inputs, *partial, *targets):
             encoded.mark_open(name)
         for name, tokens in inputs.items():
             encoded.add_whole(name, rows_of(tokens, group))
         for name, tokens in partial.items():
             add_partial(encoded, layout.spec(name), rows_of(tokens, group))
+        draw_rows = [row * draws + draw for row in group for draw in range(draws)]
+        sample_rows = [row // draws for row in draw_rows]
         generated: dict[str, Any] = {}
         for target in resolved:
             assert target.guidance is not None
-            name, spec = target.name, layout.spec(target.name).layout
-            noise = Noise(seed, [numbers[row] for row in draw_rows], name)
-            passes = Passes.of(target.guidance, name, encoded.names)
-            tokens = rows_of(partial[name], [row // draws for row in draw_rows]) if name in partial else None
-            if spec.causal:
-                tokens = [np.array([UNKNOWN])] * len(draw_rows) if tokens is None else tokens
-                generated[name] = decode_sequence(
-                    model, encoded, target, noise, passes, tokens, once.get(name, ()), on_step
-                )
-                encoded.remove(name)  # known tokens with their sentinels
-                encoded.add_whole(name, generated[name])
+            decoding = Decoding(
+                model=model, inputs=encoded, plan=target, on_step=on_step,
+                noise=Noise(seed, [numbers[row] for row in draw_rows], target.name),
+                passes=Passes.of(target.guidance, target.name, encoded.names),
+            )  # fmt: skip
+            known_tokens = rows_of(partial[target.name], sample_rows) if target.name in partial else None
+            if layout.spec(target.name).layout.causal:
+                generated[target.name] = decode_sequence(decoding, known_tokens, once.get(target.name, ()))
             else:
-                tokens = torch.full((len(draw_rows), spec.length), UNKNOWN) if tokens is None else tokens
-                generated[name] = decode_grid(model, encoded, target, noise, passes, tokens, on_step)
+                generated[target.name] = decode_grid(decoding, known_tokens)
         rows |= {row: {name: tokens[i] for name, tokens in generated.items()} for i, row in enumerate(draw_rows)}
     joined = {target.name: [rows[row][target.name] for row in range(len(numbers))] for target in resolved}
     return {name: torch.stack(batch) if isinstance(batch[0], Tensor) else batch for name, batch in joined.items()}
@@ -121,83 +122,87 @@ def rows_of(tokens: Any, rows: Sequence[int]) -> Any:
     return [tokens[row] for row in rows] if isinstance(tokens, list) else tokens[list(rows)]
 
 
-def contexts_of(model: FourM, inputs: EncoderInputs, passes: Passes) -> list[Context]:
-    """Encode the inputs of each pass at its own length."""
-    return [model.context(inputs.packed(hidden, passes.marked)) for hidden in passes.hidden]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoding:
+    """The decoding of one target for the draws of a batch: its plan, noise and forward passes.
 
-
-def target_logits(
-    model: FourM,
-    name: str,
-    read: Tensor,
-    ranks: Tensor,
-    contexts: Sequence[Context],
-    passes: Passes,
-    caches: Sequence[KeyValueCache] | None = None,
-) -> Tensor:
-    """Return float32 logits `batch targets ids` over the vocabulary of `name`: the weighted sum over the passes.
-
-    `read` (`batch targets`) holds rows of the token table, -1 for the mask token, and `ranks` the positions within the
-    modality. With `caches`, the targets are the next tokens of a sequence, one at a time.
+    Decided tokens become inputs, for the next steps and the next targets.
     """
-    layout = model.layout
-    read, ranks = read.repeat(len(passes), 1), ranks.repeat(len(passes), 1)
-    positions = ranks + layout.positions[name].start
-    x = model.embed_targets(read, positions, torch.full_like(read, layout.index(name)))
-    # No mask: all targets are of one modality, and the next token of a sequence sees all tokens before it.
-    hidden = model.decode(x, model.rotations(positions), contexts, None, caches)
-    return passes.combined(model.logits(hidden, layout.table_of(layout.spec(name))).float())
+
+    model: FourM
+    inputs: EncoderInputs
+    plan: TargetPlan
+    """With the defaults of the modality."""
+    noise: Noise
+    passes: Passes
+    on_step: OnStep | None
+
+    def contexts(self) -> list[Context]:
+        """Encode the inputs of each pass at its own length."""
+        return [self.model.context(self.inputs.packed(hidden, self.passes.marked)) for hidden in self.passes.hidden]
+
+    def logits(
+        self, contexts: Sequence[Context], read: Tensor, ranks: Tensor, caches: Sequence[KeyValueCache] | None = None
+    ) -> Tensor:
+        """Return float32 logits `batch targets ids` over the target's vocabulary: the weighted sum over the passes.
+
+        `read` (`batch targets`) holds rows of the token table, -1 for the mask token, and `ranks` the positions within
+        the modality. With `caches`, the targets are the next tokens of a sequence, one at a time.
+        """
+        model, layout, name = self.model, self.model.layout, self.plan.name
+        read, ranks = read.repeat(len(self.passes), 1), ranks.repeat(len(self.passes), 1)
+        positions = ranks + layout.positions[name].start
+        x = model.embed_targets(read, positions, torch.full_like(read, layout.index(name)))
+        # No mask: all targets are of one modality, and the next token of a sequence sees all tokens before it.
+        hidden = model.decode(x, model.rotations(positions), contexts, None, caches)
+        return self.passes.combined(model.logits(hidden, layout.table_of(layout.spec(name))).float())
+
+    def confidences(
+        self, logits: Tensor, sampled: Tensor, cells: Tensor, temperature: float, step: int, noise_share: float
+    ) -> Tensor:
+        """Return log probabilities `draws cells` of the ids `sampled` (`rows cells draws`), with the plan's noise.
+
+        `logits` are `rows cells ids`. `noise_share` multiplies the plan's `confidence_noise`.
+        """
+        plan = self.plan
+        if plan.filter_before_temperature and temperature >= COLDEST:  # 4M ranks cells by these probabilities
+            logits = tempered(logits, temperature, plan.top_k, plan.top_p, filter_first=True)
+        values = logits.gather(2, sampled) - logits.logsumexp(dim=2, keepdim=True)
+        values = rearrange(values, "rows cells draws -> (rows draws) cells")
+        if plan.confidence_noise:
+            length = self.model.layout.spec(plan.name).layout.length
+            gumbel = self.noise.gumbel(CONFIDENCE, step, length).to(values.device)
+            values = values + plan.confidence_noise * noise_share * gumbel.gather(1, cells)
+        return values
 
 
-def decode_grid(
-    model: FourM, inputs: EncoderInputs, plan: TargetPlan, noise: Noise, passes: Passes, partial: Tensor,
-    on_step: OnStep | None = None,
-) -> Tensor:  # fmt: skip
-    """Decode the unknown cells of `partial` (`draws length`) in steps; decided cells are inputs of the next step.
-
-    Returns `draws *shape`.
-    """
-    layout = model.layout.spec(plan.name).layout
-    remaining = (partial == UNKNOWN).nonzero()[:, 1].view(len(partial), -1).to(inputs.device)  # equally many per sample
-    counts = tokens_per_step(remaining.shape[1], plan.steps, plan.schedule)
+def decode_grid(decoding: Decoding, partial: Tensor | None) -> Tensor:
+    """Decode the unknown cells of `partial` (`draws length`; None: all) in steps, and return `draws *shape`."""
+    inputs, plan, noise = decoding.inputs, decoding.plan, decoding.noise
+    layout = decoding.model.layout.spec(plan.name).layout
+    tokens = torch.full((len(noise.samples), layout.length), UNKNOWN) if partial is None else partial
+    tokens = tokens.to(inputs.device, copy=True)
+    scheme = SCHEMES[plan.scheme](tokens == UNKNOWN, noise)
+    counts = tokens_per_step(scheme.open_cells.shape[1], plan.steps, plan.schedule)
     step_temperatures = temperatures(counts, plan.temperature, plan.final_temperature, plan.temperature_schedule)
-    filters = plan.top_k, plan.top_p, plan.filter_before_temperature
-    tokens = partial.to(inputs.device).clone()
-    if plan.scheme == "roar":
-        order = noise.uniform(ORDER, 0, layout.length).argsort(dim=1)
-        remaining = order[(partial == UNKNOWN).gather(1, order)].view(remaining.shape).to(inputs.device)
     for step, (count, temperature) in enumerate(zip(counts, step_temperatures, strict=True)):
-        # MaskGIT compares the confidences of all remaining cells. The other schemes know the next cells beforehand.
-        cells = remaining if plan.scheme == "maskgit" else remaining[:, :count]
-        # A row of logits per draw, or per sample while its draws share their inputs.
-        queried = cells[:: inputs.draws] if plan.scheme == "maskgit" else cells
-        logits = target_logits(
-            model, plan.name, torch.full_like(queried, -1), queried, contexts_of(model, inputs, passes), passes
-        )
+        cells = scheme.next_cells(count)
+        # A row of logits per draw, or per sample while its draws share their inputs and cells.
+        queried = cells[:: inputs.draws]
+        queried = queried if torch.equal(queried.repeat_interleave(inputs.draws, 0), cells) else cells
+        logits = decoding.logits(decoding.contexts(), torch.full_like(queried, -1), queried)
         inputs.split_draws()
         uniform = noise.uniform(IDS, step, layout.length).to(inputs.device).gather(1, cells)
         uniform = rearrange(uniform, "(rows draws) cells -> rows cells draws", rows=len(logits))
-        sampled = draw(logits, uniform, temperature, *filters)
+        sampled = draw(logits, uniform, temperature, plan.top_k, plan.top_p, plan.filter_before_temperature)
         ids = rearrange(sampled, "rows cells draws -> (rows draws) cells")
-        if plan.scheme == "maskgit":
-            if plan.filter_before_temperature and temperature >= COLDEST:  # 4M ranks cells by these probabilities
-                logits = tempered(logits, temperature, *filters)
-            score = logits.gather(2, sampled) - logits.logsumexp(dim=2, keepdim=True)
-            score = rearrange(score, "rows cells draws -> (rows draws) cells")
-            if plan.confidence_noise:
-                scale = plan.confidence_noise * (1 - step / len(counts))
-                gumbel = noise.gumbel(CONFIDENCE, step, layout.length).to(inputs.device)
-                score = score + scale * gumbel.gather(1, cells)
-            selected = score.argsort(dim=1, descending=True, stable=True)[:, :count]
-            rest = torch.ones_like(cells, dtype=torch.bool).scatter(1, selected, False)
-            remaining = remaining[rest].view(inputs.batch, -1)
-            cells, ids = cells.gather(1, selected), ids.gather(1, selected)
-        else:
-            remaining = remaining[:, count:]
+        share_left = 1 - step / len(counts)
+        confidences = functools.partial(decoding.confidences, logits, sampled, cells, temperature, step, share_left)
+        cells, ids = scheme.commit(cells, ids, count, confidences)
         tokens.scatter_(1, cells, ids)
         inputs.add(plan.name, ids, cells)
-        if on_step:
-            on_step(plan.name, tokens.view(inputs.batch, *layout.token_shape).to("cpu", copy=True))
+        if decoding.on_step:
+            decoding.on_step(plan.name, tokens.view(inputs.batch, *layout.token_shape).to("cpu", copy=True))
     return tokens.view(inputs.batch, *layout.token_shape).cpu()
 
 
@@ -206,26 +211,19 @@ def shares_keys(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def decode_sequence(
-    model: FourM,
-    inputs: EncoderInputs,
-    plan: TargetPlan,
-    noise: Noise,
-    passes: Passes,
-    partial: Sequence[Ids],
-    once: Collection[int] = (),
-    on_step: OnStep | None = None,
-) -> list[Ids]:
-    """Fill the gaps of the partial sequences `partial` from left to right; each sample stops at its own end.
+def decode_sequence(decoding: Decoding, partial: Sequence[Ids] | None, once: Collection[int] = ()) -> list[Ids]:
+    """Fill the gaps of the sequences `partial` (None: one gap each) from left to right, each to its own end.
 
     The decoder reads the stream of training: the spans of all gaps, with the sentinel of the next gap between them,
     then the end. Models that see the end of their inputs read one more sentinel instead. Ids in `once` are generated
     only in sequences that do not contain them.
     """
+    model, inputs, plan, passes = decoding.model, decoding.inputs, decoding.plan, decoding.passes
+    partial = [np.array([UNKNOWN])] * len(decoding.noise.samples) if partial is None else partial
     filling = _Filling(model, plan, partial, once, inputs.device)
     start = model.layout.token_rows(plan.name).start
-    uniform = noise.uniform(IDS, 0, max(filling.bound, 1)).to(inputs.device)
-    contexts = contexts_of(model, inputs, passes)
+    uniform = decoding.noise.uniform(IDS, 0, max(filling.bound, 1)).to(inputs.device)
+    contexts = decoding.contexts()
     draws_per_row = inputs.draws  # rows of a step that share a row of the context
     if draws_per_row > 1 and not shares_keys(inputs.device):
         rows = torch.arange(inputs.batch, device=inputs.device).repeat_interleave(draws_per_row)
@@ -244,16 +242,19 @@ def decode_sequence(
             contexts, draws_per_row = [context.select(rows // draws_per_row) for context in contexts], 1
             caches = [KeyValueCache(cache.keys[of_passes], cache.values[of_passes], cache.length) for cache in caches]
         ranks = torch.full((len(alive), 1), done, device=inputs.device)
-        logits = target_logits(model, plan.name, last.unsqueeze(1) + start, ranks, contexts, passes, caches).squeeze(1)
+        logits = decoding.logits(contexts, last.unsqueeze(1) + start, ranks, caches).squeeze(1)
         sampled = draw(
             filling.allowed(logits, alive), uniform[alive, done].unsqueeze(1),
             plan.temperature, plan.top_k, plan.top_p, plan.filter_before_temperature,
         ).squeeze(1)  # fmt: skip
         last = filling.append(sampled, alive, done)
         done += 1
-        if on_step:
-            on_step(plan.name, filling.sequences())
-    return filling.sequences()
+        if decoding.on_step:
+            decoding.on_step(plan.name, filling.sequences())
+    sequences = filling.sequences()
+    inputs.remove(plan.name)  # known tokens with their sentinels
+    inputs.add_whole(plan.name, sequences)
+    return sequences
 
 
 class _Filling:
@@ -268,7 +269,7 @@ class _Filling:
         spec = model.layout.spec(plan.name)
         assert isinstance(spec.layout, SequenceLayout)
         layout = spec.layout
-        self.layout, self.partial, self.any_end = layout, partial, not model.layout.marked_inputs
+        self.layout, self.partial, self.any_end = layout, partial, model.layout.input_end(spec) is None
         self.gaps = torch.tensor([int((row == UNKNOWN).sum()) for row in partial], device=device)
         room = [max(plan.max_length - int((row != UNKNOWN).sum()), 0) for row in partial]
         self.room = torch.tensor(room, device=device)

@@ -184,7 +184,7 @@ class Passes:
     hidden: tuple[frozenset[str], ...] = (frozenset(),)
     weights: tuple[float, ...] = (1.0,)
     marked: bool = False
-    """Whether a hidden sequence is marked as open, in models that mark them (see `EmbeddingLayout.marked_inputs`)."""
+    """Whether a hidden modality is represented by its `EmbeddingLayout.placeholder`."""
 
     def __len__(self) -> int:
         return len(self.hidden)

@@ -29,7 +29,7 @@ from zoo_backbone.checkpoint import (
 )
 from zoo_backbone.config import Biased
 from zoo_backbone.ml4m.modalities import PublishedModality, misfit, published_modalities
-from zoo_backbone.published import PublishedConfig, PublishedFourM
+from zoo_backbone.ml4m.model import PublishedConfig, PublishedFourM
 
 ACTIVATIONS = {"SiLU": "silu", "GELU": "gelu"}
 BIASES: dict[str, Biased] = {"qkv_bias": "qkv", "proj_bias": "out", "mlp_bias": "mlp", "norm_bias": "norm"}

@@ -32,7 +32,6 @@ from tokenizers_zoo.train.loop import Task as LoopTask
 from zoo_backbone.checkpoint import layout_for, model_config, stored_specs
 from zoo_backbone.encoder import parameter_groups
 from zoo_backbone.evaluation_data import input_forms
-from zoo_backbone.packing import input_end
 from zoo_backbone.run import Run, registry_path, stored_config
 from zoo_backbone.transfer.config import TransferConfig, head_for
 from zoo_backbone.transfer.head import Grid, Neighbours, build_head
@@ -285,7 +284,7 @@ class FeatureCache:
         self.lengths: dict[str, int] = {}
         """Maximum number of tokens of each input, as the encoder gets them."""
         for spec in samples.inputs.specs:
-            end = int(input_end(network.encoder.layout, spec) is not None)
+            end = int(network.encoder.layout.input_end(spec) is not None)
             self.lengths[spec.name] = min(samples.inputs.columns[spec.name].longest + end, spec.layout.length)
         self.lock = threading.Lock()
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizers_zoo.config import check_amounts
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.layouts import PatchesLayout
+from tokenizers_zoo.layouts import EmbeddingsLayout, PatchesLayout, SequenceLayout
 from tokenizers_zoo.spec import ModalitySpec
-from zoo_backbone.batch import PackedInputs
+from zoo_backbone.batch import PackedInputs, RawBatch
 from zoo_backbone.config import ModelConfig, expect
 from zoo_backbone.embedding_layout import EmbeddingLayout, Positions, init_ordered_ids
 from zoo_backbone.model import EMBEDDING_STD, FourM
+from zoo_backbone.spans import Bools, Ints, Keys, Spans, ragged, sorted_draw
 from zoo_backbone.transformer import initialise
 
 
@@ -42,15 +44,40 @@ class PublishedConfig(ModelConfig):
         expect(self, "stored_positions", min(self.stored_positions.values(), default=1) > 0, "at least 1 each")
 
 
+class AdjacentSpans(Spans):
+    """Where not all spans fit, the targets are adjacent spans, closed by the sentinel of the next one."""
+
+    def select(self, budget: Ints, keys: Keys) -> Bools:
+        """Return the spans to predict: of a row that does not fit, a random span and as many successors as fit."""
+        need, counts = self.cost(), self.starts.sum(axis=1)
+        selected = (need <= budget)[self.row]
+        over_budget = np.flatnonzero(need > budget)
+        number = sorted_draw(keys[over_budget], counts[over_budget])[:, 0]
+        start = (np.cumsum(counts) - counts)[over_budget] + number
+        row, turn = ragged(counts[over_budget] - number)
+        span = start[row] + turn
+        cost = np.cumsum(self.length[span] + 1)
+        before = (cost - self.length[span] - 1)[turn == 0]
+        selected[span[cost - before[row] <= budget[over_budget][row]]] = True
+        return selected
+
+    def closing(self, selected: Bools, sentinel: Ints, num_sentinels: Ints, end: Ints) -> Ints:
+        """Return the sentinel of the span after the last selected one, or `end` if there is no such sentinel."""
+        following = np.zeros(len(self.masked), np.int64)
+        _, number = ragged(self.starts.sum(axis=1))
+        following[self.row[selected]] = number[selected] + 1  # numbers rise within a row, so the last one stays
+        return np.where(following < num_sentinels, sentinel + following, end)
+
+
 class PublishedLayout(EmbeddingLayout):
     """Every modality has its own embedding table, and stored positions where the published model has it.
 
     Inputs mark sequences as in the published training: `end` follows a sequence shorter than its maximum length, and
     one sentinel represents a sequence that is still to be generated, or hidden from the unconditional pass of guidance.
-    Embeddings hidden from this pass are one vector of zeros.
+    Embeddings hidden from this pass are one vector of zeros. In training, `end` is a token like others, kept or masked.
     """
 
-    marked_inputs = True
+    span_class = AdjacentSpans
 
     def __init__(self, specs: Sequence[ModalitySpec], config: ModelConfig | None = None) -> None:
         config = config or PublishedConfig()
@@ -61,6 +88,28 @@ class PublishedLayout(EmbeddingLayout):
 
     def table_of(self, spec: ModalitySpec) -> str:
         return spec.name
+
+    def with_ends(self, raw: RawBatch) -> RawBatch:
+        tokens, lengths = dict(raw.tokens), raw.lengths.copy()
+        for index, spec in enumerate(self.specs):
+            if (end := self.input_end(spec)) is None:
+                continue
+            length, ids = raw.lengths[:, index], tokens[spec.name]
+            rows = np.flatnonzero(raw.present[:, index] & (length < spec.layout.length))
+            content = np.zeros((len(raw), spec.layout.length), ids.dtype)
+            content[:, : ids.shape[1]] = ids
+            content[rows, length[rows]] = end
+            tokens[spec.name] = content
+            lengths[rows, index] += 1
+        return replace(raw, tokens=tokens, lengths=lengths)
+
+    def input_end(self, spec: ModalitySpec) -> int | None:
+        return spec.layout.special.get("end")
+
+    def placeholder(self, spec: ModalitySpec) -> Tensor | None:
+        if isinstance(spec.layout, EmbeddingsLayout):
+            return torch.zeros(1, spec.layout.dim)
+        return torch.tensor([spec.layout.sentinel_start]) if isinstance(spec.layout, SequenceLayout) else None
 
     def position_key(self, spec: ModalitySpec) -> tuple[Positions, Any]:
         return ("stored", spec.name) if spec.name in self.stored_positions else EmbeddingLayout.position_key(self, spec)
@@ -95,20 +144,21 @@ class PublishedFourM(FourM):
         "fixed_positions": "input_positions", "target_positions": "target_positions",
     }  # fmt: skip
 
+    decoder_only = FourM.decoder_only | {"read_embedding", "target_modality_embedding", "target_positions"}
+
     target_positions: Tensor
 
     def __init__(self, config: ModelConfig, specs: Sequence[ModalitySpec]) -> None:
         super().__init__(config, specs)
         dim = config.dim
-        self.num_registers = self.config.registers
         self.mask_embedding = nn.Embedding(1, dim)
         self.read_embedding = nn.Embedding(self.layout.num_tokens, dim)
         new_tables: list[Tensor] = [self.mask_embedding.weight, self.read_embedding.weight]
         if not self.config.share_modality_embeddings:
             self.target_modality_embedding = nn.Embedding(len(self.layout), dim)
             new_tables.append(self.target_modality_embedding.weight)
-        if self.num_registers:
-            self.registers = nn.Parameter(torch.empty(self.num_registers, dim))
+        if self.config.registers:
+            self.registers = nn.Parameter(torch.empty(self.config.registers, dim))
             new_tables.append(self.registers)
         for spec in specs:
             if isinstance(spec.layout, PatchesLayout):
@@ -129,7 +179,7 @@ class PublishedFourM(FourM):
 
     def encoder_inputs(self, inputs: PackedInputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         content, position, rotation, mask = super().encoder_inputs(inputs)
-        if not (count := self.num_registers):
+        if not (count := self.config.registers):
             return content, position, rotation, mask
         content = torch.cat([self.registers.to(content.dtype).expand(len(content), -1, -1), content], 1)
         if rotation is not None:  # registers have no place: cosines are 1, sines 0
