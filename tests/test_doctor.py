@@ -15,9 +15,9 @@ from examples import only, write_registry
 from stores import write_values, writing_values
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.doctor import GATES, Finding, examinable, examine
 from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.testing.geometry import shift_between
 
 Install = Callable[..., Path]

@@ -19,7 +19,6 @@ from toy_plugins import SOURCE, derived
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint, is_complete
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import (
     ConfigError,
     DataError,
@@ -28,6 +27,7 @@ from tokenizers_zoo.errors import (
 )
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, overrides_of_each, train_tokenizer, train_tokenizers
+from tokenizers_zoo.samples import TrainingSamples
 
 Install = Callable[..., Path]
 PAGE = Path(__file__).parent.parent / "docs" / "writing-a-plugin.md"

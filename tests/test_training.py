@@ -22,13 +22,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tokenizers_zoo.checkpoint import load_checkpoint
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, DataError, ReadError
 from tokenizers_zoo.io import read_lines, read_table
 from tokenizers_zoo.layouts import VectorLayout
 from tokenizers_zoo.quantizers.config import QuantizerConfig
 from tokenizers_zoo.quantizers.quantizer import Quantizer
 from tokenizers_zoo.run_folder import TOKENIZER, FolderError
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.train.batches import seeded
 from tokenizers_zoo.train.config import TrainConfig

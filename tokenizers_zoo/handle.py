@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     import PIL.Image
     import torch
 
-    from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.ml4m import PublishedCheckpoint
+    from tokenizers_zoo.samples import TrainingSamples
 
 
 class ModalityHandle:
@@ -481,7 +481,7 @@ class ModalityHandle:
             else:
                 item = in_declared_width(self.spec.value, item)
         if isinstance(item, PIL.Image.Image):
-            from tokenizers_zoo.families.images import image_file
+            from tokenizers_zoo.pictures import image_file
 
             return self.read(*image_file(item))
         self.check(item, any_size=self.implements("transform"))

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     import PIL.Image
     import torch
 
-    from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.ml4m import PublishedCheckpoint
+    from tokenizers_zoo.samples import TrainingSamples
 
 CONTRACT = 1
 """Version of the plugin contract. It grows with every change that breaks a plugin."""

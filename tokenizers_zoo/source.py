@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from tokenizers_zoo.config import check_interval
-from tokenizers_zoo.data.samples import LazySequence
 from tokenizers_zoo.errors import ConfigError, PluginError, UnknownNameError
+from tokenizers_zoo.samples import LazySequence
 
 Sample = tuple[str, Mapping[str, Any]]
 """A key, and the sample's values by modality."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.data.files import FileSamples
-from tokenizers_zoo.data.samples import LazySequence
 from tokenizers_zoo.errors import ConfigError, OneLineError, PluginError
 from tokenizers_zoo.limits import Limits, limited
 from tokenizers_zoo.plugins import Claim, Plugin, call_error
+from tokenizers_zoo.samples import LazySequence
 from tokenizers_zoo.source import ModalityNames, Sample, SourceSpec
 from tokenizers_zoo.validation import describe
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import click
 
 from tokenizers_zoo.cli.options import FOLLOW_LINKS, asked_registry, command_line, note, parse_assignments
-from tokenizers_zoo.data.samples import OWN_FILES, TEST, TRAIN, spread
 from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of
 from tokenizers_zoo.io import disk_errors, read_table, replacing_file
+from tokenizers_zoo.samples import OWN_FILES, TEST, TRAIN, spread
 from tokenizers_zoo.terminal import echo, printable
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.files import FileSamples
-from tokenizers_zoo.data.samples import OWN_FILES, TEST, TRAIN
 from tokenizers_zoo.data.tar import (
     TARS,
     Dropped,
@@ -34,6 +33,7 @@ from tokenizers_zoo.data.tar import (
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.io import read_error
+from tokenizers_zoo.samples import OWN_FILES, TEST, TRAIN
 from tokenizers_zoo.source import ModalityNames, OwnData, SourceSpec
 
 SIDECARS = (".aux.xml", ".ovr", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".xmp")

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tokenizers_zoo.autoencoder.codec import call_hook, stack_values
 from tokenizers_zoo.checkpoint import check_weights, load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.config import Settings, check_counts
-from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, count_of
 from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.families.images import ImageSettings, ImageValues
@@ -26,13 +25,14 @@ from tokenizers_zoo.layouts import EmbeddingsLayout, PatchesLayout
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder
+from tokenizers_zoo.samples import spread
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.validation import array_bytes, is_batched
 
 if TYPE_CHECKING:
     import torch
 
-    from tokenizers_zoo.data.samples import TrainingSamples
+    from tokenizers_zoo.samples import TrainingSamples
 
 Array = NDArray[Any]
 RENDERED_SAMPLES = 8

@@ -18,11 +18,11 @@ import numpy as np
 
 from tokenizers_zoo.autoencoder.codec import call_hook
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CONTROL, ConfigError, InvalidValueError
 from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.layouts import SequenceLayout
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 from tokenizers_zoo.text_vocab import Piece, TextVocabulary, VocabularyConfig
 from tokenizers_zoo.validation import json_of

@@ -20,7 +20,6 @@ from tokenizers_zoo.data.manifest import (
     up_to_date,
     write_record,
 )
-from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import check_foreign, reading_settings, value_identity
 from tokenizers_zoo.data.tar import Member, shown_key
 from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of, size_text
@@ -30,6 +29,7 @@ from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
 from tokenizers_zoo.pipeline.workers import Workers
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
+from tokenizers_zoo.samples import TEST, TRAIN
 from tokenizers_zoo.source import OwnData
 from tokenizers_zoo.source_handle import name_at_source
 

@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tokenizers_zoo.data.samples import TRAIN, TrainingSamples
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import DataError, InvalidValueError, PluginError, ReadError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.pipeline.tokenizers import train_vocabulary
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.samples import TRAIN, TrainingSamples
 from tokenizers_zoo.source_handle import name_at_source
 from tokenizers_zoo.spec import Crop, ValueSpec
 from tokenizers_zoo.validation import bounds, values_equal

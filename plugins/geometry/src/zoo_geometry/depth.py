@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import SHOWN, Settings, check_interval
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.families.images import EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, png_bytes, read_array
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
+from tokenizers_zoo.pictures import EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, png_bytes, read_array
 from tokenizers_zoo.pretrained import LabellerConfig, PretrainedError
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes

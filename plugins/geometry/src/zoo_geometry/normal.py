@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.families.images import bands_of, crop_and_resize, open_image, read_array, rgb_image
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
+from tokenizers_zoo.pictures import bands_of, crop_and_resize, open_image, read_array, rgb_image
 from tokenizers_zoo.spec import Crop, Metric, ModalitySpec
 from zoo_geometry.body import FieldOfView, half_sizes
 

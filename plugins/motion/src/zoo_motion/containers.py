@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.families.images import fractions
 from tokenizers_zoo.limits import limits
+from tokenizers_zoo.pictures import fractions
 
 CONTAINERS = {"mp4": "mp4", "m4v": "mp4", "mov": "mov", "webm": "matroska", "mkv": "matroska", "avi": "avi"}
 """Extensions, and FFmpeg's name of their container. FFmpeg never guesses it: a playlist could name other files."""

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import check_interval
-from tokenizers_zoo.families.images import EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, read_array
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
+from tokenizers_zoo.pictures import EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, read_array
 from tokenizers_zoo.spec import Metric
 from zoo_raster.tiff import Raster, read_tiff, tiff_bytes
 

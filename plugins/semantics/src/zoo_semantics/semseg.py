@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.classes import ClassModality, ClassSettings
-from tokenizers_zoo.families.images import BITS, EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, png_bytes, read_array
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig, published
+from tokenizers_zoo.pictures import BITS, EXACT_EXTENSIONS, WHOLE_NUMBERS, open_image, png_bytes, read_array
 from tokenizers_zoo.spec import Metric
 from zoo_semantics.labellers import ClassLabeller
 
