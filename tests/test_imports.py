@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 CORE = {"tokenizers_zoo": ROOT / "tokenizers_zoo", "zoo_backbone": ROOT / "backbone" / "src" / "zoo_backbone"}
 LAYERS = {
-    "tokenizers_zoo": ({"cli"}, {"doctor"}, {"testing"}, {"report"}, {"pipeline"}),
+    "tokenizers_zoo": ({"cli"}, {"testing", "report"}, {"pipeline"}),
     "zoo_backbone": (
         {"cli", "grow", "transfer", "retrieval", "ml4m", "request", "generate_to_folder", "features", "serve"},
         {"pipeline"},

@@ -217,9 +217,9 @@ class SourceHooks(Protocol):
         ConfigError then. `tokenizers_zoo.source.MadeSamples` helps to write such a source.
 
         A source of files of any kind matches them to the enabled modalities by `names`. It may return
-        `tokenizers_zoo.source.FileBytes` in place of values, or a `tokenizers_zoo.data.files.FileSamples`. A source of
-        pictures of any proportions derives its settings from `tokenizers_zoo.source.OwnData`. If the samples have
-        an attribute `contents` (str), shards are made again when it changes.
+        `tokenizers_zoo.source.FileBytes` in place of values, or a `tokenizers_zoo.file_samples.FileSamples`. A source
+        of pictures of any proportions derives its settings from `tokenizers_zoo.source.OwnData`. If the samples have an
+        attribute `contents` (str), shards are made again when it changes.
         """
 
 
