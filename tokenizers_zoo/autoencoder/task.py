@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from tokenizers_zoo.autoencoder.codec import ValueCodec, call_hook
+from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.losses import (
     RECONSTRUCTION_LOSSES,
     REDUCTION,
@@ -133,11 +133,10 @@ class AutoencoderTask(Task):
         return self.codec.reconstruct(AutoencoderTokenizer(self.codec, module, str(module.mean.device)), values)
 
     def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
-        hook, settings = self.codec.modality.score, self.codec.settings
-        return cast(Mapping[str, float], call_hook(hook, predicted=predicted, target=target, settings=settings))
+        return cast(Mapping[str, float], self.codec.call("score", predicted=predicted, target=target, spec=self.spec))
 
     def render(self, value: Any) -> Any:
-        return call_hook(self.codec.modality.render, value=value, settings=self.codec.settings)
+        return self.codec.call("render", value=value, spec=self.spec)
 
     def discriminator(self) -> PatchDiscriminator | None:
         """Return an untrained discriminator, or None. Raises ConfigError for maps that are too small for it."""
