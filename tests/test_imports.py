@@ -137,6 +137,14 @@ def test_no_circular_imports(package: str) -> None:
     assert not circles(graph(package))
 
 
+def test_files_and_folders_of_the_core_import_no_circle() -> None:
+    edges: dict[str, set[str]] = {}
+    for module, imported in graph("tokenizers_zoo").items():
+        room, *imported_rooms = ((name + ".").split(".")[1] for name in (module, *imported))
+        edges.setdefault(room, set()).update(set(imported_rooms) - {room})
+    assert not circles(edges)
+
+
 @pytest.mark.parametrize("package", CORE)
 def test_no_import_upwards(package: str) -> None:
     layers = LAYERS[package]

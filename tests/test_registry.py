@@ -338,21 +338,21 @@ def test_derive_names_missing_inputs(install_example: Install) -> None:
 
 def test_wrappers_see_the_hook_calls_of_a_training(install: Install, tmp_path: Path) -> None:
     hooks = "\n".join(
-        f"    @hookimpl(wrapper=True)\n    def {hook}(self, settings):\n        self.seen.add({hook!r})\n"
+        f"    @hookimpl(wrapper=True)\n    def {hook}(self, settings):\n        self.calls.add({hook!r})\n"
         "        return (yield)\n"
         for hook in ("modality_spec", "transform", "encode", "decode", "score", "render")
     )
-    spy = f"from tokenizers_zoo import hookimpl\n\nclass Spy:\n    seen = set()\n{hooks}\nplugin = Spy()\n"
+    spy = f"from tokenizers_zoo import hookimpl\n\nclass Spy:\n    calls = set()\n{hooks}\nplugin = Spy()\n"
     install("zoo-spy", {"tokenizers_zoo.wrappers": {"spy": "zoo_spy:plugin"}}, {"zoo_spy": spy})
     zoo = Zoo.from_tables({"modalities": {"rgb": {"image_size": 16}, "rgb_patches": {"image_size": 16}}})
     pictures = [np.random.default_rng(i).random((3, 16, 16), dtype=np.float32) for i in range(4)]
     samples = TrainingSamples(train=pictures, test=pictures)
     for name, overrides in (("rgb", {"steps": 1, "flip": True}), ("rgb_patches", {})):
         handle = zoo[name]
-        seen = sys.modules["zoo_spy"].plugin.seen
-        seen.clear()
+        calls = sys.modules["zoo_spy"].plugin.calls
+        calls.clear()
         handle.train_tokenizer(samples, tmp_path / name, 0, device="cpu", **overrides)
-        assert seen == {"modality_spec", "encode", "decode", "score", "render"} | (
+        assert calls == {"modality_spec", "encode", "decode", "score", "render"} | (
             {"transform"} if overrides else set()
         )
 

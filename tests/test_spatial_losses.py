@@ -16,10 +16,10 @@ from tokenizers_zoo.autoencoder.losses import (
     PatchDiscriminator,
     adaptive_weight,
     adversarial_losses,
-    frequency_weights,
     hinge_loss,
     ordinal,
 )
+from tokenizers_zoo.autoencoder.task import frequency_weights
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import read_lines, read_table

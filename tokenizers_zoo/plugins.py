@@ -256,7 +256,7 @@ _CALLED: ContextVar[Plugin | None] = ContextVar("called", default=None)
 
 
 def hook_calls(plugin: Any, settings: Settings) -> Callable[..., Any]:
-    """Return `call(hook, **arguments)`, by which a hook of `plugin` calls its other hooks, inside every wrapper.
+    """Return `call(hook, **arguments)`: a hook of `plugin` calls its other hooks with it, inside every wrapper.
 
     A plugin object that a script uses without a registry has no wrappers.
     """
