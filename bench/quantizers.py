@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.progress import track
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.spec import Crop
 
 SEVERAL = [kind for kind, fields in KIND_DEFAULTS.items() if "num_codebooks" in fields]

@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import DataError, OneLineError
 from tokenizers_zoo.intervals import interval as mean_and_half
 from tokenizers_zoo.io import write_table
 from tokenizers_zoo.pipeline.workers import cores, run_jobs
+from tokenizers_zoo.samples import TRAIN
 from zoo_backbone.config import PRESETS, EvaluationConfig, MaskingConfig, Mixture, ModelConfig, TrainConfig
 from zoo_backbone.evaluate import evaluate
 from zoo_backbone.losses import losses_of

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from backbone_samples import ADDED, SMALL, TRAINING, all_layouts
 
-from tokenizers_zoo.train.interrupt import Interrupted
+from tokenizers_zoo.process import Interrupted
 from zoo_backbone.distributed import TrainingState, leave
 from zoo_backbone.train import Trainer, train
 

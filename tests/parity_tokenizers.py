@@ -19,7 +19,6 @@ from torch import Tensor
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.autoencoder.importer import NotThisKind
-from tokenizers_zoo.checkpoint import TokenizerFiles
 from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.families.features import FeatureMapModality
 from tokenizers_zoo.families.objects import SpelledSettings
@@ -32,6 +31,7 @@ from tokenizers_zoo.ml4m.architecture import Architecture, read_architecture
 from tokenizers_zoo.plugins import MODALITIES, Claim, Plugins
 from tokenizers_zoo.quantizers.kinds import MemoryCodes, MovingAverage
 from tokenizers_zoo.quantizers.quantizer import Quantizer
+from tokenizers_zoo.tokenizer_files import TokenizerFiles
 
 NEUTRAL = "neutral"
 

@@ -16,9 +16,9 @@ from stores import writing_values
 from token_stores import write_tokens
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.errors import ZooError
+from tokenizers_zoo.samples import TrainingSamples
 
 EXAMPLE = Path(__file__).with_name("example_plugin.py").read_text(encoding="utf-8")
 LETTERS = '''

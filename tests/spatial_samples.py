@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.families.images import crop_and_resize
+from tokenizers_zoo.pictures import crop_and_resize
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.train.loop import train
 from zoo_geometry import depth, normal

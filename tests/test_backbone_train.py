@@ -42,8 +42,8 @@ from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
 from tokenizers_zoo.layouts import GridLayout
+from tokenizers_zoo.process import Interrupted
 from tokenizers_zoo.run_folder import FolderError, RunFolder
-from tokenizers_zoo.train.interrupt import Interrupted
 from tokenizers_zoo.train.log import read_metrics
 from tokenizers_zoo.train.optim import DivergedError
 from zoo_backbone import distributed

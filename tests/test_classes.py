@@ -12,7 +12,6 @@ import pytest
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.classes import ClassSettings
@@ -22,6 +21,7 @@ from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.testing import check_modality
 
 NAME = "scene_class"

@@ -21,7 +21,6 @@ from stores import write_tar, write_values
 
 from tokenizers_zoo.config import load_toml
 from tokenizers_zoo.data import shards as shards_module
-from tokenizers_zoo.data.files import FileSamples
 from tokenizers_zoo.data.folder import FolderSettings, open_folder
 from tokenizers_zoo.data.manifest import (
     FileRecord,
@@ -40,8 +39,8 @@ from tokenizers_zoo.data.manifest import (
     write_record,
 )
 from tokenizers_zoo.data.shards import LazyValues, Location, ValueStore, writing_shard
-from tokenizers_zoo.data.tar import Dropped, Member, read_member, scan_tar
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
+from tokenizers_zoo.file_samples import FileSamples
 from tokenizers_zoo.io import (
     disk_problem,
     file_digest,
@@ -54,6 +53,7 @@ from tokenizers_zoo.io import (
 )
 from tokenizers_zoo.limits import Limits
 from tokenizers_zoo.source import FileBytes, ModalityNames
+from tokenizers_zoo.tar import Dropped, Member, read_member, scan_tar
 from tokenizers_zoo.train.batches import permuted
 
 BLOCK = 512

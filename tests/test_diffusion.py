@@ -24,11 +24,11 @@ from tokenizers_zoo.autoencoder.diffusion import (
 from tokenizers_zoo.autoencoder.tokenizer import CHUNK_NUMBERS, AutoencoderTokenizer
 from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, load_config
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.train.batches import seeded
 
 SMALL = {"width": 16, "multipliers": [1, 2], "sampling_steps": 4}

@@ -15,9 +15,9 @@ from examples import only, write_registry
 from stores import write_values, writing_values
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.doctor import GATES, Finding, examinable, examine
 from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.samples import TrainingSamples
+from tokenizers_zoo.testing.doctor import GATES, Finding, examinable, examine
 from tokenizers_zoo.testing.geometry import shift_between
 
 Install = Callable[..., Path]
@@ -259,7 +259,7 @@ def test_the_requested_device_is_used(
     registry = write_registry(tmp_path / "registry.toml", f'[zoo]\ncheckpoints = "{tmp_path}/tokenizers"\n')
     devices = []
     monkeypatch.setattr(
-        "tokenizers_zoo.doctor.examine", lambda zoo, name, *_, **__: devices.append(zoo[name].device) or ()
+        "tokenizers_zoo.testing.doctor.examine", lambda zoo, name, *_, **__: devices.append(zoo[name].device) or ()
     )
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     words = ["--registry", str(registry), "doctor", "field", "--data", str(data), "--device", "cuda"]

@@ -16,7 +16,6 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.autoencoder.task import moments
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
@@ -28,6 +27,7 @@ from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.samples import TrainingSamples
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.data import TokenData
 from zoo_backbone.generate.plans import TargetPlan

@@ -21,8 +21,6 @@ from torch.nn import functional as F
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.doctor import examine
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.continuous import EmbeddingsModality, PatchesModality
 from tokenizers_zoo.families.features import FeatureMapModality
@@ -31,8 +29,10 @@ from tokenizers_zoo.families.objects import ObjectModality
 from tokenizers_zoo.families.temporal import ClipModality, SeriesModality
 from tokenizers_zoo.families.vectors import VectorModality
 from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.testing import check_modality
+from tokenizers_zoo.testing.doctor import examine
 from tokenizers_zoo.validation import array_bytes
 
 MAE = Metric(name="mae", higher_is_better=False, meaning="mean absolute error")

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.families.features import (
     FeatureMapModality,
     agreement,
@@ -18,6 +17,7 @@ from tokenizers_zoo.families.features import (
 )
 from tokenizers_zoo.families.vectors import NUMBER_METRICS, VectorModality
 from tokenizers_zoo.layouts import VectorLayout
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.validation import in_declared_width
 

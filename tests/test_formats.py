@@ -18,7 +18,6 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.cli import run as zoo_command
 from tokenizers_zoo.data.manifest import verify
-from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore, read_tokens
 from tokenizers_zoo.errors import CheckpointError, OneLineError, ZooError
@@ -26,6 +25,7 @@ from tokenizers_zoo.io import read_lines, read_numbers, read_table, write_table
 from tokenizers_zoo.pipeline.vocabulary import learned_on_others
 from tokenizers_zoo.report.compare import record_of
 from tokenizers_zoo.run_folder import read_run
+from tokenizers_zoo.samples import TEST
 from tokenizers_zoo.testing.probe import STUMBLES
 from tokenizers_zoo.text_vocab import TextVocabulary
 from zoo_backbone import bundle

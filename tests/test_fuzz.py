@@ -28,12 +28,12 @@ from test_limits import at_most
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tar import Dropped, read_member, scan_tar
 from tokenizers_zoo.data.tokens import TokenStore, read_tokens
 from tokenizers_zoo.errors import InvalidValueError, OneLineError, ZooError
 from tokenizers_zoo.io import read_lines, table_text
 from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.tar import Dropped, read_member, scan_tar
 from tokenizers_zoo.testing.probe import STUMBLES, File
 from tokenizers_zoo.testing.probes import probed_files
 from zoo_backbone.checkpoint import load_model

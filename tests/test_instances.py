@@ -14,10 +14,10 @@ from PIL import Image
 
 from tokenizers_zoo import ModalityHandle, Zoo
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.families.images import crop_and_resize
 from tokenizers_zoo.families.object_tokens import levels_of, numbers_of
 from tokenizers_zoo.layouts import SequenceLayout
+from tokenizers_zoo.pictures import crop_and_resize
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.validation import array_bytes as npy
 from zoo_images.edges import sam_edge as edge_plugin

@@ -10,7 +10,7 @@ import torch
 from backbone_samples import SMALL, TRAINING, all_layouts, packed_batch, raw_batch, write_splits
 from torch import Tensor
 
-from tokenizers_zoo.data.samples import TEST
+from tokenizers_zoo.samples import TEST
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.config import MaskingConfig
 from zoo_backbone.data import Mix, open_sources

@@ -14,10 +14,10 @@ from hypothesis import given, settings, strategies
 
 from tokenizers_zoo import ModalityHandle, Zoo
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.families.object_tokens import numbers_of
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.layouts import SequenceLayout
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.spec import Crop
 from zoo_geometry import body
 from zoo_geometry.human_poses import person_error, plugin

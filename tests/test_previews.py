@@ -11,8 +11,8 @@ import pytest
 from small_modalities import EXAMPLE, LETTERS, VECTORS_ALONE, changed, installed, sample, write
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.samples import TEST, TrainingSamples
 from tokenizers_zoo.errors import MachineError, PluginError
+from tokenizers_zoo.samples import TEST, TrainingSamples
 from zoo_backbone import gallery
 from zoo_backbone.config import ModelConfig, Preview, TrainConfig
 from zoo_backbone.gallery import Previews, write_sheet

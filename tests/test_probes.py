@@ -28,10 +28,10 @@ Install = Callable[..., Path]
 SCORE = "    @hookimpl\n    def score("
 READ = "    @hookimpl\n    def read_value(self, data, extension, settings):\n        import io\n        {}\n\n"
 PICTURES = (
-    READ.format("""from tokenizers_zoo.families.images import read_array, read_grey
+    READ.format("""from tokenizers_zoo.pictures import read_array, read_grey
         return read_array(data, extension) if extension == "npy" else read_grey(data, extension)""")
     + "    @hookimpl\n    def write_value(self, value):\n"
-    "        from PIL import Image\n        from tokenizers_zoo.families.images import png_bytes\n"
+    "        from PIL import Image\n        from tokenizers_zoo.pictures import png_bytes\n"
     "        return png_bytes(Image.fromarray((value[0] * 255).astype(np.uint8))), 'png'\n\n"
 )
 

@@ -21,12 +21,12 @@ from tokenizers_zoo import ModalityHandle, Zoo
 from tokenizers_zoo.checkpoint import load_config
 from tokenizers_zoo.cli.main import zoo as command
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing import conformance_results
 from tokenizers_zoo.text_vocab import TextVocabulary

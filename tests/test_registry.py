@@ -19,7 +19,6 @@ from toy_plugins import SOURCE, derived
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint, is_complete
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import (
     ConfigError,
     DataError,
@@ -28,6 +27,7 @@ from tokenizers_zoo.errors import (
 )
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, overrides_of_each, train_tokenizer, train_tokenizers
+from tokenizers_zoo.samples import TrainingSamples
 
 Install = Callable[..., Path]
 PAGE = Path(__file__).parent.parent / "docs" / "writing-a-plugin.md"
@@ -334,6 +334,27 @@ def test_derive_names_missing_inputs(install_example: Install) -> None:
         zoo["dark"].derive({})
     with pytest.raises(PluginError, match=r"derive of plugin 'dark' .* outside the range"):
         zoo["dark"].derive({"bright": -value})
+
+
+def test_wrappers_see_the_hook_calls_of_a_training(install: Install, tmp_path: Path) -> None:
+    hooks = "\n".join(
+        f"    @hookimpl(wrapper=True)\n    def {hook}(self, settings):\n        self.calls.add({hook!r})\n"
+        "        return (yield)\n"
+        for hook in ("modality_spec", "transform", "encode", "decode", "score", "render")
+    )
+    spy = f"from tokenizers_zoo import hookimpl\n\nclass Spy:\n    calls = set()\n{hooks}\nplugin = Spy()\n"
+    install("zoo-spy", {"tokenizers_zoo.wrappers": {"spy": "zoo_spy:plugin"}}, {"zoo_spy": spy})
+    zoo = Zoo.from_tables({"modalities": {"rgb": {"image_size": 16}, "rgb_patches": {"image_size": 16}}})
+    pictures = [np.random.default_rng(i).random((3, 16, 16), dtype=np.float32) for i in range(4)]
+    samples = TrainingSamples(train=pictures, test=pictures)
+    for name, overrides in (("rgb", {"steps": 1, "flip": True}), ("rgb_patches", {})):
+        handle = zoo[name]
+        calls = sys.modules["zoo_spy"].plugin.calls
+        calls.clear()
+        handle.train_tokenizer(samples, tmp_path / name, 0, device="cpu", **overrides)
+        assert calls == {"modality_spec", "encode", "decode", "score", "render"} | (
+            {"transform"} if overrides else set()
+        )
 
 
 def test_an_invalid_wrapper_is_refused_and_the_others_work(install: Install, install_example: Install) -> None:

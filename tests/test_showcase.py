@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import CARD
-from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.samples import TEST
 from tokenizers_zoo.testing import check_modality
 from zoo_backbone import AnyToAny
 from zoo_backbone.bundle import SAMPLES

@@ -16,8 +16,8 @@ from command_world import the_world
 from small_modalities import installed
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.samples import TrainingSamples
 from zoo_backbone import AnyToAny, FourM
 from zoo_backbone.checkpoint import save_model
 from zoo_backbone.config import ModelConfig

@@ -16,13 +16,7 @@ from spatial_samples import PLUGINS, canny, depth, normal, rgb, semseg, settings
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.families.images import (
-    FORMATS,
-    IMAGE_EXTENSIONS,
-    ORIENTATION,
-    crop_and_resize,
-    open_image,
-)
+from tokenizers_zoo.pictures import FORMATS, IMAGE_EXTENSIONS, ORIENTATION, crop_and_resize, open_image
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.validation import array_bytes as npy
 

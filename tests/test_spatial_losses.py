@@ -16,14 +16,14 @@ from tokenizers_zoo.autoencoder.losses import (
     PatchDiscriminator,
     adaptive_weight,
     adversarial_losses,
-    frequency_weights,
     hinge_loss,
     ordinal,
 )
+from tokenizers_zoo.autoencoder.task import frequency_weights
 from tokenizers_zoo.checkpoint import load_checkpoint
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import read_lines, read_table
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.train.loop import train
 
 EVERYTHING = {"l1_weight": 0.5, "adversarial_weight": 0.5, "adversarial_start": 0.4}

@@ -29,9 +29,9 @@ from text_tokenizers import (
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.text import TextModality, fitting_groups, map_values, printable, words_of
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.text_vocab import Special, TextVocabulary
 from zoo_images.palette import Palette, lab, main_colours, pairing

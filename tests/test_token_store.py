@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 from token_stores import plain_metadata, write_tokens
 
-from tokenizers_zoo.checkpoint import TokenizerFiles, save_checkpoint
+from tokenizers_zoo.checkpoint import save_checkpoint
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.data import token_shard
 from tokenizers_zoo.data.manifest import verify
@@ -36,6 +36,7 @@ from tokenizers_zoo.layouts import (
     VectorLayout,
 )
 from tokenizers_zoo.registry import ModalityHandle
+from tokenizers_zoo.tokenizer_files import TokenizerFiles
 
 LAYOUTS: dict[str, TokenLayout] = {
     "grid": GridLayout(shape=(2, 3)),

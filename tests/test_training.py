@@ -22,17 +22,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tokenizers_zoo.checkpoint import load_checkpoint
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, DataError, ReadError
 from tokenizers_zoo.io import read_lines, read_table
 from tokenizers_zoo.layouts import VectorLayout
+from tokenizers_zoo.process import Interrupted, deferred_signals
 from tokenizers_zoo.quantizers.config import QuantizerConfig
 from tokenizers_zoo.quantizers.quantizer import Quantizer
 from tokenizers_zoo.run_folder import TOKENIZER, FolderError
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.train.batches import seeded
 from tokenizers_zoo.train.config import TrainConfig
-from tokenizers_zoo.train.interrupt import Interrupted, deferred_signals
 from tokenizers_zoo.train.log import read_metrics
 from tokenizers_zoo.train.loop import Task, train
 from tokenizers_zoo.train.optim import DivergedError
@@ -523,7 +523,7 @@ def test_freed_memory_is_reused_in_training_and_returned_afterwards() -> None:
     """Also at the end of an inner block, such as the previews of a training."""
     script = """
 import ctypes, resource
-from tokenizers_zoo.memory import LIBC, kept_memory
+from tokenizers_zoo.process import LIBC, kept_memory
 LIBC.malloc.restype = ctypes.c_void_p
 
 def new_pages():

@@ -22,10 +22,10 @@ from PIL import Image
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import InvalidValueError, PluginError
-from tokenizers_zoo.families.images import png_bytes
 from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.families.temporal import SeriesModality, TemporalModality
 from tokenizers_zoo.io import read_table
+from tokenizers_zoo.pictures import png_bytes
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing import check_modality

@@ -17,6 +17,8 @@ LONGEST_MESSAGE = 2000
 """Characters of a message; records of others may hold any number of names."""
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """Control characters (Unicode category Cc), which a terminal would obey."""
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""JSON can spell it (`\\ud800`), but no file in UTF-8 can hold it."""
 
 
 class OneLineError(Exception):

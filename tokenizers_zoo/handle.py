@@ -6,22 +6,14 @@ import copy
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import (
-    CONFIG,
-    WEIGHTS,
-    CheckpointLocation,
-    TokenizerFiles,
-    float32_by_default,
-    is_complete,
-    loading,
-)
+from tokenizers_zoo.checkpoint import CONFIG, WEIGHTS, float32_by_default, is_complete, loading
 from tokenizers_zoo.config import Settings, irrelevant_fields
 from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import (
@@ -39,6 +31,7 @@ from tokenizers_zoo.layouts import TokenLayout
 from tokenizers_zoo.limits import DEFAULT, Limits, limited, read_file
 from tokenizers_zoo.plugins import Plugin, error_text
 from tokenizers_zoo.spec import EXACT, WHOLE, Crop, ModalitySpec
+from tokenizers_zoo.tokenizer_files import CheckpointLocation, TokenizerFiles
 from tokenizers_zoo.validation import (
     as_array,
     batch_problem,
@@ -55,8 +48,8 @@ if TYPE_CHECKING:
     import PIL.Image
     import torch
 
-    from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.ml4m import PublishedCheckpoint
+    from tokenizers_zoo.samples import TrainingSamples
 
 
 class ModalityHandle:
@@ -129,6 +122,13 @@ class ModalityHandle:
     def writes_text(self) -> bool:
         """True if the modality's vocabulary is a text vocabulary, which several modalities may share."""
         return not self.spec.continuous and self.spec.vocabulary in self.plugin_vocabularies()
+
+    def name_at_source(self, offered: Container[str]) -> str:
+        """Return the modality's name in a source that offers these names: its own name, or else its plugin's.
+
+        The name is the same for all samples; a sample that lacks it has no value.
+        """
+        return self.name if self.name in offered else self.plugin_name
 
     def _call(self, hook: str, **arguments: Any) -> Any:
         """Call a hook with the settings in use, unless `arguments` have others."""
@@ -481,7 +481,7 @@ class ModalityHandle:
             else:
                 item = in_declared_width(self.spec.value, item)
         if isinstance(item, PIL.Image.Image):
-            from tokenizers_zoo.families.images import image_file
+            from tokenizers_zoo.pictures import image_file
 
             return self.read(*image_file(item))
         self.check(item, any_size=self.implements("transform"))

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     import PIL.Image
     import torch
 
-    from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.ml4m import PublishedCheckpoint
+    from tokenizers_zoo.samples import TrainingSamples
 
 CONTRACT = 1
 """Version of the plugin contract. It grows with every change that breaks a plugin."""
@@ -217,9 +217,9 @@ class SourceHooks(Protocol):
         ConfigError then. `tokenizers_zoo.families.sources.MadeSource` helps to write such a source.
 
         A source of files of any kind matches them to the enabled modalities by `names`. It may return
-        `tokenizers_zoo.source.FileBytes` in place of values, or a `tokenizers_zoo.data.files.FileSamples`. A source of
-        pictures of any proportions derives its settings from `tokenizers_zoo.source.OwnData`. If the samples have
-        an attribute `contents` (str), shards are made again when it changes.
+        `tokenizers_zoo.source.FileBytes` in place of values, or a `tokenizers_zoo.file_samples.FileSamples`. A source
+        of pictures of any proportions derives its settings from `tokenizers_zoo.source.OwnData`. If the samples have an
+        attribute `contents` (str), shards are made again when it changes.
         """
 
 

@@ -7,7 +7,8 @@ import functools
 import inspect
 import json
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
@@ -228,11 +229,14 @@ class Plugin:
         """
         implementation = self.object if hook in self.hooks else self.plugins.defaults
         excluded = self.plugins.exclusive - {implementation}
+        token = _CALLED.set(self)
         try:
             return self.plugins.pm.subset_hook_caller(hook, remove_plugins=excluded)(**arguments)
         except InvalidValueError as error:
             named = str(error).startswith(f"{name}:")
             raise error if named else InvalidValueError(f"{name}: {error}") from error
+        finally:
+            _CALLED.reset(token)
 
     def call(self, name: str, hook: str, **arguments: Any) -> Any:
         """Call a hook for the instance `name`. Our own errors pass; others become PluginError or MachineError."""
@@ -247,11 +251,27 @@ class Plugin:
         return result
 
 
+_CALLED: ContextVar[Plugin | None] = ContextVar("called", default=None)
+"""The plugin whose hook runs."""
+
+
+def hook_calls(plugin: Any, settings: Settings) -> Callable[..., Any]:
+    """Return `call(hook, **arguments)`: a hook of `plugin` calls its other hooks with it, inside every wrapper.
+
+    A plugin object that a script uses without a registry has no wrappers.
+    """
+    called = _CALLED.get()
+    if called is None or called.object is not plugin:
+        location = EntryPoint(settings.name, type(plugin).__qualname__, MODALITIES)
+        claim = Claim(name=settings.name, group=MODALITIES, distribution="no distribution", entry_point=location)
+        called = Plugins().add(claim, plugin, ())
+    return functools.partial(called.call, settings.name, settings=settings)
+
+
 class Plugins:
     """The plugin manager and the plugins loaded so far; each is loaded by name, once, and checked."""
 
     def __init__(self) -> None:
-        self.claims = installed_claims()
         self.pm = pluggy.PluginManager(PROJECT)
         self.pm.add_hookspecs(ModalityHooks)
         self.pm.add_hookspecs(SourceHooks)
@@ -260,6 +280,11 @@ class Plugins:
         self.exclusive: set[Any] = {self.defaults}
         """Plugins whose hooks are called one at a time."""
         self._loaded: dict[tuple[str, str], Plugin] = {}
+
+    @functools.cached_property
+    def claims(self) -> dict[str, dict[str, list[Claim]]]:
+        """All claims by group and name; `Zoo` reads them when it opens."""
+        return installed_claims()
 
     def load(self, group: str, name: str, required: Iterable[str]) -> Plugin:
         """Load an installed plugin, after all wrappers. Raises PluginError, also if several distributions have it."""

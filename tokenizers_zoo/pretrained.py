@@ -284,7 +284,7 @@ class LabellerConfig(PretrainedConfig):
     def inputs(self, picture: NDArray[Any]) -> Any:
         """Return the network's inputs for a picture, float (3, height, width) in [0, 1]: tensors by name, on
         `device`."""
-        from tokenizers_zoo.families.images import rgb_image
+        from tokenizers_zoo.pictures import rgb_image
 
         return self.processor(images=rgb_image(picture), return_tensors="pt").to(self.torch_device)
 

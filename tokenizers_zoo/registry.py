@@ -11,15 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.checkpoint import CheckpointLocation, TokenizerFiles
 from tokenizers_zoo.config import PIPELINE, Origin, Settings, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.errors import MISSPELT, ConfigError, UnknownNameError, ZooError, close_names
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.hookspecs import REQUIRED, SOURCE_REQUIRED
 from tokenizers_zoo.limits import Limits
 from tokenizers_zoo.plugins import MODALITIES, SOURCES, Plugins
-from tokenizers_zoo.source_handle import SourceHandle, modality_names
+from tokenizers_zoo.source import ModalityNames
+from tokenizers_zoo.source_handle import SourceHandle
 from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.tokenizer_files import CheckpointLocation, TokenizerFiles
 
 __all__ = ["ModalityHandle", "SourceHandle", "Zoo"]
 
@@ -28,6 +29,8 @@ CHECKPOINTS = "runs/tokenizers"
 HUB_ID = r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]*\w)?(?<!\.git)(@[\w./-]+)?"
 """Names that the hub accepts as `owner/name`, or with `@REVISION`; everything else is a folder."""
 CLOSE = "did you mean"
+TOKEN_NAMES = "tok_"
+"""How ml-4m begins the names of folders that hold a modality's tokens, not its values."""
 INSTALL = "install its plugin (pip install zoo-..., or all: pip install 'tokenizers-zoo[all]')"
 
 
@@ -342,6 +345,25 @@ class Zoo:
                     key_origin = self._origin(table).at(key)
                     messages[f"[{table}] {key}"] = f"{key_origin}: no enabled modality uses this key; {offer}"
         return messages
+
+
+def modality_names(handles: Iterable[ModalityHandle]) -> ModalityNames:
+    """Return the names of enabled modalities, for sources of a user's own files.
+
+    A modality's own name is never another's alias. Instances of a plugin share its name, aliases and extensions; they
+    belong to the instance of the plugin's own name, else to the first.
+    """
+    ordered = sorted(handles, key=lambda handle: handle.name != handle.plugin_name)
+    by_name = {name: name for handle in ordered for name in (handle.name, handle.plugin_name)}
+    by_extension: dict[str, str] = {}
+    for handle in ordered:
+        for alias in handle.spec.aliases:
+            if not alias.startswith(TOKEN_NAMES):
+                by_name.setdefault(alias, handle.name)
+        for extension in handle.spec.extensions:
+            by_extension.setdefault(extension, handle.name)
+    texts = frozenset(handle.name for handle in ordered if handle.spec.value.kind == "text")
+    return ModalityNames(by_name=by_name, by_extension=by_extension, texts=texts)
 
 
 def _not_installed_error(name: str, installed: Iterable[str], advice: str, kind: str = "modality") -> UnknownNameError:

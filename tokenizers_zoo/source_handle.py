@@ -3,51 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from tokenizers_zoo.config import Origin, Settings
-from tokenizers_zoo.data.files import FileSamples
-from tokenizers_zoo.data.samples import LazySequence
 from tokenizers_zoo.errors import ConfigError, OneLineError, PluginError
+from tokenizers_zoo.file_samples import FileSamples
 from tokenizers_zoo.limits import Limits, limited
 from tokenizers_zoo.plugins import Claim, Plugin, call_error
+from tokenizers_zoo.samples import LazySequence
 from tokenizers_zoo.source import ModalityNames, Sample, SourceSpec
 from tokenizers_zoo.validation import describe
-
-if TYPE_CHECKING:
-    from tokenizers_zoo.handle import ModalityHandle
-
-
-TOKEN_NAMES = "tok_"
-"""How ml-4m begins the names of folders that hold a modality's tokens, not its values."""
-
-
-def modality_names(handles: Iterable[ModalityHandle]) -> ModalityNames:
-    """Return the names of enabled modalities, for sources of a user's own files.
-
-    A modality's own name is never another's alias. Instances of a plugin share its name, aliases and extensions; they
-    belong to the instance of the plugin's own name, else to the first.
-    """
-    ordered = sorted(handles, key=lambda handle: handle.name != handle.plugin_name)
-    by_name = {name: name for handle in ordered for name in (handle.name, handle.plugin_name)}
-    by_extension: dict[str, str] = {}
-    for handle in ordered:
-        for alias in handle.spec.aliases:
-            if not alias.startswith(TOKEN_NAMES):
-                by_name.setdefault(alias, handle.name)
-        for extension in handle.spec.extensions:
-            by_extension.setdefault(extension, handle.name)
-    texts = frozenset(handle.name for handle in ordered if handle.spec.value.kind == "text")
-    return ModalityNames(by_name=by_name, by_extension=by_extension, texts=texts)
-
-
-def name_at_source(modality: ModalityHandle, offered: Container[str]) -> str:
-    """Return the name of a modality in a source that offers these names: its own name, or else its plugin's.
-
-    The name is the same for all samples; a sample that lacks it has no value.
-    """
-    return modality.name if modality.name in offered else modality.plugin_name
 
 
 class SourceHandle:

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.errors import InvalidValueError, UnknownNameError, first_line, is_of_the_machine, size_text
+from tokenizers_zoo.errors import (
+    LONE_SURROGATE,
+    InvalidValueError,
+    UnknownNameError,
+    first_line,
+    is_of_the_machine,
+    size_text,
+)
 from tokenizers_zoo.io import too_deep
 from tokenizers_zoo.limits import limits
 from tokenizers_zoo.spec import ITEMS, ModalitySpec, ValueSpec
@@ -23,8 +30,6 @@ if TYPE_CHECKING:
     import torch
 
 EMPTY = "it is empty"
-LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
-"""JSON can spell it (`\\ud800`), but no file in UTF-8 can hold it."""
 JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 """A JSON string, perhaps cut off; possessive, so that the time is linear."""
 MOST_READS, MOST_READS_OF_BMP = 500_000, 5_000_000

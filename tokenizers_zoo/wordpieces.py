@@ -13,8 +13,7 @@ from functools import cached_property, partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from tokenizers_zoo.errors import CheckpointError, InvalidValueError
-from tokenizers_zoo.validation import LONE_SURROGATE
+from tokenizers_zoo.errors import LONE_SURROGATE, CheckpointError, InvalidValueError
 
 if TYPE_CHECKING:
     import tokenizers

@@ -19,8 +19,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.samples import TEST
 from zoo_backbone import AnyToAny
 from zoo_backbone.pipeline import Sample
 

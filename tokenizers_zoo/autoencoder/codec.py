@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig, QuantizedTrainConfig
 from tokenizers_zoo.config import Settings, as_dicts
+from tokenizers_zoo.plugins import hook_calls
 from tokenizers_zoo.spec import Crop, ModalitySpec
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ class ValueCodec:
     def __init__(self, modality: Any, settings: Settings, model: AutoencoderConfig | None = None) -> None:
         self.modality, self.settings = modality, settings
         self.options = modality.options(settings)
-        self.spec: ModalitySpec = modality.modality_spec(settings)
+        self.call = hook_calls(modality, settings)
+        self.spec: ModalitySpec = self.call("modality_spec")
         self.model: AutoencoderConfig = model or modality.model_config(self.options)
         self.table: QuantizedTrainConfig = self.options.tokenizer
         self.origin = settings.origin.inner("tokenizer")
@@ -86,25 +87,18 @@ class ValueCodec:
 
     def augment(self, values: list[Any], rng: np.random.Generator) -> list[Any]:
         """Mirror half of the values left to right if the setting `flip` is on and the modality has `transform`."""
-        transform = getattr(self.modality, "transform", None)
-        if transform is None or not getattr(self.options.tokenizer, "flip", False):
+        if getattr(self.modality, "transform", None) is None or not getattr(self.options.tokenizer, "flip", False):
             return values
         mirrored = rng.random(len(values)) < 0.5
         return [
-            call_hook(transform, value=value, crop=Crop(flip=True), settings=self.settings) if flip else value
+            self.call("transform", value=value, crop=Crop(flip=True)) if flip else value
             for value, flip in zip(values, mirrored, strict=True)
         ]
 
     def reconstruct(self, tokenizer: Any, values: list[Any]) -> tuple[list[Any], torch.Tensor | None]:
         """Return the values after encode and decode, and the codes (None without any)."""
-        tokens = tokenizer.encode(stack_values(values))
-        return list(tokenizer.decode(tokens).numpy()), tokens
-
-
-def call_hook(hook: Callable[..., Any], **arguments: Any) -> Any:
-    """Call a hook with only the arguments in its signature; plugins may omit unused ones."""
-    parameters = inspect.signature(hook).parameters
-    return hook(**{name: value for name, value in arguments.items() if name in parameters})
+        tokens = self.call("encode", tokenizer=tokenizer, values=stack_values(values))
+        return list(self.call("decode", tokenizer=tokenizer, tokens=tokens).numpy()), tokens
 
 
 def stack_values(values: Sequence[Any]) -> torch.Tensor:

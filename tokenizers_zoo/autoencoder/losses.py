@@ -1,4 +1,4 @@
-"""Losses: reconstruction losses by name, class weights, the perceptual distance, and the patch discriminator."""
+"""Losses: reconstruction losses by name, the perceptual distance, and the patch discriminator."""
 
 from __future__ import annotations
 
@@ -69,20 +69,6 @@ def check_losses(names: Iterable[str], kind: ValueKind, table: object, origin: O
             key = f"{name}_weight" if getattr(table, f"{name}_weight", 0) else "loss"
             fitting = " or ".join(LOSSES_OF_KIND[kind])
             raise ConfigError(f"{origin.at(key)}: {name} does not fit {kind} values; choose {fitting}")
-
-
-def frequency_weights(values: Tensor, classes: int, balance: float) -> Float[Tensor, " classes"]:
-    """Return class weights frequency ^ -balance with mean 1 over the pixels; for 0/1 values, the weight of a one.
-
-    A class that does not occur counts as one pixel.
-    """
-    if values.dtype.is_floating_point:
-        one_count = float(values.sum().clamp(1, values.numel() - 1))
-        return torch.tensor([((values.numel() - one_count) / one_count) ** balance])
-    counts = torch.bincount(values.flatten(), minlength=classes).double().clamp_min(1)
-    shares = counts / counts.sum()
-    weights = shares**-balance
-    return (weights / (weights * shares).sum()).float()
 
 
 LITE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

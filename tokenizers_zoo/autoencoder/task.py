@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from tokenizers_zoo.autoencoder.codec import ValueCodec, call_hook
+from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.losses import (
     RECONSTRUCTION_LOSSES,
     REDUCTION,
@@ -19,7 +19,6 @@ from tokenizers_zoo.autoencoder.losses import (
     adversarial_losses,
     check_losses,
     direction_loss,
-    frequency_weights,
 )
 from tokenizers_zoo.autoencoder.model import Autoencoder
 from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer, load_autoencoder
@@ -133,11 +132,10 @@ class AutoencoderTask(Task):
         return self.codec.reconstruct(AutoencoderTokenizer(self.codec, module, str(module.mean.device)), values)
 
     def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
-        hook, settings = self.codec.modality.score, self.codec.settings
-        return cast(Mapping[str, float], call_hook(hook, predicted=predicted, target=target, settings=settings))
+        return cast(Mapping[str, float], self.codec.call("score", predicted=predicted, target=target, spec=self.spec))
 
     def render(self, value: Any) -> Any:
-        return call_hook(self.codec.modality.render, value=value, settings=self.codec.settings)
+        return self.codec.call("render", value=value, spec=self.spec)
 
     def discriminator(self) -> PatchDiscriminator | None:
         """Return an untrained discriminator, or None. Raises ConfigError for maps that are too small for it."""
@@ -234,6 +232,20 @@ class DiffusionTask(AutoencoderTask):
         losses = self.compare(module, batch, module.decoder(codes), quantizer_loss)
         diffusion_loss = module.diffusion_loss(batch, codes)
         return losses | {"loss": losses["loss"] + diffusion_loss, "diffusion_loss": diffusion_loss}
+
+
+def frequency_weights(values: Tensor, classes: int, balance: float) -> Float[Tensor, " classes"]:
+    """Return class weights frequency ^ -balance with mean 1 over the pixels; for 0/1 values, the weight of a one.
+
+    A class that does not occur counts as one pixel.
+    """
+    if values.dtype.is_floating_point:
+        one_count = float(values.sum().clamp(1, values.numel() - 1))
+        return torch.tensor([((values.numel() - one_count) / one_count) ** balance])
+    counts = torch.bincount(values.flatten(), minlength=classes).double().clamp_min(1)
+    shares = counts / counts.sum()
+    weights = shares**-balance
+    return (weights / (weights * shares).sum()).float()
 
 
 def moments(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

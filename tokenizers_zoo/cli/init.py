@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import click
 
 from tokenizers_zoo.cli.options import FOLLOW_LINKS, asked_registry, command_line, note, parse_assignments
-from tokenizers_zoo.data.samples import OWN_FILES, TEST, TRAIN, spread
 from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of
 from tokenizers_zoo.io import disk_errors, read_table, replacing_file
+from tokenizers_zoo.samples import OWN_FILES, TEST, TRAIN, spread
 from tokenizers_zoo.terminal import echo, printable
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.data.files import FileSamples
+    from tokenizers_zoo.file_samples import FileSamples
     from tokenizers_zoo.registry import Zoo
 
 SIZES = {64: 8, 128: 8, 224: 16}
@@ -141,9 +141,8 @@ def values_in(zoo: Zoo, folder: Path) -> Findings:
 
 def files_in(zoo: Zoo, folder: Path, follow_links: bool) -> Findings:
     """Return the modalities of files, as the source `folder` names them. Raises DataError if there are none."""
-    from tokenizers_zoo.data.files import FileSamples
+    from tokenizers_zoo.file_samples import FileSamples
     from tokenizers_zoo.pipeline.make_shard import open_samples
-    from tokenizers_zoo.source_handle import name_at_source
 
     path = {"path": str(folder)}
     if str(folder).startswith("~") or parse_assignments([f"path={folder}"]) != path:
@@ -160,7 +159,7 @@ def files_in(zoo: Zoo, folder: Path, follow_links: bool) -> Findings:
                 raise
     findings, counts = Findings(settings=path), Counter[str]()
     for samples in splits.values():
-        by_name = {name_at_source(handle, samples.offered): handle for handle in zoo.handles()}
+        by_name = {handle.name_at_source(samples.offered): handle for handle in zoo.handles()}
         handles = {name: by_name[name] for name in samples.modalities if name in by_name}
         pictures = {name for name, handle in handles.items() if "image_size" in handle.known_settings()}
         findings.unknown += [name for name in samples.modalities if name not in {*handles, *findings.unknown}]

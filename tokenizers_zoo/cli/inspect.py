@@ -34,8 +34,8 @@ from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.terminal import echo
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.doctor import Finding
     from tokenizers_zoo.registry import ModalityHandle
+    from tokenizers_zoo.testing.doctor import Finding
 
 Facts = TypeVar("Facts")
 
@@ -279,7 +279,7 @@ def doctor_command(
       zoo doctor depth --data data/scenes
       zoo doctor --data data/scenes --json
     """
-    from tokenizers_zoo.doctor import GATES, examinable, examine
+    from tokenizers_zoo.testing.doctor import GATES, examinable, examine
 
     zoo = open_zoo()
     modalities, unloadable = [zoo[name].name for name in dict.fromkeys(names)], list[str]()

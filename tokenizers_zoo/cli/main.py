@@ -18,9 +18,9 @@ from tokenizers_zoo import __version__
 from tokenizers_zoo.cli.options import CommandContext, Group, global_options
 from tokenizers_zoo.errors import OneLineError, is_of_the_machine, shortened
 from tokenizers_zoo.io import disk_problem
+from tokenizers_zoo.process import Interrupted
 from tokenizers_zoo.progress import NORMAL, set_verbosity
 from tokenizers_zoo.terminal import echo
-from tokenizers_zoo.train.interrupt import Interrupted
 
 NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # its text is the help, which older clicks print
 COMMANDS = {

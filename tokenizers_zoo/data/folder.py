@@ -19,9 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.files import FileSamples
-from tokenizers_zoo.data.samples import OWN_FILES, TEST, TRAIN
-from tokenizers_zoo.data.tar import (
+from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.file_samples import FileSamples
+from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.io import read_error
+from tokenizers_zoo.samples import OWN_FILES, TEST, TRAIN
+from tokenizers_zoo.source import ModalityNames, OwnData, SourceSpec
+from tokenizers_zoo.tar import (
     TARS,
     Dropped,
     Member,
@@ -31,10 +35,6 @@ from tokenizers_zoo.data.tar import (
     shown_name,
     split_name,
 )
-from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.io import read_error
-from tokenizers_zoo.source import ModalityNames, OwnData, SourceSpec
 
 SIDECARS = (".aux.xml", ".ovr", ".tfw", ".jgw", ".pgw", ".wld", ".prj", ".xmp")
 """Endings of sidecar files that programs for maps and photographs write; they are no values."""

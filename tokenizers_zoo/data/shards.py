@@ -40,13 +40,13 @@ from tokenizers_zoo.data.manifest import (
     shards_of,
     write_manifest,
 )
-from tokenizers_zoo.data.samples import OWN_FILES, LazySequence, spread
-from tokenizers_zoo.data.tar import BLOCK, TARS, key_problem, read_at, split_name
 from tokenizers_zoo.errors import DataError, InvalidValueError, ReadError, UnknownNameError, and_others, size_text
 from tokenizers_zoo.io import as_json, open_regular, read_error, replacing_file
 from tokenizers_zoo.limits import limited, limits
 from tokenizers_zoo.pretrained import networks_of
+from tokenizers_zoo.samples import OWN_FILES, LazySequence, spread
 from tokenizers_zoo.spec import WHOLE, Crop
+from tokenizers_zoo.tar import BLOCK, TARS, key_problem, read_at, split_name
 
 if TYPE_CHECKING:
     from tokenizers_zoo.handle import ModalityHandle

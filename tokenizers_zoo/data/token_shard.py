@@ -29,7 +29,7 @@ from tokenizers_zoo.layouts import TokenLayout
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tokenizers_zoo.registry import ModalityHandle
+    from tokenizers_zoo.handle import ModalityHandle
 
 SUFFIX = "arrow"
 MAGIC = b"ARROW1\0\0"

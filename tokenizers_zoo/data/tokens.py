@@ -43,7 +43,7 @@ from tokenizers_zoo.validation import describe
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.shards import ValueStore
-    from tokenizers_zoo.registry import ModalityHandle
+    from tokenizers_zoo.handle import ModalityHandle
 
 STORE = "store.json"
 TOKEN_FILE = {"modality": str, "fingerprint": str, "tokens": list}

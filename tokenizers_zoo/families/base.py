@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.autoencoder.task import AutoencoderTask
     from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer
-    from tokenizers_zoo.data.samples import TrainingSamples
     from tokenizers_zoo.ml4m import PublishedCheckpoint
     from tokenizers_zoo.ml4m.architecture import Architecture
+    from tokenizers_zoo.samples import TrainingSamples
 
 
 class PluginBase:

@@ -14,25 +14,26 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.autoencoder.codec import call_hook, stack_values
+from tokenizers_zoo.autoencoder.codec import stack_values
 from tokenizers_zoo.checkpoint import check_weights, load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.config import Settings, check_counts
-from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, count_of
 from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.families.images import ImageSettings, ImageValues
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.layouts import EmbeddingsLayout, PatchesLayout
 from tokenizers_zoo.ml4m import PublishedCheckpoint
+from tokenizers_zoo.plugins import hook_calls
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder
+from tokenizers_zoo.samples import spread
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.validation import array_bytes, is_batched
 
 if TYPE_CHECKING:
     import torch
 
-    from tokenizers_zoo.data.samples import TrainingSamples
+    from tokenizers_zoo.samples import TrainingSamples
 
 Array = NDArray[Any]
 RENDERED_SAMPLES = 8
@@ -114,7 +115,8 @@ class StandardisedModality(PluginBase):
         from tokenizers_zoo.train.loop import FINAL_SAMPLES
         from tokenizers_zoo.train.report import Evaluation, finish_run
 
-        spec, options, train, test = self.modality_spec(config), self.options(config), samples.train, samples.test
+        call, options, train, test = hook_calls(self, config), self.options(config), samples.train, samples.test
+        spec: ModalitySpec = call("modality_spec")
         if not len(train) or not len(test):
             raise DataError(f"{spec.name}: training and held-out samples are needed to compute its statistics")
         description, table = self.describe(config), {"samples": options.tokenizer.samples}
@@ -129,11 +131,12 @@ class StandardisedModality(PluginBase):
             held_out = [test[index] for index in spread(len(test), FINAL_SAMPLES)]
             tokenizer = self.standardiser(mean, std, options, "cpu")
             batch = stack_values(held_out) if is_batched(spec.value) else held_out
-            reconstructed = [np.asarray(value) for value in self.decode(tokenizer, self.encode(tokenizer, batch))]
+            tokens = call("encode", tokenizer=tokenizer, values=batch)
+            reconstructed = [np.asarray(value) for value in call("decode", tokenizer=tokenizer, tokens=tokens)]
             pairs = list(zip(held_out, reconstructed, strict=True))[:RENDERED_SAMPLES]
             evaluation = Evaluation(
-                metrics=call_hook(self.score, predicted=reconstructed, target=held_out, settings=config),
-                pairs=[tuple(call_hook(self.render, value=v, settings=config) for v in pair) for pair in pairs],  # type: ignore[misc]
+                metrics=call("score", predicted=reconstructed, target=held_out, spec=spec),
+                pairs=[(call("render", value=v, spec=spec), call("render", value=r, spec=spec)) for v, r in pairs],
                 samples=len(held_out),
             )
             tensors = {"mean": mean, "std": std}

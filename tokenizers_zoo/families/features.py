@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo.autoencoder.config import PUBLISHED_VIT, LossName, TokenizerConfig
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.families.images import read_array, to_bytes
 from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.pictures import read_array, to_bytes
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes

@@ -356,10 +356,12 @@ class ObjectCodec(ValueCodec):
         import torch
 
         object_tokenizer = ObjectTokenizer(self.modality, self.settings.name, self.options, tokenizer)
-        tokens, start = object_tokenizer.encode(values), self.modality.grammar(self.options).code_start
+        tokens = self.call("encode", tokenizer=object_tokenizer, values=values)
+        start = self.modality.grammar(self.options).code_start
         ids = np.concatenate(tokens)
         codes = torch.from_numpy(ids[ids >= start] - start)
-        return object_tokenizer.decode(tokens), codes if len(codes) else None
+        decoded = self.call("decode", tokenizer=object_tokenizer, tokens=tokens)
+        return decoded, codes if len(codes) else None
 
 
 class ObjectTokenizer:

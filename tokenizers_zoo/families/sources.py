@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import LazySequence
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.samples import LazySequence
 from tokenizers_zoo.source import Sample, SourceSpec
 
 

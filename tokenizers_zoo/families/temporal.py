@@ -17,8 +17,9 @@ from tokenizers_zoo.autoencoder.config import LossName, TokenizerConfig
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.base import TrainedModality, token_grid
-from tokenizers_zoo.families.images import ImageSettings, ImageValues, canvas, read_array
+from tokenizers_zoo.families.images import ImageSettings, ImageValues
 from tokenizers_zoo.hookspecs import hookimpl
+from tokenizers_zoo.pictures import canvas, read_array
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.validation import text_of
 

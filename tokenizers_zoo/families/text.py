@@ -16,13 +16,13 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from tokenizers_zoo.autoencoder.codec import call_hook
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CONTROL, ConfigError, InvalidValueError
 from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.layouts import SequenceLayout
+from tokenizers_zoo.plugins import hook_calls
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 from tokenizers_zoo.text_vocab import Piece, TextVocabulary, VocabularyConfig
 from tokenizers_zoo.validation import json_of
@@ -112,11 +112,11 @@ class TextModality(PluginBase, Generic[S]):
         for text in samples.texts():
             has_texts = True
             yield text
-        hook = getattr(self, "vocabulary_texts", None)
-        if has_texts or hook is None:
+        if has_texts or not hasattr(self, "vocabulary_texts"):
             return
+        call = hook_calls(self, settings)
         for value in samples.train:
-            yield from call_hook(hook, values=[value], settings=settings)
+            yield from call("vocabulary_texts", values=[value])
 
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, settings: Settings) -> TextTokenizer[S]:

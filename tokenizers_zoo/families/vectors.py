@@ -14,10 +14,10 @@ from tokenizers_zoo.autoencoder.config import PUBLISHED_TRAINING, AutoencoderCon
 from tokenizers_zoo.config import check_counts
 from tokenizers_zoo.families.base import TrainedModality
 from tokenizers_zoo.families.features import FEATURE_METRICS, agreement, central_value
-from tokenizers_zoo.families.images import image_of, to_bytes
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.layouts import TokenLayout, VectorLayout
 from tokenizers_zoo.nn.config import MlpConfig
+from tokenizers_zoo.pictures import image_of, to_bytes
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Metric, ValueSpec
 

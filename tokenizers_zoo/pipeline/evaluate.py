@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.data.samples import TEST, spread
 from tokenizers_zoo.data.shards import Location, Rows, ValueStore
 from tokenizers_zoo.errors import CheckpointError, DataError, ReadError, ZooError, count_of
 from tokenizers_zoo.io import disk_errors, read_table, replacing_file, write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.quantizers.usage import CodebookUsage
+from tokenizers_zoo.samples import TEST, spread
 from tokenizers_zoo.train.report import (
     EVALUATION,
     PICTURES,

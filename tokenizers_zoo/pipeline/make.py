@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.data.files import FileSamples, files_digest
 from tokenizers_zoo.data.manifest import (
     DATASET,
     REPEATED_KEY,
@@ -20,18 +19,18 @@ from tokenizers_zoo.data.manifest import (
     up_to_date,
     write_record,
 )
-from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import check_foreign, reading_settings, value_identity
-from tokenizers_zoo.data.tar import Member, shown_key
 from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of, size_text
+from tokenizers_zoo.file_samples import FileSamples, files_digest
 from tokenizers_zoo.io import as_json, difference, disk_errors
 from tokenizers_zoo.pipeline.make_shard import MakeShard, Samples, cached_samples, make_shard, open_samples
 from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
 from tokenizers_zoo.pipeline.workers import Workers
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
+from tokenizers_zoo.samples import TEST, TRAIN
 from tokenizers_zoo.source import OwnData
-from tokenizers_zoo.source_handle import name_at_source
+from tokenizers_zoo.tar import Member, shown_key
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, SourceHandle, Zoo
@@ -112,7 +111,7 @@ def _source_modalities(
     Raises ConfigError if a modality's classes or settings disagree with the source.
     """
     names = samples.modalities
-    source_names = {handle.name: name_at_source(handle, samples.offered) for handle in zoo.handles()}
+    source_names = {handle.name: handle.name_at_source(samples.offered) for handle in zoo.handles()}
     handles = [handle for handle in zoo.handles() if source_names[handle.name] in names]
     served = {source_names[handle.name] for handle in handles}
     plugin_errors = zoo.problems()
@@ -171,7 +170,7 @@ def _file_notes(
         if isinstance(samples, FileSamples):
             for name, (count, first) in samples.dropped.items():
                 yield f"{split}/{name}: not used of what its folder holds: {count} (first: {first})"
-            names = [name_at_source(handle, samples.offered) for handle in handles_by_split[split]]
+            names = [handle.name_at_source(samples.offered) for handle in handles_by_split[split]]
             if len(names) > 1:
                 keys_by_split[split] = samples.first_lone_keys(names)
     lone_names = set[str]().union(*keys_by_split.values()).intersection(*keys_by_split.values())
@@ -241,7 +240,7 @@ class _Plan:
         """Make, or with `dry_run` count, the shards that are not there, or that depend on other inputs now."""
         split, samples = self.split, self.samples
         outcomes = {handle.name: Outcome(split=split.name, modality=handle.name) for handle in self.handles}
-        names = {handle.name: name_at_source(handle, samples.offered) for handle in self.handles}
+        names = {handle.name: handle.name_at_source(samples.offered) for handle in self.handles}
         pictures = tuple(sorted(handle.name for handle in self.handles if handle.is_picture))
         cropped = {handle.name for handle in self.handles if self.crop and handle.implements("transform")}
         optional = {key: value for key, value in {"crop": self.crop, "contents": samples.contents}.items() if value}

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.data.files import FileSamples, read_sample
 from tokenizers_zoo.data.folder import FolderSettings, open_folder
 from tokenizers_zoo.data.manifest import Manifest, Split, shard_name
 from tokenizers_zoo.data.shards import writing_shard
-from tokenizers_zoo.data.tar import Member, key_problem
 from tokenizers_zoo.errors import DataError, ZooError, is_transient, size_text
+from tokenizers_zoo.file_samples import FileSamples, read_sample
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.limits import limited
 from tokenizers_zoo.pipeline.workers import report, suspects, working_on
+from tokenizers_zoo.registry import modality_names
 from tokenizers_zoo.source import FileBytes, Sample
-from tokenizers_zoo.source_handle import CheckedSamples, modality_names
+from tokenizers_zoo.source_handle import CheckedSamples
 from tokenizers_zoo.spec import WHOLE
+from tokenizers_zoo.tar import Member, key_problem
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import SourceHandle, Zoo

@@ -23,7 +23,6 @@ from tokenizers_zoo.data.manifest import (
     verify,
     write_manifest,
 )
-from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import STORE, TokenStore
 from tokenizers_zoo.device import AUTO, resolve_device
@@ -32,6 +31,7 @@ from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.run_folder import locked
+from tokenizers_zoo.samples import TEST, TRAIN
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo

@@ -26,7 +26,6 @@ from tokenizers_zoo.data.manifest import (
     shards_of,
     sound_manifest,
 )
-from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.shards import ValueStore, reading_settings
 from tokenizers_zoo.data.token_shard import TokenMetadata, write_token_shard
 from tokenizers_zoo.data.tokens import STORE, TokenSplit, TokenStore, write_store
@@ -37,6 +36,7 @@ from tokenizers_zoo.pipeline.vocabulary import check_special_tokens
 from tokenizers_zoo.pipeline.workers import WorkerError, Workers, report, suspects, working_on
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import entries, locked
+from tokenizers_zoo.samples import TRAIN
 from tokenizers_zoo.spec import Crop
 
 if TYPE_CHECKING:

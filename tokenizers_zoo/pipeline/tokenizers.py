@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.checkpoint import CONFIG, is_complete
 from tokenizers_zoo.config import Origin, reject_unknown
-from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples
 from tokenizers_zoo.data.shards import ValueStore, reading_settings
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
@@ -22,6 +21,7 @@ from tokenizers_zoo.io import disk_errors, read_table
 from tokenizers_zoo.pipeline.workers import run_jobs
 from tokenizers_zoo.progress import say
 from tokenizers_zoo.run_folder import TOKENIZER, OtherRunError, read_run, replacing
+from tokenizers_zoo.samples import TEST, TRAIN, TrainingSamples
 from tokenizers_zoo.terminal import console
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 

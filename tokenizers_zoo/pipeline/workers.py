@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tokenizers_zoo.errors import DataError, MachineError, ZooError
+from tokenizers_zoo.process import Interrupted
 from tokenizers_zoo.progress import set_verbosity, verbosity
-from tokenizers_zoo.train.interrupt import Interrupted
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo

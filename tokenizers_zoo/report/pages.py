@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import CONFIG, COPY_AGAIN, WEIGHTS, checkpoint_errors, is_complete
 from tokenizers_zoo.config import TOML
-from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.errors import CheckpointError, ZooError, count_of
 from tokenizers_zoo.io import open_regular, read_regular, read_table, replacing_file
 from tokenizers_zoo.layouts import TokenLayout
@@ -36,6 +35,7 @@ from tokenizers_zoo.report.samples import (
 )
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.run_folder import RUN, read_run
+from tokenizers_zoo.samples import TRAIN
 from tokenizers_zoo.train.log import read_metrics
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tokenizers_zoo.data.samples import TRAIN
-from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.io import read_regular, read_table
 from tokenizers_zoo.ml4m.source import known_fingerprint
 from tokenizers_zoo.report import records
 from tokenizers_zoo.report.pictures import Pictures, cells_of, range_text
+from tokenizers_zoo.samples import TRAIN
+from tokenizers_zoo.tar import key_problem
 from tokenizers_zoo.train.report import EVALUATION, PICTURES, mean_and_least, mean_of
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.errors import DataError, MachineError
-from tokenizers_zoo.families.images import IMAGE_EXTENSIONS
 from tokenizers_zoo.handle import ModalityHandle
+from tokenizers_zoo.pictures import IMAGE_EXTENSIONS
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing.media import (
     moving_extensions,

@@ -15,14 +15,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tokenizers_zoo.data.samples import TRAIN, TrainingSamples
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import DataError, InvalidValueError, PluginError, ReadError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.pipeline.tokenizers import train_vocabulary
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.source_handle import name_at_source
+from tokenizers_zoo.samples import TRAIN, TrainingSamples
 from tokenizers_zoo.spec import Crop, ValueSpec
 from tokenizers_zoo.validation import bounds, values_equal
 
@@ -139,7 +138,7 @@ class Subject:
         try:
             source = self.zoo.source(source_name)
             offered = source.spec.modalities
-            names_at_source = {name: name_at_source(handle, offered) for name, handle in handles.items()}
+            names_at_source = {name: handle.name_at_source(offered) for name, handle in handles.items()}
             if not set(names_at_source.values()) <= set(offered):
                 return
             samples = source_samples(self.zoo, source_name)

@@ -18,17 +18,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenizers_zoo.checkpoint import check_weights, load_config
-from tokenizers_zoo.data.samples import TrainingSamples, spread
 from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import CheckpointError, DataError, first_line
 from tokenizers_zoo.io import read_numbers, write_state
-from tokenizers_zoo.memory import kept_memory
+from tokenizers_zoo.process import Interrupted, deferred_signals, kept_memory
 from tokenizers_zoo.quantizers.usage import CodebookUsage, reachable_usage
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
+from tokenizers_zoo.samples import TrainingSamples, spread
 from tokenizers_zoo.spec import Metric, ModalitySpec
 from tokenizers_zoo.train.batches import prefetched, sample_order, seeded, to_device
 from tokenizers_zoo.train.config import TrainConfig
-from tokenizers_zoo.train.interrupt import Interrupted, deferred_signals
 from tokenizers_zoo.train.optim import EMA, check_finite
 from tokenizers_zoo.train.report import Evaluation, TrainingReport, finish_run
 

@@ -30,7 +30,6 @@ from torch import Tensor
 from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import CARD, CONFIG, load_checkpoint, save_checkpoint
 from tokenizers_zoo.data.manifest import DATASET, Split, write_record
-from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore, writing_shard
 from tokenizers_zoo.errors import CheckpointError, DataError, ZooError
 from tokenizers_zoo.io import file_digest, read_regular, read_table, write_table
@@ -39,6 +38,7 @@ from tokenizers_zoo.progress import say
 from tokenizers_zoo.registry import CORE_KEYS, ModalityHandle, Zoo
 from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import replacing_folder
+from tokenizers_zoo.samples import TEST
 from tokenizers_zoo.terminal import console
 from zoo_backbone.checkpoint import CLASS, SHAPE, load_model, model_card
 from zoo_backbone.evaluate import FILE, FOLDER

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest
 from tokenizers_zoo.errors import ConfigError, DataError, OtherLayoutError, OtherTokenizerError, UnknownNameError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.samples import TRAIN
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.train.batches import sample_order
 from zoo_backbone.batch import PackedBatch, RawBatch

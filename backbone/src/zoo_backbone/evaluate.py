@@ -47,13 +47,13 @@ import numpy as np
 import torch
 
 from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import DataError, ReadError
 from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import RunFolder, RunKind, locked
+from tokenizers_zoo.samples import TEST
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.config import EvaluationConfig, MaskingConfig
 from zoo_backbone.data import TokenData

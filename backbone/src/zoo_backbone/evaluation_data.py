@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError
 from tokenizers_zoo.intervals import bootstrap
 from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.samples import TEST, TRAIN
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.train.batches import permuted
 from zoo_backbone.config import EvaluationConfig

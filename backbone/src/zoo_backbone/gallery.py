@@ -12,12 +12,12 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, ZooError, count_of
 from tokenizers_zoo.io import replacing_file, short_name
 from tokenizers_zoo.registry import ModalityHandle
+from tokenizers_zoo.samples import TEST
 from zoo_backbone.checkpoint import layout_for
 from zoo_backbone.config import ModelConfig, Preview, TrainConfig
 from zoo_backbone.data import datasets_of

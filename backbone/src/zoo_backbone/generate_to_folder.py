@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from tokenizers_zoo.data.tar import key_problem, shown_name
 from tokenizers_zoo.data.tokens import read_tokens
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.io import line_text, read_regular, replacing_file, write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import RunFolder, RunKind
+from tokenizers_zoo.tar import key_problem, shown_name
 from tokenizers_zoo.validation import describe
 from zoo_backbone.gallery import Shown, write_sheet
 from zoo_backbone.generate.plans import GenerationPlan, TargetPlan, written_plan

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo.config import Origin, from_mapping, merged
-from tokenizers_zoo.data.samples import TRAIN
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import ConfigError, DataError
@@ -19,6 +18,7 @@ from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import RUN
+from tokenizers_zoo.samples import TRAIN
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.checkpoint import (
     REPLAY_MIXTURES,

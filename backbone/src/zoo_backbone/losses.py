@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tokenizers_zoo.data.samples import TEST, spread
+from tokenizers_zoo.samples import TEST, spread
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model

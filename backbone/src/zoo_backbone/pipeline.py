@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from tokenizers_zoo.config import convert_setting
-from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.tokens import token_text
 from tokenizers_zoo.device import resolve_device
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.io import replacing_file
-from tokenizers_zoo.memory import kept_memory
 from tokenizers_zoo.pipeline.tokenize import tokenize
+from tokenizers_zoo.process import kept_memory
 from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.samples import TEST
 from tokenizers_zoo.spec import WHOLE, ModalitySpec
 from tokenizers_zoo.validation import as_array, checked_tokens, describe, is_batched, is_object, value_problem
 from zoo_backbone import bundle

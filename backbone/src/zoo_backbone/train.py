@@ -16,15 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from tokenizers_zoo.checkpoint import check_weights, float32_by_default
-from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import CheckpointError, ConfigError, count_of, first_line
 from tokenizers_zoo.io import as_json
-from tokenizers_zoo.memory import kept_memory
+from tokenizers_zoo.process import Interrupted, deferred_signals, kept_memory
 from tokenizers_zoo.run_folder import RunFolder, read_run
+from tokenizers_zoo.samples import TEST, TRAIN
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.train.batches import prefetched
-from tokenizers_zoo.train.interrupt import Interrupted, deferred_signals
 from tokenizers_zoo.train.log import StepLog
 from tokenizers_zoo.train.optim import EMA, check_finite
 from zoo_backbone import distributed

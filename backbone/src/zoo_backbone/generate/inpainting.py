@@ -34,9 +34,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, count_of, size_text
-from tokenizers_zoo.families.images import open_image
 from tokenizers_zoo.layouts import SequenceLayout
 from tokenizers_zoo.limits import read_file
+from tokenizers_zoo.pictures import open_image
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.validation import array_of
 from zoo_backbone.embedding_layout import EmbeddingLayout

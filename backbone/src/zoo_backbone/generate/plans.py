@@ -35,9 +35,9 @@ from tokenizers_zoo.config import (
     from_mapping,
     load_toml,
 )
-from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.samples import TEST
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.config import expect
 from zoo_backbone.embedding_layout import EmbeddingLayout

@@ -179,7 +179,7 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
       zoo retrieve eval RUN --modalities rgb,depth,caption --space centred \\
           --out here
     """
-    from tokenizers_zoo.data.samples import TEST, TRAIN
+    from tokenizers_zoo.samples import TEST, TRAIN
     from zoo_backbone.retrieval.query import FILE, FOLDER, RECALL_AT, evaluate_retrieval
 
     out = out or folder / (FOLDER if split == TEST else f"{FOLDER}-{split}")

@@ -22,13 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tokenizers_zoo.data.samples import TRAIN, spread
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.layouts import VectorLayout
 from tokenizers_zoo.ml4m.source import known_fingerprint
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.samples import TRAIN, spread
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.data import TokenData, stored_samples
 from zoo_backbone.embedding_layout import EmbeddingLayout

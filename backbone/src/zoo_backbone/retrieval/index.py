@@ -32,12 +32,12 @@ from safetensors.torch import load_file
 
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.io import file_digest, read_table, replacing_file, shape_error, write_table, write_tensors
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import RunFolder, RunKind, read_run
+from tokenizers_zoo.samples import TEST
 from zoo_backbone.data import TokenData
 from zoo_backbone.retrieval import EmbeddingConfig, Search
 from zoo_backbone.retrieval.embed import Affine, Embedder, Vectors, unit

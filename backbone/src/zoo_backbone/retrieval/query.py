@@ -30,13 +30,13 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
-from tokenizers_zoo.data.samples import TEST, spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.io import write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import locked
+from tokenizers_zoo.samples import TEST, spread
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.gallery import Shown, shown, text_of, write_sheet
 from zoo_backbone.generate.sources import Source

@@ -27,12 +27,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, OneLineError, UnknownNameError, size_text
-from tokenizers_zoo.families.images import png_bytes
+from tokenizers_zoo.pictures import png_bytes
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.report.pictures import data_uri
+from tokenizers_zoo.samples import TEST
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.terminal import echo
 from zoo_backbone.evaluation_data import ranked_names

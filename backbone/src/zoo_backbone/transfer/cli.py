@@ -135,7 +135,7 @@ def eval_command(
     Example:
       zoo transfer eval PROBE --data other --tokens other-tokens
     """
-    from tokenizers_zoo.data.samples import TEST
+    from tokenizers_zoo.samples import TEST
     from zoo_backbone.transfer.probe import load
     from zoo_backbone.transfer.results import score_table, unseen_text
 

@@ -29,15 +29,15 @@ from torch import Tensor, nn
 
 from tokenizers_zoo.checkpoint import CONFIG, COPY_AGAIN, check_sizes, checkpoint_errors, load_checkpoint, loading
 from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.data.samples import spread
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tar import key_problem
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.io import difference, shape_error
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import read_run, replacing_folder
+from tokenizers_zoo.samples import spread
+from tokenizers_zoo.tar import key_problem
 from zoo_backbone.checkpoint import architecture_for, load_model, model_config, stored_specs
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.gallery import shown, write_sheet

@@ -25,10 +25,10 @@ from rich.table import Table
 
 from tokenizers_zoo.checkpoint import card_row
 from tokenizers_zoo.cli.options import plain_table
-from tokenizers_zoo.data.samples import TEST, TRAIN
 from tokenizers_zoo.errors import ConfigError, and_others
 from tokenizers_zoo.intervals import SPREAD
 from tokenizers_zoo.report.transfer import compare_probes, read_probe, row_texts
+from tokenizers_zoo.samples import TEST, TRAIN
 
 CLASSES_SHOWN = 5
 FIXED_COLUMNS = "task", "inputs", "tuning", "labels", "metric", "score", "baseline"

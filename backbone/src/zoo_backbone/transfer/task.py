@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.data.samples import TEST, TRAIN, spread
 from tokenizers_zoo.data.shards import LazyValues, ValueStore, value_identity
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from tokenizers_zoo.io import open_regular
 from tokenizers_zoo.layouts import VectorLayout
 from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.samples import TEST, TRAIN, spread
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.train.batches import permuted
 from zoo_backbone.data import TokenData, stored_samples

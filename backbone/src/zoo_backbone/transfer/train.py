@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, float32_by_default, save_checkpoint
-from tokenizers_zoo.data.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import ConfigError
@@ -25,6 +24,7 @@ from tokenizers_zoo.progress import progress_bar, say
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.report.transfer import METRICS
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
+from tokenizers_zoo.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.terminal import console
 from tokenizers_zoo.train.batches import seeded, to_device
 from tokenizers_zoo.train.loop import Best, identity, train

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_counts, check_interval
 from tokenizers_zoo.families.base import token_grid
-from tokenizers_zoo.families.images import read_array
 from tokenizers_zoo.families.temporal import TemporalModality, TemporalTokenizer, check_patch
 from tokenizers_zoo.limits import limits
+from tokenizers_zoo.pictures import read_array
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Crop, Metric
 from tokenizers_zoo.validation import CountedReads

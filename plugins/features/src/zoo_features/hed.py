@@ -10,8 +10,8 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
-from tokenizers_zoo.families.images import image_of, read_grey, to_bytes
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
+from tokenizers_zoo.pictures import image_of, read_grey, to_bytes
 from tokenizers_zoo.pretrained import PretrainedConfig
 from tokenizers_zoo.spec import Metric
 

@@ -13,8 +13,8 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import SHOWN, Settings, check_interval
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.families.images import Array, image_of, png_bytes, read_array, read_numbers
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
+from tokenizers_zoo.pictures import Array, image_of, png_bytes, read_array, read_numbers
 from tokenizers_zoo.pretrained import LabellerConfig, PretrainedError
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes

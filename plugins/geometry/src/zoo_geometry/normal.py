@@ -11,7 +11,8 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.families.images import (
+from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
+from tokenizers_zoo.pictures import (
     Array,
     angle_degrees,
     bands_of,
@@ -20,7 +21,6 @@ from tokenizers_zoo.families.images import (
     read_array,
     rgb_image,
 )
-from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.spec import Crop, Metric, ModalitySpec
 from zoo_geometry.body import FieldOfView, half_sizes
 

@@ -20,9 +20,6 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.files import is_in_split
-from tokenizers_zoo.data.samples import TEST, TRAIN, LazySequence
-from tokenizers_zoo.data.tar import read_member, regular_member
 from tokenizers_zoo.errors import (
     ConfigError,
     DataError,
@@ -31,8 +28,11 @@ from tokenizers_zoo.errors import (
     UnknownNameError,
     is_of_the_machine,
 )
+from tokenizers_zoo.file_samples import is_in_split
 from tokenizers_zoo.limits import limits
+from tokenizers_zoo.samples import TEST, TRAIN, LazySequence
 from tokenizers_zoo.source import FileBytes, ModalityNames, OwnData, Sample, SourceSpec
+from tokenizers_zoo.tar import read_member, regular_member
 from tokenizers_zoo.validation import array_bytes
 
 KINDS = {"Image": "png", "Audio": "wav", "Video": "mp4"}

@@ -20,12 +20,12 @@ from typing import Any
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.files import FileSamples, is_in_split
-from tokenizers_zoo.data.samples import TEST
-from tokenizers_zoo.data.tar import TARS, Dropped, scan_tar, split_suffixes
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, count_of
+from tokenizers_zoo.file_samples import FileSamples, is_in_split
 from tokenizers_zoo.io import disk_errors, replacing_file
+from tokenizers_zoo.samples import TEST
 from tokenizers_zoo.source import ModalityNames, OwnData, SourceSpec
+from tokenizers_zoo.tar import TARS, Dropped, scan_tar, split_suffixes
 
 RANGE = re.compile(r"\{(\d{1,99})\.\.(\d{1,99})\}")
 MOST_SHARDS = 1_000_000

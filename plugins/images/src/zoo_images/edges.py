@@ -10,8 +10,8 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
-from tokenizers_zoo.families.images import crop_and_resize, image_of, png_bytes, read_grey
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
+from tokenizers_zoo.pictures import crop_and_resize, image_of, png_bytes, read_grey
 from tokenizers_zoo.spec import Crop, Metric
 
 ONE = 1 / 255, 1 / 65535

@@ -11,8 +11,9 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.continuous import PatchesModality
-from tokenizers_zoo.families.images import IMAGE_EXTENSIONS, PSNR, psnr, read_array, read_rgb, rgb_image
+from tokenizers_zoo.families.images import PSNR, psnr
 from tokenizers_zoo.families.spatial import ImageValues, SpatialModality, SpatialSettings, TokenizerConfig, published
+from tokenizers_zoo.pictures import IMAGE_EXTENSIONS, read_array, read_rgb, rgb_image
 from tokenizers_zoo.spec import Metric
 
 SIGMA, RADIUS = 1.5, 5

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.families.images import crop_and_resize, image_of, read_array
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
+from tokenizers_zoo.pictures import crop_and_resize, image_of, read_array
 from tokenizers_zoo.spec import Crop, Metric
 
 MAGIC = b"PIEH"

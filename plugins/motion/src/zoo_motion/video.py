@@ -14,19 +14,18 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo.config import check_interval
 from tokenizers_zoo.errors import first_line
-from tokenizers_zoo.families.images import (
-    PSNR,
+from tokenizers_zoo.families.images import PSNR, psnr
+from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
+from tokenizers_zoo.limits import limits
+from tokenizers_zoo.pictures import (
     bounded_pictures,
     fractions,
     open_undecoded,
     over_background,
-    psnr,
     read_array,
     rgb_image,
     to_bytes,
 )
-from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
-from tokenizers_zoo.limits import limits
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import check_interval
-from tokenizers_zoo.families.images import angle_degrees, image_of, read_array, read_numbers
+from tokenizers_zoo.families.images import angle_degrees
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
+from tokenizers_zoo.pictures import image_of, read_array, read_numbers
 from tokenizers_zoo.spec import Metric
 from zoo_raster.tiff import Raster, read_tiff, tiff_bytes
 

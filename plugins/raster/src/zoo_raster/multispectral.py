@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import check_interval
-from tokenizers_zoo.families.images import PSNR, angle_degrees, psnr, read_array, rgb_image
+from tokenizers_zoo.families.images import PSNR, angle_degrees, psnr
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
+from tokenizers_zoo.pictures import read_array, rgb_image
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
 from zoo_raster.tiff import Raster, bands_first, read_tiff, tiff_bytes

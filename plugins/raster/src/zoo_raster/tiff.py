@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.errors import InvalidValueError, first_line, size_text
-from tokenizers_zoo.families.images import check_directories
 from tokenizers_zoo.limits import limits
+from tokenizers_zoo.pictures import check_directories
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # the error describes the problem
 

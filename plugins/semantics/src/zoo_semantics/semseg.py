@@ -12,8 +12,8 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.classes import ClassModality, ClassSettings
-from tokenizers_zoo.families.images import image_of, png_bytes, read_array, read_numbers
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig, published
+from tokenizers_zoo.pictures import image_of, png_bytes, read_array, read_numbers
 from tokenizers_zoo.spec import Metric
 from zoo_semantics.labellers import ClassLabeller
 

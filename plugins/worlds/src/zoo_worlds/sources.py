@@ -106,7 +106,7 @@ class TerrainSettings:
 
 def raise_land(settings: TerrainSettings, split: str, seed: int, number: int) -> Sample:
     """Both modalities of one sample; the landscape does not depend on the picture's size."""
-    from tokenizers_zoo.families.images import crop_and_resize
+    from tokenizers_zoo.pictures import crop_and_resize
     from tokenizers_zoo.spec import Crop
     from zoo_worlds.land import raise_relief, reflectance
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from tokenizers_zoo.data.samples import TEST, spread
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ZooError, count_of
 from tokenizers_zoo.handle import ModalityHandle
@@ -21,6 +20,7 @@ from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, usable_modalitie
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.samples import TEST, spread
 from tokenizers_zoo.spec import Crop, Metric
 from tokenizers_zoo.testing.geometry import CROPS, MIN_SIDE, Shift, check_crop_geometry, is_picture, shift_between
 from tokenizers_zoo.testing.subject import Skipped, per_sample

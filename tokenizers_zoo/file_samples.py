@@ -12,10 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.data.samples import TEST, LazySequence
-from tokenizers_zoo.data.tar import Member, read_member
 from tokenizers_zoo.errors import DataError, InvalidValueError, ZooError, count_of
+from tokenizers_zoo.samples import TEST, LazySequence
 from tokenizers_zoo.source import FileBytes
+from tokenizers_zoo.tar import Member, read_member
 
 
 class FileSamples(LazySequence[tuple[str, Mapping[str, FileBytes | ZooError]]]):
