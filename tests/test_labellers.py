@@ -17,7 +17,8 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.main import zoo as zoo_command
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.pictures import angle_degrees, rgb_image
+from tokenizers_zoo.families.images import angle_degrees
+from tokenizers_zoo.pictures import rgb_image
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pretrained import PretrainedError

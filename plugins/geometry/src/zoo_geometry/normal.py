@@ -11,16 +11,9 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.errors import DataError
+from tokenizers_zoo.families.images import angle_degrees
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.pictures import (
-    Array,
-    angle_degrees,
-    bands_of,
-    crop_and_resize,
-    open_image,
-    read_array,
-    rgb_image,
-)
+from tokenizers_zoo.pictures import Array, bands_of, crop_and_resize, open_image, read_array, rgb_image
 from tokenizers_zoo.spec import Crop, Metric, ModalitySpec
 from zoo_geometry.body import FieldOfView, half_sizes
 

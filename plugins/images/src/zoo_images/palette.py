@@ -14,8 +14,8 @@ import numpy.typing as npt
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.families.images import image_of
 from tokenizers_zoo.families.text import TextModality, TextTokenizer
+from tokenizers_zoo.pictures import image_of
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.text_vocab import Coordinate, Piece, VocabularyConfig, coordinate_fraction, coordinate_level
 

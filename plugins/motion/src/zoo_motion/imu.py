@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, check_interval
-from tokenizers_zoo.families.images import canvas
 from tokenizers_zoo.families.temporal import SeriesModality, SeriesSettings, TemporalTokenizer
+from tokenizers_zoo.pictures import canvas
 from tokenizers_zoo.spec import Metric
 
 NAMES = ("acceleration_x", "acceleration_y", "acceleration_z", "rate_x", "rate_y", "rate_z")
