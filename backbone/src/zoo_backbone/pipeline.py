@@ -35,7 +35,7 @@ from zoo_backbone.generate.inpainting import partial_of
 from zoo_backbone.generate.plans import DRAW, TOP_P, Cropping, GenerationPlan, TargetPlan, resolved_plan
 from zoo_backbone.generate.sampler import OnStep, generate, rows_of
 from zoo_backbone.model import FourM
-from zoo_backbone.run import Run, find_run, zoo_of
+from zoo_backbone.run import Run
 
 TOKENS = ".tokens.json"
 """Ending of the files of token ids."""
@@ -73,9 +73,9 @@ class AnyToAny:
     its modality, ConfigError for settings that do not fit.
     """
 
-    def __init__(self, model: FourM, zoo: Zoo, folder: Path = Path()) -> None:
-        """`folder` is where the model was loaded from."""
-        self.model, self.zoo, self.folder = model.eval(), zoo, folder
+    def __init__(self, model: FourM, zoo: Zoo, run: Run | None = None) -> None:
+        """`run` is the run or bundle that the model was loaded from."""
+        self.model, self.zoo, self.run = model.eval(), zoo, run or Run(tokens=Path())
         forms = {name: zoo[name].spec.input_form_of for name in model.layout.readable if name in zoo}
         self.input_forms = {name: form for form, name in forms.items() if name}
         """Modalities that the model reads in another form, such as `rgb` as `rgb_patches`."""
@@ -83,36 +83,37 @@ class AnyToAny:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path,
+        source: str | Path | Run,
         *,
         zoo: Zoo | None = None,
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
         sha256: str | None = None,
-        verify: bool = False,
     ) -> Self:
         """Load a trained model with its tokenizers.
 
         Args:
             source: The folder of a run or bundle, the name of an installed bundle, or a hub id, `owner/name` or
-                `owner/name@REVISION`.
+                `owner/name@REVISION`; or an opened `Run`.
             zoo: The registry of the tokenizers; default: the registry of the training.
             device: A torch device, or "auto": the first of cuda, mps and cpu that this machine has.
             dtype: Type of the model's weights; tokenizers stay float32.
             revision: Branch, tag or commit of a hub id.
             sha256: The fingerprint that the model must have.
-            verify: Check the golden sample of a bundle: the same tokens as where it was written.
 
         Raises CheckpointError if there is no such model, or it is not the expected one.
         """
-        folder, device = find_run(source, revision, sha256), resolve_device(device)
-        zoo = zoo_of(folder, Run.load(folder).registry) if zoo is None else zoo
-        loaded = cls(load_model(folder, device=device), zoo, folder)
-        if verify:
-            bundle.verify(folder, loaded.model, zoo)
-        loaded.model.to(dtype)
-        return loaded
+        run, device = source if isinstance(source, Run) else Run.open(source, revision, sha256), resolve_device(device)
+        zoo = run.zoo() if zoo is None else zoo
+        return cls(load_model(run.folder, device=device).to(dtype), zoo, run)
+
+    def verify(self) -> dict[str, float]:
+        """Compute the golden sample of a bundle anew; return the share of tokens that are equal to the stored ones.
+
+        Raises CheckpointError if a share is too small. The weights should be float32, as where the bundle was written.
+        """
+        return bundle.verify(self.run.folder, self.model, self.zoo)
 
     def save_pretrained(
         self, folder: str | Path, *, dtype: str = "float32", samples: int = 0, overwrite: bool = False,
@@ -120,7 +121,7 @@ class AnyToAny:
     ) -> None:  # fmt: skip
         """Write a bundle: the model as it was loaded, its tokenizers and its registry. See `zoo backbone export`."""
         bundle.export_bundle(
-            self.folder, self.zoo, Path(folder), dtype, samples, overwrite, str(self.device), with_plugins
+            self.run, self.zoo, Path(folder), dtype, samples, overwrite, str(self.device), with_plugins
         )
 
     def push_to_hub(
@@ -148,11 +149,6 @@ class AnyToAny:
     def device(self) -> torch.device:
         """The device of the model."""
         return self.model.token_embedding.weight.device
-
-    @property
-    def run(self) -> Run:
-        """Where the tokens and values of the training are."""
-        return Run.load(self.folder)
 
     def handle(self, name: str) -> ModalityHandle:
         """Return a modality with its tokenizer, on the model's device.
@@ -325,7 +321,7 @@ class AnyToAny:
                 self.zoo, Path(data), tokens, modalities=[*names, *targets], splits=[TEST], device=str(self.device)
             )
             result = evaluate(
-                self.folder, self.zoo, tokens, Path(data), config=config, device=str(self.device),
+                self.run.folder, self.zoo, tokens, Path(data), config=config, device=str(self.device),
                 out=Path(temporary_folder) / "scores",
             )  # fmt: skip
         pairs: list[dict[str, Any]] = result["pairs"]

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import Distribution, entry_points
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ BACKBONE = RunKind(
 class Run:
     """Where a run's inputs are: the places of its run.json. Paths are absolute."""
 
+    folder: Path = field(default=Path(), compare=False)
+    """The run itself; not part of run.json."""
     tokens: Path
     """The token store that it trains on."""
     data: Path | None = None
@@ -58,8 +60,9 @@ class Run:
 
     def paths(self) -> dict[str, str | None]:
         """Return the paths as JSON types."""
-        paths = {key: None if path is None else str(Path(path).resolve()) for key, path in asdict(self).items()}
-        return paths | {"registry": registry_path(self.registry)}
+        paths = {"tokens": self.tokens, "data": self.data, "start": self.start}
+        resolved = {key: None if path is None else str(Path(path).resolve()) for key, path in paths.items()}
+        return resolved | {"registry": registry_path(self.registry)}
 
     def save(self, folder: Path) -> None:
         """Write the places into run.json; without one, for a finished backbone."""
@@ -71,7 +74,19 @@ class Run:
         """Read run.json. Raises CheckpointError where `folder` is not a run."""
         if (record := read_run(folder)) is None:
             raise CheckpointError(f"{folder}: no run here ({RUN} was expected); train one with zoo backbone train")
-        return from_mapping(cls, {key: value for key, value in record["places"].items() if value is not None})
+        places = {key: value for key, value in record["places"].items() if value is not None}
+        return replace(from_mapping(cls, places), folder=Path(folder))
+
+    @classmethod
+    def open(cls, source: str | Path, revision: str | None = None, sha256: str | None = None) -> Run:
+        """Find and verify a trained model, see `find_run`. Raises CheckpointError, also for an unfinished training."""
+        run = cls.load(find_run(source, revision, sha256))
+        check_finished(run.folder)
+        return run
+
+    def zoo(self) -> Zoo:
+        """Return the zoo of the training, see `zoo_of`."""
+        return zoo_of(self.folder, self.registry)
 
     def values(self) -> Path:
         """Return the folder of values. Raises CheckpointError if the run has none, or if it is missing."""
@@ -156,12 +171,17 @@ def zoo_of(folder: Path, registry: Path | None) -> Zoo:
     return Zoo.installed() if registry_file is None else Zoo.at(registry_file)
 
 
-def stored_config(folder: Path) -> dict[str, Any]:
-    """Return the config.json of a trained model. Raises CheckpointError if training is not finished."""
+def check_finished(folder: Path) -> None:
+    """Raise CheckpointError if a folder has no trained model."""
     if not (folder / CONFIG).is_file():
         if (folder / RUN).is_file():
             raise CheckpointError(f"{folder}: its training has not come to its end; the command that began it goes on")
         raise CheckpointError(f"{folder}: no trained backbone here yet; train one with zoo backbone train")
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """Return the config.json of a trained model. Raises CheckpointError if training is not finished."""
+    check_finished(folder)
     return read_table(folder / CONFIG, {**records.MODEL, "weights_sha256": str})
 
 

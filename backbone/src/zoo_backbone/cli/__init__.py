@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from zoo_backbone.run import Run
 
 
-def _find_run(context: click.Context, parameter: click.Parameter, source: str) -> Path:
+def _open_run(context: click.Context, parameter: click.Parameter, source: str) -> Run | None:
     if context.resilient_parsing:  # completion opens nothing
-        return Path(source)
-    from zoo_backbone.run import find_run
+        return None
+    from zoo_backbone.run import Run
 
-    return find_run(source)
+    return Run.open(source)
 
 
-RUN = click.argument("folder", metavar="RUN", callback=_find_run, shell_complete=complete_paths)
-"""The folder of a run or bundle, an installed bundle, or a hub id."""
+RUN = click.argument("run", metavar="RUN", callback=_open_run, shell_complete=complete_paths)
+"""The folder of a run or bundle, an installed bundle, or a hub id; the command gets the opened `Run`."""
 
 
 class ConfigFile(click.Path):
@@ -113,20 +113,11 @@ def numbers_of(option: str, items: Iterable[str]) -> dict[str, float]:
     return numbers
 
 
-def open_run(folder: Path) -> tuple[Run, Zoo]:
-    """Return a run and its zoo (see `zoo_of`). Raises CheckpointError if its training is unfinished."""
-    from zoo_backbone.run import Run, stored_config
-
-    run = Run.load(folder)
-    stored_config(folder)
-    return run, zoo_of(folder, run.registry)
-
-
-def zoo_of(folder: Path, registry: Path | None) -> Zoo:
-    """Return the zoo of --registry, of the run's `registry`, or of ./registry.toml, in this order.
+def zoo_of(run: Run) -> Zoo:
+    """Return the zoo of --registry, of the run's registry, or of ./registry.toml, in this order.
 
     Raises CheckpointError if the run's registry is missing and --registry is not set.
     """
     from zoo_backbone.run import existing_registry
 
-    return open_zoo(asked_registry() or existing_registry(folder, registry))
+    return open_zoo(asked_registry() or existing_registry(run.folder, run.registry))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +14,10 @@ from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import RUN, assigned, numbers_of, open_run, pairs_of
+from zoo_backbone.cli import RUN, assigned, numbers_of, pairs_of, zoo_of
+
+if TYPE_CHECKING:
+    from zoo_backbone.run import Run
 
 
 @click.command("generate")
@@ -44,7 +47,7 @@ from zoo_backbone.cli import RUN, assigned, numbers_of, open_run, pairs_of
 @DEVICE
 @settings_option("For all targets: top_p=0.9; for one: NAME.top_p=0.9. Keys: docs/generation.md.")
 def generate_command(
-    folder: Path,
+    run: Run,
     inputs: tuple[str, ...],
     targets: list[str] | None,
     plan_file: Path | None,
@@ -82,7 +85,7 @@ def generate_command(
 
     if (targets is None) == (plan_file is None):
         raise click.UsageError("expected either --target NAMES or --plan FILE")
-    run, zoo = open_run(folder)
+    zoo = zoo_of(run)
     table = read_plan(plan_file, zoo) if plan_file else {}
     if guide:
         has_weights = len(guide) > 1 or "=" in guide[0]
@@ -102,7 +105,7 @@ def generate_command(
             table.pop(excluded, None)
     table |= {key: value for key, value in selection.items() if value is not None}
     plan = from_mapping(GenerationPlan, table, Origin())
-    model = AnyToAny.from_pretrained(folder, zoo=zoo, device=device)
+    model = AnyToAny.from_pretrained(run, zoo=zoo, device=device)
     with disk_errors(out):
         folders = generate_to_folder(model, plan, out, run.tokens, overwrite=overwrite)
     samples = len({draw_folder.parent for draw_folder in folders})

@@ -36,12 +36,14 @@ from tokenizers_zoo.errors import ConfigError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import CONFIG_OPTION, RUN, open_run, read_tables, with_options, zoo_of
+from zoo_backbone.cli import CONFIG_OPTION, RUN, read_tables, with_options, zoo_of
 from zoo_backbone.cli.generate import generate_command
 from zoo_backbone.config import PRESETS, ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from zoo_backbone.run import Run
 
 
 @click.group(cls=Group)
@@ -193,7 +195,7 @@ def train(
 @JSON
 @settings_option("A key of [train], such as steps=2000; docs/settings.md lists them.")
 def grow_command(
-    folder: Path,
+    run: Run,
     add: list[str],
     tokens: Path,
     out: Path,
@@ -220,10 +222,9 @@ def grow_command(
     from zoo_backbone.distributed import leave
     from zoo_backbone.grow import REPORT, Trained, check_same_model, grow, write_report
 
-    if out.resolve() == folder.resolve():
+    if out.resolve() == run.folder.resolve():
         raise click.UsageError(f"--out {out}: is RUN itself; give another folder")
-    trained = Trained.load(folder)
-    zoo = zoo_of(folder, trained.run.registry if trained.run else None)
+    trained, zoo = Trained.load(run.folder), zoo_of(run)
     tables, origin = read_tables(config_file), Origin(path=config_file, table="train")
     check_same_model(trained, tables["model"], Origin(path=config_file, table="model"))
     settings = with_options(tables["train"], assignments, seed) | ({"freeze": True} if freeze else {})
@@ -286,7 +287,7 @@ def skill_table(result: dict[str, Any]) -> Table:
 @PRINT_CONFIG
 @settings_option("A key of [eval], such as steps=4; docs/settings.md lists them.")
 def evaluate_command(
-    folder: Path,
+    run: Run,
     inputs: tuple[str, ...],
     targets: list[str] | None,
     config_file: Path | None,
@@ -327,14 +328,15 @@ def evaluate_command(
     if print_config:
         show_config("eval", config, given_layers(table, config_file, "eval", assignments, seed=seed, **options))
         return
-    run, zoo = open_run(folder)
+    zoo = zoo_of(run)
     if tokens is not None and tokens.resolve() != run.tokens.resolve():
         if out is None:
-            raise ConfigError(f"--tokens {tokens}: {folder / FOLDER} has scores for {run.tokens}; give --out FOLDER")
+            default = run.folder / FOLDER
+            raise ConfigError(f"--tokens {tokens}: {default} has scores for {run.tokens}; give --out FOLDER")
         run = dataclasses.replace(run, tokens=tokens, data=TokenStore(tokens).data)
-    with disk_errors(out or folder):
+    with disk_errors(out or run.folder):
         result = evaluate(
-            folder, zoo, run.tokens, data_dir or run.values(), config=config, device=device, out=out,
+            run.folder, zoo, run.tokens, data_dir or run.values(), config=config, device=device, out=out,
             overwrite=overwrite,
         )  # fmt: skip
     if as_json:
@@ -350,8 +352,8 @@ def evaluate_command(
     show_table(skill_table(result))
     if not result["pairs"]:
         echo("no pairs: no modality can be predicted from another one")
-    echo(f"all scores: {(out or folder / FOLDER) / FILE}")
-    next_command("report", folder)
+    echo(f"all scores: {(out or run.folder / FOLDER) / FILE}")
+    next_command("report", run.folder)
 
 
 @backbone.command()
@@ -366,7 +368,7 @@ def evaluate_command(
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is in the folder.")
 @DEVICE
 def export(
-    folder: Path, out: Path, dtype: str, samples: int, with_plugins: bool, overwrite: bool, device: str
+    run: Run, out: Path, dtype: str, samples: int, with_plugins: bool, overwrite: bool, device: str
 ) -> None:  # fmt: skip
     """Write a bundle: one folder with the model and all that it needs.
 
@@ -381,9 +383,8 @@ def export(
     """
     from zoo_backbone.bundle import export_bundle
 
-    _, zoo = open_run(folder)
     with disk_errors(out):
-        export_bundle(folder, zoo, out, dtype, samples, overwrite, device, with_plugins)
+        export_bundle(run, zoo_of(run), out, dtype, samples, overwrite, device, with_plugins)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     echo(f"bundle: {size / 1e6:.1f} MB, in {out}; check it elsewhere with: {command_line('backbone', 'verify', out)}")
 
@@ -392,7 +393,7 @@ def export(
 @RUN
 @DEVICE
 @JSON
-def verify_command(folder: Path, device: str, as_json: bool) -> None:
+def verify_command(run: Run, device: str, as_json: bool) -> None:
     """Check a bundle by its golden sample.
 
     Values are encoded and targets predicted again. The table shows the shares of
@@ -402,11 +403,9 @@ def verify_command(folder: Path, device: str, as_json: bool) -> None:
     Example:
       zoo backbone verify bundle
     """
-    from zoo_backbone.bundle import verify
     from zoo_backbone.pipeline import AnyToAny
 
-    model = AnyToAny.from_pretrained(folder, zoo=open_run(folder)[1], device=device)
-    shares = verify(folder, model.model, model.zoo)
+    shares = AnyToAny.from_pretrained(run, zoo=zoo_of(run), device=device).verify()
     if as_json:
         show_json({"same": shares})
         return

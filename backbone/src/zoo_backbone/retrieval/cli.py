@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -24,8 +24,11 @@ from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import RUN, numbers_of, open_run
+from zoo_backbone.cli import RUN, numbers_of, zoo_of
 from zoo_backbone.retrieval import EmbeddingConfig, Search, SpaceKind
+
+if TYPE_CHECKING:
+    from zoo_backbone.run import Run
 
 
 def embedding_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,7 +64,7 @@ def retrieve() -> None:
               "Default: exact up to 100,000 samples.")  # fmt: skip
 @DEVICE
 @click.option("--overwrite", is_flag=True, help="Replace another index. Not needed to resume.")
-def build_command(folder: Path, out: Path, split: str, modalities: list[str] | None, via: str, space: Any,
+def build_command(run: Run, out: Path, split: str, modalities: list[str] | None, via: str, space: Any,
                   exact: bool | None, device: str, overwrite: bool) -> None:  # fmt: skip
     """Embed the stored samples of a run and write an index.
 
@@ -75,12 +78,11 @@ def build_command(folder: Path, out: Path, split: str, modalities: list[str] | N
     from zoo_backbone.retrieval.index import build
 
     config = EmbeddingConfig(via=via, space=space)
-    _, zoo = open_run(folder)
     search: Search | None = None if exact is None else "exact" if exact else "approximate"
     with disk_errors(out):
         index = build(
-            folder, zoo, out, config=config, split=split, modalities=modalities, search=search, overwrite=overwrite,
-            device=device,
+            run.folder, zoo_of(run), out, config=config, split=split, modalities=modalities, search=search,
+            overwrite=overwrite, device=device,
         )  # fmt: skip
     count = f"{count_of(index.size(), 'sample')} with {count_of(len(index.names), 'modality', 'modalities')}"
     echo(f"index: {count}, {index.search_kind}, in {out}")
@@ -118,13 +120,14 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
     from zoo_backbone.generate.sources import sources_of
     from zoo_backbone.retrieval.index import Index
     from zoo_backbone.retrieval.query import query_keys, query_values, write_results
+    from zoo_backbone.run import Run
 
     scale = numbers_of("--weights", weights)
     names = _inputs(inputs, by_key=keys is not None)
     if keys is None and (exclude_self or split):
         raise click.UsageError("--exclude-self and --split: apply to stored samples; give --keys")
     index = Index(folder, run)
-    _, zoo = open_run(index.run)
+    zoo = zoo_of(Run.open(index.run))
     forms = input_forms(zoo, index.names)
     names = [forms.get(name, name) for name in names]
     sources = sources_of(inputs if keys is None else (), zoo, Path.cwd())
@@ -166,7 +169,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
 @click.option("--galleries", type=click.IntRange(min=0), default=8, show_default=True, help="Pairs with a picture.")
 @DEVICE
 @JSON
-def eval_command(folder: Path, out: Path | None, split: str, modalities: list[str] | None, via: str, space: Any,
+def eval_command(run: Run, out: Path | None, split: str, modalities: list[str] | None, via: str, space: Any,
                  samples: int, galleries: int, device: str, as_json: bool) -> None:  # fmt: skip
     """Measure recall from every modality to every other.
 
@@ -182,12 +185,11 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
     from tokenizers_zoo.data.samples import TEST, TRAIN
     from zoo_backbone.retrieval.query import FILE, FOLDER, RECALL_AT, evaluate_retrieval
 
-    out = out or folder / (FOLDER if split == TEST else f"{FOLDER}-{split}")
+    out = out or run.folder / (FOLDER if split == TEST else f"{FOLDER}-{split}")
     config = EmbeddingConfig(via=via, space=space)
-    _, zoo = open_run(folder)
     with disk_errors(out):
         result = evaluate_retrieval(
-            folder, zoo, out, embedding=config, samples=samples, galleries=galleries, split=split,
+            run.folder, zoo_of(run), out, embedding=config, samples=samples, galleries=galleries, split=split,
             modalities=modalities, device=device,
         )  # fmt: skip
     if as_json:

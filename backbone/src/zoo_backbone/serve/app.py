@@ -195,7 +195,7 @@ class Server:
                 "fields": dict(spec.value.fields),
                 "choices": list(spec.value.classes) if spec.value.kind == "text" else [],
             }  # fmt: skip
-        folder = self.model.folder.absolute()
+        folder = self.model.run.folder.absolute()
         return {
             "title": "/".join(folder.parts[-1:] if (folder / BUNDLE).is_file() else folder.parts[-2:]),
             "device": str(self.model.device), "modalities": modalities,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tokenizers_zoo.cli.options import DEVICE, PATH
 from tokenizers_zoo.errors import ConfigError
-from zoo_backbone.cli import RUN, open_run
+from zoo_backbone.cli import RUN, zoo_of
+
+if TYPE_CHECKING:
+    from zoo_backbone.run import Run
 
 
 @click.command("serve")
@@ -22,7 +26,7 @@ from zoo_backbone.cli import RUN, open_run
 @click.option("--max-waiting", type=click.IntRange(min=1), default=16, show_default=True, help="Jobs in the queue.")
 @DEVICE
 def serve_command(
-    folder: Path,
+    run: Run,
     host: str,
     port: int,
     index_folder: Path | None,
@@ -50,7 +54,7 @@ def serve_command(
     from zoo_backbone.pipeline import AnyToAny
     from zoo_backbone.retrieval.index import Index
 
-    model = AnyToAny.from_pretrained(folder, zoo=open_run(folder)[1], device=device)
-    index = None if index_folder is None else Index(index_folder, folder)
+    model = AnyToAny.from_pretrained(run, zoo=zoo_of(run), device=device)
+    index = None if index_folder is None else Index(index_folder, run.folder)
     limits = Limits(upload_bytes=int(max_upload * 1e6), waiting=max_waiting, seconds=max_seconds)
     serve(model, host, port, limits, index, open_browser)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -28,8 +28,11 @@ from tokenizers_zoo.cli.options import (
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.io import disk_errors, short_name
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import CONFIG_OPTION, RUN, open_run, read_tables
+from zoo_backbone.cli import CONFIG_OPTION, RUN, read_tables, zoo_of
 from zoo_backbone.transfer.config import TUNING, As, HeadName, TransferConfig, Tuning, transfer_config
+
+if TYPE_CHECKING:
+    from zoo_backbone.run import Run
 
 RUN_OPTION = click.option("--run", type=PATH, help="The backbone, if it was moved.")
 TOKENS_OPTION = click.option("--tokens", type=PATH, help="A token store. Default: the store of its training.")
@@ -69,7 +72,7 @@ def transfer() -> None:
 @JSON
 @PRINT_CONFIG
 @settings_option("A key of [transfer], such as steps=500; docs/settings.md lists them.")
-def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, tuning: str | None, head: str | None,
+def train_command(run: Run, task: str, inputs: list[str], out: Path | None, tuning: str | None, head: str | None,
                   labels: str | None, target_kind: Any, seed: int, data: Path | None, config_file: Path | None,
                   overwrite: bool, device: str, as_json: bool, print_config: bool,
                   assignments: tuple[str, ...]) -> None:  # fmt: skip
@@ -101,10 +104,10 @@ def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, 
         layers = given_layers(file_table, config_file, "transfer", assignments, **options)
         show_config("transfer", config, [base, *layers])
         return
-    _, zoo = open_run(folder)
-    out = out or folder / FOLDER / default_name(task, inputs, config, seed)
+    out = out or run.folder / FOLDER / default_name(task, inputs, config, seed)
+    zoo = zoo_of(run)
     with disk_errors(out):
-        train_probe(folder, zoo, task, inputs, out, config, seed=seed, target_kind=target_kind, data=data,
+        train_probe(run.folder, zoo, task, inputs, out, config, seed=seed, target_kind=target_kind, data=data,
                     overwrite=overwrite, device=device)  # fmt: skip
     metrics = read_probe(out)
     if as_json:
