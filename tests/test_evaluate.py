@@ -426,7 +426,7 @@ def test_other_tokens_are_scored_in_a_separate_folder(
 ) -> None:
     out = tmp_path / "scores" / "other"
     changed_values(world, data, "test/dark", key_endings="02468")
-    monkeypatch.setattr("zoo_backbone.cli.main.zoo_of", lambda _: world.zoo)
+    monkeypatch.setattr("zoo_backbone.cli.zoo_of", lambda _: world.zoo)
     words = ["eval", str(run), "--input", "light", "--target", "dark", "--samples", "99"]
     words += ["--set", "draws=1", "--set", "gallery_pairs=1"]
 

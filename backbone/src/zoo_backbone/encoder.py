@@ -71,7 +71,7 @@ class FourMEncoder(nn.Module):
     @classmethod
     def from_run(
         cls,
-        run: Path | str | Run,
+        source: Path | str,
         zoo: Zoo | None = None,
         *,
         device: torch.device | str = "cpu",
@@ -82,7 +82,7 @@ class FourMEncoder(nn.Module):
 
         Its registry, or `zoo`, encodes values. A frozen encoder is in eval mode.
         """
-        run = run if isinstance(run, Run) else Run.open(run)
+        run = Run.open(source)
         zoo = run.zoo() if zoo is None else zoo
         encoder = cls(load_model(run.folder, device=device), zoo, frozen=frozen, out_indices=out_indices)
         return encoder.eval() if frozen else encoder

@@ -83,7 +83,7 @@ class AnyToAny:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | Path | Run,
+        source: str | Path,
         *,
         zoo: Zoo | None = None,
         device: str = "auto",
@@ -95,7 +95,7 @@ class AnyToAny:
 
         Args:
             source: The folder of a run or bundle, the name of an installed bundle, or a hub id, `owner/name` or
-                `owner/name@REVISION`; or an opened `Run`.
+                `owner/name@REVISION`.
             zoo: The registry of the tokenizers; default: the registry of the training.
             device: A torch device, or "auto": the first of cuda, mps and cpu that this machine has.
             dtype: Type of the model's weights; tokenizers stay float32.
@@ -104,9 +104,13 @@ class AnyToAny:
 
         Raises CheckpointError if there is no such model, or it is not the expected one.
         """
-        run, device = source if isinstance(source, Run) else Run.open(source, revision, sha256), resolve_device(device)
-        zoo = run.zoo() if zoo is None else zoo
-        return cls(load_model(run.folder, device=device).to(dtype), zoo, run)
+        run = Run.open(source, revision, sha256)
+        return cls.load(run, run.zoo() if zoo is None else zoo, device=device, dtype=dtype)
+
+    @classmethod
+    def load(cls, run: Run, zoo: Zoo, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Self:
+        """Load the model of an opened run. Raises CheckpointError for damaged weights."""
+        return cls(load_model(run.folder, device=resolve_device(device)).to(dtype), zoo, run)
 
     def verify(self) -> dict[str, float]:
         """Compute the golden sample of a bundle anew; return the share of tokens that are equal to the stored ones.

@@ -84,9 +84,24 @@ class Run:
         check_finished(run.folder)
         return run
 
+    def existing_registry(self) -> Path | None:
+        """Return the registry that the model was trained with. Raises CheckpointError if it is gone."""
+        if self.registry is not None and not self.registry.exists():
+            advice = (
+                "give --registry FILE (in Python zoo=Zoo.from_toml(FILE)), or move the run with its whole project, or "
+                "as a bundle (zoo backbone export)"
+            )
+            expected = f"expects its registry at {self.registry}, which is not there"
+            raise CheckpointError(f"{self.folder}: {expected}; {advice}")
+        return self.registry
+
     def zoo(self) -> Zoo:
-        """Return the zoo of the training, see `zoo_of`."""
-        return zoo_of(self.folder, self.registry)
+        """Return the zoo of the training; if its registry is unknown, all installed modalities.
+
+        Raises CheckpointError if the registry is gone.
+        """
+        registry = self.existing_registry()
+        return Zoo.installed() if registry is None else Zoo.at(registry)
 
     def values(self) -> Path:
         """Return the folder of values. Raises CheckpointError if the run has none, or if it is missing."""
@@ -149,26 +164,6 @@ def registry_path(registry: Path | None) -> str | None:
     """Return the absolute path of a registry.toml. Links are not resolved: relative paths in the file start at the
     link's folder."""
     return None if registry is None else str(registry.parent.resolve() / registry.name)
-
-
-def existing_registry(folder: Path, registry: Path | None) -> Path | None:
-    """Return the registry that a folder's model was trained with. Raises CheckpointError if it is gone."""
-    if registry is not None and not registry.exists():
-        advice = (
-            "give --registry FILE (in Python zoo=Zoo.from_toml(FILE)), or move the run with its whole project, or as a "
-            "bundle (zoo backbone export)"
-        )
-        raise CheckpointError(f"{folder}: expects its registry at {registry}, which is not there; {advice}")
-    return registry
-
-
-def zoo_of(folder: Path, registry: Path | None) -> Zoo:
-    """Return the zoo of the registry that a run was trained with; if it is unknown, all installed modalities.
-
-    Raises CheckpointError if the registry is gone.
-    """
-    registry_file = existing_registry(folder, registry)
-    return Zoo.installed() if registry_file is None else Zoo.at(registry_file)
 
 
 def check_finished(folder: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +21,26 @@ if TYPE_CHECKING:
     from zoo_backbone.run import Run
 
 
-def _open_run(context: click.Context, parameter: click.Parameter, source: str) -> Run | None:
-    if context.resilient_parsing:  # completion opens nothing
-        return None
-    from zoo_backbone.run import Run
+def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the argument RUN: the folder of a run or bundle, an installed bundle, or a hub id.
 
-    return Run.open(source)
+    The command gets the opened `run` and its `zoo`. Raises CheckpointError if there is no trained model.
+    """
+
+    @click.argument("source", metavar="RUN", shell_complete=complete_paths)
+    @wraps(command)
+    def with_run(source: str, **options: Any) -> Any:
+        from zoo_backbone.run import Run
+
+        run = Run.open(source)
+        return command(run=run, zoo=zoo_of(run), **options)
+
+    return with_run
 
 
-RUN = click.argument("run", metavar="RUN", callback=_open_run, shell_complete=complete_paths)
-"""The folder of a run or bundle, an installed bundle, or a hub id; the command gets the opened `Run`."""
+def zoo_of(run: Run) -> Zoo:
+    """Return the zoo of --registry, of the run, or of ./registry.toml. Raises CheckpointError if the run's is gone."""
+    return open_zoo(asked_registry() or run.existing_registry())
 
 
 class ConfigFile(click.Path):
@@ -111,13 +122,3 @@ def numbers_of(option: str, items: Iterable[str]) -> dict[str, float]:
         if not math.isfinite(numbers[name]):
             raise click.UsageError(f"{option} {name}={text}: expected NAME=NUMBER")
     return numbers
-
-
-def zoo_of(run: Run) -> Zoo:
-    """Return the zoo of --registry, of the run's registry, or of ./registry.toml, in this order.
-
-    Raises CheckpointError if the run's registry is missing and --registry is not set.
-    """
-    from zoo_backbone.run import existing_registry
-
-    return open_zoo(asked_registry() or existing_registry(run.folder, run.registry))

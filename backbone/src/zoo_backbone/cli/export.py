@@ -45,6 +45,7 @@ def export_onnx(source: str, out: Path, inputs: list[str] | None, format: Format
         with disk_errors(out):
             record = export_tokenizer(zoo[source], out, format, overwrite=overwrite)
     else:
+        from zoo_backbone.checkpoint import load_model
         from zoo_backbone.encoder import FourMEncoder
         from zoo_backbone.export import export_encoder
         from zoo_backbone.run import Run
@@ -57,7 +58,7 @@ def export_onnx(source: str, out: Path, inputs: list[str] | None, format: Format
             close = [] if Path(source).exists() else close_names(source, zoo.names())
             offer = f"; did you mean the modality {' or '.join(close)}?" if close else ""
             raise CheckpointError(f"{error}{offer}") from None
-        encoder = FourMEncoder.from_run(run)
+        encoder = FourMEncoder(load_model(run.folder)).eval()
         if not inputs:
             raise ConfigError(f"zoo export-onnx {source}: needs --inputs, some of {', '.join(encoder.layout.readable)}")
         with disk_errors(out):

@@ -14,14 +14,15 @@ from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import RUN, assigned, numbers_of, pairs_of, zoo_of
+from zoo_backbone.cli import assigned, numbers_of, pairs_of, run_argument
 
 if TYPE_CHECKING:
+    from tokenizers_zoo.registry import Zoo
     from zoo_backbone.run import Run
 
 
 @click.command("generate")
-@RUN
+@run_argument
 @click.option("--input", "inputs", multiple=True, metavar="NAMES", type=MODALITY,
               help="Modalities of stored samples, comma-separated; or NAME=FILE, NAME=FOLDER or 'NAME=a text'. "
               "Repeatable.")  # fmt: skip
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 @settings_option("For all targets: top_p=0.9; for one: NAME.top_p=0.9. Keys: docs/generation.md.")
 def generate_command(
     run: Run,
+    zoo: Zoo,
     inputs: tuple[str, ...],
     targets: list[str] | None,
     plan_file: Path | None,
@@ -85,7 +87,6 @@ def generate_command(
 
     if (targets is None) == (plan_file is None):
         raise click.UsageError("expected either --target NAMES or --plan FILE")
-    zoo = zoo_of(run)
     table = read_plan(plan_file, zoo) if plan_file else {}
     if guide:
         has_weights = len(guide) > 1 or "=" in guide[0]
@@ -105,7 +106,7 @@ def generate_command(
             table.pop(excluded, None)
     table |= {key: value for key, value in selection.items() if value is not None}
     plan = from_mapping(GenerationPlan, table, Origin())
-    model = AnyToAny.from_pretrained(run, zoo=zoo, device=device)
+    model = AnyToAny.load(run, zoo, device=device)
     with disk_errors(out):
         folders = generate_to_folder(model, plan, out, run.tokens, overwrite=overwrite)
     samples = len({draw_folder.parent for draw_folder in folders})

@@ -36,13 +36,14 @@ from tokenizers_zoo.errors import ConfigError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import CONFIG_OPTION, RUN, read_tables, with_options, zoo_of
+from zoo_backbone.cli import CONFIG_OPTION, read_tables, run_argument, with_options
 from zoo_backbone.cli.generate import generate_command
 from zoo_backbone.config import PRESETS, ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from tokenizers_zoo.registry import Zoo
     from zoo_backbone.run import Run
 
 
@@ -177,7 +178,7 @@ def train(
 
 
 @backbone.command("grow")
-@RUN
+@run_argument
 @names_option("--add", help="New modalities.", required=True)
 @click.option("--tokens", type=PATH, required=True, help="A token store that has them.")
 @click.option("--out", type=PATH, required=True, help="Folder of the new run.")
@@ -196,6 +197,7 @@ def train(
 @settings_option("A key of [train], such as steps=2000; docs/settings.md lists them.")
 def grow_command(
     run: Run,
+    zoo: Zoo,
     add: list[str],
     tokens: Path,
     out: Path,
@@ -224,7 +226,7 @@ def grow_command(
 
     if out.resolve() == run.folder.resolve():
         raise click.UsageError(f"--out {out}: is RUN itself; give another folder")
-    trained, zoo = Trained.load(run.folder), zoo_of(run)
+    trained = Trained.load(run.folder)
     tables, origin = read_tables(config_file), Origin(path=config_file, table="train")
     check_same_model(trained, tables["model"], Origin(path=config_file, table="model"))
     settings = with_options(tables["train"], assignments, seed) | ({"freeze": True} if freeze else {})
@@ -270,7 +272,7 @@ def skill_table(result: dict[str, Any]) -> Table:
 
 
 @backbone.command("eval")
-@RUN
+@run_argument
 @click.option("--input", "inputs", multiple=True, metavar="NAMES", type=MODALITY,
               help="Comma-separated modalities that are inputs together; repeat for more sets. Default: each "
               "modality alone.")  # fmt: skip
@@ -288,6 +290,7 @@ def skill_table(result: dict[str, Any]) -> Table:
 @settings_option("A key of [eval], such as steps=4; docs/settings.md lists them.")
 def evaluate_command(
     run: Run,
+    zoo: Zoo,
     inputs: tuple[str, ...],
     targets: list[str] | None,
     config_file: Path | None,
@@ -328,7 +331,6 @@ def evaluate_command(
     if print_config:
         show_config("eval", config, given_layers(table, config_file, "eval", assignments, seed=seed, **options))
         return
-    zoo = zoo_of(run)
     if tokens is not None and tokens.resolve() != run.tokens.resolve():
         if out is None:
             default = run.folder / FOLDER
@@ -357,7 +359,7 @@ def evaluate_command(
 
 
 @backbone.command()
-@RUN
+@run_argument
 @click.argument("out", type=PATH)
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True,
               help="Type of the stored weights.")  # fmt: skip
@@ -368,7 +370,7 @@ def evaluate_command(
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is in the folder.")
 @DEVICE
 def export(
-    run: Run, out: Path, dtype: str, samples: int, with_plugins: bool, overwrite: bool, device: str
+    run: Run, zoo: Zoo, out: Path, dtype: str, samples: int, with_plugins: bool, overwrite: bool, device: str
 ) -> None:  # fmt: skip
     """Write a bundle: one folder with the model and all that it needs.
 
@@ -384,16 +386,16 @@ def export(
     from zoo_backbone.bundle import export_bundle
 
     with disk_errors(out):
-        export_bundle(run, zoo_of(run), out, dtype, samples, overwrite, device, with_plugins)
+        export_bundle(run, zoo, out, dtype, samples, overwrite, device, with_plugins)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     echo(f"bundle: {size / 1e6:.1f} MB, in {out}; check it elsewhere with: {command_line('backbone', 'verify', out)}")
 
 
 @backbone.command("verify")
-@RUN
+@run_argument
 @DEVICE
 @JSON
-def verify_command(run: Run, device: str, as_json: bool) -> None:
+def verify_command(run: Run, zoo: Zoo, device: str, as_json: bool) -> None:
     """Check a bundle by its golden sample.
 
     Values are encoded and targets predicted again. The table shows the shares of
@@ -405,7 +407,7 @@ def verify_command(run: Run, device: str, as_json: bool) -> None:
     """
     from zoo_backbone.pipeline import AnyToAny
 
-    shares = AnyToAny.from_pretrained(run, zoo=zoo_of(run), device=device).verify()
+    shares = AnyToAny.load(run, zoo, device=device).verify()
     if as_json:
         show_json({"same": shares})
         return

@@ -24,10 +24,11 @@ from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import RUN, numbers_of, zoo_of
+from zoo_backbone.cli import numbers_of, run_argument, zoo_of
 from zoo_backbone.retrieval import EmbeddingConfig, Search, SpaceKind
 
 if TYPE_CHECKING:
+    from tokenizers_zoo.registry import Zoo
     from zoo_backbone.run import Run
 
 
@@ -57,14 +58,14 @@ def retrieve() -> None:
 
 
 @retrieve.command("build")
-@RUN
+@run_argument
 @click.option("--out", type=PATH, required=True, help="Folder of the index.")
 @embedding_options
 @click.option("--exact/--approximate", "exact", default=None, help="Compare all vectors, or those of near cells. "
               "Default: exact up to 100,000 samples.")  # fmt: skip
 @DEVICE
 @click.option("--overwrite", is_flag=True, help="Replace another index. Not needed to resume.")
-def build_command(run: Run, out: Path, split: str, modalities: list[str] | None, via: str, space: Any,
+def build_command(run: Run, zoo: Zoo, out: Path, split: str, modalities: list[str] | None, via: str, space: Any,
                   exact: bool | None, device: str, overwrite: bool) -> None:  # fmt: skip
     """Embed the stored samples of a run and write an index.
 
@@ -81,7 +82,7 @@ def build_command(run: Run, out: Path, split: str, modalities: list[str] | None,
     search: Search | None = None if exact is None else "exact" if exact else "approximate"
     with disk_errors(out):
         index = build(
-            run.folder, zoo_of(run), out, config=config, split=split, modalities=modalities, search=search,
+            run.folder, zoo, out, config=config, split=split, modalities=modalities, search=search,
             overwrite=overwrite, device=device,
         )  # fmt: skip
     count = f"{count_of(index.size(), 'sample')} with {count_of(len(index.names), 'modality', 'modalities')}"
@@ -160,7 +161,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
 
 
 @retrieve.command("eval")
-@RUN
+@run_argument
 @click.option("--out", type=PATH, help="Default: RUN/retrieval, which zoo report shows; RUN/retrieval-SPLIT for other "
               "splits than test.")  # fmt: skip
 @embedding_options
@@ -169,7 +170,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
 @click.option("--galleries", type=click.IntRange(min=0), default=8, show_default=True, help="Pairs with a picture.")
 @DEVICE
 @JSON
-def eval_command(run: Run, out: Path | None, split: str, modalities: list[str] | None, via: str, space: Any,
+def eval_command(run: Run, zoo: Zoo, out: Path | None, split: str, modalities: list[str] | None, via: str, space: Any,
                  samples: int, galleries: int, device: str, as_json: bool) -> None:  # fmt: skip
     """Measure recall from every modality to every other.
 
@@ -189,7 +190,7 @@ def eval_command(run: Run, out: Path | None, split: str, modalities: list[str] |
     config = EmbeddingConfig(via=via, space=space)
     with disk_errors(out):
         result = evaluate_retrieval(
-            run.folder, zoo_of(run), out, embedding=config, samples=samples, galleries=galleries, split=split,
+            run.folder, zoo, out, embedding=config, samples=samples, galleries=galleries, split=split,
             modalities=modalities, device=device,
         )  # fmt: skip
     if as_json:

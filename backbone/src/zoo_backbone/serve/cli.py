@@ -9,14 +9,15 @@ import click
 
 from tokenizers_zoo.cli.options import DEVICE, PATH
 from tokenizers_zoo.errors import ConfigError
-from zoo_backbone.cli import RUN, zoo_of
+from zoo_backbone.cli import run_argument
 
 if TYPE_CHECKING:
+    from tokenizers_zoo.registry import Zoo
     from zoo_backbone.run import Run
 
 
 @click.command("serve")
-@RUN
+@run_argument
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address; 0.0.0.0 for other machines, too.")
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True)
 @click.option("--index", "index_folder", type=PATH, help="An index of zoo retrieve build, to find similar samples.")
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 @DEVICE
 def serve_command(
     run: Run,
+    zoo: Zoo,
     host: str,
     port: int,
     index_folder: Path | None,
@@ -54,7 +56,7 @@ def serve_command(
     from zoo_backbone.pipeline import AnyToAny
     from zoo_backbone.retrieval.index import Index
 
-    model = AnyToAny.from_pretrained(run, zoo=zoo_of(run), device=device)
+    model = AnyToAny.load(run, zoo, device=device)
     index = None if index_folder is None else Index(index_folder, run.folder)
     limits = Limits(upload_bytes=int(max_upload * 1e6), waiting=max_waiting, seconds=max_seconds)
     serve(model, host, port, limits, index, open_browser)

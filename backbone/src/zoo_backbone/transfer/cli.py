@@ -28,10 +28,11 @@ from tokenizers_zoo.cli.options import (
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.io import disk_errors, short_name
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import CONFIG_OPTION, RUN, read_tables, zoo_of
+from zoo_backbone.cli import CONFIG_OPTION, read_tables, run_argument
 from zoo_backbone.transfer.config import TUNING, As, HeadName, TransferConfig, Tuning, transfer_config
 
 if TYPE_CHECKING:
+    from tokenizers_zoo.registry import Zoo
     from zoo_backbone.run import Run
 
 RUN_OPTION = click.option("--run", type=PATH, help="The backbone, if it was moved.")
@@ -53,7 +54,7 @@ def transfer() -> None:
 
 
 @transfer.command("train")
-@RUN
+@run_argument
 @click.option("--task", required=True, help="MODALITY, MODALITY.FIELD, or FILE.csv with columns key,label.")
 @names_option("--input", "inputs", required=True, help="Modalities of RUN to predict from.")
 @click.option("--out", type=PATH, help="Folder of the probe. Default: RUN/transfer/NAME.")
@@ -72,9 +73,9 @@ def transfer() -> None:
 @JSON
 @PRINT_CONFIG
 @settings_option("A key of [transfer], such as steps=500; docs/settings.md lists them.")
-def train_command(run: Run, task: str, inputs: list[str], out: Path | None, tuning: str | None, head: str | None,
-                  labels: str | None, target_kind: Any, seed: int, data: Path | None, config_file: Path | None,
-                  overwrite: bool, device: str, as_json: bool, print_config: bool,
+def train_command(run: Run, zoo: Zoo, task: str, inputs: list[str], out: Path | None, tuning: str | None,
+                  head: str | None, labels: str | None, target_kind: Any, seed: int, data: Path | None,
+                  config_file: Path | None, overwrite: bool, device: str, as_json: bool, print_config: bool,
                   assignments: tuple[str, ...]) -> None:  # fmt: skip
     """Train a probe: a head on the encoder of RUN.
 
@@ -105,9 +106,8 @@ def train_command(run: Run, task: str, inputs: list[str], out: Path | None, tuni
         show_config("transfer", config, [base, *layers])
         return
     out = out or run.folder / FOLDER / default_name(task, inputs, config, seed)
-    zoo = zoo_of(run)
     with disk_errors(out):
-        train_probe(run.folder, zoo, task, inputs, out, config, seed=seed, target_kind=target_kind, data=data,
+        train_probe(run, zoo, task, inputs, out, config, seed=seed, target_kind=target_kind, data=data,
                     overwrite=overwrite, device=device)  # fmt: skip
     metrics = read_probe(out)
     if as_json:
