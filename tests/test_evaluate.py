@@ -45,8 +45,8 @@ from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.model import FourM
 from zoo_backbone.pipeline import AnyToAny
+from zoo_backbone.plan_request import PlanRequest
 from zoo_backbone.published import PublishedConfig
-from zoo_backbone.request import Request
 from zoo_backbone.run import Run
 
 NAMES = ("light", "dark", "letters")
@@ -601,11 +601,11 @@ def test_generation_does_not_write_outside_its_folder(
     recipe = GenerationPlan(inputs=("light",), targets=(TargetPlan(name="dark"),), samples="2")
 
     def escaping_request(*arguments: Any) -> Any:
-        request = Request(*arguments)
+        request = PlanRequest(*arguments)
         request.names[1] = "../kept"
         return request
 
-    monkeypatch.setattr(outputs, "Request", escaping_request)
+    monkeypatch.setattr(outputs, "PlanRequest", escaping_request)
     with pytest.raises(DataError, match=r"test: sample '../kept': a key has no .*no file can be written for it"):
         generated(world, run, recipe, out)
     assert not out.exists()

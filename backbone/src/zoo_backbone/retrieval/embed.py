@@ -34,8 +34,7 @@ from zoo_backbone.data import TokenData, stored_samples
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import TargetPlan, generate
-from zoo_backbone.generate.sources import Source
-from zoo_backbone.request import item_of_source
+from zoo_backbone.generate.sources import Source, item_of_source
 from zoo_backbone.retrieval import EmbeddingConfig, SpaceKind
 from zoo_backbone.run import Run
 

@@ -39,8 +39,7 @@ from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import locked
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.gallery import Shown, shown, text_of, write_sheet
-from zoo_backbone.generate.sources import Source
-from zoo_backbone.request import item_of_source
+from zoo_backbone.generate.sources import Source, item_of_source
 from zoo_backbone.retrieval import EmbeddingConfig
 from zoo_backbone.retrieval.embed import Embedder, Vectors, unit
 from zoo_backbone.retrieval.index import TOGETHER, Hit, Index
