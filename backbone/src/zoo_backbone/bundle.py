@@ -46,10 +46,10 @@ from zoo_backbone.evaluation_data import pair_of, ranked_names, title_of
 from zoo_backbone.generate.plans import TargetPlan
 from zoo_backbone.generate.sampler import generate
 from zoo_backbone.model import FourM
-from zoo_backbone.run import BUNDLE, BUNDLE_RECORD, TOKENIZERS, WHEELS, Run
+from zoo_backbone.run import BUNDLE, BUNDLE_RECORD, REGISTRY, TOKENIZERS, WHEELS, Run
 from zoo_backbone.wheels import write_wheels
 
-REGISTRY, GOLDEN = "registry.toml", "golden"
+GOLDEN = "golden"
 SAMPLES, TOKENS = "samples", "tokens"
 AGREEMENT = 0.95
 """Smallest share of equal tokens in a verified bundle: other processors round differently, so that close choices may

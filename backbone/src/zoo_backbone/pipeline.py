@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -256,7 +255,7 @@ class AnyToAny:
         """
         tokens = self.tokenize(inputs, crop=plan.crop, as_tokens=plan.inpaint)
         forms = {name: form for name, form in self.input_forms.items() if form in tokens}
-        targets = replace(plan, guidance=plan.guidance.renamed(forms)).target_plans()
+        targets = plan.renamed(forms).target_plans()
         layout, partial = self.model.layout, {}
         count = len(next(iter(tokens.values()))) if tokens else 1
         for name, region in plan.inpaint.items():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,7 @@ from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from zoo_backbone.generate.inpainting import checked_partial, partial_of
 from zoo_backbone.generate.plans import DEFAULT_SPLIT, MASK, GenerationPlan, is_count, resolved_plan
-from zoo_backbone.generate.sources import (
-    Source,
-    files_by_name,
-    inputs_of,
-    item_of_source,
-    sources_of,
-    tokens_of_file,
-    written_sources,
-)
+from zoo_backbone.generate.sources import files_by_name, item_of_source, sources_of, tokens_of_file
 from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.request import TOKENS, GenerationRequest, blocks, taken
 
@@ -44,11 +35,16 @@ class PlanRequest(GenerationRequest):
         """Check the plan, choose the samples, and open the inputs and the tokenizers. Raises ZooErrors."""
         self.pipeline, model = pipeline, pipeline.model
         stored_names = TokenStore(tokens).modalities(plan.split) if plan.reads_store and tokens.is_dir() else []
-        self.absolute_plan = plan = plan.with_absolute_paths(Path.cwd(), pipeline.zoo)
-        sources = sources_of(plan.inputs, pipeline.zoo, Path.cwd())
-        self.plan = plan = with_input_forms(plan, sources, pipeline.input_forms, stored_names)
-        self.titles = dict(zip(written_sources(plan.inputs), sources, strict=True))
-        sources = dict(zip(self.titles, sources.values(), strict=True))
+        self.absolute_plan = plan.with_absolute_paths(Path.cwd(), pipeline.zoo)
+        sources = sources_of(self.absolute_plan.inputs, pipeline.zoo, Path.cwd())
+        forms = {  # token files, inpainted inputs, and stored samples without such a form stay as they are
+            name: form for name, form in pipeline.input_forms.items()
+            if name in sources and form not in sources and name not in plan.inpaint
+            and (form in stored_names if sources[name].kind == "stored" else sources[name].kind != "tokens")
+        }  # fmt: skip
+        self.plan = plan = self.absolute_plan.renamed(forms)
+        self.titles = {forms.get(name, name): name for name in sources}
+        sources = {forms.get(name, name): source for name, source in sources.items()}
         target_plans, numbers = plan.target_plans(), plan.numbers()
         for name in plan.inpaint:
             if name not in sources:
@@ -141,25 +137,6 @@ class PlanRequest(GenerationRequest):
                         digest.update(f"{name} {array.dtype} {array.shape}".encode())
                         digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
-
-
-def with_input_forms(
-    plan: GenerationPlan, sources: Mapping[str, Source], forms: Mapping[str, str], stored_names: Collection[str]
-) -> GenerationPlan:
-    """Replace inputs by their input forms, such as `rgb` by `rgb_patches`, if the model was trained on them.
-
-    Token files, inpainted inputs, and stored samples without such a form (`stored_names`) stay as they are.
-    """
-    renamed = {
-        name: forms[name]
-        for name, source in sources.items()
-        if name in forms and forms[name] not in sources and name not in plan.inpaint
-        and (forms[name] in stored_names if source.kind == "stored" else source.kind != "tokens")
-    }  # fmt: skip
-    inputs = inputs_of({renamed.get(name, name): source for name, source in sources.items()})
-    guidance_names = renamed | {target.name: target.name for target in plan.targets}
-    targets = [replace(item, guidance=item.guidance and item.guidance.renamed(guidance_names)) for item in plan.targets]
-    return replace(plan, inputs=tuple(inputs), guidance=plan.guidance.renamed(guidance_names), targets=tuple(targets))
 
 
 RequestedSample = tuple[int, str, int]

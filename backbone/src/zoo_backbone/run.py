@@ -24,6 +24,8 @@ TOKENIZERS = "tokenizers"
 """Folder of the tokenizers in a bundle."""
 WHEELS = "wheels"
 """Folder of the wheels in a bundle; they are never installed or imported by loading it."""
+REGISTRY = "registry.toml"
+"""Registry of a bundle."""
 BUNDLE = "bundle.json"
 """Record of a bundle, see bundle.py."""
 BUNDLE_RECORD = {
@@ -79,9 +81,22 @@ class Run:
 
     @classmethod
     def open(cls, source: str | Path, revision: str | None = None, sha256: str | None = None) -> Run:
-        """Find and verify a trained model, see `find_run`. Raises CheckpointError, also for an unfinished training."""
-        run = cls.load(find_run(source, revision, sha256))
-        check_finished(run.folder)
+        """Find and verify a trained model: a folder, an installed bundle, or a hub id, `owner/name[@REVISION]`.
+
+        `revision` is a branch, tag or commit of a hub id. `sha256` is the fingerprint that the model must have. Raises
+        CheckpointError if there is no such model, its training is not finished, or a distribution that a bundle needs
+        is not installed.
+        """
+        folder = _locate(source, revision)
+        if sha256 is not None and (model_fingerprint := fingerprint(folder)) != sha256:
+            raise CheckpointError(f"{source}: the model has the fingerprint {model_fingerprint}, expected {sha256}")
+        if is_bundle := (folder / BUNDLE).is_file():
+            _check_bundle(source, folder)
+        run, inside = cls.load(folder), folder.resolve()
+        for name, path in run.paths().items() if is_bundle else ():
+            if path and not Path(path).is_relative_to(inside / REGISTRY if name == "registry" else inside):
+                raise CheckpointError(f"{folder / RUN}: names {path}, which is not of the bundle; export it again")
+        check_finished(folder)
         return run
 
     def existing_registry(self) -> Path | None:
@@ -111,42 +126,34 @@ class Run:
         return self.data
 
 
-def find_run(source: str | Path, revision: str | None = None, sha256: str | None = None) -> Path:
-    """Return the folder of a run or bundle: a local folder, an installed bundle, or a hub id, `owner/name` or
-    `owner/name@REVISION`.
-
-    `revision` is a branch, tag or commit of a hub id. `sha256` is the fingerprint that the model must have. Raises
-    CheckpointError if there is no such model, or a distribution that a bundle needs is not installed.
-    """
+def _locate(source: str | Path, revision: str | None) -> Path:
+    """Return the folder of a run or bundle."""
     folder, bundles = Path(source).expanduser(), entry_points(group=BUNDLES)
-    if not folder.is_dir() and str(source) in bundles.names:
-        folder = Path(bundles[str(source)].load())
-    elif not folder.is_dir() and re.fullmatch(HUB_ID, str(source)) and not folder.parent.is_dir():
-        folder = hub_folder(str(source), revision)
-    elif not folder.is_dir():
-        installed = f"; installed bundles: {', '.join(sorted(bundles.names))}" if bundles else ""
-        raise CheckpointError(f"{source}: no such folder, and not a hub id (owner/name){installed}")
-    if sha256 is not None and (model_fingerprint := fingerprint(folder)) != sha256:
-        raise CheckpointError(f"{source}: the model has the fingerprint {model_fingerprint}, expected {sha256}")
-    if (folder / BUNDLE).is_file():
-        record = read_table(folder / BUNDLE, BUNDLE_RECORD)
-        wheels = [f"{WHEELS}/{wheel.name}" for wheel in (folder / WHEELS).glob("*.whl")]
-        for name, digest in {**dict.fromkeys(wheels), **record["files"]}.items():
-            if Path(name).is_absolute() or os.pardir in Path(name).parts:
-                raise CheckpointError(f"{folder / BUNDLE}: names a file of another folder, {name}; export it again")
-            if not (folder / name).exists() or file_digest(folder / name) != digest:
-                raise CheckpointError(f"{folder / name}: is not the file of the export; copy the bundle again")
-        if missing := [name for name in record["requires"] if not any(Distribution.discover(name=name))]:
-            install = f"{shlex.quote(str(folder / WHEELS))}/*.whl" if wheels else " ".join(missing)
-            raise CheckpointError(f"{source}: needs {', '.join(missing)}; install it: pip install {install}")
-        registry = folder / "registry.toml"
-        if registry.is_file() and (setting := _foreign_setting(load_toml(registry))):
-            raise CheckpointError(f"{registry}: a bundle cannot set {setting}; ask its author to export it again")
-        for name, path in Run.load(folder).paths().items():
-            inside = folder.resolve()
-            if path and not Path(path).is_relative_to(inside / registry.name if name == "registry" else inside):
-                raise CheckpointError(f"{folder / RUN}: names {path}, which is not of the bundle; export it again")
-    return folder
+    if folder.is_dir():
+        return folder
+    if str(source) in bundles.names:
+        return Path(bundles[str(source)].load())
+    if re.fullmatch(HUB_ID, str(source)) and not folder.parent.is_dir():
+        return hub_folder(str(source), revision)
+    installed = f"; installed bundles: {', '.join(sorted(bundles.names))}" if bundles else ""
+    raise CheckpointError(f"{source}: no such folder, and not a hub id (owner/name){installed}")
+
+
+def _check_bundle(source: str | Path, folder: Path) -> None:
+    """Raise CheckpointError if a bundle's files have changed, or it needs what is not installed, or names elsewhere."""
+    record = read_table(folder / BUNDLE, BUNDLE_RECORD)
+    wheels = [f"{WHEELS}/{wheel.name}" for wheel in (folder / WHEELS).glob("*.whl")]
+    for name, digest in {**dict.fromkeys(wheels), **record["files"]}.items():
+        if Path(name).is_absolute() or os.pardir in Path(name).parts:
+            raise CheckpointError(f"{folder / BUNDLE}: names a file of another folder, {name}; export it again")
+        if not (folder / name).exists() or file_digest(folder / name) != digest:
+            raise CheckpointError(f"{folder / name}: is not the file of the export; copy the bundle again")
+    if missing := [name for name in record["requires"] if not any(Distribution.discover(name=name))]:
+        install = f"{shlex.quote(str(folder / WHEELS))}/*.whl" if wheels else " ".join(missing)
+        raise CheckpointError(f"{source}: needs {', '.join(missing)}; install it: pip install {install}")
+    registry = folder / REGISTRY
+    if registry.is_file() and (setting := _foreign_setting(load_toml(registry))):
+        raise CheckpointError(f"{registry}: a bundle cannot set {setting}; ask its author to export it again")
 
 
 def _foreign_setting(tables: Mapping[str, Any]) -> str:
