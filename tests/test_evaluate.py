@@ -270,7 +270,7 @@ def test_interrupted_evaluation_resumes(
             raise KeyboardInterrupt
         return generate(model, inputs, plan, *rest, **options)
 
-    monkeypatch.setattr(evaluation, "generate", cut_off)
+    monkeypatch.setattr("zoo_backbone.request.generate", cut_off)
     with pytest.raises(KeyboardInterrupt):
         world.evaluate(run, CONFIG)
     before = read_table(run / "evaluation" / "unfinished.json")

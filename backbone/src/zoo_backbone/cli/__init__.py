@@ -97,6 +97,11 @@ def with_options(table: dict[str, Any], assignments: Iterable[str], seed: int | 
     return assigned(table, parse_assignments(assignments) | changes)
 
 
+def input_items(inputs: Iterable[str]) -> list[str]:
+    """Return the items of `--input`: NAMES are split at commas, NAME=SOURCE stays as it is."""
+    return [item for text in inputs for item in ([text] if "=" in text else split_names(text))]
+
+
 def pairs_of(option: str, items: Iterable[str], value_name: str) -> dict[str, str]:
     """Parse `NAME=WHAT` options into a table. Raises UsageError."""
     pairs: dict[str, str] = {}

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tokenizers_zoo.cli.completion import MODALITY
-from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, parse_assignments, settings_option, split_names
+from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, parse_assignments, settings_option
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import assigned, numbers_of, pairs_of, run_argument
+from zoo_backbone.cli import assigned, input_items, numbers_of, pairs_of, run_argument
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
@@ -97,8 +97,7 @@ def generate_command(
             target.pop("guidance", None)
     settings = parse_assignments(assignments) | ({"steps": steps} if steps else {})
     table["targets"] = _targets(targets, table, settings)
-    items = [item for text in inputs for item in ([text] if "=" in text else split_names(text))]
-    table["inputs"] = inputs_of(written_sources(table.get("inputs", [])) | written_sources(items))
+    table["inputs"] = inputs_of(written_sources(table.get("inputs", [])) | written_sources(input_items(inputs)))
     table["inpaint"] = {**table.get("inpaint", {}), **pairs_of("--inpaint", inpaint, "REGION")}
     selection = {"keys": keys, **options}
     for option, excluded in (("keys", "samples"), ("samples", "keys")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -18,13 +18,12 @@ from tokenizers_zoo.cli.options import (
     plain_table,
     show_json,
     show_table,
-    split_names,
 )
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import numbers_of, run_argument, zoo_of
+from zoo_backbone.cli import input_items, numbers_of, run_argument, zoo_of
 from zoo_backbone.retrieval import EmbeddingConfig, Search, SpaceKind
 
 if TYPE_CHECKING:
@@ -119,27 +118,32 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
     """
     from zoo_backbone.evaluation_data import input_forms
     from zoo_backbone.generate.sources import sources_of
+    from zoo_backbone.pipeline import AnyToAny
     from zoo_backbone.retrieval.index import Index
     from zoo_backbone.retrieval.query import query_keys, query_values, write_results
     from zoo_backbone.run import Run
 
     scale = numbers_of("--weights", weights)
-    names = _inputs(inputs, by_key=keys is not None)
+    items, by_key = input_items(inputs), keys is not None
+    if not (items or by_key):
+        raise click.UsageError("expected --input NAME=FILE, or --keys of stored samples")
+    if wrong := [item for item in items if ("=" in item) == by_key]:
+        expected = "NAMES with --keys, or NAME=FILE or NAME=TEXT without --keys"
+        raise click.UsageError(f"--input {wrong[0]}: expected {expected}")
     if keys is None and (exclude_self or split):
         raise click.UsageError("--exclude-self and --split: apply to stored samples; give --keys")
     index = Index(folder, run)
-    zoo = zoo_of(Run.open(index.run))
-    forms = input_forms(zoo, index.names)
-    names = [forms.get(name, name) for name in names]
-    sources = sources_of(inputs if keys is None else (), zoo, Path.cwd())
-    sources = {forms.get(name, name): source for name, source in sources.items()}
+    opened = Run.open(index.run)
+    zoo = zoo_of(opened)
+    model, forms = AnyToAny.load(opened, zoo, device=device), input_forms(zoo, index.names)
+    sources = {forms.get(name, name): source for name, source in sources_of(items, zoo, Path.cwd()).items()}
     scale = {forms.get(name, name): weight for name, weight in scale.items()}
     if keys is None:
-        results = query_values(index, zoo, sources, scale, count, find, device)
+        results = query_values(index, model, sources, scale, count, find)
     else:
-        names = names or list(scale) or index.names
+        names, sources = list(sources or scale or index.names), {}
         results = query_keys(
-            index, zoo, keys, names, scale, count, find=find, split=split, exclude_self=exclude_self, device=device
+            index, model, keys, names, scale, count, find=find, split=split, exclude_self=exclude_self
         )  # fmt: skip
     if as_json:
         show_json([dataclasses.asdict(result) for result in results])
@@ -207,18 +211,3 @@ def eval_command(run: Run, zoo: Zoo, out: Path | None, split: str, modalities: l
     if split == TRAIN:
         echo("these are training samples of the backbone: not held-out figures")
     echo(f"written to {out / FILE}")
-
-
-def _inputs(inputs: Sequence[str], by_key: bool) -> list[str]:
-    """Return names of modalities of stored samples; none if the inputs are files and values. Raises UsageError."""
-    from zoo_backbone.generate.sources import written_sources
-
-    if by_key:
-        if wrong := [item for item in inputs if "=" in item]:
-            raise click.UsageError(f"--input {wrong[0]}: expected NAMES with --keys, or files without --keys")
-        return list(dict.fromkeys(name for item in inputs for name in split_names(item)))
-    if not inputs:
-        raise click.UsageError("expected --input NAME=FILE, or --keys of stored samples")
-    if bare := [name for name, source in written_sources(inputs).items() if not source]:
-        raise click.UsageError(f"--input {bare[0]}: expected NAME=FILE, NAME=TEXT, or --keys of stored samples")
-    return []

@@ -167,7 +167,7 @@ class Server:
         ranked = ranked_names([model.zoo[name].spec for name in names])
         self.inputs = [name for name in ranked if name in readable]
         self.targets = [name for name in ranked if name in model.model.layout.discrete]
-        self.embedder = index.embedder(model.zoo, str(model.device)) if index else None
+        self.embedder = index.embedder(model) if index else None
         data = model.run.data
         self.values = ValueStore(data) if data is not None and data.is_dir() else None
         self.keys: list[str] = []
