@@ -90,7 +90,7 @@ class AnyToAny:
         return cls(load_model(run.folder, device=resolve_device(device)).to(dtype), zoo, run)
 
     def verify(self) -> dict[str, float]:
-        """Compute the golden sample of a bundle anew; return the share of tokens that are equal to the stored ones.
+        """Compute the golden sample of a bundle again; return the share of tokens that are equal to the stored ones.
 
         Raises CheckpointError if a share is too small. The weights should be float32, as where the bundle was written.
         """

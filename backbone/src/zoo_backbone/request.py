@@ -1,10 +1,11 @@
-"""GenerationRequest: what the command line, plans, the page, evaluations and AnyToAny ask a model to generate."""
+"""GenerationRequest: one class for the command line, plans, the page, evaluations and AnyToAny; and its results."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ class GenerationRequest:
 
     model: FourM
     handles: Mapping[str, ModalityHandle]
-    """At least those of the targets."""
+    """At least the targets, by name."""
     targets: Sequence[TargetPlan]
     """Generated in this order."""
     numbers: Sequence[int]
@@ -164,8 +165,9 @@ class GenerationRequest:
                 once=single_ids, on_step=on_step,
             )  # fmt: skip
             for name, ids in generated.items():
-                values = self.handles[name].decode(ids, trusted=True)
-                samples[name] += [Sample(self.handles[name], *pair) for pair in zip(ids, values, strict=True)]
+                handle = self.handles[name]
+                values = chain.from_iterable(handle.decode(batch, trusted=True) for batch in blocks(ids, BATCH))
+                samples[name] += [Sample(handle, *pair) for pair in zip(ids, values, strict=True)]
             advance(len(numbers))
         return samples
 

@@ -76,8 +76,8 @@ class Run:
         """Read run.json. Raises CheckpointError where `folder` is not a run."""
         if (record := read_run(folder)) is None:
             raise CheckpointError(f"{folder}: no run here ({RUN} was expected); train one with zoo backbone train")
-        places = {key: value for key, value in record["places"].items() if value is not None}
-        return replace(from_mapping(cls, places), folder=Path(folder))
+        paths = {key: value for key, value in record["places"].items() if value is not None}
+        return replace(from_mapping(cls, paths), folder=Path(folder))
 
     @classmethod
     def open(cls, source: str | Path, revision: str | None = None, sha256: str | None = None) -> Run:
@@ -140,7 +140,7 @@ def _locate(source: str | Path, revision: str | None) -> Path:
 
 
 def _check_bundle(source: str | Path, folder: Path) -> None:
-    """Raise CheckpointError if a bundle's files have changed, or it needs what is not installed, or names elsewhere."""
+    """Raise CheckpointError for changed files, missing distributions, and settings that name other folders."""
     record = read_table(folder / BUNDLE, BUNDLE_RECORD)
     wheels = [f"{WHEELS}/{wheel.name}" for wheel in (folder / WHEELS).glob("*.whl")]
     for name, digest in {**dict.fromkeys(wheels), **record["files"]}.items():
