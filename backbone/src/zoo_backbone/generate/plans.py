@@ -214,7 +214,7 @@ class GenerationPlan:
     def renamed(self, forms: Mapping[str, str]) -> GenerationPlan:
         """Return the plan with other names of some inputs, such as the input form `rgb_patches` of `rgb`."""
         inputs = {forms.get(name, name): text for name, text in written_sources(self.inputs).items()}
-        names = forms | {target.name: target.name for target in self.targets}
+        names = {**forms, **{target.name: target.name for target in self.targets}}
         targets = (replace(plan, guidance=plan.guidance and plan.guidance.renamed(names)) for plan in self.targets)
         guidance = self.guidance.renamed(names)
         return replace(self, inputs=tuple(inputs_of(inputs)), guidance=guidance, targets=tuple(targets))
