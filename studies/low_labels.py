@@ -23,6 +23,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.io import write_table
 from tokenizers_zoo.pipeline.workers import cores, run_jobs
+from zoo_backbone.run import Run
 from zoo_backbone.transfer.config import TransferConfig, transfer_config
 from zoo_backbone.transfer.results import compare, comparison_table
 from zoo_backbone.transfer.train import train_probe
@@ -49,7 +50,8 @@ class Probe:
     @staticmethod
     def train(zoo: Zoo, probe: Probe) -> None:
         """Write its folder where it is not there."""
-        train_probe(probe.run, zoo, probe.task, probe.inputs, probe.out, probe.config, seed=probe.seed, data=probe.data)
+        run = Run.load(probe.run)
+        train_probe(run, zoo, probe.task, probe.inputs, probe.out, probe.config, seed=probe.seed, data=probe.data)
 
 
 def main() -> None:

@@ -372,7 +372,8 @@ def test_a_bundle_works_anywhere(bundle: Path, picture: PIL.Image.Image, tmp_pat
     moved = shutil.copytree(bundle, tmp_path / "moved")
     world = the_world().put_back({})
     picture.save(world.folder / "a.png")
-    model = AnyToAny.from_pretrained(moved, verify=True)
+    model = AnyToAny.from_pretrained(moved)
+    model.verify()
     assert model.generate(rgb=picture, targets=["depth", "caption"]).depth[0].array.shape == (1, 16, 16)
     names = {path.relative_to(moved).as_posix() for path in moved.rglob("*") if path.is_file()}
     assert {"registry.toml", "bundle.json", "golden/depth.npy", "tokenizers/depth/model.safetensors"} <= names
@@ -398,7 +399,7 @@ def test_a_bundle_that_computes_something_else_is_refused(bundle: Path, tmp_path
     record["golden"]["tokens"]["depth"] = [[15, 15], [15, 15]]
     write_table(changed / "bundle.json", record)
     with pytest.raises(CheckpointError, match="depth"):
-        AnyToAny.from_pretrained(changed, verify=True)
+        AnyToAny.from_pretrained(changed).verify()
     record["requires"] = {"zoo-nowhere": "1"}
     write_table(changed / "bundle.json", record)
     with pytest.raises(CheckpointError, match="pip install zoo-nowhere"):
@@ -438,7 +439,8 @@ def test_a_bundle_works_with_its_wheels_alone(bundle_with_wheels: Path) -> None:
 sys.path += sys.argv[1:3]  # -S leaves out editable installations
 import tokenizers_zoo
 from zoo_backbone import AnyToAny
-model = AnyToAny.from_pretrained(sys.argv[3], verify=True)
+model = AnyToAny.from_pretrained(sys.argv[3])
+model.verify()
 print(tokenizers_zoo.__file__, model.generate(targets=["depth"]).depth[0].array.shape)"""
     site, packages = str(bundle_with_wheels.parent / "site"), sysconfig.get_path("purelib")
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -531,7 +533,8 @@ def test_a_bundle_is_loaded_from_the_hub(bundle: Path, tmp_path: Path, monkeypat
 def test_a_loaded_bundle_is_saved_and_pushed(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = AnyToAny.from_pretrained(bundle)
     model.save_pretrained(tmp_path / "again")
-    assert AnyToAny.from_pretrained(tmp_path / "again", verify=True).modalities == model.modalities
+    saved = AnyToAny.from_pretrained(tmp_path / "again")
+    assert saved.verify() and saved.modalities == model.modalities
     with pytest.raises(FolderError):
         model.save_pretrained(tmp_path / "again")
     (tmp_path / "mine").mkdir()

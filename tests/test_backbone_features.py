@@ -25,7 +25,7 @@ from zoo_backbone.checkpoint import architecture_for, save_model
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.encoder import parameter_groups
 from zoo_backbone.ml4m.model import PublishedConfig, PublishedLayout
-from zoo_backbone.run import Run, zoo_of
+from zoo_backbone.run import Run
 
 SPECS = all_layouts()
 BATCH = 3
@@ -112,7 +112,7 @@ def test_a_linked_registry_resolves_paths_from_the_link(tmp_path: Path, monkeypa
     Run(tokens=Path("tokens"), registry=Path("registry.toml")).save(tmp_path)
     run = Run.load(tmp_path)
     assert run == Run(tokens=tmp_path / "mine/tokens", registry=tmp_path / "mine/registry.toml")
-    assert zoo_of(tmp_path, run.registry).checkpoints == tmp_path / "mine/tokenizers"
+    assert run.zoo().checkpoints == tmp_path / "mine/tokenizers"
 
 
 def test_values_are_encoded_by_the_training_tokenizers(tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.ml4m.model import PublishedConfig
 from zoo_backbone.model import FourM
-from zoo_backbone.pipeline import AnyToAny
-from zoo_backbone.request import Request
+from zoo_backbone.plan_request import PlanRequest
+from zoo_backbone.published import PublishedConfig
 from zoo_backbone.run import Run
 
 NAMES = ("light", "dark", "letters")
@@ -270,7 +270,7 @@ def test_interrupted_evaluation_resumes(
             raise KeyboardInterrupt
         return generate(model, inputs, plan, *rest, **options)
 
-    monkeypatch.setattr(evaluation, "generate", cut_off)
+    monkeypatch.setattr("zoo_backbone.request.generate", cut_off)
     with pytest.raises(KeyboardInterrupt):
         world.evaluate(run, CONFIG)
     before = read_table(run / "evaluation" / "unfinished.json")
@@ -426,7 +426,7 @@ def test_other_tokens_are_scored_in_a_separate_folder(
 ) -> None:
     out = tmp_path / "scores" / "other"
     changed_values(world, data, "test/dark", key_endings="02468")
-    monkeypatch.setattr("zoo_backbone.cli.main.open_run", lambda _: (Run.load(run), world.zoo))
+    monkeypatch.setattr("zoo_backbone.cli.zoo_of", lambda _: world.zoo)
     words = ["eval", str(run), "--input", "light", "--target", "dark", "--samples", "99"]
     words += ["--set", "draws=1", "--set", "gallery_pairs=1"]
 
@@ -601,11 +601,11 @@ def test_generation_does_not_write_outside_its_folder(
     recipe = GenerationPlan(inputs=("light",), targets=(TargetPlan(name="dark"),), samples="2")
 
     def escaping_request(*arguments: Any) -> Any:
-        request = Request(*arguments)
+        request = PlanRequest(*arguments)
         request.names[1] = "../kept"
         return request
 
-    monkeypatch.setattr(outputs, "Request", escaping_request)
+    monkeypatch.setattr(outputs, "PlanRequest", escaping_request)
     with pytest.raises(DataError, match=r"test: sample '../kept': a key has no .*no file can be written for it"):
         generated(world, run, recipe, out)
     assert not out.exists()

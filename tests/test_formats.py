@@ -31,7 +31,7 @@ from tokenizers_zoo.text_vocab import TextVocabulary
 from zoo_backbone import bundle
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.retrieval.index import Index
-from zoo_backbone.run import find_run
+from zoo_backbone.run import Run
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "run/metrics.jsonl": lambda golden: read_lines(golden / "run/metrics.jsonl"),
     "run/run.json": lambda golden: read_run(golden / "run"),
     "run/evaluation/evaluation.json": lambda golden: record_of(golden / "run"),
-    "bundle/bundle.json": lambda golden: find_run(golden / "bundle"),
+    "bundle/bundle.json": lambda golden: Run.open(golden / "bundle"),
     "bundle/config.json": lambda golden: bundle.verify(
         golden / "bundle", load_model(golden / "bundle"), bundled(golden)
     ),

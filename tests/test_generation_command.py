@@ -26,6 +26,7 @@ from zoo_backbone.gallery import write_sheet
 from zoo_backbone.generate import TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.pipeline import AnyToAny
+from zoo_backbone.plan_request import PlanRequest
 
 MAKE = "backbone generate run --out new"
 DIGITS = "9" * 5000
@@ -245,6 +246,11 @@ def test_inputs_are_read_when_needed(world: World, monkeypatch: pytest.MonkeyPat
         read.append(len(indices))
         return take(column, indices)
 
+    def in_batches_of_two(*arguments: Any) -> PlanRequest:
+        request = PlanRequest(*arguments)
+        request.batch = 2
+        return request
+
     targets = (TargetPlan(name="depth", steps=1, temperature=3.0),)
     recipe = GenerationPlan(inputs=("rgb_patches", "caption"), targets=targets, samples="4", draws=3)
     folders = generated(world, recipe)
@@ -252,6 +258,7 @@ def test_inputs_are_read_when_needed(world: World, monkeypatch: pytest.MonkeyPat
     unbatched = results_in(world, "new")
     monkeypatch.setattr(TokenColumn, "take", noted)
     monkeypatch.setattr(outputs, "BATCH", 2)
+    monkeypatch.setattr(outputs, "PlanRequest", in_batches_of_two)
     monkeypatch.setattr(outputs, "SHEET_ROWS", 2)
     generated(world, dataclasses.replace(recipe, draws=1), overwrite=True)
     assert max(read) == 2

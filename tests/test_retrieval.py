@@ -36,6 +36,7 @@ from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import TargetPlan, generate
+from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.retrieval import EmbeddingConfig, Search, query
 from zoo_backbone.retrieval import index as indexes
 from zoo_backbone.retrieval.cli import retrieve
@@ -70,6 +71,10 @@ def approximate_index(world: World) -> Index:
     return build(world.run, world.zoo, world.root / "cells", config=EmbeddingConfig(), search="approximate")
 
 
+def loaded(world: World) -> AnyToAny:
+    return AnyToAny.load(Run.load(world.run), world.zoo, device="cpu")
+
+
 def stored_rows(world: World, name: str, count: int = 8) -> tuple[list[str], Any]:
     tokens = stored_tokens(world.root / "tokens", "test", name)
     rows = list(tokens.values())[:count]
@@ -85,7 +90,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_vectors_of_the_encoder_are_the_mean_of_its_features(world: World) -> None:
-    embedder = Embedder(world.run, world.zoo, EmbeddingConfig(space="plain"))
+    embedder = Embedder(loaded(world), EmbeddingConfig(space="plain"))
     encoder = FourMEncoder.from_run(world.run, world.zoo)
     _, tokens = stored_rows(world, "letters")
     features, mask = encoder.forward_features(*encoder.prepare({"letters": tokens}))
@@ -95,7 +100,7 @@ def test_vectors_of_the_encoder_are_the_mean_of_its_features(world: World) -> No
 
 
 def test_predicted_vectors_are_the_decoded_values_of_what_is_generated(world: World) -> None:
-    embedder = Embedder(world.run, world.zoo, EmbeddingConfig(via="gist", space="plain"))
+    embedder = Embedder(loaded(world), EmbeddingConfig(via="gist", space="plain"))
     _, tokens = stored_rows(world, "light")
     plan = TargetPlan(name="gist", temperature=0, steps=1)
     predicted = generate(load_model(world.run).eval(), {"light": tokens}, [plan], 0)["gist"]
@@ -110,13 +115,13 @@ def test_the_space_is_fitted_to_training_samples_only(world: World, tmp_path: Pa
     """Without the test split the space is the same; without the training split fitting fails."""
     world_copy, means = copied(world, tmp_path / "world"), []
     for split in ("test", "train"):
-        embedder = Embedder(world_copy.run, world_copy.zoo, EmbeddingConfig(space="centred"))
+        embedder = Embedder(loaded(world_copy), EmbeddingConfig(space="centred"))
         embedder.fit(NAMES)
         means.append(embedder.spaces["dark"].mean)
         shutil.rmtree(world_copy.root / "tokens" / split)
     assert np.array_equal(*means)
     with pytest.raises(ZooError, match="train"):
-        Embedder(world_copy.run, world_copy.zoo, EmbeddingConfig(space="centred")).fit(NAMES)
+        Embedder(loaded(world_copy), EmbeddingConfig(space="centred")).fit(NAMES)
 
 
 def test_an_unpaired_modality_is_refused_in_a_shared_space(world: World, tmp_path: Path) -> None:
@@ -138,7 +143,7 @@ def test_an_index_holds_every_modality_and_all_together(world: World, index: Ind
     assert len(index.keys_of("letters")) == 28 and "test-003" not in index.keys_of("letters")
     config = load_config(index.folder)
     assert (config["modalities"]["letters"], config["search"]) == (28, "exact")
-    embedder = index.embedder(world.zoo)
+    embedder = index.embedder(loaded(world))
     vectors = {}
     for name in NAMES:
         keys, tokens = stored_rows(world, name, 2)
@@ -307,7 +312,7 @@ def test_an_approximate_index_returns_as_many_hits_as_asked(
 ) -> None:
     assert approximate_index.search_kind == "approximate"
     (result,) = query_keys(
-        approximate_index, world.zoo, world.keys[:1], ["dark"], {}, 99, find="light", exclude_self=True
+        approximate_index, loaded(world), world.keys[:1], ["dark"], {}, 99, find="light", exclude_self=True
     )
     assert {hit.key for hit in result.hits} == set(world.keys[1:])
     monkeypatch.setattr(indexes, "LARGE", 20)
@@ -328,12 +333,12 @@ def test_a_weighted_sum_by_hand() -> None:
 
 
 def test_one_modality_finds_the_same_sample_by_another(world: World, index: Index) -> None:
-    results = query_keys(index, world.zoo, world.keys[:3], ["dark"], {}, 4, find="light")
+    results = query_keys(index, loaded(world), world.keys[:3], ["dark"], {}, 4, find="light")
     assert [result.hits[0].key for result in results] == world.keys[:3]
     assert all(len(result.hits) == 4 for result in results)
     cosines = [hit.cosine for hit in results[0].hits]
     assert cosines == sorted(cosines, reverse=True)
-    without_self = query_keys(index, world.zoo, world.keys[:3], ["dark"], {}, 4, find="light", exclude_self=True)
+    without_self = query_keys(index, loaded(world), world.keys[:3], ["dark"], {}, 4, find="light", exclude_self=True)
     assert [hit.key for hit in without_self[0].hits][:3] == [hit.key for hit in results[0].hits][1:]
     assert len(without_self[0].hits) == 4
 
@@ -348,7 +353,7 @@ def test_exclude_self_ignores_equal_keys_of_other_splits(world: World, tmp_path:
     config = EmbeddingConfig(space="plain")
     index = build(world_copy.run, world_copy.zoo, tmp_path / "index", config=config, modalities=["light"])
     for split, without in ((None, 1), ("test", 1), ("train", 0)):
-        (result,) = query_keys(index, world_copy.zoo, keys[:1], ["light"], {}, 30, split=split, exclude_self=True)
+        (result,) = query_keys(index, loaded(world_copy), keys[:1], ["light"], {}, 30, split=split, exclude_self=True)
         assert len(result.hits) == 30 - without and (keys[0] in {hit.key for hit in result.hits}) == (not without)
 
 
@@ -363,7 +368,7 @@ def test_files_are_queries(world: World, index: Index, tmp_path: Path) -> None:
     results = read_table(out / "hits.json")
     (answer,) = results["queries"]
     assert [hit["key"] for hit in answer["hits"]] == [line.split()[1] for line in lines[2:5]]
-    embedder = index.embedder(world.zoo)
+    embedder = index.embedder(loaded(world))
     expected = index.search(embedder.embed("letters", world.zoo["letters"].encode(["fade"])), 3)
     assert [hit["cosine"] for hit in answer["hits"]] == pytest.approx([hit.cosine for hit in expected[0]])
     assert zoo(*words, "letters='fade'").output == result.output, "a text instead of a file"

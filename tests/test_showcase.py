@@ -24,7 +24,9 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 
 @pytest.fixture(scope="module")
 def showcase() -> AnyToAny:
-    return AnyToAny.from_pretrained("showcase", device="cpu", verify=True)
+    model = AnyToAny.from_pretrained("showcase", device="cpu")
+    model.verify()
+    return model
 
 
 def test_the_showcase_is_small_and_has_a_card(showcase: AnyToAny) -> None:

@@ -187,7 +187,7 @@ def train(world: World, out: Path, task: str, inputs: str = "light", seed: int =
     """Train a probe into `out` and return its metrics.json. `table` holds settings and arguments of `train_probe`."""
     arguments = {key: table.pop(key) for key in ("wanted", "data", "on_step", "overwrite") if key in table}
     config = transfer_config({**STEPS, **table})
-    train_probe(world.run, world.zoo, task, inputs.split(","), out, config, seed=seed, **arguments)
+    train_probe(Run.load(world.run), world.zoo, task, inputs.split(","), out, config, seed=seed, **arguments)
     metrics: dict[str, Any] = read_table(out / "metrics.json")
     return metrics
 

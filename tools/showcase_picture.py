@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.samples import TEST
 from zoo_backbone import AnyToAny
-from zoo_backbone.pipeline import Sample
+from zoo_backbone.request import Sample
 
 Array = np.ndarray[Any, Any]
 ROOT = Path(__file__).parent.parent

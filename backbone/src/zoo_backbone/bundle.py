@@ -46,10 +46,10 @@ from zoo_backbone.evaluation_data import pair_of, ranked_names, title_of
 from zoo_backbone.generate.plans import TargetPlan
 from zoo_backbone.generate.sampler import generate
 from zoo_backbone.model import FourM
-from zoo_backbone.run import BUNDLE, BUNDLE_RECORD, TOKENIZERS, WHEELS, Run
+from zoo_backbone.run import BUNDLE, BUNDLE_RECORD, REGISTRY, TOKENIZERS, WHEELS, Run
 from zoo_backbone.wheels import write_wheels
 
-REGISTRY, GOLDEN = "registry.toml", "golden"
+GOLDEN = "golden"
 SAMPLES, TOKENS = "samples", "tokens"
 AGREEMENT = 0.95
 """Smallest share of equal tokens in a verified bundle: other processors round differently, so that close choices may
@@ -58,7 +58,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def export_bundle(
-    run: Path, zoo: Zoo, out: Path, dtype: str = "float32", samples: int = 0, overwrite: bool = False,
+    run: Run, zoo: Zoo, out: Path, dtype: str = "float32", samples: int = 0, overwrite: bool = False,
     device: str = "cpu", with_plugins: bool = False,
 ) -> None:  # fmt: skip
     """Write the model of a run, its tokenizers and its registry into the folder `out`.
@@ -68,16 +68,15 @@ def export_bundle(
     FolderError if `out` holds anything, except a bundle with `overwrite`, and PluginError if a wheel cannot be made.
     """
     with replacing_folder(out, BUNDLE, overwrite) as folder:
-        tensors, config = load_checkpoint(run, CLASS, SHAPE)
-        model = load_model(run)
+        tensors, config = load_checkpoint(run.folder, CLASS, SHAPE)
+        model, samples_folder = load_model(run.folder), None
         handles = [zoo[name] for name in model.layout.names]
         for handle in handles:
             model.check_tokenizer(handle)
-        source, samples_folder = Run.load(run), None
-        sample = _held_out(source.data, {handle.name: handle for handle in handles})
+        sample = _held_out(run.data, {handle.name: handle for handle in handles})
         plugins = dict(handle.distribution.split(" ", 1) for handle in handles)
         requires = {"tokenizers-zoo": __version__, "zoo-backbone": version("zoo-backbone"), **plugins}
-        card = card_of(model, run, out.absolute().name, requires, with_plugins)
+        card = card_of(model, run.folder, out.absolute().name, requires, with_plugins)
         wheels = write_wheels(requires, folder / WHEELS) if with_plugins else []
         (folder / REGISTRY).write_text(tomli_w.dumps(registry_of(zoo, handles)), encoding="utf-8")
         for handle in handles:
@@ -88,7 +87,7 @@ def export_bundle(
         save_checkpoint(folder, as_dtype(tensors, dtype), config, "")
         if samples:
             samples_folder = folder / SAMPLES
-            copy_samples(ValueStore(source.values()), [handle.name for handle in handles], samples_folder, samples)
+            copy_samples(ValueStore(run.values()), [handle.name for handle in handles], samples_folder, samples)
             tokenize(bundle_zoo, samples_folder, folder / TOKENS, device=device)
         Run(tokens=folder / TOKENS, data=samples_folder, registry=folder / REGISTRY).save(folder)
         model = load_model(folder, device=device).eval()

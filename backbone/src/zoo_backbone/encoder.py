@@ -19,7 +19,7 @@ from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import packed, padded, spans_of
-from zoo_backbone.run import Run, find_run, zoo_of
+from zoo_backbone.run import Run
 
 LEVELS = 4
 """Default number of maps in a pyramid."""
@@ -66,7 +66,7 @@ class FourMEncoder(nn.Module):
     @classmethod
     def from_run(
         cls,
-        run: Path | str,
+        source: Path | str,
         zoo: Zoo | None = None,
         *,
         device: torch.device | str = "cpu",
@@ -77,10 +77,9 @@ class FourMEncoder(nn.Module):
 
         Its registry, or `zoo`, encodes values. A frozen encoder is in eval mode.
         """
-        run = find_run(run)
-        if zoo is None:
-            zoo = zoo_of(run, Run.load(run).registry)
-        encoder = cls(load_model(run, device=device), zoo, frozen=frozen, out_indices=out_indices)
+        run = Run.open(source)
+        zoo = run.zoo() if zoo is None else zoo
+        encoder = cls(load_model(run.folder, device=device), zoo, frozen=frozen, out_indices=out_indices)
         return encoder.eval() if frozen else encoder
 
     @property

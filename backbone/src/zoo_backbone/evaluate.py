@@ -59,8 +59,9 @@ from zoo_backbone.config import EvaluationConfig, MaskingConfig
 from zoo_backbone.data import TokenData
 from zoo_backbone.evaluation_data import EvaluationData, Pair, pair_of, title_of
 from zoo_backbone.gallery import sheet_name, text_of, write_sheet
-from zoo_backbone.generate import TargetPlan, generate
+from zoo_backbone.generate import TargetPlan
 from zoo_backbone.masking import Masker
+from zoo_backbone.request import GenerationRequest
 
 FOLDER, FILE, GALLERY, UNFINISHED = "evaluation", "evaluation.json", "gallery", "unfinished.json"
 EVALUATION = RunKind(name="evaluation", files=(FILE, GALLERY), state=UNFINISHED, results=(FILE,))
@@ -199,16 +200,13 @@ class _Evaluation:
 
     def _draw(self, inputs: Sequence[str], samples: Sequence[int], draws: int, plan: TargetPlan) -> list[Any]:
         """Return values of the target, with `draws` consecutive draws per sample."""
-        data, target = self.data, plan.name
-        single_ids = {target: data.handles[target].single_ids()}
-        values: list[Any] = []
-        for start in range(0, len(samples), self.config.batch_size):
-            batch = samples[start : start + self.config.batch_size]
-            numbers = range(start * draws, (start + len(batch)) * draws)
-            tokens = {name: data.tokens(name, batch) for name in inputs}
-            generated = generate(data.model, tokens, [plan], self.config.seed, numbers, draws=draws, once=single_ids)
-            values += data.decoded(target, generated[target])
-        return values
+        data = self.data
+        request = GenerationRequest(
+            model=data.model, handles=data.handles, targets=[plan], numbers=range(0, len(samples) * draws, draws),
+            tokens_of=lambda rows: ({name: data.tokens(name, [samples[row] for row in rows]) for name in inputs}, {}),
+            seed=self.config.seed, draws=draws, stride=1, batch=self.config.batch_size * draws,
+        )  # fmt: skip
+        return [sample.value for sample in request.generate()[plan.name]]
 
     def _score(self, inputs: Sequence[str], target: str) -> dict[str, Any]:
         """Return an entry of "pairs"."""

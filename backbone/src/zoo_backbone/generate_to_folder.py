@@ -28,10 +28,11 @@ from tokenizers_zoo.tar import key_problem, shown_name
 from tokenizers_zoo.validation import describe
 from zoo_backbone.gallery import Shown, write_sheet
 from zoo_backbone.generate.plans import GenerationPlan, TargetPlan, written_plan
-from zoo_backbone.generate.sampler import generate, rows_of
+from zoo_backbone.generate.sampler import generate
 from zoo_backbone.model import FourM
-from zoo_backbone.pipeline import BATCH, TOKENS, AnyToAny, blocks, draw_samples
-from zoo_backbone.request import Request
+from zoo_backbone.pipeline import AnyToAny
+from zoo_backbone.plan_request import PlanRequest
+from zoo_backbone.request import BATCH, TOKENS, blocks, taken
 
 PLAN, RANKING, DONE, SHEET = "plan.toml", "ranking.json", "done.jsonl", "sheet.png"
 GENERATION = RunKind(name="generation", files=(PLAN, RANKING, SHEET, "[0-9]*"), state=DONE, results=(PLAN,))
@@ -56,14 +57,14 @@ def generate_to_folder(
     inputs that do not fit, before anything is written.
     """
     model, out = pipeline.model, Path(out)
-    request = Request(plan, pipeline, tokens)
+    request = PlanRequest(plan, pipeline, tokens)
     for name in request.names:
         if reason := key_problem(name):
             raise DataError(f"split {plan.split}: sample {name!r}: {reason}; no file can be written for it")
     for file in sorted(request.read_files):
         if overwrite and out.resolve() in file.parents:
             raise ConfigError(f"{file}: is an input and would be overwritten; give another --out")
-    paths, weights = {"backbone": str(pipeline.folder.resolve())}, str(model.record["weights_sha256"])
+    paths, weights = {"backbone": str(pipeline.run.folder.resolve())}, str(model.record["weights_sha256"])
     written = written_plan(request.absolute_plan, {**paths, "weights sha256": weights})
     for line in written.splitlines():
         if line != shown_name(line):
@@ -73,7 +74,7 @@ def generate_to_folder(
         if scorer:
             raise ConfigError(f"rank {plan.rank}: expected either rank or a scorer, got both")
         targets = [target.name for target in request.targets]
-        scorer = Agreement(model, plan.rank, request.handles[plan.rank].decode, request.inputs, targets)
+        scorer = Agreement(model, plan.rank, request.handles[plan.rank].decode, request.input_names, targets)
     identity = {
         "plan": dataclasses.asdict(request.plan), "weights": weights, "device": str(pipeline.device),
         "scorer": scored_by, "inputs": request.digest(BATCH),
@@ -82,7 +83,7 @@ def generate_to_folder(
         if state.finished is None:
             lines = {*((read_regular(out / DONE) or b"") if state.resuming else b"").splitlines(keepends=True)}
             done = {name for name in request.names if line_text({"sample": name}).encode() in lines}
-            _generate_rows(model, request, out, scorer, done)
+            _generate_rows(request, out, scorer, done)
             _write_sheet(request, out)
             with replacing_file(out / PLAN) as temporary:
                 temporary.write_text(written, encoding="utf-8")
@@ -90,20 +91,15 @@ def generate_to_folder(
     return sorted(out / name / str(draw) for name in request.names for draw in range(plan.draws))
 
 
-def _generate_rows(model: FourM, request: Request, out: Path, scorer: Scorer | None, done: set[str]) -> None:
-    """Draw, decode, rank and write the samples that are not `done`. Several samples fit into a batch."""
-    draws, handles = request.plan.draws, request.handles
+def _generate_rows(request: PlanRequest, out: Path, scorer: Scorer | None, done: set[str]) -> None:
+    """Draw, decode, rank and write the samples that are not `done`."""
+    draws = request.draws
     remaining_rows = [row for row, name in enumerate(request.names) if name not in done]
     with progress_bar("generate", len(remaining_rows) * draws) as advance:
-        for rows in blocks(remaining_rows, max(1, BATCH // draws)):
-            inputs, partial = request.rows(rows)
-            numbers = [request.numbers[row] for row in rows]
-            generated = draw_samples(
-                model, handles, request.targets, request.plan.seed, numbers, draws, inputs, partial, advance=advance
-            )
+        for rows, generated in request.draw(remaining_rows, advance=advance):
             scores: list[float] = []
             if scorer:
-                draw_inputs, _ = request.rows([row for row in rows for _ in range(draws)])
+                draw_inputs, _ = request.tokens_of([row for row in rows for _ in range(draws)])
                 tokens = {name: [sample.tokens for sample in samples] for name, samples in generated.items()}
                 scores = [float(score) for score in scorer(draw_inputs, tokens)]
                 if len(scores) != len(rows) * draws or any(map(math.isnan, scores)):
@@ -124,11 +120,11 @@ def _generate_rows(model: FourM, request: Request, out: Path, scorer: Scorer | N
                     lines.write(line_text({"sample": request.names[row]}))
 
 
-def _write_sheet(request: Request, out: Path) -> None:
+def _write_sheet(request: PlanRequest, out: Path) -> None:
     """Write a picture with a row per sample: its inputs, and the first draws of each target."""
-    rows, draws = range(min(SHEET_ROWS, len(request.names))), range(min(SHEET_DRAWS, request.plan.draws))
+    rows, draws = range(min(SHEET_ROWS, len(request.names))), range(min(SHEET_DRAWS, request.draws))
     columns: dict[str, list[Shown]] = {}
-    for name, tokens in request.rows(rows)[0].items():
+    for name, tokens in request.tokens_of(rows)[0].items():
         values = request.handles[name].decode_if_able(tokens)
         columns |= {} if values is None else {request.titles[name]: list(map(request.handles[name].render, values))}
     for target, draw in itertools.product(request.targets, draws):
@@ -179,7 +175,7 @@ class Agreement:
     def _vectors(self, tokens: Mapping[str, Any]) -> Iterator[np.ndarray[Any, Any]]:
         """Yield the modality's values, or their predictions from the other modalities."""
         for rows in blocks(range(len(next(iter(tokens.values())))), BATCH):
-            block = {name: rows_of(values, rows) for name, values in tokens.items()}
+            block = taken(tokens, rows)
             scored_tokens = block.get(self.name)
             if scored_tokens is None:
                 scored_tokens = generate(self.model, block, self.plan, seed=0)[self.name]

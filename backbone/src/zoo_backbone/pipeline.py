@@ -2,58 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
-import PIL.Image
 import torch
 from torch import Tensor
 
 from tokenizers_zoo.config import convert_setting
-from tokenizers_zoo.data.tokens import token_text
+from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.device import resolve_device
-from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
-from tokenizers_zoo.io import replacing_file
-from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.process import kept_memory
+from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.samples import TEST
 from tokenizers_zoo.spec import WHOLE, ModalitySpec
-from tokenizers_zoo.validation import as_array, checked_tokens, describe, is_batched, is_object, value_problem
+from tokenizers_zoo.validation import as_array, checked_tokens, is_batched, is_object, value_problem
 from zoo_backbone import bundle
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.config import EvaluationConfig
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.evaluate import evaluate
 from zoo_backbone.generate.inpainting import partial_of
-from zoo_backbone.generate.plans import DRAW, TOP_P, Cropping, GenerationPlan, TargetPlan, resolved_plan
-from zoo_backbone.generate.sampler import OnStep, generate, rows_of
+from zoo_backbone.generate.plans import TOP_P, Cropping, GenerationPlan, TargetPlan, resolved_plan
+from zoo_backbone.generate.sampler import OnStep
 from zoo_backbone.model import FourM
-from zoo_backbone.run import Run, find_run, zoo_of
-
-TOKENS = ".tokens.json"
-"""Ending of the files of token ids."""
-BATCH = 32
-"""Draws, or samples, at a time; results do not depend on it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A generation whose settings are checked and whose inputs are tokens of `count` samples."""
-
-    targets: Sequence[TargetPlan]
-    tokens: Mapping[str, Any]
-    partial: Mapping[str, Any]
-    """Inpainted modalities, with -1 for the tokens to generate."""
-    count: int
-    seed: int
-    draws: int
+from zoo_backbone.request import BATCH, Generated, GenerationRequest, Sample, blocks, taken
+from zoo_backbone.run import Run
 
 
 class AnyToAny:
@@ -73,9 +50,9 @@ class AnyToAny:
     its modality, ConfigError for settings that do not fit.
     """
 
-    def __init__(self, model: FourM, zoo: Zoo, folder: Path = Path()) -> None:
-        """`folder` is where the model was loaded from."""
-        self.model, self.zoo, self.folder = model.eval(), zoo, folder
+    def __init__(self, model: FourM, zoo: Zoo, run: Run | None = None) -> None:
+        """`run` is the run or bundle that the model was loaded from."""
+        self.model, self.zoo, self.run = model.eval(), zoo, run or Run(tokens=Path())
         forms = {name: zoo[name].spec.input_form_of for name in model.layout.readable if name in zoo}
         self.input_forms = {name: form for form, name in forms.items() if name}
         """Modalities that the model reads in another form, such as `rgb` as `rgb_patches`."""
@@ -90,7 +67,6 @@ class AnyToAny:
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
         sha256: str | None = None,
-        verify: bool = False,
     ) -> Self:
         """Load a trained model with its tokenizers.
 
@@ -102,17 +78,23 @@ class AnyToAny:
             dtype: Type of the model's weights; tokenizers stay float32.
             revision: Branch, tag or commit of a hub id.
             sha256: The fingerprint that the model must have.
-            verify: Check the golden sample of a bundle: the same tokens as where it was written.
 
         Raises CheckpointError if there is no such model, or it is not the expected one.
         """
-        folder, device = find_run(source, revision, sha256), resolve_device(device)
-        zoo = zoo_of(folder, Run.load(folder).registry) if zoo is None else zoo
-        loaded = cls(load_model(folder, device=device), zoo, folder)
-        if verify:
-            bundle.verify(folder, loaded.model, zoo)
-        loaded.model.to(dtype)
-        return loaded
+        run = Run.open(source, revision, sha256)
+        return cls.load(run, run.zoo() if zoo is None else zoo, device=device, dtype=dtype)
+
+    @classmethod
+    def load(cls, run: Run, zoo: Zoo, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Self:
+        """Load the model of an opened run. Raises CheckpointError for damaged weights."""
+        return cls(load_model(run.folder, device=resolve_device(device)).to(dtype), zoo, run)
+
+    def verify(self) -> dict[str, float]:
+        """Compute the golden sample of a bundle again; return the share of tokens that are equal to the stored ones.
+
+        Raises CheckpointError if a share is too small. The weights should be float32, as where the bundle was written.
+        """
+        return bundle.verify(self.run.folder, self.model, self.zoo)
 
     def save_pretrained(
         self, folder: str | Path, *, dtype: str = "float32", samples: int = 0, overwrite: bool = False,
@@ -120,7 +102,7 @@ class AnyToAny:
     ) -> None:  # fmt: skip
         """Write a bundle: the model as it was loaded, its tokenizers and its registry. See `zoo backbone export`."""
         bundle.export_bundle(
-            self.folder, self.zoo, Path(folder), dtype, samples, overwrite, str(self.device), with_plugins
+            self.run, self.zoo, Path(folder), dtype, samples, overwrite, str(self.device), with_plugins
         )
 
     def push_to_hub(
@@ -148,11 +130,6 @@ class AnyToAny:
     def device(self) -> torch.device:
         """The device of the model."""
         return self.model.token_embedding.weight.device
-
-    @property
-    def run(self) -> Run:
-        """Where the tokens and values of the training are."""
-        return Run.load(self.folder)
 
     def handle(self, name: str) -> ModalityHandle:
         """Return a modality with its tokenizer, on the model's device.
@@ -269,14 +246,16 @@ class AnyToAny:
             targets, steps=steps, temperature=temperature, top_p=top_p, guidance=guidance,
             inpaint=inpaint or {}, crop=crop, seed=seed, draws=num_samples,
         )  # fmt: skip
-        return self.draw(self.prepare(plan, {**(inputs or {}), **values}), on_step)
+        return self.request(plan, {**(inputs or {}), **values}).generate(on_step)
 
-    def prepare(self, plan: GenerationPlan, inputs: Mapping[str, Any]) -> Prepared:
-        """Return a generation with its tokens, ready for `draw`; takes targets, guidance, regions, crop, seed and draws
-        of the plan. Raises ZooErrors for inputs and settings that do not fit."""
+    def request(self, plan: GenerationPlan, inputs: Mapping[str, Any]) -> GenerationRequest:
+        """Return a checked request; takes targets, guidance, regions, crop, seed and draws of the plan.
+
+        Raises ZooErrors for inputs and settings that do not fit.
+        """
         tokens = self.tokenize(inputs, crop=plan.crop, as_tokens=plan.inpaint)
         forms = {name: form for name, form in self.input_forms.items() if form in tokens}
-        targets = replace(plan, guidance=plan.guidance.renamed(forms)).target_plans()
+        targets = plan.renamed(forms).target_plans()
         layout, partial = self.model.layout, {}
         count = len(next(iter(tokens.values()))) if tokens else 1
         for name, region in plan.inpaint.items():
@@ -284,23 +263,11 @@ class AnyToAny:
                 raise ConfigError(f"inpaint {name}: is not among the inputs; give its value, too")
             partial[name] = partial_of(layout.spec(name), tokens.pop(name), region)
         resolved_plan(layout, targets, tokens, partial)
-        return Prepared(targets=targets, tokens=tokens, partial=partial, count=count, seed=plan.seed, draws=plan.draws)
-
-    def draw(self, prepared: Prepared, on_step: OnStep | None = None) -> Generated:
-        """Generate and decode the targets; see `generate`."""
-        draws, handles = prepared.draws, {target.name: self.handle(target.name) for target in prepared.targets}
-        results: dict[str, list[Sample]] = {name: [] for name in handles}
-        for rows in blocks(range(prepared.count), max(1, BATCH // draws)):
-            tokens, partial = (
-                {name: rows_of(batch, rows) for name, batch in batches.items()}
-                for batches in (prepared.tokens, prepared.partial)
-            )
-            block = draw_samples(
-                self.model, handles, prepared.targets, prepared.seed, rows, draws, tokens, partial, on_step
-            )
-            for name, samples in block.items():
-                results[name] += samples
-        return Generated(results, draws)
+        return GenerationRequest(
+            model=self.model, handles={target.name: self.handle(target.name) for target in targets}, targets=targets,
+            numbers=range(count), tokens_of=lambda rows: (taken(tokens, rows), taken(partial, rows)),
+            seed=plan.seed, draws=plan.draws,
+        )  # fmt: skip
 
     def score(
         self, *, inputs: str | Sequence[str], targets: str | Sequence[str], data: str | Path, samples: int = 80,
@@ -325,7 +292,7 @@ class AnyToAny:
                 self.zoo, Path(data), tokens, modalities=[*names, *targets], splits=[TEST], device=str(self.device)
             )
             result = evaluate(
-                self.folder, self.zoo, tokens, Path(data), config=config, device=str(self.device),
+                self.run.folder, self.zoo, tokens, Path(data), config=config, device=str(self.device),
                 out=Path(temporary_folder) / "scores",
             )  # fmt: skip
         pairs: list[dict[str, Any]] = result["pairs"]
@@ -354,8 +321,7 @@ class AnyToAny:
         parts = []
         with torch.no_grad():
             for rows in blocks(range(count), BATCH) or [()]:  # without inputs, the encoder raises ConfigError
-                block = {name: rows_of(batch, rows) for name, batch in tokens.items()}
-                parts.append(self.encoder(*self.encoder.prepare(block)).float().cpu().numpy())
+                parts.append(self.encoder(*self.encoder.prepare(taken(tokens, rows))).float().cpu().numpy())
         return np.concatenate(parts)
 
 
@@ -373,119 +339,3 @@ def token_batch(spec: ModalitySpec, item: Any) -> Any:
         if not error:
             return tokens
     return None
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One generated value of a modality."""
-
-    handle: ModalityHandle
-    tokens: Any
-    """Token ids, int64."""
-    value: Any
-    """The decoded value: an array, a text, or JSON types."""
-
-    def __repr__(self) -> str:
-        return f"Sample({self.handle.name}: {describe(self.value)})"
-
-    @property
-    def array(self) -> np.ndarray[Any, Any]:
-        """The value of a modality of arrays. Raises InvalidValueError for another modality."""
-        if not isinstance(self.value, np.ndarray):
-            raise InvalidValueError(f"{self.handle.name}: its values are no arrays; use .value")
-        return self.value
-
-    @property
-    def text(self) -> str:
-        """The value as text: the text itself, or JSON. Raises InvalidValueError for arrays."""
-        if isinstance(self.value, np.ndarray):
-            raise InvalidValueError(f"{self.handle.name}: its values are arrays; use .array or .image")
-        return self.value if isinstance(self.value, str) else json.dumps(self.value, ensure_ascii=False)
-
-    @property
-    def image(self) -> PIL.Image.Image:
-        """A picture of the value. Raises InvalidValueError for a modality that is shown as text."""
-        if isinstance(picture := self.handle.render(self.value), str):
-            raise InvalidValueError(f"{self.handle.name}: is shown as text; use .text")
-        return picture
-
-    def save(self, folder: str | Path) -> None:
-        """Write folder/<modality>.<extension>, .tokens.json, and .png for values that are shown as pictures."""
-        directory, name = Path(folder), self.handle.name
-        with replacing_file(directory / f"{name}{TOKENS}") as temporary:
-            temporary.write_text(token_text(self.handle, self.tokens), encoding="utf-8")
-        data, extension = self.handle.write(self.value)
-        with replacing_file(directory / f"{name}.{extension}") as temporary:
-            temporary.write_bytes(data)
-        picture = self.handle.render(self.value)
-        if not isinstance(picture, str) and extension != "png":
-            with replacing_file(directory / f"{name}.png") as temporary:
-                picture.save(temporary, format="PNG")
-
-
-@kept_memory()
-def draw_samples(
-    model: FourM, handles: Mapping[str, ModalityHandle], plans: Sequence[TargetPlan], seed: int,
-    numbers: Sequence[int], draws: int, inputs: Mapping[str, Any], partial: Mapping[str, Any],
-    on_step: OnStep | None = None, advance: Callable[[int], None] = lambda count: None,
-) -> dict[str, list[Sample]]:  # fmt: skip
-    """Generate each target `draws` times for every sample in `numbers`.
-
-    The draws of a sample are consecutive. More than BATCH draws are only possible for a single sample.
-    """
-    single_ids = {plan.name: handles[plan.name].single_ids() for plan in plans}
-    samples: dict[str, list[Sample]] = {plan.name: [] for plan in plans}
-    for part in blocks(range(draws), BATCH):
-        draw_numbers = [number + draw * DRAW for number in numbers for draw in part]
-        generated = generate(
-            model, inputs, plans, seed, draw_numbers, partial=partial, draws=len(part), once=single_ids, on_step=on_step
-        )
-        for name, ids in generated.items():
-            values = handles[name].decode(ids, trusted=True)
-            samples[name] += [Sample(handles[name], *pair) for pair in zip(ids, values, strict=True)]
-        advance(len(draw_numbers))
-    return samples
-
-
-def blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """Split items into runs of at most `size`."""
-    return [items[first : first + size] for first in range(0, len(items), size)]
-
-
-class Generated(Mapping[str, Sequence[Sample]]):
-    """Generated samples by modality, as attributes and as items.
-
-    `out.depth` is a list: all draws of the first sample of the inputs, then all draws of the second, and so on.
-    """
-
-    def __init__(self, samples: Mapping[str, Sequence[Sample]], draws: int) -> None:
-        self._samples, self.draws = dict(samples), draws
-
-    def __getitem__(self, name: str) -> Sequence[Sample]:
-        if name not in self._samples:
-            raise UnknownNameError.of("target", name, self._samples)
-        return self._samples[name]
-
-    def __getattr__(self, name: str) -> Sequence[Sample]:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        try:
-            return self[name]
-        except UnknownNameError as error:
-            raise AttributeError(str(error)) from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._samples)
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __repr__(self) -> str:
-        return f"Generated({', '.join(f'{name}: {len(samples)}' for name, samples in self.items())})"
-
-    def save(self, folder: str | Path) -> None:
-        """Write values, pictures and tokens to folder/<sample>/<draw>/<modality>.<extension>."""
-        for samples in self._samples.values():
-            for number, sample in enumerate(samples):
-                row, draw = divmod(number, self.draws)
-                sample.save(Path(folder) / f"{row:03}" / str(draw))

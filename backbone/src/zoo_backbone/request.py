@@ -1,238 +1,182 @@
-"""A plan applied to a model and a token store: its samples, with the tokens of their inputs."""
+"""GenerationRequest: one class for the command line, plans, the page, evaluations and AnyToAny; and its results."""
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import os
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
-from itertools import chain, islice
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import PIL.Image
 
-from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, read_tokens, whole_samples
-from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.data.tokens import token_text
+from tokenizers_zoo.errors import InvalidValueError, UnknownNameError
+from tokenizers_zoo.io import replacing_file
+from tokenizers_zoo.memory import kept_memory
 from tokenizers_zoo.registry import ModalityHandle
-from zoo_backbone.generate.inpainting import checked_partial, partial_of
-from zoo_backbone.generate.plans import DEFAULT_SPLIT, MASK, GenerationPlan, is_count, resolved_plan
-from zoo_backbone.generate.sampler import rows_of
-from zoo_backbone.generate.sources import Source, inputs_of, sources_of, written_sources
-from zoo_backbone.packing import checked_batch
-from zoo_backbone.pipeline import TOKENS, AnyToAny, blocks
+from tokenizers_zoo.validation import describe
+from zoo_backbone.generate.plans import DRAW, TargetPlan
+from zoo_backbone.generate.sampler import OnStep, generate, rows_of
+from zoo_backbone.model import FourM
 
-SUGGESTED = 1000
-"""Keys among which a misspelt key is looked for."""
+TOKENS = ".tokens.json"
+"""Ending of the files of token ids."""
+BATCH = 32
+"""Draws, or samples, at a time; results do not depend on it."""
 
 
-class Request:
-    """A plan applied to a pipeline and a token store: tokenizers, targets, and samples with their input tokens.
+@dataclass(frozen=True)
+class Sample:
+    """One generated value of a modality."""
 
-    `absolute_plan` is the plan with absolute paths, `plan` has input forms, too. `titles` are the inputs' names in
-    `absolute_plan`. `names` and `numbers` have an entry per sample. `values` are tokens of one sample, which are inputs
-    of all samples; tokens of stored samples (`columns`) and of the `files` of several samples are read when `rows` asks
-    for them.
+    handle: ModalityHandle
+    tokens: Any
+    """Token ids, int64."""
+    value: Any
+    """The decoded value: an array, a text, or JSON types."""
+
+    def __repr__(self) -> str:
+        return f"Sample({self.handle.name}: {describe(self.value)})"
+
+    @property
+    def array(self) -> np.ndarray[Any, Any]:
+        """The value of a modality of arrays. Raises InvalidValueError for another modality."""
+        if not isinstance(self.value, np.ndarray):
+            raise InvalidValueError(f"{self.handle.name}: its values are no arrays; use .value")
+        return self.value
+
+    @property
+    def text(self) -> str:
+        """The value as text: the text itself, or JSON. Raises InvalidValueError for arrays."""
+        if isinstance(self.value, np.ndarray):
+            raise InvalidValueError(f"{self.handle.name}: its values are arrays; use .array or .image")
+        return self.value if isinstance(self.value, str) else json.dumps(self.value, ensure_ascii=False)
+
+    @property
+    def image(self) -> PIL.Image.Image:
+        """A picture of the value. Raises InvalidValueError for a modality that is shown as text."""
+        if isinstance(picture := self.handle.render(self.value), str):
+            raise InvalidValueError(f"{self.handle.name}: is shown as text; use .text")
+        return picture
+
+    def save(self, folder: str | Path) -> None:
+        """Write folder/<modality>.<extension>, .tokens.json, and .png for values that are shown as pictures."""
+        directory, name = Path(folder), self.handle.name
+        with replacing_file(directory / f"{name}{TOKENS}") as temporary:
+            temporary.write_text(token_text(self.handle, self.tokens), encoding="utf-8")
+        data, extension = self.handle.write(self.value)
+        with replacing_file(directory / f"{name}.{extension}") as temporary:
+            temporary.write_bytes(data)
+        picture = self.handle.render(self.value)
+        if not isinstance(picture, str) and extension != "png":
+            with replacing_file(directory / f"{name}.png") as temporary:
+                picture.save(temporary, format="PNG")
+
+
+class Generated(Mapping[str, Sequence[Sample]]):
+    """Generated samples by modality, as attributes and as items.
+
+    `out.depth` is a list: all draws of the first sample of the inputs, then all draws of the second, and so on.
     """
 
-    def __init__(self, plan: GenerationPlan, pipeline: AnyToAny, tokens: Path) -> None:
-        """Check the plan, choose the samples, and open the inputs and the tokenizers. Raises ZooErrors."""
-        self.pipeline, model = pipeline, pipeline.model
-        stored_names = TokenStore(tokens).modalities(plan.split) if plan.reads_store and tokens.is_dir() else []
-        self.absolute_plan = plan = plan.with_absolute_paths(Path.cwd(), pipeline.zoo)
-        sources = sources_of(plan.inputs, pipeline.zoo, Path.cwd())
-        self.plan = plan = with_input_forms(plan, sources, pipeline.input_forms, stored_names)
-        self.titles = dict(zip(written_sources(plan.inputs), sources, strict=True))
-        sources = dict(zip(self.titles, sources.values(), strict=True))
-        self.targets, numbers = plan.target_plans(), plan.numbers()
-        for name in plan.inpaint:
-            if name not in sources:
-                raise ConfigError(f"inpaint {name}: is not among the inputs; add --input {name}")
-        self.inputs = [name for name in sources if name not in plan.inpaint]
-        resolved_plan(model.layout, self.targets, self.inputs, plan.inpaint)
-        targets = [target.name for target in self.targets]
-        ranking = [plan.rank] if plan.rank else []
-        model.layout.check_targets(ranking, "rank")
-        model.layout.check_inputs(targets if ranking else (), f"rank {plan.rank} of")
-        self.handles = handles = {name: pipeline.handle(name) for name in (*sources, *targets, *ranking)}
-        self.values: dict[str, Any] = {}
-        file_sources = {name: source.content for name, source in sources.items() if source.kind == "files"}
-        self.files = files_by_name(file_sources, {name: extensions_of(pipeline, name) for name in file_sources})
-        single = [Path(source.content) for source in sources.values() if source.kind in ("file", "tokens")]
-        masks = [Path(region.partition(MASK)[2]) for region in plan.inpaint.values() if MASK in region]
-        read = (*single, *masks, *chain.from_iterable(files.values() for files in self.files.values()))
-        self.read_files = {file.resolve() for file in read}
-        items: dict[str, Any] = {}
-        for name, source in sources.items():
-            if source.kind == "tokens":
-                self.values[name] = tokens_of_file(handles[name], Path(source.content))
-            elif source.kind not in ("stored", "files"):
-                items[name] = item_of_source(handles[name], source)
-        self.values |= pipeline.tokenize(items, crop=plan.crop, as_tokens=plan.inpaint)
-        self.columns: dict[str, TokenColumn] = {}
-        if self.files and (plan.reads_store or plan.keys):
-            raise ConfigError(f"input {next(iter(self.files))}: files of several samples cannot go with stored samples")
-        choices: list[RequestedSample]
-        if plan.reads_store:
-            store = TokenStore(tokens)
-            self.columns = {name: store.open(plan.split, name) for name in sources if name not in self.values}
-            for name, column in self.columns.items():
-                column.check_tokenizer(self.handles[name])
-            samples, folder = whole_samples(list(self.columns.values())), tokens / plan.split
-            if plan.keys:
-                choices = _samples_by_key(plan.keys, samples, folder)
-            else:
-                choices = _samples_by_number(numbers, plan.samples, samples, folder)
-        elif plan.keys or plan.split != DEFAULT_SPLIT:
-            setting = f"keys {', '.join(plan.keys)}" if plan.keys else f"split {plan.split}"
-            raise ConfigError(f"{setting}: no modality of stored samples is an input; leave it out")
-        elif self.files:
-            name, files = next(iter(self.files.items()))
-            keys = [(key, row) for row, key in enumerate(files)]
-            numbers = numbers if plan.samples else list(range(len(keys)))
-            choices = _samples_by_number(numbers, plan.samples, keys, Path(sources[name].content))
-        elif self.values:
-            if plan.samples not in ("", "1"):
-                raise ConfigError(f"samples {plan.samples}: values make one sample; use --draws for several results")
-            choices = [(0, single[0].stem.removesuffix(Path(TOKENS).stem) if single else "sample", 0)]
-        else:
-            choices = [(number, f"sample-{number:03}", 0) for number in numbers]
-        self.numbers, self.names, self._rows = map(list, zip(*choices, strict=True))
-        self.partial: dict[str, Any] = {}
-        for name, region in plan.inpaint.items():
-            inputs, _ = self.rows(range(len(self.names)), [name])
-            self.partial[name] = partial_of(model.layout.spec(name), inputs[name], region)
-            checked_partial(model.layout, name, self.partial[name], len(self.names), name in targets)
+    def __init__(self, samples: Mapping[str, Sequence[Sample]], draws: int) -> None:
+        self._samples, self.draws = dict(samples), draws
 
-    def rows(self, rows: Sequence[int], names: Collection[str] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return whole and partial tokens of the samples `rows`; `names` are the modalities, by default all inputs."""
-        names = self.inputs if names is None else names
-        store_rows = [self._rows[row] for row in rows]
-        inputs = {name: column.take(store_rows) for name, column in self.columns.items() if name in names}
-        file_batches = {
-            name: [files[self.names[row]] for row in rows] for name, files in self.files.items() if name in names
-        }
-        inputs |= self.pipeline.tokenize(file_batches, crop=self.plan.crop, as_tokens=self.plan.inpaint)
-        inputs |= {name: rows_of(tokens, [0] * len(rows)) for name, tokens in self.values.items() if name in names}
-        return inputs, {name: rows_of(tokens, rows) for name, tokens in self.partial.items()}
+    def __getitem__(self, name: str) -> Sequence[Sample]:
+        if name not in self._samples:
+            raise UnknownNameError.of("target", name, self._samples)
+        return self._samples[name]
 
-    def digest(self, at_once: int) -> str:
-        """Return a sha256 prefix (hex) of tokenizers, samples and input tokens, reading `at_once` rows at a time."""
-        digest = hashlib.sha256()
-        for handle in self.handles.values():
-            digest.update(repr((handle.name, handle.fingerprint, handle.known_settings())).encode())
-        digest.update(repr((self.names, self.numbers)).encode())
-        for rows in blocks(range(len(self.names)), at_once):
-            for tokens in self.rows(rows):
-                for name, batch in tokens.items():
-                    for item in [batch] if hasattr(batch, "shape") else batch:
-                        array = item.numpy(force=True) if isinstance(item, torch.Tensor) else np.asarray(item)
-                        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-                        digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()[:16]
+    def __getattr__(self, name: str) -> Sequence[Sample]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except UnknownNameError as error:
+            raise AttributeError(str(error)) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __repr__(self) -> str:
+        return f"Generated({', '.join(f'{name}: {len(samples)}' for name, samples in self.items())})"
+
+    def save(self, folder: str | Path) -> None:
+        """Write values, pictures and tokens to folder/<sample>/<draw>/<modality>.<extension>."""
+        for samples in self._samples.values():
+            for number, sample in enumerate(samples):
+                row, draw = divmod(number, self.draws)
+                sample.save(Path(folder) / f"{row:03}" / str(draw))
 
 
-def with_input_forms(
-    plan: GenerationPlan, sources: Mapping[str, Source], forms: Mapping[str, str], stored_names: Collection[str]
-) -> GenerationPlan:
-    """Replace inputs by their input forms, such as `rgb` by `rgb_patches`, if the model was trained on them.
+@dataclass(kw_only=True)
+class GenerationRequest:
+    """Targets to generate for some samples, whose settings are checked."""
 
-    Token files, inpainted inputs, and stored samples without such a form (`stored_names`) stay as they are.
-    """
-    renamed = {
-        name: forms[name]
-        for name, source in sources.items()
-        if name in forms and forms[name] not in sources and name not in plan.inpaint
-        and (forms[name] in stored_names if source.kind == "stored" else source.kind != "tokens")
-    }  # fmt: skip
-    inputs = inputs_of({renamed.get(name, name): source for name, source in sources.items()})
-    guidance_names = renamed | {target.name: target.name for target in plan.targets}
-    targets = [replace(item, guidance=item.guidance and item.guidance.renamed(guidance_names)) for item in plan.targets]
-    return replace(plan, inputs=tuple(inputs), guidance=plan.guidance.renamed(guidance_names), targets=tuple(targets))
+    model: FourM
+    handles: Mapping[str, ModalityHandle]
+    """At least the targets, by name."""
+    targets: Sequence[TargetPlan]
+    """Generated in this order."""
+    numbers: Sequence[int]
+    """A number per sample; draw d of a sample has the noise of its number + d * `stride`."""
+    tokens_of: Callable[[Sequence[int]], tuple[Mapping[str, Any], Mapping[str, Any]]]
+    """Returns the whole and the partial tokens, with -1 for the tokens to generate, of samples at these positions."""
+    seed: int
+    draws: int
+    """Draws per sample."""
+    stride: int = DRAW
+    batch: int = BATCH
+    """Draws at a time."""
 
+    def generate(self, on_step: OnStep | None = None) -> Generated:
+        """Generate all samples. `on_step` is called after each decoding step, see `generate.sampler.generate`."""
+        results: dict[str, list[Sample]] = {target.name: [] for target in self.targets}
+        for _, block in self.draw(range(len(self.numbers)), on_step):
+            for name, samples in block.items():
+                results[name] += samples
+        return Generated(results, self.draws)
 
-RequestedSample = tuple[int, str, int]
-"""Number among the samples with all inputs, key, and row in the store (0 without one)."""
+    def draw(
+        self, rows: Sequence[int], on_step: OnStep | None = None, advance: Callable[[int], None] = lambda count: None
+    ) -> Iterator[tuple[Sequence[int], dict[str, list[Sample]]]]:
+        """Yield blocks of `rows` with their generated samples by target; the draws of a row are consecutive."""
+        for block in blocks(rows, max(1, self.batch // self.draws)):
+            yield block, self._draw_block(block, on_step, advance)
 
-
-def _samples_by_key(keys: Sequence[str], samples: Iterable[tuple[str, int]], folder: Path) -> list[RequestedSample]:
-    """Return the samples with these keys. Raises UnknownNameError."""
-    remaining = iter(samples)
-    first = list(islice(remaining, SUGGESTED))
-    matches = {key: (number, key, row) for number, (key, row) in enumerate(chain(first, remaining)) if key in keys}
-    for key in keys:
-        if key not in matches:
-            hint = f"(in {folder}; --split chooses another split)"
-            raise UnknownNameError.of("sample", key, (sample_key for sample_key, _ in first), hint)
-    return [matches[key] for key in keys]
-
-
-def _samples_by_number(
-    numbers: Sequence[int], setting: str, samples: Iterable[tuple[str, int]], folder: Path
-) -> list[RequestedSample]:
-    """Return the samples with these numbers, given by the plan as `setting`. Raises DataError or ConfigError."""
-    listed = [(number, key, row) for number, (key, row) in enumerate(islice(samples, max(numbers) + 1))]
-    if not listed:
-        raise DataError(f"{folder}: no sample has tokens of all inputs")
-    if not setting or is_count(setting):  # a number is an upper bound
-        return listed
-    if max(numbers) >= len(listed):
-        available = f"{len(listed)} samples with all inputs, numbers 0 to {len(listed) - 1}"
-        raise ConfigError(f"samples {setting}: {folder} has {available}")
-    return [listed[number] for number in numbers]
-
-
-def extensions_of(pipeline: AnyToAny, name: str) -> set[str]:
-    """Return the extensions that belong to a modality, or to the modality whose input form it is."""
-    names = [name, *(plain for plain, form in pipeline.input_forms.items() if form == name)]
-    handles = [pipeline.zoo[modality] for modality in names if modality in pipeline.zoo]
-    return {extension for handle in handles for extension in handle.spec.extensions}
-
-
-def files_by_name(sources: Mapping[str, str], extensions: Mapping[str, Collection[str]]) -> dict[str, dict[str, Path]]:
-    """Return the files of folders and patterns by modality and key. Raises ConfigError if the keys do not agree.
-
-    If a folder has files with the modality's `extensions`, its other files are not used, such as texts next to
-    pictures.
-    """
-    files_by_modality: dict[str, dict[str, Path]] = {}
-    for name, source in sources.items():
-        pattern = os.path.join(glob.escape(source), "*") if os.path.isdir(source) else source
-        paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
-        if os.path.isdir(source):
-            paths = [path for path in paths if path.suffix[1:].lower() in extensions[name]] or paths
-        files_by_modality[name] = {path.stem: path for path in paths}
-        if len(files_by_modality[name]) < len(paths) or not paths:
-            same = "two files have the same name; give a pattern, such as 'FOLDER/*.png'"
-            reason = same if paths else "there are no such files"
-            raise ConfigError(f"input {name}={source}: {reason}")
-        first, keys = next(iter(files_by_modality.items()))
-        if differing := sorted(keys.keys() ^ files_by_modality[name].keys()):
-            raise ConfigError(f"input {name}={source}: expected the files that {first} has; {differing[0]} differs")
-    return files_by_modality
+    @kept_memory()
+    def _draw_block(
+        self, rows: Sequence[int], on_step: OnStep | None, advance: Callable[[int], None]
+    ) -> dict[str, list[Sample]]:
+        """More than `batch` draws are only possible for a single row."""
+        inputs, partial = self.tokens_of(rows)
+        single_ids = {target.name: self.handles[target.name].single_ids() for target in self.targets}
+        samples: dict[str, list[Sample]] = {target.name: [] for target in self.targets}
+        for part in blocks(range(self.draws), self.batch):
+            numbers = [self.numbers[row] + draw * self.stride for row in rows for draw in part]
+            generated = generate(
+                self.model, inputs, self.targets, self.seed, numbers, partial=partial, draws=len(part),
+                once=single_ids, on_step=on_step,
+            )  # fmt: skip
+            for name, ids in generated.items():
+                handle = self.handles[name]
+                values = chain.from_iterable(handle.decode(batch, trusted=True) for batch in blocks(ids, BATCH))
+                samples[name] += [Sample(handle, *pair) for pair in zip(ids, values, strict=True)]
+            advance(len(numbers))
+        return samples
 
 
-def item_of_source(handle: ModalityHandle, source: Source) -> Any:
-    """Return the value, text or path of a source. Raises ConfigError, InvalidValueError."""
-    name, content = handle.name, source.content
-    if source.kind == "text" and handle.spec.value.kind == "text":
-        return content
-    if source.kind in ("text", "json"):
-        return handle.read(content.encode(), "txt" if source.kind == "text" else "json")
-    if not os.path.isfile(content):
-        several = "; repeat --input for each" if re.search(r",\w+=", content) else ""
-        raise ConfigError(f'input {name}={content:.200}: expected an existing file, or "TEXT" in quotes{several}')
-    return Path(content)
+def taken(batches: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """Return the tokens of the samples `rows`, which may repeat, by modality."""
+    return {name: rows_of(batch, rows) for name, batch in batches.items()}
 
 
-def tokens_of_file(handle: ModalityHandle, file: Path) -> Any:
-    """Return the tokens in a file as a batch. Raises DataError."""
-    tokens = [read_tokens(handle, file)]
-    try:
-        checked_batch(handle.spec, tokens, None, "")
-    except InvalidValueError as error:
-        raise DataError(f"{file}: {error}") from None
-    return tokens
+def blocks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Split items into runs of at most `size`."""
+    return [items[first : first + size] for first in range(0, len(items), size)]

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import Distribution, entry_points
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ TOKENIZERS = "tokenizers"
 """Folder of the tokenizers in a bundle."""
 WHEELS = "wheels"
 """Folder of the wheels in a bundle; they are never installed or imported by loading it."""
+REGISTRY = "registry.toml"
+"""Registry of a bundle."""
 BUNDLE = "bundle.json"
 """Record of a bundle, see bundle.py."""
 BUNDLE_RECORD = {
@@ -47,6 +49,8 @@ BACKBONE = RunKind(
 class Run:
     """Where a run's inputs are: the places of its run.json. Paths are absolute."""
 
+    folder: Path = field(default=Path(), compare=False)
+    """The run itself; not part of run.json."""
     tokens: Path
     """The token store that it trains on."""
     data: Path | None = None
@@ -58,8 +62,9 @@ class Run:
 
     def paths(self) -> dict[str, str | None]:
         """Return the paths as JSON types."""
-        paths = {key: None if path is None else str(Path(path).resolve()) for key, path in asdict(self).items()}
-        return paths | {"registry": registry_path(self.registry)}
+        paths = {"tokens": self.tokens, "data": self.data, "start": self.start}
+        resolved = {key: None if path is None else str(Path(path).resolve()) for key, path in paths.items()}
+        return resolved | {"registry": registry_path(self.registry)}
 
     def save(self, folder: Path) -> None:
         """Write the places into run.json; without one, for a finished backbone."""
@@ -71,7 +76,47 @@ class Run:
         """Read run.json. Raises CheckpointError where `folder` is not a run."""
         if (record := read_run(folder)) is None:
             raise CheckpointError(f"{folder}: no run here ({RUN} was expected); train one with zoo backbone train")
-        return from_mapping(cls, {key: value for key, value in record["places"].items() if value is not None})
+        paths = {key: value for key, value in record["places"].items() if value is not None}
+        return replace(from_mapping(cls, paths), folder=Path(folder))
+
+    @classmethod
+    def open(cls, source: str | Path, revision: str | None = None, sha256: str | None = None) -> Run:
+        """Find and verify a trained model: a folder, an installed bundle, or a hub id, `owner/name[@REVISION]`.
+
+        `revision` is a branch, tag or commit of a hub id. `sha256` is the fingerprint that the model must have. Raises
+        CheckpointError if there is no such model, its training is not finished, or a distribution that a bundle needs
+        is not installed.
+        """
+        folder = _locate(source, revision)
+        if sha256 is not None and (model_fingerprint := fingerprint(folder)) != sha256:
+            raise CheckpointError(f"{source}: the model has the fingerprint {model_fingerprint}, expected {sha256}")
+        if is_bundle := (folder / BUNDLE).is_file():
+            _check_bundle(source, folder)
+        run, inside = cls.load(folder), folder.resolve()
+        for name, path in run.paths().items() if is_bundle else ():
+            if path and not Path(path).is_relative_to(inside / REGISTRY if name == "registry" else inside):
+                raise CheckpointError(f"{folder / RUN}: names {path}, which is not of the bundle; export it again")
+        check_finished(folder)
+        return run
+
+    def existing_registry(self) -> Path | None:
+        """Return the registry that the model was trained with. Raises CheckpointError if it is gone."""
+        if self.registry is not None and not self.registry.exists():
+            advice = (
+                "give --registry FILE (in Python zoo=Zoo.from_toml(FILE)), or move the run with its whole project, or "
+                "as a bundle (zoo backbone export)"
+            )
+            expected = f"expects its registry at {self.registry}, which is not there"
+            raise CheckpointError(f"{self.folder}: {expected}; {advice}")
+        return self.registry
+
+    def zoo(self) -> Zoo:
+        """Return the zoo of the training; if its registry is unknown, all installed modalities.
+
+        Raises CheckpointError if the registry is gone.
+        """
+        registry = self.existing_registry()
+        return Zoo.installed() if registry is None else Zoo.at(registry)
 
     def values(self) -> Path:
         """Return the folder of values. Raises CheckpointError if the run has none, or if it is missing."""
@@ -81,42 +126,34 @@ class Run:
         return self.data
 
 
-def find_run(source: str | Path, revision: str | None = None, sha256: str | None = None) -> Path:
-    """Return the folder of a run or bundle: a local folder, an installed bundle, or a hub id, `owner/name` or
-    `owner/name@REVISION`.
-
-    `revision` is a branch, tag or commit of a hub id. `sha256` is the fingerprint that the model must have. Raises
-    CheckpointError if there is no such model, or a distribution that a bundle needs is not installed.
-    """
+def _locate(source: str | Path, revision: str | None) -> Path:
+    """Return the folder of a run or bundle."""
     folder, bundles = Path(source).expanduser(), entry_points(group=BUNDLES)
-    if not folder.is_dir() and str(source) in bundles.names:
-        folder = Path(bundles[str(source)].load())
-    elif not folder.is_dir() and re.fullmatch(HUB_ID, str(source)) and not folder.parent.is_dir():
-        folder = hub_folder(str(source), revision)
-    elif not folder.is_dir():
-        installed = f"; installed bundles: {', '.join(sorted(bundles.names))}" if bundles else ""
-        raise CheckpointError(f"{source}: no such folder, and not a hub id (owner/name){installed}")
-    if sha256 is not None and (model_fingerprint := fingerprint(folder)) != sha256:
-        raise CheckpointError(f"{source}: the model has the fingerprint {model_fingerprint}, expected {sha256}")
-    if (folder / BUNDLE).is_file():
-        record = read_table(folder / BUNDLE, BUNDLE_RECORD)
-        wheels = [f"{WHEELS}/{wheel.name}" for wheel in (folder / WHEELS).glob("*.whl")]
-        for name, digest in {**dict.fromkeys(wheels), **record["files"]}.items():
-            if Path(name).is_absolute() or os.pardir in Path(name).parts:
-                raise CheckpointError(f"{folder / BUNDLE}: names a file of another folder, {name}; export it again")
-            if not (folder / name).exists() or file_digest(folder / name) != digest:
-                raise CheckpointError(f"{folder / name}: is not the file of the export; copy the bundle again")
-        if missing := [name for name in record["requires"] if not any(Distribution.discover(name=name))]:
-            install = f"{shlex.quote(str(folder / WHEELS))}/*.whl" if wheels else " ".join(missing)
-            raise CheckpointError(f"{source}: needs {', '.join(missing)}; install it: pip install {install}")
-        registry = folder / "registry.toml"
-        if registry.is_file() and (setting := _foreign_setting(load_toml(registry))):
-            raise CheckpointError(f"{registry}: a bundle cannot set {setting}; ask its author to export it again")
-        for name, path in Run.load(folder).paths().items():
-            inside = folder.resolve()
-            if path and not Path(path).is_relative_to(inside / registry.name if name == "registry" else inside):
-                raise CheckpointError(f"{folder / RUN}: names {path}, which is not of the bundle; export it again")
-    return folder
+    if folder.is_dir():
+        return folder
+    if str(source) in bundles.names:
+        return Path(bundles[str(source)].load())
+    if re.fullmatch(HUB_ID, str(source)) and not folder.parent.is_dir():
+        return hub_folder(str(source), revision)
+    installed = f"; installed bundles: {', '.join(sorted(bundles.names))}" if bundles else ""
+    raise CheckpointError(f"{source}: no such folder, and not a hub id (owner/name){installed}")
+
+
+def _check_bundle(source: str | Path, folder: Path) -> None:
+    """Raise CheckpointError for changed files, missing distributions, and settings that name other folders."""
+    record = read_table(folder / BUNDLE, BUNDLE_RECORD)
+    wheels = [f"{WHEELS}/{wheel.name}" for wheel in (folder / WHEELS).glob("*.whl")]
+    for name, digest in {**dict.fromkeys(wheels), **record["files"]}.items():
+        if Path(name).is_absolute() or os.pardir in Path(name).parts:
+            raise CheckpointError(f"{folder / BUNDLE}: names a file of another folder, {name}; export it again")
+        if not (folder / name).exists() or file_digest(folder / name) != digest:
+            raise CheckpointError(f"{folder / name}: is not the file of the export; copy the bundle again")
+    if missing := [name for name in record["requires"] if not any(Distribution.discover(name=name))]:
+        install = f"{shlex.quote(str(folder / WHEELS))}/*.whl" if wheels else " ".join(missing)
+        raise CheckpointError(f"{source}: needs {', '.join(missing)}; install it: pip install {install}")
+    registry = folder / REGISTRY
+    if registry.is_file() and (setting := _foreign_setting(load_toml(registry))):
+        raise CheckpointError(f"{registry}: a bundle cannot set {setting}; ask its author to export it again")
 
 
 def _foreign_setting(tables: Mapping[str, Any]) -> str:
@@ -136,32 +173,17 @@ def registry_path(registry: Path | None) -> str | None:
     return None if registry is None else str(registry.parent.resolve() / registry.name)
 
 
-def existing_registry(folder: Path, registry: Path | None) -> Path | None:
-    """Return the registry that a folder's model was trained with. Raises CheckpointError if it is gone."""
-    if registry is not None and not registry.exists():
-        advice = (
-            "give --registry FILE (in Python zoo=Zoo.from_toml(FILE)), or move the run with its whole project, or as a "
-            "bundle (zoo backbone export)"
-        )
-        raise CheckpointError(f"{folder}: expects its registry at {registry}, which is not there; {advice}")
-    return registry
-
-
-def zoo_of(folder: Path, registry: Path | None) -> Zoo:
-    """Return the zoo of the registry that a run was trained with; if it is unknown, all installed modalities.
-
-    Raises CheckpointError if the registry is gone.
-    """
-    registry_file = existing_registry(folder, registry)
-    return Zoo.installed() if registry_file is None else Zoo.at(registry_file)
-
-
-def stored_config(folder: Path) -> dict[str, Any]:
-    """Return the config.json of a trained model. Raises CheckpointError if training is not finished."""
+def check_finished(folder: Path) -> None:
+    """Raise CheckpointError if a folder has no trained model."""
     if not (folder / CONFIG).is_file():
         if (folder / RUN).is_file():
             raise CheckpointError(f"{folder}: its training has not come to its end; the command that began it goes on")
         raise CheckpointError(f"{folder}: no trained backbone here yet; train one with zoo backbone train")
+
+
+def stored_config(folder: Path) -> dict[str, Any]:
+    """Return the config.json of a trained model. Raises CheckpointError if training is not finished."""
+    check_finished(folder)
     return read_table(folder / CONFIG, {**records.MODEL, "weights_sha256": str})
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +21,26 @@ if TYPE_CHECKING:
     from zoo_backbone.run import Run
 
 
-def _find_run(context: click.Context, parameter: click.Parameter, source: str) -> Path:
-    if context.resilient_parsing:  # completion opens nothing
-        return Path(source)
-    from zoo_backbone.run import find_run
+def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the argument RUN: the folder of a run or bundle, an installed bundle, or a hub id.
 
-    return find_run(source)
+    The command gets the opened `run` and its `zoo`. Raises CheckpointError if there is no trained model.
+    """
+
+    @click.argument("source", metavar="RUN", shell_complete=complete_paths)
+    @wraps(command)
+    def with_run(source: str, **options: Any) -> Any:
+        from zoo_backbone.run import Run
+
+        run = Run.open(source)
+        return command(run=run, zoo=zoo_of(run), **options)
+
+    return with_run
 
 
-RUN = click.argument("folder", metavar="RUN", callback=_find_run, shell_complete=complete_paths)
-"""The folder of a run or bundle, an installed bundle, or a hub id."""
+def zoo_of(run: Run) -> Zoo:
+    """Return the zoo of --registry, of the run, or of ./registry.toml. Raises CheckpointError if the run's is gone."""
+    return open_zoo(asked_registry() or run.existing_registry())
 
 
 class ConfigFile(click.Path):
@@ -86,6 +97,11 @@ def with_options(table: dict[str, Any], assignments: Iterable[str], seed: int | 
     return assigned(table, parse_assignments(assignments) | changes)
 
 
+def input_items(inputs: Iterable[str]) -> list[str]:
+    """Return the items of `--input`: NAMES are split at commas, NAME=SOURCE stays as it is."""
+    return [item for text in inputs for item in ([text] if "=" in text else split_names(text))]
+
+
 def pairs_of(option: str, items: Iterable[str], value_name: str) -> dict[str, str]:
     """Parse `NAME=WHAT` options into a table. Raises UsageError."""
     pairs: dict[str, str] = {}
@@ -111,22 +127,3 @@ def numbers_of(option: str, items: Iterable[str]) -> dict[str, float]:
         if not math.isfinite(numbers[name]):
             raise click.UsageError(f"{option} {name}={text}: expected NAME=NUMBER")
     return numbers
-
-
-def open_run(folder: Path) -> tuple[Run, Zoo]:
-    """Return a run and its zoo (see `zoo_of`). Raises CheckpointError if its training is unfinished."""
-    from zoo_backbone.run import Run, stored_config
-
-    run = Run.load(folder)
-    stored_config(folder)
-    return run, zoo_of(folder, run.registry)
-
-
-def zoo_of(folder: Path, registry: Path | None) -> Zoo:
-    """Return the zoo of --registry, of the run's `registry`, or of ./registry.toml, in this order.
-
-    Raises CheckpointError if the run's registry is missing and --registry is not set.
-    """
-    from zoo_backbone.run import existing_registry
-
-    return open_zoo(asked_registry() or existing_registry(folder, registry))

@@ -45,23 +45,24 @@ def export_onnx(source: str, out: Path, inputs: list[str] | None, format: Format
         with disk_errors(out):
             record = export_tokenizer(zoo[source], out, format, overwrite=overwrite)
     else:
+        from zoo_backbone.checkpoint import load_model
         from zoo_backbone.encoder import FourMEncoder
         from zoo_backbone.export import export_encoder
-        from zoo_backbone.run import find_run
+        from zoo_backbone.run import Run
 
         try:
-            run = find_run(source)
+            run = Run.open(source)
         except CheckpointError as error:
             if source in zoo:
                 raise ConfigError(f"--inputs: is for a RUN, and {source} is a modality; leave it out") from None
             close = [] if Path(source).exists() else close_names(source, zoo.names())
             offer = f"; did you mean the modality {' or '.join(close)}?" if close else ""
             raise CheckpointError(f"{error}{offer}") from None
-        encoder = FourMEncoder.from_run(run)
+        encoder = FourMEncoder(load_model(run.folder)).eval()
         if not inputs:
             raise ConfigError(f"zoo export-onnx {source}: needs --inputs, some of {', '.join(encoder.layout.readable)}")
         with disk_errors(out):
-            record = export_encoder(encoder, run, inputs, out, format, overwrite=overwrite)
+            record = export_encoder(encoder, run.folder, inputs, out, format, overwrite=overwrite)
     table = plain_table("file", "output", "shape", ">largest difference from PyTorch")
     for name, file in record["files"].items():
         for port in file["outputs"]:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tokenizers_zoo.cli.completion import MODALITY
-from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, parse_assignments, settings_option, split_names
+from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, parse_assignments, settings_option
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import RUN, assigned, numbers_of, open_run, pairs_of
+from zoo_backbone.cli import assigned, input_items, numbers_of, pairs_of, run_argument
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import Zoo
+    from zoo_backbone.run import Run
 
 
 @click.command("generate")
-@RUN
+@run_argument
 @click.option("--input", "inputs", multiple=True, metavar="NAMES", type=MODALITY,
               help="Modalities of stored samples, comma-separated; or NAME=FILE, NAME=FOLDER or 'NAME=a text'. "
               "Repeatable.")  # fmt: skip
@@ -44,7 +48,8 @@ from zoo_backbone.cli import RUN, assigned, numbers_of, open_run, pairs_of
 @DEVICE
 @settings_option("For all targets: top_p=0.9; for one: NAME.top_p=0.9. Keys: docs/generation.md.")
 def generate_command(
-    folder: Path,
+    run: Run,
+    zoo: Zoo,
     inputs: tuple[str, ...],
     targets: list[str] | None,
     plan_file: Path | None,
@@ -82,7 +87,6 @@ def generate_command(
 
     if (targets is None) == (plan_file is None):
         raise click.UsageError("expected either --target NAMES or --plan FILE")
-    run, zoo = open_run(folder)
     table = read_plan(plan_file, zoo) if plan_file else {}
     if guide:
         has_weights = len(guide) > 1 or "=" in guide[0]
@@ -93,8 +97,7 @@ def generate_command(
             target.pop("guidance", None)
     settings = parse_assignments(assignments) | ({"steps": steps} if steps else {})
     table["targets"] = _targets(targets, table, settings)
-    items = [item for text in inputs for item in ([text] if "=" in text else split_names(text))]
-    table["inputs"] = inputs_of(written_sources(table.get("inputs", [])) | written_sources(items))
+    table["inputs"] = inputs_of(written_sources(table.get("inputs", [])) | written_sources(input_items(inputs)))
     table["inpaint"] = {**table.get("inpaint", {}), **pairs_of("--inpaint", inpaint, "REGION")}
     selection = {"keys": keys, **options}
     for option, excluded in (("keys", "samples"), ("samples", "keys")):
@@ -102,7 +105,7 @@ def generate_command(
             table.pop(excluded, None)
     table |= {key: value for key, value in selection.items() if value is not None}
     plan = from_mapping(GenerationPlan, table, Origin())
-    model = AnyToAny.from_pretrained(folder, zoo=zoo, device=device)
+    model = AnyToAny.load(run, zoo, device=device)
     with disk_errors(out):
         folders = generate_to_folder(model, plan, out, run.tokens, overwrite=overwrite)
     samples = len({draw_folder.parent for draw_folder in folders})

@@ -36,12 +36,15 @@ from tokenizers_zoo.errors import ConfigError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import CONFIG_OPTION, RUN, open_run, read_tables, with_options, zoo_of
+from zoo_backbone.cli import CONFIG_OPTION, read_tables, run_argument, with_options
 from zoo_backbone.cli.generate import generate_command
 from zoo_backbone.config import PRESETS, ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from tokenizers_zoo.registry import Zoo
+    from zoo_backbone.run import Run
 
 
 @click.group(cls=Group)
@@ -175,7 +178,7 @@ def train(
 
 
 @backbone.command("grow")
-@RUN
+@run_argument
 @names_option("--add", help="New modalities.", required=True)
 @click.option("--tokens", type=PATH, required=True, help="A token store that has them.")
 @click.option("--out", type=PATH, required=True, help="Folder of the new run.")
@@ -193,7 +196,8 @@ def train(
 @JSON
 @settings_option("A key of [train], such as steps=2000; docs/settings.md lists them.")
 def grow_command(
-    folder: Path,
+    run: Run,
+    zoo: Zoo,
     add: list[str],
     tokens: Path,
     out: Path,
@@ -220,10 +224,9 @@ def grow_command(
     from zoo_backbone.distributed import leave
     from zoo_backbone.grow import REPORT, Trained, check_same_model, grow, write_report
 
-    if out.resolve() == folder.resolve():
+    if out.resolve() == run.folder.resolve():
         raise click.UsageError(f"--out {out}: is RUN itself; give another folder")
-    trained = Trained.load(folder)
-    zoo = zoo_of(folder, trained.run.registry if trained.run else None)
+    trained = Trained.load(run.folder)
     tables, origin = read_tables(config_file), Origin(path=config_file, table="train")
     check_same_model(trained, tables["model"], Origin(path=config_file, table="model"))
     settings = with_options(tables["train"], assignments, seed) | ({"freeze": True} if freeze else {})
@@ -269,7 +272,7 @@ def skill_table(result: dict[str, Any]) -> Table:
 
 
 @backbone.command("eval")
-@RUN
+@run_argument
 @click.option("--input", "inputs", multiple=True, metavar="NAMES", type=MODALITY,
               help="Comma-separated modalities that are inputs together; repeat for more sets. Default: each "
               "modality alone.")  # fmt: skip
@@ -286,7 +289,8 @@ def skill_table(result: dict[str, Any]) -> Table:
 @PRINT_CONFIG
 @settings_option("A key of [eval], such as steps=4; docs/settings.md lists them.")
 def evaluate_command(
-    folder: Path,
+    run: Run,
+    zoo: Zoo,
     inputs: tuple[str, ...],
     targets: list[str] | None,
     config_file: Path | None,
@@ -327,14 +331,14 @@ def evaluate_command(
     if print_config:
         show_config("eval", config, given_layers(table, config_file, "eval", assignments, seed=seed, **options))
         return
-    run, zoo = open_run(folder)
     if tokens is not None and tokens.resolve() != run.tokens.resolve():
         if out is None:
-            raise ConfigError(f"--tokens {tokens}: {folder / FOLDER} has scores for {run.tokens}; give --out FOLDER")
+            default = run.folder / FOLDER
+            raise ConfigError(f"--tokens {tokens}: {default} has scores for {run.tokens}; give --out FOLDER")
         run = dataclasses.replace(run, tokens=tokens, data=TokenStore(tokens).data)
-    with disk_errors(out or folder):
+    with disk_errors(out or run.folder):
         result = evaluate(
-            folder, zoo, run.tokens, data_dir or run.values(), config=config, device=device, out=out,
+            run.folder, zoo, run.tokens, data_dir or run.values(), config=config, device=device, out=out,
             overwrite=overwrite,
         )  # fmt: skip
     if as_json:
@@ -350,12 +354,12 @@ def evaluate_command(
     show_table(skill_table(result))
     if not result["pairs"]:
         echo("no pairs: no modality can be predicted from another one")
-    echo(f"all scores: {(out or folder / FOLDER) / FILE}")
-    next_command("report", folder)
+    echo(f"all scores: {(out or run.folder / FOLDER) / FILE}")
+    next_command("report", run.folder)
 
 
 @backbone.command()
-@RUN
+@run_argument
 @click.argument("out", type=PATH)
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True,
               help="Type of the stored weights.")  # fmt: skip
@@ -366,7 +370,7 @@ def evaluate_command(
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is in the folder.")
 @DEVICE
 def export(
-    folder: Path, out: Path, dtype: str, samples: int, with_plugins: bool, overwrite: bool, device: str
+    run: Run, zoo: Zoo, out: Path, dtype: str, samples: int, with_plugins: bool, overwrite: bool, device: str
 ) -> None:  # fmt: skip
     """Write a bundle: one folder with the model and all that it needs.
 
@@ -381,18 +385,17 @@ def export(
     """
     from zoo_backbone.bundle import export_bundle
 
-    _, zoo = open_run(folder)
     with disk_errors(out):
-        export_bundle(folder, zoo, out, dtype, samples, overwrite, device, with_plugins)
+        export_bundle(run, zoo, out, dtype, samples, overwrite, device, with_plugins)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     echo(f"bundle: {size / 1e6:.1f} MB, in {out}; check it elsewhere with: {command_line('backbone', 'verify', out)}")
 
 
 @backbone.command("verify")
-@RUN
+@run_argument
 @DEVICE
 @JSON
-def verify_command(folder: Path, device: str, as_json: bool) -> None:
+def verify_command(run: Run, zoo: Zoo, device: str, as_json: bool) -> None:
     """Check a bundle by its golden sample.
 
     Values are encoded and targets predicted again. The table shows the shares of
@@ -402,11 +405,9 @@ def verify_command(folder: Path, device: str, as_json: bool) -> None:
     Example:
       zoo backbone verify bundle
     """
-    from zoo_backbone.bundle import verify
     from zoo_backbone.pipeline import AnyToAny
 
-    model = AnyToAny.from_pretrained(folder, zoo=open_run(folder)[1], device=device)
-    shares = verify(folder, model.model, model.zoo)
+    shares = AnyToAny.load(run, zoo, device=device).verify()
     if as_json:
         show_json({"same": shares})
         return

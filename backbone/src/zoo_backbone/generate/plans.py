@@ -212,6 +212,14 @@ class GenerationPlan:
         """Return the targets, each with its guidance."""
         return [replace(target, guidance=target.guidance or self.guidance) for target in self.targets]
 
+    def renamed(self, forms: Mapping[str, str]) -> GenerationPlan:
+        """Return the plan with other names of some inputs, such as the input form `rgb_patches` of `rgb`."""
+        inputs = {forms.get(name, name): text for name, text in written_sources(self.inputs).items()}
+        names = {**forms, **{target.name: target.name for target in self.targets}}
+        targets = (replace(plan, guidance=plan.guidance and plan.guidance.renamed(names)) for plan in self.targets)
+        guidance = self.guidance.renamed(names)
+        return replace(self, inputs=tuple(inputs_of(inputs)), guidance=guidance, targets=tuple(targets))
+
     def with_absolute_paths(self, folder: Path, zoo: Zoo) -> GenerationPlan:
         """Return the plan with absolute paths instead of paths relative to `folder`, and texts in quotes."""
         regions = {}

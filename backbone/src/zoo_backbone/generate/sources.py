@@ -12,15 +12,16 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from tokenizers_zoo.data.tokens import is_token_file
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.data.tokens import is_token_file, read_tokens
+from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.limits import read_file
-from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.registry import ModalityHandle, Zoo
+from zoo_backbone.packing import checked_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +89,49 @@ def sources_of(inputs: Iterable[str], zoo: Zoo, folder: Path) -> dict[str, Sourc
 def inputs_of(sources: Mapping[str, Source | str]) -> list[str]:
     """Return the inputs of a plan that `sources_of` and `written_sources` read."""
     return [f"{name}={source}" if str(source) else name for name, source in sources.items()]
+
+
+def files_by_name(sources: Mapping[str, str], extensions: Mapping[str, Collection[str]]) -> dict[str, dict[str, Path]]:
+    """Return the files of folders and patterns by modality and key. Raises ConfigError if the keys do not agree.
+
+    If a folder has files with the modality's `extensions`, its other files are not used, such as texts next to
+    pictures.
+    """
+    files_by_modality: dict[str, dict[str, Path]] = {}
+    for name, source in sources.items():
+        pattern = os.path.join(glob.escape(source), "*") if os.path.isdir(source) else source
+        paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
+        if os.path.isdir(source):
+            paths = [path for path in paths if path.suffix[1:].lower() in extensions[name]] or paths
+        files_by_modality[name] = {path.stem: path for path in paths}
+        if len(files_by_modality[name]) < len(paths) or not paths:
+            same = "two files have the same name; give a pattern, such as 'FOLDER/*.png'"
+            reason = same if paths else "there are no such files"
+            raise ConfigError(f"input {name}={source}: {reason}")
+        first, keys = next(iter(files_by_modality.items()))
+        if differing := sorted(keys.keys() ^ files_by_modality[name].keys()):
+            raise ConfigError(f"input {name}={source}: expected the files that {first} has; {differing[0]} differs")
+    return files_by_modality
+
+
+def item_of_source(handle: ModalityHandle, source: Source) -> Any:
+    """Return the value, text or path of a source. Raises ConfigError, InvalidValueError."""
+    name, content = handle.name, source.content
+    if source.kind == "text" and handle.spec.value.kind == "text":
+        return content
+    if source.kind in ("text", "json"):
+        return handle.read(content.encode(), "txt" if source.kind == "text" else "json")
+    if not os.path.isfile(content):
+        several = "; repeat --input for each" if re.search(r",\w+=", content) else ""
+        raise ConfigError(f'input {name}={content:.200}: expected an existing file, or "TEXT" in quotes{several}')
+    return Path(content)
+
+
+def tokens_of_file(handle: ModalityHandle, file: Path) -> Any:
+    """Return the tokens in a file as a batch. Raises DataError."""
+    tokens = [read_tokens(handle, file)]
+    try:
+        checked_batch(handle.spec, tokens, None, "")
+    except InvalidValueError as error:
+        raise DataError(f"{file}: {error}") from None
+    return tokens

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -18,14 +18,17 @@ from tokenizers_zoo.cli.options import (
     plain_table,
     show_json,
     show_table,
-    split_names,
 )
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import RUN, numbers_of, open_run
+from zoo_backbone.cli import input_items, numbers_of, run_argument, zoo_of
 from zoo_backbone.retrieval import EmbeddingConfig, Search, SpaceKind
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import Zoo
+    from zoo_backbone.run import Run
 
 
 def embedding_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,14 +57,14 @@ def retrieve() -> None:
 
 
 @retrieve.command("build")
-@RUN
+@run_argument
 @click.option("--out", type=PATH, required=True, help="Folder of the index.")
 @embedding_options
 @click.option("--exact/--approximate", "exact", default=None, help="Compare all vectors, or those of near cells. "
               "Default: exact up to 100,000 samples.")  # fmt: skip
 @DEVICE
 @click.option("--overwrite", is_flag=True, help="Replace another index. Not needed to resume.")
-def build_command(folder: Path, out: Path, split: str, modalities: list[str] | None, via: str, space: Any,
+def build_command(run: Run, zoo: Zoo, out: Path, split: str, modalities: list[str] | None, via: str, space: Any,
                   exact: bool | None, device: str, overwrite: bool) -> None:  # fmt: skip
     """Embed the stored samples of a run and write an index.
 
@@ -75,12 +78,11 @@ def build_command(folder: Path, out: Path, split: str, modalities: list[str] | N
     from zoo_backbone.retrieval.index import build
 
     config = EmbeddingConfig(via=via, space=space)
-    _, zoo = open_run(folder)
     search: Search | None = None if exact is None else "exact" if exact else "approximate"
     with disk_errors(out):
         index = build(
-            folder, zoo, out, config=config, split=split, modalities=modalities, search=search, overwrite=overwrite,
-            device=device,
+            run.folder, zoo, out, config=config, split=split, modalities=modalities, search=search,
+            overwrite=overwrite, device=device,
         )  # fmt: skip
     count = f"{count_of(index.size(), 'sample')} with {count_of(len(index.names), 'modality', 'modalities')}"
     echo(f"index: {count}, {index.search_kind}, in {out}")
@@ -116,26 +118,32 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
     """
     from zoo_backbone.evaluation_data import input_forms
     from zoo_backbone.generate.sources import sources_of
+    from zoo_backbone.pipeline import AnyToAny
     from zoo_backbone.retrieval.index import Index
     from zoo_backbone.retrieval.query import query_keys, query_values, write_results
+    from zoo_backbone.run import Run
 
     scale = numbers_of("--weights", weights)
-    names = _inputs(inputs, by_key=keys is not None)
+    items, by_key = input_items(inputs), keys is not None
+    if not (items or by_key):
+        raise click.UsageError("expected --input NAME=FILE, or --keys of stored samples")
+    if wrong := [item for item in items if ("=" in item) == by_key]:
+        expected = "NAMES with --keys, or NAME=FILE or NAME=TEXT without --keys"
+        raise click.UsageError(f"--input {wrong[0]}: expected {expected}")
     if keys is None and (exclude_self or split):
         raise click.UsageError("--exclude-self and --split: apply to stored samples; give --keys")
     index = Index(folder, run)
-    _, zoo = open_run(index.run)
-    forms = input_forms(zoo, index.names)
-    names = [forms.get(name, name) for name in names]
-    sources = sources_of(inputs if keys is None else (), zoo, Path.cwd())
-    sources = {forms.get(name, name): source for name, source in sources.items()}
+    opened = Run.open(index.run)
+    zoo = zoo_of(opened)
+    model, forms = AnyToAny.load(opened, zoo, device=device), input_forms(zoo, index.names)
+    sources = {forms.get(name, name): source for name, source in sources_of(items, zoo, Path.cwd()).items()}
     scale = {forms.get(name, name): weight for name, weight in scale.items()}
     if keys is None:
-        results = query_values(index, zoo, sources, scale, count, find, device)
+        results = query_values(index, model, sources, scale, count, find)
     else:
-        names = names or list(scale) or index.names
+        names, sources = list(sources or scale or index.names), {}
         results = query_keys(
-            index, zoo, keys, names, scale, count, find=find, split=split, exclude_self=exclude_self, device=device
+            index, model, keys, names, scale, count, find=find, split=split, exclude_self=exclude_self
         )  # fmt: skip
     if as_json:
         show_json([dataclasses.asdict(result) for result in results])
@@ -157,7 +165,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
 
 
 @retrieve.command("eval")
-@RUN
+@run_argument
 @click.option("--out", type=PATH, help="Default: RUN/retrieval, which zoo report shows; RUN/retrieval-SPLIT for other "
               "splits than test.")  # fmt: skip
 @embedding_options
@@ -166,7 +174,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
 @click.option("--galleries", type=click.IntRange(min=0), default=8, show_default=True, help="Pairs with a picture.")
 @DEVICE
 @JSON
-def eval_command(folder: Path, out: Path | None, split: str, modalities: list[str] | None, via: str, space: Any,
+def eval_command(run: Run, zoo: Zoo, out: Path | None, split: str, modalities: list[str] | None, via: str, space: Any,
                  samples: int, galleries: int, device: str, as_json: bool) -> None:  # fmt: skip
     """Measure recall from every modality to every other.
 
@@ -182,12 +190,11 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
     from tokenizers_zoo.samples import TEST, TRAIN
     from zoo_backbone.retrieval.query import FILE, FOLDER, RECALL_AT, evaluate_retrieval
 
-    out = out or folder / (FOLDER if split == TEST else f"{FOLDER}-{split}")
+    out = out or run.folder / (FOLDER if split == TEST else f"{FOLDER}-{split}")
     config = EmbeddingConfig(via=via, space=space)
-    _, zoo = open_run(folder)
     with disk_errors(out):
         result = evaluate_retrieval(
-            folder, zoo, out, embedding=config, samples=samples, galleries=galleries, split=split,
+            run.folder, zoo, out, embedding=config, samples=samples, galleries=galleries, split=split,
             modalities=modalities, device=device,
         )  # fmt: skip
     if as_json:
@@ -204,18 +211,3 @@ def eval_command(folder: Path, out: Path | None, split: str, modalities: list[st
     if split == TRAIN:
         echo("these are training samples of the backbone: not held-out figures")
     echo(f"written to {out / FILE}")
-
-
-def _inputs(inputs: Sequence[str], by_key: bool) -> list[str]:
-    """Return names of modalities of stored samples; none if the inputs are files and values. Raises UsageError."""
-    from zoo_backbone.generate.sources import written_sources
-
-    if by_key:
-        if wrong := [item for item in inputs if "=" in item]:
-            raise click.UsageError(f"--input {wrong[0]}: expected NAMES with --keys, or files without --keys")
-        return list(dict.fromkeys(name for item in inputs for name in split_names(item)))
-    if not inputs:
-        raise click.UsageError("expected --input NAME=FILE, or --keys of stored samples")
-    if bare := [name for name, source in written_sources(inputs).items() if not source]:
-        raise click.UsageError(f"--input {bare[0]}: expected NAME=FILE, NAME=TEXT, or --keys of stored samples")
-    return []

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,17 +26,12 @@ from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.layouts import VectorLayout
 from tokenizers_zoo.ml4m.source import known_fingerprint
 from tokenizers_zoo.progress import progress_bar
-from tokenizers_zoo.registry import ModalityHandle, Zoo
-from tokenizers_zoo.samples import TRAIN, spread
-from zoo_backbone.checkpoint import load_model
 from zoo_backbone.data import TokenData, stored_samples
 from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import TargetPlan, generate
-from zoo_backbone.generate.sources import Source
-from zoo_backbone.request import item_of_source
+from zoo_backbone.generate.sources import Source, item_of_source
+from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.retrieval import EmbeddingConfig, SpaceKind
-from zoo_backbone.run import Run
 
 Vectors = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -152,25 +146,14 @@ class Embedder:
     tokenizer of `via` is not the backbone's.
     """
 
-    def __init__(self, folder: Path, zoo: Zoo, config: EmbeddingConfig, device: str = "cpu") -> None:
-        self.folder, self.zoo, self.config, self.device = Path(folder), zoo, config, device
-        self.run = Run.load(self.folder)
-        self.fingerprint = known_fingerprint(self.folder)
+    def __init__(self, model: AnyToAny, config: EmbeddingConfig) -> None:
+        self.model, self.run, self.config = model, model.run, config
+        self.fingerprint = known_fingerprint(model.run.folder)
         self.spaces: dict[str, Affine] = {}
-        self.model = load_model(self.folder, device=device).eval()
-        self.layout: EmbeddingLayout = self.model.layout
+        self.layout: EmbeddingLayout = model.model.layout
         if config.via:
             check_via(self.layout, config.via)
-            self.via = self._handle(config.via)
-        else:
-            self.encoder = FourMEncoder(self.model)
-
-    def _handle(self, name: str) -> ModalityHandle:
-        """Return a modality whose tokenizer is the backbone's, on the device. Raises UnknownNameError or DataError."""
-        handle = self.zoo[name]
-        handle.device = self.device
-        self.model.check_tokenizer(handle)
-        return handle
+            self.via = model.handle(config.via)
 
     def tokenizers(self, data: TokenData) -> dict[str, str]:
         """Return the fingerprints of all tokenizers that vectors depend on."""
@@ -191,23 +174,25 @@ class Embedder:
         excluded = self.layout.targets_only - {self.config.via}
         names = [name for name in self.layout.names if name not in excluded and all(name in part for part in available)]
         if not names:
-            raise DataError(f"{self.run.tokens}: has no modality of {self.folder} in {' and '.join(splits)}")
+            raise DataError(f"{self.run.tokens}: has no modality of {self.run.folder} in {' and '.join(splits)}")
         return names
 
     def load_split(self, split: str, names: Sequence[str]) -> TokenData:
         """Return the stored samples of a split. Raises DataError if the tokens are of other tokenizers."""
         specs = [self.layout.spec(name) for name in names]
-        return stored_samples(self.run.tokens, split, specs, self.model.trained_on, self.zoo, str(self.folder))
+        trained_on, folder = self.model.model.trained_on, str(self.run.folder)
+        return stored_samples(self.run.tokens, split, specs, trained_on, self.model.zoo, folder)
 
     @torch.inference_mode()
     def embed_raw(self, name: str, tokens: Any) -> Vectors:
         """Return vectors `(samples, dim)` of a modality's tokens, before the space."""
         if not self.config.via:
-            pooled = self.encoder(*self.encoder.prepare({name: tokens}))
+            encoder = self.model.encoder
+            pooled = encoder(*encoder.prepare({name: tokens}))
             return np.asarray(pooled.float().cpu().numpy(), np.float32)
         if name != self.config.via:
             plan = TargetPlan(name=self.config.via, temperature=0, steps=1)
-            tokens = generate(self.model, {name: tokens}, [plan], 0, range(len(tokens)))[self.config.via]
+            tokens = generate(self.model.model, {name: tokens}, [plan], 0, range(len(tokens)))[self.config.via]
         return np.stack([np.ravel(np.asarray(value, np.float32)) for value in self.via.decode(tokens)])
 
     def embed(self, name: str, tokens: Any) -> Vectors:
@@ -228,7 +213,7 @@ class Embedder:
 
     def embed_value(self, name: str, source: Source) -> Vectors:
         """Return the vector of one value: a file, or a value as text. Raises ZooErrors."""
-        handle = self._handle(self.layout.spec(name).name)
+        handle = self.model.handle(name)
         return self.embed(name, handle.encode([handle.fitted(item_of_source(handle, source))], trusted=True))
 
     def fit(self, names: Sequence[str]) -> None:

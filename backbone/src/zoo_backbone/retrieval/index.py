@@ -39,6 +39,7 @@ from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import RunFolder, RunKind, read_run
 from tokenizers_zoo.samples import TEST
 from zoo_backbone.data import TokenData
+from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.retrieval import EmbeddingConfig, Search
 from zoo_backbone.retrieval.embed import Affine, Embedder, Vectors, unit
 
@@ -87,8 +88,7 @@ def build(
     A finished, equal index is kept, with the path of its run updated. Raises FolderError if `out` holds something else.
     """
     faiss()
-    run, out = Path(run), Path(out)
-    embedder = Embedder(run, zoo, config, device)
+    out, embedder = Path(out), Embedder(AnyToAny.from_pretrained(run, zoo=zoo, device=device), config)
     names = embedder.names(modalities, split)
     samples = embedder.load_split(split, names)
     present = samples.present(samples.rows(np.arange(len(samples))))
@@ -100,7 +100,7 @@ def build(
         "fingerprint": embedder.fingerprint, "split": split, "embedding": dataclasses.asdict(config), "search": kind,
         "modalities": counts, "tokenizers": embedder.tokenizers(samples), "samples": samples.contents(),
     }  # fmt: skip
-    with RunFolder(out, INDEX, identity, {"run": str(run.resolve())}).open(overwrite) as folder:
+    with RunFolder(out, INDEX, identity, {"run": str(embedder.run.folder.resolve())}).open(overwrite) as folder:
         complete = folder.finished is not None
         if not complete:
             if folder.resuming:
@@ -269,12 +269,12 @@ class Index:
             raise CheckpointError(f"{self.folder}: its space lacks {error}; {REBUILD}") from None
         self._opened: dict[str, Any] = {}
 
-    def embedder(self, zoo: Zoo, device: str = "cpu") -> Embedder:
+    def embedder(self, model: AnyToAny) -> Embedder:
         """Return the embedder for queries. Raises CheckpointError if backbone or `via` tokenizer have changed."""
-        embedder = Embedder(self.run, zoo, self.embedding, device)
+        embedder = Embedder(model, self.embedding)
         if embedder.fingerprint != self.fingerprint:
             raise CheckpointError(
-                f"{self.folder}: built by the backbone {self.fingerprint[:12]}, and {self.run} holds "
+                f"{self.folder}: built by the backbone {self.fingerprint[:12]}, and {model.run.folder} holds "
                 f"{embedder.fingerprint[:12]}; give --run RUN, or build the index again with --overwrite"
             )
         if (via := self.embedding.via) and self.tokenizers.get(via) != embedder.via.fingerprint:

@@ -39,8 +39,8 @@ from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.samples import TEST, spread
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.gallery import Shown, shown, text_of, write_sheet
-from zoo_backbone.generate.sources import Source
-from zoo_backbone.request import item_of_source
+from zoo_backbone.generate.sources import Source, item_of_source
+from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.retrieval import EmbeddingConfig
 from zoo_backbone.retrieval.embed import Embedder, Vectors, unit
 from zoo_backbone.retrieval.index import TOGETHER, Hit, Index
@@ -88,20 +88,20 @@ def weighted_sum(vectors: Mapping[str, Vectors], weights: Mapping[str, float]) -
 
 
 def query_values(
-    index: Index, zoo: Zoo, sources: Mapping[str, Source], weights: Mapping[str, float], k: int, find: str = TOGETHER,
-    device: str = "cpu",
+    index: Index, model: AnyToAny, sources: Mapping[str, Source], weights: Mapping[str, float], k: int,
+    find: str = TOGETHER,
 ) -> list[Result]:  # fmt: skip
     """Query with one sample, given as files or values as text, by modality."""
     index.check([*sources, find])
-    embedder = index.embedder(zoo, device)
+    embedder = index.embedder(model)
     vectors = {name: embedder.embed_value(name, source) for name, source in sources.items()}
     (hits,) = index.search(weighted_sum(vectors, weights), k, find)
     return [Result(key=None, inputs=tuple(sources), hits=hits)]
 
 
 def query_keys(
-    index: Index, zoo: Zoo, keys: Sequence[str], inputs: Sequence[str], weights: Mapping[str, float], k: int, *,
-    find: str = TOGETHER, split: str | None = None, exclude_self: bool = False, device: str = "cpu",
+    index: Index, model: AnyToAny, keys: Sequence[str], inputs: Sequence[str], weights: Mapping[str, float], k: int, *,
+    find: str = TOGETHER, split: str | None = None, exclude_self: bool = False,
 ) -> list[Result]:  # fmt: skip
     """Query with stored samples: `keys` of a split (default: the index's).
 
@@ -109,7 +109,7 @@ def query_keys(
     for a sample that is not there, or lacks a modality.
     """
     index.check([*inputs, find])
-    embedder, split = index.embedder(zoo, device), split or index.split
+    embedder, split = index.embedder(model), split or index.split
     split_folder = embedder.run.tokens / split
     samples = embedder.load_split(split, inputs)
     rows = []
@@ -201,7 +201,7 @@ def evaluate_retrieval(
     OUT.
     """
     started = time.perf_counter()
-    embedder = Embedder(run, zoo, embedding, device)
+    embedder = Embedder(AnyToAny.from_pretrained(run, zoo=zoo, device=device), embedding)
     names = embedder.names(modalities, split)
     if len(names) < 2:
         raise ConfigError(f"retrieve eval: expected at least two modalities, got {', '.join(names)}")

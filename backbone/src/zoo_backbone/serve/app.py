@@ -38,7 +38,8 @@ from tokenizers_zoo.terminal import echo
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.generate.sampling import STRONGEST
-from zoo_backbone.pipeline import AnyToAny, Prepared, Sample
+from zoo_backbone.pipeline import AnyToAny
+from zoo_backbone.request import GenerationRequest, Sample
 from zoo_backbone.retrieval.index import Index
 from zoo_backbone.retrieval.query import weighted_sum
 from zoo_backbone.run import BUNDLE
@@ -166,7 +167,7 @@ class Server:
         ranked = ranked_names([model.zoo[name].spec for name in names])
         self.inputs = [name for name in ranked if name in readable]
         self.targets = [name for name in ranked if name in model.model.layout.discrete]
-        self.embedder = index.embedder(model.zoo, str(model.device)) if index else None
+        self.embedder = index.embedder(model) if index else None
         data = model.run.data
         self.values = ValueStore(data) if data is not None and data.is_dir() else None
         self.keys: list[str] = []
@@ -195,7 +196,7 @@ class Server:
                 "fields": dict(spec.value.fields),
                 "choices": list(spec.value.classes) if spec.value.kind == "text" else [],
             }  # fmt: skip
-        folder = self.model.folder.absolute()
+        folder = self.model.run.folder.absolute()
         return {
             "title": "/".join(folder.parts[-1:] if (folder / BUNDLE).is_file() else folder.parts[-2:]),
             "device": str(self.model.device), "modalities": modalities,
@@ -268,8 +269,8 @@ class Server:
                 values[name] = self.value(name, origin)
         return values
 
-    def prepare(self, query: Generation) -> Prepared:
-        """Return the generation with its tokens. Raises InvalidValueError with an argument for each wrong part."""
+    def request(self, query: Generation) -> GenerationRequest:
+        """Return the checked request. Raises InvalidValueError with an argument for each wrong part."""
         errors: list[str] = []
         values = self.read_inputs(query, errors)
         for name in query.targets:
@@ -284,9 +285,9 @@ class Server:
             if errors:
                 raise InvalidValueError(*errors)
             settings = query.model_dump(exclude={"inputs", "inpaint", "num_samples"})
-            return self.model.prepare(GenerationPlan.of(**settings, inpaint=regions, draws=query.num_samples), values)
+            return self.model.request(GenerationPlan.of(**settings, inpaint=regions, draws=query.num_samples), values)
 
-    def generate(self, prepared: Prepared, job: Job) -> dict[str, list[Sample]]:
+    def generate(self, request: GenerationRequest, job: Job) -> dict[str, list[Sample]]:
         """Generate, with an event for each decoding step."""
         step = 0
 
@@ -295,7 +296,7 @@ class Server:
             step += 1
             job.add_event({"target": name, "step": step, "shown": self.partial(name, tokens)})
 
-        samples_by_target = {name: list(samples) for name, samples in self.model.draw(prepared, on_step).items()}
+        samples_by_target = {name: list(samples) for name, samples in request.generate(on_step).items()}
         for name, samples in samples_by_target.items():
             values = [self.display(name, sample.value) for sample in samples]
             job.add_event({"target": name, "values": [{**value, "result": f"{job.id}/{name}/{number}"}
@@ -438,8 +439,8 @@ def build_app(server: Server, is_local: bool = False) -> border.Border:
     @app.post("/api/generate")
     def generate(query: Generation) -> dict[str, str]:
         """Start a generation; its events are at /api/jobs/JOB."""
-        prepared = server.prepare(query)
-        return {"job": server.jobs.add(lambda job: server.generate(prepared, job)).id}
+        request = server.request(query)
+        return {"job": server.jobs.add(lambda job: server.generate(request, job)).id}
 
     @app.post("/api/search")
     def search(query: Search) -> dict[str, str]:

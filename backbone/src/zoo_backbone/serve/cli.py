@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tokenizers_zoo.cli.options import DEVICE, PATH
 from tokenizers_zoo.errors import ConfigError
-from zoo_backbone.cli import RUN, open_run
+from zoo_backbone.cli import run_argument
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import Zoo
+    from zoo_backbone.run import Run
 
 
 @click.command("serve")
-@RUN
+@run_argument
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address; 0.0.0.0 for other machines, too.")
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True)
 @click.option("--index", "index_folder", type=PATH, help="An index of zoo retrieve build, to find similar samples.")
@@ -22,7 +27,8 @@ from zoo_backbone.cli import RUN, open_run
 @click.option("--max-waiting", type=click.IntRange(min=1), default=16, show_default=True, help="Jobs in the queue.")
 @DEVICE
 def serve_command(
-    folder: Path,
+    run: Run,
+    zoo: Zoo,
     host: str,
     port: int,
     index_folder: Path | None,
@@ -50,7 +56,7 @@ def serve_command(
     from zoo_backbone.pipeline import AnyToAny
     from zoo_backbone.retrieval.index import Index
 
-    model = AnyToAny.from_pretrained(folder, zoo=open_run(folder)[1], device=device)
-    index = None if index_folder is None else Index(index_folder, folder)
+    model = AnyToAny.load(run, zoo, device=device)
+    index = None if index_folder is None else Index(index_folder, run.folder)
     limits = Limits(upload_bytes=int(max_upload * 1e6), waiting=max_waiting, seconds=max_seconds)
     serve(model, host, port, limits, index, open_browser)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -28,8 +28,12 @@ from tokenizers_zoo.cli.options import (
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.io import disk_errors, short_name
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import CONFIG_OPTION, RUN, open_run, read_tables
+from zoo_backbone.cli import CONFIG_OPTION, read_tables, run_argument
 from zoo_backbone.transfer.config import TUNING, As, HeadName, TransferConfig, Tuning, transfer_config
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.registry import Zoo
+    from zoo_backbone.run import Run
 
 RUN_OPTION = click.option("--run", type=PATH, help="The backbone, if it was moved.")
 TOKENS_OPTION = click.option("--tokens", type=PATH, help="A token store. Default: the store of its training.")
@@ -50,7 +54,7 @@ def transfer() -> None:
 
 
 @transfer.command("train")
-@RUN
+@run_argument
 @click.option("--task", required=True, help="MODALITY, MODALITY.FIELD, or FILE.csv with columns key,label.")
 @names_option("--input", "inputs", required=True, help="Modalities of RUN to predict from.")
 @click.option("--out", type=PATH, help="Folder of the probe. Default: RUN/transfer/NAME.")
@@ -69,9 +73,9 @@ def transfer() -> None:
 @JSON
 @PRINT_CONFIG
 @settings_option("A key of [transfer], such as steps=500; docs/settings.md lists them.")
-def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, tuning: str | None, head: str | None,
-                  labels: str | None, target_kind: Any, seed: int, data: Path | None, config_file: Path | None,
-                  overwrite: bool, device: str, as_json: bool, print_config: bool,
+def train_command(run: Run, zoo: Zoo, task: str, inputs: list[str], out: Path | None, tuning: str | None,
+                  head: str | None, labels: str | None, target_kind: Any, seed: int, data: Path | None,
+                  config_file: Path | None, overwrite: bool, device: str, as_json: bool, print_config: bool,
                   assignments: tuple[str, ...]) -> None:  # fmt: skip
     """Train a probe: a head on the encoder of RUN.
 
@@ -101,10 +105,9 @@ def train_command(folder: Path, task: str, inputs: list[str], out: Path | None, 
         layers = given_layers(file_table, config_file, "transfer", assignments, **options)
         show_config("transfer", config, [base, *layers])
         return
-    _, zoo = open_run(folder)
-    out = out or folder / FOLDER / default_name(task, inputs, config, seed)
+    out = out or run.folder / FOLDER / default_name(task, inputs, config, seed)
     with disk_errors(out):
-        train_probe(folder, zoo, task, inputs, out, config, seed=seed, target_kind=target_kind, data=data,
+        train_probe(run, zoo, task, inputs, out, config, seed=seed, target_kind=target_kind, data=data,
                     overwrite=overwrite, device=device)  # fmt: skip
     metrics = read_probe(out)
     if as_json:

@@ -43,7 +43,7 @@ from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.gallery import shown, write_sheet
 from zoo_backbone.model import check_handle
 from zoo_backbone.packing import spans_of
-from zoo_backbone.run import stored_config, zoo_of
+from zoo_backbone.run import Run, stored_config
 from zoo_backbone.transfer.config import HEADS, TransferConfig
 from zoo_backbone.transfer.head import Grid, Head, Neighbours, build_head
 from zoo_backbone.transfer.targets import Target, Tokens, target_from_json
@@ -244,7 +244,8 @@ def load(
         target = target_from_json(config_json["target"])
         if config_json["head"] not in HEADS[target.kind]:
             raise ValueError(f"head {config_json['head']} cannot predict {target.kind}")
-    zoo = zoo or zoo_of(folder, Path(sources["registry"]) if sources["registry"] else None)
+    registry = Path(sources["registry"]) if sources["registry"] else None
+    zoo = zoo or Run(folder=folder, tokens=Path(sources["tokens"]), registry=registry).zoo()
     task = Task.parse(sources["task"], zoo, config_json["task"]["wanted"])
     if isinstance(target, Tokens) and task.handle is not None:
         check_handle(task.handle, target.fingerprint)

@@ -59,7 +59,7 @@ CACHE_BATCH = 16
 
 @float32_by_default()
 def train_probe(
-    run: Path, zoo: Zoo, task: str, inputs: Sequence[str], out: Path, config: TransferConfig, *, seed: int = 0,
+    run: Run, zoo: Zoo, task: str, inputs: Sequence[str], out: Path, config: TransferConfig, *, seed: int = 0,
     target_kind: Any = None, data: Path | None = None, overwrite: bool = False,
     on_step: Callable[[int], None] | None = None, device: str = AUTO,
 ) -> Path:  # fmt: skip
@@ -69,7 +69,7 @@ def train_probe(
     `rgb` as `rgb_patches`, stands for that form. Resumes a killed training, to the same weights. A finished probe is
     kept, with its places updated. Errors are raised before anything is written.
     """
-    training = ProbeTask(Path(run), zoo, task, inputs, config, seed, target_kind, data, resolve_device(device))
+    training = ProbeTask(run, zoo, task, inputs, config, seed, target_kind, data, resolve_device(device))
     if training.head == "knn":
         training.train_knn(out, overwrite)
     else:
@@ -87,14 +87,14 @@ class ProbeTask(LoopTask):
     codebook_size = 0
 
     def __init__(
-        self, run: Path, zoo: Zoo, task: str, inputs: Sequence[str], config: TransferConfig, seed: int,
+        self, run: Run, zoo: Zoo, task: str, inputs: Sequence[str], config: TransferConfig, seed: int,
         target_kind: Any, data: Path | None, device: str,
     ) -> None:  # fmt: skip
         self.started = time.perf_counter()
         if not 0 <= seed < 2**63:
             raise ConfigError(f"--seed {seed}: expected 0 or more, below 2^63")
         self.run, self.zoo, self.config, self.seed = run, zoo, config, seed
-        record, backbone = Run.load(run), stored_config(run)
+        backbone = stored_config(run.folder)
         layout = layout_for(model_config(backbone), stored_specs(backbone))
         forms = input_forms(zoo, layout.readable)
         inputs = [layout.spec(forms.get(name, name)).name for name in inputs]
@@ -106,10 +106,10 @@ class ProbeTask(LoopTask):
             raise ConfigError(f"--task {task}: {parsed.handle.name} is also an input; leave one out")
         if config.tuning == "lora":
             require_peft()
-        values = None if parsed.handle is None else ValueStore(data or record.values())
-        data = data or record.data
+        values = None if parsed.handle is None else ValueStore(data or run.values())
+        data = data or run.data
         stores = Stores(
-            tokens=record.tokens, values=values, zoo=zoo, owner=str(run),
+            tokens=run.tokens, values=values, zoo=zoo, owner=str(run.folder),
             specs=[layout.spec(name) for name in inputs], trained_on=backbone["fingerprints"],
         )  # fmt: skip
         unknown_keys = stores.unknown_keys(parsed)
@@ -137,7 +137,7 @@ class ProbeTask(LoopTask):
             "settings": dataclasses.asdict(config), "seed": seed, "backbone": {key: backbone[key] for key in BACKBONE},
         }  # fmt: skip
         self.places: Mapping[str, Any] = {
-            "task": parsed.text, "run": str(run.resolve()), "tokens": str(record.tokens),
+            "task": parsed.text, "run": str(run.folder.resolve()), "tokens": str(run.tokens),
             "data": None if data is None else str(data.resolve()), "registry": registry_path(zoo.location),
         }  # fmt: skip
         self.device = device
@@ -165,7 +165,7 @@ class ProbeTask(LoopTask):
         if self.split.reason:
             warning = f"{self.title}: {self.split.reason}; training on all labels, keeping the last step"
             say(console(), warning, warning=True)
-        encoder = build_encoder(self.run, self.config, self.seed)
+        encoder = build_encoder(self.run.folder, self.config, self.seed)
         head = build_head(self.head, self.target, self.config, encoder.model.config, self.grid)
         self.network = Network(encoder.to(self.device), head, self.grid)
         module: nn.Module = head if self.frozen else self.network
