@@ -93,13 +93,6 @@ def test_parallel_cumulative_sums_never_return_an_id_of_probability_0() -> None:
     assert torch.equal(rising(exact.cumsum(dim=-1), exact), exact.cumsum(dim=-1)), "as the CPU adds them"
 
 
-def test_draw_has_the_frequencies_of_the_distribution() -> None:
-    shares = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    uniform = Noise(0, [0], "x").uniform(IDS, 0, 20000)[0]
-    counts = torch.bincount(draw_one(shares.log().expand(20000, 4), uniform, 1.0, 0, 1.0), minlength=4) / 20000
-    assert torch.allclose(counts, shares, atol=0.015)
-
-
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p", "filter_first"),
     [(0.7, 0, 1.0, False), (0.0, 0, 1.0, False), (1.0, 5, 1.0, False), (1.0, 0, 0.8, False), (3.0, 9, 0.5, True)],
@@ -253,21 +246,17 @@ def test_the_draw_that_agrees_is_ranked_first() -> None:
     )
 
 
-NUMBERS, LABELS = ValueSpec(shape=(4,), dtype="int32"), ValueSpec(dtype="uint8", classes=("a", "b"))
-
-
 @pytest.mark.parametrize(
     ("value", "whole_inputs", "message"),
     [
-        (SCORED.value, [], "there is no whole input"),
-        (ValueSpec(kind="object"), ["a"], "draws are compared as vectors, and its values are object"),
-        (NUMBERS, ["a"], ".* its values are ids or other whole numbers"),
-        (LABELS, ["a"], ".* its values are ids or other whole numbers"),
+        (SCORED.value, [], "no whole input"),
+        (ValueSpec(kind="object"), ["a"], "object"),
+        (ValueSpec(shape=(4,), dtype="int32"), ["a"], "whole numbers"),
     ],
 )
 def test_draws_are_not_ranked_by_what_is_no_vector(value: ValueSpec, whole_inputs: list[str], message: str) -> None:
     model = FourM.seeded(TINY, [*RANKED[:2], dataclasses.replace(SCORED, value=value)], 0)
-    with pytest.raises(ConfigError, match=f"rank c: {message}"):
+    with pytest.raises(ConfigError, match=f"rank c: .*{message}"):
         Agreement(model, "c", list, whole_inputs, ["b"])
 
 
