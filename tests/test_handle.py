@@ -454,7 +454,7 @@ def test_optional_hooks_are_checked_too(make_handle: Callable[..., Any]) -> None
 def test_transform_accepts_any_size_and_returns_the_declared_size(make_handle: Callable[..., Any]) -> None:
     handle = make_handle()
     assert handle.transform(values(side=40)[0], Crop(left=0.5, width=0.5)).shape == (1, 16, 16)
-    with pytest.raises(InvalidValueError, match="a_map: .* shape"):
+    with pytest.raises(InvalidValueError, match=r"a_map: .* shape"):
         handle.transform(np.zeros((3, 40, 40), np.float32), Crop())
 
 
