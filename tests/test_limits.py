@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import re
 import resource
 import struct
 import time
@@ -23,7 +22,7 @@ from PIL import Image
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.io import write_table
-from tokenizers_zoo.limits import Limits, limited, limits
+from tokenizers_zoo.limits import Limits
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.validation import array_bytes
@@ -50,7 +49,7 @@ def test_limits_come_from_the_registry(tmp_path: Path) -> None:
     (tmp_path / "registry.toml").write_text("[limits]\nimage_pixels = 7\n")
     zoo = Zoo.from_toml(tmp_path / "registry.toml")
     assert zoo.limits == dataclasses.replace(Limits(), image_pixels=7)
-    with pytest.raises(InvalidValueError, match=re.escape("8 pixels, at most 7 (image_pixels in [limits] of registry")):
+    with pytest.raises(InvalidValueError, match=r"at most 7 \(image_pixels in \[limits\] of registry"):
         zoo.limits.check("image_pixels", 8, "8 pixels")
     zoo.limits.check("image_pixels", 7, "7 pixels")
 
@@ -60,12 +59,6 @@ def test_odd_limits_are_refused_by_file_and_key(tmp_path: Path, line: str) -> No
     (tmp_path / "registry.toml").write_text(f"[limits]\n{line}\n")
     with pytest.raises(ConfigError, match=rf"registry.toml.*{line.split()[0]}"):
         Zoo.from_toml(tmp_path / "registry.toml")
-
-
-def test_limits_hold_inside_the_block_only() -> None:
-    with limited(Limits(frames=3)):
-        assert limits().frames == 3
-    assert limits() == Limits()
 
 
 def test_a_larger_file_is_not_read(tmp_path: Path) -> None:
@@ -81,7 +74,7 @@ def test_raised_limits_hold_for_values_in_memory() -> None:
     value: Any = {}
     for _ in range(250):
         value = {"a": value}
-    with pytest.raises(InvalidValueError, match="nested too deeply: 200 levels at most"):
+    with pytest.raises(InvalidValueError, match="200 levels at most"):
         Zoo.installed()["metadata"].check(value)
     Zoo({"limits": {"json_depth": 300}})["metadata"].check(value)
 
@@ -162,31 +155,39 @@ def test_a_sample_above_a_limit_is_dropped_until_the_limit_is_raised(tmp_path: P
         assert ValueStore(tmp_path / "data").keys("train", "rgb") == keys
 
 
-@pytest.mark.parametrize(("text", "setting"), [
-    ("[limits]\nimage_pixels = 1000000000000\n", r"\[limits\]"),
-    ('[zoo]\ncheckpoints = "../private"\n', r"\[zoo\] checkpoints"), ("zoo = 3\n", r"\[zoo\] checkpoints"),
-    ('[zoo]\ncheckpoints = "tokenizers"\n[modalities.rgb]\ncheckpoint = "owner/name"\n', r"\[modalities.rgb\]"),
-])  # fmt: skip
-def test_an_untrusted_bundle_cannot_raise_limits_or_name_other_folders(tmp_path: Path, text: str, setting: str) -> None:
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A folder that names itself a bundle."""
     golden = {"files": {}, "input": "rgb", "tokens": {}, "predicted": {}}
     write_table(tmp_path / BUNDLE, {"requires": {}, "files": {}, "golden": golden})
-    (tmp_path / "registry.toml").write_text(text)
-    with pytest.raises(CheckpointError, match=f"registry.toml: a bundle cannot set {setting}"):
-        find_run(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("[limits]\nimage_pixels = 1000000000000\n", r"\[limits\]"),
+        ('[zoo]\ncheckpoints = "../private"\n', r"\[zoo\] checkpoints"),
+        ("zoo = 3\n", r"\[zoo\] checkpoints"),
+        ('[zoo]\ncheckpoints = "tokenizers"\n[modalities.rgb]\ncheckpoint = "a/b"\n', r"\[modalities.rgb\]"),
+    ],
+    ids=["limits", "checkpoints", "type", "modality"],
+)
+def test_an_untrusted_bundle_cannot_raise_limits_or_name_other_folders(bundle: Path, text: str, setting: str) -> None:
+    (bundle / "registry.toml").write_text(text)
+    with pytest.raises(CheckpointError, match=f"registry.toml: .* cannot set {setting}"):
+        find_run(bundle)
 
 
 @pytest.mark.parametrize("outside_path", [{"data": "../private"}, {"tokens": "/etc"}, {"registry": "./other.toml"}])
-def test_an_untrusted_bundle_names_only_its_own_folders(tmp_path: Path, outside_path: dict[str, str]) -> None:
-    golden = {"files": {}, "input": "rgb", "tokens": {}, "predicted": {}}
-    write_table(tmp_path / BUNDLE, {"requires": {}, "files": {}, "golden": golden})
+def test_an_untrusted_bundle_names_only_its_own_folders(bundle: Path, outside_path: dict[str, str]) -> None:
     usual = {"tokens": "./tokens", "data": "./samples", "registry": "./registry.toml", "start": None}
-    for paths in (usual, usual | outside_path):
-        record = {"kind": "backbone", "identity": {}, "finished": {}, "places": paths}
-        write_table(tmp_path / "run.json", record)
-        if paths is usual:
-            assert find_run(tmp_path) == tmp_path
-    with pytest.raises(CheckpointError, match=r"run.json: names .*, which is not of the bundle"):
-        find_run(tmp_path)
+    record = {"kind": "backbone", "identity": {}, "finished": {}, "places": usual}
+    write_table(bundle / "run.json", record)
+    assert find_run(bundle) == bundle
+    write_table(bundle / "run.json", {**record, "places": usual | outside_path})
+    with pytest.raises(CheckpointError, match=r"run.json: names .* not of the bundle"):
+        find_run(bundle)
 
 
 def test_a_zip_member_above_the_limit_is_not_decompressed(tmp_path: Path) -> None:

@@ -346,16 +346,6 @@ def test_if_no_span_fits_a_prefix_of_the_spans_is_the_target() -> None:
     assert (batch.targets.mask[sparse].sum(dim=1) == 64).all()
 
 
-def test_an_empty_sequence_predicts_its_end() -> None:
-    specs = [spec("words", sequence(20), 100)]
-    raw = raw_batch(specs, 2)
-    raw.lengths[:] = 0
-    batch = masked(specs, raw, Mixture(), input_budget=4, target_budget=4)
-    assert not batch.inputs.mask.any()
-    assert batch.targets.mask.sum(dim=1).tolist() == [1, 1]
-    assert batch.targets.ids[:, 0].tolist() == [END, END] and batch.targets.read[:, 0].tolist() == [SENTINEL] * 2
-
-
 def test_published_layout_keeps_the_end_token_and_closes_with_a_sentinel() -> None:
     specs = [spec("words", sequence(8, 3), 100), spec("picture", GridLayout(shape=(6, 6)))]
     layout = PublishedLayout(specs, PublishedConfig())
@@ -381,17 +371,6 @@ def test_published_layout_keeps_the_end_token_and_closes_with_a_sentinel() -> No
     assert Unpacked(layout, Masker(layout, full_config)(raw, seed=0, step=0), 0).inputs["words"][-1] == (END, 4)
     raw.lengths[:, 0] = 8  # max_length: no room for END
     assert Unpacked(layout, Masker(layout, full_config)(raw, seed=0, step=0), 0).inputs["words"][-1] == (w + 7, 7)
-
-
-def test_published_layout_closes_with_the_end_token_if_no_sentinel_is_left() -> None:
-    specs = [spec("words", sequence(8, 1), 100)]
-    raw = raw_batch(specs, 50)
-    raw.lengths[:, 0] = 4
-    layout = PublishedLayout(specs, PublishedConfig())
-    settings = {"input_budget": 3, "target_budget": 20, "min_input": 3, "span_length": 1}
-    targets = masked(specs, raw, Mixture(), layout=layout, **settings).targets
-    last = targets.mask.sum(dim=1) - 1
-    assert (targets.ids.gather(1, last.unsqueeze(1)) == END).all()
 
 
 def flat_tensors(batch: PackedBatch) -> list[torch.Tensor]:

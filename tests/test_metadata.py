@@ -98,7 +98,7 @@ def test_a_changed_range_is_another_token(tmp_path: Path) -> None:
 
 def test_numbers_may_leave_the_range_by_rounding_only() -> None:
     assert round_trip(load("metadata"), {"walkability": 1 + 1e-9}) == {"walkability": 1.0}
-    with pytest.raises(InvalidValueError, match=r"^metadata: field 'odd' is not declared"):
+    with pytest.raises(InvalidValueError, match=r"^metadata: field 'odd'"):
         Zoo.installed()["metadata"].write({"odd": 1})
     with pytest.raises(InvalidValueError, match=r"^metadata: .*outside its range"):
         metadata.encode(load("metadata"), [{"walkability": 1.001}])
@@ -203,17 +203,6 @@ def test_picture_statistics_by_hand() -> None:
         "colourfulness": 1.3 * math.hypot(0.5, 0.25), "entropy": 1.0,
     }  # fmt: skip
     assert image_metadata.derive({"rgb": halves}, config, {}) == pytest.approx(expected)
-
-
-def test_picture_statistics_equal_libraries() -> None:
-    from PIL import Image
-    from skimage.color import rgb2hsv
-
-    rgb = np.random.default_rng(0).random((3, 16, 16)).astype(np.float32)
-    derived = image_metadata.derive({"rgb": rgb}, settings_of("image_metadata"), {})
-    assert derived["saturation"] == pytest.approx(rgb2hsv(rgb.transpose(1, 2, 0))[..., 1].mean(), abs=1e-6)
-    levels = (np.tensordot([0.2126, 0.7152, 0.0722], rgb.astype(np.float64), 1) * 256).astype(np.uint8)
-    assert derived["entropy"] == pytest.approx(Image.fromarray(levels).entropy())
 
 
 def plane(normal: tuple[float, float, float], distance: float, size: int = 32) -> np.ndarray[Any, Any]:
