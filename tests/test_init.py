@@ -149,8 +149,6 @@ def test_links_out_of_the_folder_are_followed_if_asked(zoo: Run) -> None:
     assert code == 1 and "add --follow-links" in complaint
     code, _, complaint = zoo("init", "files", "--follow-links")
     assert code == 0 and "zoo data make folder data --set path=files --follow-links" in complaint
-    assert zoo("data", "make", "folder", "data", "--set", "path=files", "--follow-links", "--workers", "1")[0] == 0
-    assert zoo("data", "make", "folder", "data", "--set", "path=files", "--workers", "1")[0] == 1
 
 
 def test_a_registry_is_not_overwritten_unasked(zoo: Run) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import signal
@@ -22,7 +21,7 @@ from toy_plugins import Install, Toy, derived, make_toy, scaled, snapshot
 
 from tokenizers_zoo import Zoo, pretrained
 from tokenizers_zoo.data.manifest import read_manifest, read_splits
-from tokenizers_zoo.data.shards import ShardWriter, ValueStore
+from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import (
     ConfigError,
     DataError,
@@ -90,31 +89,6 @@ def test_make_writes_enabled_modalities_in_aligned_shards(toy: Toy, tmp_path: Pa
     record = store.record("train", "field")
     assert (record["source"], record["seed"], record["distribution"]) == ("toy", 3, "zoo-toy 1.0")
     assert counts(make_toy(zoo, out)) == {"field": (0, 2, 23), "words": (0, 0, 21)}
-
-
-@pytest.mark.parametrize(
-    ("stop", "error", "kept_count"),
-    [(0, KeyboardInterrupt(), 0), (17, KeyboardInterrupt(), 17), (41, OSError(errno.ENOSPC, "No space left"), 35)],
-)
-def test_a_stopped_command_resumes_to_the_same_bytes(
-    stop: int, error: BaseException, kept_count: int, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    zoo, data = toy(), tmp_path / "data"
-    make_toy(zoo, tmp_path / "whole")
-    expected_files, add, calls = snapshot(tmp_path / "whole"), ShardWriter.add, iter(range(1000))
-
-    def stopping_add(self: ShardWriter, *args: Any) -> None:
-        if next(calls) == stop:
-            raise error
-        add(self, *args)
-
-    monkeypatch.setattr(ShardWriter, "add", stopping_add)
-    with pytest.raises((KeyboardInterrupt, DataError), match=None if kept_count < 35 else "disk is full"):
-        make_toy(zoo, data)
-    monkeypatch.undo()
-    assert not list(tmp_path.rglob("*.tmp")) and set(snapshot(data)) < set(expected_files)
-    result = make_toy(zoo, data)
-    assert snapshot(data) == expected_files and sum(outcome.unchanged for outcome in result.outcomes) == kept_count
 
 
 def test_processes_write_the_same_bytes_and_survive_sigkill(toy: Toy, tmp_path: Path) -> None:
@@ -265,21 +239,6 @@ def own_files(folder: Path, numbers: Iterable[int]) -> None:
                 path.with_suffix(".txt").write_text(data)
             else:
                 np.save(path.with_suffix(".npy"), data)
-
-
-def test_user_files_are_imported_at_the_configured_size(toy: Toy, tmp_path: Path) -> None:
-    own_files(tmp_path / "mine", range(30))
-    (tmp_path / "mine/field/f07.npy").write_bytes(b"broken")
-    zoo = toy()
-    options = {"path": str(tmp_path / "mine"), "test_fraction": 0.2}
-    result = make_data(zoo, "folder", tmp_path / "data", train=None, test=None, options=options, workers=0)
-    assert sum(o.written for o in result.outcomes) == 59 and sum(o.dropped for o in result.outcomes) == 1
-    store = ValueStore(tmp_path / "data")
-    key = store.keys("train", "field", "words")[3]
-    value = store.read_key(zoo["field"], "train", key)
-    assert value.shape == (1, 16, 16)
-    assert value[0, 0, 0] == np.float32(int(key[1:]) / 30)
-    assert store.read_key(zoo["words"], "train", key) == f"file {int(key[1:])}"
 
 
 @pytest.mark.parametrize("output", ["data", "field/made/data"])
@@ -555,27 +514,10 @@ def test_derive_computes_missing_values_and_records_failures(
     assert counts(derive_data(zoo, out, workers=0)) == {"dark": (0, len(bright), len(dark))}
 
 
-def test_derive_resumes_after_a_kill_and_follows_changed_data(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_derivation_follows_new_samples_and_settings(toy: Toy, tmp_path: Path) -> None:
     zoo, data = toy(), tmp_path / "data"
-    for name in ("whole", "data"):
-        make_toy(zoo, tmp_path / name)
-    derive_data(zoo, tmp_path / "whole", workers=0)
-    expected_files = snapshot(tmp_path / "whole")
-    derive, calls = zoo["dark"].derive, iter(range(100))
-
-    def killed(sample: Any) -> Any:
-        if next(calls) == 17:
-            raise KeyboardInterrupt
-        return derive(sample)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(zoo["dark"], "derive", killed)
-        derive_data(zoo, data, workers=0)
-    result = derive_data(zoo, data, workers=0)
-    assert sum(outcome.unchanged for outcome in result.outcomes) == 14
-    assert snapshot(data) == expected_files
+    make_toy(zoo, data)
+    derive_data(zoo, data, workers=0)
     make_toy(zoo, data, train=33)
     assert describe_data(data).rows[3].missing == 2, "the last shard has more samples, and one is new"
     assert counts(derive_data(zoo, data, workers=0))["dark"][2] == 17
