@@ -88,8 +88,12 @@ def test_generation_marks_open_and_hidden_sequences(guidance: Guidance, monkeypa
     generated = generate(model, {"left": left}, [right, words, bag], 0)
     assert word_inputs == [[[2]], [[2]], [[*generated["words"][0], *([1] if len(generated["words"][0]) < 6 else [])]]]
     word_inputs.clear()
-    generate(model, {}, [right], 0, partial={"words": [np.array([-1]), np.array([-1, 9])]})
-    assert word_inputs == [[[2], [2, 9, 1]]]
+    parts = [[-1], [-1, 9], [-1, 9, 9, 9, 9, 9]]  # kept parts that reach the end, except at the full length
+    generate(model, {}, [right], 0, partial={"words": [np.array(part) for part in parts]})
+    assert word_inputs == [[[2], [2, 9, 1], [2, 9, 9, 9, 9, 9]]]
+    word_inputs.clear()
+    generate(model, {"words": [np.array([7, 8]), np.array([], np.int64), np.array([9] * 6)]}, [right], 0)
+    assert word_inputs == [[[7, 8, 1], [1], [9] * 6]], "whole sequences"
 
 
 def test_hidden_embeddings_become_a_zero_vector_if_the_model_marks_them() -> None:
@@ -337,22 +341,6 @@ def test_a_finished_sequence_is_an_input_without_its_sentinels(model: FourM) -> 
     chain = generate(model, {}, [TargetPlan(name="words"), right], 1, [0], partial=partial)
     separate = generate(model, {"words": chain["words"]}, [right], 1, [0])
     assert torch.equal(chain["right"], separate["right"])
-
-
-def test_published_models_see_where_sequences_end(published_model: FourM) -> None:
-    """Whole sequences and kept parts that reach the end are followed by [EOS], except at the maximum length.
-
-    4M does the same in training (`sequence_mask`) and in generation.
-    """
-    inputs = whole_inputs(published_model, {"words": [np.array([7, 8]), np.array([], np.int64), np.array([9] * 6)]})
-    packed, start = inputs.packed(), published_model.layout.token_rows("words").start
-    rows = [ids[used].tolist() for ids, used in zip(packed.ids - start, packed.mask, strict=True)]
-    assert rows == [[7, 8, 1], [1], [9] * 6]
-    inputs = EncoderInputs(published_model.layout, 3, torch.device("cpu"))
-    add_partial(inputs, TEXT, [np.array([-1, 9]), np.array([9, -1]), np.array([-1, 9, 9, 9, 9, 9])])
-    packed = inputs.packed()
-    rows = [ids[used].tolist() for ids, used in zip(packed.ids - start, packed.mask, strict=True)]
-    assert rows == [[2, 9, 1], [9, 2], [2, 9, 9, 9, 9, 9]]
 
 
 # --- regions

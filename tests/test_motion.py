@@ -174,17 +174,6 @@ def test_video_metrics_by_hand() -> None:
     assert video.plugin.score([moving], [truth], options)["change_error"] == pytest.approx(0.1)
 
 
-def test_all_frames_are_cropped_alike_and_shown_on_a_sheet() -> None:
-    value = np.random.default_rng(0).random((4, 3, 32, 48)).astype(np.float32)
-    crop, options = Crop(top=0.25, height=0.5, left=0.25, width=0.5, flip=True), settings("video", frames=4)
-    cropped = video.plugin.transform(value, crop, options)
-    from tokenizers_zoo.families.images import crop_and_resize
-
-    for index in range(4):
-        np.testing.assert_allclose(cropped[index], crop_and_resize(value[index], crop, (16, 16)), atol=1e-6)
-    assert video.plugin.render(cropped, options).size == (4 * 17 - 1, 16)
-
-
 # ---------------------------------------------------------------- flow
 
 

@@ -87,13 +87,6 @@ def test_an_unknown_crop_is_refused(zoo: Run) -> None:
     assert code == 1 and "crop" in complaint and "middle" in complaint and "whole" in complaint
 
 
-def test_another_crop_makes_the_pictures_again_in_another_folder(zoo: Run) -> None:
-    make_data(zoo)
-    words = ("data", "make", "folder", "data", "--set", "path=photos", "--set", "test_fraction=0")
-    code, _, complaint = zoo(*words, "--test", "0", "--set", "crop=whole")
-    assert code == 1 and "crop" in complaint and "give another folder" in complaint
-
-
 def test_all_modalities_share_the_crop_of_the_picture(zoo: Run, tmp_path: Path) -> None:
     files = tmp_path / "files"
     for name in ("images", "depth", "boxes", "captions"):
