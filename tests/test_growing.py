@@ -111,9 +111,8 @@ def test_old_outputs_are_unchanged_before_the_first_step(old_run: Path) -> None:
         torch.testing.assert_close(rows[len(all_layouts()) :], mean.expand(len(NEW), -1))
 
 
-@pytest.mark.parametrize("variant", ["registers", "normed"])
-def test_a_published_backbone_grows(variant: str, tmp_path: Path) -> None:
-    imported(published(VARIANTS[variant]), tmp_path)
+def test_a_published_backbone_grows(tmp_path: Path) -> None:
+    imported(published(VARIANTS["registers"]), tmp_path)
     trained = Trained.load(tmp_path / "backbone")
     assert trained.run is None and isinstance(trained.model, PublishedConfig) and trained.model.stored_positions
     added = spec("height", GridLayout(shape=(4, 4)), 21)

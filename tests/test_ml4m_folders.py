@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import os
@@ -37,7 +36,7 @@ from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.evaluation_data import pairs_of
 from zoo_backbone.ml4m import folders
 from zoo_backbone.ml4m.commands import export_command, import_command
-from zoo_backbone.ml4m.folders import TableRow, export_folder, import_folders, modality_of, share_tokenizers
+from zoo_backbone.ml4m.folders import TableRow, export_folder, import_folders, modality_of
 from zoo_backbone.ml4m.modalities import size_in
 from zoo_backbone.model import FourM
 from zoo_backbone.run import Run
@@ -493,15 +492,6 @@ def test_settings_in_an_existing_registry_stay(workspace: Workspace) -> None:
     assert registry_tables["modalities"]["caption"] == tables["caption"]
     assert registry_tables["modalities"]["human_poses"].items() >= tables["human_poses"].items()
     assert poses.spec.vocabulary == "human_poses" and poses.has_tokenizer
-
-
-def test_no_instance_gets_a_tokenizer_that_was_trained_here(tmp_path: Path) -> None:
-    clip = {"checkpoint": "mine/clip", "map_size": 14}
-    clip_448 = {"plugin": "clip", "map_size": 28}
-    tables = {"zoo": {"modalities": ["clip", "clip_448"]}, "modalities": {"clip": clip, "clip_448": clip_448}}
-    before = copy.deepcopy(tables)
-    share_tokenizers(tables, tmp_path / "registry.toml")
-    assert tables == before
 
 
 def test_importing_again_updates_paths_of_a_moved_folder(workspace: Workspace) -> None:
