@@ -120,9 +120,7 @@ def derive(zoo: Zoo, data: Path, workers: int = 1) -> dict[str, Any]:
 
 
 def counts(result: RunResult) -> dict[str, Any]:
-    return {
-        outcome.modality: (outcome.written, outcome.unchanged, outcome.first_dropped) for outcome in result.outcomes
-    }
+    return {each.modality: (each.written, each.unchanged, each.first_dropped) for each in result.outcomes}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +130,7 @@ def counts(result: RunResult) -> dict[str, Any]:
         ("exits", "ended its process (exit code 3), at both tries", 2),
         ("holds", "took more than 2 s (value_seconds in [limits] of registry.toml), at both tries", 2),
         ("sys.exit", "SystemExit: enough", 1),
-        pytest.param("segfault", "killed (SIGSEGV), at both tries", 2, marks=pytest.mark.slow),
+        ("segfault", "killed (SIGSEGV), at both tries", 2),
         pytest.param("sleeps", "took more than 2 s", 2, marks=pytest.mark.slow),
     ],
 )
@@ -165,7 +163,7 @@ def stored_files(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in snapshot(folder).items() if name != STORE}  # it names the folder of the values
 
 
-@pytest.mark.parametrize("kind", ["SIGKILL", "memory"])
+@pytest.mark.parametrize("kind", ["SIGKILL", pytest.param("memory", marks=pytest.mark.slow)])
 def test_a_single_worker_death_changes_nothing(zoo: Zoo, harm: Harm, tmp_path: Path, kind: str) -> None:
     unharmed, data = tmp_path / "whole", tmp_path / "data"
     make(zoo, unharmed, 0)
