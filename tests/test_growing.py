@@ -187,16 +187,16 @@ def test_pretrained_weights_move_by_their_fraction_of_a_step(
 
 def test_slower_and_frozen_weights_need_a_start_that_fits(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(TRAINING, steps=1, pretrained_lr_scale=0.1)
-    with pytest.raises(ConfigError, match=r"pretrained_lr_scale 0\.1: expected a backbone to start from"):
+    with pytest.raises(ConfigError, match=r"pretrained_lr_scale 0\.1: .* backbone"):
         train(tmp_path / "run", new_tokens, NEW, SMALL, config)
     with pytest.raises(ConfigError, match="expected a backbone to start from"):
         freeze(initial_model(all_layouts(), SMALL, 0, None))
-    with pytest.raises(ConfigError, match="expected a modality that it starts without"):
+    with pytest.raises(ConfigError, match="starts without"):
         freeze(initial_model(all_layouts(), SMALL, 0, old_run))
     larger = {"picture": GridLayout(shape=(8, 8)), "pixels": PatchesLayout(shape=(8, 8), dim=12)}
     for name, layout in larger.items():
         specs = [dataclasses.replace(item, layout=layout) if item.name == name else item for item in grown()]
-        with pytest.raises(ConfigError, match=f"freeze: expected {name} to be a grid of the shape that it was trained"):
+        with pytest.raises(ConfigError, match=f"freeze: expected {name}"):
             freeze(initial_model(specs, SMALL, 0, old_run))
 
 
@@ -331,7 +331,7 @@ def test_modality_without_tokens_is_not_replayed(old_run: Path, tmp_path: Path) 
     write_store(tokens, [ADDED], 24)
     write_store(tokens, [ADDED], 8, "test", seed=1)
     trained = dataclasses.replace(Trained.load(old_run), run=Run(tokens=tmp_path / "gone"))
-    with pytest.raises(ConfigError, match=rf"--replay 0.5: {tmp_path}/gone and {tokens} has no tokens"):
+    with pytest.raises(ConfigError, match=rf"--replay 0.5: {tmp_path}/gone and {tokens}"):
         growing_config(trained, specs, tokens, {}, 0.5)
     config = growing_config(trained, specs, tokens, {"steps": 1}, 0.0)
     report = write_report(train(tmp_path / "run", tokens, specs, SMALL, config, start=old_run), trained, tokens)
@@ -375,7 +375,7 @@ def test_bad_growth_is_refused(old_run: Path, new_tokens: Path, tmp_path: Path) 
         train(tmp_path / "run", new_tokens, unknown_specs, SMALL, TrainConfig(steps=1), start=old_run)
     write_store(tmp_path / "apart", NEW[:1], 4)
     config = growing_config(trained, [*all_layouts(), NEW[0]], tmp_path / "apart", {"steps": 1}, 0.5)
-    with pytest.raises(ConfigError, match="the others have height: no modality is shared"):
+    with pytest.raises(ConfigError, match="height: no modality is shared"):
         train(tmp_path / "run", tmp_path / "apart", [*all_layouts(), NEW[0]], SMALL, config, start=old_run)
     assert not (tmp_path / "run").exists()
 

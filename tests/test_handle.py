@@ -297,7 +297,7 @@ def test_interrupted_download_is_reported_in_one_line(monkeypatch: pytest.Monkey
         raise TransportError("peer closed the connection\nwithout a word")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", broken_off)
-    with pytest.raises(CheckpointError, match=r"^some/a: .* hub does not give it: peer closed the connection$"):
+    with pytest.raises(CheckpointError, match=r"^some/a: .*: peer closed the connection$"):
         resolve_folder("some/a")
 
 
@@ -467,7 +467,7 @@ def test_defaults_of_optional_hooks(make_handle: Callable[..., Any]) -> None:
     data, extension = handle.write(value)
     assert extension == "npy"
     np.testing.assert_array_equal(handle.read(data, ".NPY"), value)
-    with pytest.raises(InvalidValueError, match=r"a_map: expected a .npy file, got .png"):
+    with pytest.raises(InvalidValueError, match=r"a_map: .* \.npy .* \.png"):
         handle.read(data, "png")
     for damaged in (b"", b"garbage", data[:-7]):
         with pytest.raises(InvalidValueError, match=r"a_map: damaged .npy file"):

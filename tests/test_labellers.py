@@ -340,7 +340,7 @@ def test_camera_comes_from_settings_or_sample() -> None:
     expected = fixed.derive({"depth": depth})
     np.testing.assert_array_equal(two_angles.derive({"depth": depth}), expected)
     np.testing.assert_array_equal(from_metadata.derive({"depth": depth, "metadata": {"camera_fov": 50.0}}), expected)
-    with pytest.raises(DataError, match="normal: the sample's metadata lack camera_fov"):
+    with pytest.raises(DataError, match=r"normal: .* camera_fov"):
         from_metadata.derive({"depth": depth, "metadata": {}})
 
 
@@ -354,9 +354,9 @@ def test_labels_become_classes() -> None:
     np.testing.assert_array_equal(table[np.array([[2, 3], [0, 1]])], [[0, 3], [2, 1]])
     declared = class_table({0: "wall", 1: "sky"}, {"wall": "void", "sky": "wall"}, CLASSES, "net")
     assert declared.tolist() == [0, 2]  # declared names take precedence over similar ones
-    with pytest.raises(PretrainedError, match=r"net: none of its labels .*it has LABEL_0, LABEL_1"):
+    with pytest.raises(PretrainedError, match=r"net: .* LABEL_0, LABEL_1"):
         class_table({0: "LABEL_0", 1: "LABEL_1"}, {}, CLASSES, "net")
-    with pytest.raises(PretrainedError, match="no class for its label 'sky' and 1 other, and no class void"):
+    with pytest.raises(PretrainedError, match=r"'sky' and 1 other, .* void"):
         class_table({0: "wall", 1: "sky", 2: "sea"}, {}, CLASSES[1:], "net")
 
 

@@ -255,7 +255,7 @@ def test_a_broken_plugin_ends_its_modality_only(zoo: Zoo, harm: Harm, tmp_path: 
     make(zoo, data, 0)
     for number in range(12):
         harm(f"derive sample {number} of train to calm", "SIGKILL")
-    with pytest.raises(WorkerError, match=r"train/calm, shard-00000: the values in rows 1, 2, 3, 4, 5 end their"):
+    with pytest.raises(WorkerError, match=r"train/calm, shard-00000: .* 1, 2, 3, 4, 5 "):
         derive(zoo, data)
     for shard, count in ((0, 5), (1, 5)):
         manifest = read_manifest(data / "train/loud", shard)
@@ -268,5 +268,5 @@ def test_in_this_process_exits_are_errors_of_the_plugin(zoo: Zoo, harm: Harm, tm
     data = tmp_path / "data"
     make(zoo, data, 0)
     train_tokenizer(zoo, "words", data)
-    with pytest.raises(PluginError, match=r"words: encode of .* failed: SystemExit: enough"):
+    with pytest.raises(PluginError, match=r"words: encode .* SystemExit: enough"):
         zoo["words"].encode(["sample 8 of train"])

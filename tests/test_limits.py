@@ -66,7 +66,7 @@ def test_a_larger_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     path.write_bytes(bytes(11))
     for read in (lambda: zoo["rgb"].open(path), lambda: zoo["rgb"].read(bytes(11), "png")):
-        with pytest.raises(InvalidValueError, match=r"11 bytes, at most 10 \(file_bytes in \[limits\]"):
+        with pytest.raises(InvalidValueError, match=r"11 bytes, at most 10 \(file_bytes"):
             read()
 
 

@@ -184,7 +184,7 @@ def test_truncation_and_padding_of_a_vocabulary_file_are_ignored(text_json: Path
 
 def test_another_vocabulary_file_is_refused(workspace: Workspace) -> None:
     for content in ("{}", "[EOS]"):
-        with pytest.raises(CheckpointError, match="not a file of the tokenizers library"):
+        with pytest.raises(CheckpointError, match="tokenizers library"):
             TextVocabulary(CONFIG, published=content)
     other_vocabulary = text_file(workspace.source / "moved.json", **{"[EOS]": 2, "[SOS]": 3})
     with pytest.raises(CheckpointError, match=r"\[EOS\] .* 2, expected 3"):
@@ -389,7 +389,7 @@ def test_a_simultaneous_import_into_the_same_folder_is_refused(tmp_path: Path, m
     out, real = tmp_path / "out", folders.import_tokenizer
 
     def second() -> None:
-        with pytest.raises(FolderError, match="another process writes it right now"):
+        with pytest.raises(FolderError, match="another process"):
             import_folders(tmp_path / "human_poses", out, None)
 
     def meanwhile(*arguments: Any) -> TableRow:
@@ -611,7 +611,7 @@ def test_files_that_cannot_be_imported_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=message):
             run(import_command, tmp_path / source, tmp_path / "out")
-    with pytest.raises(ConfigError, match="--as depth: is for one tokenizer"):
+    with pytest.raises(ConfigError, match="--as depth"):
         run(import_command, "--as", "depth", tmp_path / "two/one", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

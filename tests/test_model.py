@@ -389,7 +389,7 @@ def test_ordered_ids_are_ids_of_the_vocabulary(runs: list[tuple[int, int]]) -> N
 
 
 def test_rotary_angles_are_not_stored() -> None:
-    with pytest.raises(ValueError, match="rotary: expected an even head size"):
+    with pytest.raises(ValueError, match="rotary: expected an even"):
         ModelConfig(dim=12, heads=4, rotary=True)
     plain, rotary = (
         FourM.seeded(ModelConfig(dim=32, encoder_depth=1, decoder_depth=1, heads=2, rotary=on), all_layouts(), 0)

@@ -144,7 +144,7 @@ def test_frames_after_the_last_needed_one_are_not_decoded() -> None:
 
 
 def test_a_short_or_cut_video_is_refused() -> None:
-    with pytest.raises(InvalidValueError, match=r"0.25 s, which is 2 frames at 8 per second, expected 4"):
+    with pytest.raises(InvalidValueError, match=r"0.25 s, .* 2 frames .* 4"):
         read_video(grey_video("mp4", [0, 50], 8), "mp4")
     data = grey_video("mkv", list(range(0, 200, 2)), 8)
     with pytest.raises(InvalidValueError, match=r"frames|cannot be read"):

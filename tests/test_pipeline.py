@@ -159,7 +159,7 @@ def test_a_modality_without_valid_samples_is_an_error(toy: Toy, tmp_path: Path) 
     handle = zoo["field"]
     transform = handle.transform
     handle.transform = lambda value, crop, trusted: (_ for _ in ()).throw(DataError("no"))  # type: ignore[method-assign]
-    with pytest.raises(DataError, match="train/field: all 25 samples were dropped; the first: no"):
+    with pytest.raises(DataError, match=r"train/field: all 25 samples .*: no"):
         make_toy(zoo, tmp_path / "data")
     handle.transform = transform  # type: ignore[method-assign]
     assert counts(make_toy(zoo, tmp_path / "data")) == {"field": (23, 2, 0), "words": (0, 0, 21)}
@@ -340,7 +340,7 @@ def test_foreign_tars_are_imported_once_and_losses_are_reported(toy: Toy, tmp_pa
     assert store.keys("train", "words") == ["0000", "0001", "0002", "0003", "0007"]
     assert store.keys("train", "words", "field") == ["0000", "0001", "0002", "0003"]
     assert store.read_key(zoo["field"], "train", "0003").max() == np.float32(0.3)
-    with pytest.raises(DataError, match=f"`zoo data make folder DATA --set path={tmp_path / 'mine'}` imports them"):
+    with pytest.raises(DataError, match=f"zoo data make folder DATA --set path={tmp_path / 'mine'}"):
         ValueStore(tmp_path / "mine")
 
 
@@ -687,9 +687,9 @@ def test_derive_takes_inputs_first_and_says_what_is_missing(toy: Toy, install_ex
     install_example("zeta", derived("absent"))
     zoo = toy(enabled=("field", "dark", "alpha", "zeta"))
     make_toy(zoo, tmp_path / "data")
-    with pytest.raises(DataError, match=r"zeta: derived from absent, which .* lacks; test has field"):
+    with pytest.raises(DataError, match=r"zeta: .* absent, .* field"):
         derive_data(zoo, tmp_path / "data", modalities=["zeta"], workers=0)
-    with pytest.raises(DataError, match=r"field: zoo-field 1.0 does not derive it"):
+    with pytest.raises(DataError, match=r"field: zoo-field 1.0 does not derive"):
         derive_data(zoo, tmp_path / "data", modalities=["field"], workers=0)
     result = derive_data(zoo, tmp_path / "data", modalities=["alpha"], splits=["train"], workers=0)
     assert [outcome.modality for outcome in result.outcomes] == ["dark", "alpha"]
