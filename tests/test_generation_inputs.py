@@ -273,6 +273,23 @@ def test_filled_sequences_equal_their_slow_twin(
     assert separate[4].tolist() == [9] * 6  # no room
 
 
+def test_passes_follow_their_samples_when_finished_samples_leave(model: FourM) -> None:
+    input_tokens = {name: tokens for name, tokens in random_inputs(6).items() if name in ("left", "vectors")}
+    full = np.array([9] * 6 + [-1])  # no room: it leaves the batch at once
+    partial = [full, full, np.array([-1]), full, np.array([-1]), full]
+    guidance = Guidance(weights={"left": 4.0, "vectors": -2.0})
+    plan = [TargetPlan(name="words", temperature=30.0, guidance=guidance)]
+    lengths = 0
+    for seed in range(4):
+        together = generate(model, input_tokens, plan, seed, partial={"words": partial})["words"]
+        for i in (2, 4):
+            alone = generate(model, only(input_tokens, i), plan, seed, [i])["words"][0]
+            assert together[i].tolist() == alone.tolist()
+            lengths += len(alone)
+        assert together[0].tolist() == [9] * 6
+    assert lengths > 12
+
+
 @pytest.mark.parametrize("sentinels", [1, 2, 4])
 def test_with_all_sentinels_used_the_next_id_is_content(sentinels: int) -> None:
     layout = dataclasses.replace(WORDS, num_sentinels=sentinels)

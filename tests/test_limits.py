@@ -22,7 +22,7 @@ from PIL import Image
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.io import write_table
-from tokenizers_zoo.limits import Limits
+from tokenizers_zoo.limits import Limits, limited, limits
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.validation import array_bytes
@@ -59,6 +59,12 @@ def test_odd_limits_are_refused_by_file_and_key(tmp_path: Path, line: str) -> No
     (tmp_path / "registry.toml").write_text(f"[limits]\n{line}\n")
     with pytest.raises(ConfigError, match=rf"registry.toml.*{line.split()[0]}"):
         Zoo.from_toml(tmp_path / "registry.toml")
+
+
+def test_limits_hold_inside_the_block_only() -> None:
+    with limited(Limits(frames=3)):
+        assert limits().frames == 3
+    assert limits() == Limits()
 
 
 def test_a_larger_file_is_not_read(tmp_path: Path) -> None:

@@ -347,6 +347,17 @@ def flat_tensors(batch: PackedBatch) -> list[torch.Tensor]:
     return [*tensors, targets.ids, targets.read, targets.positions, targets.modalities, targets.mask]
 
 
+def test_published_layout_closes_with_the_end_token_if_no_sentinel_is_left() -> None:
+    specs = [spec("words", sequence(8, 1), 100)]
+    raw = raw_batch(specs, 50)
+    raw.lengths[:, 0] = 4
+    layout = PublishedLayout(specs, PublishedConfig())
+    settings = {"input_budget": 3, "target_budget": 20, "min_input": 3, "span_length": 1}
+    targets = masked(specs, raw, Mixture(), layout=layout, **settings).targets
+    last = targets.mask.sum(dim=1) - 1
+    assert (targets.ids.gather(1, last.unsqueeze(1)) == END).all()
+
+
 def test_masks_depend_on_seed_step_slot_and_sample_only() -> None:
     specs = all_layouts()
     mixtures = (

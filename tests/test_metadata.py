@@ -205,6 +205,17 @@ def test_picture_statistics_by_hand() -> None:
     assert image_metadata.derive({"rgb": halves}, config, {}) == pytest.approx(expected)
 
 
+def test_picture_statistics_equal_libraries() -> None:
+    from PIL import Image
+    from skimage.color import rgb2hsv
+
+    rgb = np.random.default_rng(0).random((3, 16, 16)).astype(np.float32)
+    derived = image_metadata.derive({"rgb": rgb}, settings_of("image_metadata"), {})
+    assert derived["saturation"] == pytest.approx(rgb2hsv(rgb.transpose(1, 2, 0))[..., 1].mean(), abs=1e-6)
+    levels = (np.tensordot([0.2126, 0.7152, 0.0722], rgb.astype(np.float64), 1) * 256).astype(np.uint8)
+    assert derived["entropy"] == pytest.approx(Image.fromarray(levels).entropy())
+
+
 def plane(normal: tuple[float, float, float], distance: float, size: int = 32) -> np.ndarray[Any, Any]:
     """Depth (size, size) of the plane n . x = d seen by a camera with 90 degrees."""
     u = (np.arange(size) + 0.5) / size * 2 - 1
