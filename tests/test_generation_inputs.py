@@ -275,10 +275,11 @@ def test_filled_sequences_equal_their_slow_twin(
 
 def test_passes_follow_their_samples_when_finished_samples_leave(model: FourM) -> None:
     input_tokens = {name: tokens for name, tokens in random_inputs(6).items() if name in ("left", "vectors")}
-    full = np.array([9] * 6 + [-1])  # no room: it leaves the batch at once
-    partial = [full, full, np.array([-1]), full, np.array([-1]), full]
+    full = np.array([9] * 6 + [-1])  # no room
+    short = np.array([9] * 5 + [-1])  # room for a token: it leaves the batch after the first one
+    partial = [full, short, np.array([-1]), short, np.array([-1]), full]
     guidance = Guidance(weights={"left": 4.0, "vectors": -2.0})
-    plan = [TargetPlan(name="words", temperature=30.0, guidance=guidance)]
+    plan = [TargetPlan(name="words", temperature=8.0, guidance=guidance)]
     lengths = 0
     for seed in range(4):
         together = generate(model, input_tokens, plan, seed, partial={"words": partial})["words"]

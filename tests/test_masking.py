@@ -347,6 +347,33 @@ def flat_tensors(batch: PackedBatch) -> list[torch.Tensor]:
     return [*tensors, targets.ids, targets.read, targets.positions, targets.modalities, targets.mask]
 
 
+def test_published_layout_keeps_the_end_token_and_closes_with_a_sentinel() -> None:
+    specs = [spec("words", sequence(8, 3), 100), spec("picture", GridLayout(shape=(6, 6)))]
+    layout = PublishedLayout(specs, PublishedConfig())
+    raw = raw_batch(specs, 300)
+    raw.lengths[:, 0] = 4
+    mixtures = (Mixture(inputs=("words",)),)
+    config = MaskingConfig(input_budget=3, target_budget=20, min_input=0, mixtures=mixtures)
+    closed: dict[tuple[int, ...], list[int]] = {}
+    for span_length in (1, 3):
+        batch = Masker(layout, dataclasses.replace(config, span_length=span_length))(raw, seed=0, step=0)
+        for number in range(300):
+            sample = Unpacked(layout, batch, number)
+            input_ids = tuple(token for token, _ in sample.inputs.get("words", []))
+            target_ids = [token for token, _, _ in sample.targets.get("words", [])]
+            closed[input_ids] = max(closed.get(input_ids, []), target_ids, key=len)
+    s, w = SENTINEL, FIRST_WORD
+    assert closed[w, s, END] == [w + 1, w + 2, w + 3, s + 1]  # END is an input
+    assert closed[s, w + 3, s + 1] == [w, w + 1, w + 2, s + 1, END, s + 2]  # END is a target
+    target_config = dataclasses.replace(config, mixtures=(Mixture(inputs=("picture",), targets=("words",)),))
+    targets = Unpacked(layout, Masker(layout, target_config)(raw, seed=0, step=0), 0).targets["words"]
+    assert [token for token, _, _ in targets] == [w, w + 1, w + 2, w + 3, END, s + 1]  # all tokens are targets
+    full_config = MaskingConfig(input_budget=8, target_budget=8, min_input=8, mixtures=mixtures)
+    assert Unpacked(layout, Masker(layout, full_config)(raw, seed=0, step=0), 0).inputs["words"][-1] == (END, 4)
+    raw.lengths[:, 0] = 8  # max_length: no room for END
+    assert Unpacked(layout, Masker(layout, full_config)(raw, seed=0, step=0), 0).inputs["words"][-1] == (w + 7, 7)
+
+
 def test_published_layout_closes_with_the_end_token_if_no_sentinel_is_left() -> None:
     specs = [spec("words", sequence(8, 1), 100)]
     raw = raw_batch(specs, 50)
