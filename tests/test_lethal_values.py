@@ -120,7 +120,8 @@ def derive(zoo: Zoo, data: Path, workers: int = 1) -> dict[str, Any]:
 
 
 def counts(result: RunResult) -> dict[str, Any]:
-    return {each.modality: (each.written, each.unchanged, each.first_dropped) for each in result.outcomes}
+    outcomes = result.outcomes
+    return {outcome.modality: (outcome.written, outcome.unchanged, outcome.first_dropped) for outcome in outcomes}
 
 
 @pytest.mark.parametrize(

@@ -130,14 +130,14 @@ def published(config: dict[str, Any], seed: str = "a", **sizes: tuple[int, int])
 
 
 @pytest.mark.parametrize("variant", ["normed", "registers"])
-def test_weights_that_no_parity_fixture_has_keep_their_place(variant: str, tmp_path: Path) -> None:
-    """test_parity.py compares the results of other variants with the public code."""
+def test_norms_and_registers_are_imported_under_their_names(variant: str, tmp_path: Path) -> None:
+    """No parity fixture has them. test_parity.py compares the results of other variants with the public code."""
     checkpoint = published(VARIANTS[variant])
     imported(checkpoint, tmp_path)
     ours = load_file(tmp_path / "backbone" / "model.safetensors")
     blocks = {"encoder.0.attention": "encoder.0.attn"}
     blocks |= {f"decoder.0.{name}_attention": f"decoder.0.{name}_attn" for name in ("self", "cross")}
-    places = {
+    published_names = {
         "normed": {
             f"{block}.{norm}_norm.{leaf}": f"{blocks[block]}.{norm[0]}_norm.{leaf}"
             for block in blocks for norm in ("query", "key") for leaf in ("weight", "bias")
@@ -148,7 +148,7 @@ def test_weights_that_no_parity_fixture_has_keep_their_place(variant: str, tmp_p
             "target_modalities.tok_thing_32": "decoder_embeddings.tok_thing@32.mod_emb",
         },
     }  # fmt: skip
-    for name, theirs in places[variant].items():
+    for name, theirs in published_names[variant].items():
         assert torch.equal(ours[name].flatten(), checkpoint.tensors[theirs].flatten()), name
 
 
