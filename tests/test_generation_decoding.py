@@ -285,24 +285,6 @@ def test_passes_by_hand() -> None:
     assert as_sets(Passes.of(Guidance(scale=3), "bag", ["bag"])) == [(set(), 1)]
 
 
-def test_no_guidance_is_scale_one_and_full_weight(model: FourM) -> None:
-    input_tokens = {"left": random_inputs(3)["left"]}
-    for target in ("right", "words"):
-
-        def generated_rows(guidance: Guidance, input_tokens: dict[str, Any], target: str = target) -> list[Any]:
-            plan = [TargetPlan(name=target, temperature=4.0, guidance=guidance)]
-            return [row.tolist() for row in generate(model, input_tokens, plan, seed=3, samples=range(3))[target]]
-
-        plain, unconditional = generated_rows(Guidance(), input_tokens), generated_rows(Guidance(), {})
-        assert plain == generated_rows(Guidance(weights={"left": 1.0}), input_tokens)
-        assert (
-            unconditional
-            == generated_rows(Guidance(scale=0), input_tokens)
-            == generated_rows(Guidance(weights={"left": 0.0}), input_tokens)
-        )
-        assert len({str(rows) for rows in (plain, unconditional, generated_rows(Guidance(scale=3), input_tokens))}) == 3
-
-
 def test_passes_are_not_padded_and_draws_share_their_context(model: FourM, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[tuple[int, ...]] = []
     context = model.context

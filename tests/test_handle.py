@@ -58,10 +58,7 @@ def test_checkpoints_are_relative_to_the_registry_or_in_the_home_folder(
     folders = {"a_map": "mine/a", "b_map": "codecs/b_map", "c_map": "home/large"}
     assert {name: zoo[name].checkpoint for name in folders} == {name: tmp_path / at for name, at in folders.items()}
     assert not zoo["b_map"].has_tokenizer
-    message = (
-        rf"b_map: no tokenizer at .*codecs/b_map; train one there .*, or set .* \[modalities.b_map\] of {zoo.path}$"
-    )
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=rf"b_map: .*codecs/b_map; .* \[modalities.b_map\] of {zoo.path}$"):
         _ = zoo["b_map"].tokenizer
 
 
@@ -80,7 +77,11 @@ def test_a_trained_tokenizer_encodes_and_decodes(install_example: Install, tmp_p
     np.testing.assert_allclose(decoded[1][0, ::4, ::4], tokens[1].numpy() / 15, rtol=1e-6)
     assert torch.equal(handle.encode(torch.from_numpy(np.stack(values()))), tokens)
     assert torch.equal(handle.encode(np.stack(values())), tokens)
+    mirrored = np.stack(values())[..., ::-1]  # a view
+    assert torch.equal(handle.encode(mirrored), handle.encode(mirrored.copy()))
     assert all(np.array_equal(a, b) for a, b in zip(handle.decode(tokens.numpy()), decoded, strict=True))
+    with pytest.raises(InvalidValueError, match=r"a_map: expected int64 \(batch, 4, 4\)"):
+        handle.decode(tokens + 16)
 
 
 @pytest.mark.parametrize("kind", ["plain", "gradients", "bfloat16"])
@@ -189,10 +190,8 @@ def test_another_device_reads_weights_and_fingerprint_together(install_example: 
 
 def test_values_are_copied_if_a_plugin_reuses_its_buffer(make_handle: Callable[..., Any]) -> None:
     decoded = 'repeat(tokenizer[tokens], "batch h w -> batch 1 (h p) (w q)", p=4, q=4)'
-    buffered = (
-        f"whole = self.kept = getattr(self, 'kept', {decoded})\n        whole[:] = {decoded}\n        return whole"
-    )
-    handle = make_handle({f"return {decoded}": buffered})
+    buffer = f"self.kept = getattr(self, 'kept', {decoded})\n        self.kept[:] = {decoded}\n"
+    handle = make_handle({f"return {decoded}": f"{buffer}        return self.kept"})
     tokens = handle.encode(values())
     first = handle.decode(tokens)
     before = [value.copy() for value in first]
@@ -298,7 +297,7 @@ def test_interrupted_download_is_reported_in_one_line(monkeypatch: pytest.Monkey
         raise TransportError("peer closed the connection\nwithout a word")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", broken_off)
-    with pytest.raises(CheckpointError, match=r"^some/a: .* hub does not give it: peer closed the connection$"):
+    with pytest.raises(CheckpointError, match=r"^some/a: .*: peer closed the connection$"):
         resolve_folder("some/a")
 
 
@@ -333,12 +332,8 @@ def test_tokenizer_other_than_the_pinned_one_is_refused(install_example: Install
     text = f"[modalities.a_map]\ncheckpoint = 'a'\nsha256 = '{pinned}'\n"
     zoo = Zoo.from_toml(write_registry(tmp_path / "registry.toml", text))
     trained_fingerprint = fingerprint(trained(zoo, "a_map", tmp_path / "a"))
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, match=rf"{trained_fingerprint}.*{pinned}|{pinned}.*{trained_fingerprint}"):
         zoo["a_map"].encode(values())
-    message = str(caught.value)
-    assert (
-        pinned in message and trained_fingerprint in message and "registry.toml:3 [modalities.a_map] sha256" in message
-    )
     write_registry(tmp_path / "registry.toml", text.replace(pinned, trained_fingerprint))
     assert Zoo.from_toml(tmp_path / "registry.toml")["a_map"].encode(values()).shape == (3, 4, 4)
 
@@ -369,11 +364,8 @@ def test_a_pickled_handle_works_in_another_folder(
     received = pickle.loads(pickled)
     assert received[0] is received[1]
     for copy, original in zip(received, sent, strict=True):
-        assert (copy.name, copy.checkpoint, copy.device) == (
-            "depth",
-            depth_registry.parent / "codecs/depth",
-            original.device,
-        )
+        assert (copy.name, copy.device) == ("depth", original.device)
+        assert copy.checkpoint == depth_registry.parent / "codecs/depth"
         assert torch.equal(copy.encode(DEPTHS), tokens)
 
 
@@ -412,58 +404,26 @@ def make_handle(install_example: Install, tmp_path: Path) -> Callable[..., Any]:
     return make
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (
-            np.full((1, 16, 16), 255, np.uint8),
-            r"a_map: expected float32 \(1, 16, 16\) brightness in \[0, 1\], got uint8 \(1, 16, 16\) 255..255; convert",
-        ),
-        (np.zeros((16, 16), np.float32), r"got float32 \(16, 16\) 0..0; the shape is not \(1, 16, 16\)"),
-        (np.full((1, 16, 16), np.nan, np.float32), r"without a finite number; every number has to be finite: fill"),
-        (np.full((1, 16, 16), 2, np.float32), r"2..2; numbers lie outside the range: convert or clip them first$"),
-        (None, r"got NoneType None; give a numpy array"),
-    ],
-)
-def test_bad_values_are_refused(value: Any, message: str, make_handle: Callable[..., Any]) -> None:
-    handle = make_handle()
-    for refuses in (handle.check, lambda value: handle.encode([values()[0], value])):
-        with pytest.raises(InvalidValueError, match=message):
+def test_bad_values_are_refused_wherever_they_enter(make_handle: Callable[..., Any]) -> None:
+    handle, value = make_handle(), np.full((1, 16, 16), np.nan, np.float32)
+    for refuses in (handle.check, handle.write, lambda value: handle.encode([values()[0], value])):
+        with pytest.raises(InvalidValueError, match=r"a_map: .* finite"):
             refuses(value)
-    with pytest.raises(InvalidValueError, match="a_map: expected"):
-        handle.write(value)
-
-
-def test_batches_may_be_views_of_arrays_and_bad_ones_are_refused(make_handle: Callable[..., Any]) -> None:
-    handle = make_handle()
-    mirrored = np.stack(values())[..., ::-1]
-    assert torch.equal(handle.encode(mirrored), handle.encode(mirrored.copy()))
-    assert handle.encode(np.broadcast_to(np.float32(0.5), mirrored.shape)).unique().numel() == 1
     for batch in ([], "text", torch.zeros(2, 1, 16, 16, dtype=torch.float64), torch.full((2, 1, 16, 16), torch.nan)):
         with pytest.raises(InvalidValueError, match="a_map: expected"):
             handle.encode(batch)
 
 
-def test_bad_tokens_are_refused(make_handle: Callable[..., Any]) -> None:
-    handle = make_handle()
-    good = torch.zeros(2, 4, 4, dtype=torch.int64)
-    expected = r"a_map: expected int64 \(batch, 4, 4\) in \[0, 15\], got"
-    for bad in (good + 16, good.float(), good[:, :3], "tokens"):
-        with pytest.raises(InvalidValueError, match=expected):
-            handle.decode(bad)
-    assert len(handle.decode([good[0], good[1]])) == 2
-
-
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (".round().long()", ".round().int()", r"encode of plugin 'a_map' of zoo-a_map 1.0 .* got int32 \(3, 4, 4\)"),
-        (".round().long()", ".round().long() + 99", r"got int64 \(3, 4, 4\) .*numbers lie outside the range"),
-        (".round().long()", ".round().long()[:2]", r"expected tokens of 3 values"),
-        ("means = reduce(", "raise ValueError('1\\n2')  # ", r"encode .* failed: ValueError: 1 2 \(.*zoo_a"),
-        ("return repeat(", "raise NotImplementedError  # (", r"decode .* failed: .*: decode is to be written"),
-        ("repeat(tokenizer[tokens]", "repeat(2 * tokenizer[tokens]", r"decode .* got float32 .*outside the range"),
-        ("repeat(tokenizer[tokens]", "repeat(tokenizer[tokens][:2]", r"decode .* expected 3 values, .* it gave 2"),
+        (".round().long()", ".round().int()", r"encode of plugin 'a_map' of zoo-a_map 1.0 .* int32"),
+        (".round().long()", ".round().long() + 99", "outside the range"),
+        (".round().long()", ".round().long()[:2]", "tokens of 3 values"),
+        ("means = reduce(", "raise ValueError('1\\n2')  # ", r"encode .* ValueError: 1 2 \(.*zoo_a"),
+        ("return repeat(", "raise NotImplementedError  # (", r"decode .* to be written"),
+        ("repeat(tokenizer[tokens]", "repeat(2 * tokenizer[tokens]", r"decode .* outside the range"),
+        ("repeat(tokenizer[tokens]", "repeat(tokenizer[tokens][:2]", r"decode .* 3 values, .* 2"),
     ],
 )
 def test_plugin_return_values_are_checked(old: str, new: str, message: str, make_handle: Callable[..., Any]) -> None:
@@ -481,22 +441,21 @@ def test_optional_hooks_are_checked_too(make_handle: Callable[..., Any]) -> None
             "return Image.fromarray(": "return np.asarray(",
         }
     )
-    with pytest.raises(PluginError, match=r"transform of plugin 'a_map' of zoo-a_map 1.0 .* got float64 \(1, 16, 16\)"):
+    with pytest.raises(PluginError, match=r"transform of plugin 'a_map' .* float64"):
         handle.transform(values()[0], Crop())
-    with pytest.raises(PluginError, match=r"score .* expected one number for each of mae, got dict \{'rmse': .*\}"):
+    with pytest.raises(PluginError, match=r"score .* mae, .*'rmse'"):
         handle.score(values(), values())
-    with pytest.raises(PluginError, match=r"render .* expected a PIL image or a str, got uint8 "):
+    with pytest.raises(PluginError, match=r"render .* uint8"):
         handle.render(values()[0])
-    with pytest.raises(DataError, match="a_map: is not derived from other modalities"):
+    with pytest.raises(DataError, match="a_map: is not derived"):
         handle.derive({})
 
 
 def test_transform_accepts_any_size_and_returns_the_declared_size(make_handle: Callable[..., Any]) -> None:
     handle = make_handle()
     assert handle.transform(values(side=40)[0], Crop(left=0.5, width=0.5)).shape == (1, 16, 16)
-    for channels, number, message in ((3, 0, "shape is not"), (1, np.nan, "finite"), (1, 2, "outside the range")):
-        with pytest.raises(InvalidValueError, match=message):
-            handle.transform(np.full((channels, 40, 40), number, np.float32), Crop())
+    with pytest.raises(InvalidValueError, match=r"a_map: .* shape"):
+        handle.transform(np.zeros((3, 40, 40), np.float32), Crop())
 
 
 # ---------------------------------------------------------------- defaults of optional hooks
@@ -508,7 +467,7 @@ def test_defaults_of_optional_hooks(make_handle: Callable[..., Any]) -> None:
     data, extension = handle.write(value)
     assert extension == "npy"
     np.testing.assert_array_equal(handle.read(data, ".NPY"), value)
-    with pytest.raises(InvalidValueError, match=r"a_map: expected a .npy file, got .png"):
+    with pytest.raises(InvalidValueError, match=r"a_map: .* \.npy .* \.png"):
         handle.read(data, "png")
     for damaged in (b"", b"garbage", data[:-7]):
         with pytest.raises(InvalidValueError, match=r"a_map: damaged .npy file"):
@@ -523,7 +482,5 @@ def test_defaults_of_optional_hooks(make_handle: Callable[..., Any]) -> None:
 def test_damaged_files_are_invalid_values_whatever_the_plugin_raises(make_handle: Callable[..., Any]) -> None:
     reader = "    @hookimpl\n    def read_value(self, data):\n        return [][1]\n\n    @hookimpl\n    def score("
     handle = make_handle({"    @hookimpl\n    def score(": reader})
-    with pytest.raises(
-        InvalidValueError, match=r"a_map: cannot be read from .npy: IndexError: list index out of range"
-    ):
+    with pytest.raises(InvalidValueError, match=r"a_map: .*\.npy: IndexError"):
         handle.read(b"", "npy")

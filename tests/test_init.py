@@ -78,15 +78,8 @@ def test_the_registry_works_and_the_next_commands_do(zoo: Run) -> None:
     assert {"rgb", "caption", "rgb_patches", "canny", "palette"} <= set(registry.names())
     assert not {"clip", "depth", "minilm"} & set(registry.names()), "these need a network"
     commands = [shlex.split(line)[1:] for line in complaint.partition("next:\n")[2].splitlines()]
-    assert [words[0] for words in commands] == [
-        "data",
-        "data",
-        "tokenizer",
-        "tokenize",
-        "backbone",
-        "backbone",
-        "report",
-    ]
+    names = "data data tokenizer tokenize backbone backbone report"
+    assert " ".join(words[0] for words in commands) == names
     for words in commands[:2]:
         code, printed, complaint = zoo(*words, "--workers", "1")
         assert code == 0, complaint
@@ -111,8 +104,7 @@ def test_both_splits_of_a_small_folder_have_every_modality(zoo: Run, count: int)
 
 
 ODD_NAMES = [
-    "my pictures", "it's", "$HOME `id` \"x\"", "-photos", "--set", "2024", "true", "~root", "'quoted'", "[2024] trip",
-    "a\nb\x1b[31m", "1\nmodalities = 2", "naïve\u202e", "# none", "a;b&c|d>e*",
+    "it's", "$HOME `id` \"x\"", "--set", "2024", "~root", "[2024] trip", "a\nb\x1b[31m", "naïve\u202e", "# a;b&c|d>e*",
 ]  # fmt: skip
 INJECTION = 'x\n]\n[modalities.depth]\ncheckpoint = "evil"\n[vocabularies.a]\nb = [\r#\x7f\u2028\x85'
 
@@ -157,8 +149,6 @@ def test_links_out_of_the_folder_are_followed_if_asked(zoo: Run) -> None:
     assert code == 1 and "add --follow-links" in complaint
     code, _, complaint = zoo("init", "files", "--follow-links")
     assert code == 0 and "zoo data make folder data --set path=files --follow-links" in complaint
-    assert zoo("data", "make", "folder", "data", "--set", "path=files", "--follow-links", "--workers", "1")[0] == 0
-    assert zoo("data", "make", "folder", "data", "--set", "path=files", "--workers", "1")[0] == 1
 
 
 def test_a_registry_is_not_overwritten_unasked(zoo: Run) -> None:
@@ -191,15 +181,6 @@ def test_splits_and_tar_files_are_recognised(zoo: Run) -> None:
     code, printed, complaint = zoo("init", "tars", "--overwrite")
     assert code == 0 and "1 modality of tars, 4 samples: rgb" in printed
     assert "not used: tok_depth@224: tokens of ml-4m's tokenizers, not values" in complaint
-
-
-def test_texts_beside_pictures_become_captions(zoo: Run) -> None:
-    write_pictures(Path("flat"), (130, 200))
-    for path in list(Path("flat").iterdir())[:5]:
-        path.with_suffix(".txt").write_text("a red ball\n")
-    code, printed, _ = zoo("init", "flat")
-    assert code == 0 and "2 modalities of flat, 12 samples: caption, rgb" in printed
-    assert load_toml(Path("registry.toml"))["zoo"]["image_size"] == 128
 
 
 def test_init_reads_an_existing_data_folder(zoo: Run) -> None:

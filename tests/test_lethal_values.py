@@ -15,6 +15,7 @@ from tokenizers_zoo.data.tokens import STORE
 from tokenizers_zoo.errors import PluginError
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.pipeline.outcomes import RunResult
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.pipeline.workers import WorkerError
@@ -111,28 +112,27 @@ def harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harm:
 
 def make(zoo: Zoo, data: Path, workers: int = 1) -> dict[str, Any]:
     """Make 2 shards of 6 samples; the source has no words for samples 0 and 7."""
-    result = make_data(zoo, "toy", data, train=12, test=0, workers=workers, shard_size=6)
-    return {
-        outcome.modality: (outcome.written, outcome.unchanged, outcome.first_dropped) for outcome in result.outcomes
-    }
+    return counts(make_data(zoo, "toy", data, train=12, test=0, workers=workers, shard_size=6))
 
 
 def derive(zoo: Zoo, data: Path, workers: int = 1) -> dict[str, Any]:
-    result = derive_data(zoo, data, workers=workers)
-    return {
-        outcome.modality: (outcome.written, outcome.unchanged, outcome.first_dropped) for outcome in result.outcomes
-    }
+    return counts(derive_data(zoo, data, workers=workers))
+
+
+def counts(result: RunResult) -> dict[str, Any]:
+    outcomes = result.outcomes
+    return {outcome.modality: (outcome.written, outcome.unchanged, outcome.first_dropped) for outcome in outcomes}
 
 
 @pytest.mark.parametrize(
     ("kind", "reason", "tries"),
     [
-        ("SIGKILL", "its process was killed (SIGKILL, perhaps for lack of memory), at both tries", 2),
-        ("segfault", "its process was killed (SIGSEGV), at both tries", 2),
+        ("SIGKILL", "killed (SIGKILL, perhaps for lack of memory), at both tries", 2),
         ("exits", "ended its process (exit code 3), at both tries", 2),
-        ("sleeps", "took more than 2 s (value_seconds in [limits] of registry.toml), at both tries", 2),
         ("holds", "took more than 2 s (value_seconds in [limits] of registry.toml), at both tries", 2),
         ("sys.exit", "SystemExit: enough", 1),
+        ("segfault", "killed (SIGSEGV), at both tries", 2),
+        pytest.param("sleeps", "took more than 2 s", 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_value_that_kills_its_derivation_is_dropped(
@@ -155,11 +155,8 @@ def test_values_dropped_for_memory_are_tried_again_next_time(zoo: Zoo, harm: Har
     make(zoo, data, 0)
     harm("derive sample 8 of train to loud", "memory", times=2)
     outcomes = derive(zoo, data)
-    assert (
-        outcomes["calm"] == (10, 0, "")
-        and outcomes["loud"][:2] == (9, 0)
-        and "ran out of memory" in outcomes["loud"][2]
-    )
+    assert outcomes["calm"] == (10, 0, "")
+    assert outcomes["loud"][:2] == (9, 0) and "ran out of memory" in outcomes["loud"][2]
     assert derive(zoo, data)["loud"] == (5, 5, "")
 
 
@@ -167,7 +164,7 @@ def stored_files(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in snapshot(folder).items() if name != STORE}  # it names the folder of the values
 
 
-@pytest.mark.parametrize("kind", ["SIGKILL", "memory"])
+@pytest.mark.parametrize("kind", ["SIGKILL", pytest.param("memory", marks=pytest.mark.slow)])
 def test_a_single_worker_death_changes_nothing(zoo: Zoo, harm: Harm, tmp_path: Path, kind: str) -> None:
     unharmed, data = tmp_path / "whole", tmp_path / "data"
     make(zoo, unharmed, 0)
@@ -202,7 +199,7 @@ def test_a_sample_that_kills_its_source_is_dropped(
     ("call", "kind"),
     [
         ("encode sample 8 of train", "SIGKILL"),
-        ("encode sample 8 of train", "sleeps"),
+        pytest.param("encode sample 8 of train", "sleeps", marks=pytest.mark.slow),
         ("read sample 8 of train", "SIGKILL"),
         pytest.param("read sample 8 of train", "sleeps", marks=pytest.mark.slow),
     ],
@@ -259,7 +256,7 @@ def test_a_broken_plugin_ends_its_modality_only(zoo: Zoo, harm: Harm, tmp_path: 
     make(zoo, data, 0)
     for number in range(12):
         harm(f"derive sample {number} of train to calm", "SIGKILL")
-    with pytest.raises(WorkerError, match=r"train/calm, shard-00000: the values in rows 1, 2, 3, 4, 5 end their"):
+    with pytest.raises(WorkerError, match=r"train/calm, shard-00000: .* 1, 2, 3, 4, 5 "):
         derive(zoo, data)
     for shard, count in ((0, 5), (1, 5)):
         manifest = read_manifest(data / "train/loud", shard)
@@ -272,5 +269,5 @@ def test_in_this_process_exits_are_errors_of_the_plugin(zoo: Zoo, harm: Harm, tm
     data = tmp_path / "data"
     make(zoo, data, 0)
     train_tokenizer(zoo, "words", data)
-    with pytest.raises(PluginError, match=r"words: encode of .* failed: SystemExit: enough"):
+    with pytest.raises(PluginError, match=r"words: encode .* SystemExit: enough"):
         zoo["words"].encode(["sample 8 of train"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import re
 import resource
 import struct
 import time
@@ -50,7 +49,7 @@ def test_limits_come_from_the_registry(tmp_path: Path) -> None:
     (tmp_path / "registry.toml").write_text("[limits]\nimage_pixels = 7\n")
     zoo = Zoo.from_toml(tmp_path / "registry.toml")
     assert zoo.limits == dataclasses.replace(Limits(), image_pixels=7)
-    with pytest.raises(InvalidValueError, match=re.escape("8 pixels, at most 7 (image_pixels in [limits] of registry")):
+    with pytest.raises(InvalidValueError, match=r"at most 7 \(image_pixels in \[limits\] of registry"):
         zoo.limits.check("image_pixels", 8, "8 pixels")
     zoo.limits.check("image_pixels", 7, "7 pixels")
 
@@ -73,7 +72,7 @@ def test_a_larger_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     path.write_bytes(bytes(11))
     for read in (lambda: zoo["rgb"].open(path), lambda: zoo["rgb"].read(bytes(11), "png")):
-        with pytest.raises(InvalidValueError, match=r"11 bytes, at most 10 \(file_bytes in \[limits\]"):
+        with pytest.raises(InvalidValueError, match=r"11 bytes, at most 10 \(file_bytes"):
             read()
 
 
@@ -81,7 +80,7 @@ def test_raised_limits_hold_for_values_in_memory() -> None:
     value: Any = {}
     for _ in range(250):
         value = {"a": value}
-    with pytest.raises(InvalidValueError, match="nested too deeply: 200 levels at most"):
+    with pytest.raises(InvalidValueError, match="200 levels at most"):
         Zoo.installed()["metadata"].check(value)
     Zoo({"limits": {"json_depth": 300}})["metadata"].check(value)
 
@@ -162,30 +161,40 @@ def test_a_sample_above_a_limit_is_dropped_until_the_limit_is_raised(tmp_path: P
         assert ValueStore(tmp_path / "data").keys("train", "rgb") == keys
 
 
-@pytest.mark.parametrize(("text", "setting"), [
-    ("[limits]\nimage_pixels = 1000000000000\n", r"\[limits\]"),
-    ('[zoo]\ncheckpoints = "../private"\n', r"\[zoo\] checkpoints"), ("zoo = 3\n", r"\[zoo\] checkpoints"),
-    ('[zoo]\ncheckpoints = "tokenizers"\n[modalities.rgb]\ncheckpoint = "owner/name"\n', r"\[modalities.rgb\]"),
-])  # fmt: skip
-def test_an_untrusted_bundle_cannot_raise_limits_or_name_other_folders(tmp_path: Path, text: str, setting: str) -> None:
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A folder that names itself a bundle."""
     golden = {"files": {}, "input": "rgb", "tokens": {}, "predicted": {}}
     write_table(tmp_path / BUNDLE, {"requires": {}, "files": {}, "golden": golden})
-    (tmp_path / "registry.toml").write_text(text)
-    with pytest.raises(CheckpointError, match=f"registry.toml: a bundle cannot set {setting}"):
-        Run.open(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("[limits]\nimage_pixels = 1000000000000\n", r"\[limits\]"),
+        ('[zoo]\ncheckpoints = "../private"\n', r"\[zoo\] checkpoints"),
+        ("zoo = 3\n", r"\[zoo\] checkpoints"),
+        ('[zoo]\ncheckpoints = "tokenizers"\n[modalities.rgb]\ncheckpoint = "a/b"\n', r"\[modalities.rgb\]"),
+    ],
+    ids=["limits", "checkpoints", "type", "modality"],
+)
+def test_an_untrusted_bundle_cannot_raise_limits_or_name_other_folders(bundle: Path, text: str, setting: str) -> None:
+    (bundle / "registry.toml").write_text(text)
+    with pytest.raises(CheckpointError, match=f"registry.toml: .* cannot set {setting}"):
+        Run.open(bundle)
 
 
 @pytest.mark.parametrize("outside_path", [{"data": "../private"}, {"tokens": "/etc"}, {"registry": "./other.toml"}])
-def test_an_untrusted_bundle_names_only_its_own_folders(tmp_path: Path, outside_path: dict[str, str]) -> None:
-    golden = {"files": {}, "input": "rgb", "tokens": {}, "predicted": {}}
-    write_table(tmp_path / BUNDLE, {"requires": {}, "files": {}, "golden": golden})
+def test_an_untrusted_bundle_names_only_its_own_folders(bundle: Path, outside_path: dict[str, str]) -> None:
     usual = {"tokens": "./tokens", "data": "./samples", "registry": "./registry.toml", "start": None}
-    for paths in (usual, usual | outside_path):
-        record = {"kind": "backbone", "identity": {}, "finished": {}, "places": paths}
-        write_table(tmp_path / "run.json", record)
-        error = "its training has not come" if paths is usual else r"run.json: names .*, which is not of the bundle"
+    record = {"kind": "backbone", "identity": {}, "finished": {}, "places": usual}
+    write_table(bundle / "run.json", record)
+    assert find_run(bundle) == bundle
+    write_table(bundle / "run.json", {**record, "places": usual | outside_path})
+    with else r"run.json: names .* not of the bundle"
         with pytest.raises(CheckpointError, match=error):
-            Run.open(tmp_path)
+            Run.open(bundle)
 
 
 def test_a_zip_member_above_the_limit_is_not_decompressed(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_changed_range_is_another_token(tmp_path: Path) -> None:
 
 def test_numbers_may_leave_the_range_by_rounding_only() -> None:
     assert round_trip(load("metadata"), {"walkability": 1 + 1e-9}) == {"walkability": 1.0}
-    with pytest.raises(InvalidValueError, match=r"^metadata: field 'odd' is not declared"):
+    with pytest.raises(InvalidValueError, match=r"^metadata: field 'odd'"):
         Zoo.installed()["metadata"].write({"odd": 1})
     with pytest.raises(InvalidValueError, match=r"^metadata: .*outside its range"):
         metadata.encode(load("metadata"), [{"walkability": 1.001}])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from backbone_samples import SMALL, TRAINING, all_layouts, spec, write_store
 from parity import drawn
-from parity_backbone import backbone_results
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -132,138 +129,27 @@ def published(config: dict[str, Any], seed: str = "a", **sizes: tuple[int, int])
     return PublishedCheckpoint(config=config, tensors=tensors)
 
 
-def inputs_of(seed: int) -> dict[str, Tensor]:
-    """Return two samples of each modality, with masks of their input and target tokens."""
-    rng = np.random.default_rng(seed)
-    inputs: dict[str, Tensor] = {}
-    lengths = {"caption": 30, "rgb@32": SIDE**2, "tok_thing@32": SIDE**2, "tok_other@32": SIDE**2}
-    for name, length in lengths.items():
-        ids = WORDS if name == "caption" else CODES
-        value: Any = rng.integers(0, ids, (2, length))
-        if name == "rgb@32":
-            value = rng.standard_normal((2, 3, SIDE * PATCH, SIDE * PATCH)).astype(np.float32)
-        role = rng.integers(0, 3, (2, length))
-        inputs[f"{name}/tensor"] = torch.from_numpy(value)
-        inputs[f"{name}/input_mask"] = torch.from_numpy(role != 0)
-        inputs[f"{name}/target_mask"] = torch.from_numpy(role != 1)
-    return inputs
-
-
-class Reference:
-    """4M's forward pass for one sample, on published names, one head and one modality at a time."""
-
-    def __init__(self, checkpoint: PublishedCheckpoint) -> None:
-        self.config, self.t = checkpoint.config, {name: x.double() for name, x in checkpoint.tensors.items()}
-
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        return F.linear(x, self.t[f"{name}.weight"], self.t.get(f"{name}.bias"))
-
-    def norm(self, x: Tensor, name: str) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.t[f"{name}.weight"], self.t[f"{name}.bias"], 1e-6)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, name: str, causal: bool = False) -> Tensor:
-        heads = []
-        for q, k, v in zip(q.chunk(HEADS, 1), k.chunk(HEADS, 1), v.chunk(HEADS, 1), strict=True):  # noqa: B020
-            if self.config.get("qk_norm"):
-                q, k = self.norm(q, f"{name}.q_norm"), self.norm(k, f"{name}.k_norm")
-            scores = q @ k.T / math.sqrt(DIM // HEADS)
-            if causal:
-                scores = scores.masked_fill(torch.ones_like(scores).triu(1) > 0, -math.inf)
-            heads.append(scores.softmax(-1) @ v)
-        return self.linear(torch.cat(heads, 1), f"{name}.proj")
-
-    def mlp(self, x: Tensor, name: str) -> Tensor:
-        act = getattr(torch.nn, self.config.get("act_layer", "GELU"))()
-        hidden = act(self.linear(x, f"{name}.fc1"))
-        if self.config.get("gated_mlp"):
-            hidden = hidden * self.linear(x, f"{name}.fc3")
-        return self.linear(hidden, f"{name}.fc2")
-
-    def marker(self, side: str, name: str) -> Tensor:
-        decoder = f"decoder_embeddings.{name}.mod_emb"
-        shared = self.config.get("share_modality_embeddings", True) and decoder in self.t
-        return self.t[decoder if shared else f"{side}_embeddings.{name}.mod_emb"][0, 0]
-
-    def run(self, inputs: dict[str, Tensor], sample: int) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Return the encoder's output at the inputs in use, and the logits and ids of each modality's targets."""
-        registers = self.t.get("register_tokens", torch.zeros(1, 0, DIM))[0].double()
-        content, embeddings = [registers], [torch.zeros_like(registers)]
-        for name in sorted(self.config["domains_in"]):
-            mask = ~inputs[f"{name}/input_mask"][sample]
-            value, table = inputs[f"{name}/tensor"][sample], f"encoder_embeddings.{name}"
-            if name == "rgb@32":
-                rows = [
-                    value[:, y : y + PATCH, x : x + PATCH].permute(1, 2, 0).flatten()
-                    for y in range(0, SIDE * PATCH, PATCH) for x in range(0, SIDE * PATCH, PATCH)
-                ]  # fmt: skip
-                content.append(self.linear(torch.stack(rows).double()[mask], f"{table}.proj"))
-            else:
-                content.append(self.t[f"{table}.token_emb.weight"][value[mask]])
-            positions = torch.arange(int(mask.sum())) if name == "caption" else mask.nonzero()[:, 0]
-            embeddings.append(self.t[f"{table}.pos_emb"][0, positions] + self.marker("encoder", name))
-        x, emb = torch.cat(content), torch.cat(embeddings)
-        x = x + emb
-        for layer in range(self.config["encoder_depth"]):
-            block = f"encoder.{layer}"
-            q, k, v = self.linear(self.norm(x, f"{block}.norm1"), f"{block}.attn.qkv").chunk(3, 1)
-            x = x + self.attend(q, k, v, f"{block}.attn")
-            x = x + self.mlp(self.norm(x, f"{block}.norm2"), f"{block}.mlp")
-        hidden = self.norm(x, "encoder_norm")
-        context = self.linear(hidden, "decoder_proj_context") + emb
-        return hidden[len(registers) :], {
-            name: self.targets(inputs, sample, name, context)
-            for name in self.config["domains_out"] if name != "rgb@32"
-        }  # fmt: skip
-
-    def targets(self, inputs: dict[str, Tensor], sample: int, name: str, context: Tensor) -> tuple[Tensor, Tensor]:
-        mask = ~inputs[f"{name}/target_mask"][sample]
-        ids, table = inputs[f"{name}/tensor"][sample][mask], f"decoder_embeddings.{name}"
-        sequence = name == "caption"
-        if sequence:
-            y, ids = self.t[f"{table}.token_emb.weight"][ids[:-1]], ids[1:]
-            positions = torch.arange(len(ids))
-        else:
-            positions = mask.nonzero()[:, 0]
-            y = self.t["mask_token"][0].expand(len(positions), -1)
-        y = y + self.t[f"{table}.pos_emb"][0, positions] + self.marker("decoder", name)
-        for layer in range(self.config["decoder_depth"]):
-            block = f"decoder.{layer}"
-            q, k, v = self.linear(self.norm(y, f"{block}.norm1"), f"{block}.self_attn.qkv").chunk(3, 1)
-            y = y + self.attend(q, k, v, f"{block}.self_attn", causal=sequence)
-            q = self.linear(self.norm(y, f"{block}.query_norm"), f"{block}.cross_attn.q")
-            k, v = self.linear(self.norm(context, f"{block}.context_norm"), f"{block}.cross_attn.kv").chunk(2, 1)
-            y = y + self.attend(q, k, v, f"{block}.cross_attn")
-            y = y + self.mlp(self.norm(y, f"{block}.norm2"), f"{block}.mlp")
-        return self.linear(self.norm(y, "decoder_norm"), f"{table}.to_logits"), ids
-
-
-@pytest.mark.parametrize("inputs_of_samples", ["both", "the first alone"])
-@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
-def test_an_imported_backbone_computes_what_the_published_one_does(
-    config: dict[str, Any], inputs_of_samples: str, tmp_path: Path
-) -> None:
-    """Includes a sample without any input, as in the unconditional pass of guidance."""
-    checkpoint, inputs = published(config), inputs_of(3)
-    if inputs_of_samples != "both":
-        for name in config["domains_in"]:
-            inputs[f"{name}/input_mask"][1] = True
-    computed = backbone_results(checkpoint, inputs, tmp_path)
-    results = [Reference(checkpoint).run(inputs, sample) for sample in range(2)]
-    hidden = torch.cat([hidden for hidden, _ in results])
-    torch.testing.assert_close(
-        computed["encoder/hidden"].double(), hidden, rtol=0, atol=2e-5 * float(hidden.abs().max())
-    )
-    losses = []
-    for name in results[0][1]:
-        logits = torch.cat([targets[name][0] for _, targets in results])
-        ids = torch.cat([targets[name][1] for _, targets in results])
-        losses.append(F.cross_entropy(logits, ids))
-        assert torch.equal(computed[f"target/{name}/ids"], ids)
-        torch.testing.assert_close(
-            computed[f"target/{name}/logsumexp"].double(), logits.logsumexp(1), rtol=2e-5, atol=0
-        )
-        assert float(computed[f"loss/{name}"]) == pytest.approx(float(losses[-1]), rel=2e-5)
-    assert float(computed["loss/mod_mean"]) == pytest.approx(float(torch.stack(losses).mean()), rel=2e-5)
+@pytest.mark.parametrize("variant", ["normed", "registers"])
+def test_norms_and_registers_are_imported_under_their_names(variant: str, tmp_path: Path) -> None:
+    """No parity fixture has them. test_parity.py compares the results of other variants with the public code."""
+    checkpoint = published(VARIANTS[variant])
+    imported(checkpoint, tmp_path)
+    ours = load_file(tmp_path / "backbone" / "model.safetensors")
+    blocks = {"encoder.0.attention": "encoder.0.attn"}
+    blocks |= {f"decoder.0.{name}_attention": f"decoder.0.{name}_attn" for name in ("self", "cross")}
+    published_names = {
+        "normed": {
+            f"{block}.{norm}_norm.{leaf}": f"{blocks[block]}.{norm[0]}_norm.{leaf}"
+            for block in blocks for norm in ("query", "key") for leaf in ("weight", "bias")
+        },
+        "registers": {
+            "registers": "register_tokens",
+            "modalities.tok_thing_32": "encoder_embeddings.tok_thing@32.mod_emb",
+            "target_modalities.tok_thing_32": "decoder_embeddings.tok_thing@32.mod_emb",
+        },
+    }  # fmt: skip
+    for name, theirs in published_names[variant].items():
+        assert torch.equal(ours[name].flatten(), checkpoint.tensors[theirs].flatten()), name
 
 
 def round_trip(checkpoint: PublishedCheckpoint, folder: Path) -> PublishedCheckpoint:
@@ -353,15 +239,12 @@ def test_sequences_begin_and_end_as_published_models_were_trained(tmp_path: Path
 
 def test_the_decoders_modality_embedding_wins_where_two_exist(tmp_path: Path) -> None:
     checkpoint = published(VARIANTS["gated"])
-    name = "encoder_embeddings.caption.mod_emb"
-    changed = PublishedCheckpoint(
-        config=checkpoint.config, tensors={**checkpoint.tensors, name: checkpoint.tensors[name] + 1}
-    )
-    inputs = inputs_of(5)
-    results = backbone_results(checkpoint, inputs, tmp_path / "one")
-    changed_results = backbone_results(changed, inputs, tmp_path / "two")
-    assert torch.equal(results["encoder/hidden"], changed_results["encoder/hidden"])
-    assert torch.equal(export_backbone(tmp_path / "two" / "backbone").tensors[name], changed.tensors[name])
+    inputs, targets = (f"{side}_embeddings.caption.mod_emb" for side in ("encoder", "decoder"))
+    changed = dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, inputs: checkpoint.tensors[inputs] + 1})
+    imported(changed, tmp_path)
+    weights = load_file(tmp_path / "backbone" / "model.safetensors")
+    assert torch.equal(weights["modalities.caption"].flatten(), changed.tensors[targets].flatten())
+    assert torch.equal(export_backbone(tmp_path / "backbone").tensors[inputs], changed.tensors[inputs])
 
 
 def trained_on(folder: Path, specs: Sequence[ModalitySpec], **changes: Any) -> Path:
@@ -404,41 +287,32 @@ def test_a_backbone_trained_with_other_modalities_is_not_exported(tmp_path: Path
     specs = load_model(tmp_path / "backbone").layout.specs
     (tmp_path / "less").mkdir()
     shutil.copytree(tmp_path / "backbone", tmp_path / "less" / "backbone")
-    with pytest.raises(CheckpointError, match=f"run: was trained without the modality {specs[-1].name}, which the pub"):
+    with pytest.raises(CheckpointError, match=f"run: .* without the modality {specs[-1].name}"):
         export_backbone(trained_on(tmp_path / "less", specs[:-1]))
-    with pytest.raises(CheckpointError, match="run: has the modality height, which"):
+    with pytest.raises(CheckpointError, match="run: has the modality height"):
         export_backbone(trained_on(tmp_path, [*specs, spec("height", GridLayout(shape=(4, 4)), 21)]))
     shutil.rmtree(tmp_path / "run")
     longer = [dataclasses.replace(item, vocab_size=51) if item.name == "tok_thing_32" else item for item in specs]
-    with pytest.raises(CheckpointError, match="tok_thing_32 cannot be exported as tok_thing@32: it has 51 ids"):
+    with pytest.raises(CheckpointError, match=r"tok_thing_32 .* tok_thing@32: .* 51 ids"):
         export_backbone(trained_on(tmp_path, longer))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda config, tensors: tensors.pop("encoder.0.mlp.fc1.weight"), r"has no tensor encoder\.0\.mlp\.fc1"),
-        (lambda config, tensors: tensors.update(odd=torch.ones(2)), "unknown tensor odd: not a 4M backbone"),
-        (
-            lambda config, tensors: tensors.update({"decoder_norm.weight": torch.ones(3)}),
-            r"decoder_norm\.weight is \[3\], and its config\.json asks for \[24\]",
-        ),
-        (lambda config, tensors: config.pop("domains_out"), "domains_out None: expected a list of names"),
+        (lambda config, tensors: tensors.pop("encoder.0.mlp.fc1.weight"), r"no tensor encoder\.0\.mlp\.fc1"),
+        (lambda config, tensors: tensors.update(odd=torch.ones(2)), "unknown tensor odd"),
+        (lambda config, tensors: tensors.update({"decoder_norm.weight": torch.ones(3)}), r"decoder_norm.* \[3\]"),
+        (lambda config, tensors: tensors.update(mask_token=tensors["mask_token"].double()), r"mask_token .*float64"),
+        (lambda config, tensors: tensors.update({"encoder_norm.bias": torch.ones(DIM)}), r"encoder_norm.bias is not"),
+        (lambda config, tensors: config.pop("domains_out"), "domains_out None"),
+        (lambda config, tensors: config["domains_in"].append("det"), "names det"),
         (lambda config, tensors: config.update(depth=3), "unknown key depth"),
-        (lambda config, tensors: config.update(act_layer="ReLU"), "act_layer ReLU: expected SiLU or GELU"),
+        (lambda config, tensors: config.update(act_layer="ReLU"), "act_layer ReLU"),
         (lambda config, tensors: config.update(decoder_causal_mask=True), "decoder_causal_mask = True"),
         (lambda config, tensors: config.update(num_heads=5), "multiple of 4 and of heads"),
-        (lambda config, tensors: config.update(norm_bias="no"), "norm_bias 'no': expected true or false"),
-        (lambda config, tensors: config.update(patch_size=0), "patch_size 0: expected a number of pixels"),
-        (
-            lambda config, tensors: tensors.update(mask_token=tensors["mask_token"].double()),
-            r"mask_token is torch\.float64",
-        ),
-        (lambda config, tensors: config["domains_in"].append("det"), "names det, and there is no tensor of it"),
-        (
-            lambda config, tensors: tensors.update({"encoder_norm.bias": torch.ones(DIM)}),
-            "encoder_norm.bias is not zero, and config.json says norm_bias = false",
-        ),
+        (lambda config, tensors: config.update(norm_bias="no"), "norm_bias 'no'"),
+        (lambda config, tensors: config.update(patch_size=0), "patch_size 0"),
     ],
 )  # fmt: skip
 def test_bad_checkpoints_are_refused_and_nothing_is_written(change: Any, message: str, tmp_path: Path) -> None:
@@ -448,19 +322,6 @@ def test_bad_checkpoints_are_refused_and_nothing_is_written(change: Any, message
     with pytest.raises(CheckpointError, match=message):
         imported(PublishedCheckpoint(config=config, tensors=tensors, path="here"), tmp_path)
     assert not (tmp_path / "backbone").exists()
-
-
-def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
-    write_published(published(VARIANTS["gated"]), tmp_path)
-    path = tmp_path / "model.safetensors"
-    content = path.read_bytes()
-    for damaged in ((2**40).to_bytes(8, "little") + content[8:], content[:-100]):
-        path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
-            read_published(tmp_path)
-    path.unlink()
-    with pytest.raises(CheckpointError, match=r"has no \.safetensors file"):
-        read_published(tmp_path)
 
 
 def test_only_imported_backbones_are_exported(tmp_path: Path) -> None:

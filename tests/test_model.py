@@ -1,29 +1,29 @@
-"""FourM against a slow reference; losses, initial weights, caches, and positions by hand."""
+"""FourM against a slow reference; initial weights, embedding tables and refused configurations."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from backbone_samples import SMALL, all_layouts, packed_batch, sequence, spec
-from backbone_twin import SlowTwin
 from torch import Tensor
 
 from tokenizers_zoo.errors import ConfigError, PluginError, UnknownNameError
-from tokenizers_zoo.layouts import GridLayout
+from tokenizers_zoo.layouts import EmbeddingsLayout, GridLayout, PatchesLayout, SequenceLayout
 from tokenizers_zoo.spec import ModalitySpec, OrderedIds
-from zoo_backbone.batch import PackedBatch
+from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.checkpoint import architecture_for
 from zoo_backbone.config import ModelConfig, preset
-from zoo_backbone.embedding_layout import EmbeddingLayout, grid_angles, rotation_table, sincos_grid
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.ml4m.model import PublishedConfig, PublishedFourM, PublishedLayout
 from zoo_backbone.model import EMBEDDING_STD, OUTPUT_STD, FourM
-from zoo_backbone.transformer import ALIGNED, DecoderBlock, FusedLinear, KeyValueCache, rotate
+from zoo_backbone.transformer import ALIGNED, DecoderBlock, FusedLinear
 
 CONFIGS = {
     "default": SMALL,
@@ -38,6 +38,190 @@ CONFIGS = {
         stored_positions={"picture": 36, "code": 5, "words": 40, "pixels": 36, "vectors": 9},
     ),
 }  # fmt: skip
+
+
+class SlowTwin:
+    """A slow 4M: one sample at a time, every position of every modality embedded, separate matrices and logits."""
+
+    def __init__(self, model: FourM) -> None:
+        self.model, self.config, self.layout = model, model.config, model.layout
+        self.state = dict(model.state_dict())
+        self.stored_modalities = model.layout.positions_of("stored")
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        centred = x - x.mean(dim=-1, keepdim=True)
+        normed = centred / (centred.pow(2).mean(dim=-1, keepdim=True) + 1e-6).sqrt()
+        bias = self.state.get(f"{name}.bias")
+        return normed * self.state[f"{name}.weight"] + (0 if bias is None else bias)
+
+    def linear(self, x: Tensor, name: str, part: int = 0, parts: int = 1) -> Tensor:
+        weight = self.state[f"{name}.weight"].chunk(parts)[part]
+        bias = self.state.get(f"{name}.bias")
+        return x @ weight.T + (0 if bias is None else bias.chunk(parts)[part])
+
+    def angles(self, name: str, position: int) -> Tensor:
+        """Return the rotation angle of each channel pair of a head at a position.
+
+        Three quarters of the pairs rotate, split evenly between the axes.
+        """
+        layout, pairs = self.layout.spec(name).layout, self.config.dim // self.config.heads // 2
+        angles = [0.0] * pairs
+        rotates = isinstance(layout, GridLayout | PatchesLayout) and name not in self.stored_modalities
+        if self.config.rotary and rotates:
+            assert isinstance(layout, GridLayout | PatchesLayout)
+            share = 3 * pairs // 4 // len(layout.shape)
+            for axis, (index, count) in enumerate(
+                zip(np.unravel_index(position, layout.shape), layout.shape, strict=True)
+            ):
+                for number in range(share):
+                    cycles = 0.25 * 32 ** (number / max(share - 1, 1))
+                    angles[axis * share + number] = 2 * math.pi * cycles * (int(index) + 0.5) / count
+        return torch.tensor(angles, dtype=torch.float32).double()
+
+    def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        """Return one head's queries or keys as rotated complex numbers."""
+        first, second = x.chunk(2, dim=1)
+        result = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat([result.real, result.imag], dim=1)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, angles: tuple[Tensor, Tensor], allowed: Tensor, name: str
+    ) -> Tensor:
+        size = self.config.dim // self.config.heads
+        outputs = []
+        for head in range(self.config.heads):
+            columns = slice(head * size, (head + 1) * size)
+            q, k, v = query[:, columns], key[:, columns], value[:, columns]
+            if self.config.qk_norm:
+                q, k = self.norm(q, f"{name}.query_norm"), self.norm(k, f"{name}.key_norm")
+            q, k = self.rotate(q, angles[0]), self.rotate(k, angles[1])
+            scores = (q @ k.T / math.sqrt(size)).masked_fill(~allowed, -math.inf)
+            outputs.append(scores.softmax(dim=-1).nan_to_num(0.0) @ v)
+        return self.linear(torch.cat(outputs, dim=1), f"{name}.out")
+
+    def mlp(self, x: Tensor, name: str) -> Tensor:
+        activation = F.silu if self.config.activation == "silu" else F.gelu
+        if self.config.gated_mlp:
+            hidden = activation(self.linear(x, f"{name}.up", 0, 2)) * self.linear(x, f"{name}.up", 1, 2)
+        else:
+            hidden = activation(self.linear(x, f"{name}.up"))
+        return self.linear(hidden, f"{name}.down")
+
+    def position_embedding(self, name: str, position: int, *, target: bool = False) -> Tensor:
+        """Return the embedding of a position (from formulas or stored) plus the embedding of the modality."""
+        layout, dim = self.layout.spec(name).layout, self.config.dim
+        if name in self.stored_modalities:
+            table = self.state["target_positions" if target else "fixed_positions"]
+            embedded = table[self.layout.positions[name].start + position]
+        elif f"learned_positions.{name}" in self.state:
+            embedded = self.state[f"learned_positions.{name}"][position]
+        else:
+            shape = layout.shape if isinstance(layout, GridLayout | PatchesLayout) else (1,)
+            indices = np.unravel_index(position, shape) if len(shape) > 1 or shape != (1,) else (position,)
+            length = self.config.position_lengths.get(name, layout.length)
+            line = 2 * length + 2 if isinstance(layout, SequenceLayout) else length
+            steps = shape if isinstance(layout, GridLayout | PatchesLayout) else (line,)
+            share = dim // len(shape) // 2
+            parts: list[float] = []
+            for index, count in zip(indices, steps, strict=True):
+                angles = [int(index) * math.pi / 2 / (2 * count) ** (i / max(share - 1, 1)) for i in range(share)]
+                parts += [2 * math.sin(angle) for angle in angles] + [2 * math.cos(angle) for angle in angles]
+            embedded = torch.tensor(parts + [0.0] * (dim - len(parts)), dtype=torch.float64)
+        separate = target and "target_modality_embedding.weight" in self.state
+        markers = self.state[f"{'target_' if separate else ''}modality_embedding.weight"]
+        return embedded + markers[self.layout.index(name)]
+
+    def token(self, name: str, local_id: int, *, target: bool = False) -> Tensor:
+        separate = target and "read_embedding.weight" in self.state
+        table = self.state[f"{'read' if separate else 'token'}_embedding.weight"]
+        return table[self.layout.token_rows(name).start + local_id]
+
+    def losses(self, batch: PackedBatch, sample: int) -> dict[str, list[Tensor]]:
+        """Return the cross-entropy of each target of a sample, by modality."""
+        content, position_embeddings, used, angles = self.all_inputs(batch.inputs, sample)
+        registers = self.state.get("registers", content[:0])
+        content = torch.cat([registers, content])
+        position_embeddings = torch.cat([0 * registers, position_embeddings])
+        angles = F.pad(angles, (0, 0, len(registers), 0))
+        used = torch.cat([torch.ones(len(registers), dtype=torch.bool), used])
+        x = content + position_embeddings
+        for layer in range(self.config.encoder_depth):
+            name = f"encoder.{layer}"
+            y = self.norm(x, f"{name}.attention_norm")
+            q, k, v = (self.linear(y, f"{name}.attention.qkv", part, 3) for part in range(3))
+            x = x + self.attend(q, k, v, (angles, angles), used.expand(len(x), -1), f"{name}.attention")
+            x = x + self.mlp(self.norm(x, f"{name}.mlp_norm"), f"{name}.mlp")
+        context = self.linear(self.norm(x, "encoder_norm"), "context_projection") + position_embeddings
+        targets = batch.targets
+        losses: dict[str, list[Tensor]] = {}
+        # Targets attend only to targets of the same modality; modalities share information only through the context.
+        for kind in targets.modalities[sample][targets.mask[sample]].unique().tolist():
+            name = self.layout.names[kind]
+            selected = targets.mask[sample] & (targets.modalities[sample] == kind)
+            losses[name] = self.modality(name, targets, sample, selected, context, used, angles)
+        return losses
+
+    def all_inputs(self, inputs: PackedInputs, sample: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        content, position_embeddings, used, angles = [], [], [], []
+        for item in self.layout.specs:
+            first = self.layout.positions[item.name].start
+            slots = {}
+            for slot in range(inputs.ids.shape[1]):
+                if inputs.mask[sample, slot] and inputs.modalities[sample, slot] == self.layout.index(item.name):
+                    slots[int(inputs.positions[sample, slot]) - first] = slot
+            for position in range(self.layout.num_positions_of(item)):
+                slot = slots.get(position)
+                used.append(slot is not None)
+                position_embeddings.append(self.position_embedding(item.name, position))
+                angles.append(self.angles(item.name, position))
+                if item.continuous:
+                    content.append(self.vector(inputs, item.name, sample, slot))
+                else:
+                    rows = self.layout.token_rows(item.name)
+                    content.append(
+                        self.token(item.name, 0 if slot is None else int(inputs.ids[sample, slot]) - rows.start)
+                    )
+        return torch.stack(content), torch.stack(position_embeddings), torch.tensor(used), torch.stack(angles)
+
+    def vector(self, inputs: PackedInputs, name: str, sample: int, slot: int | None) -> Tensor:
+        layout = self.layout.spec(name).layout
+        assert isinstance(layout, PatchesLayout | EmbeddingsLayout)
+        value = torch.zeros(layout.dim, dtype=torch.float64)
+        if slot is not None:
+            index, vectors = inputs.vectors[name]
+            value = vectors[(index == sample * inputs.ids.shape[1] + slot).nonzero()[0, 0]].double()
+        return self.linear(value, f"projections.{name}")
+
+    def modality(
+        self, name: str, targets: PackedTargets, sample: int, selected: Tensor, context: Tensor, used: Tensor,
+        angles: Tensor,
+    ) -> list[Tensor]:  # fmt: skip
+        start = self.layout.token_rows(name).start
+        reads, target_ids = targets.read[sample][selected].tolist(), (targets.ids[sample][selected] - start).tolist()
+        positions = (targets.positions[sample][selected] - self.layout.positions[name].start).tolist()
+        mask_tokens = self.state["mask_embedding.weight"]
+        mask_token = mask_tokens[self.layout.index(name) if len(mask_tokens) > 1 else 0]
+        content = [mask_token if read < 0 else self.token(name, read - start, target=True) for read in reads]
+        x = torch.stack(
+            [c + self.position_embedding(name, p, target=True) for c, p in zip(content, positions, strict=True)]
+        )
+        target_angles = torch.stack([self.angles(name, p) for p in positions])
+        allowed = torch.ones(len(x), len(x), dtype=torch.bool)
+        if isinstance(self.layout.spec(name).layout, SequenceLayout):
+            allowed = allowed.tril()
+        for layer in range(self.config.decoder_depth):
+            block = f"decoder.{layer}"
+            y = self.norm(x, f"{block}.self_norm")
+            q, k, v = (self.linear(y, f"{block}.self_attention.qkv", part, 3) for part in range(3))
+            x = x + self.attend(q, k, v, (target_angles, target_angles), allowed, f"{block}.self_attention")
+            q = self.linear(self.norm(x, f"{block}.query_norm"), f"{block}.cross_attention.q")
+            y = self.norm(context, f"{block}.context_norm")
+            k, v = (self.linear(y, f"{block}.cross_attention.kv", part, 2) for part in range(2))
+            x = x + self.attend(q, k, v, (target_angles, angles), used.expand(len(x), -1), f"{block}.cross_attention")
+            x = x + self.mlp(self.norm(x, f"{block}.mlp_norm"), f"{block}.mlp")
+        output = self.state[f"output.{self.layout.table_of(self.layout.spec(name))}"]
+        log_probabilities = (self.norm(x, "decoder_norm") @ output.T).log_softmax(dim=-1)
+        return [-log_probabilities[index, token] for index, token in enumerate(target_ids)]
 
 
 def double_model(specs: Sequence[ModalitySpec], config: ModelConfig = SMALL) -> FourM:
@@ -94,59 +278,15 @@ def test_stored_positions_have_to_suffice() -> None:
     specs = [spec("words", sequence(20), 100, "text"), spec("picture", GridLayout(shape=(6, 6)))]
     PublishedLayout(specs, PublishedConfig(stored_positions={"words": 21, "picture": 36}))
     for name, rows, least in (("words", 20, 21), ("picture", 35, 36)):
-        with pytest.raises(ConfigError, match=f"{name} needs {least} positions, and the model stores {rows}"):
+        with pytest.raises(ConfigError, match=f"{name} .* {least} .* {rows}"):
             PublishedLayout(specs, PublishedConfig(stored_positions={name: rows}))
 
 
 def test_names_reserved_by_torch_are_refused() -> None:
     for reserved in (spec("type", GridLayout(shape=(2, 2))), spec("words", sequence(6), 100, "type")):
-        with pytest.raises(ConfigError, match=r"cannot be called 'type'.*registry.toml"):
+        with pytest.raises(ConfigError, match=r"'type'.*registry.toml"):
             FourM.seeded(SMALL, [reserved], 0)
     FourM.seeded(SMALL, [spec("type", sequence(6), 100, "text")], 0)  # no parameter has the modality's own name
-
-
-def test_token_and_modality_loss_by_hand() -> None:
-    specs = [spec("left", GridLayout(shape=(2, 2)), 5), spec("right", GridLayout(shape=(2, 2)), 7)]
-    model = FourM.seeded(SMALL, specs, 0)
-    with torch.no_grad():
-        for table in model.output.values():
-            table.zero_()
-    batch = packed_batch(specs, size=1, budget=4)
-    modalities = torch.tensor([[0, 0, 0, 1]])
-    targets = dataclasses.replace(
-        batch.targets, modalities=modalities, ids=torch.tensor([[0, 1, 2, 6]]), mask=torch.ones(1, 4, dtype=torch.bool)
-    )
-    batch = PackedBatch(inputs=batch.inputs, targets=targets)
-    log_5, log_7 = math.log(5), math.log(7)
-    assert model(batch, "modality").loss.item() == pytest.approx((log_5 + log_7) / 2)
-    assert model(batch, "token").loss.item() == pytest.approx((3 * log_5 + log_7) / 4)
-    assert model(batch).per_modality(("left", "right")) == pytest.approx({"left": log_5, "right": log_7})
-    assert model(batch).counts.tolist() == [3, 1]
-
-
-def test_decoding_with_a_cache_is_decoding_at_once() -> None:
-    specs = [spec("picture", GridLayout(shape=(4, 4))), spec("words", sequence(20), 100)]
-    model = double_model(specs, CONFIGS["rotary"]).eval()
-    batch = packed_batch(specs, size=3, budget=12)
-    context = model.context(batch.inputs)
-    start, length = model.layout.positions["words"].start, 9
-    token_rows = model.layout.token_rows("words").start + torch.randint(0, 100, (3, length))
-    positions = torch.arange(start, start + length).expand(3, -1)
-    kinds = torch.full((3, length), model.layout.index("words"))
-    x = model.embed_targets(token_rows, positions, kinds)
-    turns = model.rotations(positions)
-    assert turns is not None
-    full = model.decode(x, turns, context, torch.ones(length, length, dtype=torch.bool).tril())
-    caches = [KeyValueCache.empty(3, length, model.config, x) for _ in model.decoder]
-    first = model.decode(x[:, :4], turns[:, :4], context, torch.ones(4, 4, dtype=torch.bool).tril(), caches)
-    steps = [
-        model.decode(x[:, position : position + 1], turns[:, position : position + 1], context, None, caches)
-        for position in range(4, length)
-    ]
-    torch.testing.assert_close(torch.cat([first, *steps], dim=1), full, rtol=1e-10, atol=1e-10)
-    rows = torch.tensor([2, 0])
-    selected = model.decode(x[rows], turns[rows], context.select(rows), torch.ones(9, 9, dtype=torch.bool).tril())
-    torch.testing.assert_close(selected, full[[2, 0]], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("name", "millions"), [("base", 198), ("large", 705), ("xlarge", 2819)])
@@ -243,74 +383,13 @@ def test_rows_of_neighbouring_numbers_start_alike() -> None:
 def test_ordered_ids_are_ids_of_the_vocabulary(runs: list[tuple[int, int]]) -> None:
     words = spec("words", sequence(), 100, "text")
     ids = tuple(OrderedIds(start=start, count=count) for start, count in runs)
-    with pytest.raises(PluginError, match="words: ModalitySpec ordered_ids: expected ids below vocab_size"):
+    with pytest.raises(PluginError, match="words: ModalitySpec ordered_ids"):
         dataclasses.replace(words, ordered_ids=ids)
     assert dataclasses.replace(words, ordered_ids=(OrderedIds(start=7, count=93), OrderedIds(start=0, count=7)))
 
 
-# ---------------------------------------------------------------- positions
-
-
-def test_sincos_embeddings_by_hand() -> None:
-    # Periods of 4 and of 8 x 3 steps.
-    line = sincos_grid((3,), 4)
-    assert line[0].tolist() == [0, 0, 1, 1]
-    expected = [math.sin(math.pi), math.sin(math.pi / 6), math.cos(math.pi), math.cos(math.pi / 6)]
-    assert line[2].tolist() == pytest.approx(expected, abs=1e-6)
-    grid = sincos_grid((2, 3), 8)
-    row, column = ([1, math.sin(math.pi / n), 0, math.cos(math.pi / n)] for n in (8, 12))
-    assert grid[3].tolist() == pytest.approx([*row, 0, 0, 1, 1], abs=1e-6)
-    assert grid[1].tolist() == pytest.approx([0, 0, 1, 1, *column], abs=1e-6)
-    # Three axes have a third each; channels that do not divide are zero.
-    cube = sincos_grid((2, 2, 2), 8)
-    assert cube.shape == (8, 8) and cube[7, :6].tolist() == pytest.approx([1, 0] * 3, abs=1e-6)
-    assert not cube[:, 6:].any()
-
-
-def test_rotary_angles_by_hand() -> None:
-    # Twelve pairs: nine turn, four of them for each axis, from a quarter to eight times around.
-    angles = grid_angles((2, 4), 12)
-    assert angles.shape == (8, 12) and not angles[:, 8:].any()
-    turns = [2 * math.pi * 0.25 * 32 ** (k / 3) for k in range(4)]
-    assert angles[6].tolist() == pytest.approx([0.75 * a for a in turns] + [0.625 * a for a in turns] + [0] * 4)
-    assert grid_angles((4,), 2).tolist() == [[pytest.approx(math.pi / 2 * (n + 0.5) / 4), 0] for n in range(4)]
-    assert grid_angles((2, 2, 2), 4).tolist()[7] == pytest.approx([0.75 * math.pi / 2] * 3 + [0])
-
-
-def test_fine_and_coarse_grids_agree_on_positions() -> None:
-    coarse, fine = grid_angles((2, 2), 16).view(2, 2, 16), grid_angles((6, 6), 16).view(6, 6, 16)
-    torch.testing.assert_close(fine[1::3, 1::3], coarse)
-
-
-def test_query_key_products_depend_only_on_position_differences() -> None:
-    generator = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(16, generator=generator, dtype=torch.float64) for _ in range(2))
-    layout = EmbeddingLayout([spec("picture", GridLayout(shape=(5, 5)))])
-    turns = rotation_table(layout, 16).double().unsqueeze(0)
-    products = rotate(query.expand(1, 1, 25, 16), turns)[0, 0] @ rotate(key.expand(1, 1, 25, 16), turns)[0, 0].T
-    by_step: dict[tuple[int, int], list[float]] = {}
-    for a in range(25):
-        for b in range(25):
-            by_step.setdefault((b // 5 - a // 5, b % 5 - a % 5), []).append(float(products[a, b]))
-    assert all(max(same) - min(same) < 1e-5 for same in by_step.values())
-    means = sorted(same[0] for same in by_step.values())
-    assert min(b - a for a, b in itertools.pairwise(means)) > 1e-4  # and each step has its own
-
-
-def test_only_grids_use_rotary_positions() -> None:
-    layout = PublishedLayout(all_layouts(), PublishedConfig(stored_positions={"clip": 40}))
-    rows = rotation_table(layout, 8)
-    still = torch.tensor([1.0] * 4 + [0.0] * 4)
-    for name in ("picture", "pixels"):
-        assert not torch.equal(rows[layout.positions[name]], still.expand_as(rows[layout.positions[name]]))
-    for name in ("clip", "words", "code", "vectors"):
-        assert torch.equal(rows[layout.positions[name]], still.expand_as(rows[layout.positions[name]]))
-    x = torch.randn(1, 2, 5, 8)
-    assert torch.equal(rotate(x, still.expand(1, 5, -1)), x) and rotate(x, None) is x
-
-
 def test_rotary_angles_are_not_stored() -> None:
-    with pytest.raises(ValueError, match="rotary: expected an even head size"):
+    with pytest.raises(ValueError, match="rotary: expected an even"):
         ModelConfig(dim=12, heads=4, rotary=True)
     plain, rotary = (
         FourM.seeded(ModelConfig(dim=32, encoder_depth=1, decoder_depth=1, heads=2, rotary=on), all_layouts(), 0)

@@ -144,7 +144,7 @@ def test_frames_after_the_last_needed_one_are_not_decoded() -> None:
 
 
 def test_a_short_or_cut_video_is_refused() -> None:
-    with pytest.raises(InvalidValueError, match=r"0.25 s, which is 2 frames at 8 per second, expected 4"):
+    with pytest.raises(InvalidValueError, match=r"0.25 s, .* 2 frames .* 4"):
         read_video(grey_video("mp4", [0, 50], 8), "mp4")
     data = grey_video("mkv", list(range(0, 200, 2)), 8)
     with pytest.raises(InvalidValueError, match=r"frames|cannot be read"):
@@ -172,17 +172,6 @@ def test_video_metrics_by_hand() -> None:
     options = settings("video", frames=4)
     assert video.plugin.score([still], [truth], options) == pytest.approx({"psnr": 20.0, "change_error": 0.0}, abs=1e-4)
     assert video.plugin.score([moving], [truth], options)["change_error"] == pytest.approx(0.1)
-
-
-def test_all_frames_are_cropped_alike_and_shown_on_a_sheet() -> None:
-    value = np.random.default_rng(0).random((4, 3, 32, 48)).astype(np.float32)
-    crop, options = Crop(top=0.25, height=0.5, left=0.25, width=0.5, flip=True), settings("video", frames=4)
-    cropped = video.plugin.transform(value, crop, options)
-    from tokenizers_zoo.pictures import crop_and_resize
-
-    for index in range(4):
-        np.testing.assert_allclose(cropped[index], crop_and_resize(value[index], crop, (16, 16)), atol=1e-6)
-    assert video.plugin.render(cropped, options).size == (4 * 17 - 1, 16)
 
 
 # ---------------------------------------------------------------- flow

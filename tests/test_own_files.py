@@ -87,13 +87,6 @@ def test_an_unknown_crop_is_refused(zoo: Run) -> None:
     assert code == 1 and "crop" in complaint and "middle" in complaint and "whole" in complaint
 
 
-def test_another_crop_makes_the_pictures_again_in_another_folder(zoo: Run) -> None:
-    make_data(zoo)
-    words = ("data", "make", "folder", "data", "--set", "path=photos", "--set", "test_fraction=0")
-    code, _, complaint = zoo(*words, "--test", "0", "--set", "crop=whole")
-    assert code == 1 and "crop" in complaint and "give another folder" in complaint
-
-
 def test_all_modalities_share_the_crop_of_the_picture(zoo: Run, tmp_path: Path) -> None:
     files = tmp_path / "files"
     for name in ("images", "depth", "boxes", "captions"):
@@ -135,7 +128,7 @@ def test_pictures_below_folders_of_other_names_are_explained(zoo: Run) -> None:
     assert list(stored_values()) == ["2023/a"]
 
 
-def test_a_split_of_pictures_and_two_pictures_of_one_name(zoo: Run) -> None:
+def test_pictures_in_split_folders_keep_their_split(zoo: Run) -> None:
     for split, count in (("train", 3), ("test", 2)):
         Path("mine", split).mkdir(parents=True)
         for number in range(count):
@@ -145,9 +138,6 @@ def test_a_split_of_pictures_and_two_pictures_of_one_name(zoo: Run) -> None:
     code, output, complaint = zoo("data", "make", "folder", "data", "--set", "path=mine", "--workers", "1")
     assert code == 0, complaint
     assert "train/rgb: 3 written" in output and "test/rgb: 2 written" in output and "(masks)" in output
-    bands(40, 40).save("mine/train/0.jpg")
-    code, _, complaint = zoo("data", "make", "folder", "data", "--set", "path=mine", "--workers", "1")
-    assert code == 1 and "second file with the key '0'" in complaint
 
 
 # ---------------------------------------------------------------- stored sizes

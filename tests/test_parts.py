@@ -42,16 +42,6 @@ def gradients(
     return losses, gradients_by_name
 
 
-def test_a_batch_splits_into_its_samples(batch: PackedBatch) -> None:
-    parts = batch.split(3)
-    assert [len(part.targets.ids) for part in parts] == [1, 2, 2]
-    for side in ("inputs", "targets"):
-        for name in ("ids", "positions", "modalities", "mask"):
-            joined = torch.cat([getattr(getattr(part, side), name) for part in parts])
-            assert torch.equal(joined, getattr(getattr(batch, side), name))
-    assert len(batch.split(9)) == 5, "no part is empty"
-
-
 @pytest.mark.parametrize("absent", [0.0, 0.6])
 def test_slots_that_no_sample_uses_are_left_out(model: FourM, absent: float) -> None:
     specs = all_layouts()
@@ -82,6 +72,7 @@ def test_slots_that_no_sample_uses_are_left_out(model: FourM, absent: float) -> 
 @pytest.mark.parametrize("loss", ["token", "modality"])
 @pytest.mark.parametrize("count", [2, 5])
 def test_parts_add_up_to_the_whole(model: FourM, batch: PackedBatch, count: int, loss: str) -> None:
+    assert [len(part.targets.ids) for part in batch.split(3)] == [1, 2, 2] and len(batch.split(9)) == 5
     plain = model(batch, loss)
     model.zero_grad(set_to_none=True)
     plain.loss.backward()
