@@ -82,25 +82,6 @@ def test_arrays_with_wrong_numbers_and_damaged_files_are_refused(name: str) -> N
         )
 
 
-@pytest.mark.parametrize("name", ARRAYS)
-def test_other_float_and_integer_widths_are_converted(name: str) -> None:
-    handle, value = ZOO[name], valid_value(name)
-    for dtype in ("float64", "float16") if value.dtype.kind == "f" else ("uint8", "int16"):
-        converted = handle.read(npy(value.astype(dtype)).data, "npy")
-        assert converted.dtype == value.dtype
-        np.testing.assert_allclose(converted.reshape(value.shape), value, rtol=1e-3)
-
-
-@pytest.mark.parametrize("name", [name for name in ARRAYS if ("`.npy`", "channels last") in probes(name)])
-def test_channels_must_come_first(name: str) -> None:
-    """A raster with all its bands is accepted, because the order of its axes is unambiguous."""
-    file = probes(name)["`.npy`", "channels last"].file
-    if name == "multispectral":
-        np.testing.assert_array_equal(ZOO[name].read(file.data, "npy"), valid_value(name))
-        return
-    assert_refused(name, lambda: ZOO[name].read(file.data, "npy"), "expected", "(")
-
-
 # ---------------------------------------------------------------- pictures
 
 LIKE_PLAIN = {

@@ -45,24 +45,22 @@ def test_class_token_is_its_index_in_the_list(tmp_path: Path) -> None:
     assert handle.spec.value.classes == ("b", "a", "c") and handle.render("a") == "a"
 
 
-@pytest.mark.parametrize(("data", "name"), [(b"library", "library"), (b" dining room\r\n", "dining room")])
-def test_a_file_holds_a_name(data: bytes, name: str) -> None:
-    assert handle_of().read(data, "txt") == name
-    assert handle_of().write(name) == (f"{name}\n".encode(), "txt")
+def test_a_file_holds_a_name() -> None:
+    assert handle_of().read(b" dining room\r\n", "txt") == "dining room"
+    assert handle_of().write("dining room") == (b"dining room\n", "txt")
 
 
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda h: h.read(b"dinning room", "txt"), "unknown class 'dinning room'; did you mean dining room or living"),
-        (lambda h: h.read(b"x", "txt"), "unknown class 'x'; known: dining room, empty room, library"),
-        (lambda h: h.read("\ufeff".encode(), "txt"), "unknown class"),
-        (lambda h: h.read(b"library", "json"), "expected a .txt file, got .json"),
-        (lambda h: h.read(b"\xff", "txt"), "not UTF-8 at byte 0; save the text as UTF-8"),
-        (lambda h: h.write("Library"), "unknown class 'Library'; did you mean library"),
-        (lambda h: h.encode(["library", "a\nb"]), r"unknown class 'a\\nb'"),
-        (lambda h: h.check(3), "give a str"),
+        (lambda h: h.read(b"dinning room", "txt"), "'dinning room'; did you mean dining room"),
+        (lambda h: h.read(b"x", "txt"), "'x'; known: dining room, empty room, library"),
+        (lambda h: h.read(b"library", "json"), ".txt.*json"),
+        (lambda h: h.read(b"\xff", "txt"), "UTF-8"),
+        (lambda h: h.encode(["library", "a\nb"]), r"'a\\nb'"),
+        (lambda h: h.check(3), "str"),
     ],
+    ids=["close", "unknown", "kind", "encoding", "second", "type"],
 )
 def test_invalid_class_is_refused_in_one_line(act: Callable[[ModalityHandle], Any], message: str) -> None:
     with pytest.raises(InvalidValueError, match=f"^{NAME}: .*{message}") as caught:
@@ -73,9 +71,8 @@ def test_invalid_class_is_refused_in_one_line(act: Callable[[ModalityHandle], An
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ([], "two or more different"), (["a"], "two or more"), (["a", "b", "a"], "different names, got 3"),
-        (["a", ""], "words with single spaces between them, got ''"), (["a", " b"], "' b'"), (["a", "b\tc"], "b.tc"),
-        (["a", "b\u200b"], "printable"), ("ab", "expected tuple"),
+        (["a"], "two or more"), (["a", "b", "a"], "3"), (["a", ""], "''"), (["a", " b"], "' b'"),
+        (["a", "b\tc"], "b.tc"), (["a", "b\u200b"], "printable"), ("ab", "tuple"),
     ],
 )  # fmt: skip
 def test_invalid_class_names_are_refused(classes: Any, message: str) -> None:
@@ -99,8 +96,7 @@ def test_the_constant_baseline_is_the_most_frequent_class() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": 3}, "classes: expected list, got 3"), ({"classes": ["a", None]}, r"classes\[1\]: expected str"),
-        ({"lineage": {}}, "lineage: expected list"), ({"lineage": [{"length": 1}]}, r"lacks lineage\[0\]\.fingerprint"),
+        ({"classes": ["a", None]}, r"classes\[1\]"), ({"lineage": [{"length": 1}]}, r"lineage\[0\]\.fingerprint"),
     ],
 )  # fmt: skip
 def test_an_untrusted_record_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -108,7 +104,7 @@ def test_an_untrusted_record_is_refused(tmp_path: Path, change: dict[str, Any], 
     handle_of(("a", "b"), tmp_path).train_tokenizer(NOTHING, tmp_path, 0)
     write_table(tmp_path / CONFIG, {**read_table(tmp_path / CONFIG), **change})
     for act in (lambda h: h.encode(["a"]), lambda h: h.train_tokenizer(NOTHING, tmp_path, 0)):
-        with pytest.raises(CheckpointError, match=f"{CONFIG}: damaged: {message}"):
+        with pytest.raises(CheckpointError, match=f"{CONFIG}: damaged: .*{message}"):
             act(handle_of(("a", "b", "c"), tmp_path))
 
 
@@ -120,7 +116,7 @@ def test_training_adds_classes_and_keeps_the_rest(tmp_path: Path) -> None:
     first.train_tokenizer(NOTHING, tmp_path, 0)
     first_fingerprint = first.fingerprint
     grown = handle_of(("a", "b", "c"), tmp_path)
-    with pytest.raises(CheckpointError, match=f"has 2 classes, .* 3; `zoo tokenizer train {NAME} --data DATA` adds"):
+    with pytest.raises(CheckpointError, match=f"2 classes, .* 3; `zoo tokenizer train {NAME} "):
         grown.encode(["a"])
     grown.train_tokenizer(NOTHING, tmp_path, 0)
     assert grown.encode(["a", "b", "c"]).tolist() == [[0], [1], [2]] and grown.fingerprint != first_fingerprint
@@ -135,17 +131,17 @@ def test_training_adds_classes_and_keeps_the_rest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        (("b", "a"), "class 0 is 'a', and the settings say 'b'"),
-        (("a", "x", "b"), "class 1 is 'b', and the settings say 'x'"),
+        (("b", "a"), "class 0 is 'a'.*'b'"),
         (("a", "c"), "class 1 is 'b'"),
-        (("a", "b"), "class 2 is 'c', and the settings have 2 classes"),
+        (("a", "b"), "class 2 is 'c'.*2 classes"),
     ],
+    ids=["order", "replaced", "removed"],
 )
 def test_any_other_change_of_classes_is_refused(classes: tuple[str, ...], message: str, tmp_path: Path) -> None:
     handle_of(("a", "b", "c"), tmp_path).train_tokenizer(NOTHING, tmp_path, 0)
     handle = handle_of(classes, tmp_path)
     for act in (lambda: handle.train_tokenizer(NOTHING, tmp_path, 0), lambda: handle.tokenizer):
-        with pytest.raises(CheckpointError, match=f"{message}.*at the end only"):
+        with pytest.raises(CheckpointError, match=message):
             act()
 
 
