@@ -219,7 +219,7 @@ def test_derive_hook_that_modifies_its_sample_is_detected(
     change: str, install_example: Install, tmp_path: Path
 ) -> None:
     body = f"        value = sample['base'].copy()\n        {change}\n        return value\n"
-    with pytest.raises(AssertionError, match=r"^derive changes the values that it is given"):
+    with pytest.raises(AssertionError, match=r"^derive changes"):
         CHECKS["derive"](derived_subject(install_example, tmp_path, body, (0.2, 0.9)))
 
 
@@ -250,7 +250,7 @@ def test_devices_are_compared(install_example: Install) -> None:
 
 
 def test_arrays_of_free_length_are_made_far_too_long(install: Install) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "writing-a-plugin.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "writing-a-plugin.md").read_text(encoding="utf-8")
     (module,) = (text for text in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "Landmarks()" in text)
     install("zoo-sound", {"tokenizers_zoo": {"sound": "zoo_sound:plugin"}}, {"zoo_sound": module})
     uncut = module.replace("[:most]", "")
@@ -261,7 +261,7 @@ def test_arrays_of_free_length_are_made_far_too_long(install: Install) -> None:
 
 def test_check_modality_names_all_failures(install_example: Install) -> None:
     install_example("mistaken", {"higher_is_better=False": "higher_is_better=True", "if crop.flip": "if False"})
-    expected = rf"mistaken fails 2 of {len(CHECKS)} checks:\ncrop_geometry: .*\nscore: mae is better"
+    expected = rf"mistaken .* 2 of {len(CHECKS)} .*\ncrop_geometry: .*\nscore: mae"
     with pytest.raises(AssertionError, match=expected):
         check_modality(Zoo.installed(), "mistaken")
 

