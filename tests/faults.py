@@ -611,7 +611,8 @@ def new_server() -> Any:
 
 def _differing_part(actual: str, expected: str) -> str:
     """Return the first part in which two texts differ."""
-    start = max(0, len(os.path.commonprefix([actual, expected])) - 20)
+    pairs = enumerate(zip(actual, expected, strict=False))
+    start = max(0, next((position for position, (a, b) in pairs if a != b), 0) - 20)
     return f"...{actual[start : start + 50]!r} for ...{expected[start : start + 50]!r}"
 
 

@@ -336,9 +336,6 @@ def test_score_equals_the_stored_evaluation(model: AnyToAny) -> None:
     assert scores[0]["reconstruction"] == evaluated["reconstruction"]
 
 
-# --- bundles
-
-
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "small"

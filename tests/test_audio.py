@@ -34,9 +34,6 @@ def wav_file(samples: np.ndarray, rate: int = RATE, width: int = 0) -> bytes:
     return wav(samples.reshape(len(samples), -1), rate, width).data
 
 
-# ---------------------------------------------------------------- spectra
-
-
 def test_sine_of_amplitude_one_has_0_db_in_its_band() -> None:
     waveform = torch.from_numpy(2 * tone(1008.0))[None]  # the middle of a bin: 1008 = 63 x 16
     spectrum = mel.magnitudes(waveform, FRAME)
@@ -70,9 +67,6 @@ def test_reconstructed_waveform_end_is_as_good_as_the_rest() -> None:
         restored = mel.griffin_lim(target, frame, 32)
         error = (mel.log_mel(restored, frame) - target).abs().mean(dim=(0, 1))
         assert error[-1] < 2 * error[4:-4].mean()
-
-
-# ---------------------------------------------------------------- files
 
 
 @pytest.mark.parametrize(("width", "tolerance"), [(0, 0), (1, 0.02), (2, 1e-4), (3, 1e-6), (4, 1e-6)])
@@ -148,9 +142,6 @@ def test_wav_from_a_pipe_has_no_known_size(size: int) -> None:
     data[4:8] = data[52:56] = bytes(4)
     with pytest.raises(InvalidValueError, match="0 bytes"):
         audio.plugin.read_value(bytes(data), "wav", settings())
-
-
-# ---------------------------------------------------------------- the modality
 
 
 def test_metrics_by_hand() -> None:

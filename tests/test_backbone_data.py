@@ -264,9 +264,6 @@ def test_only_matrices_of_layers_decay(kind: Any) -> None:
     }  # fmt: skip
 
 
-# ---------------------------------------------------------------- Muon
-
-
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 40), (2, 40, 8), (1, 5, 1)])
 def test_singular_values_of_the_orthogonal_factor_are_near_one(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e3

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from backbone_samples import all_layouts, packed_batch, sequence, spec, trained
+from backbone_samples import SMALL, TRAINING, all_layouts, packed_batch, sequence, spec
 
 from tokenizers_zoo.checkpoint import load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.errors import CheckpointError
@@ -19,6 +19,7 @@ from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.checkpoint import load_model, save_model, spec_from_json, spec_to_json
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.model import FourM
+from zoo_backbone.optim import Optimizer
 
 
 def remapped(batch: PackedBatch, old: EmbeddingLayout, new: EmbeddingLayout) -> PackedBatch:
@@ -44,7 +45,11 @@ def remapped(batch: PackedBatch, old: EmbeddingLayout, new: EmbeddingLayout) -> 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[FourM, Path]:
-    model, _ = trained(True, steps=2)
+    model = FourM.seeded(SMALL, all_layouts(), 0)
+    optimizer = Optimizer(model, TRAINING)
+    for step in range(2):
+        model(packed_batch(all_layouts(), seed=step)).loss.backward()
+        optimizer.step(1e-2)
     save_model(model, tmp_path / "model", {"fingerprints": {"picture": "abc"}})
     return model.eval(), tmp_path / "model"
 

@@ -32,9 +32,6 @@ def unchanged(world: World) -> bool:
     return all(remaining.get(name) == data for name, data in expected.items())
 
 
-# ---------------------------------------------------------------- names
-
-
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
@@ -80,9 +77,6 @@ def test_missing_files_are_named_with_the_command_that_creates_them(
     assert unchanged(world) and not (world.folder / "new").exists()
 
 
-# ---------------------------------------------------------------- plugins
-
-
 def test_a_plugin_that_cannot_be_loaded_is_named(world: World, install_example: Install) -> None:
     changes, message = {"def score(": "def scores("}, "there is no hook 'scores'; did you mean 'score'?"
     path = [str(install_example("broken", changes))]
@@ -96,9 +90,6 @@ def test_a_plugin_that_cannot_be_loaded_is_named(world: World, install_example: 
     assert world("check", path=path).code == 1
     skipped = world("tokenize data --out tokens", path=path)  # the others work
     assert skipped.code == 0 and "broken: skipped: broken: " in skipped.printed
-
-
-# ---------------------------------------------------------------- registry.toml
 
 
 @pytest.mark.parametrize(
@@ -119,9 +110,6 @@ def test_registry_mistakes_stop_every_command(world: World, old: str, new: str, 
     for words in ("list", "check"):  # these commands list all problems
         ended = world(words)
         assert all(part in f"{ended.printed}{ended.complaint}" for part in parts)
-
-
-# ---------------------------------------------------------------- checkpoints
 
 
 def altered(path: Path) -> None:
@@ -214,9 +202,6 @@ def test_setting_for_all_applies_to_modalities_that_have_it(world: World) -> Non
     world(f"{train} steps=5 --strict").refused("tokenizers/depth: holds another tokenizer", "steps was 6, is 5")
 
 
-# ---------------------------------------------------------------- tokens of another tokenizer
-
-
 def test_tokens_of_a_disabled_modality_are_refused(world: World) -> None:
     path = world.folder / "registry.toml"
     path.write_text(path.read_text().replace("[zoo]", '[zoo]\nmodalities = ["depth", "rgb_patches"]', 1))
@@ -237,9 +222,6 @@ def test_tokens_of_another_tokenizer_are_refused(world: World) -> None:
     world("decode caption one.json").refused("one.json", "depth", "caption")
     assert world(STAGES["tokenize"]).code == 0  # makes the shards of depth again
     assert world("backbone train --tokens tokens --out new --config backbone.toml --set steps=1").code == 0
-
-
-# ---------------------------------------------------------------- values
 
 
 def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None:
@@ -308,9 +290,6 @@ def test_damaged_tokens_and_dataset_records_are_named(world: World) -> None:
     cut(world.folder / "data/dataset.json")
     for words in ("data info data", STAGES["make"]):
         world(words).refused("data/dataset.json: damaged", "copy it again")
-
-
-# ---------------------------------------------------------------- unexpected errors
 
 
 def test_unexpected_error_is_one_line_and_debug_shows_the_traceback(world: World, install: Install) -> None:

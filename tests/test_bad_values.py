@@ -22,7 +22,6 @@ from pose_people import standing
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
-from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing import media
 from tokenizers_zoo.testing.media import NUMBERS, SIZE, WORDS, readable_picture
 from tokenizers_zoo.testing.probe import Probe, bars, npy
@@ -60,9 +59,6 @@ def assert_refused(name: str, act: Callable[[], Any], *parts: str) -> None:
         assert part in message, message
 
 
-# ---------------------------------------------------------------- any array
-
-
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_with_wrong_numbers_and_damaged_files_are_refused(name: str) -> None:
     """Also wrong units: 255 for 1, millimetres for metres, ids of other classes."""
@@ -81,8 +77,6 @@ def test_arrays_with_wrong_numbers_and_damaged_files_are_refused(name: str) -> N
             name, lambda description=description: handle.read(probes(name)["`.npy`", description].file.data, "npy")
         )
 
-
-# ---------------------------------------------------------------- pictures
 
 LIKE_PLAIN = {
     "8-bit RGB", "8-bit grey", "8-bit indexed colours", "16-bit grey", "RGBA without transparency", "CMYK",
@@ -145,9 +139,6 @@ def test_transparent_pixels_are_white_in_pictures_and_no_edges(name: str, ground
     np.testing.assert_allclose(value[..., half:], valid_value(name)[..., half:], atol=1 / 255)
 
 
-# ---------------------------------------------------------------- values of some modalities only
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -161,23 +152,6 @@ def test_empty_values_are_valid(name: str, value: Any) -> None:
     """Empty values are valid: no boxes, people, fields, text, objects or edges, and silence."""
     reread = ZOO[name].read(*ZOO[name].write(value))
     assert np.array_equal(reread, value) if isinstance(value, np.ndarray) else reread == value
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "description", "part"),
-    [
-        ("video", "`.npy`", "7 instead of 8 along the first axis", "expected at least 8 frames, got 7"),
-        ("semseg", "picture", "JPEG", "JPEG changes numbers at every border"),
-        ("sam_instance", "`.json`", "a polygon instead of a mask", "a polygon is no mask"),
-        ("depth", "picture", "a pixel of 0, where nothing was measured", "got 1 of 64 pixels that are 0"),
-    ],
-)
-def test_unsuitable_probe_files_are_refused(name: str, kind: str, description: str, part: str) -> None:
-    file = probes(name)[kind, description].file
-    assert_refused(name, lambda: ZOO[name].transform(ZOO[name].read(file.data, file.extension), Crop()), part)
-
-
-# ---------------------------------------------------------------- files
 
 
 def wav(samples: np.ndarray, rate: int = 16000) -> bytes:
@@ -265,8 +239,6 @@ def test_bad_files_are_refused(name: str, extension: str, data: bytes, word: str
     assert_refused(name, lambda: ZOO[name].read(data, extension), word)
 
 
-# ---------------------------------------------------------------- values that are stored as JSON or text
-
 JOINTS = standing() + np.array([0, 0, -4])
 PERSON: dict[str, Any] = {
     "joint_rotations": np.zeros((24, 3)).tolist(), "joints_camera": JOINTS.tolist(), "box": [0.2, 0.1, 0.8, 0.9],
@@ -344,8 +316,6 @@ def test_bad_values_are_refused(name: str, value: Any, word: str) -> None:
     if name not in ("caption", "web_text") and "\\ud800" not in repr(value):
         assert_refused(name, lambda: ZOO[name].read(json.dumps(value).encode(), "json"))
 
-
-# ---------------------------------------------------------------- settings
 
 SETTINGS: list[tuple[str, dict[str, Any], str]] = [
     ("audio", {"length": 16100}, "hop"), ("audio", {"patch_length": 5}, "patch_length"),

@@ -13,15 +13,10 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.data.tokens import TokenStore, whole_samples
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.classes import ClassSettings
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.io import read_table, write_table
-from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
-from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.testing import check_modality
 
 NAME = "scene_class"
@@ -108,9 +103,6 @@ def test_an_untrusted_record_is_refused(tmp_path: Path, change: dict[str, Any], 
             act(handle_of(("a", "b", "c"), tmp_path))
 
 
-# -- more classes ------------------------------------------------------------------------------------------------------
-
-
 def test_training_adds_classes_and_keeps_the_rest(tmp_path: Path) -> None:
     first = handle_of(("a", "b"), tmp_path)
     first.train_tokenizer(NOTHING, tmp_path, 0)
@@ -120,6 +112,7 @@ def test_training_adds_classes_and_keeps_the_rest(tmp_path: Path) -> None:
         grown.encode(["a"])
     grown.train_tokenizer(NOTHING, tmp_path, 0)
     assert grown.encode(["a", "b", "c"]).tolist() == [[0], [1], [2]] and grown.fingerprint != first_fingerprint
+    assert grown.can_read(first_fingerprint, 2) and not grown.can_read("0" * 64)
     largest = handle_of(("a", "b", "c", "d", "e"), tmp_path)
     largest.train_tokenizer(NOTHING, tmp_path, 0)
     fingerprint = largest.fingerprint
@@ -143,43 +136,6 @@ def test_any_other_change_of_classes_is_refused(classes: tuple[str, ...], messag
     for act in (lambda: handle.train_tokenizer(NOTHING, tmp_path, 0), lambda: handle.tokenizer):
         with pytest.raises(CheckpointError, match=message):
             act()
-
-
-def test_data_and_tokens_stay_valid_after_classes_are_added(tmp_path: Path) -> None:
-    """Values are made, tokenized, and made again with one more class. The old tokens still belong to the tokenizer."""
-    for split, names in (("train", "aabb"), ("test", "ab")):
-        split_folder = tmp_path / "files" / split / NAME
-        split_folder.mkdir(parents=True)
-        for number, name in enumerate(names):
-            (split_folder / f"{split}{number}.txt").write_text(f"{name}\n")
-    data, tokens, folder = tmp_path / "data", tmp_path / "tokens", tmp_path / "tokenizer"
-
-    def make(classes: Sequence[str]) -> Zoo:
-        table = {"classes": list(classes), "checkpoint": str(folder)}
-        zoo = Zoo.from_tables({"zoo": {"modalities": [NAME]}, "modalities": {NAME: table}})
-        make_data(zoo, "folder", data, train=None, test=None, options={"path": str(tmp_path / "files")}, workers=0)
-        train_tokenizer(zoo, NAME, data)
-        return zoo
-
-    zoo = make("ab")
-    tokenize(zoo, data, tokens)
-    assert evaluate_tokenizer(zoo[NAME], data).metrics == {"accuracy": 1.0, "balanced_accuracy": 1.0}
-    written = zoo[NAME].fingerprint
-    grown = make("abc")
-    column = TokenStore(tokens).open("train", NAME)
-    assert column.fingerprint == written != grown[NAME].fingerprint
-    column.check_tokenizer(grown[NAME])
-    rows = [row for _, row in sorted(whole_samples([column]))]
-    assert grown[NAME].decode(column.take(rows)) == list("aabb")
-    other_zoo = Zoo.from_tables(
-        {"modalities": {NAME: {"classes": ["a", "b", "d"], "checkpoint": str(tmp_path / "other")}}}
-    )
-    other_zoo[NAME].train_tokenizer(NOTHING, tmp_path / "other", 0)
-    with pytest.raises(DataError, match="by tokenizer"):
-        column.check_tokenizer(other_zoo[NAME])
-
-
-# -- plugins -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_plugin_of_the_docs_keeps_the_contract(install: Callable[..., Path]) -> None:

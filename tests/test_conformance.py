@@ -59,9 +59,6 @@ def test_installed_modalities_pass_every_check(name: str, check: str, subjects: 
         pytest.skip(str(reason))
 
 
-# ---------------------------------------------------------------- the kit itself
-
-
 @pytest.mark.parametrize(("count", "expected"), [(8, (6, 2)), (3, (1, 2)), (2, (1, 1))])
 def test_no_value_is_both_trained_on_and_held_out(count: int, expected: tuple[int, int]) -> None:
     subject = Subject(zoo=Zoo.installed(), name="depth", workdir=Path(), samples=[])

@@ -38,7 +38,6 @@ PATHS = list(command_paths(group, "zoo"))
 COMMANDS = {path: command for path in PATHS if not isinstance(command := command_of(path), click.Group)}
 WITH_JSON = {
     "zoo env": "",
-    "zoo compare": "run run",
     "zoo list": "",
     "zoo info": "depth",
     "zoo check": "",
@@ -50,20 +49,8 @@ WITH_JSON = {
     "zoo tokenizer eval": "depth --data data",
     "zoo doctor": "caption --data data --samples 4",
     "zoo backbone eval": "run --config backbone.toml --input rgb_patches --target depth,caption",
-    "zoo backbone grow": "run --add normal --tokens tokens --out grown",
-    "zoo backbone verify": "bundle",
-    "zoo retrieve query": "index --keys test00 --input depth",
-    "zoo retrieve eval": "run --galleries 0",
-    "zoo transfer train": "run --task caption --input depth",
-    "zoo transfer eval": "probe",
-    "zoo transfer compare": "probe",
 }
-"""Every command with --json, and words with which it prints facts in the small world."""
-LONG = {
-    "zoo compare", "zoo backbone grow", "zoo backbone verify", "zoo retrieve query", "zoo retrieve eval",
-    "zoo transfer train", "zoo transfer eval", "zoo transfer compare",
-}  # fmt: skip
-"""Commands whose JSON the tests of their results read."""
+"""Words with which commands print facts as JSON in the small world. Tests of the other commands' results read theirs."""
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +114,6 @@ def test_an_error_that_is_no_usage_error_has_code_1(zoo: Run) -> None:
     assert zoo("info", "dept")[0] == 1 and zoo("data", "info", "absent")[0] == 1
 
 
-# ---------------------------------------------------------------- devices
-
 RUNS_NETWORKS = (
     "check", "doctor", "data derive", "data repair", "tokenizer train", "tokenizer eval", "tokenize", "encode",
     "decode", "backbone train", "backbone grow", "backbone eval", "backbone generate", "backbone export",
@@ -147,9 +132,6 @@ def test_networks_run_on_the_first_available_device(
     assert set(RUNS_NETWORKS) <= {path.removeprefix("zoo ") for path in device_options}
     assert {option.default for option in device_options.values()} == {"auto"}
     assert resolve_device("auto") == expected
-
-
-# ---------------------------------------------------------------- options that all commands take
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -196,22 +178,12 @@ def level(zoo: Any, job: int) -> int:
     return progress.verbosity()
 
 
-# ---------------------------------------------------------------- JSON
-
-
-def test_every_command_that_prints_facts_has_json() -> None:
-    paths = {path for path, command in COMMANDS.items() if any("--json" in p.opts for p in command.params)}
-    assert paths >= set(WITH_JSON)
-
-
-@pytest.mark.parametrize("path", [path for path in WITH_JSON if path not in LONG])
+@pytest.mark.parametrize("path", WITH_JSON)
 def test_json_is_the_whole_output(path: str, world: World) -> None:
     ended = world(f"{path.removeprefix('zoo ')} {WITH_JSON[path]} --json")
     assert ended.code in (0, 1) and json.loads(ended.printed), ended.complaint
     assert "next:" not in ended.complaint and "error:" not in ended.complaint
 
-
-# ---------------------------------------------------------------- plans and settings
 
 PLANS = {
     "data make folder new --set path=files": "train/depth: 24 to write",
@@ -293,9 +265,6 @@ def test_pipeline_commands_name_the_next_command(world: World) -> None:
         assert "next:" not in world(f"{words} -q").complaint
 
 
-# ---------------------------------------------------------------- messages
-
-
 def test_growing_before_there_are_tokens_names_the_next_commands(world: World) -> None:
     data = world.folder / "data"
     commands = f"zoo tokenizer train normal --data {data}", f"zoo tokenize {data} --out tokens"
@@ -366,9 +335,6 @@ def test_other_sample_counts_rescore_only_the_chosen_pairs(world: World) -> None
     assert after["caption"] == before["caption"]
     assert pairs("--target depth --samples 4") == before
     world.put_back()
-
-
-# ---------------------------------------------------------------- interrupts
 
 
 def test_nothing_is_imported_before_an_interrupt_is_one_line() -> None:

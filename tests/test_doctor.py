@@ -264,9 +264,6 @@ def test_the_requested_device_is_used(
     assert run_zoo(*words)[0] == 0 and devices == ["cuda"]
 
 
-# ---------------------------------------------------------------- the shift test
-
-
 @pytest.mark.parametrize(("down", "right"), [(0, 0), (5, 0), (0, -7), (-3, 6)])
 def test_known_shift_is_found_between_different_modalities(down: int, right: int) -> None:
     ids = [np.random.default_rng(i).integers(0, 3, (8, 8)).repeat(6, 0).repeat(6, 1) for i in range(4)]
@@ -290,9 +287,6 @@ def test_noise_gives_no_shift() -> None:
     first, second = (np.random.default_rng(seed).random((16, 1, 32, 32)) for seed in (0, 1))
     assert shift_between(list(first), list(second)) is None
     assert shift_between([np.zeros((1, 8, 8))], [np.zeros((1, 8, 8))]) is None
-
-
-# ---------------------------------------------------------------- the command
 
 
 def test_the_command_fits_80_columns_and_reports_failures(

@@ -10,7 +10,6 @@ import feature_networks as networks
 import numpy as np
 import pytest
 import torch
-from backbone_samples import metrics, run
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.autoencoder.task import moments
@@ -28,10 +27,6 @@ from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.pretrained import PretrainedError
-from zoo_backbone.checkpoint import load_model
-from zoo_backbone.data import TokenData
-from zoo_backbone.generate.plans import TargetPlan
-from zoo_backbone.generate.sampler import generate
 from zoo_images import rgb
 from zoo_language.caption import t5_caption
 
@@ -101,24 +96,6 @@ def test_tokens_are_standardised_and_of_variable_length(zoo_and_folder: tuple[Zo
     decoded = zoo[NAME].decode(tokens)
     values = [ValueStore(folder / "data").read_key(zoo[NAME], "train", key) for key in keys]
     assert zoo[NAME].score(decoded, values)["cosine"] == pytest.approx(1, abs=1e-4)
-
-
-def test_the_backbone_trains_and_generates_from_vectors(zoo_and_folder: tuple[Zoo, Path], tmp_path: Path) -> None:
-    """A few steps of training, and a text made from vectors of three lengths."""
-    zoo, folder = zoo_and_folder
-    specs = [zoo["caption"].spec, zoo[NAME].spec]
-    raw = TokenData(folder / "tokens", "train", specs).batch(np.arange(5))
-    assert raw.tokens[NAME].shape == (5, 8, 16) and len(set(raw.lengths[:, 1].tolist())) > 2
-    run(tmp_path, folder / "tokens", specs, steps=12, learning_rate=1e-2)
-    losses = metrics(tmp_path, "train/loss")
-    assert losses[-1] < losses[0]
-    model = load_model(tmp_path).eval()
-    vectors = TokenStore(folder / "tokens").open("test", NAME).take([0, 1, 2])
-    generated = generate(model, {NAME: vectors}, [TargetPlan(name="caption", max_length=5)], seed=0)
-    assert [type(text) for text in zoo["caption"].decode(generated["caption"])] == [str] * 3
-
-
-# ---- settings and network
 
 
 def test_the_published_size_is_a_preset() -> None:

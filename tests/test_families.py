@@ -26,7 +26,7 @@ from tokenizers_zoo.doctor import examine
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.continuous import EmbeddingsModality, PatchesModality
 from tokenizers_zoo.families.features import FeatureMapModality
-from tokenizers_zoo.families.object_tokens import Axis, ObjectGrammar, box_seen_through, levels_of, numbers_of
+from tokenizers_zoo.families.object_tokens import Axis, ObjectGrammar, levels_of, numbers_of
 from tokenizers_zoo.families.objects import ObjectModality
 from tokenizers_zoo.families.temporal import ClipModality, SeriesModality
 from tokenizers_zoo.families.vectors import VectorModality
@@ -353,17 +353,6 @@ def test_numbers_are_exact_to_half_a_level(number: float, bins: int) -> None:
     numbers = numbers_of(axis, levels_of(axis, np.array([[number]]), bins), bins)
     assert abs(numbers[0, 0] - number) <= 0.5 * 4 / (bins - 1) + 1e-12
 
-
-def test_boxes_through_crops_by_hand() -> None:
-    right = Crop(left=0.5, width=0.5)
-    assert box_seen_through(right, [0.25, 0.2, 0.75, 0.6], 0.5) == [0, 0.2, 0.5, 0.6]
-    assert box_seen_through(right, [0.25, 0.2, 0.75, 0.6], 0.51) is None
-    assert box_seen_through(right, [0.0, 0.2, 0.5, 0.6], 0.01) is None
-    mirrored = box_seen_through(Crop(left=0.5, width=0.5, flip=True), [0.75, 0.0, 1.0, 0.5], 1.0)
-    assert mirrored == [0, 0, 0.5, 0.5]
-
-
-# ---------------------------------------------------------------- over time
 
 SERIES = CASES["series"].settings
 LEADS = """from test_families import Pulse
