@@ -50,7 +50,7 @@ WITH_JSON = {
     "zoo doctor": "caption --data data --samples 4",
     "zoo backbone eval": "run --config backbone.toml --input rgb_patches --target depth,caption",
 }
-"""Words with which commands print facts as JSON in the small world. Tests of the other commands' results read theirs."""
+"""Words with which commands print facts as JSON in the small world. Tests of other commands read the JSON of these."""
 
 
 @pytest.fixture(scope="module")
