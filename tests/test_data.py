@@ -622,6 +622,13 @@ def test_a_damaged_manifest_is_an_error_and_not_finished(tmp_path: Path, change:
     assert sound_manifest(folder, 0) is None
 
 
+@pytest.mark.parametrize("splits", [{"../x": {"samples": 1, "shard_size": 1}}, {"a": {"samples": 1, "shard_size": 0}}])
+def test_an_impossible_split_is_an_error(tmp_path: Path, splits: dict[str, object]) -> None:
+    write_table(tmp_path / "dataset.json", {"splits": splits})
+    with pytest.raises(DataError, match=r"dataset\.json"):
+        read_splits(tmp_path / "dataset.json")
+
+
 def test_the_inputs_digest_depends_on_every_part_and_on_no_order() -> None:
     first = inputs_digest(seed=1, settings={"a": 1, "b": Path("x")})
     assert first == inputs_digest(settings={"b": Path("x"), "a": 1}, seed=1)
