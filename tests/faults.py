@@ -396,8 +396,8 @@ class Faults:
         if ended.code:
             return "refused"
         remaining = results(self.world.files())
-        others = (remaining.keys() | files.keys()) - {file}
-        differs = [name for name in others if remaining.get(name) != files.get(name)]
+        other_names = (remaining.keys() | files.keys()) - {file}
+        differs = [name for name in other_names if remaining.get(name) != files.get(name)]
         if not differs and remaining.get(file) == files.get(file) and base[file] == self.world.files().get(file):
             return "made again"
         if not differs and without_times(ended.printed) == without_times(usual.printed):

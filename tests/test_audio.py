@@ -120,8 +120,8 @@ def test_only_the_used_part_of_a_long_file_is_resampled(rate: int) -> None:
     np.testing.assert_array_equal(audio.plugin.read_value(wav_file(long, rate), "wav", settings()), expected)
 
 
-@pytest.mark.parametrize(("rate", "seconds", "most"), [(999983, 1, 200e6), (44100, 30, 2.5 * 30 * 44100 * 2)])
-def test_memory_is_bounded_for_odd_rates_and_long_files(rate: int, seconds: int, most: float) -> None:
+@pytest.mark.parametrize(("rate", "seconds", "max_bytes"), [(999983, 1, 200e6), (44100, 30, 2.5 * 30 * 44100 * 2)])
+def test_memory_is_bounded_for_odd_rates_and_long_files(rate: int, seconds: int, max_bytes: float) -> None:
     """A rate without a common divisor would need a long filter."""
     data = wav_file(np.tile(tone(300.0, rate), 2 * seconds), rate, 2)
     audio.plugin.read_value(data, "wav", settings())  # imports
@@ -129,7 +129,7 @@ def test_memory_is_bounded_for_odd_rates_and_long_files(rate: int, seconds: int,
     audio.plugin.read_value(data, "wav", settings())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < most
+    assert peak < max_bytes
 
 
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF024, 0x80000024])
