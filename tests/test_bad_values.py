@@ -60,7 +60,7 @@ def assert_refused(name: str, act: Callable[[], Any], *parts: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_arrays_with_wrong_numbers_and_damaged_files_are_refused(name: str) -> None:
+def test_arrays_with_wrong_numbers_are_refused(name: str) -> None:
     """Also wrong units: 255 for 1, millimetres for metres, ids of other classes."""
     handle, value = ZOO[name], valid_value(name)
     low, high = handle.spec.value.low, handle.spec.value.high
@@ -71,11 +71,6 @@ def test_arrays_with_wrong_numbers_and_damaged_files_are_refused(name: str) -> N
             assert_refused(name, act, "numbers lie outside the range" if np.isfinite(number) else "1 not finite")
         assert_refused(name, lambda invalid=invalid: handle.read(npy(invalid).data, "npy"))
     assert_refused(name, lambda: handle.read(b"PK", "docx"), "expected", "docx")
-    assert_refused(name, lambda: handle.read(b"", "npy"))
-    for description in ("no array", "an empty array", "cut off", "Python objects in it"):
-        assert_refused(
-            name, lambda description=description: handle.read(probes(name)["`.npy`", description].file.data, "npy")
-        )
 
 
 LIKE_PLAIN = {
