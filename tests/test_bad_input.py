@@ -220,8 +220,6 @@ def test_tokens_of_another_tokenizer_are_refused(world: World) -> None:
         world(words).refused("depth", ours, theirs)
     world("backbone train --tokens tokens --out new --config backbone.toml").refused("depth", ours, theirs)
     world("decode caption one.json").refused("one.json", "depth", "caption")
-    assert world(STAGES["tokenize"]).code == 0  # makes the shards of depth again
-    assert world("backbone train --tokens tokens --out new --config backbone.toml --set steps=1").code == 0
 
 
 def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None:
@@ -270,11 +268,10 @@ def test_folder_without_any_readable_file_is_refused(world: World) -> None:
     assert world("data make folder new2 --set path=split --test 0").code == 0
 
 
-@pytest.mark.parametrize(("name", "damage"), [("caption", altered), ("depth", cut)])
-def test_a_damaged_shard_is_named_and_repaired(world: World, name: str, damage: Callable[[Path], None]) -> None:
-    shard = f"data/train/{name}/shard-00000.tar"
-    damage(world.folder / shard)
-    for words in (f"tokenize data --out new --modalities {name}", f"tokenizer train {name} --data data --out newer"):
+def test_a_damaged_shard_is_named_and_repaired(world: World) -> None:
+    shard = "data/train/depth/shard-00000.tar"
+    cut(world.folder / shard)
+    for words in ("tokenize data --out new --modalities depth", "tokenizer train depth --data data --out newer"):
         world(words).refused(shard, "zoo data repair")
     world("data verify data").refused(shard, "zoo data repair")
     repaired = world("data repair data --workers 1")
@@ -286,7 +283,7 @@ def test_damaged_tokens_and_dataset_records_are_named(world: World) -> None:
     cut(world.folder / "tokens/train/depth/shard-00000.arrow")
     train = "backbone train --tokens tokens --out new_run --config backbone.toml"
     world(train).refused("tokens/train/depth/shard-00000.arrow", "zoo data repair")
-    assert world("data repair tokens").code == 0 and world(train).code == 0
+    assert world("data repair tokens").code == 0 and world("data verify tokens").code == 0
     cut(world.folder / "data/dataset.json")
     for words in ("data info data", STAGES["make"]):
         world(words).refused("data/dataset.json: damaged", "copy it again")
