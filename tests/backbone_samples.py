@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from token_stores import metadata_of, write_tokens
 
 from tokenizers_zoo.io import read_lines
@@ -27,8 +26,6 @@ from zoo_backbone.batch import PackedBatch, RawBatch
 from zoo_backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.masking import Masker
-from zoo_backbone.model import FourM
-from zoo_backbone.optim import Optimizer
 from zoo_backbone.train import Trainer, train
 
 SMALL = ModelConfig(dim=32, encoder_depth=2, decoder_depth=2, heads=2)
@@ -111,16 +108,6 @@ def write_store(
         if isinstance(item.layout, GridLayout | VectorLayout):
             rows = [(key, np.resize(row[:2], row.shape)) for key, row in rows]
         write_tokens(root, split, metadata_of(item), dict(rows), keys=keys)
-
-
-def trained(sparse: bool, steps: int = 4, dtype: torch.dtype = torch.float32) -> tuple[FourM, Optimizer]:
-    specs = all_layouts()
-    model = FourM.seeded(SMALL, specs, 0).to(dtype)
-    optimizer = Optimizer(model, TRAINING, sparse=sparse)
-    for step in range(steps):
-        model(packed_batch(specs, seed=step)).loss.backward()
-        optimizer.step(1e-2)
-    return model, optimizer
 
 
 def run(folder: Path, store: Path, specs: list[ModalitySpec] | None = None, **settings: Any) -> Path:

@@ -30,11 +30,10 @@ from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.spec import Crop
 from zoo_backbone import AnyToAny, FourM
-from zoo_backbone.bundle import agreement, as_dtype, registry_of
+from zoo_backbone.bundle import as_dtype
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import Guidance, TargetPlan
-from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.run import Run
 from zoo_backbone.wheels import write_wheels
 
@@ -56,7 +55,7 @@ def ids(samples: Any) -> list[list[int]]:
     return [np.asarray(sample.tokens).ravel().tolist() for sample in samples]
 
 
-def test_a_picture_may_be_given_in_any_form(model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path) -> None:
+def test_a_picture_may_have_any_form(model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path) -> None:
     picture.save(tmp_path / "photo.png")
     pixels = np.asarray(picture)
     forms = [
@@ -64,6 +63,9 @@ def test_a_picture_may_be_given_in_any_form(model: AnyToAny, picture: PIL.Image.
         pixels.transpose(2, 0, 1).astype(np.float32) / 255,
     ]  # fmt: skip
     vectors = model.embed(rgb=forms)
+    features, mask = model.forward_features(rgb=picture)
+    assert features.shape == (1, 4, 32) and mask.all()
+    np.testing.assert_allclose(features.mean(1).numpy(), vectors[:1], atol=1e-6)
     assert vectors.shape == (len(forms), 32) and vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, np.repeat(vectors[:1], len(forms), 0), atol=1e-6)
     np.testing.assert_allclose(vectors[:1], model.embed({"rgb": picture}), atol=1e-6)
@@ -94,9 +96,7 @@ def test_tokens_are_accepted_as_inputs(model: AnyToAny, picture: PIL.Image.Image
         tokens = model.tokenize(batch)
         assert torch.equal(tokens["rgb_patches"], patches.repeat(count, 1, 1))
         assert torch.equal(tokens["depth"], depth.repeat(count, 1, 1))
-        assert (
-            all(np.array_equal(caption, words[0]) for caption in tokens["caption"]) and len(tokens["caption"]) == count
-        )
+        assert np.array_equal(np.stack(list(tokens["caption"])), [words[0]] * count)
     assert torch.equal(model.tokenize(depth=torch.stack([depth] * 3))["depth"], depth.repeat(3, 1, 1))
     with pytest.raises(InvalidValueError, match="depth: expected"):
         model.tokenize(depth=depth + 10_000)
@@ -108,18 +108,8 @@ def test_more_samples_than_a_batch_give_the_same_results(model: AnyToAny, pictur
     assert vectors.shape == (40, 32)
     np.testing.assert_allclose(vectors[-1:], model.embed(rgb=pictures[-1]), atol=1e-5)
     draws = model.generate(rgb=picture, targets="depth", num_samples=35, steps=1)
-    assert len(draws.depth) == 35 and ids(draws.depth[:2]) == ids(
-        model.generate(rgb=picture, targets="depth", num_samples=2, steps=1).depth
-    )
-
-
-def test_boxes_share_the_crop_of_the_picture(picture: PIL.Image.Image) -> None:
-    zoo = Zoo.from_toml(the_world().put_back().folder / "registry.toml")
-    specs = [zoo["rgb_patches"].spec, zoo["boxes"].spec]
-    small = FourM.seeded(ModelConfig(dim=16, heads=2, encoder_depth=1, decoder_depth=1), specs, 0)
-    middle = [{"label": "chair", "box": [1 / 6, 0.0, 5 / 6, 1.0]}]
-    tokens = AnyToAny(small, zoo).tokenize(rgb=picture, boxes=middle)["boxes"]
-    assert zoo["boxes"].decode(tokens)[0][0]["box"] == pytest.approx([0, 0, 1, 1])
+    two_draws = model.generate(rgb=picture, targets="depth", num_samples=2, steps=1)
+    assert len(draws.depth) == 35 and ids(draws.depth[:2]) == ids(two_draws.depth)
 
 
 def test_pictures_of_other_proportions_stay_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,12 +191,10 @@ def test_the_command_generates_the_same(model: AnyToAny, picture: PIL.Image.Imag
     picture.save(world.folder / "photo.png")
     words = "backbone generate run --out new --input rgb=photo.png --input caption=red --target depth --draws 2"
     assert world(words).code == 0
-    written = [
-        json.loads(file.read_text())["tokens"] for file in sorted(world.folder.glob("new/*/*/depth.tokens.json"))
-    ]
+    files = sorted(world.folder.glob("new/*/*/depth.tokens.json"))
+    written = [json.loads(file.read_text())["tokens"] for file in files]
     out = model.generate(rgb=picture, caption="red", targets=["depth"], num_samples=2)
     assert [sample.tokens.tolist() for sample in out.depth] == written
-    assert GenerationPlan(targets=(TargetPlan(name="depth"),)).crop == "middle"
 
 
 def test_generated_samples_are_inputs(model: AnyToAny, picture: PIL.Image.Image) -> None:
@@ -247,12 +235,6 @@ def test_on_step_is_called_after_each_step(model: AnyToAny, picture: PIL.Image.I
     assert texts[-1][0].tolist() == out.caption[0].tokens.tolist()
 
 
-def test_mean_features_equal_the_embedding(model: AnyToAny, picture: PIL.Image.Image) -> None:
-    features, mask = model.forward_features(rgb=picture)
-    assert features.shape == (1, 4, 32) and mask.all()
-    np.testing.assert_allclose(features.mean(1).numpy(), model.embed(rgb=picture), atol=1e-6)
-
-
 def test_a_model_runs_in_half_precision(picture: PIL.Image.Image) -> None:
     half = AnyToAny.from_pretrained(the_world().put_back().folder / "run", device="cpu", dtype=torch.bfloat16)
     assert half.embed(rgb=picture).dtype == np.float32
@@ -275,10 +257,10 @@ def test_a_model_runs_in_half_precision(picture: PIL.Image.Image) -> None:
             ({"caption": "a", name: value}, ConfigError, named)
             for name, values, named in (
                 ("num_samples", (0, True, 1.5), "num_samples"),
-                ("steps", (-1, 1.5), "steps"),
-                ("temperature", (-1, math.nan, "hot"), "temperature"),
-                ("top_p", (0, 2, math.nan), "top_p"),
-                ("seed", (-1, 0.5), "seed"),
+                ("steps", (-1,), "steps"),
+                ("temperature", (math.nan, "hot"), "temperature"),
+                ("top_p", (2,), "top_p"),
+                ("seed", (0.5,), "seed"),
                 ("guidance", (math.nan, 1e30, None, {"caption": 1e30}), "scale|weights"),
                 ("crop", ("nonsense",), "crop"),
                 ("inpaint", ({"caption": 3},), "caption"),
@@ -354,9 +336,6 @@ def test_score_equals_the_stored_evaluation(model: AnyToAny) -> None:
     assert scores[0]["reconstruction"] == evaluated["reconstruction"]
 
 
-# --- bundles
-
-
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "small"
@@ -399,11 +378,7 @@ def test_a_bundle_that_computes_something_else_is_refused(bundle: Path, tmp_path
     record["golden"]["tokens"]["depth"] = [[15, 15], [15, 15]]
     write_table(changed / "bundle.json", record)
     with pytest.raises(CheckpointError, match="depth"):
-        AnyToAny.from_pretrained(changed).verify()
-    record["requires"] = {"zoo-nowhere": "1"}
-    write_table(changed / "bundle.json", record)
-    with pytest.raises(CheckpointError, match="pip install zoo-nowhere"):
-        AnyToAny.from_pretrained(changed)
+        AnyToAny.from_pretrained(changed, verify=True)
 
 
 @pytest.mark.parametrize("name", ["registry.toml", "golden/depth.npy", "bundle.json", "config.json"])
@@ -429,12 +404,9 @@ def bundle_with_wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_bundle_works_with_its_wheels_alone(bundle_with_wheels: Path) -> None:
     record = read_table(bundle_with_wheels / "bundle.json")
     wheels = {name.removeprefix("wheels/") for name in record["files"] if name.startswith("wheels/")}
-    assert wheels == {path.name for path in (bundle_with_wheels / "wheels").iterdir()} and len(wheels) == len(
-        record["requires"]
-    )
-    assert "pip install bundle_with_wheels/wheels/*.whl" in (bundle_with_wheels / "README.md").read_text(
-        encoding="utf-8"
-    )
+    assert wheels == {path.name for path in (bundle_with_wheels / "wheels").iterdir()}
+    assert len(wheels) == len(record["requires"])
+    assert "pip install bundle_with_wheels/wheels/*.whl" in (bundle_with_wheels / "README.md").read_text()
     script = """import sys
 sys.path += sys.argv[1:3]  # -S leaves out editable installations
 import tokenizers_zoo
@@ -483,32 +455,24 @@ def test_an_editable_distribution_that_cannot_be_built_is_named(install: Callabl
         write_wheels(["zoo-broken"], tmp_path / "wheels")
 
 
-@pytest.mark.parametrize("change", ["another byte", "another wheel"])
-def test_a_bundle_with_other_wheels_is_refused(bundle_with_wheels: Path, tmp_path: Path, change: str) -> None:
+def test_a_bundle_with_a_further_wheel_is_refused(bundle_with_wheels: Path, tmp_path: Path) -> None:
     changed = shutil.copytree(bundle_with_wheels, tmp_path / "changed")
-    wheel = next((changed / "wheels").glob("zoo_geometry-*.whl"))
-    wheel = wheel if change == "another byte" else wheel.with_name("zoo_evil-1.0-py3-none-any.whl")
+    wheel = changed / "wheels" / "zoo_evil-1.0-py3-none-any.whl"
     wheel.write_bytes(b"changed")
-    ended = the_world().put_back()(f"backbone verify {changed}")
-    ended.refused(str(wheel))
+    the_world().put_back()(f"backbone verify {changed}").refused(str(wheel))
 
 
 def test_a_missing_plugin_is_named_with_the_wheels(bundle_with_wheels: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(bundle_with_wheels, tmp_path / "to a colleague")
     record = read_table(moved / "bundle.json")
     write_table(moved / "bundle.json", {**record, "requires": {"zoo-nowhere": "1"}})
-    with pytest.raises(
-        CheckpointError, match=re.escape(f"needs zoo-nowhere; install it: pip install '{moved}/wheels'/*")
-    ):
+    with pytest.raises(CheckpointError, match=re.escape(f"zoo-nowhere; install it: pip install '{moved}/wheels'/*")):
         AnyToAny.from_pretrained(moved)
 
 
-def test_bundle_helpers_by_hand() -> None:
-    zoo = Zoo.from_tables({"modalities": {"depth": {"checkpoint": "elsewhere", "tokenizer": {"steps": 3}}}})
-    assert registry_of(zoo, [zoo["depth"]])["modalities"] == {"depth": {"tokenizer": {"steps": 3}}}
+def test_weights_beyond_half_precision_stay_single() -> None:
     weights = as_dtype({"small": torch.ones(1), "large": torch.full((1,), 1e6)}, "float16")
     assert weights["small"].dtype == torch.float16 and weights["large"].dtype == torch.float32
-    assert agreement([1, 2], [1, 2, 3, 4]) == 0.5 and agreement([], []) == 1 and agreement([], [1]) == 0
 
 
 def test_a_bundle_is_loaded_from_the_hub(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import sys
 import tracemalloc
-import wave
 from typing import Any
 
 import numpy as np
@@ -36,9 +34,6 @@ def wav_file(samples: np.ndarray, rate: int = RATE, width: int = 0) -> bytes:
     return wav(samples.reshape(len(samples), -1), rate, width).data
 
 
-# ---------------------------------------------------------------- spectra
-
-
 def test_sine_of_amplitude_one_has_0_db_in_its_band() -> None:
     waveform = torch.from_numpy(2 * tone(1008.0))[None]  # the middle of a bin: 1008 = 63 x 16
     spectrum = mel.magnitudes(waveform, FRAME)
@@ -50,19 +45,6 @@ def test_sine_of_amplitude_one_has_0_db_in_its_band() -> None:
     loudest = int(mel.log_mel(waveform, FRAME)[0, :, 16].argmax())
     assert weights[loudest, 63] > 0
     assert (mel.log_mel(torch.zeros(1, 4000), FRAME) == mel.FLOOR_DB).all()
-
-
-def test_sines_have_the_expected_level_in_their_bands() -> None:
-    frame = audio.AudioSettings().frame
-    top = 2595 * math.log10(1 + frame.sample_rate / 2 / 700)
-    centres = 700 * (10 ** (np.arange(1, frame.mels + 1) * top / (frame.mels + 1) / 2595) - 1)
-    waveforms = torch.from_numpy(np.stack([2 * tone(hertz, frame.sample_rate) for hertz in centres]))
-    loud = mel.log_mel(waveforms, frame)[:, :, 16].diagonal()
-    match = re.search(r"about (\S+) dB in the lowest bands\s+and (\S+) dB in the highest", mel.log_mel.__doc__ or "")
-    assert match
-    lowest, highest = map(float, match.groups())
-    assert loud[:3].tolist() == pytest.approx([lowest] * 3, abs=0.7)
-    assert loud[-2:].tolist() == pytest.approx([highest] * 2, abs=0.7)
 
 
 def test_waveforms_come_back_from_spectrograms() -> None:
@@ -85,16 +67,6 @@ def test_reconstructed_waveform_end_is_as_good_as_the_rest() -> None:
         restored = mel.griffin_lim(target, frame, 32)
         error = (mel.log_mel(restored, frame) - target).abs().mean(dim=(0, 1))
         assert error[-1] < 2 * error[4:-4].mean()
-
-
-def test_mel_inversion_is_not_negative_and_close() -> None:
-    truth = torch.rand(1, 251, 4, generator=torch.Generator().manual_seed(0))
-    bands = mel.filters(FRAME) @ truth
-    spectrum = mel.frequencies_of(bands, FRAME)
-    assert spectrum.min() >= 0 and ((mel.filters(FRAME) @ spectrum - bands).abs() / bands).mean() < 0.05
-
-
-# ---------------------------------------------------------------- files
 
 
 @pytest.mark.parametrize(("width", "tolerance"), [(0, 0), (1, 0.02), (2, 1e-4), (3, 1e-6), (4, 1e-6)])
@@ -120,14 +92,10 @@ def test_compressed_sound_is_read_and_resampled(kind: str, form: str, tolerance:
     np.testing.assert_allclose(value[400:-400], tone(300.0)[400:-400], atol=tolerance + (0.01 if rate != RATE else 0))
 
 
-@pytest.mark.parametrize(
-    ("data", "kind", "words"),
-    [(b"", "flac", "cannot be read"), (b"nonsense" * 99, "mp3", "cannot be read|no sound"), (b"", "m4a", "flac")],
-)
-def test_files_that_are_no_sound_are_refused(data: bytes, kind: str, words: str) -> None:
+def test_sound_of_an_unknown_kind_is_refused() -> None:
     pytest.importorskip("soundfile")
-    with pytest.raises(InvalidValueError, match=words):
-        audio.plugin.read_value(data, kind, settings())
+    with pytest.raises(InvalidValueError, match="flac"):
+        audio.plugin.read_value(b"", "m4a", settings())
 
 
 def test_without_the_package_its_install_line_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,11 +107,10 @@ def test_without_the_package_its_install_line_is_shown(monkeypatch: pytest.Monke
 def test_other_rates_are_resampled_and_other_lengths_fitted() -> None:
     value = audio.plugin.read_value(wav_file(tone(300.0, 44100), 44100), "wav", settings())
     np.testing.assert_allclose(value[100:-100], tone(300.0)[100:-100], atol=0.01)
-    short = audio.plugin.read_value(wav_file(tone(300.0, seconds=0.25)), "wav", settings())
-    assert short.shape == (4000,) and (short[2000:] == 0).all()
-    np.testing.assert_allclose(short[:2000], tone(300.0)[:2000], atol=1e-6)
-    long = audio.plugin.read_value(wav_file(tone(300.0, seconds=1)), "wav", settings())
-    np.testing.assert_allclose(long, tone(300.0), atol=1e-6)
+    for seconds in (0.25, 1):
+        fitted = audio.plugin.read_value(wav_file(tone(300.0, seconds=seconds)), "wav", settings())
+        expected = np.where(np.arange(4000) < seconds * RATE, tone(300.0), 0)
+        np.testing.assert_allclose(fitted, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("rate", [7, 11025, 44100, 96000, 999983])
@@ -153,26 +120,16 @@ def test_only_the_used_part_of_a_long_file_is_resampled(rate: int) -> None:
     np.testing.assert_array_equal(audio.plugin.read_value(wav_file(long, rate), "wav", settings()), expected)
 
 
-def test_a_rate_without_a_common_divisor_needs_no_long_filter() -> None:
-    rate = 999983
-    sound = tone(300.0, rate)
-    audio.resample(tone(300.0), RATE, 16000)  # imports
-    tracemalloc.start()
-    value = audio.fit_length(audio.resample(sound, rate, RATE), 4000)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 200e6
-    np.testing.assert_allclose(value[100:-100], tone(300.0)[100:-100], atol=0.01)
-
-
-def test_memory_beyond_the_file_does_not_grow_with_its_length() -> None:
-    data = wav_file(np.tile(tone(300.0, 44100), 60), 44100, 2)
+@pytest.mark.parametrize(("rate", "seconds", "max_bytes"), [(999983, 1, 200e6), (44100, 30, 2.5 * 30 * 44100 * 2)])
+def test_memory_is_bounded_for_odd_rates_and_long_files(rate: int, seconds: int, max_bytes: float) -> None:
+    """A rate without a common divisor would need a long filter."""
+    data = wav_file(np.tile(tone(300.0, rate), 2 * seconds), rate, 2)
     audio.plugin.read_value(data, "wav", settings())  # imports
     tracemalloc.start()
     audio.plugin.read_value(data, "wav", settings())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 2.5 * len(data)
+    assert peak < max_bytes
 
 
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF024, 0x80000024])
@@ -185,19 +142,6 @@ def test_wav_from_a_pipe_has_no_known_size(size: int) -> None:
     data[4:8] = data[52:56] = bytes(4)
     with pytest.raises(InvalidValueError, match="0 bytes"):
         audio.plugin.read_value(bytes(data), "wav", settings())
-
-
-def test_written_files_round_trip() -> None:
-    value = np.clip(3 * tone(300.0), -1, 1)
-    data, extension = audio.plugin.write_value(value, settings())
-    restored = audio.plugin.read_value(data, extension, settings())
-    np.testing.assert_allclose(restored, value, atol=1 / 32768)
-    assert audio.plugin.write_value(restored, settings()) == (data, extension)
-    with wave.open(io.BytesIO(data)) as file:
-        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (RATE, 1, 2)
-
-
-# ---------------------------------------------------------------- the modality
 
 
 def test_metrics_by_hand() -> None:

@@ -17,7 +17,6 @@ from backbone_samples import (
     packed_batch,
     sequence,
     spec,
-    trained,
     write_splits,
 )
 from token_stores import metadata_of, write_tokens
@@ -66,12 +65,6 @@ def test_data_has_every_sample_and_reports_missing_modalities(store: Path) -> No
                 row = row if item.continuous else row.ravel()
                 assert raw.lengths[number, column] == len(row)
                 np.testing.assert_array_equal(raw.tokens[item.name][number, : len(row)], row)
-    aligned = TokenData(store, "train", specs, aligned=True)
-    assert aligned.sample_keys() == [
-        key for key in data.sample_keys() if all(key in rows for rows in rows_by_modality.values())
-    ]
-    assert 0 < len(aligned) < len(data)
-    assert aligned.batch(np.arange(len(aligned))).present.all()
     samples = np.array([len(data) - 1, 0, 5, 5])
     for name, tokens in data.batch(samples).tokens.items():
         for row, sample in enumerate(samples):
@@ -105,37 +98,37 @@ def test_shards_of_other_samples_are_refused(tmp_path: Path) -> None:
     items = [spec("a", VectorLayout(length=1)), spec("b", VectorLayout(length=1))]
     for item, key in zip(items, "xy", strict=True):
         write_tokens(tmp_path, "train", metadata_of(item), {key: np.zeros(1, int)}, keys=[key])
-    with pytest.raises(DataError, match="a/shard-00000: was written for other sample keys"):
+    with pytest.raises(DataError, match=r"a/shard-00000: .*sample keys"):
         TokenData(tmp_path, "train", items)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "change", "message"),
     [
-        ({"layout": GridLayout(shape=(6, 7))}, "grid 6x7"),
-        ({"layout": VectorLayout(length=36)}, "vector 36"),
-        ({"vocabulary": "other"}, "vocabulary 'picture'"),
-        ({"vocab_size": 9}, "holds ids up to"),
+        ("picture", {"layout": GridLayout(shape=(6, 7))}, "grid 6x7"),
+        ("picture", {"layout": VectorLayout(length=36)}, "vector 36"),
+        ("picture", {"vocabulary": "other"}, "vocabulary 'picture'"),
+        ("picture", {"vocab_size": 9}, "ids"),
+        ("words", {"layout": sequence(5)}, "words"),
     ],
+    ids=["shape", "kind", "vocabulary", "ids", "length"],
 )
-def test_tokens_that_do_not_fit_are_errors(store: Path, change: dict[str, Any], message: str) -> None:
-    unsuitable = dataclasses.replace(all_layouts()[0], **change)
+def test_tokens_that_do_not_fit_are_errors(store: Path, name: str, change: dict[str, Any], message: str) -> None:
+    (expected,) = (item for item in all_layouts() if item.name == name)
     with pytest.raises(DataError, match=message):
-        TokenData(store, "train", [unsuitable])
+        TokenData(store, "train", [dataclasses.replace(expected, **change)])
 
 
-def test_longer_sequence_limit_fits_and_shorter_does_not(store: Path) -> None:
+def test_sequences_may_have_a_longer_limit(store: Path) -> None:
     longer = spec("words", dataclasses.replace(sequence(64), num_sentinels=9), 200, "text")
     assert TokenData(store, "train", [longer]).batch(np.arange(3)).tokens["words"].shape == (3, 64)
-    with pytest.raises(DataError, match="words"):
-        TokenData(store, "train", [spec("words", sequence(5), 100, "text")])
 
 
 def test_tokens_of_another_tokenizer_are_an_error(store: Path) -> None:
     columns, empty_zoo = TokenData(store, "train", all_layouts()).columns, Zoo.from_tables({"zoo": {"modalities": []}})
     check_stored(columns["picture"], columns["picture"].fingerprint, empty_zoo, "the backbone")
     check_stored(columns["clip"], None, empty_zoo, "one that does not say")
-    with pytest.raises(DataError, match=r"tokens of clip by tokenizer codec of cli.*runs/a is abcdef"):
+    with pytest.raises(DataError, match=r"clip .*codec of cli.*runs/a is abcdef"):
         check_stored(columns["clip"], "abcdef", empty_zoo, "runs/a")
 
 
@@ -217,15 +210,6 @@ def test_rows_without_gradients_stay_and_late_rows_start_fresh() -> None:
     torch.testing.assert_close(table[1], torch.tensor([0.9, 0.9]))
 
 
-def test_sparse_and_dense_gradients_update_alike() -> None:
-    first, second = (trained(sparse, dtype=torch.float64)[0].state_dict() for sparse in (True, False))
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], rtol=1e-6, atol=1e-8)
-    start = FourM.seeded(SMALL, all_layouts(), 0).token_embedding.weight
-    moved = (first[TOKEN_TABLE] != start).any(dim=1)
-    assert 0 < moved.sum() < len(moved)
-
-
 def test_vocabularies_without_targets_are_not_updated() -> None:
     specs = all_layouts()
     model = FourM.seeded(SMALL, specs, 0)
@@ -280,25 +264,6 @@ def test_only_matrices_of_layers_decay(kind: Any) -> None:
     }  # fmt: skip
 
 
-def test_optimizer_resumes_from_its_state() -> None:
-    specs = all_layouts()
-    uninterrupted, _ = trained(True, steps=6)
-    model, optimizer = trained(True, steps=3)
-    copy = FourM(SMALL, specs)
-    copy.load_state_dict(model.state_dict())
-    resumed = Optimizer(copy, TRAINING)
-    state = resumed.state()
-    for name, tensor in optimizer.state().items():
-        state[name].copy_(tensor)
-    for step in range(3, 6):
-        copy(packed_batch(specs, seed=step)).loss.backward()
-        resumed.step(1e-2)
-    assert all(torch.equal(a, b) for a, b in zip(copy.parameters(), uninterrupted.parameters(), strict=True))
-
-
-# ---------------------------------------------------------------- Muon
-
-
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 40), (2, 40, 8), (1, 5, 1)])
 def test_singular_values_of_the_orthogonal_factor_are_near_one(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e3
@@ -343,14 +308,6 @@ def test_projections_side_by_side_move_as_if_they_were_separate() -> None:
     for module in (fused, *apart):
         Muon(block_matrices([module]), 0.0).step(0.1)
     torch.testing.assert_close(fused.weight, torch.cat([layer.weight for layer in apart]))
-
-
-def test_an_entry_moves_with_muon_as_far_as_adam_would_move_it() -> None:
-    weight = nn.Parameter(torch.zeros(64, 96))
-    muon = Muon({weight: 1}, 0.0)
-    weight.grad = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
-    muon.step(1.0)
-    assert weight.detach().square().mean().sqrt() == pytest.approx(0.2, rel=0.15)
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:

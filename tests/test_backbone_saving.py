@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from backbone_samples import all_layouts, packed_batch, sequence, spec, trained
+from backbone_samples import SMALL, TRAINING, all_layouts, packed_batch, sequence, spec
 
 from tokenizers_zoo.checkpoint import load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.errors import CheckpointError
@@ -19,6 +19,7 @@ from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.checkpoint import load_model, save_model, spec_from_json, spec_to_json
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.model import FourM
+from zoo_backbone.optim import Optimizer
 
 
 def remapped(batch: PackedBatch, old: EmbeddingLayout, new: EmbeddingLayout) -> PackedBatch:
@@ -44,7 +45,11 @@ def remapped(batch: PackedBatch, old: EmbeddingLayout, new: EmbeddingLayout) -> 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[FourM, Path]:
-    model, _ = trained(True, steps=2)
+    model = FourM.seeded(SMALL, all_layouts(), 0)
+    optimizer = Optimizer(model, TRAINING)
+    for step in range(2):
+        model(packed_batch(all_layouts(), seed=step)).loss.backward()
+        optimizer.step(1e-2)
     save_model(model, tmp_path / "model", {"fingerprints": {"picture": "abc"}})
     return model.eval(), tmp_path / "model"
 
@@ -56,7 +61,8 @@ def test_saved_model_round_trips(saved: tuple[FourM, Path]) -> None:
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
     assert load_config(folder)["fingerprints"] == {"picture": "abc"}
     assert "| words | sequence of 20 | text | 100 |" in (folder / "README.md").read_text()
-    for item in all_layouts():
+    classes = ValueSpec(shape=(2, 2), dtype="int64", classes=("void", "a"), unscored=("void",))
+    for item in (*all_layouts(), dataclasses.replace(all_layouts()[0], value=classes)):
         assert spec_from_json(json.loads(json.dumps(spec_to_json(item)))) == item
 
 
@@ -64,15 +70,8 @@ def test_a_table_without_its_last_rows_is_an_error(saved: tuple[FourM, Path]) ->
     name = "tokens.text"
     tensors, config = load_checkpoint(saved[1])
     save_checkpoint(saved[1], tensors | {name: tensors[name][:-1].clone()}, config, "A card.")
-    with pytest.raises(CheckpointError, match=rf"{name} is \(99, 32\), expected \(100, 32\)"):
+    with pytest.raises(CheckpointError, match=rf"{name} .*\(99, 32\).*\(100, 32\)"):
         load_model(saved[1])
-
-
-def test_unscored_classes_are_saved_with_the_spec() -> None:
-    value = ValueSpec(shape=(2, 2), dtype="int64", classes=("void", "a"), unscored=("void",))
-    modality = ModalitySpec(name="ids", summary="ids", value=value, layout=GridLayout(shape=(1, 1)), vocab_size=2)
-    written = json.loads(json.dumps(spec_to_json(modality)))
-    assert written["value"]["unscored"] == ["void"] and spec_from_json(written) == modality
 
 
 def test_new_rows_start_as_in_a_new_model_of_the_same_seed(saved: tuple[FourM, Path]) -> None:
@@ -125,12 +124,13 @@ def test_a_subset_of_modalities_loads(saved: tuple[FourM, Path]) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("picture", {"layout": VectorLayout(length=36)}, 'its layout was "grid", is "vector"'),
-        ("code", {"layout": VectorLayout(length=6)}, "its length was 5, is 6"),
-        ("picture", {"vocab_size": 49}, "a vocabulary only grows"),
-        ("words", {"layout": dataclasses.replace(sequence(20), end=9)}, "its end was 0, is 9"),
-        ("pixels", {"layout": dataclasses.replace(all_layouts()[4].layout, dim=13)}, "its dim was 12, is 13"),
+        ("picture", {"layout": VectorLayout(length=36)}, 'layout .*"grid".*"vector"'),
+        ("code", {"layout": VectorLayout(length=6)}, "length .*5.*6"),
+        ("picture", {"vocab_size": 49}, "vocabulary"),
+        ("words", {"layout": dataclasses.replace(sequence(20), end=9)}, "end .*0.*9"),
+        ("pixels", {"layout": dataclasses.replace(all_layouts()[4].layout, dim=13)}, "dim .*12.*13"),
     ],
+    ids=["layout", "length", "vocabulary", "end", "dim"],
 )
 def test_modality_with_another_meaning_is_an_error(
     saved: tuple[FourM, Path], name: str, change: dict[str, Any], message: str

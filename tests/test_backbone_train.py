@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +98,7 @@ def test_gradient_accumulation_changes_only_the_last_bits(finished_run: Path, st
 
 
 @pytest.mark.parametrize(
-    "steps", [step if step in (0, 3, 4, 6, 11) else pytest.param(step, marks=pytest.mark.slow) for step in range(12)]
+    "steps", [step if step in (0, 4, 11) else pytest.param(step, marks=pytest.mark.slow) for step in range(12)]
 )
 def test_killed_run_resumes_to_the_same_result(finished_run: Path, store: Path, tmp_path: Path, steps: int) -> None:
     with killed_after(steps):
@@ -107,9 +107,10 @@ def test_killed_run_resumes_to_the_same_result(finished_run: Path, store: Path, 
     assert outcome(tmp_path) == outcome(finished_run)
 
 
-def test_an_interrupted_run_goes_on_from_its_step(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"ema_decay": 0.9, "balance": "uncertainty", "optimizer": "muon"}
-    uninterrupted, step, rates = run(tmp_path / "whole", store, **settings), Trainer.train_step, list[float]()
+def test_an_interrupted_run_goes_on_from_its_step(
+    finished_run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, rates = Trainer.train_step, list[float]()
 
     def interrupted(self: Trainer, batch: PackedBatch, rate: float) -> Any:
         rates.append(rate)
@@ -121,10 +122,10 @@ def test_an_interrupted_run_goes_on_from_its_step(store: Path, tmp_path: Path, m
         patch.setattr(Trainer, "train_step", interrupted)
         for steps in (3, 7):
             with pytest.raises(Interrupted) as raised:
-                run(tmp_path / "run", store, **settings)
+                run(tmp_path / "run", store)
             assert (raised.value.number, raised.value.saved) == (signal.SIGTERM, f"step {steps} of 12")
-        run(tmp_path / "run", store, **settings)
-    assert len(rates) == 12 and outcome(tmp_path / "run") == outcome(uninterrupted)
+        run(tmp_path / "run", store)
+    assert len(rates) == 12 and outcome(tmp_path / "run") == outcome(finished_run)
 
 
 def test_a_finished_run_is_lengthened(finished_run: Path, store: Path, tmp_path: Path) -> None:
@@ -154,6 +155,7 @@ def test_a_finished_run_is_lengthened(finished_run: Path, store: Path, tmp_path:
 def test_kill_during_a_state_write_is_harmless(
     finished_run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It leaves the previous state and a part of the next one, which are removed."""
     saved: list[int] = []
 
     def dying(*arguments: Any, **options: Any) -> None:
@@ -166,8 +168,10 @@ def test_kill_during_a_state_write_is_harmless(
         patch.setattr("zoo_backbone.distributed.save", dying)
         run(tmp_path, store)
     assert len(list((tmp_path / STATE).iterdir())) == 2
+    (tmp_path / STATE / ".step-00000009.tmp").mkdir()
     run(tmp_path, store)
     assert outcome(tmp_path) == outcome(finished_run)
+    assert [path.name for path in (tmp_path / STATE).iterdir()] == ["step-00000012"]
 
 
 @pytest.fixture(scope="module")
@@ -181,15 +185,6 @@ def killed_run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_states_that_a_killed_save_left_are_removed(killed_run: Path, store: Path, tmp_path: Path) -> None:
-    """It was killed before it removed the previous state, or while it wrote the next one."""
-    folder = Path(shutil.copytree(killed_run, tmp_path / "run"))
-    shutil.copytree(folder / STATE / "step-00000004", folder / STATE / "step-00000003")
-    (folder / STATE / ".step-00000005.tmp").mkdir()
-    run(folder, store, steps=4)
-    assert [path.name for path in (folder / STATE).iterdir()] == ["step-00000004"]
-
-
 def flipped(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-100] ^= 1
@@ -199,22 +194,20 @@ def flipped(file: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "change", "reason"),
     [
-        ("*.safetensors", lambda file: file.write_bytes(file.read_bytes()[:5000]), "has another checksum"),
-        ("*.safetensors", flipped, "has another checksum"),
-        ("*.safetensors", Path.unlink, "expected the files of all processes that wrote it"),
-        ("checksums-*", Path.unlink, "expected the files of all processes that wrote it"),
-        ("checksums-*", flipped, "its checksum is not the checksum of its content"),
+        ("*.safetensors", flipped, "another checksum"),
+        ("*.safetensors", Path.unlink, "files of all processes"),
+        ("checksums-*", Path.unlink, "files of all processes"),
+        ("checksums-*", flipped, "its checksum"),
     ],
-    ids=["cut off", "flipped", "missing", "without checksums", "flipped checksums"],
+    ids=["flipped", "missing", "without checksums", "flipped checksums"],
 )
 def test_a_damaged_state_is_named(
     killed_run: Path, store: Path, tmp_path: Path, files: str, change: Callable[[Path], object], reason: str
 ) -> None:
     folder = Path(shutil.copytree(killed_run, tmp_path / "run"))
     change(next(folder.glob(f"training_state/step-*/{files}")))
-    with pytest.raises(CheckpointError, match=r"step-00000004.*: damaged: .*; remove it to start again$") as raised:
+    with pytest.raises(CheckpointError, match=rf"step-00000004.*: damaged: .*{reason}.*; remove it"):
         run(folder, store, steps=4)
-    assert reason in str(raised.value) and "ranks:" not in str(raised.value)
 
 
 def test_a_state_that_cannot_be_read_now_is_not_called_damaged(
@@ -260,7 +253,7 @@ def test_finished_run_is_kept_and_another_run_is_refused(
         with pytest.raises(FolderError, match=message):
             run(finished_run, store, **changed)
     assert outcome(finished_run) == before
-    with pytest.raises(ConfigError, match="is the backbone to start from"):
+    with pytest.raises(ConfigError, match="start from"):
         run(finished_run, store, start=finished_run, overwrite=True)
     for folder, message in ((tmp_path, "not trained here"), (foreign, "notes.txt")):
         with pytest.raises(FolderError, match=message):
@@ -290,9 +283,8 @@ def test_previews_use_the_weights_that_the_run_will_save(store: Path, tmp_path: 
 
     folder = run(tmp_path, store, ema_decay=0.5, preview_every=TRAINING.steps, show=show)
     finished = load_model(folder).state_dict()
-    assert len(previewed_weights) == 1 and all(
-        (finished[name] == weight).all() for name, weight in previewed_weights[0].items()
-    )
+    (weights,) = previewed_weights
+    assert all(torch.equal(finished[name], weight) for name, weight in weights.items())
 
 
 def test_moved_tokens_are_recorded_in_run_and_last_weights(store: Path, tmp_path: Path) -> None:
@@ -311,7 +303,7 @@ def test_a_run_starts_from_a_backbone_of_other_modalities(finished_run: Path, st
     torch.testing.assert_close(new.output["text"], old.output["text"], rtol=0, atol=1e-6)
     with pytest.raises(FolderError, match=r"start was .*, is null"):
         run(tmp_path / "run", store, **settings)
-    with pytest.raises(ConfigError, match=r"another shape: heads was 2, is 4"):
+    with pytest.raises(ConfigError, match="heads was 2, is 4"):
         run(tmp_path / "other", store, model=dataclasses.replace(SMALL, heads=4), start=finished_run, **settings)
     assert not (tmp_path / "other").exists()
 
@@ -327,7 +319,7 @@ def test_a_run_starts_from_a_backbone_of_other_modalities(finished_run: Path, st
 def test_diverged_run_keeps_its_state_and_suggests_effective_settings(
     store: Path, tmp_path: Path, settings: dict[str, Any], advice: str
 ) -> None:
-    with pytest.raises(DivergedError, match=f"backbone: step 2 of .* is not finite.*lower learning_rate .*{advice}$"):
+    with pytest.raises(DivergedError, match=f"step 2 .*learning_rate .*{advice}$"):
         run(tmp_path, store, steps=8, learning_rate=1e30, gradient_clip=0.0, save_every=1, **settings)
     assert [path.name for path in (tmp_path / STATE).iterdir()] == ["step-00000001"]
 
@@ -335,29 +327,19 @@ def test_diverged_run_keeps_its_state_and_suggests_effective_settings(
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("steps", 0, "expected at least 1, got 0"),
-        ("batch_size", 10**10, r"expected a number in \[1, 1000000\], got 10000000000"),
-        ("gradient_clip", -1.0, r"expected 0 or more, got -1\.0"),
-        ("learning_rate", math.nan, "expected a number above 0, got nan"),
-        ("betas", [1.0, 0.9], r"expected two numbers in \[0, 1\), got \(1\.0, 0\.9\)"),
-        ("seed", 2**63, r"expected 0 or more, below 2\*\*63, got 9"),
-        ("loss_weights", {"words": math.nan}, "expected numbers above 0, got {'words': nan}"),
-        ("ema_decay", 1.0, "expected"),
-        ("decay_fraction", 2.0, "expected"),
+        ("steps", 0, "0"), ("batch_size", 10**10, "10000000000"), ("gradient_clip", -1.0, r"-1\.0"),
+        ("learning_rate", math.nan, "nan"), ("betas", [1.0, 0.9], r"\(1\.0, 0\.9\)"), ("seed", 2**63, "9"),
+        ("loss_weights", {"words": math.nan}, "{'words': nan}"), ("ema_decay", 1.0, r"1\.0"),
+        ("decay_fraction", 2.0, r"2\.0"),
     ],
-)
+)  # fmt: skip
 def test_invalid_settings_are_refused(key: str, value: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^\[train\] {key}: {message}"):
+    with pytest.raises(ConfigError, match=rf"^\[train\] {key}: expected .*got {message}"):
         from_mapping(TrainConfig, {"learning_rate": 3e-3, key: value}, Origin(table="train"))
 
 
-def test_settings_that_are_no_table_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"^\[train\]: expected a table, got None"):
-        from_mapping(TrainConfig, cast("Any", None), Origin(table="train"))
-
-
 def test_a_rate_that_ends_above_the_peak_of_its_width_leaves_no_folder(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"min_learning_rate: expected at most the peak, 0\.001, got 0\.002"):
+    with pytest.raises(ConfigError, match=r"min_learning_rate: .*0\.001.*0\.002"):
         run(tmp_path / "run", store, learning_rate=None, min_learning_rate=0.002)
     assert not (tmp_path / "run").exists()
 
@@ -376,24 +358,16 @@ def test_layers_compute_in_the_precision_of_the_settings(store: Path, tmp_path: 
     assert metrics(tmp_path)[-1]["held_out/loss"] == pytest.approx(math.log(60), rel=0.2)
 
 
-def test_a_store_without_held_out_samples_trains_too(tmp_path: Path) -> None:
-    specs = [spec("picture", GridLayout(shape=(4, 4)), 30), spec("words", sequence(12), 100)]
-    write_store(tmp_path / "tokens", specs, 12)
-    run(tmp_path / "run", tmp_path / "tokens", specs, steps=40, batch_size=6, learning_rate=1e-2)
-    losses = [line["train/loss"] for line in metrics(tmp_path / "run")]
-    assert len(losses) == 40
-    # Words increase by one and a picture repeats two tokens, so both can be learnt.
-    assert np.mean(losses[-5:]) < 0.6 * losses[0]
-
-
-def test_held_out_samples_need_not_have_all_modalities(tmp_path: Path) -> None:
+def test_held_out_samples_may_lack_modalities_or_be_absent(tmp_path: Path) -> None:
     specs = [spec("picture", GridLayout(shape=(2, 2)), 30), spec("words", sequence(6), 100)]
     write_store(tmp_path / "tokens", specs, 12)
+    run(tmp_path / "none", tmp_path / "tokens", specs, steps=2)
+    assert metrics(tmp_path / "none")[-1]["step"] == 2 and not metrics(tmp_path / "none", "held_out/loss")
     write_store(tmp_path / "tokens", specs[:1], 12, "test")
     run(tmp_path / "run", tmp_path / "tokens", specs, steps=2)
     assert metrics(tmp_path / "run")[-1].keys() == {"step", "held_out/loss", "held_out/picture"}
     write_store(tmp_path / "less", specs[:1], 12)
-    with pytest.raises(DataError, match=r"unknown modality in .*train: 'words'"):
+    with pytest.raises(DataError, match="train: 'words'"):
         run(tmp_path / "new", tmp_path / "less", specs)
 
 
@@ -413,16 +387,14 @@ def test_held_out_samples_without_a_target_are_reported_and_not_logged(
     assert "no held-out sample has a target" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("processes", "rank", "ends"), [("1", "0", "told\ngone on\nat exit\n"), ("2", "0", "told\n"), ("2", "1", "")]
-)
-def test_one_of_several_processes_exits_without_interpreter_shutdown(processes: str, rank: str, ends: str) -> None:
+@pytest.mark.parametrize(("rank", "ends"), [("0", "told\n"), ("1", "")])
+def test_one_of_several_processes_exits_without_interpreter_shutdown(rank: str, ends: str) -> None:
     """Only the first of several processes prints results."""
     script = (
         "import atexit; from zoo_backbone.distributed import leave; "
         "atexit.register(print, 'at exit'); leave(first=False); print('told'); leave(); print('gone on')"
     )
-    environment = {**os.environ, "WORLD_SIZE": processes, "RANK": rank, "PYTHONPATH": str(HERE.parent)}
+    environment = {**os.environ, "WORLD_SIZE": "2", "RANK": rank, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", script]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert (ended.stdout, ended.returncode) == (ends, 0)
@@ -454,8 +426,8 @@ def test_two_processes_train_like_one_and_one_resumes_their_run(
         return done.stdout
 
     assert work(torchrun, "two", -6).count("saved step 6 of 12") == 2, "both processes stop if one has a signal"
-    work(torchrun, "one", 4)
     assert len(list(tmp_path.glob("two/training_state/step-00000006/*.safetensors"))) == 2
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
     work(torchrun, "two", 0)
     work([sys.executable], "one", 0)
     for folder in ("two", "one"):

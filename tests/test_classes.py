@@ -12,16 +12,11 @@ import pytest
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.tokens import TokenStore, whole_samples
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
+from tokenizers_zoo.data.samples import TrainingSamples
+from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.classes import ClassSettings
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.io import read_table, write_table
-from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
-from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
-from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.testing import check_modality
 
 NAME = "scene_class"
@@ -45,24 +40,22 @@ def test_class_token_is_its_index_in_the_list(tmp_path: Path) -> None:
     assert handle.spec.value.classes == ("b", "a", "c") and handle.render("a") == "a"
 
 
-@pytest.mark.parametrize(("data", "name"), [(b"library", "library"), (b" dining room\r\n", "dining room")])
-def test_a_file_holds_a_name(data: bytes, name: str) -> None:
-    assert handle_of().read(data, "txt") == name
-    assert handle_of().write(name) == (f"{name}\n".encode(), "txt")
+def test_a_file_holds_a_name() -> None:
+    assert handle_of().read(b" dining room\r\n", "txt") == "dining room"
+    assert handle_of().write("dining room") == (b"dining room\n", "txt")
 
 
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda h: h.read(b"dinning room", "txt"), "unknown class 'dinning room'; did you mean dining room or living"),
-        (lambda h: h.read(b"x", "txt"), "unknown class 'x'; known: dining room, empty room, library"),
-        (lambda h: h.read("\ufeff".encode(), "txt"), "unknown class"),
-        (lambda h: h.read(b"library", "json"), "expected a .txt file, got .json"),
-        (lambda h: h.read(b"\xff", "txt"), "not UTF-8 at byte 0; save the text as UTF-8"),
-        (lambda h: h.write("Library"), "unknown class 'Library'; did you mean library"),
-        (lambda h: h.encode(["library", "a\nb"]), r"unknown class 'a\\nb'"),
-        (lambda h: h.check(3), "give a str"),
+        (lambda h: h.read(b"dinning room", "txt"), "'dinning room'; did you mean dining room"),
+        (lambda h: h.read(b"x", "txt"), "'x'; known: dining room, empty room, library"),
+        (lambda h: h.read(b"library", "json"), ".txt.*json"),
+        (lambda h: h.read(b"\xff", "txt"), "UTF-8"),
+        (lambda h: h.encode(["library", "a\nb"]), r"'a\\nb'"),
+        (lambda h: h.check(3), "str"),
     ],
+    ids=["close", "unknown", "kind", "encoding", "second", "type"],
 )
 def test_invalid_class_is_refused_in_one_line(act: Callable[[ModalityHandle], Any], message: str) -> None:
     with pytest.raises(InvalidValueError, match=f"^{NAME}: .*{message}") as caught:
@@ -73,9 +66,8 @@ def test_invalid_class_is_refused_in_one_line(act: Callable[[ModalityHandle], An
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ([], "two or more different"), (["a"], "two or more"), (["a", "b", "a"], "different names, got 3"),
-        (["a", ""], "words with single spaces between them, got ''"), (["a", " b"], "' b'"), (["a", "b\tc"], "b.tc"),
-        (["a", "b\u200b"], "printable"), ("ab", "expected tuple"),
+        (["a"], "two or more"), (["a", "b", "a"], "3"), (["a", ""], "''"), (["a", " b"], "' b'"),
+        (["a", "b\tc"], "b.tc"), (["a", "b\u200b"], "printable"), ("ab", "tuple"),
     ],
 )  # fmt: skip
 def test_invalid_class_names_are_refused(classes: Any, message: str) -> None:
@@ -99,8 +91,7 @@ def test_the_constant_baseline_is_the_most_frequent_class() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": 3}, "classes: expected list, got 3"), ({"classes": ["a", None]}, r"classes\[1\]: expected str"),
-        ({"lineage": {}}, "lineage: expected list"), ({"lineage": [{"length": 1}]}, r"lacks lineage\[0\]\.fingerprint"),
+        ({"classes": ["a", None]}, r"classes\[1\]"), ({"lineage": [{"length": 1}]}, r"lineage\[0\]\.fingerprint"),
     ],
 )  # fmt: skip
 def test_an_untrusted_record_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -108,11 +99,8 @@ def test_an_untrusted_record_is_refused(tmp_path: Path, change: dict[str, Any], 
     handle_of(("a", "b"), tmp_path).train_tokenizer(NOTHING, tmp_path, 0)
     write_table(tmp_path / CONFIG, {**read_table(tmp_path / CONFIG), **change})
     for act in (lambda h: h.encode(["a"]), lambda h: h.train_tokenizer(NOTHING, tmp_path, 0)):
-        with pytest.raises(CheckpointError, match=f"{CONFIG}: damaged: {message}"):
+        with pytest.raises(CheckpointError, match=f"{CONFIG}: damaged: .*{message}"):
             act(handle_of(("a", "b", "c"), tmp_path))
-
-
-# -- more classes ------------------------------------------------------------------------------------------------------
 
 
 def test_training_adds_classes_and_keeps_the_rest(tmp_path: Path) -> None:
@@ -120,10 +108,11 @@ def test_training_adds_classes_and_keeps_the_rest(tmp_path: Path) -> None:
     first.train_tokenizer(NOTHING, tmp_path, 0)
     first_fingerprint = first.fingerprint
     grown = handle_of(("a", "b", "c"), tmp_path)
-    with pytest.raises(CheckpointError, match=f"has 2 classes, .* 3; `zoo tokenizer train {NAME} --data DATA` adds"):
+    with pytest.raises(CheckpointError, match=f"2 classes, .* 3; `zoo tokenizer train {NAME} "):
         grown.encode(["a"])
     grown.train_tokenizer(NOTHING, tmp_path, 0)
     assert grown.encode(["a", "b", "c"]).tolist() == [[0], [1], [2]] and grown.fingerprint != first_fingerprint
+    assert grown.can_read(first_fingerprint, 2) and not grown.can_read("0" * 64)
     largest = handle_of(("a", "b", "c", "d", "e"), tmp_path)
     largest.train_tokenizer(NOTHING, tmp_path, 0)
     fingerprint = largest.fingerprint
@@ -135,55 +124,18 @@ def test_training_adds_classes_and_keeps_the_rest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        (("b", "a"), "class 0 is 'a', and the settings say 'b'"),
-        (("a", "x", "b"), "class 1 is 'b', and the settings say 'x'"),
+        (("b", "a"), "class 0 is 'a'.*'b'"),
         (("a", "c"), "class 1 is 'b'"),
-        (("a", "b"), "class 2 is 'c', and the settings have 2 classes"),
+        (("a", "b"), "class 2 is 'c'.*2 classes"),
     ],
+    ids=["order", "replaced", "removed"],
 )
 def test_any_other_change_of_classes_is_refused(classes: tuple[str, ...], message: str, tmp_path: Path) -> None:
     handle_of(("a", "b", "c"), tmp_path).train_tokenizer(NOTHING, tmp_path, 0)
     handle = handle_of(classes, tmp_path)
     for act in (lambda: handle.train_tokenizer(NOTHING, tmp_path, 0), lambda: handle.tokenizer):
-        with pytest.raises(CheckpointError, match=f"{message}.*at the end only"):
+        with pytest.raises(CheckpointError, match=message):
             act()
-
-
-def test_data_and_tokens_stay_valid_after_classes_are_added(tmp_path: Path) -> None:
-    """Values are made, tokenized, and made again with one more class. The old tokens still belong to the tokenizer."""
-    for split, names in (("train", "aabb"), ("test", "ab")):
-        split_folder = tmp_path / "files" / split / NAME
-        split_folder.mkdir(parents=True)
-        for number, name in enumerate(names):
-            (split_folder / f"{split}{number}.txt").write_text(f"{name}\n")
-    data, tokens, folder = tmp_path / "data", tmp_path / "tokens", tmp_path / "tokenizer"
-
-    def make(classes: Sequence[str]) -> Zoo:
-        table = {"classes": list(classes), "checkpoint": str(folder)}
-        zoo = Zoo.from_tables({"zoo": {"modalities": [NAME]}, "modalities": {NAME: table}})
-        make_data(zoo, "folder", data, train=None, test=None, options={"path": str(tmp_path / "files")}, workers=0)
-        train_tokenizer(zoo, NAME, data)
-        return zoo
-
-    zoo = make("ab")
-    tokenize(zoo, data, tokens)
-    assert evaluate_tokenizer(zoo[NAME], data).metrics == {"accuracy": 1.0, "balanced_accuracy": 1.0}
-    written = zoo[NAME].fingerprint
-    grown = make("abc")
-    column = TokenStore(tokens).open("train", NAME)
-    assert column.fingerprint == written != grown[NAME].fingerprint
-    column.check_tokenizer(grown[NAME])
-    rows = [row for _, row in sorted(whole_samples([column]))]
-    assert grown[NAME].decode(column.take(rows)) == list("aabb")
-    other_zoo = Zoo.from_tables(
-        {"modalities": {NAME: {"classes": ["a", "b", "d"], "checkpoint": str(tmp_path / "other")}}}
-    )
-    other_zoo[NAME].train_tokenizer(NOTHING, tmp_path / "other", 0)
-    with pytest.raises(DataError, match="by tokenizer"):
-        column.check_tokenizer(other_zoo[NAME])
-
-
-# -- plugins -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_plugin_of_the_docs_keeps_the_contract(install: Callable[..., Path]) -> None:

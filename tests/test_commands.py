@@ -118,7 +118,7 @@ def test_a_second_writer_is_refused(world: World, name: str) -> None:
 def test_a_second_writer_of_a_simple_folder_is_refused(world: World, words: str, folder: str) -> None:
     path = world.folder / folder
     with replacing_folder(path) if {"export", "export-onnx", "predict"} & {*words.split()} else locked(path):
-        world(words).refused(f"{folder}: another process writes it right now")
+        world(words).refused(folder, "right now")
 
 
 @pytest.mark.parametrize("name", EXTRA_COMMANDS)

@@ -59,9 +59,6 @@ def test_installed_modalities_pass_every_check(name: str, check: str, subjects: 
         pytest.skip(str(reason))
 
 
-# ---------------------------------------------------------------- the kit itself
-
-
 @pytest.mark.parametrize(("count", "expected"), [(8, (6, 2)), (3, (1, 2)), (2, (1, 1))])
 def test_no_value_is_both_trained_on_and_held_out(count: int, expected: tuple[int, int]) -> None:
     subject = Subject(zoo=Zoo.installed(), name="depth", workdir=Path(), samples=[])
@@ -219,7 +216,7 @@ def test_derive_hook_that_modifies_its_sample_is_detected(
     change: str, install_example: Install, tmp_path: Path
 ) -> None:
     body = f"        value = sample['base'].copy()\n        {change}\n        return value\n"
-    with pytest.raises(AssertionError, match=r"^derive changes the values that it is given"):
+    with pytest.raises(AssertionError, match=r"^derive changes"):
         CHECKS["derive"](derived_subject(install_example, tmp_path, body, (0.2, 0.9)))
 
 
@@ -250,7 +247,7 @@ def test_devices_are_compared(install_example: Install) -> None:
 
 
 def test_arrays_of_free_length_are_made_far_too_long(install: Install) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "writing-a-plugin.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "writing-a-plugin.md").read_text(encoding="utf-8")
     (module,) = (text for text in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "Landmarks()" in text)
     install("zoo-sound", {"tokenizers_zoo": {"sound": "zoo_sound:plugin"}}, {"zoo_sound": module})
     uncut = module.replace("[:most]", "")
@@ -261,7 +258,7 @@ def test_arrays_of_free_length_are_made_far_too_long(install: Install) -> None:
 
 def test_check_modality_names_all_failures(install_example: Install) -> None:
     install_example("mistaken", {"higher_is_better=False": "higher_is_better=True", "if crop.flip": "if False"})
-    expected = rf"mistaken fails 2 of {len(CHECKS)} checks:\ncrop_geometry: .*\nscore: mae is better"
+    expected = rf"mistaken .* 2 of {len(CHECKS)} .*\ncrop_geometry: .*\nscore: mae"
     with pytest.raises(AssertionError, match=expected):
         check_modality(Zoo.installed(), "mistaken")
 

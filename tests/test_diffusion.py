@@ -72,21 +72,18 @@ def batch(count: int, size: int = 16) -> torch.Tensor:
     return torch.from_numpy(np.stack(values("rgb", count, size, seed=2)))
 
 
-# ---------------------------------------------------------------- settings
-
-
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"prediction": "epsilon"}, r"prediction: epsilon needs zero_terminal_snr = false"),
-        ({"target": "residual"}, r"target: residual refines .* set base"),
-        ({"drop_share": 0, "guidance_scale": 2}, "guidance_scale: values other than 1 need a drop_share above 0"),
-        ({"sampling_steps": 0}, "sampling_steps: expected at least 1"),
-        ({"sampling_steps": 30}, "sampling_steps: expected a divisor of 1000, got 30"),
-        ({"noise_levels": 1, "sampling_steps": 1}, r"noise_levels: expected a number in \[2, 100000\], got 1"),
-        ({"width": 20}, "width: expected a multiple of 16"),
-        ({"patch_size": 3}, r"tokenizer.diffusion.patch_size: 3 does not divide patch_size 8"),
+        ({"prediction": "epsilon"}, "prediction: .*zero_terminal_snr"),
+        ({"target": "residual"}, "target: .*base"),
+        ({"drop_share": 0, "guidance_scale": 2}, "guidance_scale: .*drop_share"),
+        ({"sampling_steps": 30}, "sampling_steps: .*1000.*30"),
+        ({"noise_levels": 1, "sampling_steps": 1}, "noise_levels: .*1$"),
+        ({"width": 20}, "width: .*16"),
+        ({"patch_size": 3}, r"diffusion\.patch_size: 3 .*8"),
     ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_wrong_settings_are_one_line(table: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -94,16 +91,13 @@ def test_wrong_settings_are_one_line(table: dict[str, Any], message: str) -> Non
 
 
 def test_class_ids_and_discriminators_are_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="diffusion: works with continuous and binary values"):
+    with pytest.raises(ConfigError, match="diffusion: "):
         train(tmp_path, diffusion_settings("semseg"), "semseg")
     with pytest.raises(ConfigError, match="set adversarial_weight = 0"):
         train(tmp_path, diffusion_settings(table={"adversarial_weight": 0.1}))
-    with pytest.raises(ConfigError, match=r"width 16 is below the 48 numbers .* 4 x 4 .* width to at least 48"):
+    with pytest.raises(ConfigError, match=r"width 16 .*48"):
         train(tmp_path, diffusion_settings(patch_size=4))
     assert not any(tmp_path.iterdir())
-
-
-# ---------------------------------------------------------------- noise and targets
 
 
 def test_noise_depends_on_tokens_and_seed_only() -> None:
@@ -118,9 +112,6 @@ def test_noise_depends_on_tokens_and_seed_only() -> None:
 def test_edges_are_targets_of_either_sign() -> None:
     module = PLUGINS["canny"].task(diffusion_settings("canny")).build(samples("canny").train, np.random.default_rng(0))
     assert module.target(torch.tensor([[[[0.0, 1.0]]]])).flatten().tolist() == [-1, 1]
-
-
-# ---------------------------------------------------------------- the network and its samplers
 
 
 def module_of(**diffusion: Any) -> DiffusionAutoencoder:
@@ -198,9 +189,6 @@ def test_guidance_1_is_conditional_and_guidance_0_is_unconditional() -> None:
         torch.testing.assert_close(module.guided_prediction(noisy, times, codes, None), expected)
 
 
-# ---------------------------------------------------------------- a second stage
-
-
 def test_second_stage_changes_only_the_diffusion_decoder(base_tokenizer: Path, second_stage: Path) -> None:
     before, after = load_checkpoint(base_tokenizer)[0], load_checkpoint(second_stage)[0]
     assert {name for name in after if not name.startswith("denoiser.")} == set(before)
@@ -251,9 +239,6 @@ def test_a_value_depends_on_its_own_tokens_only(second_stage: Path) -> None:
     assert together.min() >= 0 and together.max() <= 1
 
 
-# ---------------------------------------------------------------- training
-
-
 @pytest.mark.parametrize("stage", ["second", "together"])
 def test_killed_run_resumes_to_the_same_weights(stage: str, base_tokenizer: Path, tmp_path: Path) -> None:
     config = diffusion_settings(base=str(base_tokenizer)) if stage == "second" else diffusion_settings()
@@ -288,9 +273,6 @@ def test_other_fields_are_drawn_within_their_bounds(name: str, tmp_path: Path) -
         assert set(np.unique(decoded)) <= {0.0, 1.0}
     if name == "normal":
         np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), 1, atol=1e-5)
-
-
-# ---------------------------------------------------------------- reports
 
 
 def test_eval_puts_both_decoders_side_by_side(second_stage: Path, tmp_path: Path) -> None:

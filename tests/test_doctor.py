@@ -100,11 +100,9 @@ def test_error_in_one_modality_is_reported_separately(install_example: Install, 
     assert all(finding.passed for finding in findings_by_name["field"].values())
     failed = {name: [gate for gate, f in gates.items() if not f.passed] for name, gates in findings_by_name.items()}
     assert failed == {"broken": ["floor", "bound"], "cut": ["values", "trained"], "field": []}
-    assert (
-        "score of plugin 'broken'" in findings_by_name["broken"]["floor"].figure
-        and findings_by_name["broken"]["floor"].advice
-    )
-    assert "test/cut/shard-00000.tar: has 891 bytes" in findings_by_name["cut"]["values"].figure
+    floor = findings_by_name["broken"]["floor"]
+    assert "score of plugin 'broken'" in floor.figure and floor.advice
+    assert "test/cut/shard-00000.tar" in findings_by_name["cut"]["values"].figure
 
 
 ENCODE = "(means * (len(tokenizer) - 1)).round().long()"
@@ -168,7 +166,7 @@ PLUGINS: dict[str, tuple[dict[str, str], Expected]] = {
     "bounded": (two_metrics(0.1), {"bound": ("ok", "mae 0.01", "near 1, bound 0.99")}),
     "strict": (two_metrics(0.001), {"bound": ("FAIL", "mae 0.01", "bound 0.001")}),
     "coarse": (two_metrics(0.1) | COARSE, {"bound": ("FAIL", "near 0.", "bound 0.99")}),
-    "ratio": (ratio(""), {"bound": ("-", "half way to a perfect psnr in dB says nothing: declare a bound")}),
+    "ratio": (ratio(""), {"bound": ("-", "psnr in dB", "declare a bound")}),
     "coarse_ratio": (ratio(", bound=25.0") | COARSE, {"bound": ("FAIL", "bound 25 dB")}),
     "nan": ({MARKS: NAN}, {
         "floor": ("-", "the best constant nan, which is no score"),
@@ -266,9 +264,6 @@ def test_the_requested_device_is_used(
     assert run_zoo(*words)[0] == 0 and devices == ["cuda"]
 
 
-# ---------------------------------------------------------------- the shift test
-
-
 @pytest.mark.parametrize(("down", "right"), [(0, 0), (5, 0), (0, -7), (-3, 6)])
 def test_known_shift_is_found_between_different_modalities(down: int, right: int) -> None:
     ids = [np.random.default_rng(i).integers(0, 3, (8, 8)).repeat(6, 0).repeat(6, 1) for i in range(4)]
@@ -294,9 +289,6 @@ def test_noise_gives_no_shift() -> None:
     assert shift_between([np.zeros((1, 8, 8))], [np.zeros((1, 8, 8))]) is None
 
 
-# ---------------------------------------------------------------- the command
-
-
 def test_the_command_fits_80_columns_and_reports_failures(
     install_example: Install, tmp_path: Path, run_zoo: Callable[..., Any]
 ) -> None:
@@ -313,9 +305,7 @@ def test_the_command_fits_80_columns_and_reports_failures(
     code, printed, _ = run_zoo(*start, "--data", str(data))
     lines = printed.splitlines()
     assert code == 1 and max(map(len, lines)) <= 80 and len(lines) < 40
-    assert (
-        [line.split()[0] for line in lines[1:3]] == ["dull", "field"] and "FAIL" in lines[1] and "FAIL" not in lines[2]
-    )
+    assert [(line.split()[0], "FAIL" in line) for line in lines[1:3]] == [("dull", True), ("field", False)]
     assert len(re.findall(r"^  FAIL", printed, re.M)) == int(lines[-1].split()[0])
     code, printed, _ = run_zoo(*start, "dull", "--data", str(data), "--json", "--steps", "5")
     report = json.loads(printed)

@@ -10,7 +10,6 @@ import feature_networks as networks
 import numpy as np
 import pytest
 import torch
-from backbone_samples import metrics, run
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.autoencoder.task import moments
@@ -27,11 +26,6 @@ from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.pretrained import PretrainedError
-from tokenizers_zoo.samples import TrainingSamples
-from zoo_backbone.checkpoint import load_model
-from zoo_backbone.data import TokenData
-from zoo_backbone.generate.plans import TargetPlan
-from zoo_backbone.generate.sampler import generate
 from zoo_images import rgb
 from zoo_language.caption import t5_caption
 
@@ -103,26 +97,6 @@ def test_tokens_are_standardised_and_of_variable_length(zoo_and_folder: tuple[Zo
     assert zoo[NAME].score(decoded, values)["cosine"] == pytest.approx(1, abs=1e-4)
 
 
-def test_the_backbone_trains_and_generates_from_vectors(zoo_and_folder: tuple[Zoo, Path], tmp_path: Path) -> None:
-    """A few steps of training, and a text made from vectors of three lengths."""
-    zoo, folder = zoo_and_folder
-    specs = [zoo["caption"].spec, zoo[NAME].spec]
-    raw = TokenData(folder / "tokens", "train", specs).batch(np.arange(5))
-    assert raw.tokens[NAME].shape == (5, 8, 16) and len(set(raw.lengths[:, 1].tolist())) > 2
-    run(tmp_path, folder / "tokens", specs, steps=30, learning_rate=1e-2)
-    losses = metrics(tmp_path, "train/loss")
-    assert losses[-1] < losses[0]
-    model = load_model(tmp_path).eval()
-    vectors = TokenStore(folder / "tokens").open("test", NAME).take([0, 1, 2])
-    generated = generate(model, {NAME: vectors}, [TargetPlan(name="caption", max_length=5)], seed=0)
-    assert len(generated["caption"]) == 3 and all(
-        isinstance(text, str) for text in zoo["caption"].decode(generated["caption"])
-    )
-
-
-# ---- settings and network
-
-
 def test_the_published_size_is_a_preset() -> None:
     spec = t5_caption.modality_spec(Settings(NAME, {"preset": "4m"}))
     assert spec.layout == EmbeddingsLayout(max_length=77, dim=4096) and spec.derived_from == ("caption",)
@@ -133,8 +107,7 @@ def test_the_published_size_is_a_preset() -> None:
 
 
 def test_a_network_of_another_size_is_refused(tiny_t5: Path, tmp_path: Path) -> None:
-    message = "gives vectors of 16 numbers, the settings say 99; set dim = 16"
-    with pytest.raises(PretrainedError, match=message):
+    with pytest.raises(PretrainedError, match=r"99; set dim = 16"):
         zoo_of(tmp_path, tiny_t5, dim=99)[NAME].derive({"caption": "a chair"})
 
 
@@ -171,7 +144,7 @@ def test_statistics_do_not_depend_on_the_unit(unit: float) -> None:
 
 def test_numbers_too_large_for_half_precision_are_refused(zoo_and_folder: tuple[Zoo, Path]) -> None:
     large = np.full((1, 16), 1e5, np.float32)
-    with pytest.raises(InvalidValueError, match='not finite as float16; set dtype = "float32"'):
+    with pytest.raises(InvalidValueError, match='set dtype = "float32"'):
         zoo_and_folder[0][NAME].write(large)
     single_precision = zoo_of(Path(), "no/network", dtype="float32")[NAME]
     assert (single_precision.read(*single_precision.write(large)) == large).all()
@@ -234,9 +207,9 @@ def test_number_of_held_out_values_read_is_limited(tmp_path: Path, monkeypatch: 
 
 def test_invalid_patches_and_samples_are_refused(patches_tokenizer: Path, tmp_path: Path) -> None:
     tokenizer = plugin.load_tokenizer(patches_tokenizer, "cpu", PATCHES)
-    with pytest.raises(InvalidValueError, match="multiple of the patch size 4"):
+    with pytest.raises(InvalidValueError, match="patch size 4"):
         plugin.encode(tokenizer, torch.zeros(1, 3, 8, 10))
-    with pytest.raises(InvalidValueError, match="expected 6 patches, got 5"):
+    with pytest.raises(InvalidValueError, match=r"6 .*5"):
         plugin.decode(tokenizer, torch.zeros(1, 5, 48))
     with pytest.raises(DataError, match="held-out"):
         plugin.train_tokenizer(PATCHES, TrainingSamples(train=list(pictures(1)), test=[]), tmp_path / "x", 0)

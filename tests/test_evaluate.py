@@ -52,15 +52,9 @@ from zoo_backbone.run import Run
 NAMES = ("light", "dark", "letters")
 TRAIN, TEST = 96, 24
 CONFIG = EvaluationConfig(
-    samples=16,
-    baseline_samples=20,
-    loss_samples=24,
-    batch_size=10,
-    draws=4,
-    gallery_pairs=2,
-    gallery_samples=3,
+    samples=16, baseline_samples=20, loss_samples=24, batch_size=10, draws=4, gallery_pairs=2, gallery_samples=3,
     gallery_draws=2,
-)
+)  # fmt: skip
 SMALL = dataclasses.replace(CONFIG, samples=4, gallery_pairs=0)
 LIGHT_TO_DARK: dict[str, Any] = {"inputs": [("light",)], "targets": ["dark"]}
 
@@ -142,7 +136,10 @@ def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
 # --- figures
 
 
-def test_a_learned_mapping_has_a_high_skill_score(result: dict[str, Any]) -> None:
+def test_a_learned_mapping_has_a_high_skill_score(world: World, result: dict[str, Any]) -> None:
+    assert read_table(world.run / "evaluation" / "evaluation.json") == result
+    assert result["skipped"] == {} and len(result["pairs"]) == 6
+    assert result["identity"]["settings"] == dataclasses.asdict(CONFIG) | {"samples": None}
     assert entry(result, "light", "dark")["skill"] > 0.8
     assert entry(result, "light", "letters")["skill"] > 0.8
     assert entry(result, "dark", "letters")["skill"] < 0.5  # never trained on
@@ -163,10 +160,8 @@ def test_several_draws_are_scored_by_their_best_constant(world: World, run: Path
     plan = TargetPlan(name="light", temperature=0.7 if draws > 1 else 0, steps=1)
     answers = []
     for number, sample_row in enumerate(samples):
-        inputs, numbers = (
-            {"dark": data.tokens("dark", [sample_row] * draws)},
-            range(draws * number, draws * number + draws),
-        )
+        inputs = {"dark": data.tokens("dark", [sample_row] * draws)}
+        numbers = range(draws * number, draws * number + draws)
         values = light.decode(generate(model, inputs, [plan], config.seed, numbers)["light"])
         answers.append(light.constant_baseline(values) if draws > 1 else values[0])
     assert pair_scores["score"] == pytest.approx(light.score(answers, data.truth("light", samples)))
@@ -179,13 +174,10 @@ def test_only_the_whole_view_of_cropped_samples_is_scored(
     cropped = shutil.copytree(tokens, tmp_path / "cropped")
     for name in NAMES:
         metadata, rows = TokenStore(tokens).open("test", name).metadata, stored_tokens(tokens, "test", name)
-        keys, reversed_rows = list(rows), list(rows.values())[::-1]
-        remaining_rows = dict(list(rows.items())[5 if name == "dark" else 0 :])
-        views = {
-            key: [row, second_view]
-            for (key, row), second_view in zip(rows.items(), reversed_rows, strict=True)
-            if key in remaining_rows
-        }
+        keys = list(rows)
+        second_views = dict(zip(keys, list(rows.values())[::-1], strict=True))
+        remaining_rows = {key: rows[key] for key in keys[5 if name == "dark" else 0 :]}
+        views = {key: [row, second_views[key]] for key, row in remaining_rows.items()}
         write_tokens(tokens, "test", metadata, remaining_rows)
         write_tokens(cropped, "test", metadata, views, keys=keys, crops=2)
     config = dataclasses.replace(SMALL, samples=TEST)
@@ -202,27 +194,12 @@ def test_baseline_and_reconstruction_use_the_same_samples(result: dict[str, Any]
     pair_scores = entry(result, "letters", "dark")
     light = entry(result, "light", "dark")
     assert all(pair_scores[bound] == light[bound] for bound in ("constant_baseline", "reconstruction"))
+    score, floor, ceiling = (pair_scores[name]["mae"] for name in ("score", "constant_baseline", "reconstruction"))
     # By hand: 0.02 of noise, clipped at half of the levels' ends, around each level.
-    assert (
-        0.5 * 0.02 * math.sqrt(2 / math.pi)
-        < pair_scores["reconstruction"]["mae"]
-        < 0.02 * math.sqrt(2 / math.pi) * 1.05
-    )
+    assert 0.5 < ceiling / (0.02 * math.sqrt(2 / math.pi)) < 1.05
     # No constant map can be nearer on average than a few tenths of uniform levels.
-    assert 0.2 < pair_scores["constant_baseline"]["mae"] < 0.5
-    expected = (pair_scores["score"]["mae"] - pair_scores["constant_baseline"]["mae"]) / (
-        pair_scores["reconstruction"]["mae"] - pair_scores["constant_baseline"]["mae"]
-    )
-    assert pair_scores["skill"] == pytest.approx(expected)
-
-
-def test_evaluation_file_is_complete_and_names_its_inputs(world: World, result: dict[str, Any]) -> None:
-    assert read_table(world.run / "evaluation" / "evaluation.json") == result
-    assert result["skipped"] == {}
-    assert result["identity"]["settings"] == dataclasses.asdict(CONFIG) | {"samples": None}
-    pairs = [(pair["inputs"], pair["target"]) for pair in result["pairs"]]
-    assert len(pairs) == 6
-    assert pairs[0] == (["dark"], "light")  # both are pictures, in the order of the alphabet
+    assert 0.2 < floor < 0.5
+    assert pair_scores["skill"] == pytest.approx((score - floor) / (ceiling - floor))
 
 
 def test_galleries_show_inputs_draws_and_truth(world: World, result: dict[str, Any]) -> None:
@@ -399,7 +376,7 @@ def test_unreadable_values_are_skipped_and_counted(world: World, run: Path, data
     assert result["pairs"][0]["constant_baseline"] == pytest.approx(expected)
     changed_values(world, data, "train/dark", learned)
     (run / "evaluation" / "evaluation.json").unlink()
-    with pytest.raises(DataError, match=f"data/train/dark: none of {TRAIN} values can be read"):
+    with pytest.raises(DataError, match=f"data/train/dark: .*{TRAIN} values"):
         world.evaluate(run, config, data=data, **LIGHT_TO_DARK)
 
 
@@ -413,11 +390,10 @@ def test_default_pairs_that_cannot_be_scored_are_skipped(world: World, run: Path
         (["letters"], "dark"), (["letters"], "light")
     ]  # fmt: skip
     assert result["unreadable"] == {}, "a sample without a value is no unreadable one"
-    assert [entry["target"] for entry in result["galleries"]] == ["dark"], "the first one that can be"
+    assert [entry["target"] for entry in result["galleries"]] == ["dark"]
     assert set(result["skipped"]) == {"dark to light", "light to dark", "dark to letters", "light to letters"}
-    assert "no sample has values and tokens of dark, light" in result["skipped"]["dark to light"]
-    assert "unknown modality in " in result["skipped"]["light to letters"]
-    with pytest.raises(DataError, match="no sample has values and tokens of light, dark"):
+    assert "dark, light" in result["skipped"]["dark to light"]
+    with pytest.raises(DataError, match="light, dark"):
         world.evaluate(run, config, data=data, **LIGHT_TO_DARK)
 
 
@@ -436,13 +412,10 @@ def test_other_tokens_are_scored_in_a_separate_folder(
     default_run = run_eval("--tokens", world.tokens)
     assert default_run.exit_code == 0 and str(run / "evaluation" / "evaluation.json") in default_run.output
     before = snapshot(run)
-    other_tokens = ("--tokens", tokens)
-    assert "--out FOLDER" in str(run_eval(*other_tokens).exception)
-    assert "--data DATA" in str(run_eval(*other_tokens, "--out", out).exception), (
-        "those tokens do not say of what they are"
-    )
+    assert "--out FOLDER" in str(run_eval("--tokens", tokens).exception)
+    assert "--data DATA" in str(run_eval("--tokens", tokens, "--out", out).exception)
     assert not out.exists() and snapshot(run) == before
-    other_tokens = (*other_tokens, "--data", data, "--out")
+    other_tokens = ("--tokens", tokens, "--data", data, "--out")
     scored = run_eval(*other_tokens, out)
     assert scored.exit_code == 0 and str(out / "evaluation.json") in scored.output
     record = read_table(out / "evaluation.json")
@@ -459,10 +432,8 @@ def test_tokens_of_another_tokenizer_are_left_out_or_refused(world: World, run: 
     """They count as missing, both as targets and as inputs."""
     shutil.rmtree(tokens / "test" / "letters")
     without_letters = world.evaluate(run, tokens=tokens, **LIGHT_TO_DARK)
-    assert set(without_letters["skipped"]) == {"letters"} and without_letters["cross_entropy"]["tokens_of"] == [
-        "light",
-        "dark",
-    ]
+    assert set(without_letters["skipped"]) == {"letters"}
+    assert without_letters["cross_entropy"]["tokens_of"] == ["light", "dark"]
     assert set(without_letters["cross_entropy"]["modalities"]) == {"dark"}
     card = read_table(run / "config.json")
     card["fingerprints"]["letters"] = "f" * 64
@@ -470,7 +441,7 @@ def test_tokens_of_another_tokenizer_are_left_out_or_refused(world: World, run: 
     assert world.evaluate(run, **LIGHT_TO_DARK)["cross_entropy"] == without_letters["cross_entropy"]
     result = world.evaluate(run)
     assert {pair["target"] for pair in result["pairs"]} == {"light", "dark"}
-    assert "the tokenizer in the model is ffffffffffff" in result["skipped"]["letters"]
+    assert "ffffffffffff" in result["skipped"]["letters"]
     with pytest.raises(DataError, match=r"evaluate letters: .* is ffff"):
         world.evaluate(run, targets=["letters"])
 
@@ -509,14 +480,14 @@ def test_previews_use_the_store_that_has_the_modality(world: World, tmp_path: Pa
     assert preview_names(TrainConfig()) == ["light to letters", "letters to light"]
     named = (Preview(inputs=("light",), target="dark"), Preview(inputs=("dark",), target="letters"))
     assert preview_names(dataclasses.replace(several, previews=named[:1])) == ["light to dark"]
-    with pytest.raises(DataError, match="no held-out sample has all of dark, letters; leave that preview out"):
+    with pytest.raises(DataError, match="dark, letters"):
         preview_names(dataclasses.replace(several, previews=named))
     strange = Preview(inputs=("light",), target="absent")
     with pytest.raises(ConfigError, match="light to absent"):
         preview_names(TrainConfig(previews=(strange,), preview_every=1))
     assert preview_names(dataclasses.replace(several, previews=(*named, strange)), inherited=True) == ["light to dark"]
     shutil.rmtree(tmp_path / "own" / "test")
-    with pytest.raises(DataError, match=r"own has two modalities of this run; leave preview_every out"):
+    with pytest.raises(DataError, match=r"own .*preview_every"):
         preview_names(TrainConfig())
 
 
@@ -606,6 +577,6 @@ def test_generation_does_not_write_outside_its_folder(
         return request
 
     monkeypatch.setattr(outputs, "PlanRequest", escaping_request)
-    with pytest.raises(DataError, match=r"test: sample '../kept': a key has no .*no file can be written for it"):
+    with pytest.raises(DataError, match=r"sample '\.\./kept'"):
         generated(world, run, recipe, out)
     assert not out.exists()

@@ -29,7 +29,6 @@ from tokenizers_zoo.export import (
 from tokenizers_zoo.io import read_table
 from tokenizers_zoo.quantizers.config import QuantizerConfig
 from tokenizers_zoo.quantizers.quantizer import ADAPTERS, Quantizer
-from tokenizers_zoo.run_folder import FolderError
 from tokenizers_zoo.testing.subject import Subject
 from zoo_backbone import FourMEncoder
 from zoo_backbone.export import export_encoder
@@ -100,12 +99,6 @@ def test_exported_quantizers_give_the_same_tokens(kind: Any, tmp_path: Path) -> 
     assert record["files"]["both.onnx"]["largest_difference"]["tokens"] == 0
 
 
-def test_a_tokenizer_that_is_not_a_network_is_refused(trained: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="caption"):
-        export_tokenizer(trained("caption"), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_decoder_that_cannot_be_traced_is_skipped(
     trained: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +124,7 @@ def test_an_export_that_cannot_be_written_is_an_error(format: str) -> None:
     assert world(words).code == 0
     sizes = sorted(len(data) for name, data in world.files().items() if name.startswith("networks/"))
     before = world.put_back().files()
-    world(words, largest=sizes[-1] - 1).refused("networks: a file is larger than this disk")
+    world(words, largest=sizes[-1] - 1).refused("networks: ", "larger")
     assert world.files() == before
 
 
@@ -181,7 +174,8 @@ def test_export_onnx_exports_tokenizers_and_encoders() -> None:
     world("export-onnx run --out encoder --overwrite").refused("--inputs", "rgb_patches")
     world("export-onnx run --inputs dept --out new").refused("dept", "depth")
     world("export-onnx caption --out new").refused("caption")
-    world("export-onnx detph --out new").refused("detph", "did you mean the modality depth")
+    assert not (world.folder / "new").exists()
+    world("export-onnx detph --out new").refused("detph", "depth")
     world("export-onnx depth --inputs caption --out new").refused("--inputs", "RUN")
     (world.folder / "mine").mkdir()
     (world.folder / "mine" / "notes.txt").write_text("mine")
@@ -192,9 +186,3 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"onnxscript.*pip install 'tokenizers-zoo\[onnx\]'"):
         exporting.check_library("onnx")
-
-
-def test_other_files_are_not_replaced(trained: Callable[..., Any], tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FolderError):
-        export_tokenizer(trained("canny"), tmp_path, "torch", overwrite=True)

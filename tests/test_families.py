@@ -24,7 +24,7 @@ from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.continuous import EmbeddingsModality, PatchesModality
 from tokenizers_zoo.families.features import FeatureMapModality
-from tokenizers_zoo.families.object_tokens import Axis, ObjectGrammar, box_seen_through, levels_of, numbers_of
+from tokenizers_zoo.families.object_tokens import Axis, ObjectGrammar, levels_of, numbers_of
 from tokenizers_zoo.families.objects import ObjectModality
 from tokenizers_zoo.families.temporal import ClipModality, SeriesModality
 from tokenizers_zoo.families.vectors import VectorModality
@@ -213,7 +213,7 @@ def test_a_killed_training_ends_in_the_same_weights(folders: dict[str, Path], na
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name].changed])
 def test_a_checkpoint_of_other_settings_or_another_class_is_refused(folders: dict[str, Path], name: str) -> None:
     modality, settings, changed = CASES[name]
-    with pytest.raises(CheckpointError, match=r"asks for .*; change the settings|do not fit|expected mean and std"):
+    with pytest.raises(CheckpointError, match=r"asks for|do not fit|expected mean and std"):
         load(modality, folders[name], settings.changed(**changed))
     with pytest.raises(CheckpointError, match="expected a "):
         load(type("Stranger", (type(modality),), {})(), folders[name], settings)
@@ -222,37 +222,24 @@ def test_a_checkpoint_of_other_settings_or_another_class_is_refused(folders: dic
 @pytest.mark.parametrize(
     ("case", "changed", "message"),
     [
-        ("series", {"patch_length": 5}, "patch_length: 5 does not divide 16"),
-        ("series", {"length": 0}, "patch_length: 4 does not divide 0"),
-        ("clip", {"frames": 1}, "frames: expected at least 2, got 1; one frame is a picture"),
-        ("clip", {"patch_frames": 3}, "patch_frames: 3 does not divide 4"),
-        ("clip", {"tokenizer": {"quantizer": "residual_vq"}}, "a fourth axis"),
-        ("series", {"tokenizer": {"loss": "bce"}}, "loss: expected one of l1, l2, smooth_l1"),
+        ("series", {"patch_length": 5}, "patch_length: 5 .*16"), ("series", {"length": 0}, "patch_length: 4 .*0"),
+        ("clip", {"frames": 1}, "frames: .*1"), ("clip", {"patch_frames": 3}, "patch_frames: 3 .*4"),
+        ("clip", {"tokenizer": {"quantizer": "residual_vq"}}, "fourth axis"),
+        ("series", {"tokenizer": {"loss": "bce"}}, "loss: .*l1, l2, smooth_l1"),
         ("series", {"tokenizer": {"perceptual_weight": 1.0}}, "perceptual_weight: "),
-        ("series", {"tokenizer": {"diffusion": {}}}, "diffusion: "),
-        ("map", {"map_size": 0}, "map_size: expected at least 1 vector, got 0"),
-        ("map", {"preset": "4m"}, "preset: this map has none"),
-        ("map", {"tokenizer": {"diffusion": {}}}, "diffusion: "),
-        ("vector", {"tokenizer": {"width": 0}}, "width: expected at least 1, got 0"),
-        ("map", {"tokenizer": {"width": 0}}, r"width: expected a number in \[1, inf\), got 0"),
-        ("map", {"tokenizer": {"depth": 0}}, r"depth: expected a number in \[1, inf\), got 0"),
-        ("vector", {"tokenizer": {"loss": "l1"}}, r"loss: expected one of \['cosine', 'smooth_l1'\]"),
-        ("vector", {"preset": "5m"}, 'preset: expected "4m"'),
-        ("vector", {"tokenizer": {"patch_size": 4}}, "patch_size"),
-        ("depth", {"tokenizer": {"step": 3}}, "tokenizer] step: unknown key; did you mean steps"),
-        ("depth", {"tokenizer": {"quantizer": "vqq"}}, "expected one of"),
-        ("depth", {"tokenizer": {"quantizer": "vq", "levels": [8, 8]}}, "levels: used by kind fsq, residual_fsq only"),
-        ("depth", {"preset": "5m"}, 'preset: expected "4m", or no such key; got'),
-        ("depth", {"tokenizer": {"heads": 3}}, "heads: used by kind vit only"),
-        (
-            "depth",
-            {"image_size": 65, "patch_size": None},
-            "image_size: patch_size: 8 does not divide the image size 65",
-        ),
-        ("depth", {"image_size": [64]}, "image_size: expected 2 items, got 1"),
-        ("depth", {"png_scale": -1.0}, "png_scale: expected metres per unit"),
+        ("series", {"tokenizer": {"diffusion": {}}}, "diffusion: "), ("map", {"map_size": 0}, "map_size: .*0"),
+        ("map", {"preset": "4m"}, "preset: "), ("map", {"tokenizer": {"diffusion": {}}}, "diffusion: "),
+        ("vector", {"tokenizer": {"width": 0}}, "width: .*0"), ("map", {"tokenizer": {"depth": 0}}, "depth: .*0"),
+        ("vector", {"tokenizer": {"loss": "l1"}}, "loss: .*'cosine', 'smooth_l1'"),
+        ("vector", {"preset": "5m"}, 'preset: .*"4m"'), ("vector", {"tokenizer": {"patch_size": 4}}, "patch_size"),
+        ("depth", {"tokenizer": {"step": 3}}, "tokenizer] step: .*did you mean steps"),
+        ("depth", {"tokenizer": {"quantizer": "vqq"}}, "vqq"),
+        ("depth", {"tokenizer": {"quantizer": "vq", "levels": [8, 8]}}, "levels: .*fsq, residual_fsq"),
+        ("depth", {"tokenizer": {"heads": 3}}, "heads: .*vit"), ("depth", {"image_size": [64]}, "image_size: .*1"),
+        ("depth", {"image_size": 65, "patch_size": None}, "image_size: .*8 .*65"),
+        ("depth", {"png_scale": -1.0}, "png_scale: "),
     ],
-)
+)  # fmt: skip
 def test_invalid_settings_are_refused(case: str, changed: dict[str, Any], message: str) -> None:
     modality, settings, _ = CASES[case]
     table = {key: value for key, value in (settings.table | changed).items() if value is not None}
@@ -367,29 +354,11 @@ def test_numbers_are_exact_to_half_a_level(number: float, bins: int) -> None:
     assert abs(numbers[0, 0] - number) <= 0.5 * 4 / (bins - 1) + 1e-12
 
 
-def test_boxes_through_crops_by_hand() -> None:
-    right = Crop(left=0.5, width=0.5)
-    assert box_seen_through(right, [0.25, 0.2, 0.75, 0.6], 0.5) == [0, 0.2, 0.5, 0.6]
-    assert box_seen_through(right, [0.25, 0.2, 0.75, 0.6], 0.51) is None
-    assert box_seen_through(right, [0.0, 0.2, 0.5, 0.6], 0.01) is None
-    mirrored = box_seen_through(Crop(left=0.5, width=0.5, flip=True), [0.75, 0.0, 1.0, 0.5], 1.0)
-    assert mirrored == [0, 0, 0.5, 0.5]
-
-
-# ---------------------------------------------------------------- over time
-
 SERIES = CASES["series"].settings
-LEADS = """
-import numpy as np
-from tokenizers_zoo.families.temporal import SeriesModality
-from tokenizers_zoo.spec import Metric
+LEADS = """from test_families import Pulse
 
-class Leads(SeriesModality):
-    summary, channels, low, high = "32 electrodes", 32, -5.0, 5.0
-    metrics = (Metric(name="mae", higher_is_better=False, meaning="mean absolute error"),)
-
-    def measure(self, predicted, target, options):
-        return {"mae": float(np.mean([np.abs(a - b).mean() for a, b in zip(predicted, target, strict=True)]))}
+class Leads(Pulse):
+    channels = 32
 
 plugin = Leads()
 """
@@ -418,7 +387,7 @@ def test_series_and_clips_are_mirrored_and_cut() -> None:
     value = np.random.default_rng(0).uniform(-2, 2, (2, 20)).astype(np.float32)
     assert np.array_equal(Pulse().transform(value, Crop(), SERIES), value[:, :16])
     assert np.array_equal(Pulse().transform(value, Crop(flip=True, left=0.5, width=0.5), SERIES), value[::-1, :16])
-    with pytest.raises(InvalidValueError, match=r"2 channels of at least 16 time steps .*got 2 of 15"):
+    with pytest.raises(InvalidValueError, match=r"16 time steps .*got 2 of 15"):
         Pulse().transform(value[:, :15], Crop(), SERIES)
     film = values("clip", 1)[0]
     np.testing.assert_allclose(

@@ -67,9 +67,6 @@ def maps(count: int, seed: int) -> list[np.ndarray]:
     return list(np.moveaxis(freedom @ basis, -1, 1).astype(np.float32))
 
 
-# ---------------------------------------------------------------- metrics and constants
-
-
 def test_agreement_by_hand() -> None:
     """cos((3,4),(4,3)) = 24/25; the true vectors (4,3) and (0,1) are 2, 1 and -2, -1 from their mean (2, 2)."""
     target = [np.array([4.0, 3.0]), np.array([0.0, 1.0])]
@@ -133,9 +130,6 @@ def test_the_constant_map_stays_within_the_bounds() -> None:
     assert central_value(values).max() > 1 >= answer.max()
 
 
-# ---------------------------------------------------------------- values
-
-
 def test_maps_are_stored_as_halves_and_read_as_singles() -> None:
     value = maps(1, 0)[0]
     value[0, 0, 0] = 1e6  # beyond float16
@@ -188,9 +182,6 @@ def test_vector_with_an_absolute_metric_has_the_mean_as_constant_baseline() -> N
     assert VECTORS.constant_baseline(values).tolist() != [5, 2], "by direction alone it is another"
 
 
-# ---------------------------------------------------------------- tokenizers
-
-
 def test_a_vector_tokenizer_learns_and_keeps_the_length(tmp_path: Path) -> None:
     samples = TrainingSamples(train=vectors(400, 1), test=vectors(64, 2), provenance={"source": "noise"})
     VECTORS.train_tokenizer(vector_settings(), samples, tmp_path, 0, "cpu")
@@ -231,9 +222,6 @@ def test_channels_of_a_map_share_one_scale() -> None:
     np.testing.assert_allclose(module.mean[:, 0, 0].numpy(), stack.mean(axis=(0, 2, 3)), rtol=1e-4, atol=1e-5)
     scale = np.sqrt(stack.var(axis=(0, 2, 3)).mean())
     np.testing.assert_allclose(module.std.numpy().ravel(), np.full(12, scale), rtol=1e-4)
-
-
-# ---------------------------------------------------------------- published sizes
 
 
 @pytest.mark.slow

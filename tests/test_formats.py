@@ -6,6 +6,7 @@ import copy
 import functools
 import operator
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,10 +130,8 @@ def test_newer_formats_are_refused(golden: Path, name: str) -> None:
     old, new = (b'"format": 1', b'"format": 2') if ".json" in name else (b'"format":"1"', b'"format":"2"')
     assert data.count(old) == 1
     (golden / name).write_bytes(data.replace(old, new))
-    advice = "was written by a newer version: format 2, this version reads 1; pip install --upgrade tokenizers-zoo"
-    with pytest.raises(ZooError) as refused:
+    with pytest.raises(ZooError, match=rf"^{re.escape(str(golden / name))}: .*format 2.* 1; pip install --upgrade"):
         READERS[name](golden)
-    assert str(refused.value) == f"{golden / name}: {advice}"
 
 
 def key_paths(value: Any, key_path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -216,7 +215,7 @@ def test_layouts_in_untrusted_files_have_tokens(golden: Path, kind: str, shape: 
     table = read_table(golden / "run/config.json")
     table["specs"][0]["layout"] = {"kind": kind, "shape": shape, **({"dim": 3} if kind == "patches" else {})}
     write_table(golden / "run/config.json", table)
-    with pytest.raises(CheckpointError, match=r"layout without tokens|layout\.kind: expected .* or grid or"):
+    with pytest.raises(CheckpointError, match=r"without tokens|layout\.kind"):
         load_model(golden / "run")
 
 

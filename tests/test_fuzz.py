@@ -120,9 +120,6 @@ def report() -> Iterator[None]:
         print(f"{total['read'] + total['refused']:,} inputs: {total['read']:,} read, {total['refused']:,} refused")
 
 
-# ---------------------------------------------------------------- values
-
-
 @cache
 def seeds(name: str) -> Mapping[str, File]:
     """Return valid and nearly valid files of a modality by description."""
@@ -164,9 +161,6 @@ def is_json(data: bytes) -> bool:
     except ValueError:
         return False
     return True
-
-
-# ---------------------------------------------------------------- files of ours
 
 
 def values(root: Path, zoo: Zoo) -> None:
