@@ -378,7 +378,7 @@ def test_a_bundle_that_computes_something_else_is_refused(bundle: Path, tmp_path
     record["golden"]["tokens"]["depth"] = [[15, 15], [15, 15]]
     write_table(changed / "bundle.json", record)
     with pytest.raises(CheckpointError, match="depth"):
-        AnyToAny.from_pretrained(changed, verify=True)
+        AnyToAny.from_pretrained(changed).verify()
 
 
 @pytest.mark.parametrize("name", ["registry.toml", "golden/depth.npy", "bundle.json", "config.json"])

@@ -12,11 +12,11 @@ import pytest
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.classes import ClassSettings
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.io import read_table, write_table
+from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.testing import check_modality
 
 NAME = "scene_class"

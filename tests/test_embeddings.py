@@ -26,6 +26,7 @@ from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
 from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.samples import TrainingSamples
 from zoo_images import rgb
 from zoo_language.caption import t5_caption
 

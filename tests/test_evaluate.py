@@ -45,8 +45,8 @@ from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.ml4m.model import PublishedConfig
 from zoo_backbone.model import FourM
+from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.plan_request import PlanRequest
-from zoo_backbone.published import PublishedConfig
 from zoo_backbone.run import Run
 
 NAMES = ("light", "dark", "letters")

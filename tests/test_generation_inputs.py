@@ -153,7 +153,7 @@ def test_one_step_of_in_painting_by_hand(model: FourM) -> None:
     assert torch.equal(generated["right"], expected)
 
 
-@pytest.mark.parametrize("scheme", ["maskgit", "roar", "autoregressive"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("guidance", [Guidance(), Guidance(scale=2.5)], ids=["plain", "guided"])
 def test_samples_may_have_different_gaps(model: FourM, scheme: Any, guidance: Guidance) -> None:
     """Known tokens stay. The others do not depend on the batch."""

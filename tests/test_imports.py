@@ -130,7 +130,7 @@ def test_files_and_folders_of_the_core_import_no_circle() -> None:
     for module, imported in graph("tokenizers_zoo").items():
         room, *imported_rooms = ((name + ".").split(".")[1] for name in (module, *imported))
         edges.setdefault(room, set()).update(set(imported_rooms) - {room})
-    assert not circles(edges)
+    TopologicalSorter(edges).prepare()
 
 
 @pytest.mark.parametrize("package", CORE)

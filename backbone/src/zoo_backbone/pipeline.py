@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from tokenizers_zoo.config import convert_setting
-from tokenizers_zoo.data.samples import TEST
 from tokenizers_zoo.device import resolve_device
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
+from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.samples import TEST
 from tokenizers_zoo.spec import WHOLE, ModalitySpec

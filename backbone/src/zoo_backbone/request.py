@@ -15,7 +15,7 @@ import PIL.Image
 from tokenizers_zoo.data.tokens import token_text
 from tokenizers_zoo.errors import InvalidValueError, UnknownNameError
 from tokenizers_zoo.io import replacing_file
-from tokenizers_zoo.memory import kept_memory
+from tokenizers_zoo.process import kept_memory
 from tokenizers_zoo.registry import ModalityHandle
 from tokenizers_zoo.validation import describe
 from zoo_backbone.generate.plans import DRAW, TargetPlan

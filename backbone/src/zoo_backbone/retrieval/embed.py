@@ -26,6 +26,7 @@ from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.layouts import VectorLayout
 from tokenizers_zoo.ml4m.source import known_fingerprint
 from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.samples import TRAIN, spread
 from zoo_backbone.data import TokenData, stored_samples
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate import TargetPlan, generate
