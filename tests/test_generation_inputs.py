@@ -38,6 +38,7 @@ from zoo_backbone.generate.inpainting import (
     with_gaps_filled,
 )
 from zoo_backbone.generate.sampling import IDS, Noise
+from zoo_backbone.generate.schemes import SCHEMES
 from zoo_backbone.masking import Masker
 from zoo_backbone.ml4m.model import PublishedLayout
 from zoo_backbone.model import FourM

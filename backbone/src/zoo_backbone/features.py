@@ -73,7 +73,7 @@ class FourMFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         `AnyToAny.from_pretrained`, and UnknownNameError for a modality that the model does not have.
         """
         self._loaded = AnyToAny.from_pretrained(self.model, device=self.device)
-        self.fingerprint_ = fingerprint(self._loaded.folder)
+        self.fingerprint_ = fingerprint(self._loaded.run.folder)
         layout, forms = self._loaded.model.layout, self._loaded.input_forms
         default = [*forms.values(), *ranked_names([layout.spec(name) for name in layout.readable])][0]
         self.modality_ = default if self.modality is None else forms.get(self.modality, self.modality)
@@ -125,7 +125,7 @@ class FourMFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """Return the model, loaded again after unpickling."""
         if not hasattr(self, "_loaded"):
             self._loaded = AnyToAny.from_pretrained(self.model, device=self.device)
-            if (loaded_fingerprint := fingerprint(self._loaded.folder)) != self.fingerprint_:
+            if (loaded_fingerprint := fingerprint(self._loaded.run.folder)) != self.fingerprint_:
                 raise CheckpointError(
                     f"{self.model}: the model changed since fit: its fingerprint is {loaded_fingerprint[:12]}, it was"
                     f" {self.fingerprint_[:12]}; fit again"
