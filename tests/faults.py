@@ -792,15 +792,6 @@ def summary(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for name, outcomes in rows.items()]  # fmt: skip
 
 
-def corrected(rows: list[dict[str, Any]], rerun_rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the counts of all cases after the failed ones were run again."""
-    new = {row["fault"]: Counter(row["outcomes"]) for row in rerun_rows}
-    for row in rows:
-        row["outcomes"].pop("FAILED", None)
-        row["outcomes"] = dict(sorted((Counter(row["outcomes"]) + new.get(row["fault"], Counter())).items()))
-    return rows
-
-
 def main() -> None:
     """Run the faults of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -811,7 +802,6 @@ def main() -> None:
     parser.add_argument("--case", action="append", default=[], help="run this case only; repeatable")
     parser.add_argument("--only", default="", help="a regular expression of cases")
     parser.add_argument("--json", type=Path, help="write the counts")
-    parser.add_argument("--again", action="store_true", help="run the failed cases of --json, and correct its counts")
     arguments = parser.parse_args()
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes the world
@@ -819,38 +809,27 @@ def main() -> None:
     def tell(line: str) -> None:
         print(line, flush=True)
 
-    unread = (
-        ()
-        if arguments.kills or arguments.others or arguments.case or arguments.again
-        else ("plugin", "pipeline", "init")
-    )
+    unread = () if arguments.kills or arguments.others or arguments.case else ("plugin", "pipeline", "init")
     done = list[dict[str, Any]]()
     try:
         with new_faults({stage: words for stage, words in COMMANDS.items() if stage not in unread}) as faults:
             check_complete(faults.all_files)
             tell(f"the world is made: {sum(faults.world.seconds.values()):.0f} s")
             draws = ((kills, arguments.kills), (damages, arguments.damages), (others, arguments.others))
-            if arguments.again:
-                arguments.case = json.loads(arguments.json.read_text())["failed"]
             cases = iter(arguments.case) if arguments.case else (
                 case for draw, count in draws
                 for case in draw(faults, count, random.Random(f"{arguments.seed}/{draw.__name__}"))
             )  # fmt: skip
             run_cases(faults, (case for case in cases if re.search(arguments.only, case)), tell, done)
     finally:  # also of a run that was stopped
-        missing = set(arguments.case if arguments.again else ()) - {result["case"] for result in done}
-        done += [{"case": case, "outcome": "FAILED", "problem": "was not run again"} for case in sorted(missing)]
         rows, failed = summary(done), [result["case"] for result in done if result["problem"]]
         for row in rows:
             tell(f"{row['fault']}: {row['tries']}: {', '.join(f'{name} {n}' for name, n in row['outcomes'].items())}")
         for result in done if arguments.case else ():
             tell(f"{result['case']}: {result['outcome']} {result['problem']}")
         if arguments.json:
-            if arguments.again:
-                rows = corrected(json.loads(arguments.json.read_text())["rows"], rows)
-            arguments.json.write_text(
-                json.dumps({"seed": arguments.seed, "rows": rows, "failed": failed}, indent=2) + "\n"
-            )
+            counts = {"seed": arguments.seed, "rows": rows, "failed": failed}
+            arguments.json.write_text(json.dumps(counts, indent=2) + "\n")
     sys.exit(bool(failed))
 
 

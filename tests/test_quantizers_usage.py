@@ -143,13 +143,3 @@ def test_codebook_usage_by_hand() -> None:
     assert usage.usage == 0.375
     assert usage.entropy_bits == pytest.approx(1.5)
     assert usage.perplexity == pytest.approx(2**1.5)
-
-
-def test_each_of_several_codebooks_has_figures_of_its_own() -> None:
-    usage = CodebookUsage(4, num_codebooks=2)
-    usage.update(torch.tensor([[[0, 0], [0, 1]], [[0, 2], [0, 3]]]))
-    first, second = usage.per_codebook()
-    assert (first.usage, first.entropy_bits) == (0.25, 0.0)
-    assert (second.usage, second.entropy_bits) == (1.0, 2.0)
-    first.update(torch.tensor([1]))
-    assert usage.counts[0].tolist() == [4, 0, 0, 0]

@@ -58,22 +58,6 @@ def test_a_duplicate_name_is_an_error_naming_both_distributions(install_example:
     assert not any("twice" in key for key in only({"twice": {"enabled": False}}).problems())
 
 
-def test_an_error_in_settings_names_file_and_line(install_example: Install, tmp_path: Path) -> None:
-    install_example("light")
-
-    def settings_error(text: str) -> str:
-        with pytest.raises(ConfigError) as caught:
-            Zoo.from_toml(write_registry(tmp_path / "registry.toml", text))["light"]
-        return str(caught.value).removeprefix(f"{tmp_path}/")
-
-    registry_path = "expected int, got str 'x'"
-    assert settings_error('[zoo]\nlevels = "x"\n').startswith(f"registry.toml:2 [zoo] levels: {registry_path}")
-    own_error = settings_error('[zoo]\nlevels = 3\n[modalities.light]\nlevels = "x"\n')
-    assert own_error.startswith(f"registry.toml:4 [modalities.light] levels: {registry_path}")
-    unknown = settings_error("[modalities.light]\nimage_size = 32\nlevles = 3\n")
-    assert unknown.startswith("registry.toml:3 [modalities.light] levles: ") and "did you mean levels?" in unknown
-
-
 # ---------------------------------------------------------------- plugins that break the contract
 
 BROKEN = {
@@ -201,18 +185,6 @@ def test_another_quantizer_in_a_table_drops_settings_of_the_default() -> None:
     ):
         with pytest.raises(ConfigError, match=r"^\[tokenizer\] (num_codebooks|levels): used by .*; leave it out"):
             kind(**table)
-
-
-def test_errors_point_to_the_file_or_the_command_line(tmp_path: Path) -> None:
-    path = tmp_path / "registry.toml"
-    path.write_text("[modalities.depth.tokenizer]\nlevels = [8, 6, 5]\ndiffusion = { sampling_steps = 4 }\n")
-    depth = Zoo.from_toml(path)["depth"]
-    with pytest.raises(ConfigError, match=r"^\[modalities.depth.tokenizer\] codebook_size: 500 is not the product of"):
-        depth.check_overrides({"codebook_size": 500})
-    path.write_text("[modalities.depth.tokenizer]\nquantizer = 'vq'\ndecay = 0.9\ncodebook_size = 500\n")
-    depth = Zoo.from_toml(path)["depth"]
-    with pytest.raises(ConfigError, match=r"^\[modalities.depth.tokenizer\] codebook_size: lfq needs"):
-        depth.check_overrides({"quantizer": "lfq"})
 
 
 def test_enabled_modalities_may_be_listed(install_example: Install, tmp_path: Path) -> None:

@@ -108,14 +108,6 @@ def test_every_photograph_is_in_the_wheels_and_in_colour(monkeypatch: pytest.Mon
         _load("skimage/data/none.png")
 
 
-@pytest.mark.parametrize("size", [16, 64, 700])
-def test_crops_have_the_configured_size(size: int) -> None:
-    for _, values in crops("test", 4, image_size=size)[:]:
-        value = values["rgb"]
-        assert value.shape == (3, size, size) and value.dtype == np.float32 and value.flags.c_contiguous
-        assert 0 <= value.min() < value.max() <= 1
-
-
 @pytest.mark.parametrize("flips", [False, True])
 def test_a_crop_is_a_square_of_its_photograph(flips: bool) -> None:
     """With smallest = 1 a crop has the photograph's full height, so its position can be found from its pixels."""

@@ -62,14 +62,6 @@ def test_mirrored_normals_point_the_other_way() -> None:
     np.testing.assert_allclose(np.linalg.norm(cropped, axis=0), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", PLUGINS)
-def test_a_whole_crop_at_the_right_size_changes_nothing(name: str) -> None:
-    value = values(name, 1)[0]
-    assert PLUGINS[name].transform(value, Crop(), settings(name)) is value
-    enlarged = PLUGINS[name].transform(value, Crop(), settings(name, image_size=[24, 32]))
-    assert enlarged.shape[-2:] == (24, 32) and enlarged.dtype == value.dtype
-
-
 # ---------------------------------------------------------------- files
 
 

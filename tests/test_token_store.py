@@ -148,12 +148,6 @@ def test_tokens_that_do_not_fit_are_refused(tmp_path: Path, kind: str, row: np.n
     assert not list(tmp_path.rglob("*.*"))
 
 
-def damaged_bytes(root: Path) -> None:
-    data = bytearray(first_shard(root).read_bytes())
-    data[len(data) // 2] ^= 1
-    first_shard(root).write_bytes(data)
-
-
 def other_manifest(root: Path, **record: Any) -> None:
     """Change the manifest's record so that it contradicts the file, with a correct checksum."""
     path = first_shard(root).with_suffix(".json")
@@ -169,7 +163,6 @@ def others_present(root: Path) -> None:
 
 
 DAMAGES = (
-    damaged_bytes,
     lambda root: os.truncate(first_shard(root), first_shard(root).stat().st_size - 8),
     lambda root: first_shard(root).unlink(),
     lambda root: other_manifest(root, needed_vocab_size=5),

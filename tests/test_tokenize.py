@@ -271,29 +271,6 @@ def test_tokens_are_those_of_the_tokenizer(toy: Toy, tmp_path: Path) -> None:
         tokenize(zoo, data, out, modalities=["dark"])
 
 
-def test_tokenize_resumes_after_a_kill_with_the_same_bytes(toy: Toy, tmp_path: Path) -> None:
-    zoo, data = toy(enabled=("field",)), tmp_path / "data"
-    train_on_toys(zoo, data, "field")
-    tokenize(zoo, data, tmp_path / "whole", batch_size=4)
-    expected_files = snapshot(tmp_path / "whole")
-    assert sum(name.endswith(".arrow") for name in expected_files) == 4
-    handle = zoo["field"]
-    encode, calls = handle.encode, iter(range(100))
-
-    def killed(values: Any, **options: Any) -> Any:
-        if next(calls) == 5:
-            raise KeyboardInterrupt
-        return encode(values)
-
-    handle.encode = killed  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        tokenize(zoo, data, tmp_path / "tokens", batch_size=4)
-    handle.encode = encode  # type: ignore[method-assign]
-    assert unfinished_modalities(tmp_path / "tokens") == ["train/field"]
-    tokenize(zoo, data, tmp_path / "tokens", batch_size=4)
-    assert snapshot(tmp_path / "tokens") == expected_files and unfinished_modalities(tmp_path / "tokens") == []
-
-
 def change_values(zoo: Zoo, data: Path, shard: int) -> None:
     """Write other values under the same keys, in one shard."""
     store = ValueStore(data)

@@ -23,7 +23,7 @@ from torch import nn
 
 from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.data.samples import TrainingSamples
-from tokenizers_zoo.errors import CheckpointError, DataError, ReadError
+from tokenizers_zoo.errors import CheckpointError, ReadError
 from tokenizers_zoo.io import read_lines, read_table
 from tokenizers_zoo.layouts import VectorLayout
 from tokenizers_zoo.quantizers.config import QuantizerConfig
@@ -380,12 +380,6 @@ def test_a_finished_run_has_metrics_card_and_log(uninterrupted: Path) -> None:
 def test_a_nonfinite_loss_stops_and_names_the_step(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"vector: step 1 of 12: the loss \(inf\).*tokenizer.learning_rate"):
         train(VectorTask(poison=1.0), SAMPLES, CONFIG, tmp_path, 0)
-
-
-def test_training_without_held_out_samples_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no held-out samples"):
-        train(VectorTask(), TrainingSamples(train=SAMPLES.train, test=[]), CONFIG, tmp_path, 0)
-    assert not list(tmp_path.iterdir()), "nothing stands in the way of the run with samples"
 
 
 # ---------------------------------------------------------------- stopping early

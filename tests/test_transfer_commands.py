@@ -125,6 +125,7 @@ def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None
     assert "elsewhere" in refused("eval", probe, "--data", tmp_path / "elsewhere")
 
 
+@pytest.mark.slow
 def test_the_study_of_few_labels_resumes(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,12 +61,6 @@ def test_ids_follow_the_documented_order() -> None:
     assert len(VOCABULARY.pieces) > 20
 
 
-@settings(max_examples=300, deadline=None)
-@given(ANY_TEXT)
-def test_any_unicode_text_round_trips(text: str) -> None:
-    assert VOCABULARY.decode_text(VOCABULARY.encode_text(text)) == text
-
-
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
     "Größenwahn, Übermut und Äpfel – «ça va»?",
@@ -129,14 +123,6 @@ def test_lone_surrogates_are_refused_in_one_line() -> None:
         VOCABULARY.encode_text("ab\ud800")
     with pytest.raises(InvalidValueError, match="lone surrogate"):
         TextVocabulary.train(CONFIG, ["\udfff"])
-
-
-@settings(max_examples=150, deadline=None)
-@given(ANY_TEXT, st.integers(0, 30))
-def test_cut_text_is_an_exact_beginning(text: str, limit: int) -> None:
-    ids = VOCABULARY.encode_text(text, limit)
-    assert len(ids) <= limit
-    assert text.startswith(VOCABULARY.decode_text(ids))
 
 
 def test_text_is_cut_before_a_word() -> None:

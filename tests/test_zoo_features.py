@@ -22,10 +22,6 @@ from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pretrained import PretrainedError
 
 pytest.importorskip("zoo_features.pictures")
-NAMES = (
-    "clip", "dinov2", "dinov2_global", "efficientnet", "efficientnet_global", "hed", "imagebind", "imagebind_global",
-    "minilm",
-)  # fmt: skip
 
 
 COLOURS = {
@@ -71,15 +67,6 @@ def normalised(folder: Path, zoo: Zoo, colours: str) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------- without any network
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_missing_network_is_a_one_line_error(name: str, tmp_path: Path) -> None:
-    zoo = zoo_of(**{name: {"network": {"model": str(tmp_path / "absent")}}})
-    data = data_of(tmp_path / "data", zoo)
-    with pytest.raises(PretrainedError, match=f"^{name}: .*absent: no such folder") as caught:
-        derived(data, zoo, name)
-    assert "\n" not in str(caught.value)
 
 
 def test_by_default_a_missing_network_is_skipped(tmp_path: Path) -> None:
