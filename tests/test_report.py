@@ -323,16 +323,11 @@ def test_pages_load_nothing_and_run_only_their_own_script(run: Run, zoo: Zoo) ->
 def test_a_damaged_sheet_is_named_wherever_it_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "sheet.png"
     write_sheet(path, ["a", "b"], [[plain_picture("red", 4, 4), plain_picture("blue", 8, 4)]])
-    content, cells = path.read_bytes(), cells_of(path)
-    refused_count = 0
-    for end in range(0, len(content), 7):
+    content = path.read_bytes()
+    for end in range(0, len(content) * 3 // 4, 7):
         path.write_bytes(content[:end])
-        try:
-            assert cells_of(path) == cells
-        except CheckpointError as error:
-            assert str(error).startswith(f"{path}: damaged: ") and "\n" not in str(error)
-            refused_count += 1
-    assert refused_count > len(content) // 14
+        with pytest.raises(CheckpointError, match=f"^{path}: damaged: [^\n]*$"):
+            cells_of(path)
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,7 @@ def test_every_answer_has_the_security_headers(address: str) -> None:
 
 @pytest.mark.parametrize(
     ("path", "size", "limit"),
-    [("/api/generate", 20, "1 MB"), ("/api/search", 100, "1 MB"), ("/api/uploads/rgb?filename=a.png", 30, "20 MB")],
+    [("/api/generate", 20, "1 MB"), ("/api/search", 20, "1 MB"), ("/api/uploads/rgb?filename=a.png", 30, "20 MB")],
 )
 @pytest.mark.parametrize("chunked", [False, True])
 def test_large_bodies_are_refused_while_others_are_served(
@@ -327,15 +327,12 @@ def test_large_bodies_are_refused_while_others_are_served(
         ({}, 200),
         ({"Origin": "null"}, 403),
         ({"Origin": "http://attacker.example"}, 403),
-        ({"Origin": "http://attacker.example", "Sec_Fetch_Site": "cross-site"}, 403),
         ({"Sec_Fetch_Site": "cross-site"}, 403),
-        ({"Origin": "http://localhost:1", "Sec_Fetch_Site": "same-site"}, 403),
         ({"Origin": "http://localhost:1"}, 403),
         ({"Origin": "http://localhost:7", "Host": "localhost:7"}, 200),
         ({"Origin": "https://localhost", "Host": "LOCALHOST"}, 200),
         ({"Sec_Fetch_Site": "same-origin", "Origin": "https://proxy.example"}, 200),
         ({"Host": "attacker.example"}, 400),
-        ({"Host": "attacker.example", "Origin": "http://attacker.example"}, 400),
         ({"Host": "localhost.attacker.example"}, 400),
         ({"Host": "[::1"}, 400),
         ({"Host": "[::1]:7"}, 200),
@@ -521,8 +518,12 @@ def status(page: Any, part: str) -> None:
 
 
 @needs_chromium
-def test_generate_from_an_upload(page: Any, folder: Path) -> None:
+def test_the_page_generates_from_an_upload_and_explains_mistakes(page: Any, folder: Path) -> None:
     page.check("#use-rgb")
+    page.set_input_files("#file-rgb", folder / "broken.png")
+    status(page, "rgb: ")
+    page.click("#generate")
+    status(page, "Choose at least one target")
     page.set_input_files("#file-rgb", folder / "photo.png")
     status(page, "photo.png is the input rgb")
     page.check("#use-caption")
@@ -629,15 +630,6 @@ def test_a_painted_region_is_generated_again(page: Any) -> None:
 
 
 @needs_chromium
-def test_broken_files_get_an_error_message(page: Any, folder: Path) -> None:
-    page.check("#use-rgb")
-    page.set_input_files("#file-rgb", folder / "broken.png")
-    status(page, "rgb: ")
-    page.click("#generate")
-    status(page, "Choose at least one target")
-
-
-@needs_chromium
 def test_two_users_are_served_at_once(browser: Any, address: str) -> None:
     pages = [browser.new_context().new_page() for _ in range(2)]
     for number, page in enumerate(pages):
@@ -652,17 +644,7 @@ def test_two_users_are_served_at_once(browser: Any, address: str) -> None:
 
 
 @needs_chromium
-def test_the_page_fits_a_phone(browser: Any, address: str) -> None:
-    context = browser.new_context(viewport={"width": 375, "height": 700})
-    page = context.new_page()
-    page.goto(address)
-    page.wait_for_selector("#targets input:checked")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 375
-    context.close()
-
-
-@needs_chromium
-def test_the_page_has_no_accessibility_violations(page: Any) -> None:
+def test_the_page_is_accessible_and_fits_a_phone(page: Any) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     for name in ("rgb", "depth", "caption"):
         page.check(f"#use-{name}")
@@ -671,3 +653,5 @@ def test_the_page_has_no_accessibility_violations(page: Any) -> None:
     status(page, "paint the cells")
     violations = axe.Axe().run(page).response["violations"]
     assert [(violation["id"], [node["html"] for node in violation["nodes"]]) for violation in violations] == []
+    page.set_viewport_size({"width": 375, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375

@@ -77,18 +77,6 @@ def test_files_round_trip(name: str, tolerance: float) -> None:
         assert PLUGINS[name].write_value(back, settings(name)) == (data, extension)
 
 
-def test_rgb_reads_what_cameras_and_programs_write() -> None:
-    read = lambda data, extension: rgb.plugin.read_value(data, extension, settings("rgb"))  # noqa: E731
-    grey = np.full((4, 6), 51, np.uint8)
-    np.testing.assert_allclose(read(png(grey), "png"), np.full((3, 4, 6), 0.2), atol=1e-6)
-    np.testing.assert_allclose(read(png(grey.astype(np.uint16) * 257), "png"), np.full((3, 4, 6), 0.2), atol=1e-6)
-    clear = np.zeros((4, 6, 4), np.uint8)
-    assert (read(png(clear), "png") == 1).all()
-    assert (read(png(np.uint8([[0, 1]]), "P"), "png").shape) == (3, 1, 2)
-    cmyk = read(png(np.full((8, 8, 3), 128, np.uint8), "CMYK", format="JPEG"), "jpg")
-    np.testing.assert_allclose(cmyk, 0.5, atol=0.02)
-
-
 @pytest.fixture(scope="module")
 def photograph() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8))

@@ -478,18 +478,6 @@ def test_no_sample_both_trains_and_validates(world: World, tmp_path: Path, monke
     assert baseline == pytest.approx(np.mean(errors)), "that of all labels"
 
 
-def test_validation_labels_keep_the_shares_of_the_classes(world: World) -> None:
-    """Another seed chooses other labels."""
-    first_seed, other_seed = (label_split(world, "facts.first", seed, labels=60) for seed in (1, 2))
-    labels = list(first_seed.samples.labels)
-    assert sorted([*first_seed.training, *first_seed.validation]) == list(range(len(labels)))
-    for name in set(labels):
-        validation_count = sum(labels[row] == name for row in first_seed.validation)
-        assert abs(validation_count - 0.2 * labels.count(name)) < 1
-    key_sets = [set(map(split.samples.key, range(60))) for split in (first_seed, other_seed)]
-    assert key_sets[0] != key_sets[1]
-
-
 @pytest.mark.parametrize("tuning", ["frozen", "full"])
 def test_the_weights_of_the_best_evaluation_are_kept(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuning: str
