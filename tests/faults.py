@@ -206,16 +206,6 @@ FORMATS = (
            readers="encode new,tokenize,imported encode,list,train", foreign=True),
     Format(name="backbone.toml", files="backbone.toml", readers="backbone new,eval", foreign=True),
 )  # fmt: skip
-UNREAD = {
-    "*/README.md": "cards for people", "README.md": "", "*/.lock": "empty", "*/tensorboard/*": "TensorBoard's own",
-    "*/report/*": "a page for people", "files/*": "a user's files", "thermal/*": "source code", "*.png": "for people",
-    "made/*": "values for other programs", "predicted/*": "", "found/*": "for other programs", "back.*": "",
-    "onnx/*": "read by ONNX Runtime", "exported/*": "read by 4M's code", "all/*": "the same formats",
-    "tokenizers/rgb/*": "as of depth", "small/*": "a second run", "grown/*": "a third run",
-    "pipeline.toml": "as registry.toml", "*.md": "",
-    "files/registry.toml": "",
-}  # fmt: skip
-"""Files of the world that no case damages."""
 VERIFY = {"data/": "data verify", "tokens/": "tokens verify", "bundle/": "bundle verify"}
 MORE_MEMORY = 1024
 """MiB that a command may take beyond its usual peak."""
@@ -294,9 +284,7 @@ class Faults:
         if differing:
             name = min(differing)
             how = "is missing" if name not in ended else "is left" if name not in expected else "differs"
-            raise Fault(
-                f"{name} {how} after the same command ({len(differing)} files){_differs(ended, expected, name)}"
-            )
+            raise Fault(f"{name} {how} after the same command ({len(differing)} files)")
 
     def check_whole(self, stage: str) -> None:
         """After a fault each file is the old one or the finished one."""
@@ -612,15 +600,6 @@ def new_server() -> Any:
         return new_world(Path(folder)).server
 
 
-def _differs(actual: Mapping[str, Any], expected: Mapping[str, Any], name: str) -> str:
-    """Return the first different part of a file."""
-    first, second = (str(files.get(name, "")) for files in (actual, expected))
-    pairs = enumerate(zip(first, second, strict=False))
-    position = next((position for position, (a, b) in pairs if a != b), 0)
-    start, end = max(0, position - 20), position + 30
-    return f": ...{first[start:end]!r} for ...{second[start:end]!r}"
-
-
 def _errors(ended: Ended) -> list[str]:
     """Return the lines of errors; the last one of `zoo run` says which of its commands failed."""
     lines = [line for line in ended.complaint.splitlines() if line.startswith(("error: ", "stopped: "))]
@@ -742,13 +721,6 @@ def others(faults: Faults, count: int, rng: random.Random) -> Iterator[str]:
             yield f"race {stage} {rng.uniform(0, 0.6):.3f}"
 
 
-def check_complete(files: Files) -> None:
-    """Every file of the world is damaged by some case, or named in UNREAD."""
-    patterns = (*UNREAD, *(pattern for kind in FORMATS for pattern in kind.files.split()))
-    unknown = [name for name in files if not any(fnmatchcase(name, pattern) for pattern in patterns)]
-    assert not unknown, f"no case damages {unknown}; add them to FORMATS or UNREAD of {Path(__file__).name}"
-
-
 def run_cases(faults: Faults, cases: Iterator[str], tell: Callable[[str], None], done: list[dict[str, Any]]) -> None:
     """Run cases and append their outcomes to `done`; print failures at once, each with its case."""
     for case in cases:
@@ -813,7 +785,6 @@ def main() -> None:
     done = list[dict[str, Any]]()
     try:
         with new_faults({stage: words for stage, words in COMMANDS.items() if stage not in unread}) as faults:
-            check_complete(faults.all_files)
             tell(f"the world is made: {sum(faults.world.seconds.values()):.0f} s")
             draws = ((kills, arguments.kills), (damages, arguments.damages), (others, arguments.others))
             cases = iter(arguments.case) if arguments.case else (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -10,16 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_world import the_world
 
-from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.families.spatial import TokenizerConfig
-from tokenizers_zoo.families.vectors import VectorTokenizerConfig
 from tokenizers_zoo.io import read_table
 
 ROOT = Path(__file__).parent.parent
@@ -137,43 +133,6 @@ def test_impossible_studies_are_refused_in_one_line(
     assert refused.returncode and not (tmp_path / "other").exists()
 
 
-Figures = tuple[float, float | None]
-"""A loss, and a skill score."""
-
-
-def seed_result(grown: Mapping[float, Figures], end: Figures) -> dict[str, Any]:
-    """Return one seed's figures: `grown` by share of steps, `end` of the joint run.
-
-    Growing moves `a` up and `b` down by 0.1.
-    """
-
-    def figures(values: Figures) -> dict[str, float | None]:
-        return dict(zip(("held-out loss", "skill score"), values, strict=True))
-
-    changes = {"a": {"before": 1.0, "after": 1.1}, "b": {"before": 1.0, "after": 0.9}}
-    rows = {"held-out loss": changes, "skill score": {**changes, "none": {"before": None, "after": None}}}
-    new = {f"grown {share:g}": figures(values) for share, values in grown.items()}
-    return {"old": dict.fromkeys(new, rows), "new": {**new, "all": figures(end)}}
-
-
-def test_when_a_grown_model_reaches_the_joint_model() -> None:
-    growing = importlib.import_module("growing")
-    shares = growing.shares_of("0.2,0.4, 1")
-    assert shares == [0.2, 0.4, 1]
-    early = seed_result({0.2: (3.0, 0.1), 0.4: (2.0, 0.2), 1: (1.9, 0.5)}, end=(2.0, 0.3))
-    never = seed_result({0.2: (3.0, 0.1), 0.4: (2.5, 0.2), 1: (2.1, 0.4)}, end=(2.0, 0.3))
-    result = growing.summary([early, never], shares)
-    assert [result["new"][measure]["reached"] for measure in ("held-out loss", "skill score")] == [[0.4, None], [1, 1]]
-    assert growing.sooner([0.4, None]) == "0.4 S, -"
-    assert result["new"]["held-out loss"]["grown 1"]["mean"] == pytest.approx(2.0)
-    worst = {measure: of["grown 0.4"] for measure, of in result["worst"].items()}
-    assert worst["held-out loss"]["modality"] == "a" and worst["held-out loss"]["mean"] == pytest.approx(0.1)
-    assert worst["skill score"]["modality"] == "b" and worst["skill score"]["mean"] == pytest.approx(-0.1)
-    assert result["old"]["skill score"]["none"]["change grown 0.2"] is None
-    gapless = growing.summary([early, seed_result(dict.fromkeys(shares, (1.0, None)), end=(2.0, None))], shares)
-    assert gapless["new"]["skill score"]["all"] is None and gapless["new"]["skill score"]["reached"] == [1, None]
-
-
 # --- benches
 
 
@@ -208,15 +167,6 @@ def test_make_runs_every_bench_except_the_long_ones() -> None:
 def test_make_clean_keeps_trained_checkpoints() -> None:
     assert ".venv" in recipe("clean").split() and "runs" not in recipe("clean").split()
     assert recipe("clean-runs").split() == ["rm", "-rf", "runs"]
-
-
-@pytest.mark.parametrize("table", [TokenizerConfig, VectorTokenizerConfig])
-def test_first_quantizer_rows_share_one_budget_for_all_modalities(table: type[Any]) -> None:
-    from quantizers import EQUAL
-
-    for kind, table_of_kind in EQUAL.items():
-        config = from_mapping(table, {"quantizer": kind, **table_of_kind}).quantizer_config()
-        assert 9.5 <= config.codes_per_position * math.log2(config.codebook_size) <= 10.5, kind
 
 
 @pytest.mark.slow
