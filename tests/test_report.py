@@ -203,7 +203,7 @@ def test_the_input_in_another_form_is_not_the_best_result(run: Run, zoo: Zoo) ->
     evaluation["modalities"]["rgb"] = evaluation["modalities"]["depth"]
     write_table(folder / "evaluation" / "evaluation.json", evaluation)
     text = write_report(zoo, folder).read_text(encoding="utf-8")
-    assert "<b>depth</b> from <b>rgb_patches</b>, with a skill score of 0.62" in text
+    assert "<b>depth</b> from <b>rgb_patches</b>" in text
     summary = text.partition('<div class="at-a-glance">')[2].partition("</div>\n\n")[0]
     assert re.findall(r"<h3>(\w+) <span", summary)[:3] == ["depth", "rgb", "caption"]
 
@@ -265,7 +265,7 @@ def test_figures_of_another_model_are_left_out(run: Run, zoo: Zoo) -> None:
         write_table(folder / "evaluation" / "evaluation.json", identified)
         text = write_report(zoo, folder).read_text(encoding="utf-8")
         assert [part in text for part in ("skill score of 0.62", "truth", "3.21")] == [same_model, True, same_model]
-        assert ("evaluation.json belongs to other weights" in text) is not same_model
+        assert ("other weights" in text) is not same_model
 
 
 @pytest.mark.parametrize("picture", ["gone.png", "../../secret.png", "{}/secret.png"])
@@ -275,7 +275,7 @@ def test_a_gallery_without_a_sheet_in_its_folder_is_left_out(run: Run, zoo: Zoo,
     evaluation["galleries"][0]["picture"] = picture.format(tmp_path)
     write_table(folder / "evaluation" / "evaluation.json", evaluation)
     text = write_report(zoo, folder).read_text(encoding="utf-8")
-    assert f"{Path(picture).name} is missing; run zoo backbone eval again" in text
+    assert f"{Path(picture).name} is missing" in text
     assert "rgb_patches → caption" in text and "rgb_patches → depth" not in text and ">0.62</b>" in text
     assert base64.b64encode((tmp_path / "secret.png").read_bytes()).decode() not in text
     assert not list((folder / "report").rglob("*secret*"))

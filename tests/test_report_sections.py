@@ -120,7 +120,7 @@ def test_figures_of_another_model_or_split_are_left_out(
     results["identity"][key] = value
     write_table(path, results)
     text = write_report(zoo, run_with_retrieval).read_text(encoding="utf-8")
-    assert "retrieval/retrieval.json is left out" in text and reason in text
+    assert "retrieval.json is left out" in text and reason in text
     assert "held-out sample (split" not in text and "caption finds depth" not in text
     assert not list((run_with_retrieval / "report").rglob("*finds*"))
 

@@ -67,7 +67,7 @@ def test_the_first_failure_stops_the_pipeline(world: World) -> None:
     (world.folder / "pipeline.toml").write_text(PIPELINE.replace('path = "files"', 'path = "nothing"'))
     result = world("run pipeline.toml")
     assert result.code == 1 and "nothing: no such folder" in result.complaint
-    assert "zoo run pipeline.toml resumes there" in result.complaint
+    assert "zoo run pipeline.toml" in result.complaint
     assert result.printed.rstrip().splitlines()[-1].startswith("zoo --registry pipeline.toml data make folder")
     assert not (world.folder / "all" / "tokens").exists()
 

@@ -54,7 +54,7 @@ def test_spec_follows_from_settings_alone(name: str, length: int) -> None:
 
 def test_too_few_axes_name_the_setting() -> None:
     two_axes = Settings("boxes", vocabularies={"text": {"coordinate_axes": 2}})
-    with pytest.raises(ConfigError, match=r"boxes: writes coordinates on 4 axes.*coordinate_axes is 2; set it to 4"):
+    with pytest.raises(ConfigError, match=r"boxes: .*4 axes.*coordinate_axes is 2"):
         boxes.modality_spec(two_axes)
 
 
@@ -173,7 +173,7 @@ def test_a_4m_palette_leaves_room_for_the_end() -> None:
     published = Settings("palette", {"preset": "4m"}, vocabularies={"text": {"preset": "4m"}})
     assert palette.modality_spec(published).layout.length == 1 + 7 * 3 + 1
     assert palette.modality_spec(settings_of("palette", colours=7)).layout.length == 7 * 3
-    with pytest.raises(ConfigError, match=r'palette: with layout = "4m" .* coordinate_bins has to be 256'):
+    with pytest.raises(ConfigError, match=r"palette: .* coordinate_bins .* 256"):
         palette.modality_spec(settings_of("palette", layout="4m"))
 
 

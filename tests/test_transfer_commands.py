@@ -254,7 +254,7 @@ def test_a_probe_whose_tensors_do_not_fit_is_refused(world: World, frozen: Path,
         tensors, config = load_checkpoint(folder)
         probe = shutil.copytree(folder, tmp_path / str(number))
         save_checkpoint(probe, {name: t for name, t in tensors.items() if name != missing} | added, config, "A card.")
-        with pytest.raises(CheckpointError, match=f"{probe}: (its files do not fit together|has no tensor)"):
+        with pytest.raises(CheckpointError, match=f"{probe}: (its files|has no tensor)"):
             load(probe)
     tensors, config = load_checkpoint(frozen)
     for number, change in enumerate((
@@ -294,7 +294,7 @@ def test_neighbours_in_a_foreign_probe_have_to_fit_their_labels(world: World, tm
     load(probe)
     for change in changes:
         save_checkpoint(probe, {**tensors, **{name: x.contiguous() for name, x in change.items()}}, config, "A card.")
-        with pytest.raises(CheckpointError, match=f"{probe}: its files do not fit together: (bank|answers)"):
+        with pytest.raises(CheckpointError, match=f"{probe}: .*(bank|answers)"):
             load(probe)
 
 

@@ -284,9 +284,9 @@ def test_files_of_text_and_objects_by_hand(kind: Any, value: Any, data: bytes, e
     windows = data.replace(b"\n", b"\r\n")
     for content in (data, b"\xef\xbb\xbf" + data, windows):
         assert HOOKS.read_value(content, extension, spec) == value
-    with pytest.raises(InvalidValueError, match="not UTF-8 at byte 0; save the text as UTF-8"):
+    with pytest.raises(InvalidValueError, match="not UTF-8 at byte 0"):
         HOOKS.read_value(b"\xff", extension, spec)
     assert isinstance(HOOKS.render(value, spec), str)
     if kind == "text":
-        with pytest.raises(InvalidValueError, match="a carriage return has no file; end its lines with line feeds"):
+        with pytest.raises(InvalidValueError, match="carriage return"):
             HOOKS.write_value(f"{value}\r\n", spec)

@@ -160,7 +160,7 @@ def test_tokens_of_a_new_plugin_are_added_at_the_end(world: World, add_mood: Non
     before = describe_vocabulary(zoo, "text")
     assert before.missing == ("<happy>", "<sad>")
     assert list(before.needs) == ["caption", "mood", "web_text"] == [h.name for h in text_vocabularies(zoo)["text"]]
-    with pytest.raises(InvalidValueError, match="mood: the vocabulary has no special token '<sad>': run `zoo vocab"):
+    with pytest.raises(InvalidValueError, match=r"mood: .*'<sad>': run `zoo vocab"):
         zoo["mood"].encode(["sad"])
     used = before.vocabulary.used
     old, new = grow_vocabulary(zoo, "text")
@@ -227,13 +227,11 @@ def test_tokens_beyond_the_vocabulary_are_a_one_line_error(world: World, add_moo
     column = TokenStore(world.tokens).open("train", "mood")
     count = column.needed_vocab_size
     smaller = world.zoo(size=count - 1)
-    with pytest.raises(
-        DataError, match=rf"ids of mood below {count - 1}, got up to {count - 1}; raise the vocabulary's size"
-    ):
+    with pytest.raises(DataError, match=rf"mood below {count - 1}, got up to {count - 1}"):
         column.check_tokenizer(smaller["mood"])
-    with pytest.raises(DataError, match=rf"holds ids up to {count - 1}, and vocabulary 'text' has {count - 1}"):
+    with pytest.raises(DataError, match=rf"ids up to {count - 1}, .*'text'"):
         TokenData(world.tokens, "train", [smaller["mood"].spec])
-    with pytest.raises(CheckpointError, match=rf"the vocabulary needs {count} ids and has {count - 1}: raise `size`"):
+    with pytest.raises(CheckpointError, match=rf"needs {count} ids and has {count - 1}"):
         smaller["mood"].encode(["sad"])
 
 
@@ -312,5 +310,5 @@ def test_freeze_is_refused_for_a_modality_without_rows_of_its_own(world: World, 
     beginning = initial_model(
         [caption.spec, zoo["web_text"].spec], config, 0, later_run, ids_in_use(later_run, [zoo["web_text"]])
     )
-    with pytest.raises(ConfigError, match="freeze: web_text writes in the vocabulary text, whose rows stay"):
+    with pytest.raises(ConfigError, match=r"freeze: web_text .* text,"):
         freeze(beginning)

@@ -161,9 +161,7 @@ def test_a_modality_does_not_replace_a_text_vocabulary(make: Toy, install_exampl
     train_tokenizer(zoo, "notes", data)
     without_journal = make({}, {"journal": {"enabled": False}})
     assert without_journal["field"].checkpoint != folder and "field" not in without_journal.problems()
-    with pytest.raises(
-        ConfigError, match=r"field: .*journal is the folder of the text vocabulary .*; .*another folder"
-    ):
+    with pytest.raises(ConfigError, match=r"field: .*journal .*text vocabulary"):
         train_tokenizer(without_journal, "field", data, out=folder, overwrite=True)
     assert TextVocabulary.load(folder).pieces
     assert train_tokenizer(without_journal, "field", data, out=tmp_path / "mine") == tmp_path / "mine"

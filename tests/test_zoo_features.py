@@ -233,7 +233,7 @@ def test_other_tensors_are_not_taken_for_imagebind(missing: str, tmp_path: Path)
     remaining = {name: t for name, t in tensors.items() if missing and name != f"modality_{missing}"}
     save_file(remaining or {"x": torch.zeros(1)}, tmp_path / "imagebind.safetensors")
     zoo = zoo_of(imagebind={"network": {"model": str(tmp_path), "device": "cpu"}})
-    with pytest.raises(PretrainedError, match="is not the vision trunk of ImageBind"):
+    with pytest.raises(PretrainedError, match="vision trunk of ImageBind"):
         zoo["imagebind"].derive({"rgb": picture()})
 
 
@@ -288,7 +288,7 @@ def test_hed_finds_edges_between_colours(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "hed.weights.h5").write_bytes(b"not weights")
     damaged = zoo_of(hed={"network": {"model": str(tmp_path / "net")}})
-    with pytest.raises(PretrainedError, match="does not hold the weights of HED"):
+    with pytest.raises(PretrainedError, match="weights of HED"):
         damaged["hed"].derive({"rgb": halves})
 
 
