@@ -205,9 +205,7 @@ def test_crops_are_ignored_in_favour_of_whole_samples(world: World, tmp_path: Pa
     assert results[0] == results[1]
 
 
-def test_a_killed_build_resumes_to_the_same_bytes(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_build_gives_the_same_bytes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This also works if the run was moved; a damaged file is written again."""
     uninterrupted, folder, run = tmp_path / "whole", tmp_path / "index", tmp_path / "run"
     search: Search = "approximate"
@@ -465,9 +463,7 @@ def test_a_damaged_index_is_named(world: World, index: Index, tmp_path: Path) ->
     assert zoo(*words).exit_code == 0
 
 
-def test_without_faiss_the_extra_is_named(
-    world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_faiss_is_named(world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert "zoo-backbone[retrieval]" in refused("build", world.run, "--out", tmp_path / "out")
     assert not list(tmp_path.iterdir())

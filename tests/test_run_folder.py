@@ -219,9 +219,7 @@ def test_overwrite_removes_what_training_and_evaluation_wrote(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("moves", range(6))
-def test_a_kill_while_files_are_set_aside_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
-) -> None:
+def test_a_kill_while_setting_aside_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int) -> None:
     finish(tmp_path)
     left, replace = [moves], os.replace
 

@@ -98,9 +98,7 @@ def test_the_first_failure_stops_the_pipeline(world: World) -> None:
         ('source = "folder"', 'source = "foldr"', ("[data]", "unknown source", "did you mean folder")),
     ],
 )
-def test_the_whole_file_is_checked_before_the_first_command(
-    world: World, old: str, new: str, parts: tuple[str, ...]
-) -> None:
+def test_the_file_is_checked_before_the_first_command(world: World, old: str, new: str, parts: tuple[str, ...]) -> None:
     assert old in PIPELINE
     (world.folder / "pipeline.toml").write_text(PIPELINE.replace(old, new, 1))
     result = world("run pipeline.toml")

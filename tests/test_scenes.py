@@ -188,28 +188,6 @@ def test_phrases_by_hand() -> None:
     assert captions.definite(words[2]) == "the person in the blue shirt"
 
 
-def test_colour_names_are_the_colours_seen() -> None:
-    """The mean hue of plain balls and boxes is closest to the hue of their colour name."""
-    settings, right, wrong = SceneSettings(image_size=48), 0, 0
-    vivid = ("red", "yellow", "green", "blue", "purple", "orange")
-
-    def hue(colour: Any) -> float:
-        r, g, b = (float(part) for part in colour)
-        return math.atan2(math.sqrt(3) * (g - b), 2 * r - g - b)
-
-    for number in range(90):
-        stage = build(compose(random.Random(f"colour {number}"), settings))
-        view = render(stage, settings.image_size)
-        for item in observe.observe(stage, view, settings.min_visible)[2]:
-            part = item.body.parts[0]
-            if item.body.free and item.body.colour in vivid and part.surface.texture == "plain" and item.pixels > 20:
-                mean = view.rgb[:, view.geoms == stage.owners.index(item.index)].mean(1)
-                errors = {name: abs(math.remainder(hue(mean) - hue(COLOURS[name]), 2 * math.pi)) for name in vivid}
-                good = min(errors, key=lambda name: errors[name]) == item.body.colour
-                right, wrong = right + good, wrong + (not good)
-    assert right > 20 and right > 12 * wrong
-
-
 # -- settings and contract --------------------------------------------------------------------------------------------
 
 

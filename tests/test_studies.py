@@ -125,9 +125,7 @@ def test_a_study_runs_and_a_second_run_trains_nothing(name: str, tmp_path: Path)
         ("growing", "--add", "rgb_patches", "unknown modality"), ("growing", "--shares", "0.2,2", "--shares 2"),
     ],
 )  # fmt: skip
-def test_impossible_studies_are_refused_in_one_line(
-    tmp_path: Path, name: str, option: str, value: str, message: str
-) -> None:
+def test_impossible_studies_are_refused(tmp_path: Path, name: str, option: str, value: str, message: str) -> None:
     refused = run_study(name, tmp_path / "other", option, value)
     assert message in refused.stderr.splitlines()[-1] and "Traceback" not in refused.stderr
     assert refused.returncode and not (tmp_path / "other").exists()

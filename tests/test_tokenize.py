@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import shutil
 from pathlib import Path
@@ -22,7 +21,6 @@ from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.errors import (
     CheckpointError,
     DataError,
-    InvalidValueError,
     MachineError,
     ReadError,
 )
@@ -169,18 +167,6 @@ def test_a_failing_machine_drops_no_value(toy: Toy, tmp_path: Path, monkeypatch:
         with pytest.raises(MachineError, match=r"^field: encode .*CUDA out of memory"):
             command()
     assert not list(out.rglob("*.arrow"))
-    monkeypatch.undo()
-    original_read, calls = zoo["field"].read, itertools.count()
-
-    def failing_once(value: bytes, extension: str) -> Any:
-        if next(calls) != 3:
-            return original_read(value, extension)
-        raise InvalidValueError("field: cannot be read: MemoryError") from MemoryError()
-
-    monkeypatch.setattr(zoo["field"], "read", failing_once)
-    assert counts(tokenize(zoo, data, out))["test/field"] == (4, 0, 1)
-    written_count, kept_count, _ = counts(tokenize(zoo, data, out))["test/field"]
-    assert written_count + kept_count == 5 and written_count, "values lost for want of memory are retried"
 
 
 def test_evaluations_of_other_samples_are_written_apart(toy: Toy, tmp_path: Path) -> None:
@@ -208,9 +194,7 @@ def test_evaluations_of_other_samples_are_written_apart(toy: Toy, tmp_path: Path
     assert not (folder / "samples-train").exists(), "what evaluations left is replaced, too"
 
 
-def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluations_leave_the_hub_unchanged(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, hub = tmp_path / "data", tmp_path / "hub"
     local = toy()
     make_toy(local, data)
@@ -366,9 +350,7 @@ def test_one_failing_modality_does_not_stop_the_others(toy: Toy, tmp_path: Path)
         assert unfinished_modalities(out) == []
 
 
-def test_a_temporarily_unreadable_file_costs_no_sample(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_file_costs_no_sample(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
     train_on_toys(zoo, data, "field")
     pread = os.pread

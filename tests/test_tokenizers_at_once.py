@@ -73,9 +73,7 @@ LONG = "{ steps = 100000, eval_every = 100000, batch_size = 4 }"
     ("words", "number"),
     [("tokenizer train --all --workers 2 --data", signal.SIGINT), ("run pipeline.toml", signal.SIGTERM)],
 )
-def test_interrupted_commands_wait_until_every_training_is_saved(
-    workspace: Path, tmp_path: Path, words: str, number: int
-) -> None:
+def test_an_interrupt_waits_until_all_is_saved(workspace: Path, tmp_path: Path, words: str, number: int) -> None:
     """Ctrl-C reaches all processes of a command, SIGTERM the first one only."""
     names = ["depth", "normal"]
     registry = REGISTRY.format(tmp_path).replace('["boxes", "caption", "depth", "normal", "semseg"]', str(names))

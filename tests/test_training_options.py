@@ -341,9 +341,7 @@ def first_batch(store: Path) -> PackedBatch:
 
 @pytest.mark.parametrize("weights", [{}, {"clip": 3.0}], ids=str)
 @pytest.mark.parametrize("loss", KINDS)
-def test_the_gradient_follows_loss_kind_and_loss_weights(
-    store: Path, tmp_path: Path, loss: Any, weights: dict[str, float]
-) -> None:
+def test_gradients_follow_kind_and_weights(store: Path, tmp_path: Path, loss: Any, weights: dict[str, float]) -> None:
     """The loss that is logged is without weights."""
     model, batch = FourM.seeded(SMALL, all_layouts(), TRAINING.seed), first_batch(store)
     counts = model.target_counts(batch.targets)
@@ -378,9 +376,7 @@ def test_learned_loss_weights_are_not_in_the_logged_loss(store: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("loss", KINDS)
-def test_a_batch_without_targets_has_the_loss_0(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Any
-) -> None:
+def test_without_targets_the_loss_is_0(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Any) -> None:
     """This also holds with weights; the mean over no targets would be NaN and end the training."""
     batch = Trainer.batch
 

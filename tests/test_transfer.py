@@ -496,9 +496,7 @@ def test_the_weights_of_the_best_evaluation_are_kept(
         assert same == (number == 2), number
 
 
-def test_dropout_applies_to_features_in_training_only(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dropout_applies_in_training_only(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forward, dropped = Attentive.forward, {True: list[float](), False: list[float]()}
 
     def recording_forward(head: Attentive, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

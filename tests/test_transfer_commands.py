@@ -323,9 +323,7 @@ def test_the_network_runs_on_the_device(frozen: Path, monkeypatch: pytest.Monkey
     assert re.search("CUDA|NVIDIA", str(zoo(action, frozen, *options, "--device", "cuda").exception))
 
 
-def test_a_probe_opens_with_the_registry_of_its_training(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_probe_opens_with_its_registry(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry_path, probe = world.root / "seen.toml", tmp_path / "probe"
     registry_path.write_text(registry_of(SEEN))
     run = with_run(world, tmp_path, registry=registry_path).run
@@ -354,9 +352,7 @@ def test_a_missing_registry_is_an_error_until_one_is_given(world: World, frozen:
     [("zones", {"head": "linear"}), ("facts.total", {}), ("facts.first", {"head": "knn"}), ("letters", {}),
      ("dark", {"head": "linear"}), ("mine.csv", {"head": "knn"})],
 )  # fmt: skip
-def test_evaluation_on_other_data_needs_no_training_split(
-    world: World, tmp_path: Path, text: str, table: dict[str, Any]
-) -> None:
+def test_evaluation_needs_no_training_split(world: World, tmp_path: Path, text: str, table: dict[str, Any]) -> None:
     """The constant baseline of every kind of target is stored in the probe."""
     metrics = train(world, tmp_path / "probe", str(world.table) if text == "mine.csv" else text, steps=2, **table)
     for kind in ("tokens", "data"):

@@ -207,9 +207,7 @@ def test_the_parts_cover_all_ids() -> None:
     assert grown.decode([grown.parts["special tokens grown later"][0]]) == [Special("<c>")]
 
 
-def test_a_growth_that_is_interrupted_leaves_the_old_vocabulary(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_growth_leaves_the_old_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = VOCABULARY.save(tmp_path)
 
     def interrupted(*_: object) -> None:
