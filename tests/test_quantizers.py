@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import math
 from functools import partial
 from typing import Any, get_args
@@ -21,9 +20,7 @@ from tokenizers_zoo.quantizers import kinds
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS, QuantizerConfig, QuantizerKind
 from tokenizers_zoo.quantizers.kinds import (
     DIVERSITY,
-    Adapter,
     MemoryCodes,
-    ResidualFiniteScalar,
     entropy_loss,
     spread_loss,
 )
@@ -476,8 +473,6 @@ def test_the_loss_of_memory_codes_by_hand() -> None:
 # ---------------------------------------------------------------- the use of codebooks
 
 TOY_DIM = 32
-IN_STEPS = [kind for kind in KIND_DEFAULTS if "residual" in kind]
-"""Kinds whose codes refine each other."""
 
 
 class Toy(nn.Module):
@@ -488,9 +483,6 @@ class Toy(nn.Module):
         self.encoder = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, TOY_DIM))
         self.quantizer = Quantizer(config, TOY_DIM)
         self.decoder = nn.Sequential(nn.Linear(TOY_DIM, 64), nn.GELU(), nn.Linear(64, 32))
-
-    def error(self, codes: torch.Tensor, values: torch.Tensor) -> float:
-        return float((self.decoder(codes) - values).square().mean())
 
 
 def toy_values(count: int, draws: torch.Generator) -> torch.Tensor:
@@ -526,50 +518,15 @@ def usage_of(toy: Toy) -> CodebookUsage:
     return usage
 
 
-def toy_config(kind: str) -> QuantizerConfig:
-    """Return a kind's defaults, with a codebook small enough to fill in seconds."""
-    size = {"fsq": 240, "residual_fsq": 0}.get(kind, 128)
-    return QuantizerConfig(kind=kind, codebook_size=size)  # type: ignore[arg-type]
-
-
-@functools.cache
-def toy_of(kind: str) -> Toy:
-    """Return a cached toy trained_toy with a kind's defaults; do not modify it."""
-    return trained_toy(toy_config(kind))
-
-
 @pytest.mark.parametrize("kind", KIND_DEFAULTS)
 def test_every_default_uses_its_codebook(kind: str) -> None:
-    toy = toy_of(kind)
+    """With a codebook small enough to fill in seconds."""
+    size = {"fsq": 240, "residual_fsq": 0}.get(kind, 128)
+    toy = trained_toy(QuantizerConfig(kind=kind, codebook_size=size))  # type: ignore[arg-type]
     usage = usage_of(toy)
     assert usage.usage >= 0.9
     assert (usage.counts > 0).mean(axis=1).min() >= 0.85
     assert usage.perplexity > 0.4 * toy.quantizer.codebook_size
-
-
-def codes_of_first(adapter: Adapter, tokens: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the sum of the first `count` residual codes."""
-    if isinstance(adapter, SideBySide):
-        pieces = tokens.chunk(len(adapter.parts), dim=2)
-        return torch.cat([codes_of_first(*pair, count) for pair in zip(adapter.parts, pieces, strict=True)], dim=2)
-    if isinstance(adapter, ResidualFiniteScalar):
-        return adapter.fsq.get_codes_from_indices(tokens)[:count].sum(dim=0)
-    assert isinstance(adapter, Residual)
-    return torch.stack([adapter.steps[i].lookup(tokens[..., i]) for i in range(count)]).sum(dim=0)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", IN_STEPS)
-def test_every_further_step_lowers_the_error_of_a_trained_model(kind: str) -> None:
-    toy, values = toy_of(kind), toy_values(2000, torch.Generator().manual_seed(2))
-    quantizer = toy.quantizer
-    tokens = quantizer.encode(toy.encoder(values)[None])
-    steps = quantizer.codes_per_position // (quantizer.config.groups or 1)
-    codes_by_step = [codes_of_first(quantizer.adapter, tokens, count) for count in range(1, steps + 1)]
-    errors = [toy.error(quantizer.project_out(codes)[0], values) for codes in codes_by_step]
-    assert errors == sorted(errors, reverse=True) and len(set(errors)) == steps >= 2
-    assert errors[-1] == pytest.approx(toy.error(quantizer.decode(tokens)[0], values), rel=1e-4)
-    assert errors[1] < 0.97 * errors[0]
 
 
 def test_dead_codes_are_revived_also_in_small_batches() -> None:

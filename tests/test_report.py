@@ -330,20 +330,10 @@ def test_a_damaged_sheet_is_named_wherever_it_is_cut(tmp_path: Path) -> None:
             cells_of(path)
 
 
-@pytest.mark.parametrize(
-    "cells",
-    [
-        "[" * 60_000,
-        "[[[0, 0, 20000, 20000]]]",
-        "[[[0, 0, 21, 5]]]",
-        "[[[0, 0, 5, 21]]]",
-        "[[[-1, 0, 5, 5]]]",
-        "[[[0, -1, 5, 5]]]",
-        "[[[0, 0, Infinity, 5]]]",
-        "[[[0, 0]]]",
-        "3",
-    ],
-)
+@pytest.mark.parametrize("cells", [
+    "[" * 60_000, "[[[0, 0, 20000, 20000]]]", "[[[0, 0, 21, 5]]]", "[[[0, 0, 5, 21]]]", "[[[-1, 0, 5, 5]]]",
+    "[[[0, -1, 5, 5]]]", "[[[0, 0, Infinity, 5]]]", "[[[0, 0]]]", "3",
+], ids=len)  # fmt: skip
 def test_a_sheet_with_odd_cells_is_named(tmp_path: Path, cells: str) -> None:
     text = PngInfo()
     text.add_text("cells", cells, zip=True)

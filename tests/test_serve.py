@@ -401,21 +401,18 @@ def test_a_signal_ends_it_at_once(folder: Path, host: str, sign: signal.Signals)
             upload.close()
 
 
-def test_numbers_that_json_lacks_become_null(model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_valid_json_and_errors_one_line(model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that JSON lacks become null."""
     server = app.Server(model, app.Limits())
-    client = TestClient(app.build_app(server))
+    client = TestClient(app.build_app(server), raise_server_exceptions=False)
     monkeypatch.setattr(server, "describe", lambda: {"numbers": [float("nan"), float("inf"), 1.5], "half": "\ud800"})
     assert json.loads(client.get("/api/model").text, parse_constant=pytest.fail)["numbers"] == [None, None, 1.5]
     job = server.jobs.add(lambda job: job.add_event({"cosine": float("nan")}))
     wait_for_end(job)
     lines = client.get(f"/api/jobs/{job.id}").text.splitlines()
     assert {"cosine": None} in [json.loads(line, parse_constant=pytest.fail) for line in lines]
-
-
-def test_an_error_of_the_server_is_one_line(model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = app.Server(model, app.Limits())
     monkeypatch.setattr(server, "describe", lambda: 1 / 0)
-    answer = TestClient(app.build_app(server), raise_server_exceptions=False).get("/api/model")
+    answer = client.get("/api/model")
     assert answer.status_code == 500 and "ZeroDivisionError" in answer.json()["error"]
 
 
@@ -625,20 +622,6 @@ def test_a_painted_region_is_generated_again(page: Any) -> None:
     page.locator("#inputs button", has_text="Tokens").click()
     page.wait_for_selector("#inputs canvas.tokens")
     page.locator("#inputs .card:not(.off) button", has_text="Take from the sample").click()
-
-
-@needs_chromium
-def test_two_users_are_served_at_once(browser: Any, address: str) -> None:
-    pages = [browser.new_context().new_page() for _ in range(2)]
-    for number, page in enumerate(pages):
-        choose_nothing(page, address)
-        page.check("#target-depth")
-        page.fill("#num_samples", str(number + 1))
-        page.click("#generate")
-    for number, page in enumerate(pages):
-        status(page, "Generated depth in")
-        assert page.locator("#row-depth figure img").count() == number + 1
-        page.context.close()
 
 
 @needs_chromium
