@@ -15,6 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tokenizers_zoo import pretrained
+from tokenizers_zoo.autoencoder import losses as perceptual
+from tokenizers_zoo.autoencoder.tokenizer import checkpoint_errors
 from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError, forget_networks
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -206,3 +209,16 @@ def test_other_networks_and_damaged_files_are_refused(
     with pytest.raises(PretrainedError, match=message) as caught:
         PretrainedConfig(model=str(folder), device="cpu").transformers(name)
     assert "\n" not in str(caught.value)
+
+
+def test_want_of_memory_is_not_blamed_on_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    for reading in (checkpoint_errors(tmp_path), pretrained.pretrained_errors("BertModel")):
+        with pytest.raises(torch.OutOfMemoryError), reading:
+            raise error
+    pytest.importorskip("efficientnet_lite_pytorch")
+    (tmp_path / "x.pth").write_bytes(b"")
+    monkeypatch.setattr(perceptual, "LITE_SHA256", hashlib.sha256(b"").hexdigest())
+    monkeypatch.setattr(torch, "load", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(torch.OutOfMemoryError):
+        perceptual.read_lite_network(tmp_path / "x.pth")

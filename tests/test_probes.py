@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.errors import DataError, PluginError
+from tokenizers_zoo.errors import DataError, MachineError, PluginError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.testing import conformance_results
 from tokenizers_zoo.testing.media import picture_probes, tone, wav
 from tokenizers_zoo.testing.probe import File, Outcome, Probe, bars, npy, outcome_of
-from tokenizers_zoo.testing.probes import as_json, object_probes, probed_files
+from tokenizers_zoo.testing.probes import as_json, example_array, object_probes, probed_files
 
 Install = Callable[..., Path]
 SCORE = "    @hookimpl\n    def score("
@@ -87,6 +87,20 @@ FAULTS = {
 def test_a_fault_is_noticed(message: str, install_example: Install) -> None:
     install_example("mistaken_map", FAULTS[message])
     assert message in probes_message("mistaken_map")
+
+
+def test_running_out_of_memory_is_no_fault_of_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise MachineError("no memory")
+
+    handle = Zoo.installed()["rgb"]
+    probe = next(probe for _, probe in probed_files(handle).probes)
+    monkeypatch.setattr(handle, "transform", fails)
+    with pytest.raises(MachineError):
+        outcome_of(handle, probe)
+    monkeypatch.setattr(handle, "write", fails)
+    with pytest.raises(MachineError):
+        example_array(handle)
 
 
 def test_probe_pictures_are_read_correctly(install_example: Install) -> None:

@@ -15,7 +15,7 @@ import vector_quantize_pytorch as vqp
 from torch import nn
 from torch.nn import functional
 
-from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.errors import CheckpointError, InvalidValueError
 from tokenizers_zoo.quantizers import kinds
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS, QuantizerConfig, QuantizerKind
 from tokenizers_zoo.quantizers.kinds import (
@@ -218,6 +218,14 @@ def test_autocast_changes_no_token(config: QuantizerConfig, training: bool) -> N
     assert torch.equal(output.tokens, expected.tokens)
     assert torch.equal(output.codes, expected.codes) and output.codes.dtype == torch.float32
     assert torch.equal(output.loss, expected.loss)
+
+
+def test_unknown_ids_are_rejected(config: QuantizerConfig) -> None:
+    quantizer = trained(config)
+    size = quantizer.codebook_size
+    for token_id in (-1, size):
+        with pytest.raises(InvalidValueError, match=rf"expected ids in \[0, {size}\), got .*{token_id}"):
+            quantizer.decode(torch.tensor([[0, token_id]]).expand(config.codes_per_position, 2).T[None].squeeze(2))
 
 
 def test_eval_mode_never_starts_or_revives_codes(config: QuantizerConfig) -> None:

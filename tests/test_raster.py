@@ -182,6 +182,15 @@ def test_heights_are_read_from_tif_npy_and_png() -> None:
     np.testing.assert_allclose(heightmap.plugin.read_value(*picture, heightmap_settings), [[[12.5, -3.0]]], atol=1e-4)
 
 
+def test_slopes_that_face_the_sun_are_bright() -> None:
+    ramp = np.arange(8, dtype=np.float32) * 30 + np.zeros((1, 8, 8), np.float32)
+    west, east = (
+        np.asarray(heightmap.plugin.render(value, settings("heightmap"))).astype(int)[:, 3:5].sum()
+        for value in (ramp, np.ascontiguousarray(ramp[..., ::-1]))
+    )
+    assert west > 1.3 * east  # the sun is in the north-west; a slope that rises to the east faces west
+
+
 def test_the_number_for_missing_heights_is_a_setting() -> None:
     trench = npy(np.array([[-9999.0, 5.0]]))
     heights = heightmap.plugin.read_value(trench, "npy", settings("heightmap", nodata=float("nan")))

@@ -20,7 +20,7 @@ from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.io import read_lines, read_table, write_table
 from tokenizers_zoo.report import pages
-from tokenizers_zoo.report.pages import write_report
+from tokenizers_zoo.report.pages import registry_of, write_report
 from tokenizers_zoo.report.pictures import Pictures, cells_of, legend_of
 from tokenizers_zoo.report.samples import overview, read_galleries, read_inside
 from tokenizers_zoo.run_folder import write_run
@@ -342,6 +342,17 @@ def test_a_sheet_with_odd_cells_is_named(tmp_path: Path, cells: str) -> None:
         cells_of(tmp_path / "sheet.png")
 
 
+@pytest.mark.parametrize("change", [{"columns": []}, {"rows": []}])
+def test_a_gallery_that_is_not_its_sheets_is_damage(run: Run, zoo: Zoo, change: dict[str, Any]) -> None:
+    folder, _ = run
+    write_report(zoo, folder)
+    path = folder / "evaluation/evaluation.json"
+    scores = read_table(path)
+    write_table(path, {**scores, "galleries": [{**entry, **change} for entry in scores["galleries"]]})
+    with pytest.raises(CheckpointError, match=f"{folder}: its files do not fit together"):
+        write_report(zoo, folder)
+
+
 def test_a_tokenizer_of_other_tokens_than_the_runs_is_left_out(run: Run, tmp_path: Path) -> None:
     folder, _ = run
     tables = {"zoo": {"checkpoints": str(tmp_path / "tokenizers")}}
@@ -366,3 +377,15 @@ def test_a_tokenizer_of_other_tokens_than_the_runs_is_left_out(run: Run, tmp_pat
         f"({codec[:12]}); its figures are left out"
     ]
     assert section not in text and '<h3>depth <span class="soft">metric depth' in text
+
+
+def test_a_run_names_its_registry(run: Run, tmp_path: Path) -> None:
+    folder, _ = run
+    assert registry_of(folder) is None
+    (tmp_path / "registry.toml").write_text("")
+    write_table(folder / "run.json", {**RECORD, "places": {"registry": str(tmp_path / "registry.toml")}})
+    assert registry_of(folder) == tmp_path / "registry.toml"
+    (tmp_path / "registry.toml").unlink()
+    assert registry_of(folder) is None
+    with pytest.raises(CheckpointError, match="no trained backbone here"):
+        registry_of(tmp_path)

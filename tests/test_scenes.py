@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -142,6 +143,16 @@ def test_a_layout_names_each_box_and_where_it_reaches() -> None:
         }
 
 
+def test_how_a_layout_names_places_people_and_an_empty_room() -> None:
+    assert captions._extent(visible_item("box", (0.3, 0.9, 0.4, 1), 3)) == "in the left centre, bottom"
+    assert captions._extent(visible_item("box", (0, 0, 0.1, 0.1), 3)) == "on the far left, top"
+    person = dataclasses.replace(visible_item("standing", (0, 0, 0.1, 0.1), 3, "person"), clear=False)
+    scene = compose(random.Random(0), SceneSettings())
+    for clear, words in ((False, "A person on"), (True, "A person in a red shirt on")):
+        assert words in captions.layout(scene, [dataclasses.replace(person, clear=clear)], {})
+    assert re.fullmatch(r"An empty room with [a-z ]+\.", captions.layout(scene, [], {"wall": 0.5, "floor": 0.2}))
+
+
 def visible_item(
     noun: str, box: tuple[float, float, float, float], depth: float, label: str = "box"
 ) -> captions.VisibleBody:
@@ -172,6 +183,20 @@ def test_relations_are_those_of_the_boxes_and_depths() -> None:
     sofa = visible_item("sofa", (0.1, 0.5, 0.6, 0.8), 3, "sofa")
     assert captions.relation(picture, sofa) == "is above"
     assert captions.relation(sofa, picture) == ""
+
+
+def test_books_are_many() -> None:
+    books = dataclasses.replace(
+        visible_item("books", (0.1, 0.5, 0.3, 0.7), 3, "books"), body=Body("books", "books", "", [], (1, 1, 1))
+    )
+    lamp = dataclasses.replace(visible_item("floor lamp", (0.6, 0.5, 0.8, 0.7), 3, "lamp"), index=1, pixels=20)
+    speaker = captions._Speaker(random.Random(0), [books, lamp])
+    assert speaker.relations() == ["Books are to the left of a floor lamp."]
+    assert speaker.relations() == ["The books are to the left of the floor lamp."]
+    speaker = captions._Speaker(random.Random(0), [books, dataclasses.replace(lamp, pixels=5)])
+    assert speaker.relations() == ["A floor lamp is to the right of books."]
+    assert speaker.relations() == ["The floor lamp is to the right of the books."]
+    assert captions.counted("books", 1) == captions.counted("books", 2) == captions.article("books") == "books"
 
 
 def test_phrases_by_hand() -> None:
@@ -282,6 +307,18 @@ def test_components_of_normals_are_within_one() -> None:
 
 
 # -- MuJoCo: the fast path equals a model compiled for the scene ------------------------------------------------------
+
+
+def test_low_and_high_resolution_meet_at_shared_pixel_centres() -> None:
+    size = 37
+    low, high = samples(count=2, image_size=size)[1][1], samples(count=2, image_size=3 * size)[1][1]
+    assert low["rgb"].shape == (3, size, size)
+    shared = np.s_[..., 1::3, 1::3]
+    np.testing.assert_allclose(low["depth"], high["depth"][shared], rtol=1e-5)
+    np.testing.assert_allclose(low["normal"], high["normal"][shared], atol=1e-5)
+    np.testing.assert_array_equal(low["semseg"], high["semseg"][shared])
+    # colours are averaged over a pixel's footprint, so only their mean agrees
+    assert np.abs(low["rgb"] - high["rgb"][shared]).mean() < 0.03
 
 
 def compiled(scene: Scene) -> tuple[Any, Any, list[int]]:

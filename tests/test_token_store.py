@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import functools
 import gc
 import os
@@ -205,6 +207,20 @@ def test_truncating_an_open_file_is_an_error(tmp_path: Path, layout: str) -> Non
     os.truncate(first_shard(tmp_path), 8)
     with pytest.raises(ReadError, match=r"shard-00000\.arrow: was cut off"):
         column.take(range(8))
+
+
+def test_a_shard_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_store(tmp_path, LAYOUTS["grid"])
+    column = TokenStore(tmp_path).open("train", "m")
+
+    def failing_open(*arguments: Any) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(builtins, "open", failing_open)
+        with pytest.raises(ReadError, match=r"shard-00000\.arrow: cannot be read"):
+            column.take([0])
+    assert len(column.take([0])) == 1
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)

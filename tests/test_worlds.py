@@ -74,6 +74,16 @@ def test_friction_turns_a_sliding_ball_until_it_rolls() -> None:
 # ---------------------------------------------------------------- camera
 
 
+def test_nothing_leaves_the_box() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        balls = physics.throw(rng, 4)
+        states = physics.simulate(balls, 1.0).states
+        for index, body in enumerate(balls):
+            assert states[:, index, 1].min() > body.radius - 0.15
+            assert (abs(states[:, index, 0] - physics.WIDTH / 2) < physics.WIDTH / 2 - body.radius + 0.15).all()
+
+
 def test_pixels_are_projected_back_to_themselves() -> None:
     handheld = camera.Handheld.grasp(np.random.default_rng(1), 2.0)
     pixels = handheld.project(0.3, handheld.rays(0.3, 8), 8)
