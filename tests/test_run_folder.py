@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import multiprocessing
 import os
@@ -66,27 +65,6 @@ def test_places_are_relative_to_the_folder(tmp_path: Path, monkeypatch: pytest.M
     assert absolute_place(relative, Path("linked/run")) == tmp_path.resolve() / "real" / "registry.toml"
 
 
-@pytest.mark.parametrize("keeps", [False, True])
-def test_a_run_starts_resumes_and_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool) -> None:
-    monkeypatch.setitem(globals(), "TOKENIZER", dataclasses.replace(TOKENIZER, keeps_state=keeps))
-    with pytest.raises(Killed), run(tmp_path).open() as opened:
-        assert not opened.resuming and opened.finished is None
-        (tmp_path / STATE).write_text("half")
-        raise Killed
-    with run(tmp_path).open() as opened:
-        assert opened.resuming and opened.finished is None
-    finish(tmp_path)
-    with run(tmp_path).open() as opened:
-        assert not opened.resuming and opened.finished == {"steps": 3}
-    assert (STATE in file_names(tmp_path)) == keeps
-    (tmp_path / STATE).write_text("left by a kill")
-    with run(tmp_path).open() as opened:
-        assert opened.finished and (STATE in file_names(tmp_path)) == keeps
-    (tmp_path / TOKENIZER.results[0]).unlink()
-    with run(tmp_path).open() as opened:
-        assert opened.finished is None and opened.resuming == keeps, "without its results it is not finished"
-
-
 def identity_of(steps: int, seed: int = 0) -> dict[str, Any]:
     return {"seed": seed, "training": {"steps": steps}}
 
@@ -130,14 +108,6 @@ def test_a_run_that_saved_nothing_is_replaced(tmp_path: Path) -> None:
     assert read_run(tmp_path) == {
         "kind": "tokenizer", "identity": SEED_1, "places": {}, "finished": None,
     }  # fmt: skip
-
-
-def test_recorded_paths_may_change(tmp_path: Path) -> None:
-    finish(tmp_path)
-    with run(tmp_path, data="elsewhere").open() as opened:
-        assert opened.finished
-    record = read_run(tmp_path)
-    assert record and record["places"] == {"data": "elsewhere"} and record["finished"]
 
 
 def test_another_kind_is_refused(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ from tokenizers_zoo.errors import ConfigError
 from zoo_backbone import AnyToAny, FourM
 from zoo_backbone.checkpoint import save_model
 from zoo_backbone.config import ModelConfig
+from zoo_backbone.retrieval import EmbeddingConfig
+from zoo_backbone.retrieval.index import build
 from zoo_backbone.run import Run
 from zoo_backbone.serve import app, border
 from zoo_backbone.serve import jobs as queue
@@ -228,8 +230,7 @@ def test_texts_and_data_are_never_read_as_paths(address: str, folder: Path) -> N
 @needs_chromium
 def test_similar_samples_are_found(folder: Path, browser: Any) -> None:
     pytest.importorskip("faiss")
-    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "retrieve", "build", "run", "--out", "index"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    build(folder / "run", Zoo.from_toml(folder / "registry.toml"), folder / "index", config=EmbeddingConfig())
     with serving(folder, "--index", "index") as address:
         status_code, answer = call(address, "/api/search", {"find": "rgb", "inputs": {"caption": {"sample": "nobody"}}})
         assert status_code == 422 and "caption" in answer["errors"][0] and "rgb" in answer["errors"][1]

@@ -26,7 +26,6 @@ from tokenizers_zoo.validation import (
     array_of,
     batch_problem,
     checked_tokens,
-    commonest_classes,
     describe,
     is_batched,
     value_problem,
@@ -139,15 +138,6 @@ def test_numbers_of_any_type_are_bounded_alone_and_in_batches(dtype: str) -> Non
         assert (value_problem(spec, values[1:].reshape(())) is None) is sound
         assert (batch_problem(spec, values) is None) is sound
         assert (batch_problem(spec, torch.from_numpy(values)) is None) is sound
-
-
-def test_the_commonest_classes_by_hand() -> None:
-    maps = np.array([[3, 1, 0], [3, 1, 0], [2, 2, 0], [1, 2, 1]], np.uint8)
-    assert commonest_classes(maps).tolist() == [3, 1, 0]  # the lower of equally common classes
-    assert commonest_classes(maps, [0, 3]).tolist() == [1, 1, 1]
-    assert commonest_classes(maps[:3], [0]).tolist() == [3, 1, 1]  # 1, 2 and 3 are equally common overall
-    assert commonest_classes(maps[:, :1], [1, 2, 3]).tolist() == [0]
-    assert commonest_classes(maps, [3]).dtype == np.uint8
 
 
 def modality(layout: TokenLayout, vocab_size: int) -> ModalitySpec:

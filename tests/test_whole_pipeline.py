@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from command_world import BACKBONE
 
 from tokenizers_zoo import Zoo
@@ -44,6 +45,7 @@ WIDE = (
 )
 
 
+@pytest.mark.slow
 def test_the_pipeline_with_one_two_and_three_axes(tmp_path: Path) -> None:
     (tmp_path / "registry.toml").write_text(WIDE_REGISTRY)
     (tmp_path / "backbone.toml").write_text(BACKBONE)
