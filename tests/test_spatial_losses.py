@@ -167,12 +167,14 @@ def test_patience_begins_with_the_discriminator(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_discriminator_counts_with_adversarial_weight() -> None:
+    """It does not count before its start."""
     torch.manual_seed(0)
     task = rgb.plugin.task(settings("rgb", tokenizer={**TINY, "adversarial_weight": 0.3}))
     module, discriminator = task.build(SAMPLES.train, np.random.default_rng(0)), task.discriminator()
     assert discriminator is not None
     batch = torch.from_numpy(np.stack(SAMPLES.train))
     start, plain = task.discriminator_start, task.losses(module, batch)
+    assert start > 0 and task.losses_against(module, discriminator, batch, start - 1).keys() == plain.keys()
     losses = task.losses_against(module, discriminator, batch, start)
     logits = discriminator(module(batch)[0]).mean()
     torch.testing.assert_close(losses["adversarial_loss"], -logits)
