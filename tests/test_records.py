@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
+from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from tokenizers_zoo.errors import CheckpointError, ReadError
 from tokenizers_zoo.io import (
     line_text,
@@ -153,6 +153,14 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, number:
     save_checkpoint(tmp_path, tensors, {"class": "C"}, "")
     with pytest.raises(CheckpointError, match=r"model.safetensors: broken .*not finite"):
         load_checkpoint(tmp_path)
+
+
+def test_other_weights_have_no_fingerprint(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a", {"x": torch.zeros(2)}, {"class": "C"}, "")
+    save_checkpoint(tmp_path / "b", {"x": torch.ones(2)}, {"class": "C"}, "")
+    (tmp_path / "b/model.safetensors").rename(tmp_path / "a/model.safetensors")
+    with pytest.raises(CheckpointError, match=r"is not the file that config.json was written with"):
+        fingerprint(tmp_path / "a")
 
 
 def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:

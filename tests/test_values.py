@@ -46,6 +46,12 @@ def test_free_axes_take_any_size() -> None:
     assert not is_batched(FLOAT) and is_batched(IDS)
 
 
+def test_class_ids_are_bounded_by_the_classes() -> None:
+    assert value_problem(IDS, np.full((4, 4), 2)) is None
+    assert value_problem(IDS, np.full((4, 4), 3)) == "numbers lie outside the range: map them to classes first"
+    assert value_problem(IDS, np.full((4, 4), 2, np.int32)) == "convert it to int64 first"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_values_clipped_at_a_bound_are_within_it(dtype: str) -> None:
     spec = ValueSpec(shape=("n",), dtype=dtype, low=0.01, high=100.3)

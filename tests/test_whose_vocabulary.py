@@ -14,7 +14,8 @@ from toy_plugins import Install, Toy
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, training_samples
+from tokenizers_zoo.pipeline import tokenizers
+from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizer, train_tokenizers, training_samples
 from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, text_vocabularies
 from tokenizers_zoo.text_vocab import TextVocabulary
 
@@ -164,3 +165,25 @@ def test_a_modality_does_not_replace_a_text_vocabulary(make: Toy, install_exampl
         train_tokenizer(without_journal, "field", data, out=folder, overwrite=True)
     assert TextVocabulary.load(folder).pieces
     assert train_tokenizer(without_journal, "field", data, out=tmp_path / "mine") == tmp_path / "mine"
+
+
+def test_a_shared_vocabulary_is_retrained_once(make: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zoo = make({"album": "journal", "journal": "journal", "notes": "journal"})
+    names = zoo.names()
+    for name in names:
+        before = write(zoo, tmp_path / "before", name, sentences("red"))
+        data = write(zoo, tmp_path / "data", name, sentences("blue"))
+    train_tokenizer(zoo, "album", before)
+    trainings, text_reads = [], []
+    train, texts = TextVocabulary.train, tokenizers._texts
+    monkeypatch.setattr(TextVocabulary, "train", lambda *arguments: trainings.append(1) or train(*arguments))
+    monkeypatch.setattr(tokenizers, "_texts", lambda *arguments: text_reads.append(1) or texts(*arguments))
+    jobs = [TokenizerJob(name=name, data=data, overwrite=True) for name in names]
+    checkpoints = dict(train_tokenizers(zoo, jobs, 2))
+    assert list(checkpoints) == names
+    assert len(trainings) == len(text_reads) == 1
+    vocabulary = TextVocabulary.load(checkpoints[names[0]])
+    assert len(vocabulary.encode_text("a blue")) == len(vocabulary.encode_text("a")) + 1
+    before = TextVocabulary.load(checkpoints[names[0]]).fingerprint
+    repeated = dict(train_tokenizers(zoo, [TokenizerJob(name=name, data=data) for name in names], 2))
+    assert TextVocabulary.load(repeated[names[0]]).fingerprint == before and len(trainings) == 1
