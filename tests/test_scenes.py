@@ -121,7 +121,7 @@ def test_captions_name_only_what_is_seen() -> None:
 def test_a_layout_names_each_box_and_where_it_reaches() -> None:
     described = samples(count=30, image_size=48)
     layouts = samples(count=30, image_size=48, captions="layout")
-    for (key, sample), (_, other) in zip(layouts, described, strict=True):
+    for (key, sample), (_, described_sample) in zip(layouts, described, strict=True):
         first, *sentences = sample["caption"].removesuffix(".").split(". ")
         assert re.fullmatch(r"An? (empty )?room( with [a-z ]+)?", first), first
         by_area = sorted(sample["boxes"], key=lambda box: -np.prod(np.subtract(box["box"][2:], box["box"][:2])))
@@ -139,7 +139,7 @@ def test_a_layout_names_each_box_and_where_it_reaches() -> None:
                 begins, ends = steps.index(first_step), steps.index(last_step or first_step)
                 assert begins / 7 <= low < (begins + 1) / 7 and ends / 7 < high <= (ends + 1) / 7, sentence
         assert {name: digest(value) for name, value in sample.items() if name != "caption"} == {
-            name: digest(value) for name, value in other.items() if name != "caption"
+            name: digest(value) for name, value in described_sample.items() if name != "caption"
         }
 
 
@@ -496,7 +496,7 @@ def _rays(stage: Stage, size: int) -> np.ndarray:
     return rays.T.reshape(size, size, 3)
 
 
-# -- upright boxes, and what the place is called ---------------------------------------------------------------------
+# -- upright boxes ----------------------------------------------------------------------------------------------------
 
 RED = plain(COLOURS["red"])
 

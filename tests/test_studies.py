@@ -98,7 +98,7 @@ RUNS: dict[str, tuple[int, tuple[str, ...], Callable[[Path, dict[str, Any]], Non
     "scaling": (6, ("--sizes", "32,64,96"), check_scaling),
     "growing": (10, ("--steps", "50", "--add", "depth", "--shares", "0.2,0.4"), check_growing),
 }
-"""Number of models that a study trains with two seeds, its options, and what its results have to say."""
+"""Number of models that a study trains with two seeds, its options, and the check of its results."""
 
 
 @pytest.mark.slow

@@ -182,7 +182,7 @@ def test_a_container_may_have_less_than_its_cores(
 
 @pytest.mark.slow
 def test_an_open_zoo_sees_newly_trained_tokenizers(workspace: Path) -> None:
-    """Of workers; test_handle.py has the same for a training in this process."""
+    """The tokenizers are trained by workers; test_handle.py has the same for a training in this process."""
     open_zoo = Zoo.from_toml(workspace / "three.toml")
     jobs = [TokenizerJob(name=name, data=workspace / "data", overrides={"steps": 1}) for name in ("depth", "normal")]
     list(train_tokenizers(open_zoo, jobs, workers=2))
