@@ -206,6 +206,16 @@ FORMATS = (
            readers="encode new,tokenize,imported encode,list,train", foreign=True),
     Format(name="backbone.toml", files="backbone.toml", readers="backbone new,eval", foreign=True),
 )  # fmt: skip
+UNREAD = {
+    "*/README.md": "cards for people", "README.md": "", "*/.lock": "empty", "*/tensorboard/*": "TensorBoard's own",
+    "*/report/*": "a page for people", "files/*": "a user's files", "thermal/*": "source code", "*.png": "for people",
+    "made/*": "values for other programs", "predicted/*": "", "found/*": "for other programs", "back.*": "",
+    "onnx/*": "read by ONNX Runtime", "exported/*": "read by 4M's code", "all/*": "the same formats",
+    "tokenizers/rgb/*": "as of depth", "small/*": "a second run", "grown/*": "a third run",
+    "pipeline.toml": "as registry.toml", "*.md": "",
+    "files/registry.toml": "",
+}  # fmt: skip
+"""Files of the world that no case damages."""
 VERIFY = {"data/": "data verify", "tokens/": "tokens verify", "bundle/": "bundle verify"}
 MORE_MEMORY = 1024
 """MiB that a command may take beyond its usual peak."""
@@ -721,6 +731,13 @@ def others(faults: Faults, count: int, rng: random.Random) -> Iterator[str]:
             yield f"race {stage} {rng.uniform(0, 0.6):.3f}"
 
 
+def check_complete(files: Files) -> None:
+    """Every file of the world is damaged by some case, or named in UNREAD."""
+    patterns = (*UNREAD, *(pattern for kind in FORMATS for pattern in kind.files.split()))
+    unknown = [name for name in files if not any(fnmatchcase(name, pattern) for pattern in patterns)]
+    assert not unknown, f"no case damages {unknown}; add them to FORMATS or UNREAD of {Path(__file__).name}"
+
+
 def run_cases(faults: Faults, cases: Iterator[str], tell: Callable[[str], None], done: list[dict[str, Any]]) -> None:
     """Run cases and append their outcomes to `done`; print failures at once, each with its case."""
     for case in cases:
@@ -785,6 +802,7 @@ def main() -> None:
     done = list[dict[str, Any]]()
     try:
         with new_faults({stage: words for stage, words in COMMANDS.items() if stage not in unread}) as faults:
+            check_complete(faults.all_files)
             tell(f"the world is made: {sum(faults.world.seconds.values()):.0f} s")
             draws = ((kills, arguments.kills), (damages, arguments.damages), (others, arguments.others))
             cases = iter(arguments.case) if arguments.case else (
