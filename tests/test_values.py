@@ -27,6 +27,7 @@ from tokenizers_zoo.validation import (
     batch_problem,
     checked_tokens,
     describe,
+    in_declared_width,
     is_batched,
     value_problem,
 )
@@ -208,6 +209,17 @@ def test_tokens_may_be_views_of_arrays() -> None:
 def test_bad_tokens_are_refused(spec: ModalitySpec, tokens: Any, words: str) -> None:
     _, error = checked_tokens(spec, tokens)
     assert error is not None and words in error
+
+
+def test_numbers_from_files_take_the_declared_width_where_they_fit() -> None:
+    bytes_of = ValueSpec(shape=(2,), dtype="uint8")
+    fitting, too_large, below = (np.array(numbers) for numbers in ([0, 255], [0, 256], [-1, 0]))
+    assert in_declared_width(bytes_of, fitting).dtype == np.uint8
+    for number in (too_large, below, np.array([0.0, 1.0])):
+        assert in_declared_width(bytes_of, number) is number
+    metres = in_declared_width(FLOAT, np.array([[[1.5, 1e300]]]))
+    assert metres.dtype == np.float32 and metres[0, 0].tolist() == [1.5, np.inf]
+    assert in_declared_width(FLOAT, fitting) is fitting
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int16", ">u4", "float32"])
