@@ -110,6 +110,14 @@ def test_a_run_that_saved_nothing_is_replaced(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_recorded_paths_may_change(tmp_path: Path) -> None:
+    finish(tmp_path)
+    with run(tmp_path, data="elsewhere").open() as opened:
+        assert opened.finished
+    record = read_run(tmp_path)
+    assert record and record["places"] == {"data": "elsewhere"} and record["finished"]
+
+
 def test_another_kind_is_refused(tmp_path: Path) -> None:
     index_folder = RunFolder(tmp_path, type(TOKENIZER)(name="index", files=(), state="parts"), SEED_0)
     with index_folder.open() as opened:

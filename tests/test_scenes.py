@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -17,7 +18,7 @@ import pytest
 
 import zoo_scenes
 from tokenizers_zoo.config import Settings, field_docstrings
-from zoo_scenes import captions, observe, people
+from zoo_scenes import captions, observe, people, textures
 from zoo_scenes import stage as stages
 from zoo_scenes.compose import compose
 from zoo_scenes.furniture import plain, walls
@@ -240,6 +241,18 @@ def test_settings_change_the_scenes() -> None:
     assert strict["boxes"] == usual["boxes"][: len(strict["boxes"])] != usual["boxes"]
 
 
+@pytest.fixture(scope="module")
+def staged() -> list[tuple[Scene, Scene]]:
+    """Return scenes before and after physics."""
+    pairs = []
+    for number in range(25):
+        scene = compose(random.Random(f"physics {number}"), SceneSettings())
+        before = copy.deepcopy(scene)
+        build(scene)
+        pairs.append((before, scene))
+    return pairs
+
+
 def bare_scene(*items: Body, pitch: float = -20.0, yaw: float = 90.0) -> Scene:
     """Return a plain room of 5 x 6 x 2.5 metres, seen from (2, 0.5, 1.5) with a field of view of 60 degrees."""
     white = plain(COLOURS["white"])
@@ -409,6 +422,27 @@ def test_culling_changes_no_pixel(size: int, monkeypatch: pytest.MonkeyPatch) ->
 # -- people -----------------------------------------------------------------------------------------------------------
 
 
+def test_loose_things_fall_and_come_to_rest_on_something(staged: list[tuple[Scene, Scene]]) -> None:
+    fallen_count, carried_count, resting = 0, 0, []
+    for before, after in staged:
+        for item_before, item in zip(before.bodies, after.bodies, strict=True):
+            if not item.free:
+                assert item.at == item_before.at
+                continue
+            fallen_count += item.at[2] < item_before.at[2]
+            bottom = item.at[2] - item.reach_down()
+            supports = [0.0] + [support.top + support.at[2] for support in after.bodies if support.top is not None]
+            resting.append(min(abs(bottom - top) for top in supports) < 0.02)
+            assert bottom > -0.02
+            assert 0 < item.at[0] < after.width and 0 < item.at[1] < after.depth
+            if item.on is not None:
+                carried_count += 1
+                carrier = after.bodies[item.on]
+                assert carrier.top is not None and bottom > carrier.at[2]
+    assert fallen_count > 0.95 * len(resting) and carried_count > 15
+    assert np.mean(resting) > 0.9
+
+
 def test_forward_kinematics_is_that_of_mujoco() -> None:
     rng = np.random.default_rng(0)
     rotations = rng.normal(size=(24, 3))
@@ -499,6 +533,21 @@ def _rays(stage: Stage, size: int) -> np.ndarray:
 # -- upright boxes ----------------------------------------------------------------------------------------------------
 
 RED = plain(COLOURS["red"])
+
+
+def test_coarse_texture_levels_are_means() -> None:
+    edge = textures.EDGE
+    for name in ("planks", "checker", "door"):
+        index = np.full(1, textures.pyramids()[0][name], np.int32)
+        centres = ((np.arange(edge) + 0.5) / edge).astype(np.float32)
+        u, v = (axis.reshape(-1) for axis in np.meshgrid(centres, centres))
+        finest = textures.look_up(np.repeat(index, edge * edge), u, v, np.ones(edge * edge, np.float32))
+        first = np.zeros(1, np.float32)
+        coarsest = textures.look_up(index, first, first, np.full(1, 4.0 * edge, np.float32))
+        half = textures.look_up(index, first, first, np.full(1, 2.0, np.float32))
+        for k in range(3):
+            assert coarsest[k][0] == pytest.approx(finest[k].mean(), abs=1e-3)
+            assert half[k][0] == pytest.approx(finest[k].reshape(edge, edge)[:2, :2].mean(), abs=1e-5)
 
 
 def boxed(item: Body, **camera: float) -> dict[str, Any]:
