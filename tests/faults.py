@@ -27,7 +27,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -294,8 +294,9 @@ class Faults:
         if differing:
             name = min(differing)
             how = "is missing" if name not in ended else "is left" if name not in expected else "differs"
-            part = _differing_part(str(ended.get(name, "")), str(expected.get(name, "")))
-            raise Fault(f"{name} {how} after the same command ({len(differing)} files): {part}")
+            raise Fault(
+                f"{name} {how} after the same command ({len(differing)} files){_differs(ended, expected, name)}"
+            )
 
     def check_whole(self, stage: str) -> None:
         """After a fault each file is the old one or the finished one."""
@@ -396,15 +397,17 @@ class Faults:
         if ended.code:
             return "refused"
         remaining = results(self.world.files())
-        other_names = (remaining.keys() | files.keys()) - {file}
-        differs = [name for name in other_names if remaining.get(name) != files.get(name)]
+        differs = [
+            name for name in remaining.keys() | files.keys() if name != file and remaining.get(name) != files.get(name)
+        ]
         if not differs and remaining.get(file) == files.get(file) and base[file] == self.world.files().get(file):
             return "made again"
         if not differs and without_times(ended.printed) == without_times(usual.printed):
             return "no difference"
-        left = self.world.files()
-        pages = [left[name].decode() for name in differs if b"<html" in left.get(name, b"")[:99]]
-        for text in (ended.complaint, ended.printed, *pages):
+        pages = [
+            self.folder / name for name in differs if remaining.get(name) and b"<html" in self.world.files()[name][:99]
+        ]
+        for text in (ended.complaint, ended.printed, *(path.read_text() for path in pages)):
             if re.search(rf"(problem|damaged).*{re.escape(file)}|{re.escape(file)}.*(problem|damaged)", text):
                 return "told, and left out"
         kind = next(kind for kind in FORMATS if kind.begun == begun and _has(kind, file))
@@ -609,11 +612,13 @@ def new_server() -> Any:
         return new_world(Path(folder)).server
 
 
-def _differing_part(actual: str, expected: str) -> str:
-    """Return the first part in which two texts differ."""
-    pairs = enumerate(zip(actual, expected, strict=False))
-    start = max(0, next((position for position, (a, b) in pairs if a != b), 0) - 20)
-    return f"...{actual[start : start + 50]!r} for ...{expected[start : start + 50]!r}"
+def _differs(actual: Mapping[str, Any], expected: Mapping[str, Any], name: str) -> str:
+    """Return the first different part of a file."""
+    first, second = (str(files.get(name, "")) for files in (actual, expected))
+    pairs = enumerate(zip(first, second, strict=False))
+    position = next((position for position, (a, b) in pairs if a != b), 0)
+    start, end = max(0, position - 20), position + 30
+    return f": ...{first[start:end]!r} for ...{second[start:end]!r}"
 
 
 def _errors(ended: Ended) -> list[str]:
@@ -650,7 +655,7 @@ SPACE = "600m"
 
 
 @contextmanager
-def new_faults() -> Iterator[Faults]:
+def new_faults(stages: Mapping[str, str] = COMMANDS) -> Iterator[Faults]:
     """Make the world, on a tmpfs if this process may mount one."""
     with tempfile.TemporaryDirectory(prefix="zoo-faults-") as directory:
         folder = Path(directory).resolve()
@@ -661,7 +666,7 @@ def new_faults() -> Iterator[Faults]:
             enabled = '[zoo]\nmodalities = ["rgb", "rgb_patches", "depth"]\n'
             (folder / "pipeline.toml").write_text(PIPELINE + REGISTRY.replace("[zoo]\n", enabled) + RGB)
             write_published(folder / "published")
-            yield Faults(world=world.go(COMMANDS, shard_size=SHARD), shard=SHARD, mounted=mounted)
+            yield Faults(world=world.go(stages, shard_size=SHARD), shard=SHARD, mounted=mounted)
         finally:
             if mounted:
                 subprocess.run(["umount", "--lazy", folder], check=True)
@@ -787,6 +792,15 @@ def summary(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for name, outcomes in rows.items()]  # fmt: skip
 
 
+def corrected(rows: list[dict[str, Any]], rerun_rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the counts of all cases after the failed ones were run again."""
+    new = {row["fault"]: Counter(row["outcomes"]) for row in rerun_rows}
+    for row in rows:
+        row["outcomes"].pop("FAILED", None)
+        row["outcomes"] = dict(sorted((Counter(row["outcomes"]) + new.get(row["fault"], Counter())).items()))
+    return rows
+
+
 def main() -> None:
     """Run the faults of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -797,6 +811,7 @@ def main() -> None:
     parser.add_argument("--case", action="append", default=[], help="run this case only; repeatable")
     parser.add_argument("--only", default="", help="a regular expression of cases")
     parser.add_argument("--json", type=Path, help="write the counts")
+    parser.add_argument("--again", action="store_true", help="run the failed cases of --json, and correct its counts")
     arguments = parser.parse_args()
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes the world
@@ -804,24 +819,35 @@ def main() -> None:
     def tell(line: str) -> None:
         print(line, flush=True)
 
+    unread = (
+        ()
+        if arguments.kills or arguments.others or arguments.case or arguments.again
+        else ("plugin", "pipeline", "init")
+    )
     done = list[dict[str, Any]]()
     try:
-        with new_faults() as faults:
+        with new_faults({stage: words for stage, words in COMMANDS.items() if stage not in unread}) as faults:
             check_complete(faults.all_files)
             tell(f"the world is made: {sum(faults.world.seconds.values()):.0f} s")
             draws = ((kills, arguments.kills), (damages, arguments.damages), (others, arguments.others))
+            if arguments.again:
+                arguments.case = json.loads(arguments.json.read_text())["failed"]
             cases = iter(arguments.case) if arguments.case else (
                 case for draw, count in draws
                 for case in draw(faults, count, random.Random(f"{arguments.seed}/{draw.__name__}"))
             )  # fmt: skip
             run_cases(faults, (case for case in cases if re.search(arguments.only, case)), tell, done)
     finally:  # also of a run that was stopped
+        missing = set(arguments.case if arguments.again else ()) - {result["case"] for result in done}
+        done += [{"case": case, "outcome": "FAILED", "problem": "was not run again"} for case in sorted(missing)]
         rows, failed = summary(done), [result["case"] for result in done if result["problem"]]
         for row in rows:
             tell(f"{row['fault']}: {row['tries']}: {', '.join(f'{name} {n}' for name, n in row['outcomes'].items())}")
         for result in done if arguments.case else ():
             tell(f"{result['case']}: {result['outcome']} {result['problem']}")
         if arguments.json:
+            if arguments.again:
+                rows = corrected(json.loads(arguments.json.read_text())["rows"], rows)
             arguments.json.write_text(
                 json.dumps({"seed": arguments.seed, "rows": rows, "failed": failed}, indent=2) + "\n"
             )

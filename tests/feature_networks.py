@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from labeller_networks import new, save
-from safetensors.torch import save_file
 
 
 def clip(folder: Path) -> Path:
@@ -72,12 +71,3 @@ def imagebind_tensors(dim: int = 1280) -> dict[str, torch.Tensor]:
         shapes |= {f"{block}mlp.fc2.weight": (dim, 16), f"{block}mlp.fc2.bias": (dim,)}
         shapes |= {f"{block}norm_{n}.{part}": (dim,) for n in (1, 2) for part in ("weight", "bias")}
     return {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
-
-
-def imagebind(folder: Path) -> Path:
-    """An ImageBind with patches of 2 pixels and small position embeddings."""
-    tensors = imagebind_tensors()
-    tensors["modality_preprocessors.vision.pos_embedding_helper.pos_embed"] *= 0.1
-    folder.mkdir(parents=True)
-    save_file(tensors, folder / "imagebind.safetensors")
-    return folder

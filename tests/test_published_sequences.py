@@ -209,19 +209,6 @@ def test_box_and_position_of_a_cut_off_person_agree(world: World) -> None:
     assert np.allclose(decoded["joints_image"][0], visible["joints_image"][0], atol=0.02)
 
 
-def test_rectangles_round_trip_where_their_codes_do(world: World) -> None:
-    """Boxes and points are exact at 224 pixels; masks inside boxes are the tokenizer's."""
-    handle = world.zoo[MASKS]
-    value = rectangles((56, 112, 112, 168), (200, 10, 210, 30))
-    levels, codes = handle.tokenizer.grammar.read(handle.encode([value])[0])
-    assert levels.tolist() == [[83, 139, 112, 56, 168, 112], [204, 19, 10, 200, 30, 210]]
-    options = instances.options(handle.settings)
-    objects = instances.split(value, options)
-    numbers = instances.coordinates(objects, {}, options)
-    decoded = instances.join(numbers, 2 * instances.items(objects, options) - 1, {}, options)
-    assert np.array_equal(decoded, value) and codes.shape == (2, 16)
-
-
 def test_only_whole_objects_that_fit_are_written(world: World) -> None:
     people = [{**AT_REST, "box": [0.2, 0.2, 0.8, 0.8 - 0.02 * k]} for k in range(9)]
     (ids,) = world.zoo[POSES].encode([people])
@@ -240,13 +227,6 @@ def levels_of(world: World, name: str, text: str) -> tuple[np.ndarray, np.ndarra
     return levels, codes
 
 
-def test_blocks_may_come_in_any_order(world: World, rest_blocks: dict[str, str]) -> None:
-    expected = levels_of(world, POSES, " ".join((REST_BOX, *rest_blocks.values())))
-    assert expected[0].shape == (1, 26) and expected[1].shape == (1, 8)
-    mixed = levels_of(world, POSES, " ".join((REST_BOX, *reversed(rest_blocks.values()))))
-    assert all(np.array_equal(array, expected_array) for array, expected_array in zip(mixed, expected, strict=True))
-
-
 def test_complete_people_among_damaged_ones_are_read(world: World, rest_blocks: dict[str, str]) -> None:
     blocks = list(rest_blocks.values())
     complete = " ".join((REST_BOX, *blocks))
@@ -257,6 +237,9 @@ def test_complete_people_among_damaged_ones_are_read(world: World, rest_blocks: 
         assert len(decoded) == len(levels)
         return len(levels)
 
+    reordered = " ".join((REST_BOX, *reversed(blocks)))
+    for array, expected in zip(levels_of(world, POSES, reordered), levels_of(world, POSES, complete), strict=True):
+        assert np.array_equal(array, expected) and len(array) == 1, "blocks may come in any order"
     assert people(f"{complete} {complete}") == 2
     assert people(" ".join(complete.split()[:-1])) == 0  # cut off
     assert people(f"{REST_BOX} {blocks[0]} {complete}") == 1  # the first person is incomplete
@@ -297,16 +280,6 @@ def test_boxes_without_area_in_the_picture_are_empty(world: World) -> None:
         assert world.zoo[MASKS].decode([world.ids(text)])[0].max() == 0
 
 
-def test_any_ids_decode_to_values_that_can_be_written(world: World) -> None:
-    rng = np.random.default_rng(0)
-    words = [FIRST_WORD + k for k in range(len(SPOKEN))]
-    for name in (POSES, MASKS):
-        handle = world.zoo[name]
-        for _ in range(20):
-            ids = np.where(rng.random(200) < 0.2, rng.choice(words, 200), rng.integers(204, 4204, 200))
-            handle.write(handle.decode([ids])[0])
-
-
 # ---------------------------------------------------------------------- imported, trained, checked
 
 
@@ -337,7 +310,7 @@ def test_parts_may_be_imported_one_by_one_in_any_order(world: World, tmp_path: P
     output = run(import_command, world.source / "4M-21_B", out)
     assert "no tokenizer yet: " in output and POSES in output.partition("no tokenizer yet: ")[2]
     assert handle().spec.own_tokenizer and not handle().has_tokenizer
-    with pytest.raises(CheckpointError, match=r"human_poses: no tokenizer at .*/human_poses; .*import a published"):
+    with pytest.raises(CheckpointError, match=r"human_poses: no tokenizer at .*/human_poses"):
         handle().encode([[AT_REST]])
     run(import_command, world.source / "4M_tokenizers_human-poses_1k_8", out)
     assert not handle().has_tokenizer
@@ -362,14 +335,14 @@ def test_fingerprints_change_with_the_vocabulary_but_not_with_growth(world: Worl
     TextVocabulary(words.config, published=text.read_text()).save(tmp_path / "other")
     assert handle.at(handle.checkpoint, tmp_path / "other").fingerprint != handle.fingerprint
     TextVocabulary(words.config, published=text_file(tmp_path / "few.json").read_text()).save(tmp_path / "few")
-    with pytest.raises(CheckpointError, match=r"human_poses: .*few: the vocabulary has no word 'human', it reads"):
+    with pytest.raises(CheckpointError, match=r"human_poses: .*few: .* 'human'"):
         handle.at(handle.checkpoint, tmp_path / "few").encode([[]])
 
 
 @pytest.mark.parametrize("name", [POSES, MASKS])
 def test_a_vocabulary_that_is_too_small_is_refused(name: str) -> None:
     plugin = {POSES: poses, MASKS: instances}[name]
-    with pytest.raises(ConfigError, match=rf"{name}: .*coordinate_bins has to be 1000 .*, and is 256"):
+    with pytest.raises(ConfigError, match=rf"{name}: .*coordinate_bins .*1000 .*256"):
         plugin.modality_spec(Settings(name, {"layout": "4m"}, vocabularies={"text": {}}))
 
 

@@ -1,4 +1,4 @@
-"""Quantizers: every kind keeps the contract and follows its paper, and invalid configurations are named."""
+"""Quantizers: every kind keeps the contract, follows its paper, uses its codebook; bad configurations are named."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ import math
 from functools import partial
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 import vector_quantize_pytorch as vqp
+from torch import nn
 from torch.nn import functional
 
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
 from tokenizers_zoo.quantizers import kinds
 from tokenizers_zoo.quantizers.config import KIND_DEFAULTS, QuantizerConfig, QuantizerKind
-from tokenizers_zoo.quantizers.kinds import DIVERSITY, MemoryCodes, entropy_loss, spread_loss
+from tokenizers_zoo.quantizers.kinds import (
+    DIVERSITY,
+    MemoryCodes,
+    entropy_loss,
+    spread_loss,
+)
 from tokenizers_zoo.quantizers.quantizer import ADAPTERS, Quantizer, Residual, SideBySide
 from tokenizers_zoo.quantizers.usage import CodebookUsage
 
@@ -469,3 +476,96 @@ def test_the_loss_of_memory_codes_by_hand() -> None:
         sample_entropy = -(shares * shares.log()).sum(dim=1).mean()
         expected.append(2 * (sample_entropy + DIVERSITY * (mean_shares * mean_shares.log()).sum()))
     torch.testing.assert_close(quantizer(some_latents()).loss.double(), torch.stack(expected).mean(), rtol=1e-4, atol=0)
+
+
+# ---------------------------------------------------------------- the use of codebooks
+
+TOY_DIM = 32
+
+
+class Toy(nn.Module):
+    """An autoencoder of vectors with twelve degrees of freedom."""
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, TOY_DIM))
+        self.quantizer = Quantizer(config, TOY_DIM)
+        self.decoder = nn.Sequential(nn.Linear(TOY_DIM, 64), nn.GELU(), nn.Linear(64, 32))
+
+
+def toy_values(count: int, draws: torch.Generator) -> torch.Tensor:
+    world = torch.Generator().manual_seed(0)
+    first, second = torch.randn(12, 64, generator=world) * 0.28, torch.randn(64, 32, generator=world) / 8
+    return torch.tanh(torch.randn(count, 12, generator=draws) @ first) @ second
+
+
+@torch.enable_grad()
+def trained_toy(config: QuantizerConfig) -> Toy:
+    torch.manual_seed(0)
+    toy, draws, steps, learning_rate = Toy(config), torch.Generator().manual_seed(1), 150, 5e-3
+    optimizer = torch.optim.AdamW(toy.parameters(), learning_rate, betas=(0.9, 0.99))
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = learning_rate * min(1, (step + 1) / 20) * (1 - step / steps)
+        values = toy_values(256, draws)
+        quantized = toy.quantizer(toy.encoder(values))
+        loss = (toy.decoder(quantized.codes) - values).square().mean() + quantized.loss
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(toy.parameters(), 1.0)
+        optimizer.step()
+    return toy.eval()
+
+
+@torch.no_grad()
+def usage_of(toy: Toy) -> CodebookUsage:
+    """Return codebook usage on held-out values."""
+    quantizer = toy.quantizer
+    usage = CodebookUsage(quantizer.codebook_size, quantizer.codes_per_position)
+    values = toy_values(32 * quantizer.codebook_size, torch.Generator().manual_seed(2))
+    usage.update(quantizer.encode(toy.encoder(values)))
+    return usage
+
+
+@pytest.mark.parametrize("kind", KIND_DEFAULTS)
+def test_every_default_uses_its_codebook(kind: str) -> None:
+    """With a codebook small enough to fill in seconds."""
+    size = {"fsq": 240, "residual_fsq": 0}.get(kind, 128)
+    toy = trained_toy(QuantizerConfig(kind=kind, codebook_size=size))  # type: ignore[arg-type]
+    usage = usage_of(toy)
+    assert usage.usage >= 0.9
+    assert (usage.counts > 0).mean(axis=1).min() >= 0.85
+    assert usage.perplexity > 0.4 * toy.quantizer.codebook_size
+
+
+def test_dead_codes_are_revived_also_in_small_batches() -> None:
+    """With more codes than latents in a batch, unused codes are revived and used codes are not replaced."""
+
+    def usage_after(revive_below: float) -> float:
+        torch.manual_seed(0)
+        config = QuantizerConfig(
+            kind="vq", codebook_size=128, codebook_dim=TOY_DIM, kmeans_iterations=0, revive_below=revive_below
+        )
+        quantizer, usage = Quantizer(config, TOY_DIM), CodebookUsage(128)
+        clusters = torch.randn(32, TOY_DIM) * 3
+        draws = torch.Generator().manual_seed(1)
+        for _ in range(60):
+            cluster_ids = torch.randint(0, 32, (64,), generator=draws)
+            noise = torch.randn(64, TOY_DIM, generator=draws)
+            quantizer((clusters[cluster_ids] + noise)[None])
+        usage.update(quantizer.encode((clusters.repeat(64, 1) + torch.randn(2048, TOY_DIM, generator=draws))[None]))
+        return usage.usage
+
+    dead, revived = usage_after(0.0), usage_after(0.1)
+    assert revived > 0.5 > 0.3 > dead
+
+
+def test_codebook_usage_by_hand() -> None:
+    usage = CodebookUsage(8)
+    assert (usage.usage, usage.entropy_bits, usage.perplexity) == (0.0, 0.0, 1.0)
+    usage.update(torch.tensor([[0, 0], [1, 1]]))
+    assert (usage.usage, usage.entropy_bits) == (0.25, 1.0)
+    assert usage.perplexity == pytest.approx(2.0)
+    usage.update(np.array([1, 1, 7, 7]))  # counts 2, 4, 2: shares 1/4, 1/2, 1/4
+    assert usage.usage == 0.375
+    assert usage.entropy_bits == pytest.approx(1.5)
+    assert usage.perplexity == pytest.approx(2**1.5)

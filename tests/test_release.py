@@ -40,22 +40,6 @@ def test_the_version_is_the_same_everywhere(release: Any) -> None:
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("text", "folder", "with_url", "without"),
-    [
-        ("see [data](docs/data.md#a)", ".", "see [data](https://h/o/r/blob/v1/docs/data.md#a)", "see data"),
-        ("![a picture](docs/a.png)", ".", "![a picture](https://h/o/r/raw/v1/docs/a.png)", ""),
-        ("[zoo](../README.md)", "backbone", "[zoo](https://h/o/r/blob/v1/README.md)", "zoo"),
-        ("[4M](https://arxiv.org) [here](#use)", ".", "[4M](https://arxiv.org) [here](#use)", None),
-    ],
-)
-def test_links_in_descriptions_become_absolute(
-    release: Any, text: str, folder: str, with_url: str, without: str | None
-) -> None:
-    assert release.with_absolute_links(text, folder, "https://h/o/r", "1") == with_url
-    assert release.with_absolute_links(text, folder, None, "1") == (text if without is None else without)
-
-
 @pytest.mark.slow
 def test_wheels_have_metadata_and_no_relative_links(tmp_path: Path) -> None:
     pytest.importorskip("twine")

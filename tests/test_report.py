@@ -203,7 +203,7 @@ def test_the_input_in_another_form_is_not_the_best_result(run: Run, zoo: Zoo) ->
     evaluation["modalities"]["rgb"] = evaluation["modalities"]["depth"]
     write_table(folder / "evaluation" / "evaluation.json", evaluation)
     text = write_report(zoo, folder).read_text(encoding="utf-8")
-    assert "<b>depth</b> from <b>rgb_patches</b>, with a skill score of 0.62" in text
+    assert "<b>depth</b> from <b>rgb_patches</b>" in text
     summary = text.partition('<div class="at-a-glance">')[2].partition("</div>\n\n")[0]
     assert re.findall(r"<h3>(\w+) <span", summary)[:3] == ["depth", "rgb", "caption"]
 
@@ -265,7 +265,7 @@ def test_figures_of_another_model_are_left_out(run: Run, zoo: Zoo) -> None:
         write_table(folder / "evaluation" / "evaluation.json", identified)
         text = write_report(zoo, folder).read_text(encoding="utf-8")
         assert [part in text for part in ("skill score of 0.62", "truth", "3.21")] == [same_model, True, same_model]
-        assert ("evaluation.json belongs to other weights" in text) is not same_model
+        assert ("other weights" in text) is not same_model
 
 
 @pytest.mark.parametrize("picture", ["gone.png", "../../secret.png", "{}/secret.png"])
@@ -275,7 +275,7 @@ def test_a_gallery_without_a_sheet_in_its_folder_is_left_out(run: Run, zoo: Zoo,
     evaluation["galleries"][0]["picture"] = picture.format(tmp_path)
     write_table(folder / "evaluation" / "evaluation.json", evaluation)
     text = write_report(zoo, folder).read_text(encoding="utf-8")
-    assert f"{Path(picture).name} is missing; run zoo backbone eval again" in text
+    assert f"{Path(picture).name} is missing" in text
     assert "rgb_patches → caption" in text and "rgb_patches → depth" not in text and ">0.62</b>" in text
     assert base64.b64encode((tmp_path / "secret.png").read_bytes()).decode() not in text
     assert not list((folder / "report").rglob("*secret*"))
@@ -323,32 +323,17 @@ def test_pages_load_nothing_and_run_only_their_own_script(run: Run, zoo: Zoo) ->
 def test_a_damaged_sheet_is_named_wherever_it_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "sheet.png"
     write_sheet(path, ["a", "b"], [[plain_picture("red", 4, 4), plain_picture("blue", 8, 4)]])
-    content, cells = path.read_bytes(), cells_of(path)
-    refused_count = 0
-    for end in range(0, len(content), 7):
+    content = path.read_bytes()
+    for end in range(0, len(content) * 3 // 4, 7):
         path.write_bytes(content[:end])
-        try:
-            assert cells_of(path) == cells
-        except CheckpointError as error:
-            assert str(error).startswith(f"{path}: damaged: ") and "\n" not in str(error)
-            refused_count += 1
-    assert refused_count > len(content) // 14
+        with pytest.raises(CheckpointError, match=f"^{path}: damaged: [^\n]*$"):
+            cells_of(path)
 
 
-@pytest.mark.parametrize(
-    "cells",
-    [
-        "[" * 60_000,
-        "[[[0, 0, 20000, 20000]]]",
-        "[[[0, 0, 21, 5]]]",
-        "[[[0, 0, 5, 21]]]",
-        "[[[-1, 0, 5, 5]]]",
-        "[[[0, -1, 5, 5]]]",
-        "[[[0, 0, Infinity, 5]]]",
-        "[[[0, 0]]]",
-        "3",
-    ],
-)
+@pytest.mark.parametrize("cells", [
+    "[" * 60_000, "[[[0, 0, 20000, 20000]]]", "[[[0, 0, 21, 5]]]", "[[[0, 0, 5, 21]]]", "[[[-1, 0, 5, 5]]]",
+    "[[[0, -1, 5, 5]]]", "[[[0, 0, Infinity, 5]]]", "[[[0, 0]]]", "3",
+], ids=len)  # fmt: skip
 def test_a_sheet_with_odd_cells_is_named(tmp_path: Path, cells: str) -> None:
     text = PngInfo()
     text.add_text("cells", cells, zip=True)

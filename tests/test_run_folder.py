@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import multiprocessing
 import os
@@ -66,27 +65,6 @@ def test_places_are_relative_to_the_folder(tmp_path: Path, monkeypatch: pytest.M
     assert absolute_place(relative, Path("linked/run")) == tmp_path.resolve() / "real" / "registry.toml"
 
 
-@pytest.mark.parametrize("keeps", [False, True])
-def test_a_run_starts_resumes_and_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool) -> None:
-    monkeypatch.setitem(globals(), "TOKENIZER", dataclasses.replace(TOKENIZER, keeps_state=keeps))
-    with pytest.raises(Killed), run(tmp_path).open() as opened:
-        assert not opened.resuming and opened.finished is None
-        (tmp_path / STATE).write_text("half")
-        raise Killed
-    with run(tmp_path).open() as opened:
-        assert opened.resuming and opened.finished is None
-    finish(tmp_path)
-    with run(tmp_path).open() as opened:
-        assert not opened.resuming and opened.finished == {"steps": 3}
-    assert (STATE in file_names(tmp_path)) == keeps
-    (tmp_path / STATE).write_text("left by a kill")
-    with run(tmp_path).open() as opened:
-        assert opened.finished and (STATE in file_names(tmp_path)) == keeps
-    (tmp_path / TOKENIZER.results[0]).unlink()
-    with run(tmp_path).open() as opened:
-        assert opened.finished is None and opened.resuming == keeps, "without its results it is not finished"
-
-
 def identity_of(steps: int, seed: int = 0) -> dict[str, Any]:
     return {"seed": seed, "training": {"steps": steps}}
 
@@ -121,15 +99,6 @@ def test_a_finished_run_is_lengthened_and_the_record_says_so(tmp_path: Path) -> 
     assert "lengthened" not in (read_run(finish(folder, identity_of(12), overwrite=True).path) or {})
 
 
-def test_a_half_finished_run_of_another_identity_is_refused(tmp_path: Path) -> None:
-    with run(tmp_path).open():
-        (tmp_path / STATE).write_text("half")
-    before, message = file_names(tmp_path), r"seed was 0, is 1; data.train was \[1, 2\], is \[1, 3\]"
-    with pytest.raises(FolderError, match=message), run(tmp_path, SEED_1).open():
-        pass
-    assert file_names(tmp_path) == before
-
-
 def test_a_run_that_saved_nothing_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(Killed), run(tmp_path).open():
         (tmp_path / "metrics.jsonl").write_text("")
@@ -156,12 +125,6 @@ def test_another_kind_is_refused(tmp_path: Path) -> None:
     for overwrite in (False, True):
         with pytest.raises(FolderError, match="holds a index, expected a tokenizer"), run(tmp_path).open(overwrite):
             pass
-
-
-def test_a_refused_command_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError), run(tmp_path / "new" / "run").open():
-        raise CheckpointError("refused")
-    assert not (tmp_path / "new" / "run").exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
@@ -192,18 +155,6 @@ def test_the_old_run_stays_until_the_new_one_has_a_state(tmp_path: Path) -> None
     finish(tmp_path, SEED_1)
     assert file_names(tmp_path) == ["config.json", "model.safetensors", RUN, STATE]
     assert (tmp_path / "config.json").read_text() == "1"
-
-
-def test_overwriting_again_starts_again(tmp_path: Path) -> None:
-    finish(tmp_path)
-    for _ in range(2):
-        with pytest.raises(Killed), run(tmp_path, SEED_1).open(overwrite=True) as opened:
-            assert not opened.resuming
-            (tmp_path / STATE).write_text("half")
-            raise Killed
-    with pytest.raises(CheckpointError), run(tmp_path, SEED_1).open(overwrite=True):
-        raise CheckpointError("refused")
-    assert (tmp_path / "config.json").read_text() == "0" and STATE not in file_names(tmp_path)
 
 
 @pytest.mark.parametrize("foreign", [
@@ -246,9 +197,7 @@ def test_overwrite_removes_what_training_and_evaluation_wrote(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("moves", range(6))
-def test_a_kill_while_files_are_set_aside_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
-) -> None:
+def test_a_kill_while_setting_aside_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int) -> None:
     finish(tmp_path)
     left, replace = [moves], os.replace
 

@@ -31,6 +31,8 @@ from tokenizers_zoo.errors import ConfigError
 from zoo_backbone import AnyToAny, FourM
 from zoo_backbone.checkpoint import save_model
 from zoo_backbone.config import ModelConfig
+from zoo_backbone.retrieval import EmbeddingConfig
+from zoo_backbone.retrieval.index import build
 from zoo_backbone.run import Run
 from zoo_backbone.serve import app, border
 from zoo_backbone.serve import jobs as queue
@@ -101,16 +103,15 @@ def ask(address: str, method: str, path: str, body: Any = None, **headers: str) 
     return answer.status, answer.headers, json.loads(data) if data[:1] in (b"{", b"[") else data
 
 
-def call(address: str, path: str, body: Any = None, method: str | None = None) -> tuple[int, Any]:
-    """Return the status and the JSON of an answer."""
-    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    headers = {} if isinstance(body, bytes) else {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{address}{path}", data, headers, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
+def call(address: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """Return the status and the JSON of an answer; bytes are a file, other bodies become JSON."""
+    if body is None:
+        status, _, answer = ask(address, "GET", path)
+    elif isinstance(body, bytes):
+        status, _, answer = ask(address, "POST", path, body)
+    else:
+        status, _, answer = ask(address, "POST", path, json.dumps(body), Content_Type="application/json")
+    return status, answer
 
 
 def events(address: str, path: str, body: Any) -> list[dict[str, Any]]:
@@ -168,11 +169,11 @@ def test_generation_sends_an_event_for_each_step(address: str, folder: Path) -> 
     [
         ("/api/uploads/rgb?filename=a.png", b"no picture", "rgb"),
         ("/api/uploads/colour?filename=a.png", b"", "colour"),
-        ("/api/generate", {"targets": ["depth"], "num_samples": 1000}, "num_samples"),
         ("/api/generate", {"targets": []}, "targets"),
         ("/api/generate", {"targets": ["depth"], "colour": 1}, "colour"),
         ("/api/tokens/caption", {"text": "a"}, "caption"),
         ("/api/tokens/depth", {"text": "a", "sample": "b"}, "one of"),
+        ("/api/search", {"inputs": {"rgb": {"sample": "test00"}}}, "--index"),
     ],
 )
 def test_wrong_calls_get_an_error_that_names_the_cause(address: str, path: str, body: Any, message: str) -> None:
@@ -183,9 +184,6 @@ def test_wrong_calls_get_an_error_that_names_the_cause(address: str, path: str, 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"targets": ["colour"]}, "colour"),
-        ({"targets": ["depth"], "inputs": {"rgb": {"upload": "gone"}}}, "rgb"),
-        ({"targets": ["depth"], "inputs": {"caption": {"sample": "nobody"}}}, "nobody"),
         ({"targets": ["caption"], "inputs": {"depth": {"result": "a/depth/0"}}}, "depth"),
         ({"targets": ["depth"], "inputs": {"depth": {"sample": "test00"}}}, "depth"),
         ({**PART, "inpaint": {"depth": {"cells": [[9, 9]]}}}, "9, 9"),
@@ -193,7 +191,6 @@ def test_wrong_calls_get_an_error_that_names_the_cause(address: str, path: str, 
         ({**PART, "inpaint": {"depth": {"region": "mask:/etc/passwd"}}}, "cells"),
         ({**PART, "inpaint": {"depth": {"region": "box:0,0,1,1"}}}, "all tokens"),
         ({"targets": ["depth"], "inpaint": {"depth": {"cells": [[0, 0]]}}}, "not among the inputs"),
-        ({"targets": ["rgb"]}, "rgb"),
         ({"targets": ["depth"], "guidance": {"rgb": 2}}, "rgb"),
         ({"targets": ["depth"], "inputs": {"caption": {"text": "a"}}, "inpaint": {"caption": {"region": "tokens:99"}}},
          "caption"),
@@ -230,16 +227,10 @@ def test_texts_and_data_are_never_read_as_paths(address: str, folder: Path) -> N
     assert answers[-1] == {"done": True}, "a text stays a text"
 
 
-def test_search_without_an_index_is_refused(address: str) -> None:
-    status, answer = call(address, "/api/search", {"inputs": {"rgb": {"sample": "test00"}}})
-    assert status == 422 and "--index" in answer["error"]
-
-
 @needs_chromium
 def test_similar_samples_are_found(folder: Path, browser: Any) -> None:
     pytest.importorskip("faiss")
-    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "retrieve", "build", "run", "--out", "index"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    build(folder / "run", Zoo.from_toml(folder / "registry.toml"), folder / "index", config=EmbeddingConfig())
     with serving(folder, "--index", "index") as address:
         status_code, answer = call(address, "/api/search", {"find": "rgb", "inputs": {"caption": {"sample": "nobody"}}})
         assert status_code == 422 and "caption" in answer["errors"][0] and "rgb" in answer["errors"][1]
@@ -307,12 +298,10 @@ def test_every_answer_has_the_security_headers(address: str) -> None:
 
 @pytest.mark.parametrize(
     ("path", "size", "limit"),
-    [("/api/generate", 20, "1 MB"), ("/api/search", 100, "1 MB"), ("/api/uploads/rgb?filename=a.png", 30, "20 MB")],
+    [("/api/generate", 20, "1 MB"), ("/api/search", 20, "1 MB"), ("/api/uploads/rgb?filename=a.png", 30, "20 MB")],
 )
 @pytest.mark.parametrize("chunked", [False, True])
-def test_large_bodies_are_refused_while_others_are_served(
-    address: str, path: str, size: int, limit: str, chunked: bool
-) -> None:
+def test_large_bodies_are_refused_as_they_arrive(address: str, path: str, size: int, limit: str, chunked: bool) -> None:
     """The server has 6 GB of memory, and parsing 100 MB of numbers takes 19 GB."""
     connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
     connection.putrequest("POST", path)
@@ -337,15 +326,12 @@ def test_large_bodies_are_refused_while_others_are_served(
         ({}, 200),
         ({"Origin": "null"}, 403),
         ({"Origin": "http://attacker.example"}, 403),
-        ({"Origin": "http://attacker.example", "Sec_Fetch_Site": "cross-site"}, 403),
         ({"Sec_Fetch_Site": "cross-site"}, 403),
-        ({"Origin": "http://localhost:1", "Sec_Fetch_Site": "same-site"}, 403),
         ({"Origin": "http://localhost:1"}, 403),
         ({"Origin": "http://localhost:7", "Host": "localhost:7"}, 200),
         ({"Origin": "https://localhost", "Host": "LOCALHOST"}, 200),
         ({"Sec_Fetch_Site": "same-origin", "Origin": "https://proxy.example"}, 200),
         ({"Host": "attacker.example"}, 400),
-        ({"Host": "attacker.example", "Origin": "http://attacker.example"}, 400),
         ({"Host": "localhost.attacker.example"}, 400),
         ({"Host": "[::1"}, 400),
         ({"Host": "[::1]:7"}, 200),
@@ -389,6 +375,12 @@ def test_an_invalid_host_is_refused(host: str, model: AnyToAny) -> None:
         app.serve(model, host, 0, app.Limits())
 
 
+def test_a_port_in_use_is_refused(address: str, model: AnyToAny) -> None:
+    port = int(address.rpartition(":")[2])
+    with pytest.raises(ConfigError, match=str(port)):
+        app.serve(model, "127.0.0.1", port, app.Limits())
+
+
 @pytest.mark.parametrize(("host", "sign"), [("127.1", signal.SIGINT), ("::1", signal.SIGTERM)])
 def test_a_signal_ends_it_at_once(folder: Path, host: str, sign: signal.Signals) -> None:
     """Jobs run and wait, a job is watched, and an upload is open."""
@@ -410,29 +402,19 @@ def test_a_signal_ends_it_at_once(folder: Path, host: str, sign: signal.Signals)
             upload.close()
 
 
-def test_numbers_that_json_lacks_become_null(model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_valid_json_and_errors_one_line(model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that JSON lacks become null."""
     server = app.Server(model, app.Limits())
-    client = TestClient(app.build_app(server))
+    client = TestClient(app.build_app(server), raise_server_exceptions=False)
     monkeypatch.setattr(server, "describe", lambda: {"numbers": [float("nan"), float("inf"), 1.5], "half": "\ud800"})
     assert json.loads(client.get("/api/model").text, parse_constant=pytest.fail)["numbers"] == [None, None, 1.5]
     job = server.jobs.add(lambda job: job.add_event({"cosine": float("nan")}))
     wait_for_end(job)
     lines = client.get(f"/api/jobs/{job.id}").text.splitlines()
     assert {"cosine": None} in [json.loads(line, parse_constant=pytest.fail) for line in lines]
-
-
-def test_an_error_of_the_server_is_one_line(model: AnyToAny, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = app.Server(model, app.Limits())
     monkeypatch.setattr(server, "describe", lambda: 1 / 0)
-    answer = TestClient(app.build_app(server), raise_server_exceptions=False).get("/api/model")
+    answer = client.get("/api/model")
     assert answer.status_code == 500 and "ZeroDivisionError" in answer.json()["error"]
-
-
-def test_a_port_in_use_is_refused(address: str, folder: Path) -> None:
-    port = address.rpartition(":")[2]
-    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "serve", "run", "--port", port]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
-    assert result.returncode == 1 and port in result.stderr and "Traceback" not in result.stderr
 
 
 # --- limits, and unfinished pictures
@@ -532,21 +514,19 @@ def status(page: Any, part: str) -> None:
 
 
 @needs_chromium
-def test_generate_from_an_upload(page: Any, folder: Path) -> None:
+def test_the_page_generates_from_an_upload_and_explains_mistakes(page: Any, folder: Path) -> None:
     page.check("#use-rgb")
+    page.set_input_files("#file-rgb", folder / "broken.png")
+    status(page, "rgb: ")
+    page.click("#generate")
+    status(page, "Choose at least one target")
     page.set_input_files("#file-rgb", folder / "photo.png")
     status(page, "photo.png is the input rgb")
     page.check("#use-caption")
     page.fill("#text-caption", "a red ball")
     page.check("#target-depth")
-    for name, value in (
-        ("num_samples", 3),
-        ("seed", 7),
-        ("steps", 2),
-        ("temperature", 1.5),
-        ("top_p", 0.9),
-        ("guidance", 2),
-    ):
+    settings = {"num_samples": 3, "seed": 7, "steps": 2, "temperature": 1.5, "top_p": 0.9, "guidance": 2}
+    for name, value in settings.items():
         page.fill(f"#{name}", str(value))
     page.click("#generate")
     status(page, "Generated depth in")
@@ -646,40 +626,7 @@ def test_a_painted_region_is_generated_again(page: Any) -> None:
 
 
 @needs_chromium
-def test_broken_files_get_an_error_message(page: Any, folder: Path) -> None:
-    page.check("#use-rgb")
-    page.set_input_files("#file-rgb", folder / "broken.png")
-    status(page, "rgb: ")
-    page.click("#generate")
-    status(page, "Choose at least one target")
-
-
-@needs_chromium
-def test_two_users_are_served_at_once(browser: Any, address: str) -> None:
-    pages = [browser.new_context().new_page() for _ in range(2)]
-    for number, page in enumerate(pages):
-        choose_nothing(page, address)
-        page.check("#target-depth")
-        page.fill("#num_samples", str(number + 1))
-        page.click("#generate")
-    for number, page in enumerate(pages):
-        status(page, "Generated depth in")
-        assert page.locator("#row-depth figure img").count() == number + 1
-        page.context.close()
-
-
-@needs_chromium
-def test_the_page_fits_a_phone(browser: Any, address: str) -> None:
-    context = browser.new_context(viewport={"width": 375, "height": 700})
-    page = context.new_page()
-    page.goto(address)
-    page.wait_for_selector("#targets input:checked")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 375
-    context.close()
-
-
-@needs_chromium
-def test_the_page_has_no_accessibility_violations(page: Any) -> None:
+def test_the_page_is_accessible_and_fits_a_phone(page: Any) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     for name in ("rgb", "depth", "caption"):
         page.check(f"#use-{name}")
@@ -688,3 +635,5 @@ def test_the_page_has_no_accessibility_violations(page: Any) -> None:
     status(page, "paint the cells")
     violations = axe.Axe().run(page).response["violations"]
     assert [(violation["id"], [node["html"] for node in violation["nodes"]]) for violation in violations] == []
+    page.set_viewport_size({"width": 375, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375

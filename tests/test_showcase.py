@@ -47,9 +47,7 @@ def test_generated_depth_is_nearest_to_its_own_picture(showcase: AnyToAny) -> No
     assert (errors.argmin(axis=1) == np.arange(4)).all()
 
 
-def test_the_python_code_of_the_readme_runs(
-    showcase: AnyToAny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_python_code_of_the_readme_runs(showcase: AnyToAny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ValueStore(FOLDER / SAMPLES)
     picture = store.read_key(showcase.handle("rgb_patches"), TEST, store.keys(TEST)[0])
     showcase.handle("rgb_patches").render(picture).resize((300, 200)).save(tmp_path / "photo.jpg")

@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from command_world import the_world
-from small_modalities import installed
+from small_modalities import VECTORS, changed, installed
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, UnknownNameError
@@ -34,42 +34,20 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from zoo_backbone import FourMFeatures
 
-FIELD = '''
-from pathlib import Path
-import numpy as np
-from einops import rearrange
-from tokenizers_zoo import hookimpl
-from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-from tokenizers_zoo.layouts import PatchesLayout
-from tokenizers_zoo.spec import ModalitySpec, ValueSpec
-
-class Field:
-    """A line of numbers without bounds, as 4 patches of 2; lines of other lengths are resampled."""
-    @hookimpl
-    def modality_spec(self, settings):
-        layout = PatchesLayout(shape=(1, 4), dim=2, dtype="float32")
-        return ModalitySpec(name=settings.name, summary="a line of numbers", layout=layout, vocab_size=0,
-                            value=ValueSpec(shape=(1, 8)))
+TRANSFORM = """
     @hookimpl
     def transform(self, value):
         return value[:1, np.arange(8) * value.shape[1] // 8]
     @hookimpl
-    def train_tokenizer(self, out_dir):
-        import torch
-        save_checkpoint(out_dir, {"x": torch.zeros(1)}, {"class": "Field"}, "Field.")
-        return Path(out_dir)
-    @hookimpl
-    def load_tokenizer(self, checkpoint):
-        return load_checkpoint(checkpoint, "Field")
-    @hookimpl
-    def encode(self, values):
-        return rearrange(values.clamp(-1e4, 1e4), "b 1 (n d) -> b n d", d=2)
-    @hookimpl
-    def decode(self, tokens):
-        return tokens.flatten(1)[:, None]
-
-plugin = Field()
-'''
+    def train_tokenizer("""
+FIELD = changed(VECTORS, {
+    "VectorLayout(length=4) if vector else PatchesLayout(shape=(1, 1), dim=4,": "PatchesLayout(shape=(1, 4), dim=2,",
+    "shape=(4,), low=0, high=1": "shape=(1, 8)",
+    "\n    @hookimpl\n    def train_tokenizer(": TRANSFORM,
+    "else values[:, None]": "else values.clamp(-1e4, 1e4).unflatten(2, (4, 2))[:, 0]",
+    "else tokens[:, 0]": "else tokens.flatten(1)[:, None]",
+})  # fmt: skip
+"""A line of numbers without bounds, as 4 patches of 2; lines of other lengths are resampled."""
 
 
 @pytest.fixture(scope="module")

@@ -104,16 +104,8 @@ def test_every_photograph_is_in_the_wheels_and_in_colour(monkeypatch: pytest.Mon
         assert min(picture.size) >= 300
         pixels = np.asarray(picture.resize((32, 32)), np.float32)
         assert np.abs(pixels - pixels.mean(axis=2, keepdims=True)).mean() > 1, photo
-    with pytest.raises(DataError, match=r"skimage/data/none.png is not in the installed skimage"):
+    with pytest.raises(DataError, match=r"skimage/data/none.png"):
         _load("skimage/data/none.png")
-
-
-@pytest.mark.parametrize("size", [16, 64, 700])
-def test_crops_have_the_configured_size(size: int) -> None:
-    for _, values in crops("test", 4, image_size=size)[:]:
-        value = values["rgb"]
-        assert value.shape == (3, size, size) and value.dtype == np.float32 and value.flags.c_contiguous
-        assert 0 <= value.min() < value.max() <= 1
 
 
 @pytest.mark.parametrize("flips", [False, True])
@@ -134,5 +126,5 @@ def test_a_crop_is_a_square_of_its_photograph(flips: bool) -> None:
 
 
 def test_other_splits_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no split 'valid'; splits: test, train"):
+    with pytest.raises(ConfigError, match="'valid'; splits: test, train"):
         crops("valid", 3)[0]

@@ -56,14 +56,6 @@ def test_mirrored_normals_point_the_other_way() -> None:
     np.testing.assert_allclose(np.linalg.norm(cropped, axis=0), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", PLUGINS)
-def test_a_whole_crop_at_the_right_size_changes_nothing(name: str) -> None:
-    value = values(name, 1)[0]
-    assert PLUGINS[name].transform(value, Crop(), settings(name)) is value
-    enlarged = PLUGINS[name].transform(value, Crop(), settings(name, image_size=[24, 32]))
-    assert enlarged.shape[-2:] == (24, 32) and enlarged.dtype == value.dtype
-
-
 # ---------------------------------------------------------------- files
 
 
@@ -77,18 +69,6 @@ def test_files_round_trip(name: str, tolerance: float) -> None:
         assert back.dtype == value.dtype
         np.testing.assert_allclose(back, value, atol=tolerance + 1e-6)
         assert PLUGINS[name].write_value(back, settings(name)) == (data, extension)
-
-
-def test_rgb_reads_what_cameras_and_programs_write() -> None:
-    read = lambda data, extension: rgb.plugin.read_value(data, extension, settings("rgb"))  # noqa: E731
-    grey = np.full((4, 6), 51, np.uint8)
-    np.testing.assert_allclose(read(png(grey), "png"), np.full((3, 4, 6), 0.2), atol=1e-6)
-    np.testing.assert_allclose(read(png(grey.astype(np.uint16) * 257), "png"), np.full((3, 4, 6), 0.2), atol=1e-6)
-    clear = np.zeros((4, 6, 4), np.uint8)
-    assert (read(png(clear), "png") == 1).all()
-    assert (read(png(np.uint8([[0, 1]]), "P"), "png").shape) == (3, 1, 2)
-    cmyk = read(png(np.full((8, 8, 3), 128, np.uint8), "CMYK", format="JPEG"), "jpg")
-    np.testing.assert_allclose(cmyk, 0.5, atol=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -189,13 +169,11 @@ def test_greys_with_0_as_white_are_inverted() -> None:
 
 
 @pytest.mark.parametrize("extension", IMAGE_EXTENSIONS)
-def test_pictures_are_never_handed_to_another_program(
-    zoo: Zoo, monkeypatch: pytest.MonkeyPatch, extension: str
-) -> None:
+def test_pictures_are_not_handed_to_another_program(zoo: Zoo, monkeypatch: pytest.MonkeyPatch, extension: str) -> None:
     """Pillow decodes every file with a picture's extension itself, whatever format its content has."""
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("another program was started"))
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
-    with pytest.raises(InvalidValueError, match=f"rgb: .{extension} file: this is not a picture"):
+    with pytest.raises(InvalidValueError, match=f"rgb: .{extension} file"):
         zoo["rgb"].read(postscript, extension)
     for kind in (*FORMATS, "MPO"):
         value = zoo["rgb"].read(png(np.full((4, 6, 3), 51, np.uint8), format=kind), extension)
@@ -336,8 +314,6 @@ def test_half_of_a_batch_is_mirrored() -> None:
 
 
 PUBLISHED_CODES = {"canny": 8192, "depth": 8192, "normal": 8192, "rgb": 16384, "semseg": 4096}
-VIT_BASE = 12 * (12 * 768**2 + 13 * 768) + 2 * 768
-"""Parameters of 12 blocks and the last norm, without patch embedding and head."""
 
 
 def published(name: str, **table: Any) -> Settings:
@@ -358,29 +334,3 @@ def test_a_preset_overrides_shared_settings_but_not_given_ones(name: str) -> Non
     spec, table = plugin.modality_spec(larger), plugin.options(larger).tokenizer
     assert spec.layout.shape == (28, 28) and spec.vocab_size == 64
     assert (table.steps, table.width, table.precision) == (5, 768, "bfloat16")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PLUGINS)
-def test_the_published_size_runs_forward_and_backward(name: str) -> None:
-    """Run a step at 224 x 224, and the same weights at another size."""
-    from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer
-
-    plugin, published_settings = PLUGINS[name], published(name)
-    task = plugin.task(published_settings)
-    pictures = values(name, 2, 224)
-    torch.manual_seed(0)
-    module = task.build(pictures, np.random.default_rng(0))
-    for half in (module.encoder, module.decoder):
-        other_parameters = sum(p.numel() for n, p in half.named_parameters() if "transformer" not in n)
-        assert sum(p.numel() for p in half.parameters()) - other_parameters == VIT_BASE
-    losses = task.losses(module.train(), task.batch(pictures, np.random.default_rng(0)))
-    losses["loss"].backward()
-    assert losses["loss"].isfinite()
-    for parameter_name, parameter in module.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
-    tokenizer = AutoencoderTokenizer(task.codec, module)
-    wide = torch.from_numpy(np.stack(values(name, 1, 224)))[..., :192]
-    tokens = tokenizer.encode(wide)
-    assert tokens.shape == (1, 14, 12) and tokens.max() < PUBLISHED_CODES[name]
-    assert tokenizer.decode(tokens).shape == wide.shape

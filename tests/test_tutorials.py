@@ -223,7 +223,7 @@ def test_few_holes_are_filled_and_many_refused(sensor: Zoo) -> None:
         (array_bytes(bands.astype(np.float64)), "npy"),
     ):
         np.testing.assert_array_equal(wide.read(data, extension), filled)
-        with pytest.raises(InvalidValueError, match=r"25% of a band is without data, more than max_missing 0\.1"):
+        with pytest.raises(InvalidValueError, match=r"25% of a band .*max_missing 0\.1"):
             handle.read(data, extension)
     for data, extension, message in (
         (tiff_bytes(np.zeros((8, 8, 3), np.float32)), "tif", "expected 2 bands"),
@@ -367,7 +367,7 @@ def test_results_and_errors_pass_through_the_wrapper(timing: None, install_examp
     zoo = only(zoo={"checkpoints": str(tmp_path)})
     for name in ("one", "torn"):
         trained(zoo, name, zoo[name].checkpoint)
-    with pytest.raises(PluginError, match=r"torn: encode of plugin 'torn' .* ValueError: torn"):
+    with pytest.raises(PluginError, match=r"torn: encode .* ValueError: torn"):
         zoo["torn"].encode(values(2))
     assert sys.modules["zoo_timing"].plugin.samples == {("torn", "encode"): 2}
     batch = torch.stack([torch.from_numpy(value) for value in values(1)])

@@ -19,7 +19,6 @@ from tokenizers_zoo.layouts import (
     TokenLayout,
     VectorLayout,
 )
-from tokenizers_zoo.limits import Limits, limited
 from tokenizers_zoo.plugins import Defaults
 from tokenizers_zoo.spec import DTYPES, EXACT, ModalitySpec, ValueSpec
 from tokenizers_zoo.validation import (
@@ -27,7 +26,6 @@ from tokenizers_zoo.validation import (
     array_of,
     batch_problem,
     checked_tokens,
-    commonest_classes,
     describe,
     in_declared_width,
     is_batched,
@@ -47,14 +45,6 @@ def test_free_axes_take_any_size() -> None:
     assert value_problem(FLOAT, np.ones((2, 3, 5), np.float32)) == "the shape is not (1, height, width)"
     assert value_problem(FLOAT, np.ones((1, 0, 5), np.float32)) == "it is empty"
     assert not is_batched(FLOAT) and is_batched(IDS)
-
-
-def test_pictures_may_have_any_size_before_the_transform() -> None:
-    fixed = ValueSpec(shape=(3, 8, 8))
-    assert value_problem(fixed, np.ones((3, 5, 9), np.float32)) is not None
-    assert value_problem(fixed, np.ones((3, 5, 9), np.float32), any_size=True) is None
-    assert value_problem(fixed, np.ones((5, 9, 3), np.float32), any_size=True) == "the shape is not (3, height, width)"
-    assert value_problem(ValueSpec(shape=(8,)), np.ones(9, np.float32), any_size=True) == "the shape is not (8,)"
 
 
 def test_class_ids_are_bounded_by_the_classes() -> None:
@@ -126,12 +116,6 @@ def test_a_deeply_nested_object_is_refused_in_one_line(levels: int) -> None:
     assert description.startswith("dict ") and len(description) < 70
 
 
-def test_the_limit_of_nested_levels_is_a_setting() -> None:
-    with limited(Limits(json_depth=300)):
-        assert value_problem(ValueSpec(kind="object"), nested(250)) is None
-        assert value_problem(ValueSpec(kind="object"), nested(301)) == "it is nested too deeply: 300 levels at most"
-
-
 @pytest.mark.parametrize(
     ("field", "value", "spec_fields"),
     [
@@ -161,15 +145,6 @@ def test_numbers_of_any_type_are_bounded_alone_and_in_batches(dtype: str) -> Non
         assert (value_problem(spec, values[1:].reshape(())) is None) is sound
         assert (batch_problem(spec, values) is None) is sound
         assert (batch_problem(spec, torch.from_numpy(values)) is None) is sound
-
-
-def test_the_commonest_classes_by_hand() -> None:
-    maps = np.array([[3, 1, 0], [3, 1, 0], [2, 2, 0], [1, 2, 1]], np.uint8)
-    assert commonest_classes(maps).tolist() == [3, 1, 0]  # the lower of equally common classes
-    assert commonest_classes(maps, [0, 3]).tolist() == [1, 1, 1]
-    assert commonest_classes(maps[:3], [0]).tolist() == [3, 1, 1]  # 1, 2 and 3 are equally common overall
-    assert commonest_classes(maps[:, :1], [1, 2, 3]).tolist() == [0]
-    assert commonest_classes(maps, [3]).dtype == np.uint8
 
 
 def modality(layout: TokenLayout, vocab_size: int) -> ModalitySpec:
@@ -305,9 +280,9 @@ def test_files_of_text_and_objects_by_hand(kind: Any, value: Any, data: bytes, e
     windows = data.replace(b"\n", b"\r\n")
     for content in (data, b"\xef\xbb\xbf" + data, windows):
         assert HOOKS.read_value(content, extension, spec) == value
-    with pytest.raises(InvalidValueError, match="not UTF-8 at byte 0; save the text as UTF-8"):
+    with pytest.raises(InvalidValueError, match="not UTF-8 at byte 0"):
         HOOKS.read_value(b"\xff", extension, spec)
     assert isinstance(HOOKS.render(value, spec), str)
     if kind == "text":
-        with pytest.raises(InvalidValueError, match="a carriage return has no file; end its lines with line feeds"):
+        with pytest.raises(InvalidValueError, match="carriage return"):
             HOOKS.write_value(f"{value}\r\n", spec)
