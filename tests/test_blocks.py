@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from tokenizers_zoo.autoencoder.model import build_decoder, build_encoder
-from tokenizers_zoo.config import as_dicts, from_mapping
+from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
 from tokenizers_zoo.nn.conv import ConvNextBlock, ResidualBlock, scale_factors, stages
 from tokenizers_zoo.nn.layers import Shuffle, Unshuffle, from_patches, to_patches
 from tokenizers_zoo.nn.vit import REFERENCE_GRID, Attention, Block, sincos_positions
+from tokenizers_zoo.records import as_dicts
 
 VIT = BlockConfig(kind="vit", width=32, depth=2, heads=2)
 CONFIGS: dict[str, BlockConfig | MlpConfig] = {

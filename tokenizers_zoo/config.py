@@ -280,15 +280,6 @@ def check_interval(config: object, interval: str, *names: str, unit: str = "a nu
                 raise SettingError(f"{name}: expected {unit} in {interval}, got {value}")
 
 
-def as_dicts(config: Any) -> Any:
-    """Return a dataclass as dicts and tuples, for a file."""
-    if dataclasses.is_dataclass(config):
-        return {field.name: as_dicts(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    if isinstance(config, Mapping):
-        return {key: as_dicts(value) for key, value in config.items()}
-    return type(config)(map(as_dicts, config)) if isinstance(config, (list, tuple)) else config
-
-
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return `base` updated with `over`, table by table."""
     table = dict(base)

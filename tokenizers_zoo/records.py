@@ -1,6 +1,6 @@
 """Typed records: a frozen dataclass is the one definition of a settings table, or of the content of a file.
 
-`convert` checks JSON types against the class; its errors name the key. `as_table` is the way back.
+`convert` checks JSON types against the class; its errors name the key. `as_dicts` is the way back.
 """
 
 from __future__ import annotations
@@ -13,11 +13,18 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
-T = TypeVar("T")
 LONGEST_VALUE = 100
 """Letters of a value in an error."""
+OPTIONAL = {"optional": True}
+"""Metadata of a field that files leave out at its default."""
+
+
+class Variant:
+    """Base of abstract classes. In files, the key "kind" tells which subclass a table is."""
+
+    kind: ClassVar[str]
 
 
 class RecordError(ValueError):
@@ -33,7 +40,7 @@ def convert(value: Any, hint: Any) -> Any:
     """Return a value of JSON types as `hint`: a dataclass, or another type hint. Raises RecordError.
 
     Whole numbers may stand for floats, lists for tuples, and texts for paths; no other type is converted. Keys that a
-    class does not have are skipped. If its subclasses have a `kind`, a class stands for the one that "kind" names.
+    class does not have are skipped.
     """
     import msgspec  # 15 ms
 
@@ -49,7 +56,8 @@ def _convert_other(hint: Any, value: Any) -> Any:
         return value
     if hint is Path and isinstance(value, str) and "\0" not in value:
         return Path(value)
-    if isinstance(value, Mapping) and (kinds := kinds_of(hint)):
+    if issubclass(hint, Variant) and isinstance(value, Mapping):
+        kinds = {subclass.kind: subclass for subclass in hint.__subclasses__()}
         kind = value.get("kind")
         if not isinstance(kind, str) or kind not in kinds:
             raise RecordError(("kind",), f"expected {' or '.join(sorted(kinds))}, got {_shown(kind)}")
@@ -57,9 +65,18 @@ def _convert_other(hint: Any, value: Any) -> Any:
     raise TypeError
 
 
-def kinds_of(cls: type) -> dict[str, type]:
-    """Return the subclasses of a class by their `kind`."""
-    return {subclass.kind: subclass for subclass in cls.__subclasses__() if hasattr(subclass, "kind")}
+def as_dicts(record: Any) -> Any:
+    """Return a dataclass as dicts and tuples, for a file."""
+    if dataclasses.is_dataclass(record):
+        fields = {field.name: field for field in dataclasses.fields(record)}
+        kind = {"kind": record.kind} if isinstance(record, Variant) else {}
+        return kind | {
+            name: as_dicts(value) for name, field in fields.items()
+            if (value := getattr(record, name)) != field.default or "optional" not in field.metadata
+        }  # fmt: skip
+    if isinstance(record, Mapping):
+        return {key: as_dicts(value) for key, value in record.items()}
+    return type(record)(map(as_dicts, record)) if isinstance(record, (list, tuple)) else record
 
 
 def _located(value: Any, hint: Any, error: Exception) -> RecordError:

@@ -6,19 +6,19 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import Distribution, entry_points
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, fingerprint, hub_folder
+from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, config_record, fingerprint, hub_folder
 from tokenizers_zoo.config import from_mapping, load_toml
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import CheckpointError, OtherTokenizerError
-from tokenizers_zoo.io import file_digest, read_table
+from tokenizers_zoo.io import file_digest, read_record
 from tokenizers_zoo.registry import HUB_ID, ModalityHandle, Zoo
-from tokenizers_zoo.report import records
-from tokenizers_zoo.run_folder import RUN, RunKind, read_run, write_run
+from tokenizers_zoo.report.records import BackboneRecord
+from tokenizers_zoo.run_folder import RUN, RunKind, RunRecord, read_run, write_run
 
 TOKENIZERS = "tokenizers"
 """Folder of the tokenizers in a bundle."""
@@ -26,11 +26,6 @@ WHEELS = "wheels"
 """Folder of the wheels in a bundle; they are never installed or imported by loading it."""
 BUNDLE = "bundle.json"
 """Record of a bundle, see bundle.py."""
-BUNDLE_RECORD = {
-    "requires": {str: str}, "files": {str: str},
-    "golden": {"files": {str: str}, "input": str, "tokens": {str: list}, "predicted": {str: list}},
-}  # fmt: skip
-"""Its shape."""
 BUNDLES = "tokenizers_zoo.bundles"
 """Entry-point group of installed bundles; each is a str or Path, the folder."""
 BACKBONE = RunKind(
@@ -41,6 +36,29 @@ BACKBONE = RunKind(
     results=(WEIGHTS, CONFIG),
     keeps_state=True,
 )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """A held-out sample with its tokens, and the tokens predicted from one of its values."""
+
+    files: Mapping[str, str]
+    """File of each value, by modality."""
+    input: str
+    """The modality that the others are predicted from."""
+    tokens: Mapping[str, list[Any]]
+    predicted: Mapping[str, list[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleRecord:
+    """The content of bundle.json."""
+
+    requires: Mapping[str, str]
+    """Versions of the distributions, by name."""
+    files: Mapping[str, str]
+    """sha256 of each file, by path."""
+    golden: Golden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +81,15 @@ class Run:
 
     def save(self, folder: Path) -> None:
         """Write the places into run.json; without one, for a finished backbone."""
-        record = read_run(folder) or {"kind": BACKBONE.name, "identity": {}, "finished": {}}
-        write_run(folder, {**record, "places": self.paths()})
+        record = read_run(folder) or RunRecord(kind=BACKBONE.name, identity={}, places={}, finished={})
+        write_run(folder, replace(record, places=self.paths()))
 
     @classmethod
     def load(cls, folder: Path) -> Run:
         """Read run.json. Raises CheckpointError where `folder` is not a run."""
         if (record := read_run(folder)) is None:
             raise CheckpointError(f"{folder}: no run here ({RUN} was expected); train one with zoo backbone train")
-        return from_mapping(cls, {key: value for key, value in record["places"].items() if value is not None})
+        return from_mapping(cls, {key: value for key, value in record.places.items() if value is not None})
 
     def values(self) -> Path:
         """Return the folder of values. Raises CheckpointError if the run has none, or if it is missing."""
@@ -99,14 +117,14 @@ def find_run(source: str | Path, revision: str | None = None, sha256: str | None
     if sha256 is not None and (model_fingerprint := fingerprint(folder)) != sha256:
         raise CheckpointError(f"{source}: the model has the fingerprint {model_fingerprint}, expected {sha256}")
     if (folder / BUNDLE).is_file():
-        record = read_table(folder / BUNDLE, BUNDLE_RECORD)
+        record = read_record(folder / BUNDLE, BundleRecord)
         wheels = [f"{WHEELS}/{wheel.name}" for wheel in (folder / WHEELS).glob("*.whl")]
-        for name, digest in {**dict.fromkeys(wheels), **record["files"]}.items():
+        for name, digest in {**dict.fromkeys(wheels), **record.files}.items():
             if Path(name).is_absolute() or os.pardir in Path(name).parts:
                 raise CheckpointError(f"{folder / BUNDLE}: names a file of another folder, {name}; export it again")
             if not (folder / name).exists() or file_digest(folder / name) != digest:
                 raise CheckpointError(f"{folder / name}: is not the file of the export; copy the bundle again")
-        if missing := [name for name in record["requires"] if not any(Distribution.discover(name=name))]:
+        if missing := [name for name in record.requires if not any(Distribution.discover(name=name))]:
             install = f"{shlex.quote(str(folder / WHEELS))}/*.whl" if wheels else " ".join(missing)
             raise CheckpointError(f"{source}: needs {', '.join(missing)}; install it: pip install {install}")
         registry = folder / "registry.toml"
@@ -156,13 +174,13 @@ def zoo_of(folder: Path, registry: Path | None) -> Zoo:
     return Zoo.installed() if registry_file is None else Zoo.at(registry_file)
 
 
-def stored_config(folder: Path) -> dict[str, Any]:
+def stored_config(folder: Path) -> BackboneRecord:
     """Return the config.json of a trained model. Raises CheckpointError if training is not finished."""
     if not (folder / CONFIG).is_file():
         if (folder / RUN).is_file():
             raise CheckpointError(f"{folder}: its training has not come to its end; the command that began it goes on")
         raise CheckpointError(f"{folder}: no trained backbone here yet; train one with zoo backbone train")
-    return read_table(folder / CONFIG, {**records.MODEL, "weights_sha256": str})
+    return config_record(folder, None, BackboneRecord)
 
 
 # --- tokenizers
@@ -193,7 +211,8 @@ def training_fingerprints(folder: Path, handles: Iterable[ModalityHandle]) -> di
     If the training started with a tokenizer whose vocabulary has grown since, return that fingerprint, so that it
     resumes. Raises CheckpointError where a tokenizer is missing.
     """
-    modalities = (read_run(folder) or {}).get("identity", {}).get("modalities", {})
+    record = read_run(folder)
+    modalities = record.identity.get("modalities", {}) if record else {}
     begun = {name: str(modality["fingerprint"]) for name, modality in modalities.items()}
     return {
         handle.name: begun[handle.name] if handle.files.grew_from(begun.get(handle.name, "")) else handle.fingerprint

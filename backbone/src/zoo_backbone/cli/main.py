@@ -159,7 +159,7 @@ def train(
             raise
         advice = f"{tokens} has tokens of it: enable it, or choose others by --modalities"
         raise UnknownNameError(f"{error}; {advice}") from None
-    trained_names = [spec["name"] for spec in start_config["specs"]] if start_config and not modalities else []
+    trained_names = [spec.name for spec in start_config.specs] if start_config and not modalities else []
     if missing := [name for name in trained_names if name not in names]:
         note(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(missing)}")
     if dry_run:
