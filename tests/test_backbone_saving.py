@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,12 @@ from backbone_samples import all_layouts, packed_batch, sequence, spec, trained
 
 from tokenizers_zoo.checkpoint import load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.io import as_json
 from tokenizers_zoo.layouts import EmbeddingsLayout, GridLayout, VectorLayout
+from tokenizers_zoo.records import convert
 from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
-from zoo_backbone.checkpoint import load_model, save_model, spec_from_json, spec_to_json
+from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.model import FourM
 
@@ -57,7 +58,7 @@ def test_saved_model_round_trips(saved: tuple[FourM, Path]) -> None:
     assert load_config(folder)["fingerprints"] == {"picture": "abc"}
     assert "| words | sequence of 20 | text | 100 |" in (folder / "README.md").read_text()
     for item in all_layouts():
-        assert spec_from_json(json.loads(json.dumps(spec_to_json(item)))) == item
+        assert convert(as_json(item), ModalitySpec) == item
 
 
 def test_a_table_without_its_last_rows_is_an_error(saved: tuple[FourM, Path]) -> None:
@@ -71,8 +72,8 @@ def test_a_table_without_its_last_rows_is_an_error(saved: tuple[FourM, Path]) ->
 def test_unscored_classes_are_saved_with_the_spec() -> None:
     value = ValueSpec(shape=(2, 2), dtype="int64", classes=("void", "a"), unscored=("void",))
     modality = ModalitySpec(name="ids", summary="ids", value=value, layout=GridLayout(shape=(1, 1)), vocab_size=2)
-    written = json.loads(json.dumps(spec_to_json(modality)))
-    assert written["value"]["unscored"] == ["void"] and spec_from_json(written) == modality
+    written = as_json(modality)
+    assert written["value"]["unscored"] == ["void"] and convert(written, ModalitySpec) == modality
 
 
 def test_new_rows_start_as_in_a_new_model_of_the_same_seed(saved: tuple[FourM, Path]) -> None:

@@ -18,15 +18,14 @@ from safetensors.numpy import save_file
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.io import read_lines, read_table, write_table
+from tokenizers_zoo.io import as_json, read_lines, read_table, write_table
 from tokenizers_zoo.report import pages
 from tokenizers_zoo.report.pages import registry_of, write_report
 from tokenizers_zoo.report.pictures import Pictures, cells_of, legend_of
 from tokenizers_zoo.report.samples import overview, read_galleries, read_inside
-from tokenizers_zoo.run_folder import write_run
+from tokenizers_zoo.run_folder import RunRecord, write_run
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 from tokenizers_zoo.train.log import StepLog
-from zoo_backbone.checkpoint import spec_to_json
 from zoo_backbone.gallery import CELL, write_sheet
 
 Run = tuple[Path, dict[str, Any]]
@@ -69,8 +68,10 @@ def bare_run(folder: Path, zoo: Zoo, names: tuple[str, ...], **config: Any) -> P
     """Write a run folder of these modalities without figures; its model has 1.2 million parameters."""
     folder.mkdir()
     modality_specs = [zoo[name].spec for name in names]
-    specs = [spec_to_json(spec) for spec in modality_specs]
-    write_table(folder / "config.json", {"class": "FourM", "specs": specs, "fingerprints": {}, **config})
+    specs = [as_json(spec) for spec in modality_specs]
+    write_table(folder / "config.json", {
+        "class": "FourM", "architecture": "FourM", "model": {}, "specs": specs, "fingerprints": {}, **config
+    })  # fmt: skip
     write_table(folder / "run.json", {**RECORD, "places": {"tokens": "tokens", "data": str(folder / "gone")}})
     extra_tensors = {"ml4m.b": np.zeros((1000, 1000), np.uint8)}  # for exporting an imported model; no parameter
     save_file({"a": np.zeros((1000, 1200), np.float32), **extra_tensors}, folder / "model.safetensors")
@@ -287,7 +288,7 @@ def test_pages_embed_no_file_named_only_in_a_record(run: Run, zoo: Zoo, tmp_path
     registry_path = tmp_path / "secret.toml"
     registry_path.write_text("# a secret\n")
     (tmp_path / "other.toml").write_text("")
-    write_run(folder, {**RECORD, "places": {"registry": str(registry_path)}})
+    write_run(folder, RunRecord(**{**RECORD, "places": {"registry": str(registry_path)}}))
     registries = {"none": zoo, "its own": Zoo.at(registry_path), "another": Zoo.at(tmp_path / "other.toml")}
     text = write_report(registries[made_with], folder).read_text(encoding="utf-8")
     assert ("a secret" in text) == (made_with == "its own")
