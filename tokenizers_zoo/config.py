@@ -208,7 +208,7 @@ def _key_in_message(table: Mapping[str, Any], message: str) -> str | None:
 
 def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
     """Return a value as its type hint, see `records.convert`; tables of settings are built by `from_mapping`."""
-    hint = _chosen(hint, value)
+    hint = _narrowed(hint, value)
     inner_class, kind = inner_table(hint)
     inner_origin = origin.inner(key)
     if inner_class is None or isinstance(value, inner_class):
@@ -225,7 +225,7 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
         raise ConfigError(f"{origin.at(key)}: {error.reason}") from None
 
 
-def _chosen(hint: Any, value: Any) -> Any:
+def _narrowed(hint: Any, value: Any) -> Any:
     """Return a hint with several settings classes as one with the class that has all keys of the table `value`."""
     options = typing.get_args(hint)
     classes = [option for option in options if dataclasses.is_dataclass(option)]
@@ -233,8 +233,8 @@ def _chosen(hint: Any, value: Any) -> Any:
         return hint
     keys = value if isinstance(value, Mapping) else ()
     fitting = (cls for cls in classes if isinstance(value, cls) or all(key in cls.__dataclass_fields__ for key in keys))
-    chosen = next(fitting, classes[0])
-    return typing.Union[(chosen, *(option for option in options if option not in classes))]
+    table_class = next(fitting, classes[0])
+    return typing.Union[(table_class, *(option for option in options if option not in classes))]
 
 
 SHOWN = {"shown": True}

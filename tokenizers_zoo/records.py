@@ -39,7 +39,7 @@ class RecordError(ValueError):
 def convert(value: Any, hint: Any) -> Any:
     """Return a value of JSON types as `hint`: a dataclass, or another type hint. Raises RecordError.
 
-    Whole numbers may stand for floats, lists for tuples, and texts for paths; no other type is converted. Keys that a
+    Whole numbers become floats, lists become tuples, and texts become paths; no other type is converted. Keys that a
     class does not have are skipped.
     """
     import msgspec  # 15 ms

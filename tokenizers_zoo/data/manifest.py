@@ -70,7 +70,7 @@ class Manifest:
     """The content of one shard of one modality, and the inputs it was made from. Raises ValueError for other rows."""
 
     suffix: ClassVar[str]
-    """Of the file that holds the values or tokens."""
+    """Suffix of the file with the values or tokens."""
     rows: int
     """Samples of the shard, absent ones included."""
     count: int

@@ -68,7 +68,7 @@ class BackboneRecord(CheckpointRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSize:
-    """The settings of a training from which its number of samples follows."""
+    """The length of a training and its batch size."""
 
     steps: int = 0
     batch_size: int = 0

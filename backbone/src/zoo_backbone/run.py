@@ -40,7 +40,7 @@ BACKBONE = RunKind(
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """A held-out sample with its tokens, and the tokens predicted from one of its values."""
+    """A held-out sample with its tokens, and the tokens predicted from one value."""
 
     files: Mapping[str, str]
     """File of each value, by modality."""

@@ -69,7 +69,7 @@ class StoredTask:
     """The task that a probe was trained for."""
 
     wanted: str | None
-    """The kind of target that was asked for."""
+    """The requested kind of target."""
 
 
 @dataclass(frozen=True, kw_only=True)
