@@ -228,7 +228,7 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
 def _narrowed(hint: Any, value: Any) -> Any:
     """Return a hint with several settings classes as one with the class that has all keys of the table `value`."""
     options = typing.get_args(hint)
-    classes = [option for option in options if dataclasses.is_dataclass(option)]
+    classes: list[Any] = [option for option in options if dataclasses.is_dataclass(option)]
     if len(classes) < 2:
         return hint
     keys = value if isinstance(value, Mapping) else ()

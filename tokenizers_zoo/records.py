@@ -69,7 +69,7 @@ def as_dicts(record: Any) -> Any:
     """Return a dataclass as dicts and tuples, for a file."""
     if dataclasses.is_dataclass(record):
         fields = {field.name: field for field in dataclasses.fields(record)}
-        kind = {"kind": record.kind} if isinstance(record, Variant) else {}
+        kind: dict[str, str] = {"kind": record.kind} if isinstance(record, Variant) else {}
         return kind | {
             name: as_dicts(value) for name, field in fields.items()
             if (value := getattr(record, name)) != field.default or "optional" not in field.metadata

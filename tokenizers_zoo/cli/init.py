@@ -134,8 +134,8 @@ def values_in(zoo: Zoo, folder: Path) -> Findings:
             findings.unknown.append(name)
     for split in {row.split for row in rows}:
         findings.samples += max(row.samples for row in rows if row.split == split)
-    for split in Dataset.read(folder).splits.values():
-        size = split.source and split.source.image_size
+    for record in Dataset.read(folder).splits.values():
+        size = record.source and record.source.image_size
         findings.image_size = size if isinstance(size, int) else findings.image_size
     return findings
 

@@ -96,9 +96,9 @@ AnyManifest = TypeVar("AnyManifest", bound=Manifest)
 
 @dataclass(frozen=True, kw_only=True)
 class ValueShape:
-    """The shape of stored values, where None and texts are sizes that vary."""
+    """The shape of stored values; texts are sizes that vary."""
 
-    shape: tuple[int | str | None, ...]
+    shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -272,7 +272,7 @@ def write_store(root: Path, data: Path | None, splits: Iterable[TokenSplit]) -> 
     changed = {
         split.name: TokenSplitRecord(**{field.name: getattr(split, field.name) for field in fields}) for split in splits
     }
-    record = StoreRecord(data=data and relative_place(data.resolve(), root), splits={**old.splits, **changed})
+    record = StoreRecord(data=relative_place(data.resolve(), root) if data else None, splits={**old.splits, **changed})
     if record != old:
         write_table(root / STORE, record)
 

@@ -89,7 +89,7 @@ def missing_special_tokens(handle: ModalityHandle) -> list[str]:
     return [token for token in required_tokens if token not in vocabulary_tokens]
 
 
-def learned_on_others(handle: ModalityHandle) -> list[str] | None:
+def learned_on_others(handle: ModalityHandle) -> tuple[str, ...] | None:
     """Return the modalities that a modality's trained vocabulary was learned on, if its own text was not among them.
 
     Else, or if this is unknown, return None. Text is exact in any case; words that were not learned take more tokens.

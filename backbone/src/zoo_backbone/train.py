@@ -146,7 +146,7 @@ def train(
                  "training_seconds": seconds}  # fmt: skip
         extra |= {"start": as_dicts(initial.record)} if initial.record else {}
         extra |= {"lengthened": record.lengthened} if record and record.lengthened else {}
-        if before and before.ml4m:
+        if start and before and before.ml4m:
             extra[PUBLISHED] = load_config(start)[PUBLISHED]
         extra |= as_json({REPLAY_MIXTURES: list(map(dataclasses.asdict, replay_mixtures))}) if replay_mixtures else {}
         for model_folder in ([folder / LAST] if trainer.ema is not None else []) + [folder]:

@@ -43,6 +43,8 @@ from zoo_backbone.config import PRESETS, ModelConfig, TrainConfig
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from tokenizers_zoo.report.records import BackboneRecord
+
 
 @click.group(cls=Group)
 def backbone() -> None:
@@ -63,7 +65,7 @@ backbone.add_command(generate_command)
 class _Training:
     """The settings of `zoo backbone train`."""
 
-    start_config: dict[str, Any] | None
+    start_config: BackboneRecord | None
     """The config.json of --from."""
     tables: dict[str, dict[str, Any]]
     """The tables of the file."""

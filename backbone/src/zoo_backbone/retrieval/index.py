@@ -87,8 +87,8 @@ class VectorFiles:
 class KeysRecord:
     """keys.json of an index."""
 
-    keys: tuple[str, ...]
-    lacks: Mapping[str, tuple[int, ...]]
+    keys: list[str]
+    lacks: Mapping[str, list[int]]
     """Numbers of the samples that lack a modality, by modality."""
 
 
@@ -370,4 +370,4 @@ def _read_keys(path: Path) -> tuple[list[str], dict[str, npt.NDArray[np.int64]]]
     for name, numbers in missing.items():
         if numbers.size and not ((np.diff(numbers) > 0).all() and numbers[0] >= 0 and numbers[-1] < len(record.keys)):
             raise CheckpointError(f"{path}: damaged (bad sample numbers of {name}); {REBUILD}")
-    return list(record.keys), missing
+    return record.keys, missing

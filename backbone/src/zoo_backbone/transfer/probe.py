@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ MAX_PICTURED = 100
 class StoredTask:
     """The task that a probe was trained for."""
 
-    wanted: str | None
+    wanted: Literal["classes", "tokens"] | None
     """The requested kind of target."""
 
 
