@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenizers_zoo.data.manifest import DATASET, Split, write_record
+from tokenizers_zoo.data.manifest import Dataset, Split, SplitRecord
 from tokenizers_zoo.data.shards import writing_shard
 
 NAMES = ("a", "b", "c")
@@ -69,9 +69,9 @@ def write_data(folder: Path, count: int) -> None:
     np.save(header, np.zeros(4, np.float32))
     start = header.getvalue()[:-16]
     sizes = {"train": count, "test": TEST}
-    splits = {name: {"samples": size, "shard_size": SHARD_SIZE} for name, size in sizes.items()}
+    splits = {name: SplitRecord(samples=size, shard_size=SHARD_SIZE) for name, size in sizes.items()}
     folder.mkdir()
-    write_record(folder / DATASET, {"splits": splits})
+    Dataset(splits=splits).write(folder)
     for number, (name, size) in enumerate(sizes.items()):
         split = Split(folder, name, size, SHARD_SIZE)
         for shard in range(split.shards):

@@ -83,9 +83,7 @@ def results(golden: Path) -> dict[str, Any]:
         "tokens": {name: listed(column) for name, column in columns.items()},
         "one token file": listed(read_tokens(zoo["depth"], golden / "one.json")),
         "decoded": {name: listed(zoo[name].decode([column])[0]) for name, column in columns.items()},
-        "pairs": [
-            [*inputs, target, pair["score"]] for (inputs, target), pair in record_of(golden / "run").pairs.items()
-        ],
+        "pairs": [[*inputs, target, pair.score] for (inputs, target), pair in record_of(golden / "run").pairs.items()],
         "losses": read_lines(golden / "run/metrics.jsonl"),
         "tokenizer": read_table(golden / "tokenizers/depth/evaluation.json")["metrics"],
         "hits": [hit.key for hit in index.search(index.open("depth").reconstruct_n(0, 1), 5, "depth")[0]],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.data.manifest import DATASET, Split, read_record, read_splits, write_record
+from tokenizers_zoo.data.manifest import Dataset, SourceRecord, Split, SplitRecord
 from tokenizers_zoo.data.shards import ValueStore, writing_shard
 
 Values = Mapping[str, tuple[bytes, str]]
@@ -19,7 +20,8 @@ Values = Mapping[str, tuple[bytes, str]]
 def write_values(root: Path, split: str, modalities: Mapping[str, Values], shard_size: int = 500) -> None:
     """Write modalities of a split and keep the existing ones. The samples are all keys in order of first appearance."""
     values_by_modality: dict[str, dict[str, tuple[bytes, str]]] = {}
-    splits = read_splits(root / DATASET)
+    records = Dataset.read(root).splits
+    splits = {name: record.open(root, name) for name, record in records.items()}
     if split in splits and splits[split].modalities():
         store = ValueStore(root)
         for name in store.modalities(split):
@@ -31,11 +33,10 @@ def write_values(root: Path, split: str, modalities: Mapping[str, Values], shard
     values_by_modality |= {name: dict(values) for name, values in modalities.items()}
     keys = list(dict.fromkeys([*before, *(key for values in values_by_modality.values() for key in values)]))
     samples = Split(root, split, len(keys), shard_size)
-    record = read_record(root / DATASET) or {"splits": {}}
     root.mkdir(parents=True, exist_ok=True)
-    entry = record["splits"].get(split, {})
-    write_record(root / DATASET, {**record, "splits": {
-        **record["splits"], split: {**entry, "samples": len(keys), "shard_size": shard_size}}})  # fmt: skip
+    source = records[split].source if split in records else None
+    record = SplitRecord(samples=len(keys), shard_size=shard_size, source=source)
+    Dataset(splits={**records, split: record}).write(root)
     for shard in range(samples.shards):
         in_shard = keys[shard * shard_size : (shard + 1) * shard_size]
         digest = samples.write_keys(shard, in_shard)
@@ -76,9 +77,8 @@ def writing_values(
 
 def of_source(root: Path, split: str, seed: int) -> None:
     """Record that a source with this seed made a split."""
-    record = read_record(root / DATASET)
-    record["splits"][split]["source"] = {"source": "pairs", "seed": seed, "options": {}, "image_size": None}
-    write_record(root / DATASET, record)
+    records, source = Dataset.read(root).splits, SourceRecord(source="pairs", seed=seed, options={})
+    Dataset(splits={**records, split: dataclasses.replace(records[split], source=source)}).write(root)
 
 
 def write_tar(path: Path, members: Mapping[str, bytes], **info: Any) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,12 @@ from backbone_samples import SMALL, TRAINING, all_layouts, packed_batch, sequenc
 
 from tokenizers_zoo.checkpoint import load_checkpoint, load_config, save_checkpoint
 from tokenizers_zoo.errors import CheckpointError
+from tokenizers_zoo.io import as_json
 from tokenizers_zoo.layouts import EmbeddingsLayout, GridLayout, VectorLayout
+from tokenizers_zoo.records import convert
 from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
-from zoo_backbone.checkpoint import load_model, save_model, spec_from_json, spec_to_json
+from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.model import FourM
 from zoo_backbone.optim import Optimizer
@@ -63,7 +64,7 @@ def test_saved_model_round_trips(saved: tuple[FourM, Path]) -> None:
     assert "| words | sequence of 20 | text | 100 |" in (folder / "README.md").read_text()
     classes = ValueSpec(shape=(2, 2), dtype="int64", classes=("void", "a"), unscored=("void",))
     for item in (*all_layouts(), dataclasses.replace(all_layouts()[0], value=classes)):
-        assert spec_from_json(json.loads(json.dumps(spec_to_json(item)))) == item
+        assert convert(as_json(item), ModalitySpec) == item
 
 
 def test_a_table_without_its_last_rows_is_an_error(saved: tuple[FourM, Path]) -> None:
@@ -72,6 +73,13 @@ def test_a_table_without_its_last_rows_is_an_error(saved: tuple[FourM, Path]) ->
     save_checkpoint(saved[1], tensors | {name: tensors[name][:-1].clone()}, config, "A card.")
     with pytest.raises(CheckpointError, match=rf"{name} .*\(99, 32\).*\(100, 32\)"):
         load_model(saved[1])
+
+
+def test_unscored_classes_are_saved_with_the_spec() -> None:
+    value = ValueSpec(shape=(2, 2), dtype="int64", classes=("void", "a"), unscored=("void",))
+    modality = ModalitySpec(name="ids", summary="ids", value=value, layout=GridLayout(shape=(1, 1)), vocab_size=2)
+    written = as_json(modality)
+    assert written["value"]["unscored"] == ["void"] and convert(written, ModalitySpec) == modality
 
 
 def test_new_rows_start_as_in_a_new_model_of_the_same_seed(saved: tuple[FourM, Path]) -> None:

@@ -67,7 +67,7 @@ def test_invalid_class_is_refused_in_one_line(act: Callable[[ModalityHandle], An
     ("classes", "message"),
     [
         (["a"], "two or more"), (["a", "b", "a"], "3"), (["a", ""], "''"), (["a", " b"], "' b'"),
-        (["a", "b\tc"], "b.tc"), (["a", "b\u200b"], "printable"), ("ab", "tuple"),
+        (["a", "b\tc"], "b.tc"), (["a", "b\u200b"], "printable"), ("ab", "expected list of str"),
     ],
 )  # fmt: skip
 def test_invalid_class_names_are_refused(classes: Any, message: str) -> None:
@@ -91,7 +91,10 @@ def test_the_constant_baseline_is_the_most_frequent_class() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": ["a", None]}, r"classes\[1\]"), ({"lineage": [{"length": 1}]}, r"lineage\[0\]\.fingerprint"),
+        ({"classes": 3}, "classes: expected list of str, got int 3"),
+        ({"classes": ["a", None]}, r"classes\[1\]: expected str"),
+        ({"lineage": {}}, "lineage: expected list of"),
+        ({"lineage": [{"length": 1}]}, r"lineage\[0\]\.fingerprint: is missing"),
     ],
 )  # fmt: skip
 def test_an_untrusted_record_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -23,20 +23,20 @@ from tokenizers_zoo.config import load_toml
 from tokenizers_zoo.data import shards as shards_module
 from tokenizers_zoo.data.folder import FolderSettings, open_folder
 from tokenizers_zoo.data.manifest import (
+    Dataset,
     FileRecord,
-    Manifest,
     Split,
+    SplitRecord,
+    ValueManifest,
     inputs_digest,
     manifest_path,
     read_manifest,
-    read_splits,
     remove_shard,
     shard_name,
     shards_of,
     sound_manifest,
     verify,
     write_manifest,
-    write_record,
 )
 from tokenizers_zoo.data.shards import LazyValues, Location, ValueStore, writing_shard
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
@@ -324,7 +324,7 @@ def test_store_errors_list_existing_names(store: ValueStore) -> None:
 def test_shards_with_other_keys_or_without_a_manifest_are_ignored(store: ValueStore) -> None:
     (store.root / "train/two/shard-00000.json").unlink()
     assert store.keys("train", "two") == ["0003", "0005", "0006", "0007"]
-    read_splits(store.root / "dataset.json")["train"].write_keys(1, ["a", "b", "c"])
+    store.split("train").write_keys(1, ["a", "b", "c"])
     reopened = ValueStore(store.root)
     assert reopened.keys("train", "two") == ["0006", "0007"]
     with pytest.raises(DataError, match="not written to its end"):
@@ -578,10 +578,12 @@ def a_split(root: Path, samples: int = 7, shard_size: int = 3) -> Split:
         write_manifest(
             file.parent,
             shard,
-            Manifest(rows=rows, count=rows, keys=digest, inputs=f"in{shard}", files=files, dropped={0: "gone"}),
+            ValueManifest(
+                rows=rows, count=rows, keys=digest, inputs=f"in{shard}", files=files, dropped={0: "gone"}, record={}
+            ),
         )
-    write_record(root / "dataset.json", {"splits": {"train": {"samples": samples, "shard_size": shard_size}}})
-    return read_splits(root / "dataset.json")["train"]
+    Dataset(splits={"train": SplitRecord(samples=samples, shard_size=shard_size)}).write(root)
+    return split
 
 
 def test_a_split_locates_its_samples_and_reads_its_keys(tmp_path: Path) -> None:
@@ -600,33 +602,35 @@ def test_a_split_locates_its_samples_and_reads_its_keys(tmp_path: Path) -> None:
 
 def test_manifests_are_read_back_and_mark_finished_shards(tmp_path: Path) -> None:
     folder = a_split(tmp_path).folder / "rgb"
-    manifest = read_manifest(folder, 1)
+    manifest = read_manifest(folder, 1, ValueManifest)
     assert manifest is not None and manifest.dropped == {0: "gone"} and manifest.files["tar"].size == 2
 
-    assert sound_manifest(folder, 1) == manifest
+    assert sound_manifest(folder, 1, ValueManifest) == manifest
     (folder / shard_name(1, "tar")).write_bytes(b"cut off")
-    assert sound_manifest(folder, 1) is None
+    assert sound_manifest(folder, 1, ValueManifest) is None
     remove_shard(folder, 1)
-    assert read_manifest(folder, 1) is None and not (folder / shard_name(1, "tar")).exists()
+    assert read_manifest(folder, 1, ValueManifest) is None and not (folder / shard_name(1, "tar")).exists()
 
 
 @pytest.mark.parametrize("change", [
-    {"rows": -1, "count": -1}, {"count": 9}, {"dropped": {"x": "y"}}, {"unknown": 1}, {"files": {"tar": {"size": 1}}},
+    {"rows": -1, "count": -1}, {"count": 9}, {"dropped": {"x": "y"}}, {"record": {"value": {"shape": 1}}},
+    {"files": {"tar": {"size": 1}}},
 ])  # fmt: skip
 def test_a_damaged_manifest_is_an_error_and_not_finished(tmp_path: Path, change: dict[str, object]) -> None:
     folder = a_split(tmp_path).folder / "rgb"
     path = manifest_path(folder, 0)
     write_table(path, read_table(path) | change)
     with pytest.raises(DataError, match="damaged"):
-        read_manifest(folder, 0)
-    assert sound_manifest(folder, 0) is None
+        read_manifest(folder, 0, ValueManifest)
+    assert sound_manifest(folder, 0, ValueManifest) is None
 
 
 @pytest.mark.parametrize("splits", [{"../x": {"samples": 1, "shard_size": 1}}, {"a": {"samples": 0, "shard_size": 0}}])
 def test_an_impossible_split_is_an_error(tmp_path: Path, splits: dict[str, object]) -> None:
     write_table(tmp_path / "dataset.json", {"splits": splits})
-    with pytest.raises(DataError, match=r"dataset\.json"):
-        read_splits(tmp_path / "dataset.json")
+    with pytest.raises(DataError, match=f"^{tmp_path}"):
+        for name, record in Dataset.read(tmp_path).splits.items():
+            record.open(tmp_path, name)
 
 
 def test_the_inputs_digest_depends_on_every_part_and_on_no_order() -> None:

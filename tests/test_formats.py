@@ -203,7 +203,7 @@ def test_a_lost_tensor_is_named(golden: Path, name: str) -> None:
 def test_a_vocabulary_without_a_key_is_refused(golden: Path, key: str) -> None:
     path = golden / "tokenizers/text/config.json"
     write_table(path, {name: value for name, value in read_table(path).items() if name != key})
-    with pytest.raises(CheckpointError, match=f"lacks {key}"):
+    with pytest.raises(CheckpointError, match=f"{key}: is missing"):
         TextVocabulary.load(path.parent)
 
 

@@ -103,8 +103,8 @@ def test_old_outputs_are_unchanged_before_the_first_step(old_run: Path) -> None:
     beginning = initial_model(grown(), SMALL, 7, old_run)
     assert_same(load_model(old_run), beginning.model)
     assert beginning.record is not None
-    assert beginning.record["knows"] == [item.name for item in all_layouts()]
-    assert beginning.record["added"] == [item.name for item in NEW]
+    assert list(beginning.record.knows) == [item.name for item in all_layouts()]
+    assert list(beginning.record.added) == [item.name for item in NEW]
     for table in ("modality_embedding", "mask_embedding"):  # new markers start as the mean of the old ones
         rows = getattr(beginning.model, table).weight
         mean = rows[: len(all_layouts())].mean(0)

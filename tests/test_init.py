@@ -16,7 +16,7 @@ from stores import write_tar
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import load_toml
-from tokenizers_zoo.data.manifest import read_manifest, write_manifest
+from tokenizers_zoo.data.manifest import ValueManifest, read_manifest, write_manifest
 from tokenizers_zoo.pipeline.stores import describe_data
 from tokenizers_zoo.terminal import UNSAFE
 
@@ -131,7 +131,7 @@ def test_texts_of_manifests_set_nothing(zoo: Run) -> None:
     world = the_world().put_back()
     for split in ("train", "test"):
         folder = world.folder / "data" / split / "depth"
-        manifest = read_manifest(folder, 0)
+        manifest = read_manifest(folder, 0, ValueManifest)
         assert manifest
         record = {**manifest.record, "distribution": INJECTION, "source": INJECTION}
         write_manifest(folder, 0, dataclasses.replace(manifest, record=record))

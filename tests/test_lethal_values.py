@@ -10,7 +10,8 @@ import pytest
 from toy_plugins import SOURCE, WORDS, Install, snapshot
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.manifest import read_manifest
+from tokenizers_zoo.data.manifest import ValueManifest, read_manifest
+from tokenizers_zoo.data.token_shard import TokenManifest
 from tokenizers_zoo.data.tokens import STORE
 from tokenizers_zoo.errors import PluginError
 from tokenizers_zoo.pipeline.derive import derive_data
@@ -221,7 +222,7 @@ def test_a_value_that_kills_its_encoder_is_dropped(zoo: Zoo, harm: Harm, tmp_pat
         assert words.first_dropped.startswith("words: ") and "(sample train-0008)" in words.first_dropped
         assert outcomes["calm"].dropped == (1 if call.startswith("encode") else 0)
         assert len(counter.read_text()) in ((2, 3) if call.startswith("read") else (4, 5, 6))
-    manifest = read_manifest(out / "train/words", 1)
+    manifest = read_manifest(out / "train/words", 1, TokenManifest)
     assert manifest is not None and list(manifest.dropped) == [2]
 
 
@@ -230,7 +231,7 @@ def test_values_that_are_slow_together_are_tried_alone_once(zoo: Zoo, harm: Harm
     data, out = tmp_path / "data", tmp_path / "tokens"
     make_data(zoo, "toy", data, train=24, test=0, workers=0, shard_size=24)
     train_tokenizer(zoo, "words", data)
-    values = read_manifest(data / "train/words", 0)
+    values = read_manifest(data / "train/words", 0, ValueManifest)
     assert values is not None
     counters = [harm(f"encode sample {row} of train", "slow") for row in range(24) if row not in values.dropped]
     (outcome,) = tokenize(zoo, data, out, batch_size=9, workers=1).outcomes
@@ -259,9 +260,9 @@ def test_a_broken_plugin_ends_its_modality_only(zoo: Zoo, harm: Harm, tmp_path: 
     with pytest.raises(WorkerError, match=r"train/calm, shard-00000: .* 1, 2, 3, 4, 5 "):
         derive(zoo, data)
     for shard, count in ((0, 5), (1, 5)):
-        manifest = read_manifest(data / "train/loud", shard)
+        manifest = read_manifest(data / "train/loud", shard, ValueManifest)
         assert manifest is not None and manifest.count == count
-    assert read_manifest(data / "train/calm", 0) is None
+    assert read_manifest(data / "train/calm", 0, ValueManifest) is None
 
 
 def test_in_this_process_exits_are_errors_of_the_plugin(zoo: Zoo, harm: Harm, tmp_path: Path) -> None:

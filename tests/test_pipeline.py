@@ -20,7 +20,7 @@ from stores import write_tar, write_values
 from toy_plugins import Install, Toy, derived, make_toy, scaled, snapshot
 
 from tokenizers_zoo import Zoo, pretrained
-from tokenizers_zoo.data.manifest import read_manifest, read_splits
+from tokenizers_zoo.data.manifest import Dataset, ValueManifest, read_manifest
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import (
     ConfigError,
@@ -83,7 +83,7 @@ def test_make_writes_enabled_modalities_in_aligned_shards(toy: Toy, tmp_path: Pa
             store.read(zoo["field"], "train", *position), samples[rows.key(position)]["field"]
         )
         assert store.read(zoo["words"], "train", *position) == samples[rows.key(position)]["words"]
-    manifest = read_manifest(out / "train/field", 0)
+    manifest = read_manifest(out / "train/field", 0, ValueManifest)
     assert manifest is not None and manifest.dropped.keys() == {9}
     assert "every number has to be finite" in manifest.dropped[9]
     record = store.record("train", "field")
@@ -521,7 +521,7 @@ def test_derivation_follows_new_samples_and_settings(toy: Toy, tmp_path: Path) -
     make_toy(zoo, data, train=33)
     assert describe_data(data).rows[3].missing == 2, "the last shard has more samples, and one is new"
     assert counts(derive_data(zoo, data, workers=0))["dark"][2] == 17
-    assert read_splits(data / "dataset.json")["train"].shards == 4
+    assert Dataset.read(data).splits["train"].open(data, "train").shards == 4
     other_settings = toy({"modalities": {"dark": {"levels": 8}}})
     assert counts(derive_data(other_settings, data, workers=0))["dark"][2] == 0
 

@@ -18,15 +18,16 @@ from safetensors.numpy import save_file
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.io import read_lines, read_table, write_table
+from tokenizers_zoo.io import as_json, read_lines, read_table, write_table
+from tokenizers_zoo.records import convert
 from tokenizers_zoo.report import pages
 from tokenizers_zoo.report.pages import registry_of, write_report
 from tokenizers_zoo.report.pictures import Pictures, cells_of, legend_of
+from tokenizers_zoo.report.records import GalleryRecord
 from tokenizers_zoo.report.samples import overview, read_galleries, read_inside
-from tokenizers_zoo.run_folder import write_run
+from tokenizers_zoo.run_folder import RunRecord, write_run
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 from tokenizers_zoo.train.log import StepLog
-from zoo_backbone.checkpoint import spec_to_json
 from zoo_backbone.gallery import CELL, write_sheet
 
 Run = tuple[Path, dict[str, Any]]
@@ -69,8 +70,10 @@ def bare_run(folder: Path, zoo: Zoo, names: tuple[str, ...], **config: Any) -> P
     """Write a run folder of these modalities without figures; its model has 1.2 million parameters."""
     folder.mkdir()
     modality_specs = [zoo[name].spec for name in names]
-    specs = [spec_to_json(spec) for spec in modality_specs]
-    write_table(folder / "config.json", {"class": "FourM", "specs": specs, "fingerprints": {}, **config})
+    specs = [as_json(spec) for spec in modality_specs]
+    write_table(folder / "config.json", {
+        "class": "FourM", "architecture": "FourM", "model": {}, "specs": specs, "fingerprints": {}, **config
+    })  # fmt: skip
     write_table(folder / "run.json", {**RECORD, "places": {"tokens": "tokens", "data": str(folder / "gone")}})
     extra_tensors = {"ml4m.b": np.zeros((1000, 1000), np.uint8)}  # for exporting an imported model; no parameter
     save_file({"a": np.zeros((1000, 1200), np.float32), **extra_tensors}, folder / "model.safetensors")
@@ -131,7 +134,9 @@ def test_a_sheet_is_cut_into_the_pictures_that_were_put_in(tmp_path: Path) -> No
 
 def test_gallery_columns_are_inputs_draws_and_truth(run: Run, tmp_path: Path) -> None:
     pictures = Pictures(folder=tmp_path / "pictures")
-    galleries, _ = read_galleries(run[0] / "evaluation", run[1]["galleries"], pictures)
+    galleries, _ = read_galleries(
+        run[0] / "evaluation", convert(run[1]["galleries"], tuple[GalleryRecord, ...]), pictures
+    )
     roles = [[(cell.role, cell.label) for cell in row] for row in galleries[0].rows]
     assert roles == [[("input", "input"), ("generated", "draw 1"), ("generated", "draw 2"), ("truth", "truth")]] * 2
     assert decoded_picture(galleries[0].rows[0][3].image or "").size == (CELL, CELL // 2)
@@ -149,7 +154,9 @@ def test_the_overview_takes_one_sample_of_the_set_with_most_galleries(tmp_path: 
         gallery(tmp_path, ["z"], "a", rows), gallery(tmp_path, ["b"], "a", rows),
         gallery(tmp_path, ["b"], "words", [[red, "1", "2", "3"]] * 2), gallery(tmp_path, ["b"], "c", rows),
     ]  # fmt: skip
-    galleries, _ = read_galleries(tmp_path / "evaluation", entries, Pictures(folder=tmp_path / "pictures"))
+    galleries, _ = read_galleries(
+        tmp_path / "evaluation", convert(entries, tuple[GalleryRecord, ...]), Pictures(folder=tmp_path / "pictures")
+    )
     summary = overview(galleries, {("b", "a"): 0.1, ("b", "words"): 0.9, ("b", "c"): 0.2, ("z", "a"): 1.0})
     assert summary is not None and summary["key"] == "sample 0"
     assert [cell.modality for cell in summary["inputs"]] == ["b"]
@@ -287,7 +294,7 @@ def test_pages_embed_no_file_named_only_in_a_record(run: Run, zoo: Zoo, tmp_path
     registry_path = tmp_path / "secret.toml"
     registry_path.write_text("# a secret\n")
     (tmp_path / "other.toml").write_text("")
-    write_run(folder, {**RECORD, "places": {"registry": str(registry_path)}})
+    write_run(folder, RunRecord(**{**RECORD, "places": {"registry": str(registry_path)}}))
     registries = {"none": zoo, "its own": Zoo.at(registry_path), "another": Zoo.at(tmp_path / "other.toml")}
     text = write_report(registries[made_with], folder).read_text(encoding="utf-8")
     assert ("a secret" in text) == (made_with == "its own")

@@ -23,6 +23,7 @@ from tokenizers_zoo.run_folder import (
     FolderError,
     OtherRunError,
     RunFolder,
+    RunRecord,
     locked,
     read_run,
     replacing,
@@ -82,7 +83,7 @@ def test_a_finished_run_is_lengthened_and_the_record_says_so(tmp_path: Path) -> 
             pass
     for _ in range(2):  # the second one goes on after a kill
         with pytest.raises(Killed), run(folder, identity_of(9)).open() as opened:
-            assert opened.resuming and opened.finished is None and opened.lengthened == [3]
+            assert opened.resuming and opened.finished is None and opened.lengthened == (3,)
             assert (folder / "config.json").read_text() == "0", "the finished files stay"
             raise Killed
     with pytest.raises(OtherRunError), run(folder, identity_of(12)).open():
@@ -90,13 +91,14 @@ def test_a_finished_run_is_lengthened_and_the_record_says_so(tmp_path: Path) -> 
     finish(folder, identity_of(9))
     with run(folder, identity_of(9)).open() as opened:
         assert opened.finished
-    assert (read_run(folder) or {})["lengthened"] == [3]
+    assert (record := read_run(folder)) and record.lengthened == (3,)
     (folder / STATE).unlink()
     with pytest.raises(FolderError, match=r"training_state\.safetensors is gone"), run(folder, identity_of(12)).open():
         pass
     with run(folder, identity_of(9)).open() as opened:
         assert opened.finished, "without its state it is as finished as before"
-    assert "lengthened" not in (read_run(finish(folder, identity_of(12), overwrite=True).path) or {})
+    record = read_run(finish(folder, identity_of(12), overwrite=True).path)
+    assert record and not record.lengthened
 
 
 def test_a_run_that_saved_nothing_is_replaced(tmp_path: Path) -> None:
@@ -105,9 +107,7 @@ def test_a_run_that_saved_nothing_is_replaced(tmp_path: Path) -> None:
         raise Killed
     with run(tmp_path, SEED_1).open() as opened:
         assert not opened.resuming
-    assert read_run(tmp_path) == {
-        "kind": "tokenizer", "identity": SEED_1, "places": {}, "finished": None,
-    }  # fmt: skip
+    assert read_run(tmp_path) == RunRecord(kind="tokenizer", identity=SEED_1, places={}, finished=None)
 
 
 def test_recorded_paths_may_change(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_recorded_paths_may_change(tmp_path: Path) -> None:
     with run(tmp_path, data="elsewhere").open() as opened:
         assert opened.finished
     record = read_run(tmp_path)
-    assert record and record["places"] == {"data": "elsewhere"} and record["finished"]
+    assert record and record.places == {"data": "elsewhere"} and record.finished
 
 
 def test_another_kind_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from command_world import World, the_world
 from rich.table import Table
 from test_imports import files, packages
 
-from tokenizers_zoo.data.manifest import read_manifest, write_manifest
+from tokenizers_zoo.data.manifest import ValueManifest, read_manifest, write_manifest
 from tokenizers_zoo.terminal import UNSAFE, console, echo, printable, show
 
 EVIL = "\x1b[31mX\x1b]0;t\x07\x9b2J\r\u202eX\u2028"
@@ -70,7 +70,7 @@ def hostile() -> World:
     folder = world.folder
     for split in ("train", "test"):
         modality_folder = folder / "data" / split / "depth"
-        manifest = read_manifest(modality_folder, 0)
+        manifest = read_manifest(modality_folder, 0, ValueManifest)
         assert manifest
         write_manifest(modality_folder, 0, dataclasses.replace(manifest, dropped={0: EVIL}))
     for name in ("data", "tokens", "run", "made", "files"):

@@ -286,7 +286,7 @@ def test_loading_takes_the_configured_size_and_refuses_other_ids(tmp_path: Path)
     [
         ({"class": "Other"}, "holds a Other, expected a TextVocabulary"),
         ({"special_tokens": ["<a>", "<a>"]}, "distinct, non-empty"),
-        ({"lineage": [{"fingerprint": "x"}]}, r"damaged: lacks lineage\[0\]\.length"),
+        ({"lineage": [{"fingerprint": "x"}]}, r"damaged: lineage\[0\]\.length: is missing"),
         ({"vocabulary": {"size": 600}}, "size: expected at least"),
         ({"weights_sha256": "0" * 64}, "not the file that config.json was written with"),
     ],

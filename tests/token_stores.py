@@ -49,7 +49,7 @@ def write_tokens(
     `keys` are all samples of the split, by default its samples so far and then the new keys of `tokens`.
     """
     before = TokenStore(root) if (root / STORE).is_file() else None
-    split_exists = before is not None and split in before._record["splits"]
+    split_exists = before is not None and split in before._record.splits
     rewritten: dict[str, tuple[TokenMetadata, Mapping[str, Any]]] = {}
     if keys is None and before is not None and split_exists:
         token_split = before.split(split)

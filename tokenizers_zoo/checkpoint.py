@@ -8,17 +8,19 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenizers_zoo.errors import CheckpointError, ConfigError, OneLineError, first_line, is_of_the_machine
 from tokenizers_zoo.io import (
     REMEDY,
+    as_record,
     file_digest,
+    read_record,
     read_table,
     replacing_file,
-    shape_error,
     table_text,
     write_tensors,
 )
@@ -28,19 +30,13 @@ if TYPE_CHECKING:
 
     StateDict = Mapping[str, torch.Tensor]
 
+T = TypeVar("T")
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 HUB_FILES = ("*.safetensors", "*.json", "*.toml", "golden/*", "samples/*", "tokens/*", "wheels/*")
 """Files of tokenizers, backbones and bundles that are downloaded from the hub."""
 ORIGIN = "published"
 """Key of config.json for the origin of a checkpoint imported from 4M."""
 COPY_AGAIN = "copy this folder again, or make it anew in another"
-SHAPE = {
-    "class": str, "weights_sha256?": str, "modality?": str, "lineage?": [{"fingerprint": str, "length": int}],
-    f"{ORIGIN}?": {"class": str, "config": dict, "same_as?": {str: str}},
-}  # fmt: skip
-"""Shape of the keys of config.json that checkpoints of several classes have."""
-
-
 _torch_state_lock = threading.RLock()
 
 
@@ -51,6 +47,34 @@ def _unlock() -> None:
 
 
 os.register_at_fork(after_in_child=_unlock)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestor:
+    """A checkpoint that another one grew from."""
+
+    fingerprint: str
+    length: int
+    """Its number of ids."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedOrigin:
+    """The published checkpoint that a tokenizer was imported from."""
+
+    config: Mapping[str, Any]
+    same_as: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRecord:
+    """The keys of config.json that checkpoints of several classes have, in addition to "class"."""
+
+    weights_sha256: str = ""
+    modality: str | None = None
+    lineage: tuple[Ancestor, ...] = ()
+    """The checkpoints that it grew from, oldest first."""
+    published: PublishedOrigin | None = None
 
 
 @contextlib.contextmanager
@@ -119,29 +143,38 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], config: M
 def _has_weights(folder: Path, digest: str) -> bool:
     """Return whether the config in a folder records this sha256 of the weights."""
     with contextlib.suppress(CheckpointError):
-        return bool(read_table(folder / CONFIG, {"weights_sha256": str})["weights_sha256"] == digest)
+        return read_record(folder / CONFIG, CheckpointRecord).weights_sha256 == digest
     return False
 
 
-def load_checkpoint(
-    folder: Path, expected_class: str | None = None, shape: Mapping[str, Any] | None = None
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_checkpoint(folder: Path, expected_class: str | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the tensors and the config of a checkpoint folder.
 
-    Raises CheckpointError if a file is missing or damaged, the weights and the config do not belong together, the
-    config's "class" is not `expected_class`, or the config does not have the `shape` (`io.shape_error`).
+    Raises CheckpointError if a file is missing or damaged, the weights and the config do not belong together, or the
+    config's "class" is not `expected_class`.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = load_config(folder, expected_class, shape)
-    check_weights(folder, config)
+    config = load_config(folder, expected_class)
+    check_weights(folder)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{folder / WEIGHTS}: damaged: {error}; {COPY_AGAIN}") from None
     check_finite(folder / WEIGHTS, tensors)
     return tensors, config
+
+
+def load_record(folder: Path, expected_class: str, record_class: type[T]) -> tuple[dict[str, torch.Tensor], T]:
+    """As `load_checkpoint`, with the config as a record of its class."""
+    tensors, config = load_checkpoint(folder, expected_class)
+    return tensors, as_record(config, record_class, folder / CONFIG)
+
+
+def config_record(folder: Path, expected_class: str | None, record_class: type[T]) -> T:
+    """Return the config of a checkpoint folder as a record of its class. Raises CheckpointError."""
+    return as_record(load_config(folder, expected_class), record_class, folder / CONFIG)
 
 
 def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -190,38 +223,37 @@ def checkpoint_errors(folder: Path | str) -> Iterator[None]:
         raise CheckpointError(f"{folder}: its files do not fit together: {kind}{reason}; {COPY_AGAIN}") from error
 
 
-def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if the weights of a folder are missing or were not written with its `config`."""
+def check_weights(folder: Path) -> str:
+    """Return the sha256 of a folder's weights. Raises CheckpointError if they were not written with its config."""
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(f"{folder}: has no {WEIGHTS}")
-    recorded_digest, digest = config.get("weights_sha256"), file_digest(folder / WEIGHTS)
+    recorded_digest = config_record(folder, None, CheckpointRecord).weights_sha256
+    digest = file_digest(folder / WEIGHTS)
     if recorded_digest != digest:
         raise CheckpointError(
             f"{folder}: {WEIGHTS} is not the file that {CONFIG} was written with (its sha256 is {digest[:12]}, "
-            f"expected {str(recorded_digest)[:12]}); {COPY_AGAIN}"
+            f"expected {recorded_digest[:12]}); {COPY_AGAIN}"
         )
+    return digest
 
 
-def load_config(
-    folder: Path, expected_class: str | None = None, shape: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def load_config(folder: Path, expected_class: str | None = None) -> dict[str, Any]:
     """Return the config of a checkpoint folder. Raises CheckpointError as `load_checkpoint` does."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no checkpoint here (a folder with {WEIGHTS} and {CONFIG} was expected)")
-    config = read_table(folder / CONFIG, SHAPE)
+    config = read_table(folder / CONFIG)
+    if not isinstance(config.get("class"), str):
+        raise CheckpointError(f"{folder / CONFIG}: damaged: class: expected str, got {config.get('class')!r}; {REMEDY}")
     if expected_class is not None and config["class"] != expected_class:
         raise CheckpointError(f"{folder}: holds a {config['class']}, expected a {expected_class}")
-    if mismatch := shape_error(config, shape or {}):
-        raise CheckpointError(f"{folder / CONFIG}: damaged: {mismatch}; {REMEDY}")
     return config
 
 
 def fingerprint(folder: Path) -> str:
     """Return the sha256 (hex) over config and weights of a checkpoint folder. Raises CheckpointError if damaged."""
-    config = load_config(folder)
-    check_weights(folder, config)
-    config_json = json.dumps(config, sort_keys=True, ensure_ascii=False).encode()
-    return hashlib.sha256(hashlib.sha256(config_json).digest() + bytes.fromhex(config["weights_sha256"])).hexdigest()
+    digest = check_weights(folder)
+    config_json = json.dumps(load_config(folder), sort_keys=True, ensure_ascii=False).encode()
+    return hashlib.sha256(hashlib.sha256(config_json).digest() + bytes.fromhex(digest)).hexdigest()
 
 
 def joint_fingerprint(*parts: str) -> str:

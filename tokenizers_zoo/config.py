@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 
 from tokenizers_zoo.errors import ConfigError, ReadError, SettingError
 from tokenizers_zoo.io import DEEPEST, read_regular, too_deep
+from tokenizers_zoo.records import RecordError, convert, in_words
 
 T = TypeVar("T")
 SHARED = "zoo"
@@ -206,53 +207,34 @@ def _key_in_message(table: Mapping[str, Any], message: str) -> str | None:
 
 
 def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
-    """Check a value against its type hint; convert tables to dataclasses and lists to tuples."""
-    outer = typing.get_origin(hint)
-    if hint is Any:
-        return value
-    if outer in (types.UnionType, typing.Union):
-        options = typing.get_args(hint)
-        if value is None and type(None) in options:
-            return None
-        failures: list[ConfigError] = []
-        for option in options:
-            if option is not type(None):
-                try:
-                    return _convert(option, value, origin, key)
-                except ConfigError as error:
-                    failures.append(error)
-        raise failures[-1 if isinstance(value, (list, tuple)) else 0]  # options for lists come last
-    if outer is typing.Literal:
-        if value in typing.get_args(hint):
-            return value
-        raise ConfigError(f"{origin.at(key)}: expected one of {list(typing.get_args(hint))}, got {value!r}")
-    if outer is tuple and isinstance(value, (list, tuple)):
-        args = typing.get_args(hint)
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_convert(args[0], item, origin, key) for item in value)
-        if len(args) == len(value):
-            return tuple(_convert(arg, item, origin, key) for arg, item in zip(args, value, strict=True))
-        raise ConfigError(f"{origin.at(key)}: expected {len(args)} items, got {len(value)}")
-    if outer in (dict, Mapping):
-        if isinstance(value, Mapping):
-            inner = typing.get_args(hint)[1]
-            return {k: _convert(inner, v, origin.inner(key), k) for k, v in value.items()}
-    elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        if isinstance(value, hint):
-            return value
-        if isinstance(value, Mapping):
-            return from_mapping(hint, value, origin.inner(key))
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            raise ConfigError(f"{origin.at(key)}: expected a float, got a whole number that none can hold") from None
-    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    elif hint is Path and isinstance(value, str):
-        return Path(value)
-    expected = getattr(hint, "__name__", str(hint)) if outer is None else str(hint)
-    raise ConfigError(f"{origin.at(key)}: expected {expected}, got {type(value).__name__} {value!r}")
+    """Return a value as its type hint, see `records.convert`; tables of settings are built by `from_mapping`."""
+    hint = _narrowed(hint, value)
+    inner_class, kind = inner_table(hint)
+    inner_origin = origin.inner(key)
+    if inner_class is None or isinstance(value, inner_class):
+        pass
+    elif kind == "one" and isinstance(value, Mapping):
+        return from_mapping(inner_class, value, inner_origin)
+    elif kind == "list" and isinstance(value, list | tuple):
+        return tuple(_convert(inner_class, item, origin, key) for item in value)
+    elif kind == "named" and isinstance(value, Mapping):
+        return {name: _convert(inner_class, table, inner_origin, name) for name, table in value.items()}
+    try:
+        return convert(value, hint)
+    except RecordError as error:
+        raise ConfigError(f"{origin.at(key)}: {error.reason}") from None
+
+
+def _narrowed(hint: Any, value: Any) -> Any:
+    """Return a hint with several settings classes as one with the class that has all keys of the table `value`."""
+    options = typing.get_args(hint)
+    classes: list[Any] = [option for option in options if dataclasses.is_dataclass(option)]
+    if len(classes) < 2:
+        return hint
+    keys = value if isinstance(value, Mapping) else ()
+    fitting = (cls for cls in classes if isinstance(value, cls) or all(key in cls.__dataclass_fields__ for key in keys))
+    table_class = next(fitting, classes[0])
+    return typing.Union[(table_class, *(option for option in options if option not in classes))]
 
 
 SHOWN = {"shown": True}
@@ -296,15 +278,6 @@ def check_interval(config: object, interval: str, *names: str, unit: str = "a nu
         for x in value if isinstance(value, tuple) else () if value is None else (value,):
             if not low <= x <= high or (interval[0] == "(" and x == low) or (interval[-1] == ")" and x == high):
                 raise SettingError(f"{name}: expected {unit} in {interval}, got {value}")
-
-
-def as_dicts(config: Any) -> Any:
-    """Return a dataclass as dicts and tuples, for a file."""
-    if dataclasses.is_dataclass(config):
-        return {field.name: as_dicts(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    if isinstance(config, Mapping):
-        return {key: as_dicts(value) for key, value in config.items()}
-    return type(config)(map(as_dicts, config)) if isinstance(config, (list, tuple)) else config
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -512,21 +485,6 @@ def field_docstrings(cls: type) -> dict[str, str]:
                 words = ast.literal_eval(text.value) if isinstance(text.value, ast.Constant) else ""
                 docstrings.setdefault(field.target.id, " ".join(str(words).split()))
     return docstrings
-
-
-def in_words(hint: Any) -> str:
-    """Return a type in words: `int`, `list of int`, `"a" or "b"`."""
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) is Literal:
-        return " or ".join(json.dumps(value) for value in arguments)
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return " or ".join(dict.fromkeys(in_words(option) for option in arguments if option is not type(None)))
-    if typing.get_origin(hint) is tuple:
-        kinds = dict.fromkeys(in_words(kind) for kind in arguments if kind is not Ellipsis)
-        return f"list of {'' if Ellipsis in arguments else f'{len(arguments)} '}{' or '.join(kinds)}"
-    if typing.get_origin(hint) in (dict, Mapping):
-        return "table"
-    return "path" if hint is Path else str(getattr(hint, "__name__", hint))
 
 
 def toml_text(value: Any) -> str:

@@ -26,6 +26,7 @@ from tokenizers_zoo import __version__
 from tokenizers_zoo.errors import ConfigError, ZooError, is_of_the_machine
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.io import write_table
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.run_folder import replacing_folder
 from tokenizers_zoo.validation import bounds
 
@@ -238,7 +239,7 @@ def export_tokenizer(
 
     Raises ConfigError for a tokenizer that is not a network, such as for text, and the errors of `export_networks`.
     """
-    spec, layout = handle.spec, handle.spec.layout.to_json()
+    spec, layout = handle.spec, as_dicts(handle.spec.layout)
     modules: Mapping[str, nn.Module] = getattr(handle.tokenizer, "networks", dict)()
     if not modules:
         raise ConfigError(

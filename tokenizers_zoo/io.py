@@ -22,13 +22,15 @@ from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from itertools import zip_longest
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from tokenizers_zoo.errors import CheckpointError, DataError, OneLineError, PluginError, ReadError, ZooError
+from tokenizers_zoo.records import RecordError, as_dicts, convert
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; what was finished is kept: free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
@@ -248,15 +250,15 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_table(path: Path, table: Mapping[str, Any]) -> None:
-    """Write a record, atomically."""
+def write_table(path: Path, table: Any) -> None:
+    """Write a record, a dataclass or a table, atomically."""
     with replacing_file(path) as temporary:
         temporary.write_text(table_text(table), encoding="utf-8")
 
 
-def table_text(table: Mapping[str, Any], indent: int | None = 2) -> str:
+def table_text(table: Any, indent: int | None = 2) -> str:
     """Return the text of a record: readable JSON with format and checksum; in one line without `indent`."""
-    text = json_text({"format": FORMAT, **table, CHECKSUM: ""}, indent)
+    text = json_text({"format": FORMAT, **as_dicts(table), CHECKSUM: ""}, indent)
     start, end = text[: text.rindex('""') + 1], text[text.rindex('""') + 1 :]
     return f"{start}{hashlib.sha256(start.encode()).hexdigest()}{end}"
 
@@ -266,9 +268,9 @@ def json_text(data: Any, indent: int | None = 2) -> str:
     return json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def as_json(record: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(record: Any) -> dict[str, Any]:
     """Return a record as JSON would read it back: lists for tuples, text for paths."""
-    return cast(dict[str, Any], json.loads(json.dumps(dict(record), default=str)))
+    return cast(dict[str, Any], json.loads(json.dumps(as_dicts(record), default=str)))
 
 
 def read_json(path: Path, remedy: str = REMEDY) -> Any:
@@ -281,24 +283,28 @@ def read_json(path: Path, remedy: str = REMEDY) -> Any:
         raise CheckpointError(f"{path}: cannot be read as JSON: {error}; {remedy}") from None
 
 
-def read_table(
-    path: Path, shape: Mapping[str, Any] | None = None, *, remedy: str = REMEDY,
-    error: type[ZooError] = CheckpointError,
-) -> dict[str, Any]:  # fmt: skip
-    """Read a record of a `shape`; return it without format and checksum. Raises `error`, ReadError.
+def read_record(
+    path: Path, record_class: type[T], *, remedy: str = REMEDY, error: type[ZooError] = CheckpointError
+) -> T:
+    """Read a record as its class, see `records.convert`. Raises `error`, ReadError."""
+    return as_record(read_table(path, remedy=remedy, error=error), record_class, path, remedy=remedy, error=error)
 
-    See `shape_error` for shapes.
-    """
+
+def as_record(
+    table: Mapping[str, Any], record_class: type[T], path: Path, *, remedy: str = REMEDY,
+    error: type[ZooError] = CheckpointError,
+) -> T:  # fmt: skip
+    """Return the table that was read from the file at `path` as a record of its class. Raises `error`."""
+    try:
+        return cast(T, convert(table, record_class))
+    except RecordError as mismatch:
+        raise error(f"{path}: damaged: {mismatch}; {remedy}") from None
+
+
+def read_table(path: Path, *, remedy: str = REMEDY, error: type[ZooError] = CheckpointError) -> dict[str, Any]:
+    """Read a record as a table, without format and checksum. Raises `error`, ReadError."""
     if (data := read_regular(path)) is None:
         raise error(f"{path}: no such file")
-    return parsed_table(data, path, shape, remedy=remedy, error=error)
-
-
-def parsed_table(
-    data: bytes, path: Path, shape: Mapping[str, Any] | None = None, *, remedy: str = REMEDY,
-    error: type[ZooError] = CheckpointError,
-) -> dict[str, Any]:  # fmt: skip
-    """As `read_table`, for the bytes of the file at `path`."""
     if written := re.match(rb'\{\s*"format": (\d{1,9}),', data):
         check_format(path, int(written[1]), error)
     start, mark, rest = data.rpartition(f'"{CHECKSUM}": "'.encode())
@@ -308,11 +314,9 @@ def parsed_table(
         raise error(f"{path}: damaged: its checksum is not the checksum of its content; {remedy}")
     try:
         table = json.loads(data, parse_int=_integer, parse_float=_float, parse_constant=_float)
-        damage = shape_error(table, shape or {})
-        if not damage and too_deep(table):
-            damage = f"is nested too deeply: {DEEPEST} levels at most"
-        elif not damage and b"\\u" in data:
+        if b"\\u" in data:
             json.dumps(table, ensure_ascii=False).encode()  # fails for half a character, which no file can hold
+        damage = f"is nested too deeply: {DEEPEST} levels at most" if too_deep(table) else ""
     except (ValueError, RecursionError) as reason:
         damage = f"cannot be read as JSON: {reason}"
     if damage:
@@ -349,47 +353,6 @@ def too_deep(value: Any, deepest: int = DEEPEST) -> bool:
         if not (containers := [item for container in nested for item in container if isinstance(item, dict | list)]):
             return False
     return True
-
-
-def shape_error(value: Any, shape: Any, key_path: str = "") -> str | None:
-    """Return where a JSON value differs from a shape, as `pairs[0].target: expected str, got 3`, or None.
-
-    A shape is a type, where float includes int, and Path is the text of a path; None; a frozenset of texts; a tuple of
-    alternatives; `[shape of each item]`; `{str: shape of each value}`; or a table of shapes by key. A key that ends in
-    "?" may be absent, and other keys are not checked.
-    """
-    if shape is Path:
-        return None if isinstance(value, str) and "\0" not in value else _unexpected(value, "a path", key_path)
-    if isinstance(shape, frozenset):
-        listed = isinstance(value, str) and value in shape
-        return None if listed else _unexpected(value, " or ".join(sorted(shape)), key_path)
-    if isinstance(shape, tuple):
-        mismatches = [shape_error(value, alternative, key_path) for alternative in shape]
-        return mismatches[0] if all(mismatches) else None
-    item_errors: Iterator[str | None] = iter(())
-    if isinstance(shape, list):
-        expected: Any = list
-        if isinstance(value, list):
-            item_errors = (shape_error(item, shape[0], f"{key_path}[{index}]") for index, item in enumerate(value))
-    elif isinstance(shape, Mapping):
-        expected = dict
-        if isinstance(value, dict):
-            shapes = dict.fromkeys(value, shape[str]) if str in shape else shape
-            dot = f"{key_path}." if key_path else ""
-            item_errors = (
-                shape_error(value[name], item_shape, f"{dot}{name}") if (name := key.removesuffix("?")) in value
-                else None if key.endswith("?") else f"lacks {dot}{key}"
-                for key, item_shape in shapes.items()
-            )  # fmt: skip
-    else:
-        expected = type(None) if shape is None else shape
-    if type(value) is not expected and not (expected is float and type(value) is int):
-        return _unexpected(value, expected.__name__, key_path)
-    return next(filter(None, item_errors), None)
-
-
-def _unexpected(value: Any, expected: str, key_path: str) -> str:
-    return f"{key_path or 'content'}: expected {expected}, got {json.dumps(value)[:SHORT]}"
 
 
 def read_lines(path: Path, *, finished: bool = True) -> list[dict[str, Any]]:

@@ -11,15 +11,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from tokenizers_zoo.config import from_mapping
-from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.io import shape_error
+from tokenizers_zoo.records import Variant
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,14 +25,15 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 LARGEST = 1 << 24
-"""Most tokens, and most numbers of a token, in stored layouts."""
+"""Most tokens, and most numbers of a token."""
 
 
-class TokenLayout:
-    """What all layouts answer. The defaults are those of a fixed number of ids."""
+class TokenLayout(Variant):
+    """What all layouts answer. The defaults are those of a fixed number of ids.
 
-    kind: ClassVar[str]
-    """Name of the layout in files and messages."""
+    Raises ValueError for a layout without tokens, or with too many or too long ones.
+    """
+
     continuous: ClassVar[bool] = False
     """True if tokens are vectors of numbers, which can only be an input; False if they are ids of a vocabulary."""
     variable: ClassVar[bool] = False
@@ -50,6 +48,11 @@ class TokenLayout:
         @property
         def length(self) -> int:
             """Number of tokens of a sample; the greatest if it varies."""
+
+    def __post_init__(self) -> None:
+        sizes = *self.axes, self.length, self.numbers_per_token
+        if not self.axes or min(sizes) < 1 or max(sizes) > LARGEST:
+            raise ValueError(f"a layout without tokens, or with too many or too long ones: {self}")
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -81,8 +84,6 @@ class TokenLayout:
 
     def error(self, vocab_size: int) -> str | None:
         """Return why a modality cannot have this layout with `vocab_size` ids, or None."""
-        if self.length < 1:
-            return f"expected at least one token, got {self}"
         return None
 
     @property
@@ -114,25 +115,6 @@ class TokenLayout:
             padded[sample, : len(row)], lengths[sample] = row, len(row)
         return padded, lengths
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the layout as JSON types, with its kind."""
-        return {"kind": self.kind, **dataclasses.asdict(self)}  # type: ignore[call-overload]
-
-    @staticmethod
-    def from_json(table: Mapping[str, Any]) -> TokenLayout:
-        """Return the layout that `to_json` wrote. Raises ValueError for another table."""
-        if mismatch := shape_error(table, {"kind": frozenset(LAYOUTS)}, "layout"):
-            raise ValueError(mismatch)
-        layout_class = LAYOUTS[table["kind"]]
-        try:
-            layout = from_mapping(layout_class, {key: value for key, value in table.items() if key != "kind"})
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
-        sizes = *layout.axes, layout.length, layout.numbers_per_token
-        if not layout.axes or min(sizes) < 1 or max(sizes) > LARGEST:
-            raise ValueError(f"a layout without tokens, or with too many or too long ones: {layout}")
-        return layout
-
     def __str__(self) -> str:
         """`grid 8x8`, `sequence <=64`, `patches 8x8 of 48 numbers`."""
         size = f"<={self.length}" if self.variable else "x".join(map(str, self.axes))
@@ -158,7 +140,7 @@ class GridLayout(TokenLayout):
     def error(self, vocab_size: int) -> str | None:
         if not 1 <= len(self.shape) <= 3:
             return f"a grid has one to three axes, got {self.shape}"
-        return super().error(vocab_size)
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +190,7 @@ class SequenceLayout(TokenLayout):
         last = self.sentinel_start + self.num_sentinels
         if not (0 <= self.end < vocab_size and last <= vocab_size and self.num_sentinels >= 1):
             return "end and sentinels must be ids below vocab_size, with at least one sentinel"
-        return super().error(vocab_size)
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,8 +248,3 @@ class EmbeddingsLayout(TokenLayout):
 
     def stored_as(self, vocab_size: int) -> str:
         return self.dtype
-
-
-LAYOUTS: dict[str, Any] = {
-    layout.kind: layout for layout in (GridLayout, VectorLayout, SequenceLayout, PatchesLayout, EmbeddingsLayout)
-}

@@ -12,7 +12,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,16 @@ from tokenizers_zoo.io import (
     as_json,
     differences,
     disk_problem,
-    read_table,
+    read_record,
     relative_place,
     remove_folder,
     write_table,
 )
+from tokenizers_zoo.records import OPTIONAL, RecordError
 
 RUN, LOCK = "run.json", ".lock"
 REPLACED, MOVING = ".replaced", ".moving"
 """Subfolders with the old files: complete while a new run replaces them, and partly moved there or back."""
-RECORD = {
-    "kind": str, "identity": dict, "places": {str: (Path, None)}, "finished": (dict, None), "lengthened?": [int],
-}  # fmt: skip
-"""Shape of run.json."""
 MOST_KEYS = 3
 """Differing keys that an error lists."""
 
@@ -74,6 +71,26 @@ TOKENIZER = RunKind(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The content of run.json. Raises ValueError for a place that cannot be a path."""
+
+    kind: str
+    """`RunKind.name`."""
+    identity: Mapping[str, Any]
+    places: Mapping[str, str | None]
+    """Paths, and other texts, that may change without making it another run."""
+    finished: Mapping[str, Any] | None
+    """Facts about the finished run; None while it is not finished."""
+    lengthened: tuple[int, ...] = field(default=(), metadata=OPTIONAL)
+    """Its numbers of steps before it was lengthened."""
+
+    def __post_init__(self) -> None:
+        for name, place in self.places.items():
+            if "\0" in (place or ""):
+                raise RecordError(("places", name), f"expected a path, got {place!r}")
+
+
 class RunFolder:
     """A folder that belongs to one run of a command, opened as a context manager.
 
@@ -90,9 +107,9 @@ class RunFolder:
         relative to the folder."""
         self.path, self.kind = Path(path), kind
         self.identity, self.places = as_json(identity), as_json(places or {})
-        self.finished: dict[str, Any] | None = None
+        self.finished: Mapping[str, Any] | None = None
         self.resuming = False
-        self.lengthened: list[int] = []
+        self.lengthened: tuple[int, ...] = ()
         """Its numbers of steps before it was lengthened."""
 
     @contextlib.contextmanager
@@ -132,7 +149,7 @@ class RunFolder:
 
     def _read(self) -> bool:
         """Set `finished` and `resuming`; return whether there is nothing to do. Raises FolderError."""
-        self.finished, self.resuming, self.lengthened = None, False, []
+        self.finished, self.resuming, self.lengthened = None, False, ()
         record = read_run(self.path)
         if record is None:
             found = [path.name for path in entries(self.path)]
@@ -145,16 +162,16 @@ class RunFolder:
             return False
         _check_kind(self.path, self.kind, record)
         complete = all((self.path / name).is_file() for name in self.kind.results)
-        finished = record["finished"] if complete else None
+        finished = record.finished if complete else None
         has_state = (self.path / self.kind.state).exists()
         saved = finished is not None or has_state
-        changed = list(differences(record["identity"], self.identity))
-        self.lengthened = record.get("lengthened", [])
-        if changed and finished and "steps" in finished and _is_longer(record["identity"], self.identity):
-            self.lengthened = [*self.lengthened, finished["steps"]]
+        changed = list(differences(record.identity, self.identity))
+        self.lengthened = record.lengthened
+        if changed and finished and "steps" in finished and _is_longer(record.identity, self.identity):
+            self.lengthened = (*self.lengthened, finished["steps"])
             finished, changed = None, []
         if not (complete or has_state):
-            self.lengthened = []
+            self.lengthened = ()
         elif self.lengthened and not (finished or has_state):
             raise FolderError(
                 f"{self.path}: cannot be lengthened from step {self.lengthened[-1]}, because its {self.kind.state} is "
@@ -168,15 +185,15 @@ class RunFolder:
             )
         if not changed:
             self.finished, self.resuming = finished, finished is None and saved
-        if self.finished is not None and record["places"] != self.places:
+        if self.finished is not None and record.places != self.places:
             self._write()
         return self.finished is not None
 
     def _write(self) -> None:
-        record = {
-            "kind": self.kind.name, "identity": self.identity, "places": self.places,
-            "finished": self.finished, **({"lengthened": self.lengthened} if self.lengthened else {}),
-        }  # fmt: skip
+        record = RunRecord(
+            kind=self.kind.name, identity=self.identity, places=self.places, finished=self.finished,
+            lengthened=self.lengthened,
+        )  # fmt: skip
         if read_run(self.path) != record:
             write_run(self.path, record)
 
@@ -188,26 +205,26 @@ def _is_longer(old: Any, new: Any, key: str = "") -> bool:
     return bool(old == new or (key == "steps" and isinstance(old, int) and new > old))
 
 
-def read_run(folder: Path) -> dict[str, Any] | None:
+def read_run(folder: Path) -> RunRecord | None:
     """Return the content of run.json, with absolute paths, or None without one. Raises CheckpointError if damaged."""
     if not (folder / RUN).is_file():
         return None
-    record = read_table(folder / RUN, RECORD, remedy="copy it again")
+    record = read_record(folder / RUN, RunRecord, remedy="copy it again")
     is_relative = (os.curdir + os.sep, os.pardir + os.sep)
     places = {
-        name: str(absolute_place(place, folder)) if isinstance(place, str) and place.startswith(is_relative) else place
-        for name, place in record["places"].items()
+        name: str(absolute_place(place, folder)) if place and place.startswith(is_relative) else place
+        for name, place in record.places.items()
     }
-    return record | {"places": places}
+    return replace(record, places=places)
 
 
-def write_run(folder: Path, record: Mapping[str, Any]) -> None:
+def write_run(folder: Path, record: RunRecord) -> None:
     """Write run.json, with relative paths."""
     places = {
-        name: relative_place(place, folder) if isinstance(place, str) and os.path.isabs(place) else place
-        for name, place in record["places"].items()
+        name: relative_place(place, folder) if place and os.path.isabs(place) else place
+        for name, place in record.places.items()
     }
-    write_table(folder / RUN, {**record, "places": places})
+    write_table(folder / RUN, replace(record, places=places))
 
 
 def entries(folder: Path) -> list[Path]:
@@ -268,9 +285,9 @@ def check_replaceable(folder: Path, kind: RunKind) -> None:
         raise FolderError(f"{folder}: holds neither a run nor a checkpoint, and is not replaced; give another folder")
 
 
-def _check_kind(folder: Path, kind: RunKind, record: Mapping[str, Any]) -> None:
-    if record["kind"] != kind.name:
-        raise FolderError(f"{folder}: holds a {record['kind']}, expected a {kind.name}; give another folder")
+def _check_kind(folder: Path, kind: RunKind, record: RunRecord) -> None:
+    if record.kind != kind.name:
+        raise FolderError(f"{folder}: holds a {record.kind}, expected a {kind.name}; give another folder")
 
 
 def _is_own(path: Path, kind: RunKind) -> bool:
@@ -381,7 +398,7 @@ def _is_finished(folder: Path) -> bool:
     if (folder / MOVING).is_dir():
         return False
     record = read_run(folder)
-    return is_complete(folder) if record is None else record["finished"] is not None
+    return is_complete(folder) if record is None else record.finished is not None
 
 
 def _restore(folder: Path, kind: RunKind) -> None:

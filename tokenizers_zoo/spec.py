@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokenizers_zoo.errors import PluginError
-from tokenizers_zoo.layouts import LAYOUTS, TokenLayout
+from tokenizers_zoo.layouts import TokenLayout
 
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
@@ -180,7 +180,8 @@ def spec_errors(spec: ModalitySpec) -> Iterator[str]:
     if invalid_extensions := [extension for extension in spec.extensions if not re.fullmatch(r"[a-z0-9]+", extension)]:
         yield f"extensions {invalid_extensions[0]!r}: expected lower-case letters and digits, without a dot"
     if not isinstance(spec.layout, TokenLayout):
-        yield f"layout: expected one of {', '.join(LAYOUTS)}, got {type(spec.layout).__name__}"
+        kinds = ", ".join(layout.kind for layout in TokenLayout.__subclasses__())
+        yield f"layout: expected one of {kinds}, got {type(spec.layout).__name__}"
     elif spec.continuous != (spec.vocab_size == 0):
         yield f"vocab_size {spec.vocab_size}: expected 0 for continuous layouts and only for them"
     elif layout_error := spec.layout.error(spec.vocab_size):

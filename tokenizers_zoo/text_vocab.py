@@ -16,10 +16,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, save_checkpoint
-from tokenizers_zoo.config import Origin, as_dicts, from_mapping
+from tokenizers_zoo.checkpoint import CONFIG, CheckpointRecord, fingerprint, load_record, save_checkpoint
+from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.ml4m.words import UNKNOWN, WordMatcher
+from tokenizers_zoo.records import as_dicts, convert
 from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.spec import OrderedIds
 from tokenizers_zoo.wordpieces import ALPHABET, PieceMatcher, checked_text, learn_pieces
@@ -28,13 +29,27 @@ CLASS = "TextVocabulary"
 PAD = 0
 TEXT_OF = "text_of"
 """Key of `trained_on`: the modalities whose text the vocabulary was learned from."""
-SHAPE = {
-    "vocabulary": dict, "special_tokens": [str], "grown_tokens": [str], "lineage": list,
-    "trained_on": {f"{TEXT_OF}?": [str]},
-}  # fmt: skip
-"""Shape of config.json."""
 FIXED = ("end", "unused", "sentinels", "coordinate_axes", "coordinate_bins")
 """Settings that a vocabulary keeps: its first ids follow from them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyRecord(CheckpointRecord):
+    """config.json. Raises ValueError for other modalities than a list of names."""
+
+    vocabulary: Mapping[str, Any]
+    special_tokens: tuple[str, ...]
+    grown_tokens: tuple[str, ...]
+    trained_on: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        _ = self.text_of
+
+    @property
+    def text_of(self) -> tuple[str, ...] | None:
+        """The modalities whose text the vocabulary was learned from; None if they are unknown."""
+        names: tuple[str, ...] | None = convert(self.trained_on.get(TEXT_OF), tuple[str, ...] | None)
+        return names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -364,9 +379,9 @@ class TextVocabulary:
 
         Raises CheckpointError for a damaged folder or another id space.
         """
-        tensors, record = load_checkpoint(folder, CLASS, SHAPE)
+        tensors, record = load_record(folder, CLASS, VocabularyRecord)
         try:
-            table = {**record["vocabulary"], "preset": None}  # it has the preset's keys
+            table = {**record.vocabulary, "preset": None}  # it has the preset's keys
             stored_config = from_mapping(VocabularyConfig, table, Origin(table="vocabulary"))
             ((kind, tensor),) = tensors.items()
             text = tensor.numpy().tobytes().decode("utf-8")
@@ -381,10 +396,10 @@ class TextVocabulary:
                     )
             return cls(
                 replace(stored_config, size=config.size, reserve=config.reserve) if config else stored_config,
-                tuple(record["special_tokens"]),
-                grown_tokens=tuple(record["grown_tokens"]),
-                lineage=tuple((entry["fingerprint"], entry["length"]) for entry in record["lineage"]),
-                trained_on=record["trained_on"],
+                record.special_tokens,
+                grown_tokens=record.grown_tokens,
+                lineage=tuple((entry.fingerprint, entry.length) for entry in record.lineage),
+                trained_on=record.trained_on,
                 fingerprint=fingerprint(folder),
                 **content,
             )

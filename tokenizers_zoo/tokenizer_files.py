@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers_zoo.checkpoint import ORIGIN, fingerprint, hub_folder, is_complete, joint_fingerprint, load_config
+from tokenizers_zoo.checkpoint import (
+    CheckpointRecord,
+    config_record,
+    fingerprint,
+    hub_folder,
+    is_complete,
+    joint_fingerprint,
+)
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.spec import ModalitySpec
@@ -111,7 +118,7 @@ class TokenizerFiles:
     def published(self) -> bool:
         """True if the tokenizer was imported from 4M; False if it is still on the hub."""
         try:
-            return ORIGIN in load_config(self.checkpoint)
+            return config_record(self.checkpoint, None, CheckpointRecord).published is not None
         except CheckpointError:
             return False
 
@@ -128,4 +135,4 @@ class TokenizerFiles:
 
 def _lineage(folder: Path) -> dict[str, int]:
     """Return the fingerprints that a checkpoint grew from, oldest first, each with its number of ids."""
-    return {past["fingerprint"]: past["length"] for past in load_config(folder).get("lineage", ())}
+    return {past.fingerprint: past.length for past in config_record(folder, None, CheckpointRecord).lineage}

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig, QuantizedTrainConfig
-from tokenizers_zoo.config import Settings, as_dicts
+from tokenizers_zoo.config import Settings
 from tokenizers_zoo.plugins import hook_calls
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.spec import Crop, ModalitySpec
 
 if TYPE_CHECKING:

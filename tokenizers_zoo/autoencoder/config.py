@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-from tokenizers_zoo.config import as_dicts, check_counts, check_interval
+from tokenizers_zoo.config import check_counts, check_interval
 from tokenizers_zoo.nn.config import MOST_BLOCKS, BlockConfig, MlpConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerFields, QuantizerKind, unused_fields
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.train.config import TrainConfig
 
 ValueKind = Literal["continuous", "classes", "binary"]

@@ -16,13 +16,14 @@ from tokenizers_zoo.autoencoder.config import AutoencoderConfig
 from tokenizers_zoo.autoencoder.model import DENOISER
 from tokenizers_zoo.autoencoder.tokenizer import build_autoencoder
 from tokenizers_zoo.checkpoint import ORIGIN, checkpoint_errors, load_checkpoint, save_checkpoint
-from tokenizers_zoo.config import Origin, Settings, as_dicts
+from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.ml4m.architecture import DIFFUSION, PLAIN, Architecture, read_architecture
 from tokenizers_zoo.ml4m.source import EXTRA_METADATA, PLAIN_METADATA
 from tokenizers_zoo.ml4m.tensors import from_published, tensor_mappings, to_published
 from tokenizers_zoo.nn.config import BlockConfig
+from tokenizers_zoo.records import as_dicts
 
 
 class NotThisKind(CheckpointError):

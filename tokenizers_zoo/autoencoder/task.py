@@ -22,8 +22,9 @@ from tokenizers_zoo.autoencoder.losses import (
 )
 from tokenizers_zoo.autoencoder.model import Autoencoder
 from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer, load_autoencoder
-from tokenizers_zoo.checkpoint import fingerprint, load_config, resolve_folder
+from tokenizers_zoo.checkpoint import Ancestor, CheckpointRecord, config_record, fingerprint, resolve_folder
 from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.train.loop import Task
 
 if TYPE_CHECKING:
@@ -186,15 +187,15 @@ class DiffusionTask(AutoencoderTask):
         diffusion, location = codec.diffusion, codec.origin.at("diffusion")
         assert diffusion is not None
         self.base: Autoencoder | None = None
-        self.diffusion, self.lineage = diffusion, list[dict[str, Any]]()
+        self.diffusion, self.lineage = diffusion, list[Ancestor]()
         if diffusion.base is not None:
             try:
                 folder = resolve_folder(diffusion.base)
                 self.base = load_autoencoder(folder, codec)
             except CheckpointError as error:
                 raise CheckpointError(f"{location}: base: {error}") from None
-            length, former = codec.model.quantizer.codebook_size, load_config(folder).get("lineage", [])
-            self.lineage = [*former, {"fingerprint": fingerprint(folder), "length": length}]
+            length, former = codec.model.quantizer.codebook_size, config_record(folder, None, CheckpointRecord).lineage
+            self.lineage = [*former, Ancestor(fingerprint=fingerprint(folder), length=length)]
             codec = codec.modality.codec(codec.settings, self.base.config)
         super().__init__(codec)
         if codec.model.kind == "classes":
@@ -210,7 +211,9 @@ class DiffusionTask(AutoencoderTask):
 
     def describe(self) -> Mapping[str, Any]:
         config = {**super().describe(), "diffusion": self.diffusion.trained_settings()}
-        return {**config, "base": self.lineage[-1]["fingerprint"], "lineage": self.lineage} if self.base else config
+        if self.base is None:
+            return config
+        return {**config, "base": self.lineage[-1].fingerprint, "lineage": as_dicts(self.lineage)}
 
     def build(self, train: Sequence[Any], rng: np.random.Generator) -> Autoencoder:
         """Return the base, or a new autoencoder, with a new denoiser and the deviation of its targets."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig
 from tokenizers_zoo.autoencoder.model import DENOISER, Autoencoder, NoDecoder
-from tokenizers_zoo.checkpoint import check_sizes, checkpoint_errors, load_checkpoint
+from tokenizers_zoo.checkpoint import CheckpointRecord, check_sizes, checkpoint_errors, load_record
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
 from tokenizers_zoo.io import as_json
@@ -29,8 +30,17 @@ CHUNK_NUMBERS = {"cpu": 1 << 16, "cuda": 1 << 22}
 CHUNK_ITEMS = {"cpu": 64, "cuda": 256}
 """Largest chunk, per device."""
 
-SHAPE = {"model": dict, "meaning": dict, "diffusion?": dict, "base?": (str, None)}
-"""Shape of config.json."""
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRecord(CheckpointRecord):
+    """config.json."""
+
+    model: Mapping[str, Any]
+    meaning: Mapping[str, Any]
+    """Settings that the meaning of tokens depends on."""
+    diffusion: Mapping[str, Any] | None = None
+    base: str | None = None
+    """Fingerprint of the tokenizer whose encoder is used."""
 
 
 class AutoencoderTokenizer:
@@ -111,24 +121,25 @@ def load_autoencoder(folder: Path, codec: ValueCodec, diffusion: DiffusionConfig
     Encoder and decoder have the checkpoint's sizes. Raises CheckpointError if it is damaged, or if its tokens have
     another meaning than the settings require.
     """
-    tensors, config = load_checkpoint(folder, codec.modality.checkpoint_class, SHAPE)
+    tensors, config = load_record(folder, codec.modality.checkpoint_class, AutoencoderRecord)
     name, expected_meaning = codec.spec.name, codec.describe()["meaning"]
-    if diffusion is not None and "diffusion" not in config:
+    if diffusion is not None and config.diffusion is None:
         raise CheckpointError(
             f"{name}: the tokenizer at {folder} has no diffusion decoder, but"
             f" {codec.origin.at('diffusion')} asks for one; remove that, or train one (base = {folder})"
         )
     with checkpoint_errors(folder):
-        model = from_mapping(AutoencoderConfig, config["model"], Origin(table="model"))
-        if diffusion is not None:  # trained settings of the checkpoint, sampler settings of the registry
-            table = {**config["diffusion"], **diffusion.sampling_settings(), "base": config.get("base")}
+        model = from_mapping(AutoencoderConfig, config.model, Origin(table="model"))
+        if diffusion is not None and config.diffusion is not None:
+            # trained settings of the checkpoint, sampler settings of the registry
+            table = {**config.diffusion, **diffusion.sampling_settings(), "base": config.base}
             diffusion = from_mapping(DiffusionConfig, table, Origin(table="diffusion"))
         check_sizes(folder, tensors, lambda: build_autoencoder(model, diffusion).state_dict())
         module = build_autoencoder(model, diffusion)
         if diffusion is None:
             tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(DENOISER)}
         module.load_state_dict(dict(tensors))
-        checkpoint_meaning = as_json({**config["meaning"], **_meaning(model)})
+        checkpoint_meaning = as_json({**config.meaning, **_meaning(model)})
     for setting, expected in as_json({**expected_meaning, **_meaning(codec.model)}).items():
         actual = checkpoint_meaning.get(setting)
         if actual != expected and not (setting == "channels" and model.inputs == "published"):

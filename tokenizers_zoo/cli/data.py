@@ -33,8 +33,8 @@ from tokenizers_zoo.cli.options import (
     show_result,
     show_table,
 )
-from tokenizers_zoo.config import as_dicts
 from tokenizers_zoo.errors import DataError, and_others, count_of
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.terminal import echo
 
 if TYPE_CHECKING:

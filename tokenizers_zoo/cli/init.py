@@ -15,7 +15,7 @@ import click
 
 from tokenizers_zoo.cli.options import FOLLOW_LINKS, asked_registry, command_line, note, parse_assignments
 from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of
-from tokenizers_zoo.io import disk_errors, read_table, replacing_file
+from tokenizers_zoo.io import disk_errors, replacing_file
 from tokenizers_zoo.samples import OWN_FILES, TEST, TRAIN, spread
 from tokenizers_zoo.terminal import echo, printable
 
@@ -122,6 +122,7 @@ def next_commands(data: Path, settings: Mapping[str, str], follow_links: bool) -
 
 def values_in(zoo: Zoo, folder: Path) -> Findings:
     """Return the values that `zoo data make` wrote."""
+    from tokenizers_zoo.data.manifest import Dataset
     from tokenizers_zoo.pipeline.stores import describe_data
 
     findings, rows = Findings(), describe_data(folder).rows
@@ -133,8 +134,8 @@ def values_in(zoo: Zoo, folder: Path) -> Findings:
             findings.unknown.append(name)
     for split in {row.split for row in rows}:
         findings.samples += max(row.samples for row in rows if row.split == split)
-    for split in read_table(folder / "dataset.json", {"splits": {str: {"source": dict}}})["splits"].values():
-        size = split["source"].get("image_size")
+    for record in Dataset.read(folder).splits.values():
+        size = record.source and record.source.image_size
         findings.image_size = size if isinstance(size, int) else findings.image_size
     return findings
 

@@ -28,9 +28,9 @@ from tokenizers_zoo.cli.options import (
     show_problems,
     show_table,
 )
-from tokenizers_zoo.config import as_dicts
 from tokenizers_zoo.errors import CheckpointError, count_of
 from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.terminal import echo
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def is_trained(handle: ModalityHandle) -> bool:
     return not missing_special_tokens(handle)
 
 
-def learned_on_others(handle: ModalityHandle) -> list[str] | None:
+def learned_on_others(handle: ModalityHandle) -> tuple[str, ...] | None:
     """Return the modalities that a trained vocabulary was learned on, if the modality's own text was not among them."""
     if not handle.spec.shared_vocabulary:
         return None
@@ -81,7 +81,7 @@ def facts_as_json(handle: ModalityHandle) -> dict[str, Any]:
         "distribution": handle.distribution,
         "family": spec.family,
         "value": str(spec.value),
-        "layout": spec.layout.to_json(),
+        "layout": as_dicts(spec.layout),
         "vocabulary": spec.vocabulary,
         "vocab_size": spec.vocab_size,
         "derived_from": list(spec.derived_from),

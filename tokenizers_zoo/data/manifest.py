@@ -11,55 +11,28 @@ exist. Memory grows with the shards; `find` and `verify` also keep a number per 
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.errors import DataError, ReadError
-from tokenizers_zoo.io import (
-    REMEDY,
-    file_digest,
-    parsed_table,
-    read_error,
-    read_regular,
-    replacing_file,
-    shape_error,
-    write_table,
-)
-
-Result = TypeVar("Result")
+from tokenizers_zoo.io import file_digest, read_error, read_record, read_regular, replacing_file, write_table
+from tokenizers_zoo.records import OPTIONAL, convert
 
 KEYS = "keys"
 """The folder of a split that holds the sample keys; no modality may have this name."""
 DATASET = "dataset.json"
 """Record of a data folder's splits and their sources."""
 REPAIR = "run `zoo data repair` on the folder"
-SOURCE = {"source": str, "seed": int, "options": dict, "image_size?": (int, [int], None)}
-SPLIT = {"samples": int, "shard_size": int, "source?": (SOURCE, str, None), "crops?": int, "seed?": int}
-RECORD = {"splits": {str: SPLIT}, "data?": (str, None)}
-"""Shape of dataset.json and store.json."""
-WRITER = {
-    "modality": str, "vocabulary": str, "vocab_size": int, "layout": dict, "fingerprint": str, "distribution": str,
-    "settings": dict, "levels": [list],
-}  # fmt: skip
-MANIFEST = {
-    "rows": int, "count": int, "keys": str, "inputs": str, "files": {str: {"size": int, "sha256": str}},
-    "dropped": {str: str},
-    "record": {
-        "source?": str, "seed?": int, "distribution?": str, "derived_from?": [str], "value?": {"shape": list},
-    },
-}  # fmt: skip
-"""Shape of the manifests of values; of tokens, with another record."""
-TOKENS = {"writer": WRITER, "crops": int, "tokens": int, "longest": int, "needed_vocab_size": int, "present": str}
 MOST_SHARDS, MOST_ROWS = 1_000_000, 10_000_000
 """Limits of a split, and of a shard: lists of this length take seconds."""
 REPEATED_KEY = "has a key that is there twice"
@@ -94,8 +67,10 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The content of one shard of one modality, and the inputs it was made from."""
+    """The content of one shard of one modality, and the inputs it was made from. Raises ValueError for other rows."""
 
+    suffix: ClassVar[str]
+    """Suffix of the file with the values or tokens."""
     rows: int
     """Samples of the shard, absent ones included."""
     count: int
@@ -106,10 +81,59 @@ class Manifest:
     """Inputs digest. Equal: the shard is up to date. Empty: make the shard again."""
     files: Mapping[str, FileRecord]
     """The shard's files by suffix, such as {"tar": ..., "index": ...}."""
-    dropped: Mapping[int, str] = field(default_factory=dict)
+    dropped: Mapping[int, str]
     """Row to reason, for samples that should have a value here and could not be written."""
-    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not all(suffix.isalnum() for suffix in self.files):
+            raise ValueError("files: expected suffixes of letters")
+        if not 0 <= self.count <= self.rows or any(not 0 <= row < self.rows for row in self.dropped):
+            raise ValueError("rows, count or dropped")
+
+
+AnyManifest = TypeVar("AnyManifest", bound=Manifest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueShape:
+    """The shape of stored values; texts are sizes that vary."""
+
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueWriter:
+    """The keys of the record of values that are read again."""
+
+    source: str | None = None
+    seed: int | None = None
+    distribution: str | None = None
+    derived_from: tuple[str, ...] = ()
+    value: ValueShape = ValueShape(shape=())
+
+    def __str__(self) -> str:
+        """`shapes of zoo-showcase 0.1.0, seed 0`."""
+        if self.source:
+            return f"{self.source} of {self.distribution}, seed {self.seed}"
+        return f"{self.distribution}, from {', '.join(self.derived_from)}" if self.derived_from else "not recorded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueManifest(Manifest):
+    """The manifest of a shard of values."""
+
+    suffix: ClassVar[str] = "tar"
+    record: Mapping[str, Any]
     """Settings of the writer, for people and for messages (JSON types)."""
+
+    def __post_init__(self) -> None:
+        Manifest.__post_init__(self)
+        _ = self.writer
+
+    @functools.cached_property
+    def writer(self) -> ValueWriter:
+        """The record, checked."""
+        return cast(ValueWriter, convert(self.record, ValueWriter))
 
 
 def manifest_path(folder: Path, shard: int) -> Path:
@@ -119,44 +143,24 @@ def manifest_path(folder: Path, shard: int) -> Path:
 
 def write_manifest(folder: Path, shard: int, manifest: Manifest) -> None:
     """Write a manifest atomically; from then on the shard exists."""
-    write_table(manifest_path(folder, shard), dataclasses.asdict(manifest))
+    write_table(manifest_path(folder, shard), manifest)
 
 
-def _read_checked(
-    path: Path, shape: Mapping[str, Any], parse: Callable[[dict[str, Any]], Result], remedy: str
-) -> Result | None:
-    """Return `parse` of a record, None without the file. Raises DataError if it is damaged."""
-    if (data := read_regular(path)) is None:
+def read_manifest(folder: Path, shard: int, manifest_class: type[AnyManifest]) -> AnyManifest | None:
+    """Return the manifest of a shard, or None. Raises DataError if it is damaged, or of another kind of shard."""
+    path = manifest_path(folder, shard)
+    if not path.exists():
         return None
-    table = parsed_table(data, path, shape, remedy=remedy, error=DataError)
-    try:
-        return parse(table)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: damaged ({error}); {remedy}") from None
+    manifest = read_record(path, manifest_class, remedy=REPAIR, error=DataError)
+    if manifest_class.suffix not in manifest.files:
+        raise DataError(f"{path}: damaged: has no .{manifest_class.suffix} file; {REPAIR}")
+    return manifest
 
 
-def read_manifest(folder: Path, shard: int, suffix: str = "") -> Manifest | None:
-    """Return the manifest of a shard, or None. Raises DataError if it is damaged, or has no file with the `suffix`."""
-
-    def parse(table: dict[str, Any]) -> Manifest:
-        files = {end: FileRecord(**entry) for end, entry in table.pop("files").items() if end.isalnum()}
-        dropped = {int(row): reason for row, reason in table.pop("dropped").items()}
-        if suffix and suffix not in files:
-            raise ValueError(f"has no .{suffix} file")
-        if "tar" not in files and (error := shape_error(table["record"], TOKENS, "record")):
-            raise ValueError(error)
-        manifest = Manifest(files=files, dropped=dropped, **table)
-        if not 0 <= manifest.count <= manifest.rows or any(row not in range(manifest.rows) for row in dropped):
-            raise ValueError("rows, count or dropped")
-        return manifest
-
-    return _read_checked(manifest_path(folder, shard), MANIFEST, parse, REPAIR)
-
-
-def sound_manifest(folder: Path, shard: int) -> Manifest | None:
+def sound_manifest(folder: Path, shard: int, manifest_class: type[AnyManifest]) -> AnyManifest | None:
     """Return the manifest of a shard whose files have the recorded sizes; None if anything is missing or damaged."""
     try:
-        manifest = read_manifest(folder, shard)
+        manifest = read_manifest(folder, shard, manifest_class)
         files = manifest.files if manifest else {}
         sound = all((folder / shard_name(shard, end)).stat().st_size == file.size for end, file in files.items())
     except ReadError:
@@ -166,9 +170,9 @@ def sound_manifest(folder: Path, shard: int) -> Manifest | None:
     return manifest if sound else None
 
 
-def up_to_date(folder: Path, shard: int, inputs: str, keys: str) -> Manifest | None:
-    """Return the manifest of a sound shard that was made of these inputs and keys, else None."""
-    manifest = sound_manifest(folder, shard)
+def up_to_date(folder: Path, shard: int, inputs: str, keys: str) -> ValueManifest | None:
+    """Return the manifest of a sound shard of values that was made of these inputs and keys, else None."""
+    manifest = sound_manifest(folder, shard, ValueManifest)
     return manifest if manifest and (manifest.inputs, manifest.keys) == (inputs, keys) else None
 
 
@@ -187,8 +191,12 @@ def shards_of(folder: Path) -> list[int]:
 
 @dataclass(frozen=True)
 class Split:
-    """The samples of one split of a store: sample `i` is row `i % shard_size` of shard `i // shard_size`."""
+    """The samples of one split of a store: sample `i` is row `i % shard_size` of shard `i // shard_size`.
 
+    Raises DataError for impossible sizes, and for a name that is not the name of a folder.
+    """
+
+    manifest_class: ClassVar[type[Manifest]] = ValueManifest
     root: Path
     name: str
     samples: int
@@ -196,6 +204,15 @@ class Split:
     _key_cache: dict[int, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
     _checksums: list[npt.NDArray[np.uint32]] = field(default_factory=list, repr=False, compare=False)
     """Once `find` was called: a checksum of each key, 4 bytes per sample."""
+
+    def __post_init__(self) -> None:
+        if Path(self.name).name != self.name or self.name in (".", ".."):
+            raise DataError(f"{self.root}: expected the name of a split, got {self.name!r}")
+        if not (self.samples >= 0 and 0 < self.shard_size <= MOST_ROWS):
+            sizes = f"samples {self.samples}, shard_size {self.shard_size}"
+            raise DataError(f"{self.folder}: expected up to {MOST_ROWS:,} samples in a shard, got {sizes}")
+        if self.shards > MOST_SHARDS:
+            raise DataError(f"{self.folder}: would have more than {MOST_SHARDS:,} shards; make several folders")
 
     @property
     def folder(self) -> Path:
@@ -316,39 +333,45 @@ class Split:
         return next((sample for sample in candidates if self.key(sample) == key), None)
 
 
-def read_splits(path: Path) -> dict[str, Split]:
-    """Return the splits that a dataset.json or store.json lists, none without the file. Raises DataError if damaged."""
-    return {
-        name: Split(path.parent, name, table["samples"], table["shard_size"])
-        for name, table in read_record(path)["splits"].items()
-    }
+@dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """The source that made a split's samples, and its settings: the identity of the samples."""
+
+    source: str
+    seed: int
+    options: Mapping[str, Any]
+    image_size: int | tuple[int, ...] | None = None
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Return a dataset.json or store.json, checked; without the file, no splits. Raises DataError if damaged."""
+@dataclass(frozen=True, kw_only=True)
+class SplitRecord:
+    """The entry of a split in dataset.json."""
 
-    def parse(record: dict[str, Any]) -> dict[str, Any]:
-        for name, table in record["splits"].items():
-            if not (table["samples"] >= 0 and table["shard_size"] > 0 and table.get("crops", 1) > 0):
-                raise ValueError(f"samples, shard_size or crops of {name!r}")
-            if table["samples"] > MOST_SHARDS * table["shard_size"] or table["shard_size"] > MOST_ROWS:
-                raise ValueError(f"more than {MOST_SHARDS:,} shards, or {MOST_ROWS:,} samples in one, of {name!r}")
-            if isinstance(table.get("source"), dict if path.name != DATASET else str):
-                raise ValueError(f"source of {name!r}")
-            if Path(name).name != name or name in (".", ".."):
-                raise ValueError(f"the split name {name!r}")
-        return record
+    samples: int
+    shard_size: int
+    source: SourceRecord | None = field(default=None, metadata=OPTIONAL)
 
-    return _read_checked(path, RECORD, parse, REMEDY) or {"splits": {}}
+    def open(self, root: Path, name: str) -> Split:
+        """Return the split. Raises DataError, see `Split`."""
+        return Split(root, name, self.samples, self.shard_size)
 
 
-def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a dataset.json or store.json from `record`, which has "splits" and other entries; skip it if unchanged."""
-    for name, table in record["splits"].items():
-        if table["samples"] > MOST_SHARDS * table["shard_size"]:
-            raise DataError(f"{path}: {name!r} would have more than {MOST_SHARDS:,} shards; make several folders")
-    if not path.is_file() or read_record(path) != record:
-        write_table(path, record)
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """The content of dataset.json."""
+
+    splits: Mapping[str, SplitRecord]
+
+    @classmethod
+    def read(cls, root: Path) -> Dataset:
+        """Return the splits of a data folder; none without the file. Raises DataError if it is damaged."""
+        path = root / DATASET
+        return read_record(path, cls, error=DataError) if path.exists() else cls(splits={})
+
+    def write(self, root: Path) -> None:
+        """Write the file, unless it is unchanged."""
+        if self != Dataset.read(root):
+            write_table(root / DATASET, self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -379,7 +402,7 @@ def check_shard(split: Split, modality: str, shard: int) -> DamagedShard | None:
     folder = split.folder / modality
     path, reason = manifest_path(folder, shard), ""
     try:
-        manifest = read_manifest(folder, shard)
+        manifest = read_manifest(folder, shard, split.manifest_class)
         if manifest is None:
             reason = "is missing"
         elif shard >= split.shards:

@@ -27,15 +27,14 @@ import numpy.typing as npt
 from tokenizers_zoo.data.manifest import (
     DATASET,
     REPAIR,
+    Dataset,
     FileRecord,
-    Manifest,
     Split,
+    ValueManifest,
     file_problem,
     inputs_digest,
     manifest_path,
     read_manifest,
-    read_record,
-    read_splits,
     shard_name,
     shards_of,
     write_manifest,
@@ -44,6 +43,7 @@ from tokenizers_zoo.errors import DataError, InvalidValueError, ReadError, Unkno
 from tokenizers_zoo.io import as_json, open_regular, read_error, replacing_file
 from tokenizers_zoo.limits import limited, limits
 from tokenizers_zoo.pretrained import networks_of
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.samples import OWN_FILES, LazySequence, spread
 from tokenizers_zoo.spec import WHOLE, Crop
 from tokenizers_zoo.tar import BLOCK, TARS, key_problem, read_at, split_name
@@ -70,7 +70,7 @@ class ShardWriter:
         self.count = 0
         self.index: list[tuple[int, int, bytes]] = []
         self.finished: dict[str, Any] = {}
-        self.manifest: Manifest
+        self.manifest: ValueManifest
         """The manifest of the finished shard."""
         self._tar = tar
 
@@ -98,7 +98,7 @@ class ShardWriter:
         self.index.append((-1, -1, b""))
 
     def finish(self, *, keys: str, inputs: str, record: Mapping[str, Any], retry: bool = False) -> None:
-        """Set the remaining fields of the manifest; see `Manifest`.
+        """Set the remaining fields of the manifest; see `ValueManifest`.
 
         With `retry`, or if every sample was dropped, the manifest has no inputs digest: the next run makes the shard
         again.
@@ -117,7 +117,7 @@ def writing_shard(folder: Path, shard: int) -> Iterator[ShardWriter]:
         with tarfile.open(values, "w", format=tarfile.PAX_FORMAT) as tar:
             yield (writer := ShardWriter(tar))
         index.write_bytes(np.array(writer.index, INDEX).tobytes())  # tofile hides a full disk
-        writer.manifest = Manifest(
+        writer.manifest = ValueManifest(
             rows=len(writer.index), count=writer.count, dropped=writer.dropped, **writer.finished,
             files={"tar": FileRecord.of(values), "index": FileRecord.of(index)},
         )  # fmt: skip
@@ -149,7 +149,7 @@ class Location(NamedTuple):
 class _OpenShard:
     """The index and an open file of a shard."""
 
-    def __init__(self, folder: Path, shard: int, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, shard: int, manifest: ValueManifest) -> None:
         self.index = read_index(folder, shard, manifest)
         self.path = folder / shard_name(shard, "tar")
         with open_regular(self.path) as file:
@@ -157,7 +157,7 @@ class _OpenShard:
         weakref.finalize(self, os.close, self.file)
 
 
-def read_index(folder: Path, shard: int, manifest: Manifest) -> npt.NDArray[Any]:
+def read_index(folder: Path, shard: int, manifest: ValueManifest) -> npt.NDArray[Any]:
     """Return a shard's INDEX records, verified and within its tar file. Raises DataError if they are damaged."""
     path = folder / shard_name(shard, "index")
     with open_regular(path) as file:
@@ -186,7 +186,8 @@ class ValueStore:
             raise DataError(
                 f"{self.root}: no such folder; `zoo data make SOURCE {shlex.quote(str(self.root))}` makes one"
             )
-        self._splits = {name: split for name, split in read_splits(self.root / DATASET).items() if split.modalities()}
+        splits = {name: record.open(self.root, name) for name, record in Dataset.read(self.root).splits.items()}
+        self._splits = {name: split for name, split in splits.items() if split.modalities()}
         if not self._splits:
             raise DataError(f"{self.root}: {self._missing_values_reason()}")
         self._open_cached = lru_cache(OPEN_SHARDS)(self._open)  # a shard is closed when no thread reads it any more
@@ -226,20 +227,26 @@ class ValueStore:
 
         None without a record, and for a user's own files, which others may have under the same path.
         """
-        source = read_record(self.root / DATASET)["splits"].get(split, {}).get("source")
-        return None if source is None or source["source"] == OWN_FILES else inputs_digest(source=source)[:16]
+        record = Dataset.read(self.root).splits.get(split)
+        if record is None or record.source is None or record.source.source == OWN_FILES:
+            return None
+        return inputs_digest(source=as_dicts(record.source))[:16]
 
     def record(self, split: str, modality: str) -> dict[str, Any]:
         """Return the record in the first shard's manifest (JSON types): source or inputs, settings."""
+        return dict(self._first_manifest(split, modality).record)
+
+    def _first_manifest(self, split: str, modality: str) -> ValueManifest:
         folder = self.folder(split, modality)
-        manifest = read_manifest(folder, shards_of(folder)[0])
-        return dict(manifest.record) if manifest is not None else {}
+        manifest = read_manifest(folder, shards_of(folder)[0], ValueManifest)
+        assert manifest is not None
+        return manifest
 
     def contents(self, split: str, modality: str, shards: Iterable[int] | None = None) -> str:
         """Return a digest (hex) of a modality's values and keys in some shards or all, from manifests alone."""
         folder = self.split(split).folder / modality
         shards = range(self.split(split).shards) if shards is None else shards
-        manifests = (read_manifest(folder, shard, "tar") for shard in shards)
+        manifests = (read_manifest(folder, shard, ValueManifest) for shard in shards)
         digests = [manifest and [manifest.keys, manifest.files["tar"].sha256] for manifest in manifests]
         return inputs_digest(shards=digests)
 
@@ -252,7 +259,7 @@ class ValueStore:
         """
         samples = self.split(split)
         folder = samples.folder / modality
-        manifest = read_manifest(folder, shard, "tar")
+        manifest = read_manifest(folder, shard, ValueManifest)
         if manifest is None or manifest.keys != samples.keys_digest(shard):
             return np.zeros(samples.rows(shard), np.bool_)
         if manifest.rows != samples.rows(shard):
@@ -304,7 +311,7 @@ class ValueStore:
 
         Reading them would enlarge them. Larger values are reduced when they are read.
         """
-        stored_shape = self.record(split, handle.name).get("value", {}).get("shape", [])
+        stored_shape = self._first_manifest(split, handle.name).writer.value.shape
         expected = handle.spec.value.shape
         sizes = list(zip(stored_shape, expected, strict=True)) if len(stored_shape) == len(expected) else []
         if any(isinstance(old, int) and isinstance(new, int) and old < new for old, new in sizes):
@@ -316,15 +323,14 @@ class ValueStore:
 
     def _repair_advice(self, split: str) -> str:
         """Return advice with the command that makes the values of a split again, in another folder."""
-        splits = read_record(self.root / DATASET)["splits"]
-        source = splits.get(split, {}).get("source")
-        if source is None:
+        splits = Dataset.read(self.root).splits
+        if split not in splits or (source := splits[split].source) is None:
             return "make the data again, or restore the setting"
-        words = [source["source"], f"{self.root}-new"]
-        if source["source"] != OWN_FILES:
-            words += [word for name, table in splits.items() for word in (f"--{name}", str(table["samples"]))]
-        words += ["--seed", str(source["seed"])] if source["seed"] else []
-        for key, item in source["options"].items():
+        words = [source.source, f"{self.root}-new"]
+        if source.source != OWN_FILES:
+            words += [word for name, record in splits.items() for word in (f"--{name}", str(record.samples))]
+        words += ["--seed", str(source.seed)] if source.seed else []
+        for key, item in source.options.items():
             words += ["--set", f"{key}={item if isinstance(item, str) else json.dumps(item)}"]
         return f"run `zoo data make {shlex.join(words)}`, or restore the setting"
 
@@ -363,7 +369,7 @@ class ValueStore:
 
     def _open(self, split: str, modality: str, shard: int) -> _OpenShard:
         folder = self.root / split / modality
-        if (manifest := read_manifest(folder, shard, "tar")) is None:
+        if (manifest := read_manifest(folder, shard, ValueManifest)) is None:
             self.folder(split, modality)  # raises the error that lists the modalities
             raise DataError(f"{folder / shard_name(shard)}: was not written to its end; run what made it again")
         if (key := (split, modality, shard)) not in self._checked:

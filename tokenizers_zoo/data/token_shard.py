@@ -16,14 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo.data.manifest import REPAIR, FileRecord, Manifest, remove_shard, shard_name, write_manifest
 from tokenizers_zoo.errors import DataError, ReadError, first_line
-from tokenizers_zoo.io import as_json, open_regular, read_error, replacing_file
+from tokenizers_zoo.io import open_regular, read_error, replacing_file
 from tokenizers_zoo.layouts import TokenLayout
 
 if TYPE_CHECKING:
@@ -64,21 +64,11 @@ class TokenMetadata:
             levels=_levels(handle),
         )  # fmt: skip
 
-    @classmethod
-    def from_json(cls, table: Mapping[str, Any]) -> TokenMetadata:
-        """Return the metadata that `to_json` wrote."""
-        levels = tuple((int(run), float(low), float(high)) for run, low, high in table["levels"])
-        metadata = cls(**{**table, "layout": TokenLayout.from_json(table["layout"]), "levels": levels})
+    def __post_init__(self) -> None:
         limit = float(np.finfo(np.float32).max)
-        valid = all(0 < run <= metadata.dim and abs(low) <= limit and abs(high) <= limit for run, low, high in levels)
-        if not valid or (levels and sum(run for run, _, _ in levels) != metadata.dim):
-            raise ValueError(f"expected levels of {metadata.dim} numbers, all finite in float32")
-        return metadata
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all fields as JSON types."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return as_json({**fields, "layout": self.layout.to_json()})
+        valid = all(0 < run <= self.dim and abs(low) <= limit and abs(high) <= limit for run, low, high in self.levels)
+        if not valid or (self.levels and sum(run for run, _, _ in self.levels) != self.dim):
+            raise ValueError(f"expected levels of {self.dim} numbers, all finite in float32")
 
     @property
     def dim(self) -> int:
@@ -127,6 +117,32 @@ class TokenMetadata:
         return np.asarray((row.reshape(-1, self.dim) - low) / step)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenRecord:
+    """The tokens of a shard."""
+
+    writer: TokenMetadata
+    crops: int
+    """Views per sample."""
+    values: str
+    """Digest of the values."""
+    tokens: int
+    longest: int
+    """The most tokens of a row."""
+    needed_vocab_size: int
+    """The largest id plus one; 0 for continuous layouts."""
+    present: str
+    """Bitmap (hex) of the samples with tokens; empty if all have them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenManifest(Manifest):
+    """The manifest of a shard of tokens."""
+
+    suffix: ClassVar[str] = SUFFIX
+    record: TokenRecord
+
+
 def _levels(handle: ModalityHandle) -> tuple[tuple[int, float, float], ...]:
     """Return `TokenMetadata.levels`: the numbers that the least and the greatest value are encoded as."""
     spec = handle.spec
@@ -151,7 +167,7 @@ def write_token_shard(
     dropped: Mapping[int, str] | None = None,
     inputs: str = "",
     values: str = "",
-) -> Manifest:
+) -> TokenManifest:
     """Write a shard and then its manifest, in place of an earlier shard.
 
     `rows` has an item per sample: the tokens of its `crops` views, or None. `keys` is the digest of the shard's keys,
@@ -171,13 +187,12 @@ def write_token_shard(
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             writer.write_batch(pa.record_batch([column], schema=schema))
         files = {SUFFIX: FileRecord.of(temporary)}
-    record = {
-        "writer": metadata.to_json(), "crops": crops, "values": values, "tokens": int(lengths.sum()),
-        "longest": int(lengths.max(initial=0)),
-        "needed_vocab_size": int(flat.max()) + 1 if flat.size and metadata.vocab_size else 0,
-        "present": "" if present.all() else np.packbits(present).tobytes().hex(),
-    }  # fmt: skip
-    manifest = Manifest(
+    record = TokenRecord(
+        writer=metadata, crops=crops, values=values, tokens=int(lengths.sum()), longest=int(lengths.max(initial=0)),
+        needed_vocab_size=int(flat.max()) + 1 if flat.size and metadata.vocab_size else 0,
+        present="" if present.all() else np.packbits(present).tobytes().hex(),
+    )  # fmt: skip
+    manifest = TokenManifest(
         rows=len(rows), count=int(present.sum()), keys=keys, inputs=inputs, files=files, dropped=dict(dropped or {}),
         record=record,
     )  # fmt: skip
@@ -238,12 +253,12 @@ def _arrow_column(
     return pa.ListArray.from_arrays(pa.array(np.cumsum(offsets, dtype=np.int32)), content, mask=absent)
 
 
-def present_samples(manifest: Manifest) -> npt.NDArray[np.bool_]:
+def present_samples(manifest: TokenManifest) -> npt.NDArray[np.bool_]:
     """Return for each sample of a shard whether it has tokens, `(rows,)`. Raises DataError."""
-    if not manifest.record["present"]:
+    if not manifest.record.present:
         return np.ones(manifest.rows, bool)
     try:
-        bits = np.frombuffer(bytes.fromhex(manifest.record["present"]), np.uint8)
+        bits = np.frombuffer(bytes.fromhex(manifest.record.present), np.uint8)
     except ValueError:
         bits = np.zeros(0, np.uint8)
     if len(bits) != -(-manifest.rows // 8):
@@ -271,7 +286,7 @@ class ShardFile:
     Nothing is mapped into memory: a mapped file that another process cuts off would end this process.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, writer: TokenMetadata, crops: int) -> None:
+    def __init__(self, path: Path, manifest: TokenManifest, writer: TokenMetadata, crops: int) -> None:
         self.path, self.manifest, self.writer, self.crops = path, manifest, writer, crops
         self._verified: tuple[tuple[int, int, int], int, int] | None = None
         """Inode, size and time of the verified file, to notice a replacement; positions of numbers and offsets."""
@@ -378,7 +393,7 @@ class ShardFile:
             if not np.isfinite(values).all():
                 raise ValueError("it has numbers that are not finite")
         elif values.size:
-            vocab_size = int(self.manifest.record["needed_vocab_size"])
+            vocab_size = self.manifest.record.needed_vocab_size
             if not (0 <= values.min() <= values.max() < max(vocab_size, 1) <= max(self.writer.vocab_size, 1)):
                 raise ValueError(f"it has ids {values.min()}..{values.max()}, expected 0..{vocab_size - 1}")
         if not layout.variable:

@@ -12,14 +12,15 @@ A split with `crops` views per sample has the rows of a sample side by side, the
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,14 +32,12 @@ from tokenizers_zoo.data.manifest import (
     Split,
     manifest_path,
     read_manifest,
-    read_record,
     shard_name,
     shards_of,
-    write_record,
 )
-from tokenizers_zoo.data.token_shard import SUFFIX, ShardFile, TokenMetadata, present_samples
+from tokenizers_zoo.data.token_shard import SUFFIX, ShardFile, TokenManifest, present_samples
 from tokenizers_zoo.errors import DataError, UnknownNameError
-from tokenizers_zoo.io import absolute_place, read_table, relative_place, table_text
+from tokenizers_zoo.io import absolute_place, read_record, relative_place, table_text, write_table
 from tokenizers_zoo.validation import describe
 
 if TYPE_CHECKING:
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
     from tokenizers_zoo.handle import ModalityHandle
 
 STORE = "store.json"
-TOKEN_FILE = {"modality": str, "fingerprint": str, "tokens": list}
-"""Shape of a token file, the tokens of one value as JSON; `fingerprint` is the tokenizer's."""
 UNFINISHED = "`zoo tokenize` did not finish; run it again"
 
 
@@ -55,6 +52,7 @@ UNFINISHED = "`zoo tokenize` did not finish; run it again"
 class TokenSplit(Split):
     """The samples of one split of a token store."""
 
+    manifest_class: ClassVar[type[Manifest]] = TokenManifest
     crops: int = 1
     """Views per sample."""
     seed: int = 0
@@ -62,10 +60,47 @@ class TokenSplit(Split):
     source: str | None = None
     """Identity of the source that made the samples; None if unknown."""
 
+    def __post_init__(self) -> None:
+        Split.__post_init__(self)
+        if self.crops < 1:
+            raise DataError(f"{self.folder}: expected at least one view per sample, got crops {self.crops}")
+
     @property
     def size(self) -> int:
         """Number of rows: the views of all samples."""
         return self.samples * self.crops
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSplitRecord:
+    """The entry of a split in store.json; see `TokenSplit`."""
+
+    samples: int
+    shard_size: int
+    crops: int = 1
+    seed: int = 0
+    source: str | None = None
+
+    def open(self, root: Path, name: str) -> TokenSplit:
+        """Return the split. Raises DataError, see `Split`."""
+        return TokenSplit(
+            root, name, self.samples, self.shard_size, crops=self.crops, seed=self.seed, source=self.source
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreRecord:
+    """The content of store.json."""
+
+    data: str | None = None
+    """Folder of the values that the tokens were made of, relative to the store."""
+    splits: Mapping[str, TokenSplitRecord]
+
+    @classmethod
+    def read(cls, root: Path) -> StoreRecord:
+        """Return the splits of a token store; none without the file. Raises DataError if it is damaged."""
+        path = root / STORE
+        return read_record(path, cls, error=DataError) if path.exists() else cls(splits={})
 
 
 class TokenColumn:
@@ -77,26 +112,23 @@ class TokenColumn:
     def __init__(self, split: TokenSplit, modality: str) -> None:
         self.split, self.modality = split, modality
         self.folder = split.folder / modality
-        self.manifests: list[Manifest] = []
+        self.manifests: list[TokenManifest] = []
         for shard in range(split.shards):
-            manifest, path = read_manifest(self.folder, shard, SUFFIX), self.folder / shard_name(shard)
+            manifest, path = read_manifest(self.folder, shard, TokenManifest), self.folder / shard_name(shard)
             if manifest is None:
                 shard_count = len(shards_of(self.folder))
                 raise DataError(f"{self.folder}: has {shard_count} of {split.shards} shards: {UNFINISHED}")
-            if manifest.rows != split.rows(shard) or manifest.record.get("crops") != split.crops:
+            if manifest.rows != split.rows(shard) or manifest.record.crops != split.crops:
                 raise DataError(f"{path}: is of other samples than the store: {UNFINISHED}")
             if manifest.keys != split.keys_digest(shard):
                 raise DataError(f"{path}: was written for other sample keys: {UNFINISHED}")
             self.manifests.append(manifest)
-            writer, first = (item.record.get("writer", {}) for item in (manifest, self.manifests[0]))
-            if {**writer, "distribution": ""} != {**first, "distribution": ""}:
+            writer, first = manifest.record.writer, self.manifests[0].record.writer
+            if writer != replace(first, distribution=writer.distribution):
                 raise DataError(f"{path}: was written by another tokenizer than the other shards: {UNFINISHED}")
         if not self.manifests:
             raise DataError(f"{self.folder}: has no sample")
-        try:
-            self.metadata = TokenMetadata.from_json(self.manifests[0].record["writer"])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise DataError(f"{self.folder}: damaged manifest ({error}); run `zoo tokenize` again") from None
+        self.metadata = self.manifests[0].record.writer
         self._files = [
             ShardFile(self.folder / shard_name(shard, SUFFIX), manifest, self.metadata, split.crops)
             for shard, manifest in enumerate(self.manifests)
@@ -118,12 +150,12 @@ class TokenColumn:
     @property
     def needed_vocab_size(self) -> int:
         """The largest stored id plus one."""
-        return max(manifest.record["needed_vocab_size"] for manifest in self.manifests)
+        return max(manifest.record.needed_vocab_size for manifest in self.manifests)
 
     @property
     def longest(self) -> int:
         """The most tokens of a row."""
-        return max(manifest.record["longest"] for manifest in self.manifests)
+        return max(manifest.record.longest for manifest in self.manifests)
 
     def present_in(self, shard: int) -> npt.NDArray[np.bool_]:
         """Return for each sample of a shard whether it has tokens."""
@@ -184,16 +216,16 @@ class TokenStore:
             raise DataError(
                 f"{self.root}: no such folder; `zoo tokenize DATA --out {shlex.quote(str(self.root))}` makes one"
             )
-        self._record = read_record(self.root / STORE)
+        self._record = StoreRecord.read(self.root)
 
     @property
     def data(self) -> Path | None:
         """The folder of the values that the tokens were made of; None where it is not recorded."""
-        return absolute_place(self._record["data"], self.root) if self._record.get("data") else None
+        return absolute_place(self._record.data, self.root) if self._record.data else None
 
     def splits(self) -> list[str]:
         """Return the splits that hold tokens."""
-        return [name for name in sorted(self._record["splits"]) if self._names(name)]
+        return [name for name in sorted(self._record.splits) if self._names(name)]
 
     def _names(self, split: str) -> list[str]:
         folder = self.root / split
@@ -202,14 +234,11 @@ class TokenStore:
 
     def split(self, name: str) -> TokenSplit:
         """Return a split. Raises DataError for an unknown name."""
-        table = self._record["splits"].get(name)
-        if table is None:
+        record = self._record.splits.get(name)
+        if record is None:
             available = ", ".join(self.splits()) or "none; `zoo tokenize` writes them"
             raise DataError(f"{self.root}: no tokens of a split {name!r}; splits here: {available}")
-        return TokenSplit(
-            self.root, name, table["samples"], table["shard_size"],
-            crops=table.get("crops", 1), seed=table.get("seed", 0), source=table.get("source"),
-        )  # fmt: skip
+        return record.open(self.root, name)
 
     def modalities(self, split: str) -> list[str]:
         """Return the modalities of a split, unfinished ones included. Raises DataError for an unknown split."""
@@ -229,8 +258,8 @@ class TokenStore:
 
         Their keys may be the same, so that keys alone would not tell.
         """
-        recorded, source = self._record["splits"].get(split, {}).get("source"), values.source(split)
-        if recorded and source and recorded != source:
+        recorded, source = self._record.splits.get(split), values.source(split)
+        if recorded and recorded.source and source and recorded.source != source:
             raise DataError(
                 f"{values.root}: its samples of the split {split} are others than those that the tokens in {self.root} "
                 f"were made of, {self.data}; give that folder, or tokens of {values.root}"
@@ -239,10 +268,13 @@ class TokenStore:
 
 def write_store(root: Path, data: Path | None, splits: Iterable[TokenSplit]) -> None:
     """Write store.json; recorded splits that are not in `splits` are kept."""
-    record = read_record(root / STORE)
-    fields = ("samples", "shard_size", "crops", "seed", "source")
-    tables = record["splits"] | {split.name: {name: getattr(split, name) for name in fields} for split in splits}
-    write_record(root / STORE, {"data": data and relative_place(data.resolve(), root), "splits": tables})
+    old, fields = StoreRecord.read(root), dataclasses.fields(TokenSplitRecord)
+    changed = {
+        split.name: TokenSplitRecord(**{field.name: getattr(split, field.name) for field in fields}) for split in splits
+    }
+    record = StoreRecord(data=relative_place(data.resolve(), root) if data else None, splits={**old.splits, **changed})
+    if record != old:
+        write_table(root / STORE, record)
 
 
 def whole_samples(columns: Sequence[TokenColumn]) -> Iterator[tuple[str, int]]:
@@ -268,30 +300,43 @@ def samples_digest(columns: Mapping[str, TokenColumn], keys: Iterable[str] | Non
 # ---------------------------------------------------------------------- the tokens of one value as a JSON file
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenFile:
+    """A file with the tokens of one value."""
+
+    modality: str
+    fingerprint: str
+    """The tokenizer's."""
+    tokens: list[Any]
+
+
+TOKEN_KEYS = tuple(field.name for field in dataclasses.fields(TokenFile))
+
+
 def token_text(handle: ModalityHandle, tokens: Any) -> str:
     """Return the record of one value's tokens, in one line."""
-    table = {"modality": handle.name, "fingerprint": handle.fingerprint, "tokens": np.asarray(tokens).tolist()}
-    return table_text(table, indent=None)
+    record = TokenFile(modality=handle.name, fingerprint=handle.fingerprint, tokens=np.asarray(tokens).tolist())
+    return table_text(record, indent=None)
 
 
 def is_token_file(data: bytes) -> bool:
     """Return True if these bytes are a token file, perhaps a damaged one."""
-    return all(f'"{key}"'.encode() in data for key in TOKEN_FILE)
+    return all(f'"{key}"'.encode() in data for key in TOKEN_KEYS)
 
 
 def read_tokens(handle: ModalityHandle, file: Path) -> np.ndarray[Any, Any]:
     """Return the tokens of one value. Raises DataError for another kind of file, modality or tokenizer."""
-    remedy = f"expected the JSON that `zoo encode` writes ({', '.join(TOKEN_FILE)})"
-    table = read_table(file, TOKEN_FILE, remedy=remedy, error=DataError)
-    if table["modality"] != handle.name:
-        raise DataError(f"{file}: holds tokens of {table['modality']}, not of {handle.name}")
-    handle.check_tokens_of(file, table["fingerprint"], remedy="encode again, or use the old checkpoint")
+    remedy = f"expected the JSON that `zoo encode` writes ({', '.join(TOKEN_KEYS)})"
+    record = read_record(file, TokenFile, remedy=remedy, error=DataError)
+    if record.modality != handle.name:
+        raise DataError(f"{file}: holds tokens of {record.modality}, not of {handle.name}")
+    handle.check_tokens_of(file, record.fingerprint, remedy="encode again, or use the old checkpoint")
     kinds, dtype = ((int, float), np.float32) if handle.spec.continuous else ((int,), np.int64)
     with contextlib.suppress(ValueError, OverflowError, RecursionError), np.errstate(over="ignore"):
-        if _consists_of(kinds, table["tokens"]):
-            return np.asarray(table["tokens"], dtype)
+        if _consists_of(kinds, record.tokens):
+            return np.asarray(record.tokens, dtype)
     expected = "numbers" if handle.spec.continuous else "ids"
-    raise DataError(f"{file}: tokens: expected lists of {expected}, got {describe(table['tokens'])}; encode again")
+    raise DataError(f"{file}: tokens: expected lists of {expected}, got {describe(record.tokens)}; encode again")
 
 
 def _consists_of(kinds: tuple[type, ...], tokens: Any) -> bool:

@@ -11,20 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from tokenizers_zoo.checkpoint import CONFIG, fingerprint, load_checkpoint, save_checkpoint
+from tokenizers_zoo.checkpoint import CONFIG, Ancestor, CheckpointRecord, fingerprint, load_record, save_checkpoint
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError, count_of
 from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.layouts import VectorLayout
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.validation import text_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHAPE = {"classes": [str], "lineage": list}
-"""Shape of config.json."""
+
+@dataclass(frozen=True, kw_only=True)
+class ClassesRecord(CheckpointRecord):
+    """config.json."""
+
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,11 +87,12 @@ class ClassModality(PluginBase, Generic[S]):
         classes = self.options(config).classes
         lineage: list[dict[str, Any]] = []
         if (out_dir / CONFIG).is_file():
-            _, saved = load_checkpoint(out_dir, self.checkpoint_class, SHAPE)
-            check_grown(out_dir, saved["classes"], classes)
-            if len(saved["classes"]) == len(classes):
+            _, saved = load_record(out_dir, self.checkpoint_class, ClassesRecord)
+            check_grown(out_dir, saved.classes, classes)
+            if len(saved.classes) == len(classes):
                 return out_dir
-            lineage = [*saved["lineage"], {"fingerprint": fingerprint(out_dir), "length": len(saved["classes"])}]
+            ancestor = Ancestor(fingerprint=fingerprint(out_dir), length=len(saved.classes))
+            lineage = as_dicts([*saved.lineage, ancestor])
         table = {"class": self.checkpoint_class, "classes": list(classes), "lineage": lineage}
         listed = f"{count_of(len(classes), 'class', 'classes')}: {', '.join(classes)}"
         card = f"# {config.name}\n\n{self.summary}. {listed}.\n"
@@ -97,11 +103,11 @@ class ClassModality(PluginBase, Generic[S]):
     def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> ClassTokenizer:
         """Load the classes. Raises CheckpointError if they differ from the settings."""
         classes = self.options(settings).classes
-        _, saved = load_checkpoint(checkpoint, self.checkpoint_class, SHAPE)
-        check_grown(checkpoint, saved["classes"], classes)
-        if len(saved["classes"]) < len(classes):
+        _, saved = load_record(checkpoint, self.checkpoint_class, ClassesRecord)
+        check_grown(checkpoint, saved.classes, classes)
+        if len(saved.classes) < len(classes):
             raise CheckpointError(
-                f"{checkpoint}: has {count_of(len(saved['classes']), 'class', 'classes')}, the settings "
+                f"{checkpoint}: has {count_of(len(saved.classes), 'class', 'classes')}, the settings "
                 f"{len(classes)}; `zoo tokenizer train {settings.name} --data DATA` adds them and keeps all ids"
             )
         return ClassTokenizer(classes, device)

@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers_zoo.data.manifest import (
     Manifest,
     Split,
+    ValueManifest,
     inputs_digest,
     read_manifest,
     remove_shard,
@@ -197,7 +198,9 @@ def _derive_modality(
         if inputs_planned:  # for shards that a dry run does not write
             outcome.written += split.rows(shard)
             continue
-        input_manifests = [read_manifest(split.folder / name, shard, "tar") for name in handle.spec.derived_from]
+        input_manifests = [
+            read_manifest(split.folder / name, shard, ValueManifest) for name in handle.spec.derived_from
+        ]
         keys = split.keys_digest(shard)
         if any(manifest is None or manifest.keys != keys for manifest in input_manifests):
             if planned is None:
@@ -205,8 +208,8 @@ def _derive_modality(
             continue
         value_digests = [manifest.files["tar"].sha256 for manifest in input_manifests if manifest]
         inputs = inputs_digest(made_with=record_digest, keys=keys, given=value_digests)
-        if (manifest := up_to_date(folder, shard, inputs, keys)) is not None:
-            outcome.add(split, shard, manifest, unchanged=True)
+        if (finished := up_to_date(folder, shard, inputs, keys)) is not None:
+            outcome.add(split, shard, finished, unchanged=True)
         else:
             todo[shard] = inputs
     if planned is not None:

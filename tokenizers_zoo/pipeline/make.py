@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo.data.manifest import (
-    DATASET,
     REPEATED_KEY,
+    Dataset,
+    SourceRecord,
     Split,
+    SplitRecord,
+    ValueManifest,
     inputs_digest,
     read_manifest,
-    read_record,
     shards_of,
     up_to_date,
-    write_record,
 )
 from tokenizers_zoo.data.shards import check_foreign, reading_settings, value_identity
 from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of, size_text
@@ -27,6 +28,7 @@ from tokenizers_zoo.pipeline.make_shard import MakeShard, Samples, cached_sample
 from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
 from tokenizers_zoo.pipeline.workers import Workers
 from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.records import convert
 from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.samples import TEST, TRAIN
 from tokenizers_zoo.source import OwnData
@@ -82,21 +84,20 @@ def make_data(
     crop = config.crop if isinstance(config, OwnData) else None
     result.notes += [*_size_notes(handles_by_split, crop), *_file_notes(samples_by_split, handles_by_split)]
     with disk_errors(out), locked(out):
-        record = read_record(out / DATASET)
+        recorded_splits = Dataset.read(out).splits
         plans = []
         for split, samples in samples_by_split.items():
-            recorded, count = record["splits"].get(split), len(samples)
+            recorded, count = recorded_splits.get(split), len(samples)
             new_size = max(size for least, size in SHARD_SIZES.items() if least <= count)
-            default_size = recorded["shard_size"] if recorded else new_size
+            default_size = recorded.shard_size if recorded else new_size
             plan = _Plan(
                 source=source, samples=samples, handles=handles_by_split[split], seed=seed, options=options, crop=crop,
                 split=Split(out, split, count, shard_size or default_size),
             )  # fmt: skip
             plan.check(recorded)
             plans.append(plan)
-        record["splits"] |= {plan.split.name: plan.record for plan in plans}
         if not dry_run:
-            write_record(out / DATASET, record)
+            Dataset(splits={**recorded_splits, **{plan.split.name: plan.record for plan in plans}}).write(out)
         with Workers(zoo, workers, max(plan.split.shards for plan in plans)) as pool:
             for plan in plans:
                 result.outcomes += plan.run(pool, dry_run)
@@ -197,7 +198,7 @@ class _Plan:
     """How pictures of any proportions are cropped; None for a source that makes its pictures at their size."""
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> SplitRecord:
         """The split's entry in dataset.json. Its `source` is the identity of the samples."""
         shared = {key: item for key, item in self.source.shared_settings().items() if key != "image_size"}
         # follow_links only permits reading; it selects no samples.
@@ -208,9 +209,11 @@ class _Plan:
             "options": {**shared, **options},
             "image_size": self.handles[0].settings.shared.get("image_size"),
         }
-        return {"samples": self.split.samples, "shard_size": self.split.shard_size, "source": as_json(source)}
+        return SplitRecord(
+            samples=self.split.samples, shard_size=self.split.shard_size, source=convert(as_json(source), SourceRecord)
+        )
 
-    def check(self, recorded: Mapping[str, Any] | None) -> None:
+    def check(self, recorded: SplitRecord | None) -> None:
         """Raise DataError if the split's folder holds other samples, or more."""
         folder, planned = self.split.folder, self.record
         for path in sorted(folder.glob("*/")):
@@ -218,20 +221,20 @@ class _Plan:
         if recorded is None or not self.split.modalities():
             return
         for key in ("source", "shard_size"):
-            if mismatch := difference(recorded.get(key), planned[key], key):
+            if mismatch := difference(as_json(recorded).get(key), as_json(planned)[key], key):
                 raise DataError(f"{folder}: was made otherwise ({mismatch}); give another folder, or delete {folder}")
-        if recorded["samples"] > self.split.samples:
+        if recorded.samples > self.split.samples:
             is_folder = isinstance(self.samples, FileSamples)
             advice = "ask for more where a number was asked for" if is_folder else "ask for as many or more"
             raise DataError(
-                f"{folder}: was made with {count_of(recorded['samples'], 'sample')}, now it would be "
+                f"{folder}: was made with {count_of(recorded.samples, 'sample')}, now it would be "
                 f"{self.split.samples}; {advice}, give another folder, or delete {folder}"
             )
         for handle in self.handles:
             path = folder / handle.name
             shards = shards_of(path)
-            manifest = read_manifest(path, shards[0]) if shards else None
-            if manifest is not None and "derived_from" in manifest.record:
+            manifest = read_manifest(path, shards[0], ValueManifest) if shards else None
+            if manifest is not None and manifest.writer.derived_from:
                 raise DataError(
                     f"{path}: was derived from other modalities; delete it to make {handle.name} of the source"
                 )
@@ -243,10 +246,11 @@ class _Plan:
         names = {handle.name: handle.name_at_source(samples.offered) for handle in self.handles}
         pictures = tuple(sorted(handle.name for handle in self.handles if handle.is_picture))
         cropped = {handle.name for handle in self.handles if self.crop and handle.implements("transform")}
+        source = as_json(self.record)["source"]
         optional = {key: value for key, value in {"crop": self.crop, "contents": samples.contents}.items() if value}
         records = {
             handle.name: {
-                **self.record["source"],
+                **source,
                 **optional,
                 **workers.zoo.limits.identity(),
                 "distribution": self.source.distribution,
@@ -272,8 +276,8 @@ class _Plan:
                     shard=shard, start=split.number(shard, 0), rows=split.rows(shard),
                     files=files_digest(files, {names[modality] for modality in sources}) if files else "",
                 )  # fmt: skip
-                if keys and (manifest := up_to_date(split.folder / name, shard, inputs, keys)) is not None:
-                    outcome.add(split, shard, manifest, unchanged=True)
+                if keys and (finished := up_to_date(split.folder / name, shard, inputs, keys)) is not None:
+                    outcome.add(split, shard, finished, unchanged=True)
                 else:
                     todo.setdefault(shard, {})[name] = inputs
                     outcome.written += split.rows(shard) if dry_run else 0

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenizers_zoo.data.manifest import (
     DATASET,
     KEYS,
     REPEATED_KEY,
     DamagedShard,
+    Dataset,
     Split,
+    ValueManifest,
     check_shard,
     read_manifest,
-    read_record,
-    read_splits,
     remove_shard,
     shard_name,
     sound_manifest,
@@ -24,7 +24,8 @@ from tokenizers_zoo.data.manifest import (
     write_manifest,
 )
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tokens import STORE, TokenStore
+from tokenizers_zoo.data.token_shard import TokenManifest
+from tokenizers_zoo.data.tokens import STORE, StoreRecord, TokenStore
 from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.pipeline.derive import derive_data
@@ -83,16 +84,18 @@ def describe_data(root: Path) -> StoreDescription:
             row = StoreRow(split=name, modality=modality)
             result.rows.append(row)
             for shard, keys in enumerate(digests):
-                manifest = read_manifest(split.folder / modality, shard)
+                manifest = read_manifest(split.folder / modality, shard, split.manifest_class)
                 if manifest is None or manifest.keys != keys:
                     row.missing += 1
                     continue
-                record = manifest.record
-                row.made_by = row.made_by or _made_by(record)
-                row.samples += manifest.count * record.get("crops", 1)
-                row.tokens += record.get("tokens", 0)
-                writer = record.get("writer", {})
-                row.vocabulary, row.fingerprint = writer.get("vocabulary", ""), writer.get("fingerprint", "")
+                if isinstance(manifest, TokenManifest):
+                    record = manifest.record
+                    row.samples += manifest.count * record.crops
+                    row.tokens += record.tokens
+                    row.vocabulary, row.fingerprint = record.writer.vocabulary, record.writer.fingerprint
+                elif isinstance(manifest, ValueManifest):
+                    row.made_by = row.made_by or str(manifest.writer)
+                    row.samples += manifest.count
                 row.bytes += sum(file.size for suffix, file in manifest.files.items() if suffix != "index")
                 row.dropped += len(manifest.dropped)
                 for index, reason in manifest.dropped.items() if len(row.reasons) < MAX_REASONS else ():
@@ -101,14 +104,6 @@ def describe_data(root: Path) -> StoreDescription:
         if isinstance(store, ValueStore):
             result.aligned[name] = len(store.rows(name, modalities))
     return result
-
-
-def _made_by(record: Mapping[str, Any]) -> str:
-    if "source" in record:
-        return f"{record['source']} of {record.get('distribution')}, seed {record.get('seed')}"
-    if "derived_from" in record:
-        return f"{record.get('distribution')}, from {', '.join(record['derived_from'])}"
-    return "not recorded"
 
 
 def verify_store(root: Path) -> Iterator[DamagedShard]:
@@ -121,8 +116,8 @@ def verify_store(root: Path) -> Iterator[DamagedShard]:
 
 
 def _splits(root: Path) -> Mapping[str, Split]:
-    if splits := read_splits(root / DATASET) or read_splits(root / STORE):
-        return splits
+    if records := Dataset.read(root).splits or StoreRecord.read(root).splits:
+        return {name: record.open(root, name) for name, record in records.items()}
     raise DataError(f"{root}: expected values ({DATASET}) or tokens ({STORE})")
 
 
@@ -143,7 +138,9 @@ def repair_store(zoo: Zoo, root: Path, workers: int | None = None, device: str =
                 continue
             yield f"{shard.path}: {shard.reason}"
             damaged[name].append(shard)
-            if shard.modality != KEYS and (manifest := sound_manifest(folder, shard.number)):
+            if shard.modality != KEYS and (
+                manifest := sound_manifest(folder, shard.number, splits[name].manifest_class)
+            ):
                 write_manifest(folder, shard.number, replace(manifest, inputs=""))  # made again, now or by its command
         if not any(damaged.values()):
             yield f"{root}: all files agree with their manifests"
@@ -177,12 +174,12 @@ def _rebuild(zoo: Zoo, root: Path, name: str, modalities: set[str], workers: int
         )  # fmt: skip
         yield result.summary()
         return
-    record = read_record(root / DATASET)["splits"][name]
-    if source := record.get("source"):
-        counts = {split: record["samples"] if split == name else 0 for split in (TRAIN, TEST)}
+    record = Dataset.read(root).splits[name]
+    if source := record.source:
+        counts = {split: record.samples if split == name else 0 for split in (TRAIN, TEST)}
         result = make_data(
-            zoo, source["source"], root, train=counts[TRAIN], test=counts[TEST], seed=source["seed"],
-            options=source["options"], workers=workers,
+            zoo, source.source, root, train=counts[TRAIN], test=counts[TEST], seed=source.seed,
+            options=source.options, workers=workers,
         )  # fmt: skip
         yield result.summary()
     if derivable := sorted(modality for modality in modalities if modality in zoo and zoo[modality].spec.derived_from):

@@ -27,7 +27,7 @@ from tokenizers_zoo.data.manifest import (
     sound_manifest,
 )
 from tokenizers_zoo.data.shards import ValueStore, reading_settings
-from tokenizers_zoo.data.token_shard import TokenMetadata, write_token_shard
+from tokenizers_zoo.data.token_shard import TokenManifest, TokenMetadata, write_token_shard
 from tokenizers_zoo.data.tokens import STORE, TokenSplit, TokenStore, write_store
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, ZooError, is_transient
 from tokenizers_zoo.io import disk_errors, remove_folder
@@ -35,6 +35,7 @@ from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
 from tokenizers_zoo.pipeline.vocabulary import check_special_tokens
 from tokenizers_zoo.pipeline.workers import WorkerError, Workers, report, suspects, working_on
 from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.run_folder import entries, locked
 from tokenizers_zoo.samples import TRAIN
 from tokenizers_zoo.spec import Crop
@@ -220,8 +221,8 @@ def _check_same_samples(values: ValueStore, target: TokenSplit, encoded: Collect
 
 def _same_values(values: ValueStore, target: TokenSplit, name: str) -> bool:
     """Return whether the first shard of a modality's tokens was made of these values."""
-    manifest = read_manifest(target.folder / name, 0) if name in values.modalities(target.name) else None
-    return manifest is not None and manifest.record.get("values") == values.contents(target.name, name, [0])
+    manifest = read_manifest(target.folder / name, 0, TokenManifest) if name in values.modalities(target.name) else None
+    return manifest is not None and manifest.record.values == values.contents(target.name, name, [0])
 
 
 # ---------------------------------------------------------------------- one modality of one split
@@ -270,25 +271,24 @@ class _Plan:
     def _inputs(self, shard: int, fingerprint: str) -> str:
         return inputs_digest(
             values=self._contents(shard), tokenizer=fingerprint, settings=self.metadata.settings,
-            layout=self.metadata.layout.to_json(), crops=self.split.crops, seed=self.split.seed,
+            layout=as_dicts(self.metadata.layout), crops=self.split.crops, seed=self.split.seed,
             **self.handle.limits.identity(),
         )  # fmt: skip
 
     def plan(self, overwrite: bool) -> None:
         """Fill `todo` with the shards that are missing or of other inputs, and count the others."""
         is_compatible = cache(self.handle.can_read)
-        unchanged: dict[int, Manifest] = {}
+        unchanged: dict[int, TokenManifest] = {}
         for shard in range(self.split.shards) if not overwrite else ():
-            manifest = sound_manifest(self.folder, shard)
+            manifest = sound_manifest(self.folder, shard, TokenManifest)
             if manifest is not None and manifest.keys == self.split.sound_keys_digest(shard):
-                fingerprint = manifest.record["writer"]["fingerprint"]
+                fingerprint = manifest.record.writer.fingerprint
                 same_inputs = manifest.inputs == self._inputs(shard, fingerprint)
-                if same_inputs and is_compatible(fingerprint, manifest.record["needed_vocab_size"]):
+                if same_inputs and is_compatible(fingerprint, manifest.record.needed_vocab_size):
                     unchanged[shard] = manifest
         if len(unchanged) < self.split.shards:  # all shards of a modality have one fingerprint
-            writer = self.metadata.to_json()
             unchanged = {
-                shard: manifest for shard, manifest in unchanged.items() if manifest.record["writer"] == writer
+                shard: manifest for shard, manifest in unchanged.items() if manifest.record.writer == self.metadata
             }
         for shard, manifest in unchanged.items():
             self.outcome.add(self.split, shard, manifest, unchanged=True)

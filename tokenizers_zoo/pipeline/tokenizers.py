@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import CONFIG, is_complete
+from tokenizers_zoo.checkpoint import CONFIG, CheckpointRecord, is_complete
 from tokenizers_zoo.config import Origin, reject_unknown
 from tokenizers_zoo.data.shards import ValueStore, reading_settings
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
-from tokenizers_zoo.io import disk_errors, read_table
+from tokenizers_zoo.io import disk_errors, read_record
 from tokenizers_zoo.pipeline.workers import run_jobs
 from tokenizers_zoo.progress import say
 from tokenizers_zoo.run_folder import TOKENIZER, OtherRunError, read_run, replacing
@@ -186,9 +186,9 @@ def trained_for(folder: Path) -> Any:
     """Return the modality of the finished or unfinished tokenizer in a folder, or None if it is unknown."""
     with contextlib.suppress(CheckpointError):
         if (folder / CONFIG).is_file():
-            return read_table(folder / CONFIG).get("modality")
+            return read_record(folder / CONFIG, CheckpointRecord).modality
         if (record := read_run(folder)) is not None:
-            return record["identity"]["model"]["modality"]
+            return record.identity["model"]["modality"]
     return None
 
 

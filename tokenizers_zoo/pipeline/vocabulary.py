@@ -8,10 +8,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers_zoo.checkpoint import CONFIG, load_config
+from tokenizers_zoo.checkpoint import CONFIG, config_record, load_config
 from tokenizers_zoo.errors import CheckpointError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
-from tokenizers_zoo.text_vocab import CLASS, SHAPE, TEXT_OF, TextVocabulary, VocabularyConfig
+from tokenizers_zoo.text_vocab import CLASS, TextVocabulary, VocabularyConfig, VocabularyRecord
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -84,19 +84,19 @@ def missing_special_tokens(handle: ModalityHandle) -> list[str]:
     required_tokens = handle.vocabulary_tokens()
     if not required_tokens or not _holds_text(folder := handle.files.vocabulary_folder()):
         return []
-    config = load_config(folder, CLASS, SHAPE)
-    vocabulary_tokens = {*config["special_tokens"], *config["grown_tokens"]}
+    record = config_record(folder, CLASS, VocabularyRecord)
+    vocabulary_tokens = {*record.special_tokens, *record.grown_tokens}
     return [token for token in required_tokens if token not in vocabulary_tokens]
 
 
-def learned_on_others(handle: ModalityHandle) -> list[str] | None:
+def learned_on_others(handle: ModalityHandle) -> tuple[str, ...] | None:
     """Return the modalities that a modality's trained vocabulary was learned on, if its own text was not among them.
 
     Else, or if this is unknown, return None. Text is exact in any case; words that were not learned take more tokens.
     """
     if not handle.implements("vocabulary_texts") or not _holds_text(folder := handle.files.vocabulary_folder()):
         return None
-    learned: list[str] | None = load_config(folder, CLASS, SHAPE)["trained_on"].get(TEXT_OF)
+    learned = config_record(folder, CLASS, VocabularyRecord).text_of
     return None if learned is None or handle.name in learned else learned
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.intervals import percentiles
-from tokenizers_zoo.io import read_table
+from tokenizers_zoo.io import as_record, read_record, read_table
 from tokenizers_zoo.report import records
 from tokenizers_zoo.report.pages import FOLDER, LOSS, chart_of, flatten_table, registry_of, write_page
 from tokenizers_zoo.report.pictures import pictures_beside
@@ -32,7 +32,7 @@ class RunRecord:
     settings: dict[str, str]
     lines: list[dict[str, Any]]
     """metrics.jsonl."""
-    pairs: dict[Pair, dict[str, Any]]
+    pairs: dict[Pair, records.PairScore]
     """Pairs of evaluation.json; empty if it belongs to other weights, or is missing."""
     error: str = ""
     """The reason why there are no pairs."""
@@ -51,23 +51,24 @@ class RunRecord:
 def record_of(path: Path) -> RunRecord:
     """Read the record of a finished run. Raises CheckpointError if `path` is none."""
     registry_of(path)
-    config = read_table(path / CONFIG, records.MODEL)
+    table = read_table(path / CONFIG)
+    config = as_record(table, records.BackboneRecord, path / CONFIG)
     settings = {
-        key: value for key, value in config.items() if key in ("architecture", "model", "train", "start", "lengthened")
+        key: value for key, value in table.items() if key in ("architecture", "model", "train", "start", "lengthened")
     }
-    settings["modalities"] = ", ".join(spec["name"] for spec in config["specs"])
-    settings["tokenizers"] = {name: fingerprint[:12] for name, fingerprint in config["fingerprints"].items()}
-    settings["tokens"] = (read_run(path) or {})["places"].get("tokens")
+    settings["modalities"] = ", ".join(spec.name for spec in config.specs)
+    settings["tokenizers"] = {name: fingerprint[:12] for name, fingerprint in config.fingerprints.items()}
+    settings["tokens"] = run.places.get("tokens") if (run := read_run(path)) else None
     pairs, error, scores = {}, "", path / FOLDER / "evaluation.json"
     if not scores.is_file():
         error = f"was not evaluated: zoo backbone eval {shlex.quote(str(path))}"
     else:
-        evaluation = read_table(scores, records.SCORES)
-        if evaluation["identity"].get("weights") != config.get("weights_sha256"):
+        evaluation = read_record(scores, records.Evaluation)
+        if evaluation.identity.weights != config.weights_sha256:
             error = f"was evaluated with other weights: zoo backbone eval {shlex.quote(str(path))} --overwrite"
         else:
-            settings["eval"] = evaluation["identity"]["settings"]
-            pairs = {(tuple(entry["inputs"]), str(entry["target"])): entry for entry in evaluation["pairs"]}
+            settings["eval"] = evaluation.identity.settings
+            pairs = {(pair.inputs, pair.target): pair for pair in evaluation.pairs}
     return RunRecord(path=path, settings=flatten_table(settings), lines=read_metrics(path), pairs=pairs, error=error)
 
 
@@ -104,7 +105,7 @@ def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def _skills(entries: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any] | None]:
+def _skills(entries: Sequence[records.PairScore | None]) -> list[dict[str, Any] | None]:
     """Return the skill of a pair in each run, with its difference from the first run."""
     first, skills = entries[0], list[dict[str, Any] | None]()
     for entry in entries:
@@ -112,14 +113,14 @@ def _skills(entries: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any] 
             skills.append(None)
             continue
         skill = {
-            "skill": entry["skill"], "interval": percentiles(entry["resampled_skill"]), "samples": entry["samples"],
+            "skill": entry.skill, "interval": percentiles(entry.resampled_skill), "samples": entry.samples,
             "difference": None, "difference_interval": None,
         }  # fmt: skip
-        if first is not None and entry is not first and None not in (entry["skill"], first["skill"]):
-            skill["difference"] = entry["skill"] - first["skill"]
-            if len(entry["resampled_skill"]) == len(first["resampled_skill"]):
-                resamples = zip(entry["resampled_skill"], first["resampled_skill"], strict=True)
-                differences = (None if None in pair else pair[0] - pair[1] for pair in resamples)
+        if first is not None and entry is not first and entry.skill is not None and first.skill is not None:
+            skill["difference"] = entry.skill - first.skill
+            if len(entry.resampled_skill) == len(first.resampled_skill):
+                resamples = zip(entry.resampled_skill, first.resampled_skill, strict=True)
+                differences = (None if old is None or new is None else new - old for new, old in resamples)
                 skill["difference_interval"] = percentiles(differences)
         skills.append(skill)
     return skills

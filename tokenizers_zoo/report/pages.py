@@ -14,8 +14,8 @@ from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import CONFIG, COPY_AGAIN, WEIGHTS, checkpoint_errors, is_complete
 from tokenizers_zoo.config import TOML
 from tokenizers_zoo.errors import CheckpointError, ZooError, count_of
-from tokenizers_zoo.io import open_regular, read_regular, read_table, replacing_file
-from tokenizers_zoo.layouts import TokenLayout
+from tokenizers_zoo.io import as_record, open_regular, read_record, read_regular, read_table, replacing_file
+from tokenizers_zoo.records import convert
 from tokenizers_zoo.report import records
 from tokenizers_zoo.report.pictures import (
     PICTURES,
@@ -74,7 +74,7 @@ def registry_of(run: Path) -> Path | None:
         raise CheckpointError(f"{run}: no trained backbone here ({RUN} and {CONFIG} were expected)")
     if not (run / CONFIG).is_file():
         raise CheckpointError(f"{run}: its training has not come to its end; the command that began it goes on")
-    path = record["places"].get("registry")
+    path = record.places.get("registry")
     return Path(path) if path and Path(path).is_file() else None
 
 
@@ -109,45 +109,46 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
 
 def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
     """Return the template's variables."""
-    config, record = read_table(run / CONFIG, records.MODEL), read_run(run)
-    paths = record["places"] if record else {}
-    names = [spec["name"] for spec in config["specs"]]
+    record, table = read_run(run), read_table(run / CONFIG)
+    config = as_record(table, records.BackboneRecord, run / CONFIG)
+    paths = record.places if record else {}
+    names = [spec.name for spec in config.specs]
     scores = run / FOLDER / "evaluation.json"
-    evaluation = records.read_scores(scores) if scores.is_file() else {}
-    left_out = bool(evaluation) and evaluation["identity"].get("weights") != config.get("weights_sha256")
-    evaluation = {} if left_out else evaluation
-    data = Path(paths["data"]) if paths.get("data") else None
+    evaluation = records.read_evaluation(scores) if scores.is_file() else records.NO_EVALUATION
+    left_out = scores.is_file() and evaluation.identity.weights != config.weights_sha256
+    evaluation = records.NO_EVALUATION if left_out else evaluation
+    data = Path(place) if (place := paths.get("data")) else None
     handles: dict[str, ModalityHandle] = {}
     tokenizers, errors = [], []
     for name in names:
         try:
             if name in zoo:
                 handle = handles[name] = zoo[name]
-                _check_fingerprint(handle, config["fingerprints"].get(name))
+                _check_fingerprint(handle, config.fingerprints.get(name))
                 tokenizers.append(tokenizer_card(handle, pictures))
         except ZooError as error:
             errors.append(with_name(name, error))
-    pairs = {(" + ".join(pair["inputs"]), pair["target"]): pair for pair in evaluation.get("pairs", [])}
-    skills = {key: pair["skill"] for key, pair in pairs.items()}
-    forms = {spec["name"]: spec.get("input_form_of") for spec in config["specs"]}
-    copies = {key for key, pair in pairs.items() if pair["target"] in map(forms.get, pair["inputs"])}
-    predicted = [pair for key, pair in pairs.items() if key not in copies and (pair["skill"] or 0) > 0]
+    pairs = {(" + ".join(pair.inputs), pair.target): pair for pair in evaluation.pairs}
+    skills = {key: pair.skill for key, pair in pairs.items()}
+    forms = {spec.name: spec.input_form_of for spec in config.specs}
+    copies = {key for key, pair in pairs.items() if pair.target in map(forms.get, pair.inputs)}
+    predicted = [pair for key, pair in pairs.items() if key not in copies and (pair.skill or 0) > 0]
     matrix = None
     if pairs:
         rows, columns = (list(dict.fromkeys(key[axis] for key in pairs)) for axis in (0, 1))
-        samples = range_text([pair["samples"] for pair in pairs.values()])
-        metrics = {name: evaluation["modalities"][name]["metrics"][0] for name in columns}
+        samples = range_text([pair.samples for pair in pairs.values()])
+        metrics = {name: evaluation.modalities[name].metrics[0] for name in columns}
         matrix = {"rows": rows, "columns": columns, "samples": samples, "metrics": metrics}
-    galleries, missing_sheets = read_galleries(run / FOLDER, evaluation.get("galleries", []), pictures)
-    only_read = config.get("model", {}).get("inputs_only", ())
-    registry = _registry_text(Path(paths["registry"]), zoo) if paths.get("registry") else ""
-    settings = {key: value for key, value in config.items() if key not in ("specs", "fingerprints")}
+    galleries, missing_sheets = read_galleries(run / FOLDER, evaluation.galleries, pictures)
+    only_read = config.model.get("inputs_only", ())
+    registry = _registry_text(Path(registry_path), zoo) if (registry_path := paths.get("registry")) else ""
+    settings = {key: value for key, value in table.items() if key not in ("specs", "fingerprints")}
     return {
         "title": f"tokenizers-zoo: {run.resolve().name}",
         "names": names,
-        "makes": sum(spec["vocab_size"] > 0 and spec["name"] not in only_read for spec in config["specs"]),
+        "makes": sum(spec.vocab_size > 0 and spec.name not in only_read for spec in config.specs),
         "summaries": {name: handle.spec.summary for name, handle in handles.items()},
-        "best": max(predicted, key=lambda pair: pair["skill"], default=None),
+        "best": max(predicted, key=lambda pair: pair.skill or 0, default=None),
         "tiles": _tiles(run, config, len(pairs)),
         "overview": overview(galleries, skills, copies),
         "legends": [(handle, swatches) for handle in handles.values() if (swatches := legend_of(handle))],
@@ -156,19 +157,19 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         "left_out": left_out,
         "pairs": pairs,
         "retrieval": retrieval_section(run, pictures),
-        "transfer": transfer_section(run, str(config.get("weights_sha256", ""))),
+        "transfer": transfer_section(run, config.weights_sha256),
         "matrix": matrix,
-        "start": config.get("start"),
-        "growth": read_table(run / GROWTH, records.GROWTH) if (run / GROWTH).is_file() else None,
+        "start": config.start,
+        "growth": read_record(run / GROWTH, records.Growth) if (run / GROWTH).is_file() else None,
         "tokenizers": tokenizers,
         "problems": errors,
         "curves": _curves(read_metrics(run), names, pictures),
-        "cross_entropy": evaluation.get("cross_entropy", {}).get("modalities", {}),
+        "cross_entropy": evaluation.cross_entropy.modalities,
         "data": _data(data),
         "handles": handles,
-        "layouts": {spec["name"]: TokenLayout.from_json(spec["layout"]) for spec in config["specs"]},
-        "fingerprints": config["fingerprints"],
-        "skipped": evaluation.get("skipped", {}),
+        "layouts": {spec.name: spec.layout for spec in config.specs},
+        "fingerprints": config.fingerprints,
+        "skipped": evaluation.skipped,
         "configurations": {
             "Model and training settings": json.dumps(settings, indent=2), "registry.toml": registry or DEFAULTS
         },
@@ -204,7 +205,7 @@ def with_name(name: str, error: ZooError) -> str:
     return str(error) if str(error).startswith(f"{name}:") else f"{name}: {error}"
 
 
-def _tiles(run: Path, config: Mapping[str, Any], pairs: int) -> list[str]:
+def _tiles(run: Path, config: records.BackboneRecord, pairs: int) -> list[str]:
     """Return numbers with their labels. Raises CheckpointError if the weights are damaged."""
     from safetensors import SafetensorError, safe_open
 
@@ -214,12 +215,13 @@ def _tiles(run: Path, config: Mapping[str, Any], pairs: int) -> list[str]:
             parameters = sum(math.prod(file.get_slice(key).get_shape()) for key in learnt)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{run / WEIGHTS}: damaged: {' '.join(str(error).split())}; {COPY_AGAIN}") from None
-    tiles = [count_of(len(config["specs"]), "modality", "modalities"), f"{parameters / 1e6:.1f} million parameters"]
-    training = config.get("train", {})
-    if "steps" in training and "batch_size" in training:
-        tiles.append(f"{training['steps'] * training['batch_size']:,} samples seen in training")
-    if "training_seconds" in config:
-        tiles.append(f"{config['training_seconds'] / 60:.1f} min of training")
+    tiles = [count_of(len(config.specs), "modality", "modalities"), f"{parameters / 1e6:.1f} million parameters"]
+    with checkpoint_errors(run):
+        training: records.TrainingSize = convert(config.train, records.TrainingSize)
+    if samples := training.steps * training.batch_size:
+        tiles.append(f"{samples:,} samples seen in training")
+    if config.training_seconds is not None:
+        tiles.append(f"{config.training_seconds / 60:.1f} min of training")
     return [*tiles, count_of(pairs, "input → target pair scored", "input → target pairs scored")] if pairs else tiles
 
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tokenizers_zoo.io import read_regular, read_table
+from tokenizers_zoo.io import read_record, read_regular
 from tokenizers_zoo.ml4m.source import known_fingerprint
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.report import records
 from tokenizers_zoo.report.pictures import Pictures, cells_of, range_text
+from tokenizers_zoo.report.records import GalleryRecord, GalleryRow
 from tokenizers_zoo.samples import TRAIN
 from tokenizers_zoo.tar import key_problem
 from tokenizers_zoo.train.report import EVALUATION, PICTURES, mean_and_least, mean_of
@@ -59,7 +61,7 @@ class Gallery:
 
 
 def read_galleries(
-    folder: Path, galleries: Sequence[Mapping[str, Any]], pictures: Pictures
+    folder: Path, galleries: Sequence[GalleryRecord], pictures: Pictures
 ) -> tuple[list[Gallery], list[str]]:
     """Return the galleries that an evaluation in `folder` wrote, and the names of missing or invalid sheets.
 
@@ -67,20 +69,20 @@ def read_galleries(
     """
     loaded, missing_sheets = [], []
     for entry in galleries:
-        inputs = tuple(entry["inputs"]) if "inputs" in entry else (entry["query"],)
-        gallery = Gallery(inputs=inputs, target=entry["target"], keys=[row["key"] for row in entry["rows"]])
-        images: list[list[str | None]] = [[None] * len(entry["columns"]) for _ in entry["rows"]]
-        if name := entry["picture"]:
+        inputs = entry.inputs or (entry.query,)
+        gallery = Gallery(inputs=inputs, target=entry.target, keys=[row.key for row in entry.rows])
+        images: list[list[str | None]] = [[None] * len(entry.columns) for _ in entry.rows]
+        if name := entry.picture:
             if key_problem(name) or (sheet := read_inside(folder, folder / name)) is None:
                 missing_sheets.append(name)
                 continue
             images = cells_of(folder / name)
-            prefix = "generated-" if "inputs" in entry else ""
+            prefix = "generated-" if entry.inputs else ""
             pictures.add(f"{prefix}{Path(name).stem}", sheet)
-        for row, image_row in zip(entry["rows"], images, strict=True):
+        for row, image_row in zip(entry.rows, images, strict=True):
             cells = [
                 Cell(role=role, modality=name, label=label, image=image, text=text)
-                for (role, name, label), image, text in zip(_columns(entry, row), image_row, row["cells"], strict=False)
+                for (role, name, label), image, text in zip(_columns(entry, row), image_row, row.cells, strict=False)
             ]
             gallery.rows.append([cell for cell in cells if cell.image or cell.text is not None])
         loaded.append(gallery)
@@ -92,17 +94,16 @@ def read_inside(folder: Path, path: Path) -> bytes | None:
     return read_regular(path) if path.resolve().is_relative_to(folder.resolve()) else None
 
 
-def _columns(entry: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[tuple[Role, str, str]]:
+def _columns(entry: GalleryRecord, row: GalleryRow) -> Iterator[tuple[Role, str, str]]:
     """Yield role, modality and label of a row's cells: inputs, draws, truth; or a query and its hits."""
-    target = entry["target"]
-    if "query" in entry:
-        yield "input", entry["query"], "query"
-        for rank, key in enumerate(row["hits"], 1):
-            correct = key == row["key"]
+    target, inputs = entry.target, entry.inputs
+    if entry.query:
+        yield "input", entry.query, "query"
+        for rank, key in enumerate(row.hits, 1):
+            correct = key == row.key
             yield "truth" if correct else "generated", target, f"{rank}: correct" if correct else str(rank)
         return
-    inputs = entry["inputs"]
-    draws = len(entry["columns"]) - len(inputs) - 1
+    draws = len(entry.columns) - len(inputs) - 1
     for name in inputs:
         yield "input", name, f"input: {name}" if len(inputs) > 1 else "input"
     for number in range(draws):
@@ -143,21 +144,21 @@ def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
     """
     if not (run / RECALL).is_file():
         return None
-    scores = read_table(run / RECALL, records.RETRIEVAL)
-    identity = scores["identity"]
-    another = identity["fingerprint"] != known_fingerprint(run)
-    if another or identity["split"] == TRAIN:
+    scores = read_record(run / RECALL, records.Retrieval)
+    identity = scores.identity
+    another = identity.fingerprint != known_fingerprint(run)
+    if another or identity.split == TRAIN:
         reason = "it belongs to another model" if another else "it was measured on training samples"
         return {"left_out": f"{RECALL} is left out: {reason}; run zoo retrieve eval RUN again"}
-    galleries, missing_sheets = read_galleries((run / RECALL).parent, scores["galleries"], pictures)
+    galleries, missing_sheets = read_galleries((run / RECALL).parent, scores.galleries, pictures)
     return {
         "left_out": "",
-        "split": identity["split"],
-        "names": list(dict.fromkeys(entry["query"] for entry in scores["pairs"])),
-        "pairs": {(entry["query"], entry["target"]): entry for entry in scores["pairs"]},
-        "samples": range_text([entry["samples"] for entry in scores["pairs"]]),
-        "mean": scores["mean"],
-        "embedding": identity["embedding"],
+        "split": identity.split,
+        "names": list(dict.fromkeys(entry.query for entry in scores.pairs)),
+        "pairs": {(entry.query, entry.target): entry for entry in scores.pairs},
+        "samples": range_text([entry.samples for entry in scores.pairs]),
+        "mean": scores.mean,
+        "embedding": identity.embedding,
         "galleries": galleries,
         "missing_sheets": missing_sheets,
     }
@@ -184,16 +185,17 @@ def reconstructions(handle: ModalityHandle, pictures: Pictures, limit: int = SAM
     folder = handle.checkpoint
     folder = folder / handle.name if handle.spec.shares_checkpoint else folder
     path = folder / EVALUATION
-    figures = read_table(path, records.TOKENIZER, remedy=REMEDY) if path.is_file() else {}
-    metrics, codes = figures.get("metrics", {}), []
-    codebook = (figures.get("codebook") or {}) | (figures if "usage" in figures else {})
-    if codebook.get("usage") is not None and codebook.get("perplexity") is not None:
-        size = codebook.get("size") or handle.spec.vocab_size
+    figures = read_record(path, records.TokenizerScores, remedy=REMEDY) if path.is_file() else records.TokenizerScores()
+    codes, in_training = [], figures.codebook or records.Codes()
+    codebook = figures if figures.usage is not None else in_training
+    if codebook.usage is not None and codebook.perplexity is not None:
+        size = in_training.size or handle.spec.vocab_size
+        summary = {key: number for key, number in as_dicts(codebook).items() if number is not None}
         codes = [
-            {"name": "codes in use", "value": f"{100 * codebook['usage']:.0f}", "unit": "%",
-             "meaning": f"of {size}, on held-out samples{mean_and_least(codebook)}"},
-            {"name": "perplexity", "value": f"{codebook['perplexity']:.0f}", "unit": "",
-             "meaning": f"as varied as this many codes that are equally frequent{mean_of(codebook)}"},
+            {"name": "codes in use", "value": f"{100 * codebook.usage:.0f}", "unit": "%",
+             "meaning": f"of {size}, on held-out samples{mean_and_least(summary)}"},
+            {"name": "perplexity", "value": f"{codebook.perplexity:.0f}", "unit": "",
+             "meaning": f"as varied as this many codes that are equally frequent{mean_of(summary)}"},
         ]  # fmt: skip
     # Pairs of input and reconstruction are numbered, other sheets are not.
     images, texts = (
@@ -205,7 +207,8 @@ def reconstructions(handle: ModalityHandle, pictures: Pictures, limit: int = SAM
     return Reconstructions(
         images=[pictures.add(f"tokenizer-{name}-{n}", png) for n, png in enumerate(images)],
         texts=[pair_of_texts(text.decode(errors="replace")) for text in texts],
-        metrics={m.name: metrics.get(m.name) for m in handle.spec.metrics}, codes=codes, samples=figures.get("samples"),
+        metrics={m.name: figures.metrics.get(m.name) for m in handle.spec.metrics},
+        codes=codes, samples=figures.samples,
     )  # fmt: skip
 
 

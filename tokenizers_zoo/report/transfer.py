@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo.intervals import SPREAD, interval
-from tokenizers_zoo.io import read_table
+from tokenizers_zoo.io import read_record
 from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import read_run
 
@@ -17,15 +18,14 @@ ORDER = "task", "inputs", "labels", "tuning", "head"
 """Keys that rows are sorted by."""
 
 
-def read_probe(folder: Path) -> dict[str, Any]:
-    """Return the metrics.json of a probe, with the task as given as "text". Raises CheckpointError if damaged."""
-    metrics: dict[str, Any] = read_table(folder / METRICS, records.PROBE)
-    record = read_run(folder)
-    metrics["task"]["text"] = record["places"]["task"] if record else metrics["task"]["name"]
-    return metrics
+def read_probe(folder: Path) -> records.Probe:
+    """Return the metrics.json of a probe, with the task as given. Raises CheckpointError if damaged."""
+    probe, record = read_record(folder / METRICS, records.Probe), read_run(folder)
+    text = record.places.get("task") if record else None
+    return replace(probe, task=replace(probe.task, text=text or probe.task.name))
 
 
-def compare_probes(probes: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def compare_probes(probes: Sequence[tuple[Path, records.Probe]]) -> list[dict[str, Any]]:
     """Return a row per setting and task, for probes given as folders and metrics.json. Seeds share a row.
 
     {"task", "kind", "metric", "unit", "higher_is_better", "inputs", "tuning", "head", "backbone",
@@ -34,56 +34,52 @@ def compare_probes(probes: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[dic
 
     Scores are of the main metric; "half" is half of the 95 % interval (Student's t) over seeds, None for one seed.
     """
-    groups: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {}
+    groups: dict[str, list[tuple[Path, records.Probe]]] = {}
     for folder, probe in probes:
-        key = [probe[name] for name in ("task", "inputs", "tuning", "head", "backbone")]
-        key += [_counts(probe), probe["metrics"][0]["name"], used_settings(probe)]
+        key = [probe.task, probe.inputs, probe.tuning, probe.head, probe.backbone]
+        key += [_counts(probe), probe.metrics[0].name, used_settings(probe)]
         groups.setdefault(repr(key), []).append((folder, probe))
     rows = [_row(group, [probe for _, probe in probes]) for group in groups.values()]
     return sorted(rows, key=lambda row: [row[key] for key in ORDER])
 
 
-def _counts(probe: Mapping[str, Any]) -> dict[str, int]:
-    labels = probe["labels"]
-    return {"labels": labels["train"] + labels["validation"], "held_out": labels["test"]}
+def _counts(probe: records.Probe) -> dict[str, int]:
+    return {"labels": probe.labels.train + probe.labels.validation, "held_out": probe.labels.test}
 
 
-def _row(group: Sequence[tuple[Path, Mapping[str, Any]]], every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _row(group: Sequence[tuple[Path, records.Probe]], every: Sequence[records.Probe]) -> dict[str, Any]:
     """Return the row of probes that differ in the seed only, among `every` probe."""
     first = group[0][1]
-    task, main = first["task"], first["metrics"][0]
-    tasks = [
-        probe["task"] for probe in every
-        if (probe["task"]["name"], probe["metrics"][0]["name"]) == (task["name"], main["name"])
-    ]  # fmt: skip
-    title = task["text"] if len({entry["text"] for entry in tasks}) > 1 else task["name"]
-    title += f" as {task['kind']}" if len({entry["kind"] for entry in tasks}) > 1 else ""
-    comparable = [used_settings(probe) for probe in every if probe["tuning"] == first["tuning"]]
+    task, main = first.task, first.metrics[0]
+    tasks = [probe.task for probe in every if (probe.task.name, probe.metrics[0].name) == (task.name, main.name)]
+    title = task.text if len({entry.text for entry in tasks}) > 1 else task.name
+    title += f" as {task.kind}" if len({entry.kind for entry in tasks}) > 1 else ""
+    comparable = [used_settings(probe) for probe in every if probe.tuning == first.tuning]
     differing = [
         f"{key}={value}" for key, value in used_settings(first).items()
         if any(settings.get(key) != value for settings in comparable)
     ]  # fmt: skip
-    scores = {probe["seed"]: probe["metrics"][0] for _, probe in group}
-    mean, half = finite_interval([score["score"] for score in scores.values()])
+    scores = {probe.seed: probe.metrics[0] for _, probe in group}
+    mean, half = finite_interval([metric.score for metric in scores.values()])
     return {
-        "task": title, "kind": task["kind"], "metric": main["name"],
-        **{key: main[key] for key in ("unit", "higher_is_better")},
-        **{key: first[key] for key in ("inputs", "tuning", "head")}, **_counts(first),
-        "settings": ", ".join(differing), "backbone": first["backbone"]["weights_sha256"], "mean": mean, "half": half,
-        "baseline": finite_interval([score["baseline"] for score in scores.values()])[0],
-        "seeds": {str(seed): score["score"] for seed, score in sorted(scores.items())},
+        "task": title, "kind": task.kind, "metric": main.name,
+        "unit": main.unit, "higher_is_better": main.higher_is_better,
+        "inputs": list(first.inputs), "tuning": first.tuning, "head": first.head, **_counts(first),
+        "settings": ", ".join(differing), "backbone": first.backbone.weights_sha256, "mean": mean, "half": half,
+        "baseline": finite_interval([metric.baseline for metric in scores.values()])[0],
+        "seeds": {str(seed): metric.score for seed, metric in sorted(scores.items())},
         "folders": [str(folder) for folder, _ in group],
     }  # fmt: skip
 
 
-def used_settings(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def used_settings(probe: records.Probe) -> dict[str, Any]:
     """Return the settings that influenced a probe, without head and labels, which metrics.json names."""
     unused = {"head", "labels"}
-    if metrics["head"] == "knn" or not metrics["settings"]["validation"]:
+    if probe.head == "knn" or not probe.settings["validation"]:
         unused |= {"eval_every", "eval_samples"}  # evaluations select nothing
-    if metrics["head"] == "knn":
+    if probe.head == "knn":
         unused.add("validation")
-    return {key: value for key, value in metrics["settings"].items() if key not in unused}
+    return {key: value for key, value in probe.settings.items() if key not in unused}
 
 
 def finite_interval(numbers: Sequence[float | None]) -> tuple[float | None, float | None]:
@@ -95,7 +91,7 @@ def finite_interval(numbers: Sequence[float | None]) -> tuple[float | None, floa
 def transfer_section(run: Path, weights: str) -> dict[str, Any] | None:
     """Return the template's table of the probes in a run's folder that were trained on its `weights`, or None."""
     probes = [(path.parent, read_probe(path.parent)) for path in sorted(run.glob(PROBES))]
-    rows = compare_probes([probe for probe in probes if probe[1]["backbone"]["weights_sha256"] == weights])
+    rows = compare_probes([probe for probe in probes if probe[1].backbone.weights_sha256 == weights])
     if not rows:
         return None
     seeds = max(len(row["seeds"]) for row in rows)

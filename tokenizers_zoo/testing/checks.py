@@ -17,8 +17,9 @@ import numpy as np
 from tokenizers_zoo import checkpoint as checkpoints
 from tokenizers_zoo.device import resolve_device
 from tokenizers_zoo.errors import DataError, InvalidValueError, ZooError
-from tokenizers_zoo.layouts import TokenLayout
+from tokenizers_zoo.io import as_json
 from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.records import convert
 from tokenizers_zoo.run_folder import TOKENIZER, FolderError, check_replaceable
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing.geometry import check_crop_geometry
@@ -51,13 +52,10 @@ def check(function: Callable[[Subject], None]) -> Callable[[Subject], None]:
 
 @check
 def spec(subject: Subject) -> None:
-    """The spec is valid, the same each time, and its layout survives JSON."""
+    """The spec is valid, the same each time, and survives JSON."""
     declared = subject.handle.spec
     expect(subject.handle.at(subject.workdir).spec == declared, "modality_spec gives another spec when asked again")
-    layout_json = json.loads(json.dumps(declared.layout.to_json()))
-    expect(
-        TokenLayout.from_json(layout_json) == declared.layout, f"the layout does not survive JSON: {declared.layout}"
-    )
+    expect(convert(as_json(declared), type(declared)) == declared, "the spec does not survive JSON")
     for metric in declared.metrics:
         expect(bool(metric.meaning), f"the metric {metric.name} does not say what it means")
 

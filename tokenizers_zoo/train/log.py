@@ -23,7 +23,7 @@ METRICS = "metrics.jsonl"
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of steps in a run's metrics.jsonl, which may lack its end while the run is lengthened."""
     record = read_run(folder)
-    return read_lines(folder / METRICS, finished=record is None or record["finished"] is not None)
+    return read_lines(folder / METRICS, finished=record is None or record.finished is not None)
 
 
 class StepLog:

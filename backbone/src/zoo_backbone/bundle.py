@@ -29,10 +29,10 @@ from torch import Tensor
 
 from tokenizers_zoo import __version__
 from tokenizers_zoo.checkpoint import CARD, CONFIG, load_checkpoint, save_checkpoint
-from tokenizers_zoo.data.manifest import DATASET, Split, write_record
+from tokenizers_zoo.data.manifest import Dataset, Split, SplitRecord
 from tokenizers_zoo.data.shards import ValueStore, writing_shard
 from tokenizers_zoo.errors import CheckpointError, DataError, ZooError
-from tokenizers_zoo.io import file_digest, read_regular, read_table, write_table
+from tokenizers_zoo.io import file_digest, read_record, read_regular, write_table
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.progress import say
 from tokenizers_zoo.registry import CORE_KEYS, ModalityHandle, Zoo
@@ -40,13 +40,13 @@ from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import replacing_folder
 from tokenizers_zoo.samples import TEST
 from tokenizers_zoo.terminal import console
-from zoo_backbone.checkpoint import CLASS, SHAPE, load_model, model_card
+from zoo_backbone.checkpoint import CLASS, load_model, model_card
 from zoo_backbone.evaluate import FILE, FOLDER
-from zoo_backbone.evaluation_data import pair_of, ranked_names, title_of
+from zoo_backbone.evaluation_data import ranked_names, title_of
 from zoo_backbone.generate.plans import TargetPlan
 from zoo_backbone.generate.sampler import generate
 from zoo_backbone.model import FourM
-from zoo_backbone.run import BUNDLE, BUNDLE_RECORD, REGISTRY, TOKENIZERS, WHEELS, Run
+from zoo_backbone.run import BUNDLE, REGISTRY, TOKENIZERS, WHEELS, BundleRecord, Golden, Run
 from zoo_backbone.wheels import write_wheels
 
 GOLDEN = "golden"
@@ -68,7 +68,7 @@ def export_bundle(
     FolderError if `out` holds anything, except a bundle with `overwrite`, and PluginError if a wheel cannot be made.
     """
     with replacing_folder(out, BUNDLE, overwrite) as folder:
-        tensors, config = load_checkpoint(run.folder, CLASS, SHAPE)
+        tensors, config = load_checkpoint(run.folder, CLASS)
         model, samples_folder = load_model(run.folder), None
         handles = [zoo[name] for name in model.layout.names]
         for handle in handles:
@@ -94,9 +94,9 @@ def export_bundle(
         for name in model.layout.names:
             bundle_zoo[name].device = device
         golden = golden_sample(model, bundle_zoo, sample, folder)
-        file_names = REGISTRY, *golden["files"].values(), *(f"{WHEELS}/{name}" for name in wheels)
+        file_names = REGISTRY, *golden.files.values(), *(f"{WHEELS}/{name}" for name in wheels)
         files = {name: file_digest(folder / name) for name in file_names}
-        write_table(folder / BUNDLE, {"requires": requires, "files": files, "golden": golden})
+        write_table(folder / BUNDLE, BundleRecord(requires=requires, files=files, golden=golden))
         (folder / CARD).write_text(card, encoding="utf-8")
 
 
@@ -140,7 +140,7 @@ def copy_samples(values: ValueStore, names: Sequence[str], out: Path, count: int
     split = Split(out, TEST, len(positions), max(len(positions), 1))
     keys = [values.split(TEST).keys(position.shard)[position.row] for position in positions]
     digest = split.write_keys(0, keys)
-    write_record(out / DATASET, {"splits": {TEST: {"samples": split.samples, "shard_size": split.shard_size}}})
+    Dataset(splits={TEST: SplitRecord(samples=split.samples, shard_size=split.shard_size)}).write(out)
     for name in available:
         with writing_shard(out / TEST / name, 0) as writer:
             for key, position in zip(keys, positions, strict=True):
@@ -157,7 +157,7 @@ def as_dtype(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
 # --- the golden sample
 
 
-def golden_sample(model: FourM, zoo: Zoo, sample: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def golden_sample(model: FourM, zoo: Zoo, sample: Mapping[str, Any], folder: Path) -> Golden:
     """Write a value of each modality into folder/golden; return its tokens and predictions for bundle.json.
 
     They are the values of `sample`, or generated if it has none.
@@ -174,8 +174,8 @@ def golden_sample(model: FourM, zoo: Zoo, sample: Mapping[str, Any], folder: Pat
         (folder / files[name]).parent.mkdir(exist_ok=True)
         (folder / files[name]).write_bytes(data)
     specs = [handles[name].spec for name in sample if name in model.layout.readable]
-    record = {"files": files, "input": ranked_names(specs)[0]}
-    return {**record, **_golden_tokens(folder, model, zoo, record)}
+    source = ranked_names(specs)[0]
+    return Golden(files=files, input=source, **_golden_tokens(folder, model, zoo, files, source))
 
 
 def _held_out(data: Path | None, handles: Mapping[str, ModalityHandle]) -> dict[str, Any]:
@@ -192,10 +192,11 @@ def _held_out(data: Path | None, handles: Mapping[str, ModalityHandle]) -> dict[
         return {}
 
 
-def _golden_tokens(folder: Path, model: FourM, zoo: Zoo, golden: Mapping[str, Any]) -> dict[str, Any]:
+def _golden_tokens(
+    folder: Path, model: FourM, zoo: Zoo, files: Mapping[str, str], source: str
+) -> dict[str, dict[str, Any]]:
     """Return tokens of the golden values, and the most likely tokens that the model predicts from one of them."""
-    encoded = {name: zoo[name].encode([folder / file]) for name, file in golden["files"].items()}
-    source = golden["input"]
+    encoded = {name: zoo[name].encode([folder / file]) for name, file in files.items()}
     plans = [TargetPlan(name=name, temperature=0, steps=1) for name in model.layout.discrete if name != source]
     inputs = {source: encoded[source]}
     predicted = {plan.name: generate(model, inputs, [plan], 0)[plan.name] for plan in plans}
@@ -214,18 +215,18 @@ def verify(folder: Path, model: FourM, zoo: Zoo) -> dict[str, float]:
     """
     if not (folder / BUNDLE).is_file():
         raise CheckpointError(f"{folder}: is no bundle; make one with zoo backbone export")
-    record = read_table(folder / BUNDLE, BUNDLE_RECORD)
-    golden = record["golden"]
-    if golden["input"] not in golden["files"]:
-        raise CheckpointError(f"{folder / BUNDLE}: has no golden value of {golden['input']}; export it again")
-    if unverified := sorted(set(golden["files"].values()) - set(record["files"])):
+    record = read_record(folder / BUNDLE, BundleRecord)
+    golden = record.golden
+    if golden.input not in golden.files:
+        raise CheckpointError(f"{folder / BUNDLE}: has no golden value of {golden.input}; export it again")
+    if unverified := sorted(set(golden.files.values()) - set(record.files)):
         raise CheckpointError(f"{folder / BUNDLE}: has no checksum of {unverified[0]}; export it again")
-    computed = _golden_tokens(folder, model, zoo, golden)
+    computed = _golden_tokens(folder, model, zoo, golden.files, golden.input)
     try:
         shares = {
             f"{prefix}{name}": agreement(tokens, computed[key][name])
-            for key, prefix in (("tokens", ""), ("predicted", "predicted "))
-            for name, tokens in golden[key].items()
+            for key, prefix, stored in (("tokens", "", golden.tokens), ("predicted", "predicted ", golden.predicted))
+            for name, tokens in stored.items()
         }
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{folder / BUNDLE}: damaged golden tokens: {error}; export it again") from None
@@ -252,13 +253,13 @@ def card_of(model: FourM, run: Path, title: str, requires: Mapping[str, str], wi
 
     results, rows = [], []
     for pair, metrics in _scored_pairs(run):
-        title_of_pair = title_of(pair_of(pair))
-        skill = "-" if pair["skill"] is None else f"{pair['skill']:.2f}"
-        rows.append(f"| {title_of_pair} | {skill} | {metrics[0]} {pair['score'][metrics[0]]:.3g} | {pair['samples']} |")
+        title_of_pair = title_of((pair.inputs, pair.target))
+        skill = "-" if pair.skill is None else f"{pair.skill:.2f}"
+        rows.append(f"| {title_of_pair} | {skill} | {metrics[0]} {pair.score[metrics[0]]:.3g} | {pair.samples} |")
         results += [
             EvalResult(task_type="any-to-any", dataset_type="held-out", dataset_name="held-out samples",
-                       metric_type=metric, metric_name=f"{title_of_pair}: {metric}", metric_value=pair["score"][metric])
-            for metric in metrics if pair["score"][metric] is not None
+                       metric_type=metric, metric_name=f"{title_of_pair}: {metric}", metric_value=pair.score[metric])
+            for metric in metrics if pair.score[metric] is not None
         ]  # fmt: skip
     data = ModelCardData(
         model_name=title, library_name="tokenizers-zoo", pipeline_tag="any-to-any", tags=["4m", "multimodal"],
@@ -271,12 +272,12 @@ def card_of(model: FourM, run: Path, title: str, requires: Mapping[str, str], wi
     return f"---\n{data.to_yaml()}\n---\n\n{model_card(model)}\n    pip install {install}\n{table}"
 
 
-def _scored_pairs(run: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
+def _scored_pairs(run: Path) -> Iterator[tuple[records.PairScore, list[str]]]:
     """Yield the scored pairs of a run's evaluation, each with the names of its metrics, the main one first."""
     file = run / FOLDER / FILE
     if file.is_file():
-        result = records.read_scores(file)
-        for pair in result["pairs"]:
-            names = [metric["name"] for metric in result["modalities"][pair["target"]]["metrics"]]
-            if pair["score"].get(names[0]) is not None:
+        evaluation = records.read_evaluation(file)
+        for pair in evaluation.pairs:
+            names = [metric.name for metric in evaluation.modalities[pair.target].metrics]
+            if pair.score.get(names[0]) is not None:
                 yield pair, names

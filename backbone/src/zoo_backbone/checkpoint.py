@@ -22,16 +22,17 @@ from tokenizers_zoo.checkpoint import (
     card_row,
     check_sizes,
     checkpoint_errors,
-    load_checkpoint,
-    load_config,
+    config_record,
+    load_record,
     loading,
     save_checkpoint,
 )
-from tokenizers_zoo.config import as_dicts, from_mapping
+from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, count_of
 from tokenizers_zoo.io import difference
-from tokenizers_zoo.layouts import TokenLayout
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.registry import ModalityHandle
+from tokenizers_zoo.report.records import BackboneRecord, Start
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.text_vocab import Special, TextVocabulary
 from zoo_backbone.config import ModelConfig
@@ -47,37 +48,17 @@ PUBLISHED = "ml4m"
 REPLAY_MIXTURES = "asked"
 """Key in config.json: the mixtures that a grown backbone uses when it grows again. Its own training mostly had new
 modalities as targets."""
-SHAPE = {
-    "architecture": frozenset(ARCHITECTURES), "model": dict,
-    "specs": [{"name": str, "vocabulary": str, "layout": dict}], "fingerprints?": {str: str}, "train?": dict,
-    f"{PUBLISHED}?": {"config": dict, "names": {str: str}, "modalities": [dict]}, f"{REPLAY_MIXTURES}?": [dict],
-}  # fmt: skip
-"""Shape of config.json."""
 LEARNED = "learned_positions."
 
 
-def spec_to_json(spec: ModalitySpec) -> dict[str, Any]:
-    return {**as_dicts(spec), "layout": spec.layout.to_json()}
-
-
-def spec_from_json(data: Mapping[str, Any]) -> ModalitySpec:
-    """Return the spec that `spec_to_json` wrote."""
-    return from_mapping(ModalitySpec, {**data, "layout": TokenLayout.from_json(data["layout"])})
-
-
-def backbone_config(folder: Path) -> dict[str, Any]:
+def backbone_config(folder: Path) -> BackboneRecord:
     """Return the config.json of a backbone. Raises CheckpointError."""
-    return load_config(folder, CLASS, SHAPE)
+    return config_record(folder, CLASS, BackboneRecord)
 
 
-def model_config(config: Mapping[str, Any]) -> ModelConfig:
+def model_config(config: BackboneRecord) -> ModelConfig:
     """Return the model's config in the config.json of a backbone."""
-    return from_mapping(ARCHITECTURES[config["architecture"]].config_class, config["model"])
-
-
-def stored_specs(config: Mapping[str, Any]) -> list[ModalitySpec]:
-    """Return the specs in the config.json of a backbone."""
-    return [spec_from_json(spec) for spec in config["specs"]]
+    return from_mapping(ARCHITECTURES[config.architecture].config_class, config.model)
 
 
 def architecture_for(config: ModelConfig) -> type[FourM]:
@@ -132,7 +113,7 @@ def stored_config(config: ModelConfig, specs: Sequence[ModalitySpec]) -> dict[st
     """Return the config.json of a backbone."""
     return {
         "class": CLASS, "architecture": architecture_for(config).__name__, "model": as_dicts(config),
-        "specs": [spec_to_json(spec) for spec in specs],
+        "specs": as_dicts(list(specs)),
     }  # fmt: skip
 
 
@@ -153,9 +134,9 @@ def _load(
     folder: Path, specs: Sequence[ModalitySpec] | None, device: torch.device | str, seed: int
 ) -> tuple[FourM, dict[str, Tensor], dict[str, Tensor]]:
     """Return a loaded model, the rows that were loaded by entry of its state dict, and all stored tensors."""
-    tensors, config = load_checkpoint(folder, CLASS, SHAPE)
+    tensors, config = load_record(folder, CLASS, BackboneRecord)
     with checkpoint_errors(folder):
-        checkpoint_specs, shape = stored_specs(config), model_config(config)
+        checkpoint_specs, shape = config.specs, model_config(config)
     with loading():
         check_sizes(folder, tensors, lambda: model_tensors(architecture_for(shape)(shape, checkpoint_specs)))
         may_grow, specs = specs is not None, checkpoint_specs if specs is None else specs
@@ -241,7 +222,7 @@ class InitialModel:
     """Rows (bool `rows`) that the start backbone has, by parameter or buffer."""
     unused: Mapping[str, Tensor] = field(default_factory=dict)
     """Rows of vocabulary ids that have no meaning yet."""
-    record: Mapping[str, Any] | None = None
+    record: Start | None = None
     """Record of the start backbone for config.json; None for a new model."""
     extra_tensors: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors of an imported backbone that are not part of the model."""
@@ -256,7 +237,7 @@ class InitialModel:
         With a start backbone, it differs from `seed`: otherwise the samples of its training would come again in the
         same order.
         """
-        return (seed + int(self.record["weights_sha256"][:15], 16)) % 2**63 if self.record else seed
+        return (seed + int(self.record.weights_sha256[:15], 16)) % 2**63 if self.record else seed
 
 
 def initial_model(
@@ -274,11 +255,12 @@ def initial_model(
     if start is None:
         return InitialModel(model=architecture_for(config).seeded(config, specs, seed))
     model, pretrained_rows, tensors = _load(start, specs, "cpu", seed)
-    start_config = model.record
+    start_record = model.record
+    assert start_record is not None
     config = dataclasses.replace(config, position_lengths=model.config.position_lengths)
     if mismatch := difference(dataclasses.asdict(model.config), dataclasses.asdict(config)):
         raise ConfigError(f"{start}: cannot be the start of a model of another shape: {mismatch}")
-    ids, trained = ids or {}, stored_specs(start_config)
+    ids, trained = ids or {}, start_record.specs
     old = {spec.name: spec for spec in trained}
     added = [spec for spec in specs if spec.name not in old]
     used = _ids_by_table(model, trained, ids)
@@ -293,10 +275,10 @@ def initial_model(
         for name, table in model.named_parameters():
             if name in model.modality_rows and pretrained_rows[name].any():
                 table[~pretrained_rows[name]] = table[pretrained_rows[name]].mean(0)
-    record = {
-        "folder": str(Path(start).resolve()), "weights_sha256": start_config["weights_sha256"],
-        "knows": [spec.name for spec in specs if spec.name in old], "added": [spec.name for spec in added],
-    }  # fmt: skip
+    record = Start(
+        folder=str(Path(start).resolve()), weights_sha256=start_record.weights_sha256,
+        knows=tuple(spec.name for spec in specs if spec.name in old), added=tuple(spec.name for spec in added),
+    )  # fmt: skip
     shapes = {spec.name: spec.grid_shape for spec in trained}
     return InitialModel(
         model=model, pretrained_rows=pretrained_rows, unused=unused, record=record, extra_tensors=extra_tensors,
@@ -318,7 +300,7 @@ def _ids_by_table(model: FourM, specs: Iterable[ModalitySpec], ids: Mapping[str,
 
 def check_meaning(start: Path, handles: Iterable[ModalityHandle]) -> None:
     """Raise DataError where the backbone in `start` was trained on ids that mean something else by now."""
-    trained_on = backbone_config(start).get("fingerprints", {})
+    trained_on = backbone_config(start).fingerprints
     for handle in handles:
         check_handle(handle, trained_on.get(handle.name))
 
@@ -332,8 +314,8 @@ def ids_in_use(start: Path, handles: Iterable[ModalityHandle]) -> dict[str, int]
     CheckpointError if a vocabulary is missing.
     """
     start_config = backbone_config(start)
-    old = {spec["name"]: spec["vocabulary"] for spec in start_config["specs"]}
-    trained_on = start_config.get("fingerprints", {})
+    old = {spec.name: spec.vocabulary for spec in start_config.specs}
+    trained_on = start_config.fingerprints
     text_handles = [handle for handle in handles if handle.writes_text]
     folders = {handle.spec.vocabulary: handle.files.vocabulary_folder() for handle in text_handles}
     vocabularies = {name: TextVocabulary.load(folder) for name, folder in folders.items()}

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
@@ -25,7 +26,7 @@ from torch.utils._pytree import register_dataclass
 
 from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import CheckpointError, ZooError, first_line, is_of_the_machine
-from tokenizers_zoo.io import file_digest, read_table, remove_folder, write_table
+from tokenizers_zoo.io import file_digest, read_record, remove_folder, write_table
 from zoo_backbone.model import FourM, Losses
 from zoo_backbone.optim import local
 from zoo_backbone.run import BACKBONE
@@ -33,8 +34,17 @@ from zoo_backbone.run import BACKBONE
 TIMEOUT = timedelta(hours=2)
 """Processes wait this long for the first one, which reads and hashes inputs and writes results alone."""
 REMEDY = "remove it to start again"
-RECORD = {"files": {str: str}, "processes": int}
 """Shape of the checksums of a training state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateRecord:
+    """The files of one process in a training state."""
+
+    files: Mapping[str, str]
+    """sha256 of each file, by name."""
+    processes: int
+    """Number of processes that wrote the state."""
 
 
 class Ranks:
@@ -158,7 +168,7 @@ class TrainingState:
         save(self._tensors(), storage_writer=writer, no_dist=self.ranks.size == 1)
         digests = {file.name: file_digest(file) for file in self._files_of_rank(temporary)}
         write_table(
-            temporary / f"checksums-{self.ranks.rank:05}.json", {"files": digests, "processes": self.ranks.size}
+            temporary / f"checksums-{self.ranks.rank:05}.json", StateRecord(files=digests, processes=self.ranks.size)
         )
         self.ranks.wait()
         if self.ranks.first:
@@ -200,10 +210,10 @@ class TrainingState:
         """Raise CheckpointError, in all processes, unless all files have their checksums."""
         failure: ZooError | None = None
         try:
-            records = [read_table(file, RECORD, remedy=REMEDY) for file in path.glob("checksums-*.json")]
-            digest_by_file = {name: digest for record in records for name, digest in record["files"].items()}
+            records = [read_record(file, StateRecord, remedy=REMEDY) for file in path.glob("checksums-*.json")]
+            digest_by_file = {name: digest for record in records for name, digest in record.files.items()}
             complete = digest_by_file.keys() == {file.name for file in path.glob("*.safetensors")}
-            if not records or not complete or records[0]["processes"] != len(records):
+            if not records or not complete or records[0].processes != len(records):
                 raise _damaged(path, "expected the files of all processes that wrote it, some are missing")
             for file in self._files_of_rank(path):
                 if file_digest(file) != digest_by_file[file.name]:

@@ -48,8 +48,9 @@ import torch
 
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import DataError, ReadError
-from tokenizers_zoo.io import read_table, write_table
+from tokenizers_zoo.io import as_record, read_table, write_table
 from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import RunFolder, RunKind, locked
@@ -108,14 +109,16 @@ class _Evaluation:
     def __init__(self, folder: Path, data: EvaluationData) -> None:
         self.folder, self.data, self.config = folder, data, data.config
         record_file = next((folder / name for name in (UNFINISHED, FILE) if (folder / name).is_file()), None)
-        earlier = {} if record_file is None else read_table(record_file, records.SCORES)
+        earlier = {} if record_file is None else read_table(record_file)
+        if record_file is not None:
+            as_record(earlier, records.Evaluation, record_file)
         self.result: dict[str, Any] = {"pairs": [], "galleries": [], "unreadable": {}, "seconds": 0.0, **earlier}
         self.result |= {
             "identity": data.identity(),
             "modalities": {
                 name: {
                     "summary": handle.spec.summary,
-                    "layout": handle.spec.layout.to_json(),
+                    "layout": as_dicts(handle.spec.layout),
                     "vocab_size": handle.spec.vocab_size,
                     "test_samples": data.columns[name].count,
                     "metrics": [dataclasses.asdict(metric) for metric in handle.spec.metrics],
@@ -267,7 +270,8 @@ def cross_entropy(data: EvaluationData) -> dict[str, Any]:
     layout = model.layout
     if not set(names) & set(layout.discrete):
         raise DataError(f"{data.tokens_root / TEST}: has no tokens to predict from a tokenizer of the training")
-    masking = from_mapping(MaskingConfig, model.record.get("train", {}).get("masking", {}))  # imported models have none
+    table = model.record.train.get("masking", {}) if model.record else {}  # imported models have none
+    masking = from_mapping(MaskingConfig, table)
     token_data = TokenData(data.tokens_root, TEST, layout.specs, names=names)
     samples = np.random.default_rng(config.seed).permutation(len(token_data))[: config.loss_samples]
     device = model.token_embedding.weight.device

@@ -90,7 +90,7 @@ class EvaluationData:
         """Return everything that the scores depend on."""
         available = {split: self.values.modalities(split) for split in (TEST, TRAIN)}
         return {
-            "weights": self.model.record["weights_sha256"],
+            "weights": self.model.weights_sha256,
             # Pairs can be added, and scored again over another number of samples.
             "settings": {**dataclasses.asdict(self.config), "inputs": None, "targets": None, "samples": None},
             "tokenizers": {name: column.fingerprint for name, column in self.columns.items()},

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.export import CHECKED, Format, Network, Port, example_values, export_networks
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.encoder import FourMEncoder
 
@@ -70,7 +71,7 @@ def export_encoder(
     )
     network = Network(name="encoder", module=module, examples=examples, inputs=tuple(ports), outputs=outputs)
     about = {
-        "fingerprint": fingerprint(run), "modalities": {spec.name: spec.layout.to_json() for spec in specs},
+        "fingerprint": fingerprint(run), "modalities": {spec.name: as_dicts(spec.layout) for spec in specs},
         "tokenizers": {name: encoder.model.trained_on.get(name) for name in inputs},
     }  # fmt: skip
     return export_networks([network], out, format, about, overwrite=overwrite)

@@ -64,7 +64,7 @@ def generate_to_folder(
     for file in sorted(request.read_files):
         if overwrite and out.resolve() in file.parents:
             raise ConfigError(f"{file}: is an input and would be overwritten; give another --out")
-    paths, weights = {"backbone": str(pipeline.run.folder.resolve())}, str(model.record["weights_sha256"])
+    paths, weights = {"backbone": str(pipeline.run.folder.resolve())}, model.weights_sha256
     written = written_plan(request.absolute_plan, {**paths, "weights sha256": weights})
     for line in written.splitlines():
         if line != shown_name(line):

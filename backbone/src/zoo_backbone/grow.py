@@ -14,20 +14,19 @@ from tokenizers_zoo.config import Origin, from_mapping, merged
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.io import read_table, write_table
+from tokenizers_zoo.io import read_record, write_table
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.samples import TRAIN
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.checkpoint import (
-    REPLAY_MIXTURES,
     backbone_config,
     check_meaning,
     ids_in_use,
     layout_for,
     model_config,
-    stored_specs,
 )
 from zoo_backbone.config import Dataset, Mixture, ModelConfig, TrainConfig
 from zoo_backbone.data import check_tokenizers, datasets_of
@@ -97,13 +96,13 @@ class Trained:
     def load(cls, folder: Path) -> Trained:
         """Read config.json and run.json of a folder. Raises CheckpointError."""
         config = backbone_config(folder)
-        train = from_mapping(TrainConfig, config.get("train", {}))
-        if REPLAY_MIXTURES in config:
-            mixtures = tuple(from_mapping(Mixture, mixture) for mixture in config[REPLAY_MIXTURES])
+        train = from_mapping(TrainConfig, config.train)
+        if config.asked:
+            mixtures = tuple(from_mapping(Mixture, mixture) for mixture in config.asked)
             train = dataclasses.replace(train, masking=dataclasses.replace(train.masking, mixtures=mixtures))
         return cls(
-            folder=Path(folder), specs=tuple(stored_specs(config)), model=model_config(config), train=train,
-            fingerprints=config.get("fingerprints", {}), run=Run.load(folder) if (folder / RUN).is_file() else None,
+            folder=Path(folder), specs=config.specs, model=model_config(config), train=train,
+            fingerprints=config.fingerprints, run=Run.load(folder) if (folder / RUN).is_file() else None,
         )  # fmt: skip
 
     @property
@@ -318,10 +317,10 @@ def write_report(folder: Path, trained: Trained, tokens: Path, device: str = AUT
      "skills": [{"inputs", "target", "before", "after"}]: skill scores where zoo backbone eval has measured both}
     """
     config = backbone_config(folder)
-    record = config["start"]
-    specs = stored_specs(config)
+    start, specs = config.start, config.specs
+    assert start is not None
     old = [spec for spec in specs if spec.name in trained.names]
-    new_config = dataclasses.replace(from_mapping(TrainConfig, config["train"]), datasets=())
+    new_config = dataclasses.replace(from_mapping(TrainConfig, config.train), datasets=())
     torch_device = Ranks(device).device
     max_batch_size = max(1, new_config.batch_size // (new_config.grad_accum_steps * processes()))  # as in training
     before: dict[str, tuple[float, int]] = {}
@@ -336,13 +335,13 @@ def write_report(folder: Path, trained: Trained, tokens: Path, device: str = AUT
     grown_losses = losses_of(folder, specs, tokens, new_config, trained.names, torch_device, max_batch_size)
     sizes = {spec.name: spec.vocab_size for spec in specs}
     result = {
-        "start": record,
+        "start": as_dicts(start),
         "losses": {
             name: {"before": loss, "after": after[name][0], "targets": count} for name, (loss, count) in before.items()
         },
         "new": {
             name: {"after": grown_losses[name][0], "uniform": math.log(sizes[name]), "targets": grown_losses[name][1]}
-            for name in record["added"] if name in grown_losses
+            for name in start.added if name in grown_losses
         },
         "skills": skills(trained.folder, folder),
     }  # fmt: skip
@@ -368,10 +367,10 @@ def skills(before: Path, after: Path) -> list[dict[str, Any]]:
 def _measured(folder: Path) -> tuple[dict[Any, Any], dict[str, Any]]:
     """Return the skill scores of a backbone by pair and number of samples, and digests of what they depend on."""
     path = folder / FOLDER / EVALUATION
-    table = read_table(path, records.SCORES) if path.is_file() else {}
-    identity = table.get("identity", {})
-    if not table or identity.get("weights") != backbone_config(folder).get("weights_sha256"):
+    evaluation = read_record(path, records.Evaluation) if path.is_file() else records.NO_EVALUATION
+    identity = evaluation.identity
+    if not path.is_file() or identity.weights != backbone_config(folder).weights_sha256:
         return {}, {}
-    digests = {f"{key} {name}": value for key in ("decoders", "values", "settings")
-               for name, value in identity.get(key, {}).items()}  # fmt: skip
-    return {(tuple(p["inputs"]), p["target"], p["samples"]): p["skill"] for p in table["pairs"]}, digests
+    dependencies = {"decoders": identity.decoders, "values": identity.values, "settings": identity.settings}
+    digests = {f"{key} {name}": value for key, table in dependencies.items() for name, value in table.items()}
+    return {(pair.inputs, pair.target, pair.samples): pair.skill for pair in evaluation.pairs}, digests

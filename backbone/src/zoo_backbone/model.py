@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, cast
+from typing import ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.layouts import TokenLayout
 from tokenizers_zoo.registry import ModalityHandle
+from tokenizers_zoo.report.records import BackboneRecord
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.config import ModelConfig
@@ -86,7 +87,7 @@ class FourM(nn.Module):
         ("mask_embedding", "context_projection", "decoder", "decoder_norm", "output")
     )
     """Modules and tensors that the encoder does not need."""
-    record: Mapping[str, Any] = {}
+    record: BackboneRecord | None = None
     """The config.json that the model was loaded with; empty for a new model."""
 
     fixed_positions: Tensor
@@ -148,7 +149,12 @@ class FourM(nn.Module):
     @property
     def trained_on(self) -> Mapping[str, str]:
         """Fingerprints of the tokenizers at its training, by modality; empty if they are unknown."""
-        return self.record.get("fingerprints", {})
+        return self.record.fingerprints if self.record else {}
+
+    @property
+    def weights_sha256(self) -> str:
+        """sha256 (hex) of the weights that were loaded; empty for a new model."""
+        return self.record.weights_sha256 if self.record else ""
 
     def check_tokenizer(self, handle: ModalityHandle) -> None:
         """Raise DataError unless the model was trained on tokens and the layout of this tokenizer, which may have grown

@@ -11,14 +11,14 @@ from importlib.metadata import Distribution, entry_points
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, fingerprint, hub_folder
+from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, config_record, fingerprint, hub_folder
 from tokenizers_zoo.config import from_mapping, load_toml
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import CheckpointError, OtherTokenizerError
-from tokenizers_zoo.io import file_digest, read_table
+from tokenizers_zoo.io import file_digest, read_record
 from tokenizers_zoo.registry import HUB_ID, ModalityHandle, Zoo
-from tokenizers_zoo.report import records
-from tokenizers_zoo.run_folder import RUN, RunKind, read_run, write_run
+from tokenizers_zoo.report.records import BackboneRecord
+from tokenizers_zoo.run_folder import RUN, RunKind, RunRecord, read_run, write_run
 
 TOKENIZERS = "tokenizers"
 """Folder of the tokenizers in a bundle."""
@@ -28,11 +28,6 @@ REGISTRY = "registry.toml"
 """Registry of a bundle."""
 BUNDLE = "bundle.json"
 """Record of a bundle, see bundle.py."""
-BUNDLE_RECORD = {
-    "requires": {str: str}, "files": {str: str},
-    "golden": {"files": {str: str}, "input": str, "tokens": {str: list}, "predicted": {str: list}},
-}  # fmt: skip
-"""Its shape."""
 BUNDLES = "tokenizers_zoo.bundles"
 """Entry-point group of installed bundles; each is a str or Path, the folder."""
 BACKBONE = RunKind(
@@ -43,6 +38,29 @@ BACKBONE = RunKind(
     results=(WEIGHTS, CONFIG),
     keeps_state=True,
 )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """A held-out sample with its tokens, and the tokens predicted from one value."""
+
+    files: Mapping[str, str]
+    """File of each value, by modality."""
+    input: str
+    """The modality that the others are predicted from."""
+    tokens: Mapping[str, list[Any]]
+    predicted: Mapping[str, list[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleRecord:
+    """The content of bundle.json."""
+
+    requires: Mapping[str, str]
+    """Versions of the distributions, by name."""
+    files: Mapping[str, str]
+    """sha256 of each file, by path."""
+    golden: Golden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +86,15 @@ class Run:
 
     def save(self, folder: Path) -> None:
         """Write the places into run.json; without one, for a finished backbone."""
-        record = read_run(folder) or {"kind": BACKBONE.name, "identity": {}, "finished": {}}
-        write_run(folder, {**record, "places": self.paths()})
+        record = read_run(folder) or RunRecord(kind=BACKBONE.name, identity={}, places={}, finished={})
+        write_run(folder, replace(record, places=self.paths()))
 
     @classmethod
     def load(cls, folder: Path) -> Run:
         """Read run.json. Raises CheckpointError where `folder` is not a run."""
         if (record := read_run(folder)) is None:
             raise CheckpointError(f"{folder}: no run here ({RUN} was expected); train one with zoo backbone train")
-        paths = {key: value for key, value in record["places"].items() if value is not None}
+        paths = {key: value for key, value in record.places.items() if value is not None}
         return replace(from_mapping(cls, paths), folder=Path(folder))
 
     @classmethod
@@ -141,14 +159,14 @@ def _locate(source: str | Path, revision: str | None) -> Path:
 
 def _check_bundle(source: str | Path, folder: Path) -> None:
     """Raise CheckpointError for changed files, missing distributions, and settings that name other folders."""
-    record = read_table(folder / BUNDLE, BUNDLE_RECORD)
+    record = read_record(folder / BUNDLE, BundleRecord)
     wheels = [f"{WHEELS}/{wheel.name}" for wheel in (folder / WHEELS).glob("*.whl")]
-    for name, digest in {**dict.fromkeys(wheels), **record["files"]}.items():
+    for name, digest in {**dict.fromkeys(wheels), **record.files}.items():
         if Path(name).is_absolute() or os.pardir in Path(name).parts:
             raise CheckpointError(f"{folder / BUNDLE}: names a file of another folder, {name}; export it again")
         if not (folder / name).exists() or file_digest(folder / name) != digest:
             raise CheckpointError(f"{folder / name}: is not the file of the export; copy the bundle again")
-    if missing := [name for name in record["requires"] if not any(Distribution.discover(name=name))]:
+    if missing := [name for name in record.requires if not any(Distribution.discover(name=name))]:
         install = f"{shlex.quote(str(folder / WHEELS))}/*.whl" if wheels else " ".join(missing)
         raise CheckpointError(f"{source}: needs {', '.join(missing)}; install it: pip install {install}")
     registry = folder / REGISTRY
@@ -181,10 +199,10 @@ def check_finished(folder: Path) -> None:
         raise CheckpointError(f"{folder}: no trained backbone here yet; train one with zoo backbone train")
 
 
-def stored_config(folder: Path) -> dict[str, Any]:
+def stored_config(folder: Path) -> BackboneRecord:
     """Return the config.json of a trained model. Raises CheckpointError if training is not finished."""
     check_finished(folder)
-    return read_table(folder / CONFIG, {**records.MODEL, "weights_sha256": str})
+    return config_record(folder, None, BackboneRecord)
 
 
 # --- tokenizers
@@ -215,7 +233,8 @@ def training_fingerprints(folder: Path, handles: Iterable[ModalityHandle]) -> di
     If the training started with a tokenizer whose vocabulary has grown since, return that fingerprint, so that it
     resumes. Raises CheckpointError where a tokenizer is missing.
     """
-    modalities = (read_run(folder) or {}).get("identity", {}).get("modalities", {})
+    record = read_run(folder)
+    modalities = record.identity.get("modalities", {}) if record else {}
     begun = {name: str(modality["fingerprint"]) for name, modality in modalities.items()}
     return {
         handle.name: begun[handle.name] if handle.files.grew_from(begun.get(handle.name, "")) else handle.fingerprint

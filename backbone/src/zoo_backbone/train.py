@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokenizers_zoo.checkpoint import check_weights, float32_by_default
+from tokenizers_zoo.checkpoint import check_weights, float32_by_default, load_config
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import CheckpointError, ConfigError, count_of, first_line
 from tokenizers_zoo.io import as_json
 from tokenizers_zoo.process import Interrupted, deferred_signals, kept_memory
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.run_folder import RunFolder, read_run
 from tokenizers_zoo.samples import TEST, TRAIN
 from tokenizers_zoo.spec import ModalitySpec
@@ -101,8 +102,8 @@ def train(
     ):
         if start is not None and start.resolve() == folder.resolve():
             raise ConfigError(f"{folder}: is the backbone to start from; give another folder for the new run")
-        before = backbone_config(start) if start is not None else {}
-        start_names = [spec["name"] for spec in before.get("specs", ())]
+        before = backbone_config(start) if start is not None else None
+        start_names = [spec.name for spec in before.specs] if before else []
         sources = open_sources(tokens, TRAIN, specs, train_config, start_names, layout_for(model_config, specs))
         held_out = open_sources(tokens, TEST, specs, train_config, start_names)
         fingerprints = dict(fingerprints or fingerprints_of(sources))
@@ -112,7 +113,7 @@ def train(
         del settings["loggers"]
         modalities = {
             spec.name: {
-                "layout": spec.layout.to_json(), "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size,
+                "layout": as_dicts(spec.layout), "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size,
                 "fingerprint": fingerprints.get(spec.name, ""),
             }
             for spec in specs
@@ -120,7 +121,7 @@ def train(
         identity = as_json({
             "model": dataclasses.asdict(model_config), "modalities": modalities, "order": list(modalities),
             "train": settings | {"datasets": [{**dataset, "tokens": None} for dataset in settings["datasets"]]},
-            "start": before.get("weights_sha256"),
+            "start": before.weights_sha256 if before else None,
             "samples": [len(source.data) for source in sources],
             "contents": [source.data.contents() for source in sources],
         })  # fmt: skip
@@ -130,8 +131,8 @@ def train(
             stack.enter_context(run_folder.open(overwrite))
         ranks.wait()
         record = read_run(folder)
-        if record is not None and record["finished"] is not None:
-            check_weights(folder, backbone_config(folder))
+        if record is not None and record.finished is not None:
+            check_weights(folder)
             if ranks.first and (folder / LAST).is_dir():
                 run_record.save(folder / LAST)
             return folder
@@ -142,9 +143,10 @@ def train(
         datasets = [{**dataset, "tokens": dataset["tokens"].resolve()} for dataset in settings["datasets"]]
         extra = {"train": as_json(settings | {"datasets": datasets}), "fingerprints": fingerprints,
                  "training_seconds": seconds}  # fmt: skip
-        extra |= {"start": initial.record} if initial.record else {}
-        extra |= {key: record[key] for key in ("lengthened",) if record and key in record}
-        extra |= {key: value for key, value in initial.model.record.items() if key == PUBLISHED}
+        extra |= {"start": as_dicts(initial.record)} if initial.record else {}
+        extra |= {"lengthened": record.lengthened} if record and record.lengthened else {}
+        if start and before and before.ml4m:
+            extra[PUBLISHED] = load_config(start)[PUBLISHED]
         extra |= as_json({REPLAY_MIXTURES: list(map(dataclasses.asdict, replay_mixtures))}) if replay_mixtures else {}
         for model_folder in ([folder / LAST] if trainer.ema is not None else []) + [folder]:
             with trainer.ema_applied() if model_folder == folder else contextlib.nullcontext():

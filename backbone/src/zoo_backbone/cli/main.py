@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tokenizers_zoo.registry import Zoo
+    from tokenizers_zoo.report.records import BackboneRecord
     from zoo_backbone.run import Run
 
 
@@ -66,7 +67,7 @@ backbone.add_command(generate_command)
 class _Training:
     """The settings of `zoo backbone train`."""
 
-    start_config: dict[str, Any] | None
+    start_config: BackboneRecord | None
     """The config.json of --from."""
     tables: dict[str, dict[str, Any]]
     """The tables of the file."""
@@ -162,7 +163,7 @@ def train(
             raise
         advice = f"{tokens} has tokens of it: enable it, or choose others by --modalities"
         raise UnknownNameError(f"{error}; {advice}") from None
-    trained_names = [spec["name"] for spec in start_config["specs"]] if start_config and not modalities else []
+    trained_names = [spec.name for spec in start_config.specs] if start_config and not modalities else []
     if missing := [name for name in trained_names if name not in names]:
         note(f"left out of {start}, because {tokens} has no tokens of them: {', '.join(missing)}")
     if dry_run:

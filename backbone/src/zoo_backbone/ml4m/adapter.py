@@ -12,20 +12,19 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from tokenizers_zoo.checkpoint import checkpoint_errors, load_checkpoint, save_checkpoint
+from tokenizers_zoo.checkpoint import checkpoint_errors, load_config, load_record, save_checkpoint
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.ml4m.source import EXTRA_METADATA, PLAIN_METADATA, PublishedCheckpoint
+from tokenizers_zoo.ml4m.source import PLAIN_METADATA, PublishedCheckpoint
+from tokenizers_zoo.report.records import BackboneRecord
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.checkpoint import (
     CLASS,
     PUBLISHED,
-    SHAPE,
     model_card,
     model_config,
     model_tensors,
     stored_config,
-    stored_specs,
 )
 from zoo_backbone.config import Biased
 from zoo_backbone.ml4m.modalities import PublishedModality, misfit, published_modalities
@@ -234,15 +233,14 @@ def export_backbone(folder: Path) -> PublishedCheckpoint:
 
     Raises CheckpointError for any other backbone, and after a training with other modalities or vocabularies.
     """
-    tensors, config_json = load_checkpoint(folder, CLASS, SHAPE)
-    if PUBLISHED not in config_json:
+    tensors, record = load_record(folder, CLASS, BackboneRecord)
+    if (origin := record.ml4m) is None:
         raise CheckpointError(f"{folder}: was not imported from a published checkpoint, and cannot be exported as one")
-    origin = config_json[PUBLISHED]
-    config = model_config(config_json)
+    config = model_config(record)
     assert isinstance(config, PublishedConfig)
-    specs = {spec.name: spec for spec in stored_specs(config_json)}
-    names: dict[str, str] = origin["names"]
-    modalities = [from_mapping(PublishedModality, item) for item in origin["modalities"]]
+    specs = {spec.name: spec for spec in record.specs}
+    names = origin.names
+    modalities = [from_mapping(PublishedModality, item) for item in origin.modalities]
     if added := sorted(set(specs) - set(names.values())):
         raise CheckpointError(f"{folder}: has the modality {added[0]}, which the published model does not have")
     for item in modalities:
@@ -254,21 +252,20 @@ def export_backbone(folder: Path) -> PublishedCheckpoint:
     published: dict[str, Tensor] = {}
     for pair in pairs_of(config, modalities, names):
         published |= dict(pair.split(tensors[pair.ours]))
-    published |= {
-        name: torch.zeros(width) for name, width in zero_biases(config).items() if name not in origin.get(ABSENT, ())
-    }
+    published |= {name: torch.zeros(width) for name, width in zero_biases(config).items() if name not in origin.absent}
+    is_trained = "start" in load_config(folder)
     for name in [name.removeprefix(EXTRA) for name in tensors if name.startswith(EXTRA)]:
         published[name] = tensors[EXTRA + name]
-        if "start" in config_json and config.share_modality_embeddings:  # trained: the second copy follows the decoder
+        if is_trained and config.share_modality_embeddings:  # trained: the second copy follows the decoder
             published[name] = published.get(name.replace("encoder_", "decoder_", 1), published[name]).clone()
     same_as = {
-        name: original for name, original in origin["same_as"].items()
+        name: original for name, original in origin.same_as.items()
         if name not in published or torch.equal(published[name], published[original])  # else training separated them
     }  # fmt: skip
     published |= {name: published[original] for name, original in same_as.items()}
-    for name, dtype in origin["dtypes"].items():
+    for name, dtype in origin.dtypes.items():
         published[name] = published[name].to(getattr(torch, dtype.removeprefix("torch.")))
     return PublishedCheckpoint(
-        config=origin["config"], tensors=published, same_as=same_as,
-        metadata=origin.get(EXTRA_METADATA, PLAIN_METADATA), path=str(folder),
+        config=origin.config, tensors=published, same_as=same_as,
+        metadata=origin.file_metadata or PLAIN_METADATA, path=str(folder),
     )  # fmt: skip

@@ -13,16 +13,24 @@ from typing import Any
 
 import tomli_w
 
-from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, WEIGHTS, checkpoint_errors, fingerprint, load_config
+from tokenizers_zoo.checkpoint import (
+    CONFIG,
+    ORIGIN,
+    WEIGHTS,
+    PublishedOrigin,
+    checkpoint_errors,
+    fingerprint,
+    load_config,
+)
 from tokenizers_zoo.config import Settings, load_toml
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ReadError, UnknownNameError, ZooError, count_of
-from tokenizers_zoo.io import difference, read_regular, read_table, replacing_file, write_table
+from tokenizers_zoo.io import as_record, difference, read_regular, read_table, replacing_file, write_table
 from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
 from tokenizers_zoo.ml4m.source import KNOWN_AS, SUFFIX, known_fingerprint, published_config, weights_digest
 from tokenizers_zoo.registry import CHECKPOINTS, Zoo
 from tokenizers_zoo.run_folder import RUN, locked, replacing_folder
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
-from zoo_backbone.checkpoint import CLASS, PUBLISHED, backbone_config, stored_specs
+from zoo_backbone.checkpoint import CLASS, PUBLISHED, backbone_config
 from zoo_backbone.ml4m.adapter import export_backbone, import_backbone
 from zoo_backbone.ml4m.modalities import (
     NO_TOKENIZER,
@@ -135,7 +143,7 @@ def import_folders(source: Path, out: Path, name: str | None, title: str | None 
         for folder in backbones:
             rows += import_model(folder, titles[folder], out, tables, installed)
         backbone = out / BACKBONE
-        if all((backbone / file).is_file() for file in (RUN, CONFIG)) and PUBLISHED in backbone_config(backbone):
+        if all((backbone / file).is_file() for file in (RUN, CONFIG)) and backbone_config(backbone).ml4m:
             run = Run.load(backbone)
             if run.registry is None or run.registry.resolve() != registry.resolve():  # a moved or copied folder
                 dataclasses.replace(run, tokens=out / TOKENS, registry=registry).save(backbone)
@@ -148,13 +156,13 @@ def note_fingerprints(backbone: Path, registry: Path) -> None:
 
     Its fingerprint stays, as its weights and their meaning are unchanged.
     """
-    config, zoo = backbone_config(backbone), Zoo.from_toml(registry)
-    fingerprints = config["fingerprints"]
-    discrete = [spec for spec in stored_specs(config) if spec.name in zoo and not spec.continuous]
+    record, zoo = backbone_config(backbone), Zoo.from_toml(registry)
+    fingerprints = record.fingerprints
+    discrete = [spec for spec in record.specs if spec.name in zoo and not spec.continuous]
     handles = {spec.name: zoo[spec.name] for spec in discrete if spec.name not in fingerprints}
     if new_fingerprints := {name: handle.fingerprint for name, handle in handles.items() if handle.has_tokenizer}:
-        config["fingerprints"] = {**fingerprints, **new_fingerprints}
-        write_table(backbone / CONFIG, {**config, KNOWN_AS: known_fingerprint(backbone)})
+        table = load_config(backbone) | {"fingerprints": {**fingerprints, **new_fingerprints}}
+        write_table(backbone / CONFIG, {**table, KNOWN_AS: known_fingerprint(backbone)})
 
 
 def import_text(path: Path, out: Path, tables: dict[str, Any]) -> TableRow:
@@ -258,9 +266,10 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     missing: set[str] = set()
     if imported := (target / RUN).is_file():
         check_same(folder, target, PUBLISHED)
-        config = backbone_config(target)
-        names = config[PUBLISHED]["names"].values()
-        run_specs = [spec for spec in stored_specs(config) if spec.name in names]
+        record = backbone_config(target)
+        assert record.ml4m is not None  # check_same
+        names = record.ml4m.names.values()
+        run_specs = [spec for spec in record.specs if spec.name in names]
         missing = {spec.name for spec in run_specs if spec.value.description != NO_TOKENIZER} - entries.keys()
         if not missing:
             return [(title, BACKBONE, ALREADY_IMPORTED)]
@@ -315,12 +324,13 @@ def check_same(folder: Path, imported: Path, origin: str) -> None:
 
     `origin` is the key of its config.json that holds the published configuration.
     """
-    config = load_config(imported, shape={f"{origin}?": {"config": dict}})
+    config = load_config(imported)
     if origin not in config:
         raise CheckpointError(f"{imported}: holds a {config['class']} that was not imported; give another OUT")
-    mismatch = difference(config[origin]["config"], published_config(folder), CONFIG)
+    published = as_record(config[origin], PublishedOrigin, imported / CONFIG)
+    mismatch = difference(published.config, published_config(folder), CONFIG)
     if not mismatch and (imported / SOURCE).is_file():
-        digest = read_table(imported / SOURCE, {"sha256": str})["sha256"]
+        digest = read_table(imported / SOURCE).get("sha256")
         mismatch = "" if digest == weights_digest(folder) else "the weights differ"
     if mismatch:
         raise CheckpointError(

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,13 +30,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, load_checkpoint, save_checkpoint
+from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, load_checkpoint, load_record, save_checkpoint
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
-from tokenizers_zoo.io import file_digest, read_table, replacing_file, shape_error, write_table, write_tensors
+from tokenizers_zoo.io import as_record, file_digest, read_record, replacing_file, write_table, write_tensors
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.run_folder import RunFolder, RunKind, read_run
+from tokenizers_zoo.run_folder import RUN, RunFolder, RunKind, read_run
 from tokenizers_zoo.samples import TEST
 from zoo_backbone.data import TokenData
 from zoo_backbone.pipeline import AnyToAny
@@ -60,11 +60,37 @@ LARGE = 100_000
 RECALL = 0.97
 """Share of the ten nearest that stored vectors find as queries; it decides how many cells a query searches."""
 REBUILD = "build it again with --overwrite"
-SHAPE = {
-    "fingerprint": str, "split": str, "search": frozenset(get_args(Search)), "embedding": dict,
-    "tokenizers": {str: str}, "modalities": {str: int},
-}  # fmt: skip
-"""Shape of config.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexRecord:
+    """config.json of an index."""
+
+    fingerprint: str
+    """The backbone's."""
+    split: str
+    search: Search
+    embedding: Mapping[str, Any]
+    tokenizers: Mapping[str, str]
+    modalities: Mapping[str, int]
+    """Number of samples that have each modality."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorFiles:
+    """The complete vector files of an index."""
+
+    files: Mapping[str, str]
+    """sha256 by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeysRecord:
+    """keys.json of an index."""
+
+    keys: list[str]
+    lacks: Mapping[str, list[int]]
+    """Numbers of the samples that lack a modality, by modality."""
 
 
 def faiss() -> Any:
@@ -113,7 +139,7 @@ def build(
                     if array is not None
                 }  # fmt: skip
                 save_checkpoint(out, tensors, {"class": CLASS, **identity}, _card(identity, len(samples)))
-                write_table(out / INDEX.state, {"files": {}})
+                write_table(out / INDEX.state, VectorFiles(files={}))
             files = _write_vectors(out, embedder, samples, present, names, kind)
             folder.finish(samples=len(samples), files=files)
     index = Index(out)
@@ -130,7 +156,7 @@ def _write_vectors(
 
     Complete files are kept.
     """
-    files: dict[str, str] = read_table(out / INDEX.state, {"files": {str: str}})["files"]
+    files = dict(read_record(out / INDEX.state, VectorFiles).files)
     together = np.zeros(0, np.float32)
     with progress_bar(f"embed {max(names, key=len)}", int(present.sum())) as advance:
         for name, has in zip(names, present.T, strict=True):
@@ -142,7 +168,7 @@ def _write_vectors(
                 vectors = embedder.embed_stored(samples, name, indices, partial(advance, title=f"embed {name}"))
                 write_vectors(path, vectors, kind)
                 files[path.name] = file_digest(path)
-                write_table(out / INDEX.state, {"files": files})
+                write_table(out / INDEX.state, VectorFiles(files=files))
             if not len(together):
                 together = np.zeros((len(samples), vectors.shape[1]), np.float32)
             together[indices] += vectors
@@ -150,7 +176,7 @@ def _write_vectors(
     write_vectors(out / file_of(TOGETHER), unit(together), kind)
     files[file_of(TOGETHER)] = file_digest(out / file_of(TOGETHER))
     missing = {name: np.flatnonzero(~has).tolist() for name, has in zip(names, present.T, strict=True)}
-    write_table(out / KEYS, {"keys": samples.sample_keys(), "lacks": missing})
+    write_table(out / KEYS, KeysRecord(keys=samples.sample_keys(), lacks=missing))
     return files
 
 
@@ -247,22 +273,20 @@ class Index:
     def __init__(self, folder: Path, run: Path | None = None) -> None:
         self.folder = Path(folder)
         record = read_run(self.folder)
-        if record is None or record["kind"] != INDEX.name or record["finished"] is None:
+        if record is None or record.kind != INDEX.name or record.finished is None:
             raise CheckpointError(
                 f"{folder}: no finished index; run zoo retrieve build RUN --out {shlex.quote(str(folder))}"
             )
-        tensors, config = load_checkpoint(self.folder, CLASS, SHAPE)
-        if reason := shape_error(record, {"finished": {"files": {str: str}}}):
-            raise CheckpointError(f"{self.folder}: damaged: {reason}; {REBUILD}")
-        self._files: Mapping[str, str] = record["finished"]["files"]
+        tensors, config = load_record(self.folder, CLASS, IndexRecord)
+        self._files = as_record(record.finished, VectorFiles, self.folder / RUN, remedy=REBUILD).files
         self.keys, self._missing = _read_keys(self.folder / KEYS)
-        self.run = run or Path(record["places"].get("run") or "nowhere")
+        self.run = run or Path(record.places.get("run") or "nowhere")
         if not self.run.is_dir():
             raise CheckpointError(f"{self.folder}: its backbone was in {self.run}, which is gone; give --run RUN")
-        self.embedding = from_mapping(EmbeddingConfig, config["embedding"])
-        self.fingerprint, self.split, self.search_kind = config["fingerprint"], config["split"], config["search"]
-        self.tokenizers: Mapping[str, str] = config["tokenizers"]
-        self.names = list(config["modalities"])
+        self.embedding = from_mapping(EmbeddingConfig, config.embedding)
+        self.fingerprint, self.split, self.search_kind = config.fingerprint, config.split, config.search
+        self.tokenizers = config.tokenizers
+        self.names = list(config.modalities)
         try:
             self._spaces = _spaces(tensors, self.names)
         except KeyError as error:
@@ -341,9 +365,9 @@ def _spaces(tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str, Affin
 
 def _read_keys(path: Path) -> tuple[list[str], dict[str, npt.NDArray[np.int64]]]:
     """Return all keys, and the numbers of the samples that lack each modality. Raises CheckpointError."""
-    table = read_table(path, {"keys": [str], "lacks": {str: [int]}})
-    missing = {name: np.array(numbers, np.int64) for name, numbers in table["lacks"].items()}
+    record = read_record(path, KeysRecord)
+    missing = {name: np.array(numbers, np.int64) for name, numbers in record.lacks.items()}
     for name, numbers in missing.items():
-        if numbers.size and not ((np.diff(numbers) > 0).all() and numbers[0] >= 0 and numbers[-1] < len(table["keys"])):
+        if numbers.size and not ((np.diff(numbers) > 0).all() and numbers[0] >= 0 and numbers[-1] < len(record.keys)):
             raise CheckpointError(f"{path}: damaged (bad sample numbers of {name}); {REBUILD}")
-    return table["keys"], missing
+    return record.keys, missing

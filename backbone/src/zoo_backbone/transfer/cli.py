@@ -26,7 +26,7 @@ from tokenizers_zoo.cli.options import (
     show_table,
 )  # fmt: skip
 from tokenizers_zoo.config import Origin
-from tokenizers_zoo.io import disk_errors, short_name
+from tokenizers_zoo.io import disk_errors, read_table, short_name
 from tokenizers_zoo.terminal import echo
 from zoo_backbone.cli import CONFIG_OPTION, read_tables, run_argument
 from zoo_backbone.transfer.config import TUNING, As, HeadName, TransferConfig, Tuning, transfer_config
@@ -90,7 +90,7 @@ def train_command(run: Run, zoo: Zoo, task: str, inputs: list[str], out: Path | 
           --tuning full --labels 0.1 --seed 1
       zoo transfer train RUN --task mine.csv --input caption --head knn
     """
-    from tokenizers_zoo.report.transfer import read_probe
+    from tokenizers_zoo.report.transfer import METRICS
     from zoo_backbone.transfer.results import score_table, summary
     from zoo_backbone.transfer.train import FOLDER, train_probe
 
@@ -109,7 +109,7 @@ def train_command(run: Run, zoo: Zoo, task: str, inputs: list[str], out: Path | 
     with disk_errors(out):
         train_probe(run, zoo, task, inputs, out, config, seed=seed, target_kind=target_kind, data=data,
                     overwrite=overwrite, device=device)  # fmt: skip
-    metrics = read_probe(out)
+    metrics = read_table(out / METRICS)
     if as_json:
         show_json(metrics)
         return

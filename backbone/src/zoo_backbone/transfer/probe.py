@@ -18,27 +18,29 @@ import importlib.util
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizers_zoo.checkpoint import CONFIG, COPY_AGAIN, check_sizes, checkpoint_errors, load_checkpoint, loading
+from tokenizers_zoo.checkpoint import CONFIG, COPY_AGAIN, check_sizes, checkpoint_errors, load_record, loading
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
-from tokenizers_zoo.io import difference, shape_error
+from tokenizers_zoo.io import as_record, difference
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
+from tokenizers_zoo.report.records import BackboneRecord
 from tokenizers_zoo.run_folder import read_run, replacing_folder
 from tokenizers_zoo.samples import spread
 from tokenizers_zoo.tar import key_problem
-from zoo_backbone.checkpoint import architecture_for, load_model, model_config, stored_specs
+from zoo_backbone.checkpoint import architecture_for, load_model, model_config
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.gallery import shown, write_sheet
 from zoo_backbone.model import check_handle
@@ -57,16 +59,45 @@ BASELINE = "constant_baseline"
 LORA_LAYERS = r"encoder\.\d+\.(attention\.(qkv|out)|mlp\.(up|down))"
 """Layers that get LoRA adapters: all linear layers of the encoder's attention and MLP."""
 BATCH = 32
-SHAPE = {
-    "task": {"wanted": (str, None)}, "target": dict, "inputs": [str], "head": str, "settings": dict,
-    "backbone": {"weights_sha256": str}, "train_classes": [str],
-}  # fmt: skip
-"""Shape of config.json."""
-PLACES = {"task": str, "run": str, "tokens": str, "registry": (str, None)}
-"""Shape of the places of run.json."""
 TABLE, PICTURE = "predictions.csv", "predictions.png"
 MAX_PICTURED = 100
 """Maximum number of samples in the picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTask:
+    """The task that a probe was trained for."""
+
+    wanted: Literal["classes", "tokens"] | None
+    """The requested kind of target."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRecord:
+    """config.json of a probe."""
+
+    task: StoredTask
+    target: Mapping[str, Any]
+    """See `target_to_json`."""
+    value: Any = None
+    """Settings of the labels' modality that predictions depend on."""
+    inputs: tuple[str, ...]
+    head: str
+    settings: Mapping[str, Any]
+    backbone: BackboneRecord
+    train_classes: tuple[str, ...]
+    constant_baseline: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbePlaces:
+    """Where a probe's inputs are: the places of its run.json."""
+
+    task: str
+    run: str
+    tokens: str
+    data: str | None = None
+    registry: str | None
 
 
 class Network(nn.Module):
@@ -124,14 +155,14 @@ class Probe(nn.Module):
     """
 
     def __init__(
-        self, network: Network, task: Task, target: Target, zoo: Zoo, config: Mapping[str, Any],
-        sources: Mapping[str, Any], constant_baseline: Any,
+        self, network: Network, task: Task, target: Target, zoo: Zoo, config: ProbeRecord,
+        sources: ProbePlaces, constant_baseline: Any,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network, self.task, self.target, self.zoo = network, task, target, zoo
         self.config, self.sources, self.constant_baseline = config, sources, constant_baseline
-        self.inputs: tuple[str, ...] = tuple(config["inputs"])
-        network.encoder.zoo, network.encoder.model.record = zoo, config["backbone"]
+        self.inputs = config.inputs
+        network.encoder.zoo, network.encoder.model.record = zoo, config.backbone
         self.eval()
 
     def _select(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +213,7 @@ class Probe(nn.Module):
     def unseen_classes(self, labels: Iterable[Any]) -> dict[str, int]:
         """Return the number of labels of each class without a training label; empty for other kinds of targets."""
         counts = Counter(map(str, labels)) if self.target.kind == "classes" else Counter[str]()
-        return {name: counts[name] for name in sorted(counts.keys() - set(self.config["train_classes"]))}
+        return {name: counts[name] for name in sorted(counts.keys() - set(self.config.train_classes))}
 
     def stores(self, split: str, tokens: Path | None = None, data: Path | None = None) -> Stores:
         """Return where the samples of a split are: the stores of its training, or others.
@@ -190,8 +221,8 @@ class Probe(nn.Module):
         `tokens` alone implies the values that were encoded to these tokens. Raises CheckpointError if the labels are
         not found, DataError if `data` alone may hold other samples than the tokens of the training.
         """
-        store = TokenStore(tokens or Path(self.sources["tokens"]))
-        recorded = self.sources["data"] if tokens is None else store.data
+        store = TokenStore(tokens or Path(self.sources.tokens))
+        recorded = self.sources.data if tokens is None else store.data
         data_folder = data or (Path(recorded) if recorded else None)
         if data is None and not (data_folder and data_folder.is_dir()):
             if self.task.handle is not None:
@@ -215,7 +246,7 @@ class Probe(nn.Module):
     def tensors(self) -> tuple[dict[str, Tensor], Any]:
         """Return the tensors of model.safetensors, and the constant baseline in config.json; arrays are tensors."""
         tensors = {HEAD + name: tensor for name, tensor in self.network.head.state_dict().items()}
-        tuning = self.config["settings"]["tuning"]
+        tuning = self.config.settings["tuning"]
         for name, tensor in self.network.encoder.model.state_dict().items() if tuning != "frozen" else ():
             if tuning != "lora" or ADAPTER in name:
                 tensors[ENCODER + name] = tensor
@@ -235,21 +266,19 @@ def load(
     record = read_run(folder)
     if record is None or not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no finished probe; train one with zoo transfer train")
-    sources = record["places"]
-    tensors, config_json = load_checkpoint(folder, CLASS, SHAPE)
-    if damage := shape_error(sources, PLACES):
-        raise CheckpointError(f"{folder}: damaged: {damage}; {COPY_AGAIN}")
+    sources = as_record(record.places, ProbePlaces, folder, remedy=COPY_AGAIN)
+    tensors, stored = load_record(folder, CLASS, ProbeRecord)
     with checkpoint_errors(folder):
-        config = from_mapping(TransferConfig, config_json["settings"])
-        target = target_from_json(config_json["target"])
-        if config_json["head"] not in HEADS[target.kind]:
-            raise ValueError(f"head {config_json['head']} cannot predict {target.kind}")
-    registry = Path(sources["registry"]) if sources["registry"] else None
-    zoo = zoo or Run(folder=folder, tokens=Path(sources["tokens"]), registry=registry).zoo()
-    task = Task.parse(sources["task"], zoo, config_json["task"]["wanted"])
+        config = from_mapping(TransferConfig, stored.settings)
+        target = target_from_json(stored.target)
+        if stored.head not in HEADS[target.kind]:
+            raise ValueError(f"head {stored.head} cannot predict {target.kind}")
+    registry = Path(sources.registry) if sources.registry else None
+    zoo = zoo or Run(folder=folder, tokens=Path(sources.tokens), registry=registry).zoo()
+    task = Task.parse(sources.task, zoo, stored.task.wanted)
     if isinstance(target, Tokens) and task.handle is not None:
         check_handle(task.handle, target.fingerprint)
-    if mismatch := difference(config_json.get("value"), task.value):
+    if mismatch := difference(stored.value, task.value):
         advice = "use the registry of its training, or train again"
         raise CheckpointError(f"{folder}: the labels of {task.text} have changed: {mismatch}; {advice}")
     head_tensors, tuned = (
@@ -259,15 +288,15 @@ def load(
     if config.tuning == "lora":
         require_peft()
     with loading(), checkpoint_errors(folder):
-        encoder = _load_encoder(folder, config_json, config, run or Path(sources["run"]), tuned)
-        grid = Grid.of(encoder.layout, config_json["inputs"]) if target.kind.endswith("map") else None
-        if config_json["head"] == "knn":
+        encoder = _load_encoder(folder, stored.backbone, config, run or Path(sources.run), tuned)
+        grid = Grid.of(encoder.layout, stored.inputs) if target.kind.endswith("map") else None
+        if stored.head == "knn":
             head = _neighbours(head_tensors, target, config, encoder.model.config.dim)
         else:
-            build = partial(build_head, config_json["head"], target, config, encoder.model.config, grid)
+            build = partial(build_head, stored.head, target, config, encoder.model.config, grid)
             check_sizes(folder, head_tensors, lambda: build().state_dict())
             head = build()
-        constant = tensors[BASELINE].numpy() if BASELINE in tensors else config_json["constant_baseline"]
+        constant = tensors[BASELINE].numpy() if BASELINE in tensors else stored.constant_baseline
         if target.kind == "numbers" and not isinstance(constant, float | int | np.ndarray):
             raise ValueError(f"constant_baseline of numbers is {constant!r}")
         head.load_state_dict(head_tensors)
@@ -276,7 +305,7 @@ def load(
             raise ValueError(f"encoder weight {min(expected ^ set(tuned))} is missing or unexpected")
         encoder.model.load_state_dict(tuned, strict=False)
     network = Network(encoder, head, grid).requires_grad_(False).to(device)
-    return Probe(network, task, target, zoo, config_json, sources, constant)
+    return Probe(network, task, target, zoo, stored, sources, constant)
 
 
 def _neighbours(tensors: Mapping[str, Tensor], target: Any, config: TransferConfig, dim: int) -> Head:
@@ -292,18 +321,17 @@ def _neighbours(tensors: Mapping[str, Tensor], target: Any, config: TransferConf
 
 
 def _load_encoder(
-    folder: Path, config_json: Mapping[str, Any], config: TransferConfig, run: Path, tuned: Mapping[str, Tensor]
+    folder: Path, backbone: BackboneRecord, config: TransferConfig, run: Path, tuned: Mapping[str, Tensor]
 ) -> FourMEncoder:
     """Return the encoder before its `tuned` weights are loaded."""
-    backbone = config_json["backbone"]
     if config.tuning in ("full", "scratch"):
-        shape, specs = model_config(backbone), stored_specs(backbone)
+        shape, specs = model_config(backbone), backbone.specs
         model = architecture_for(shape)
         check_sizes(folder, tuned, lambda: FourMEncoder(model(shape, specs)).model.state_dict())
         return FourMEncoder(model.seeded(shape, specs, 0)).eval()
     if not run.is_dir():
         raise CheckpointError(f"{folder}: its backbone was in {run}, which is gone; give --run RUN")
-    if stored_config(run)["weights_sha256"] != backbone["weights_sha256"]:
+    if stored_config(run).weights_sha256 != backbone.weights_sha256:
         raise CheckpointError(
             f"{folder}: the backbone in {run} has other weights than at its training; give --run RUN, or train again"
         )

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, float32_by_default, save_checkpoint
+from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, float32_by_default, load_config, save_checkpoint
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.io import write_table
+from tokenizers_zoo.io import as_json, write_table
 from tokenizers_zoo.progress import progress_bar, say
+from tokenizers_zoo.records import convert
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.report.transfer import METRICS
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
@@ -29,13 +30,13 @@ from tokenizers_zoo.terminal import console
 from tokenizers_zoo.train.batches import seeded, to_device
 from tokenizers_zoo.train.loop import Best, identity, train
 from tokenizers_zoo.train.loop import Task as LoopTask
-from zoo_backbone.checkpoint import layout_for, model_config, stored_specs
+from zoo_backbone.checkpoint import layout_for, model_config
 from zoo_backbone.encoder import parameter_groups
 from zoo_backbone.evaluation_data import input_forms
 from zoo_backbone.run import Run, registry_path, stored_config
 from zoo_backbone.transfer.config import TransferConfig, head_for
 from zoo_backbone.transfer.head import Grid, Neighbours, build_head
-from zoo_backbone.transfer.probe import CLASS, Network, Probe, build_encoder, require_peft
+from zoo_backbone.transfer.probe import CLASS, Network, Probe, ProbePlaces, ProbeRecord, build_encoder, require_peft
 from zoo_backbone.transfer.results import probe_card
 from zoo_backbone.transfer.targets import target_to_json
 from zoo_backbone.transfer.task import Samples, Stores, Task, split_labels
@@ -95,7 +96,7 @@ class ProbeTask(LoopTask):
             raise ConfigError(f"--seed {seed}: expected 0 or more, below 2^63")
         self.run, self.zoo, self.config, self.seed = run, zoo, config, seed
         backbone = stored_config(run.folder)
-        layout = layout_for(model_config(backbone), stored_specs(backbone))
+        layout = layout_for(model_config(backbone), backbone.specs)
         forms = input_forms(zoo, layout.readable)
         inputs = [layout.spec(forms.get(name, name)).name for name in inputs]
         layout.check_inputs(inputs, "--input")
@@ -110,7 +111,7 @@ class ProbeTask(LoopTask):
         data = data or run.data
         stores = Stores(
             tokens=run.tokens, values=values, zoo=zoo, owner=str(run.folder),
-            specs=[layout.spec(name) for name in inputs], trained_on=backbone["fingerprints"],
+            specs=[layout.spec(name) for name in inputs], trained_on=backbone.fingerprints,
         )  # fmt: skip
         unknown_keys = stores.unknown_keys(parsed)
         labelled = stores.samples(parsed, TRAIN)
@@ -134,7 +135,8 @@ class ProbeTask(LoopTask):
         self.probe_config: dict[str, Any] = {
             "class": CLASS, "task": {"name": parsed.title, "wanted": target_kind},
             "target": target_to_json(self.target), "value": parsed.value, "inputs": inputs, "head": self.head,
-            "settings": dataclasses.asdict(config), "seed": seed, "backbone": {key: backbone[key] for key in BACKBONE},
+            "settings": dataclasses.asdict(config), "seed": seed,
+            "backbone": {key: value for key, value in load_config(run.folder).items() if key in BACKBONE},
         }  # fmt: skip
         self.places: Mapping[str, Any] = {
             "task": parsed.text, "run": str(run.folder.resolve()), "tokens": str(run.tokens),
@@ -243,7 +245,8 @@ class ProbeTask(LoopTask):
         samples, target = self.split.samples, self.target
         config = {**self.probe_config, "train_classes": sorted(set(self.targets)) if target.kind == "classes" else []}
         baseline = self.task.constant_baseline(target, samples.labels)
-        probe = Probe(self.network, self.task, target, self.zoo, config, self.places, baseline)
+        stored, sources = convert(as_json(config), ProbeRecord), convert(self.places, ProbePlaces)
+        probe = Probe(self.network, self.task, target, self.zoo, stored, sources, baseline)
         best_metrics = {} if best is None else {
             "best_step": best.step, "validation": {"name": self.spec.metrics[0].name, "score": best.score}
         }  # fmt: skip
