@@ -439,7 +439,7 @@ def test_backbone_grow_reports_losses_and_refuses_mistakes(world: World) -> None
         ("backbone grow old --add caption --config wide.toml", "wide.toml:2 [model] dim", "32"),
         ("backbone grow old --add depth", "old: has depth already"),
         ("backbone grow old --add boxes", "no tokens of boxes", "caption", "zoo tokenize "),
-        ("backbone grow tokenizers/depth --add caption", "expected a FourM"),
+        ("backbone grow tokenizers/depth --add caption", "expected a backbone"),
         ("backbone grow old --add caption --freeze --replay 0.1", "not both"),
     ):
         world(f"{words} --tokens tokens --out x").refused(*parts)

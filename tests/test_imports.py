@@ -23,7 +23,7 @@ CORE = {"tokenizers_zoo": ROOT / "tokenizers_zoo", "zoo_backbone": ROOT / "backb
 LAYERS = {
     "tokenizers_zoo": ({"cli"}, {"testing", "report"}, {"pipeline"}),
     "zoo_backbone": (
-        {"cli", "grow", "transfer", "retrieval", "ml4m", "plan_request", "generate_to_folder", "features", "serve"},
+        {"cli", "grow", "transfer", "retrieval", "plan_request", "generate_to_folder", "features", "serve"},
         {"pipeline"},
         {"evaluate", "evaluation_data", "gallery", "bundle"},
         {"request"},

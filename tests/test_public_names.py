@@ -15,8 +15,8 @@ NAMES = {
 }
 METHODS = {
     "AnyToAny": {
-        "device", "draw", "embed", "encoder", "forward_features", "from_pretrained", "generate", "handle", "modalities",
-        "prepare", "push_to_hub", "run", "save_pretrained", "score", "tokenize",
+        "device", "embed", "encoder", "forward_features", "from_pretrained", "generate", "handle", "load", "modalities",
+        "push_to_hub", "request", "save_pretrained", "score", "tokenize", "verify",
     },
     "Zoo": {
         "at", "check_file", "checkpoints", "disabled", "folder", "forget_tokenizers", "from_tables", "from_toml",

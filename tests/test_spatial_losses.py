@@ -11,6 +11,7 @@ import torch
 from spatial_samples import PLUGINS, TINY, rgb, semseg, settings, train_killed, values
 from torch import nn
 
+from tokenizers_zoo import hookimpl
 from tokenizers_zoo.autoencoder.losses import (
     RECONSTRUCTION_LOSSES,
     PatchDiscriminator,
@@ -160,7 +161,12 @@ def test_patience_begins_with_the_discriminator(tmp_path: Path, monkeypatch: pyt
     """The best weights from before the discriminator's start are not kept."""
     table = {**TINY, **EVERYTHING, "steps": 10, "eval_every": 1, "patience": 2}
     scores = iter([40.0, 30.0, 20.0, 10.0, 1.0, 3.0, 2.0, 1.0])
-    monkeypatch.setattr(rgb.plugin, "score", lambda *_: {"psnr": next(scores, 3.0), "ssim": 0.0}, raising=False)
+
+    @hookimpl
+    def score(predicted: Any, target: Any) -> dict[str, float]:
+        return {"psnr": next(scores, 3.0), "ssim": 0.0}
+
+    monkeypatch.setattr(rgb.plugin, "score", score, raising=False)
     folder = rgb.plugin.train_tokenizer(settings("rgb", tokenizer=table), SAMPLES, tmp_path, 0, "cpu")
     result = read_table(folder / "evaluation.json")
     assert (result["steps"], result["kept_step"]) == (8, 6)

@@ -189,14 +189,14 @@ def test_tokens_from_before_the_growth_fit_a_later_backbone(world: World, add_mo
     world.train(zoo, world.folder / "later")
     settings = EmbeddingConfig(space="plain")
     for run in (world.run, world.folder / "later"):
-        embedder = Embedder(run, zoo, settings)
+        embedder = Embedder(AnyToAny.from_pretrained(run, zoo=zoo), settings)
         assert len(embedder.load_split("test", ["caption"])) == 4
     specs = [zoo["caption"].spec]
-    for trained_on in (embedder.model.trained_on, Embedder(world.run, zoo, settings).model.trained_on):
+    for model in (embedder.model.model, AnyToAny.from_pretrained(world.run, zoo=zoo).model):
         codec = dataclasses.replace(TokenMetadata.of(zoo["caption"], {}), fingerprint="0" * 64)
         write_tokens(world.folder / "other", "test", codec, {"a": np.arange(40, 43)})
         with pytest.raises(DataError, match="tokens of caption by tokenizer 000000000000"):
-            stored_samples(world.folder / "other", "test", specs, trained_on, zoo, "RUN")
+            stored_samples(world.folder / "other", "test", specs, model.trained_on, zoo, "RUN")
 
 
 def test_tokenize_waits_for_special_tokens_that_are_missing(world: World, add_mood: None) -> None:

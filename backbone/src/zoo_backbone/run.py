@@ -94,6 +94,8 @@ class Run:
         """Read run.json. Raises CheckpointError where `folder` is not a run."""
         if (record := read_run(folder)) is None:
             raise CheckpointError(f"{folder}: no run here ({RUN} was expected); train one with zoo backbone train")
+        if record.kind != BACKBONE.name:
+            raise CheckpointError(f"{folder}: holds a {record.kind}, expected a {BACKBONE.name}")
         paths = {key: value for key, value in record.places.items() if value is not None}
         return replace(from_mapping(cls, paths), folder=Path(folder))
 
