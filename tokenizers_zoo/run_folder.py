@@ -86,9 +86,9 @@ class RunRecord:
     """Its numbers of steps before it was lengthened."""
 
     def __post_init__(self) -> None:
-        for name, place in self.places.items():
-            if "\0" in (place or ""):
-                raise RecordError(("places", name), f"expected a path, got {place!r}")
+        for name, path in self.places.items():
+            if "\0" in (path or ""):
+                raise RecordError(("places", name), f"expected a path, got {path!r}")
 
 
 class RunFolder:
@@ -152,13 +152,13 @@ class RunFolder:
         self.finished, self.resuming, self.lengthened = None, False, ()
         record = read_run(self.path)
         if record is None:
-            found = [path.name for path in entries(self.path)]
-            if CONFIG in found and WEIGHTS in found:
+            file_names = [path.name for path in entries(self.path)]
+            if CONFIG in file_names and WEIGHTS in file_names:
                 advice = "give another folder, or replace it (--overwrite)"
                 raise FolderError(f"{self.path}: holds a checkpoint that was not trained here; {advice}")
-            if found:
-                what = f"{found[0]}, which is not part of a {self.kind.name} run"
-                raise FolderError(f"{self.path}: holds {what}; give an empty folder")
+            if file_names:
+                content = f"{file_names[0]}, which is not part of a {self.kind.name} run"
+                raise FolderError(f"{self.path}: holds {content}; give an empty folder")
             return False
         _check_kind(self.path, self.kind, record)
         complete = all((self.path / name).is_file() for name in self.kind.results)
@@ -178,9 +178,9 @@ class RunFolder:
                 "gone; give another folder, or train it anew with --overwrite"
             )
         if changed and saved:
-            more = f"; and {len(changed) - MOST_KEYS} more" if len(changed) > MOST_KEYS else ""
+            rest = f"; and {len(changed) - MOST_KEYS} more" if len(changed) > MOST_KEYS else ""
             raise OtherRunError(
-                f"{self.path}: holds another {self.kind.name} ({'; '.join(changed[:MOST_KEYS])}{more}); repeat its "
+                f"{self.path}: holds another {self.kind.name} ({'; '.join(changed[:MOST_KEYS])}{rest}); repeat its "
                 "settings, give another folder, or replace it with --overwrite"
             )
         if not changed:
@@ -212,8 +212,8 @@ def read_run(folder: Path) -> RunRecord | None:
     record = read_record(folder / RUN, RunRecord, remedy="copy it again")
     is_relative = (os.curdir + os.sep, os.pardir + os.sep)
     places = {
-        name: str(absolute_place(place, folder)) if place and place.startswith(is_relative) else place
-        for name, place in record.places.items()
+        name: str(absolute_place(path, folder)) if path and path.startswith(is_relative) else path
+        for name, path in record.places.items()
     }
     return replace(record, places=places)
 
@@ -221,8 +221,8 @@ def read_run(folder: Path) -> RunRecord | None:
 def write_run(folder: Path, record: RunRecord) -> None:
     """Write run.json, with relative paths."""
     places = {
-        name: relative_place(place, folder) if place and os.path.isabs(place) else place
-        for name, place in record.places.items()
+        name: relative_place(path, folder) if path and os.path.isabs(path) else path
+        for name, path in record.places.items()
     }
     write_table(folder / RUN, replace(record, places=places))
 
@@ -241,39 +241,39 @@ def replacing_folder(out: Path, record: str = "", overwrite: bool = False) -> It
 
     Raises FolderError unless `out` is new or empty, or has the file `record` and may be overwritten.
     """
-    place = out.absolute()
-    beside = place.with_name(f".{place.name}.tmp")
+    target = out.absolute()
+    beside = target.with_name(f".{target.name}.tmp")
     new, old = beside / "new", beside / "old"
     with locked(out, beside=beside):
         try:
-            _put_back(old, place)  # after a kill
-            if place.exists() and not (place.is_dir() and not any(place.iterdir())):
-                is_own = bool(record) and (place / record).is_file()
+            _put_back(old, target)  # after a kill
+            if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+                is_own = bool(record) and (target / record).is_file()
                 if not (is_own and overwrite):
                     advice = "replace it with --overwrite" if is_own else "give a new or empty folder"
                     raise FolderError(f"{out}: is there already; {advice}")
             remove_folder(new)
             new.mkdir()
             yield new
-            if place.exists():
-                os.replace(place, old)
-            os.replace(new, place)
+            if target.exists():
+                os.replace(target, old)
+            os.replace(new, target)
         finally:
-            _put_back(old, place)
+            _put_back(old, target)
             remove_folder(new)
 
 
-def _put_back(old: Path, place: Path) -> None:
+def _put_back(old: Path, target: Path) -> None:
     """Move the old folder back unless a new one has taken its place; then remove it."""
-    if old.exists() and not place.exists():
-        os.replace(old, place)
+    if old.exists() and not target.exists():
+        os.replace(old, target)
     remove_folder(old)
 
 
 def check_replaceable(folder: Path, kind: RunKind) -> None:
     """Raise FolderError if a folder holds anything but a run of this kind or a checkpoint: it would be lost."""
-    found = entries(folder)
-    for path in found:
+    paths = entries(folder)
+    for path in paths:
         if path.name not in (RUN, kind.state) and not _is_own(path, kind):
             raise FolderError(
                 f"{folder}: holds {path.name}, which is not part of a {kind.name} run and would be removed; move it "
@@ -281,7 +281,7 @@ def check_replaceable(folder: Path, kind: RunKind) -> None:
             )
     if (record := read_run(folder)) is not None:
         _check_kind(folder, kind, record)
-    elif found and not {CONFIG, WEIGHTS, kind.state} & {path.name for path in found}:
+    elif paths and not {CONFIG, WEIGHTS, kind.state} & {path.name for path in paths}:
         raise FolderError(f"{folder}: holds neither a run nor a checkpoint, and is not replaced; give another folder")
 
 
@@ -297,7 +297,7 @@ def _is_own(path: Path, kind: RunKind) -> bool:
     return bool(children) and all(_is_own(child, kind) for child in children)
 
 
-_held = set[tuple[Path, int]]()
+_own_locks = set[tuple[Path, int]]()
 """Locks that this process holds: the lock file and the thread."""
 
 
@@ -308,17 +308,17 @@ def locked(folder: Path, *, beside: Path | None = None) -> Iterator[bool]:
     The lock file is in the folder, or in the temporary folder `beside` it; its holder removes it at the end. Raises
     FolderError if another process or thread holds it, or if the file system has no locks.
     """
-    place = beside or folder
-    is_new = not place.exists()
-    path = place.resolve() / LOCK
-    if (path, threading.get_ident()) in _held:
+    lock_folder = beside or folder
+    is_new = not lock_folder.exists()
+    path = lock_folder.resolve() / LOCK
+    if (path, threading.get_ident()) in _own_locks:
         yield False
         return
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        lock_folder.mkdir(parents=True, exist_ok=True)
         file = _take(path)
     except OSError as error:
-        removed = isinstance(error, FileNotFoundError | FileExistsError) and not place.is_file()  # by its holder
+        removed = isinstance(error, FileNotFoundError | FileExistsError) and not lock_folder.is_file()  # by its holder
         if removed or isinstance(error, BlockingIOError):
             raise FolderError(f"{folder}: another process writes it right now; wait for its end, or stop it") from None
         if disk_problem(error):
@@ -326,15 +326,15 @@ def locked(folder: Path, *, beside: Path | None = None) -> Iterator[bool]:
         raise FolderError(
             f"{folder}: cannot be locked ({error}); give a folder on a file system that supports locks"
         ) from None
-    _held.add((path, threading.get_ident()))
+    _own_locks.add((path, threading.get_ident()))
     try:
         yield True
     finally:
-        _held.discard((path, threading.get_ident()))
+        _own_locks.discard((path, threading.get_ident()))
         with contextlib.suppress(OSError):
             path.unlink()
             if is_new or beside:
-                place.rmdir()  # unless something was written
+                lock_folder.rmdir()  # unless something was written
         os.close(file)  # releases the lock
 
 

@@ -223,7 +223,7 @@ def _derive_modality(
     on_gpu = bool(todo) and any(network.torch_device.startswith("cuda") for network in networks.values())
     max_processes = 1 if one_on_gpu and on_gpu else None  # each process would load a copy
     with progress_bar(f"derive {split.name}/{handle.name}", sum(map(split.rows, todo))) as advance:
-        for shard, manifest in workers.run(derive_shard, jobs, advance, most=max_processes):
+        for shard, manifest in workers.run(derive_shard, jobs, advance, max_processes=max_processes):
             outcome.add(split, shard, manifest)
     forget_networks()
     return outcome

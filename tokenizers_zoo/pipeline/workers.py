@@ -65,11 +65,11 @@ class WorkerError(ZooError):
 
 def cores() -> int:
     """Return the number of cores that this process may use; fewer than the machine's in a container or cluster job."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    core_count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
-        most, period = map(int, QUOTA.read_text(encoding="ascii").split())
-        found = min(found, max(1, -(-most // period)))
-    return found
+        quota, period = map(int, QUOTA.read_text(encoding="ascii").split())
+        core_count = min(core_count, max(1, -(-quota // period)))
+    return core_count
 
 
 # ---------------------------------------------------------------------- the command's process
@@ -102,15 +102,15 @@ class Workers:
         jobs: Iterable[Job],
         advance: Callable[[int], None] = _ignore,
         *,
-        most: int | None = None,
+        max_processes: int | None = None,
         saves: bool = False,
     ) -> Iterator[Result]:
-        """Yield results of `function(zoo, job)` as they finish, in at most `most` processes. `jobs` is read lazily.
+        """Yield results of `function(zoo, job)` as they finish, in at most `max_processes` processes.
 
-        After the first error or an interrupt, no job starts. After an error, running jobs finish and their results are
-        yielded before it is raised. Raises WorkerError for a job that kills process after process. `advance` gets the
-        numbers that jobs `report`; a negative number takes back the work of a dead process. If an interrupted job
-        `saves` its state, this takes as long as it needs, and the raised Interrupted names it.
+        `jobs` is read lazily. After the first error or an interrupt, no job starts. After an error, running jobs finish
+        and their results are yielded before it is raised. Raises WorkerError for a job that kills process after
+        process. `advance` gets the numbers that jobs `report`; a negative number takes back the work of a dead process.
+        If an interrupted job `saves` its state, this takes as long as it needs, and the raised Interrupted names it.
         """
         global _advance
         if not self.count:
@@ -130,7 +130,7 @@ class Workers:
 
         try:
             while True:
-                while not errors and len(running) < min(self.count, most or self.count):
+                while not errors and len(running) < min(self.count, max_processes or self.count):
                     if (task := next(waiting, None)) is None:
                         break
                     give(task)
@@ -144,8 +144,8 @@ class Workers:
                     if isinstance(answer, _Death):
                         advance(-task.done)
                         task.done = 0
-                        if problem := task.died(answer):
-                            errors.append(problem)
+                        if worker_error := task.died(answer):
+                            errors.append(worker_error)
                         else:
                             give(task)
                         continue
@@ -196,7 +196,7 @@ class _Task(Generic[Job]):
     """A job, and the values that were in work when its processes died."""
 
     job: Job
-    seen: set[Value] = field(default_factory=set)
+    suspected: set[Value] = field(default_factory=set)
     """Values in work at a death."""
     lost: dict[Value, tuple[str, bool]] = field(default_factory=dict)
     """Why values are dropped, and whether that may pass."""
@@ -208,23 +208,23 @@ class _Task(Generic[Job]):
         """Count a death. Return the error if the job is given up, None if it is to be repeated."""
         values = death.values or {NOTHING}
         self.deaths += 1
-        problem = f"{death.how}; {ADVICE}" if self.deaths == MOST_DEATHS else ""
-        if values <= self.seen:
-            (row, name), *others = values
-            if others or not death.values:
-                problem = f"{death.how}, at both tries; {ADVICE}"
+        reason = f"{death.how}; {ADVICE}" if self.deaths == MOST_DEATHS else ""
+        if values <= self.suspected:
+            (row, name), *other_values = values
+            if other_values or not death.values:
+                reason = f"{death.how}, at both tries; {ADVICE}"
             else:
                 self.lost[row, name] = f"{name}: {death.how}, at both tries", death.passes
                 in_a_row = all((row - before, name) in self.lost for before in range(IN_A_ROW))
                 if in_a_row or len(self.lost) == MOST_LOST:
                     rows = ", ".join(str(row) for row, _ in sorted(self.lost))
-                    problem = (
+                    reason = (
                         f"the values in rows {rows} end their processes, so that the plugin or the machine seems to be "
                         f"broken; the last: {name}: {death.how}"
                     )
-        self.seen |= values
-        place = getattr(self.job, "place", "")
-        return WorkerError(f"{place}{place and ': '}{problem}") if problem else None
+        self.suspected |= values
+        location = getattr(self.job, "place", "")
+        return WorkerError(f"{location}{location and ': '}{reason}") if reason else None
 
 
 class _Worker:
@@ -244,13 +244,13 @@ class _Worker:
     def give(self, function: Callable[[Zoo, Job], Any], task: _Task[Job]) -> None:
         self.done.value = 0
         with contextlib.suppress(OSError):  # it died while it was idle, which `answer` finds
-            self.connection.send((function, task.job, task.seen - {NOTHING}, task.lost))
+            self.connection.send((function, task.job, task.suspected - {NOTHING}, task.lost))
 
     def noted(self) -> list[tuple[float, set[Value]]]:
         """Return the start of the work on values, and the values."""
         with contextlib.suppress(ValueError):  # read while it was written
-            found = json.loads(self.note.value or b"[]")
-            return [(start, {(row, name) for row, name in values}) for start, values in found]
+            entries = json.loads(self.note.value or b"[]")
+            return [(start, {(row, name) for row, name in values}) for start, values in entries]
         return []
 
     def answer(self) -> tuple[Any, BaseException | None] | _Death:
@@ -274,7 +274,7 @@ class _Worker:
         code = self.process.exitcode or 0
         if code >= 0:
             return f"ended its process (exit code {code})"
-        name = {int(one): one.name for one in signal.Signals}.get(-code, f"signal {-code}")
+        name = {int(number): number.name for number in signal.Signals}.get(-code, f"signal {-code}")
         why = ", perhaps for lack of memory" if code == -signal.SIGKILL else ""
         return f"its process was killed ({name}{why})"
 
@@ -286,11 +286,11 @@ def _ended(running: Mapping[_Worker, _Task[Any]], seconds: float) -> list[_Worke
     for worker, task in running.items():
         for start, values in worker.noted():
             slow = task.deaths > 2 * len(task.lost)  # a process died, and no value of its batch was found guilty
-            tried = len(values) if slow or values <= task.seen else 1  # values that were seen were fast enough alone
+            tried = len(values) if slow or values <= task.suspected else 1  # suspected values were fast enough alone
             if time.monotonic() - start > seconds * tried:
                 worker.limit = seconds
                 worker.process.kill()
-    return [one for one in running if one.connection in ready or not one.process.is_alive()]
+    return [worker for worker in running if worker.connection in ready or not worker.process.is_alive()]
 
 
 def _stop(workers: Iterable[_Worker]) -> None:
@@ -403,17 +403,17 @@ def _serve(
         while True:
             function, job, suspected, lost = connection.recv()
             _watch = _Watch(note=note, done=done, suspects=suspected, lost=lost)
-            result, problem = None, None
+            result, job_error = None, None
             try:
                 result = function(zoo, job)
             except Exception as error:
-                problem = _sendable(error)
+                job_error = _sendable(error)
             except KeyboardInterrupt as error:
                 for saved in (error, error.__context__):  # a second signal came after the training had saved its state
                     if isinstance(saved, Interrupted):
                         connection.send((None, saved))
                 _interrupt()
-            connection.send((result, problem))
+            connection.send((result, job_error))
     atexit._run_exitfuncs()  # temporary folders of plugins
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

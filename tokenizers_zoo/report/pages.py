@@ -117,7 +117,7 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
     evaluation = records.read_evaluation(scores) if scores.is_file() else records.NO_EVALUATION
     left_out = scores.is_file() and evaluation.identity.weights != config.weights_sha256
     evaluation = records.NO_EVALUATION if left_out else evaluation
-    data = Path(place) if (place := paths.get("data")) else None
+    data = Path(data_path) if (data_path := paths.get("data")) else None
     handles: dict[str, ModalityHandle] = {}
     tokenizers, errors = [], []
     for name in names:
