@@ -199,7 +199,7 @@ def test_a_lost_tensor_is_named(golden: Path, name: str) -> None:
         READERS[name](golden)
 
 
-@pytest.mark.parametrize("key", ["vocabulary", "special_tokens", "grown_tokens", "lineage", "trained_on"])
+@pytest.mark.parametrize("key", ["vocabulary", "special_tokens", "grown_tokens", "trained_on"])
 def test_a_vocabulary_without_a_key_is_refused(golden: Path, key: str) -> None:
     path = golden / "tokenizers/text/config.json"
     write_table(path, {name: value for name, value in read_table(path).items() if name != key})

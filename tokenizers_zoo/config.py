@@ -222,7 +222,7 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
     try:
         return convert(value, hint)
     except RecordError as error:
-        raise ConfigError(f"{origin.at(key)}: {error.reason}") from None
+        raise ConfigError(f"{origin.at(key)}: {error}") from None
 
 
 def _narrowed(hint: Any, value: Any) -> Any:

@@ -101,8 +101,8 @@ def _inner_values(value: Any, hint: Any) -> Iterator[tuple[str | int, Any, Any]]
     if outer in (types.UnionType, typing.Union):
         yield from itertools.chain.from_iterable(_inner_values(value, option) for option in arguments)
     elif isinstance(value, Mapping) and dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
-        yield from ((name, value[name], hints[name]) for name in hints if name in value)
+        hints, names = typing.get_type_hints(hint), [field.name for field in dataclasses.fields(hint)]
+        yield from ((name, value[name], hints[name]) for name in names if name in value)
     elif isinstance(value, Mapping) and outer in (dict, Mapping):
         yield from ((key, item, arguments[1]) for key, item in value.items())
     elif isinstance(value, list | tuple) and outer in (list, tuple):

@@ -120,9 +120,9 @@ def import_tokenizer(
 def export_tokenizer(checkpoint: Path, checkpoint_class: str) -> PublishedCheckpoint:
     """Return an imported tokenizer as it was published. Raises CheckpointError for a tokenizer trained here."""
     tensors, config = load_checkpoint(checkpoint, checkpoint_class)
-    if ORIGIN not in config:
+    origin: Mapping[str, Any] | None = config.get(ORIGIN)
+    if origin is None:
         raise CheckpointError(f"{checkpoint}: was trained here; only imported tokenizers can be exported")
-    origin: Mapping[str, Any] = config[ORIGIN]
     config_with_class = {**origin["config"], "class": origin["class"]}
     architecture = read_architecture(PublishedCheckpoint(config=config_with_class, tensors={}, path=str(checkpoint)))
     return PublishedCheckpoint(

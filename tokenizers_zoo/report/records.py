@@ -44,8 +44,8 @@ class PublishedBackbone:
     """Tensors that share their numbers with another one."""
     dtypes: Mapping[str, str] = field(default_factory=dict)
     """Types of tensors that are not float32."""
-    file_metadata: Mapping[str, str] = field(default_factory=dict)
-    """Metadata of the published safetensors file."""
+    file_metadata: Mapping[str, str] | None = None
+    """Metadata of the published safetensors file, unless they are the usual ones."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -267,5 +267,5 @@ def export_backbone(folder: Path) -> PublishedCheckpoint:
         published[name] = published[name].to(getattr(torch, dtype.removeprefix("torch.")))
     return PublishedCheckpoint(
         config=origin.config, tensors=published, same_as=same_as,
-        metadata=origin.file_metadata or PLAIN_METADATA, path=str(folder),
+        metadata=PLAIN_METADATA if origin.file_metadata is None else origin.file_metadata, path=str(folder),
     )  # fmt: skip

@@ -17,8 +17,10 @@ from tokenizers_zoo.checkpoint import (
     CONFIG,
     ORIGIN,
     WEIGHTS,
+    CheckpointRecord,
     PublishedOrigin,
     checkpoint_errors,
+    config_record,
     fingerprint,
     load_config,
 )
@@ -358,8 +360,8 @@ def export_folder(source: Path, out: Path) -> PublishedCheckpoint:
         config = load_config(source)
         if config["class"] == CLASS:
             published = export_backbone(source)
-        elif "modality" in config:
-            installed, name = Zoo.installed(), config["modality"]
+        elif name := config_record(source, None, CheckpointRecord).modality:
+            installed = Zoo.installed()
             if name not in installed:
                 hint = f"(the modality of {source}; install its plugin)"
                 raise UnknownNameError.of("modality", name, installed.names(), hint=hint)
