@@ -95,9 +95,9 @@ class Growing:
         specs = self.specs(trained)
         config = growing_config(trained, specs, tokens, table)
         folder = self.study.folder(f"{how}-{self.new}-{share:g}", self.seed)
-        asked = replay_mixtures(trained, specs, table)
+        mixtures = replay_mixtures(trained, specs, table)
         return train(
-            folder, tokens, specs, trained.model, config, start=start, ids=self.ids(start), replay_mixtures=asked
+            folder, tokens, specs, trained.model, config, start=start, ids=self.ids(start), replay_mixtures=mixtures
         )
 
     def skills(self, folder: Path, targets: Sequence[str] | None = None) -> dict[str, float | None]:

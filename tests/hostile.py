@@ -98,7 +98,7 @@ def gif_of_comments(count: int = 5_000_000) -> bytes:
 
 
 def tiff(width: int, height: int, strip: bytes, *replacements: Entry, compression: int = 8) -> bytes:
-    """A grey TIFF of one strip; `replacements` entries replace those of the same tag."""
+    """A grey TIFF of one strip; `replacements` entries replace entries of the same tag."""
     entries = {
         256: (256, 4, 1, width), 257: (257, 4, 1, height), 258: (258, 3, 1, 8), 259: (259, 3, 1, compression),
         262: (262, 3, 1, 1), 273: (273, 4, 1, 8), 277: (277, 3, 1, 1), 278: (278, 4, 1, height),

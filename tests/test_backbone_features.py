@@ -123,7 +123,7 @@ def test_values_are_encoded_by_the_training_tokenizers(tmp_path: Path) -> None:
     def encoder(layout: Any, fingerprint: str) -> FourMEncoder:
         words: Any = SimpleNamespace(
             name="words", fingerprint=fingerprint, checkpoint=tmp_path, encode=lambda values: [np.array([70])],
-            can_read=lambda wrote, needed=0: wrote == fingerprint, spec=SimpleNamespace(layout=layout, vocab_size=100),
+            can_read=lambda wrote, _=0: wrote == fingerprint, spec=SimpleNamespace(layout=layout, vocab_size=100),
         )  # fmt: skip
         words.check_tokens_of = functools.partial(ModalityHandle.check_tokens_of, words)
         return FourMEncoder.from_run(tmp_path, {"words": words})  # type: ignore[arg-type]

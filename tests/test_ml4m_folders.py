@@ -565,9 +565,9 @@ def test_a_single_file_has_its_configuration_in_its_metadata(to_text: Callable[[
     """The downloads linked in 4M's README are such files; values are written as Python or as JSON."""
     backbone = published({**PLUGGED, "mlp_ratio": 4.0, "act_layer": "SiLU"})
     tokenizer = published_tokenizer(**MEMCODES, n_channels=768)
-    alias, stored = "quantize.to_v.weight", "quantize.to_k.weight"  # one tensor with two names; the file has only one
-    tensors_stored_once = {**tokenizer.tensors, alias: tokenizer.tensors[stored]}
-    tokenizer = dataclasses.replace(tokenizer, tensors=tensors_stored_once, same_as={alias: stored})
+    alias, stored_name = "quantize.to_v.weight", "quantize.to_k.weight"  # of one tensor, which the file has once
+    tensors_stored_once = {**tokenizer.tensors, alias: tokenizer.tensors[stored_name]}
+    tokenizer = dataclasses.replace(tokenizer, tensors=tensors_stored_once, same_as={alias: stored_name})
     names = "4M-7_B_CC12M", DINOV2
     downloads = tmp_path / "downloads"
     downloads.mkdir()

@@ -554,7 +554,7 @@ def test_results_never_stand_beside_pictures_of_another_evaluation(
 
 
 def with_arrays(**changes: Callable[[Any], Any] | None) -> Callable[[bytes], bytes]:
-    """Return a change of a file of vectors that changes or removes some of its arrays."""
+    """Return a function that changes or removes arrays of a vector file."""
 
     def change(data: bytes) -> bytes:
         tensors = {"others": torch.ones(1), **load(data)}

@@ -151,6 +151,28 @@ def modality(layout: TokenLayout, vocab_size: int) -> ModalitySpec:
     return ModalitySpec(name="x", summary="x", value=ValueSpec(), layout=layout, vocab_size=vocab_size)
 
 
+@pytest.mark.parametrize(
+    ("layout", "vocab_size", "error"),
+    [
+        (GridLayout(shape=(2, 2, 2, 2)), 10, "one to three axes"),
+        (VectorLayout(length=4), 0, "vocab_size 0"),
+        (PatchesLayout(shape=(2, 2), dim=5), 10, "vocab_size 10"),
+        *(
+            (SequenceLayout(max_length=3, end=end, sentinel_start=start, num_sentinels=count), 10, "end and sentinels")
+            for end, start, count in ((-1, 4, 2), (10, 4, 2), (1, 9, 2), (1, -1, 2), (1, 4, 0))
+        ),
+    ],
+)
+def test_a_layout_that_does_not_fit_its_ids_is_refused(layout: TokenLayout, vocab_size: int, error: str) -> None:
+    with pytest.raises(PluginError, match=error):
+        modality(layout, vocab_size)
+
+
+def test_sequences_may_use_the_first_and_the_last_id() -> None:
+    layout = SequenceLayout(max_length=3, end=9, sentinel_start=0, num_sentinels=9)
+    assert modality(layout, 10).layout.special == {"end": 9, "sentinel_start": 0, "num_sentinels": 9}
+
+
 GRID = modality(GridLayout(shape=(2, 3)), 10)
 VECTOR = modality(VectorLayout(length=4), 10)
 SEQUENCE = modality(SequenceLayout(max_length=3, end=1, sentinel_start=4, num_sentinels=2), 10)

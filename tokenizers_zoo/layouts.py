@@ -1,4 +1,4 @@
-"""Token layouts: the arrangement of one sample's tokens, and all that follows from it.
+"""Token layouts: how the tokens of a sample are arranged, stored and padded.
 
 | layout | tokens of a sample | a batch |
 |---|---|---|
@@ -29,7 +29,7 @@ LARGEST = 1 << 24
 
 
 class TokenLayout(Variant):
-    """What all layouts answer. The defaults are those of a fixed number of ids.
+    """What all layouts answer. By default, a sample has a fixed number of ids.
 
     Raises ValueError for a layout without tokens, or with too many or too long ones.
     """
@@ -67,7 +67,7 @@ class TokenLayout(Variant):
     @property
     def token_shape(self) -> tuple[int, ...]:
         """Shape of a sample's tokens as `encode` returns them; the first axis is the longest if it varies."""
-        return self.axes
+        return (self.length, self.numbers_per_token) if self.continuous else self.axes
 
     @property
     def special(self) -> Mapping[str, int]:
@@ -188,7 +188,7 @@ class SequenceLayout(TokenLayout):
 
     def error(self, vocab_size: int) -> str | None:
         last = self.sentinel_start + self.num_sentinels
-        if not (0 <= self.end < vocab_size and last <= vocab_size and self.num_sentinels >= 1):
+        if not (0 <= self.end < vocab_size and 0 <= self.sentinel_start < last <= vocab_size):
             return "end and sentinels must be ids below vocab_size, with at least one sentinel"
         return None
 
@@ -216,10 +216,6 @@ class PatchesLayout(TokenLayout):
     def numbers_per_token(self) -> int:
         return self.dim
 
-    @property
-    def token_shape(self) -> tuple[int, ...]:
-        return self.length, self.dim
-
     def stored_as(self, vocab_size: int) -> str:
         return self.dtype
 
@@ -241,10 +237,6 @@ class EmbeddingsLayout(TokenLayout):
     @property
     def numbers_per_token(self) -> int:
         return self.dim
-
-    @property
-    def token_shape(self) -> tuple[int, ...]:
-        return self.max_length, self.dim
 
     def stored_as(self, vocab_size: int) -> str:
         return self.dtype

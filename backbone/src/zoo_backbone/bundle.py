@@ -225,8 +225,8 @@ def verify(folder: Path, model: FourM, zoo: Zoo) -> dict[str, float]:
     try:
         shares = {
             f"{prefix}{name}": agreement(tokens, computed[key][name])
-            for key, prefix, stored in (("tokens", "", golden.tokens), ("predicted", "predicted ", golden.predicted))
-            for name, tokens in stored.items()
+            for key, prefix in (("tokens", ""), ("predicted", "predicted "))
+            for name, tokens in getattr(golden, key).items()
         }
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{folder / BUNDLE}: damaged golden tokens: {error}; export it again") from None

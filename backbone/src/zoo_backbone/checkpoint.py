@@ -2,9 +2,8 @@
 
 model.safetensors has `tokens.<table>`, `output.<table>`, `modalities.<name>`, `masks.<name>`, `positions.<name>`
 (learned ones), `projections.<name>.*` (continuous inputs) and the tensors of the Transformer; published models have a
-few more (see `ml4m.model.PublishedFourM`). A table is a vocabulary. config.json has "class" (the kind of checkpoint),
-"architecture" (a key of `ARCHITECTURES`), "model" (its config), "specs" (the ModalitySpecs, in order) and keys of
-the caller. "ml4m" in config.json and tensors `ml4m.*` serve the export of an imported backbone.
+few more (see `ml4m.model.PublishedFourM`). A table is a vocabulary. config.json is a `BackboneRecord` with its
+"class". "ml4m" in config.json and tensors `ml4m.*` serve the export of an imported backbone.
 """
 
 from __future__ import annotations

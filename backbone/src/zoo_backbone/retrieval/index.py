@@ -307,7 +307,7 @@ class Index:
         return embedder
 
     def check(self, names: Sequence[str]) -> None:
-        """Raise UnknownNameError for a modality, other than TOGETHER, that the index does not have."""
+        """Raise UnknownNameError for a modality that the index does not have; TOGETHER stands for all of them."""
         for name in names:
             if name not in (TOGETHER, *self.names):
                 raise UnknownNameError.of("modality of this index", name, self.names)

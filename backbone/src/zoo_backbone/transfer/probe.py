@@ -267,18 +267,18 @@ def load(
     if record is None or not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no finished probe; train one with zoo transfer train")
     sources = as_record(record.places, ProbePlaces, folder, remedy=COPY_AGAIN)
-    tensors, stored = load_record(folder, CLASS, ProbeRecord)
+    tensors, probe_record = load_record(folder, CLASS, ProbeRecord)
     with checkpoint_errors(folder):
-        config = from_mapping(TransferConfig, stored.settings)
-        target = target_from_json(stored.target)
-        if stored.head not in HEADS[target.kind]:
-            raise ValueError(f"head {stored.head} cannot predict {target.kind}")
+        config = from_mapping(TransferConfig, probe_record.settings)
+        target = target_from_json(probe_record.target)
+        if probe_record.head not in HEADS[target.kind]:
+            raise ValueError(f"head {probe_record.head} cannot predict {target.kind}")
     registry = Path(sources.registry) if sources.registry else None
     zoo = zoo or Run(folder=folder, tokens=Path(sources.tokens), registry=registry).zoo()
-    task = Task.parse(sources.task, zoo, stored.task.wanted)
+    task = Task.parse(sources.task, zoo, probe_record.task.wanted)
     if isinstance(target, Tokens) and task.handle is not None:
         check_handle(task.handle, target.fingerprint)
-    if mismatch := difference(stored.value, task.value):
+    if mismatch := difference(probe_record.value, task.value):
         advice = "use the registry of its training, or train again"
         raise CheckpointError(f"{folder}: the labels of {task.text} have changed: {mismatch}; {advice}")
     head_tensors, tuned = (
@@ -288,15 +288,15 @@ def load(
     if config.tuning == "lora":
         require_peft()
     with loading(), checkpoint_errors(folder):
-        encoder = _load_encoder(folder, stored.backbone, config, run or Path(sources.run), tuned)
-        grid = Grid.of(encoder.layout, stored.inputs) if target.kind.endswith("map") else None
-        if stored.head == "knn":
+        encoder = _load_encoder(folder, probe_record.backbone, config, run or Path(sources.run), tuned)
+        grid = Grid.of(encoder.layout, probe_record.inputs) if target.kind.endswith("map") else None
+        if probe_record.head == "knn":
             head = _neighbours(head_tensors, target, config, encoder.model.config.dim)
         else:
-            build = partial(build_head, stored.head, target, config, encoder.model.config, grid)
+            build = partial(build_head, probe_record.head, target, config, encoder.model.config, grid)
             check_sizes(folder, head_tensors, lambda: build().state_dict())
             head = build()
-        constant = tensors[BASELINE].numpy() if BASELINE in tensors else stored.constant_baseline
+        constant = tensors[BASELINE].numpy() if BASELINE in tensors else probe_record.constant_baseline
         if target.kind == "numbers" and not isinstance(constant, float | int | np.ndarray):
             raise ValueError(f"constant_baseline of numbers is {constant!r}")
         head.load_state_dict(head_tensors)
@@ -305,7 +305,7 @@ def load(
             raise ValueError(f"encoder weight {min(expected ^ set(tuned))} is missing or unexpected")
         encoder.model.load_state_dict(tuned, strict=False)
     network = Network(encoder, head, grid).requires_grad_(False).to(device)
-    return Probe(network, task, target, zoo, stored, sources, constant)
+    return Probe(network, task, target, zoo, probe_record, sources, constant)
 
 
 def _neighbours(tensors: Mapping[str, Tensor], target: Any, config: TransferConfig, dim: int) -> Head:

@@ -245,8 +245,8 @@ class ProbeTask(LoopTask):
         samples, target = self.split.samples, self.target
         config = {**self.probe_config, "train_classes": sorted(set(self.targets)) if target.kind == "classes" else []}
         baseline = self.task.constant_baseline(target, samples.labels)
-        stored, sources = convert(as_json(config), ProbeRecord), convert(self.places, ProbePlaces)
-        probe = Probe(self.network, self.task, target, self.zoo, stored, sources, baseline)
+        probe_record, sources = convert(as_json(config), ProbeRecord), convert(self.places, ProbePlaces)
+        probe = Probe(self.network, self.task, target, self.zoo, probe_record, sources, baseline)
         best_metrics = {} if best is None else {
             "best_step": best.step, "validation": {"name": self.spec.metrics[0].name, "score": best.score}
         }  # fmt: skip
