@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from torch import nn
 from tokenizers_zoo.autoencoder.model import build_decoder, build_encoder
 from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
 from tokenizers_zoo.nn.conv import ConvNextBlock, ResidualBlock, scale_factors, stages
-from tokenizers_zoo.nn.layers import Shuffle, Unshuffle, from_patches, to_patches
+from tokenizers_zoo.nn.layers import from_patches, shuffle, to_patches, unshuffle
 from tokenizers_zoo.nn.vit import REFERENCE_GRID, Attention, Block, sincos_positions
 
 VIT = BlockConfig(kind="vit", width=32, depth=2, heads=2)
@@ -85,15 +87,22 @@ def test_resolutions_of_convolutional_stages_by_hand() -> None:
 
 def test_shuffles_and_patches_are_exact_inverses() -> None:
     x, clip = torch.randn(2, 12, 8, 12), torch.randn(2, 3, 4, 6, 8)
-    assert torch.equal(Unshuffle((4, 4))(x), nn.PixelUnshuffle(4)(x))
-    assert torch.equal(Shuffle((2, 2))(x), nn.PixelShuffle(2)(x))
+    assert torch.equal(unshuffle((4, 4))(x), nn.PixelUnshuffle(4)(x))
+    assert torch.equal(shuffle((2, 2))(x), nn.PixelShuffle(2)(x))
     series = torch.arange(8.0).reshape(1, 2, 4)  # channels 0..3 and 4..7
     assert to_patches(series, (2,)).tolist() == [[[0, 4, 1, 5], [2, 6, 3, 7]]]
     patches = to_patches(clip, (2, 3, 4))
     assert patches.shape == (2, 2, 2, 2, 2 * 3 * 4 * 3)
     assert torch.equal(patches[0, 1, 0, 1, :3], clip[0, :, 2, 0, 4])
     assert torch.equal(from_patches(patches, (2, 3, 4)), clip)
-    assert torch.equal(Shuffle((2, 3, 4))(Unshuffle((2, 3, 4))(clip)), clip)
+    assert torch.equal(shuffle((2, 3, 4))(unshuffle((2, 3, 4))(clip)), clip)
+
+
+@pytest.mark.parametrize("module", [shuffle((2, 2)), unshuffle((2, 2))])
+def test_shuffles_can_be_copied_and_pickled(module: nn.Module) -> None:
+    x = torch.randn(1, 4, 4, 4)
+    for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(copied(x), module(x))
 
 
 def test_positions_by_hand() -> None:

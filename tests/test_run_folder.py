@@ -127,6 +127,12 @@ def test_another_kind_is_refused(tmp_path: Path) -> None:
             pass
 
 
+def test_a_refused_command_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError), run(tmp_path / "new" / "run").open():
+        raise CheckpointError("refused")
+    assert not (tmp_path / "new" / "run").exists()
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
 def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def fails(*_: object, **__: object) -> None:

@@ -478,6 +478,18 @@ def test_no_sample_both_trains_and_validates(world: World, tmp_path: Path, monke
     assert baseline == pytest.approx(np.mean(errors)), "that of all labels"
 
 
+def test_validation_labels_keep_the_shares_of_the_classes(world: World) -> None:
+    """Another seed chooses other labels."""
+    split, other_split = (label_split(world, "facts.first", seed, labels=60) for seed in (1, 2))
+    labels = list(split.samples.labels)
+    assert sorted([*split.training, *split.validation]) == list(range(len(labels)))
+    for name in set(labels):
+        count = sum(labels[index] == name for index in split.validation)
+        assert abs(count - 0.2 * labels.count(name)) < 1
+    first, second = (set(map(each.samples.key, range(60))) for each in (split, other_split))
+    assert first != second
+
+
 @pytest.mark.parametrize("tuning", ["frozen", "full"])
 def test_the_weights_of_the_best_evaluation_are_kept(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuning: str

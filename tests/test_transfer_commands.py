@@ -97,6 +97,19 @@ def test_predictions_of_a_field_are_a_table(world: World, frozen: Path, tmp_path
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("head", ["linear", "knn"])
+def test_predictions_of_single_numbers_are_arrays_without_axes(head: str, world: World, tmp_path: Path) -> None:
+    metrics = train(world, tmp_path / "probe", "warmth", head=head)
+    assert metrics["task"]["kind"] == "numbers" and metrics["metrics"][0]["name"] == "off"
+    out = tmp_path / "predicted"
+    assert zoo("predict", tmp_path / "probe", "--keys", "test/001,test/002", "--out", out).exit_code == 0
+    predictions = load(tmp_path / "probe").predict({"light": world.tokens("light")[1]})
+    for number in (1, 2):
+        written = np.load(out / f"test/00{number}.npy")
+        assert (written.dtype, written.shape) == (np.float32, ())
+        np.testing.assert_allclose(written, predictions[number], rtol=1e-5)
+
+
 def test_a_table_of_labels_needs_no_values(world: World, tmp_path: Path) -> None:
     """Samples are scored and predicted even if the training values are gone."""
     probe = tmp_path / "probe"

@@ -159,7 +159,7 @@ def modality(layout: TokenLayout, vocab_size: int) -> ModalitySpec:
         (PatchesLayout(shape=(2, 2), dim=5), 10, "vocab_size 10"),
         *(
             (SequenceLayout(max_length=3, end=end, sentinel_start=start, num_sentinels=count), 10, "end and sentinels")
-            for end, start, count in ((-1, 4, 2), (10, 4, 2), (1, 9, 2), (1, -1, 2), (1, 4, 0))
+            for end, start, count in ((-1, 4, 2), (10, 4, 2), (1, 9, 2), (1, -1, 2), (1, 4, 0), (5, 4, 2))
         ),
     ],
 )

@@ -85,10 +85,39 @@ class Facts(Untrained):
 plugin = Facts()
 '''
 )
+WARMTH = (
+    UNTRAINED
+    + '''
+class Warmth(Untrained):
+    """float32 (), a number in [0, 1]."""
+    @hookimpl
+    def modality_spec(self, settings):
+        off = Metric(name="off", higher_is_better=False, meaning="mean of |predicted - true|")
+        value = ValueSpec(shape=(), low=0, high=1)
+        return ModalitySpec(name=settings.name, summary="warmth", value=value, layout=VectorLayout(length=1),
+                            vocab_size=9, metrics=(off,))
+    @hookimpl
+    def encode(self, values):
+        return (values[:, None] * 8).round().long()
+    @hookimpl
+    def decode(self, tokens):
+        return tokens[:, 0] / 8
+    @hookimpl
+    def score(self, predicted, target):
+        assert {(value.dtype.name, value.shape) for value in (*predicted, *target)} == {("float32", ())}
+        return {"off": float(np.mean([abs(p - t) for p, t in zip(predicted, target, strict=True)]))}
+    @hookimpl
+    def render(self, value):
+        return f"{value.item():.1f}"
+
+plugin = Warmth()
+'''
+)
 SOURCES = {
     "light": EXAMPLE, "dark": EXAMPLE, "letters": LETTERS, "gist": VECTORS, "zones": ZONES, "facts": FACTS,
+    "warmth": WARMTH,
 }  # fmt: skip
-SEEN, UNSEEN = ("light", "dark", "letters", "gist"), ("zones", "facts")
+SEEN, UNSEEN = ("light", "dark", "letters", "gist"), ("zones", "facts", "warmth")
 TRAIN, TEST = 96, 24
 STEPS = {"steps": 40, "batch_size": 16, "eval_every": 20, "warmup_steps": 4}
 
@@ -144,7 +173,7 @@ def facts_of(values: dict[str, Any], number: int) -> dict[str, Any]:
     }  # fmt: skip
     zones = (levels // 2).repeat(4, 0).repeat(4, 1).astype(np.int64)
     gist = (levels.ravel() / (LEVELS - 1)).astype(np.float32)
-    return {**values, "gist": gist, "zones": zones, "facts": facts}
+    return {**values, "gist": gist, "zones": zones, "facts": facts, "warmth": np.asarray(gist.mean())}
 
 
 def with_run(world: World, folder: Path, **paths: Path | None) -> World:

@@ -110,7 +110,8 @@ class OtherLayoutError(DataError):
     @classmethod
     def of(cls, owner: object, modality: str, layout: object, in_use: object, remedy: str = OTHER_REGISTRY) -> Self:
         """Build the message from two token layouts. `owner` is the file, folder or model that the tokens belong to."""
-        return cls(f"{owner}: tokens of {modality} are {layout}, the registry has {in_use}; {remedy}")
+        texts = (str(layout), str(in_use)) if str(layout) != str(in_use) else (repr(layout), repr(in_use))
+        return cls(f"{owner}: tokens of {modality} are {texts[0]}, the registry has {texts[1]}; {remedy}")
 
 
 class ReadError(DataError):

@@ -187,9 +187,10 @@ class SequenceLayout(TokenLayout):
         return sentinels | (ids == self.end)
 
     def error(self, vocab_size: int) -> str | None:
-        last = self.sentinel_start + self.num_sentinels
-        if not (0 <= self.end < vocab_size and 0 <= self.sentinel_start < last <= vocab_size):
-            return "end and sentinels must be ids below vocab_size, with at least one sentinel"
+        sentinels = range(self.sentinel_start, self.sentinel_start + self.num_sentinels)
+        fits = all(0 <= index < vocab_size for index in (self.end, *sentinels[:1], *sentinels[-1:]))
+        if not (fits and sentinels) or self.end in sentinels:
+            return "end and sentinels must be different ids below vocab_size, with at least one sentinel"
         return None
 
 

@@ -256,7 +256,7 @@ def read_numbers(data: bytes, extension: str, contents: str, small: Sequence[str
     other files and for JPEG; it names the `contents` ("class ids") and ends with the `advice`.
     """
     if extension in ("jpg", "jpeg"):
-        raise ValueError(f"JPEG changes numbers at every border; save {contents} as .png")
+        raise ValueError(f"JPEG changes numbers at every border{advice or f'; save {contents} as .png'}")
     image = open_image(data, extension, EXACT_EXTENSIONS)
     if image.mode not in (*small, *WHOLE_NUMBERS):
         modes = ", ".join((*small, *WHOLE_NUMBERS[:1], WHOLE_NUMBERS[-1]))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, DiffusionConfig
 from tokenizers_zoo.autoencoder.model import DENOISER, Autoencoder
-from tokenizers_zoo.nn.layers import Shuffle, Unshuffle
+from tokenizers_zoo.nn.layers import shuffle, unshuffle
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -40,7 +40,7 @@ class Denoiser(nn.Module):
         patch = (config.patch_size,) * 2
         cells = channels * math.prod(patch)
         self.coarsening = 2 ** (len(config.multipliers) - 1)
-        self.unshuffle, self.shuffle = Unshuffle(patch), Shuffle(patch)
+        self.unshuffle, self.shuffle = unshuffle(patch), shuffle(patch)
         self.hidden_code = nn.Parameter(torch.zeros(latent_dim, 1, 1))
         self.register_buffer("scale", torch.ones(channels, 1, 1))
         self.spread: nn.Module | None = None
@@ -48,7 +48,7 @@ class Denoiser(nn.Module):
         if config.layout == "own":
             factor, conditioning = patch_size // config.patch_size, config.width
             widened = nn.Conv2d(latent_dim, conditioning * factor**2, 3, padding=1)
-            self.spread = nn.Sequential(widened, nn.SiLU(), Shuffle((factor, factor)))
+            self.spread = nn.Sequential(widened, nn.SiLU(), shuffle((factor, factor)))
         inputs = cells * (2 if config.target == "residual" else 1) + conditioning
         self.network = unet(config, inputs, cells)
         nn.init.zeros_(self.network.conv_out.weight)  # start from the mean prediction

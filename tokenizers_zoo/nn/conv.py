@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_zoo.nn.config import BlockConfig
-from tokenizers_zoo.nn.layers import Mlp, Shuffle, Unshuffle
+from tokenizers_zoo.nn.layers import Mlp, shuffle, unshuffle
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -108,7 +108,7 @@ class ConvEncoder(nn.Sequential):
         for level, (factors, width, depth) in enumerate(stages(config, patch)):
             kernel = 3 if level == 0 else 1
             cells = channels * math.prod(factors)
-            layers += [Unshuffle(factors), convolution(cells, width, kernel, padding=kernel // 2)]
+            layers += [unshuffle(factors), convolution(cells, width, kernel, padding=kernel // 2)]
             layers += [ResidualBlock(width, axes) for _ in range(depth)]
             channels = width
         super().__init__(*layers, convolution(channels, out_dim, 1))
@@ -127,15 +127,15 @@ class ConvDecoder(nn.Sequential):
         layers: list[nn.Module] = [convolution(in_dim, coarsest_first[0][1], 3, padding=1)]
         for (factors, width, depth), (_, finer, _) in itertools.pairwise(coarsest_first):
             layers += [ResidualBlock(width, axes) for _ in range(depth)]
-            layers += [convolution(width, finer * math.prod(factors), 1), Shuffle(factors)]
+            layers += [convolution(width, finer * math.prod(factors), 1), shuffle(factors)]
         factors, width, depth = coarsest_first[-1]
         layers += [ResidualBlock(width, axes) for _ in range(depth)]
         if 4 in factors:
             halves = tuple(2 if factor == 4 else 1 for factor in factors)
-            layers += [convolution(width, width // 2 * math.prod(halves), 1), Shuffle(halves)]
+            layers += [convolution(width, width // 2 * math.prod(halves), 1), shuffle(halves)]
             width, factors = width // 2, tuple(f // half for f, half in zip(factors, halves, strict=True))
         last = convolution(width, out_channels * math.prod(factors), 3, padding=1)
-        super().__init__(*layers, nn.SiLU(), last, Shuffle(factors))
+        super().__init__(*layers, nn.SiLU(), last, shuffle(factors))
         _keep_variance(self)
 
 

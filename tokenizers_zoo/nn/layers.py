@@ -68,20 +68,16 @@ def from_patches(x: Float[Tensor, "batch *grid dim"], sides: tuple[int, ...]) ->
     return rearrange(x, f"b {grid} ({cells} c) -> b c {axes}", **sizes)
 
 
-class Unshuffle(Rearrange):
+def unshuffle(factors: tuple[int, ...]) -> Rearrange:
     """Space to channels by a factor per axis: (b, c, *axes) -> (b, c x factors, *axes / factors).
 
     Equals `nn.PixelUnshuffle` for two equal factors.
     """
-
-    def __init__(self, factors: tuple[int, ...]) -> None:
-        axes, grid, cells, sizes = _pattern(factors)
-        super().__init__(f"b c {axes} -> b (c {cells}) {grid}", **sizes)
+    axes, grid, cells, sizes = _pattern(factors)
+    return Rearrange(f"b c {axes} -> b (c {cells}) {grid}", **sizes)
 
 
-class Shuffle(Rearrange):
-    """Channels to space: the inverse of `Unshuffle`; equals `nn.PixelShuffle` for two equal factors."""
-
-    def __init__(self, factors: tuple[int, ...]) -> None:
-        axes, grid, cells, sizes = _pattern(factors)
-        super().__init__(f"b (c {cells}) {grid} -> b c {axes}", **sizes)
+def shuffle(factors: tuple[int, ...]) -> Rearrange:
+    """Channels to space: the inverse of `unshuffle`; equals `nn.PixelShuffle` for two equal factors."""
+    axes, grid, cells, sizes = _pattern(factors)
+    return Rearrange(f"b (c {cells}) {grid} -> b c {axes}", **sizes)
