@@ -243,3 +243,13 @@ def test_the_published_chain_from_text_to_pictures() -> None:
     assert sorted(heat, reverse=True) == heat and heat[10] < 2.6
     assert (picture.temperature, picture.temperature_schedule) == (0.5, "constant")
     assert features.guidance == picture.guidance == Guidance(scale=3.0)
+
+
+def test_guidance_means_an_earlier_target_or_else_the_input_form() -> None:
+    targets = tuple(TargetPlan(name=name) for name in ("dark", "light", "letters"))
+    for own, common in ((Guidance(weights={"light": 2.0}), Guidance()), (None, Guidance(weights={"light": 2.0}))):
+        guided = tuple(dataclasses.replace(target, guidance=own) for target in targets)
+        plan = GenerationPlan(inputs=("light",), targets=guided, guidance=common).renamed({"light": "light_patches"})
+        assert plan.inputs == ("light_patches",)
+        weights = [target.guidance and target.guidance.weights for target in plan.target_plans()]
+        assert weights == [{"light_patches": 2.0}, {"light_patches": 2.0}, {"light": 2.0}]

@@ -213,12 +213,17 @@ class GenerationPlan:
         return [replace(target, guidance=target.guidance or self.guidance) for target in self.targets]
 
     def renamed(self, forms: Mapping[str, str]) -> GenerationPlan:
-        """Return the plan with other names of some inputs, such as the input form `rgb_patches` of `rgb`."""
+        """Return the plan with other names of some inputs, such as the input form `rgb_patches` of `rgb`.
+
+        In the guidance of a target, the name of an earlier target means that target.
+        """
         inputs = {forms.get(name, name): text for name, text in written_sources(self.inputs).items()}
-        names = {**forms, **{target.name: target.name for target in self.targets}}
-        targets = (replace(plan, guidance=plan.guidance and plan.guidance.renamed(names)) for plan in self.targets)
-        guidance = self.guidance.renamed(names)
-        return replace(self, inputs=tuple(inputs_of(inputs)), guidance=guidance, targets=tuple(targets))
+        targets: list[TargetPlan] = []
+        for target in self.target_plans():
+            earlier_targets = {earlier.name: earlier.name for earlier in targets}
+            guidance = (target.guidance or self.guidance).renamed({**forms, **earlier_targets})
+            targets.append(replace(target, guidance=guidance))
+        return replace(self, inputs=tuple(inputs_of(inputs)), targets=tuple(targets))
 
     def with_absolute_paths(self, folder: Path, zoo: Zoo) -> GenerationPlan:
         """Return the plan with absolute paths instead of paths relative to `folder`, and texts in quotes."""
