@@ -222,6 +222,21 @@ def test_settings_change_the_result(model: AnyToAny, picture: PIL.Image.Image) -
     assert len(model.generate(targets="caption", num_samples=3).caption) == 3
 
 
+def test_draws_of_a_sample_and_of_the_next_one_differ(model: AnyToAny, picture: PIL.Image.Image) -> None:
+    results = ids(model.generate(rgb=[picture, picture], targets="depth", num_samples=2).depth)
+    assert all(results[first] != results[second] for first in range(4) for second in range(first))
+
+
+def test_a_copy_of_the_model_alone_opens_with_a_zoo(model: AnyToAny, picture: PIL.Image.Image, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(model.run.folder / name, tmp_path)
+    copied = AnyToAny.from_pretrained(tmp_path, zoo=model.zoo, device="cpu")
+    expected, actual = (loaded.generate(rgb=picture, targets="depth").depth for loaded in (model, copied))
+    assert ids(actual) == ids(expected)
+    with pytest.raises(CheckpointError, match="values"):
+        copied.run.values()
+
+
 def test_on_step_is_called_after_each_step(model: AnyToAny, picture: PIL.Image.Image) -> None:
     steps: list[tuple[str, Any]] = []
     out = model.generate(

@@ -250,6 +250,8 @@ def test_print_config_says_where_each_setting_comes_from(words: str, zoo: Run) -
         header = f"[{'.'.join(path[:-1])}]\n"
         lines = printed[printed.index(header) :].removeprefix(header).partition("\n[")[0].splitlines()
         assert f"# {origin}" in next(line for line in lines if line.startswith(f"{path[-1]} = ")), path
+    if " run " in words:  # also before the run is finished
+        assert zoo(*words.replace(" run ", " unfinished ").split(), "--print-config")[:2] == (0, printed)
     assert not Path("new").exists()
 
 

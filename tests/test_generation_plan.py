@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backbone_samples import spec
 from generation_samples import PUBLISHED, SPECS, random_inputs, sharp_model
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.layouts import GridLayout
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate import Guidance, TargetPlan, generate
 from zoo_backbone.generate.plans import GenerationPlan, read_plan, resolved_plan, written_plan
@@ -253,3 +255,10 @@ def test_guidance_means_an_earlier_target_or_else_the_input_form() -> None:
         assert plan.inputs == ("light_patches",)
         weights = [target.guidance and target.guidance.weights for target in plan.target_plans()]
         assert weights == [{"light_patches": 2.0}, {"light_patches": 2.0}, {"light": 2.0}]
+
+
+@pytest.mark.parametrize(("scheme", "steps"), [("maskgit", 8), ("roar", 8), ("autoregressive", 16)])
+def test_each_scheme_has_its_usual_number_of_steps(scheme: str, steps: int) -> None:
+    modality = spec("grid", GridLayout(shape=(4, 4)))
+    assert TargetPlan(name="grid", scheme=scheme).resolved(modality).steps == steps
+    assert TargetPlan(name="grid", scheme=scheme, steps=99).resolved(modality).steps == 16

@@ -21,7 +21,7 @@ from PIL import Image
 
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.io import write_table
+from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.limits import Limits, limited, limits
 from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.registry import Zoo
@@ -194,6 +194,14 @@ def test_an_untrusted_bundle_names_only_its_own_folders(bundle: Path, outside_pa
         error = "its training has not come" if paths is usual else r"run.json: names .* not of the bundle"
         with pytest.raises(CheckpointError, match=error):
             Run.open(bundle)
+
+
+@pytest.mark.parametrize("name", ["../other.toml", "/etc/passwd"])
+def test_an_untrusted_bundle_lists_no_file_of_another_folder(bundle: Path, name: str) -> None:
+    record = read_table(bundle / BUNDLE)
+    write_table(bundle / BUNDLE, {**record, "files": {name: "0" * 64}})
+    with pytest.raises(CheckpointError, match="a file of another folder"):
+        Run.open(bundle)
 
 
 def test_a_zip_member_above_the_limit_is_not_decompressed(tmp_path: Path) -> None:

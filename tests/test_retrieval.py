@@ -62,12 +62,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def index(world: World) -> Index:
-    return build(world.run, world.zoo, world.root / "index", config=EmbeddingConfig())
+    return build(Run.load(world.run), world.zoo, world.root / "index", config=EmbeddingConfig())
 
 
 @pytest.fixture(scope="module")
 def approximate_index(world: World) -> Index:
-    return build(world.run, world.zoo, world.root / "cells", config=EmbeddingConfig(), search="approximate")
+    return build(Run.load(world.run), world.zoo, world.root / "cells", config=EmbeddingConfig(), search="approximate")
 
 
 def loaded(world: World) -> AnyToAny:
@@ -216,7 +216,7 @@ def test_a_killed_build_gives_the_same_bytes(world: World, tmp_path: Path, monke
     search: Search = "approximate"
     shutil.copytree(world.run, run)
     Run.load(world.run).save(run)
-    build(run, world.zoo, uninterrupted, config=EmbeddingConfig(), search=search)
+    build(Run.load(run), world.zoo, uninterrupted, config=EmbeddingConfig(), search=search)
     write_file = indexes.write_vectors
 
     def killed(path: Path, *arguments: Any) -> None:
@@ -226,7 +226,7 @@ def test_a_killed_build_gives_the_same_bytes(world: World, tmp_path: Path, monke
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(indexes, "write_vectors", killed)
-        build(world.run, world.zoo, folder, config=EmbeddingConfig(), search=search)
+        build(Run.load(world.run), world.zoo, folder, config=EmbeddingConfig(), search=search)
     assert {path.stem for path in folder.glob("of-*")} == {"of-light", "of-dark", "of-letters"}
     assert "no finished index" in refused("query", folder, "--keys", "test-000")
     (folder / "of-dark.safetensors").write_bytes(b"IxF")
@@ -238,7 +238,7 @@ def test_a_killed_build_gives_the_same_bytes(world: World, tmp_path: Path, monke
         return embed_stored(self, data, name, *arguments, raw=raw)
 
     monkeypatch.setattr(Embedder, "embed_stored", recording_embed)
-    build(run, world.zoo, folder, config=EmbeddingConfig(), search=search)
+    build(Run.load(run), world.zoo, folder, config=EmbeddingConfig(), search=search)
     assert embedded == [("dark", False), ("gist", False), ("raw", False)], "the space is not fitted again"
     assert bytes_of(folder) == bytes_of(uninterrupted)
 
@@ -290,7 +290,7 @@ def test_an_approximate_index_returns_as_many_hits_as_asked(
     )
     assert {hit.key for hit in result.hits} == set(world.keys[1:])
     monkeypatch.setattr(indexes, "LARGE", 20)
-    large = build(world.run, world.zoo, tmp_path / "large", config=EmbeddingConfig(), modalities=["light"])
+    large = build(Run.load(world.run), world.zoo, tmp_path / "large", config=EmbeddingConfig(), modalities=["light"])
     assert large.search_kind == "approximate" and large.names == ["light"]
 
 
@@ -325,7 +325,7 @@ def test_exclude_self_ignores_equal_keys_of_other_splits(world: World, tmp_path:
     metadata = TokenMetadata.of(world_copy.zoo["light"], {})
     write_tokens(world_copy.root / "tokens", "train", metadata, dict(zip(keys, tokens[::-1], strict=True)), keys=keys)
     config = EmbeddingConfig(space="plain")
-    index = build(world_copy.run, world_copy.zoo, tmp_path / "index", config=config, modalities=["light"])
+    index = build(Run.load(world_copy.run), world_copy.zoo, tmp_path / "index", config=config, modalities=["light"])
     for split, without in ((None, 1), ("test", 1), ("train", 0)):
         (result,) = query_keys(index, loaded(world_copy), keys[:1], ["light"], {}, 30, split=split, exclude_self=True)
         assert len(result.hits) == 30 - without and (keys[0] in {hit.key for hit in result.hits}) == (not without)
@@ -482,7 +482,7 @@ def test_missing_faiss_is_named(world: World, index: Index, tmp_path: Path, monk
 @pytest.fixture(scope="module")
 def evaluated(world: World) -> tuple[Path, dict[str, Any]]:
     out = world.root / "recall"
-    return out, evaluate_retrieval(world.run, world.zoo, out, embedding=EmbeddingConfig())
+    return out, evaluate_retrieval(Run.load(world.run), world.zoo, out, embedding=EmbeddingConfig())
 
 
 def entry_of(result: dict[str, Any], query: str, target: str) -> dict[str, Any]:
@@ -537,7 +537,7 @@ def test_results_never_stand_beside_pictures_of_another_evaluation(
 ) -> None:
     def eval_again(space: str) -> dict[str, Any]:
         return evaluate_retrieval(
-            world.run, world.zoo, tmp_path, embedding=EmbeddingConfig(space=space),  # type: ignore[arg-type]
+            Run.load(world.run), world.zoo, tmp_path, embedding=EmbeddingConfig(space=space),  # type: ignore[arg-type]
             samples=8, galleries=1, modalities=["light", "dark"],
         )  # fmt: skip
 

@@ -230,7 +230,7 @@ def test_texts_and_data_are_never_read_as_paths(address: str, folder: Path) -> N
 @needs_chromium
 def test_similar_samples_are_found(folder: Path, browser: Any) -> None:
     pytest.importorskip("faiss")
-    build(folder / "run", Zoo.from_toml(folder / "registry.toml"), folder / "index", config=EmbeddingConfig())
+    build(Run.load(folder / "run"), Zoo.from_toml(folder / "registry.toml"), folder / "index", config=EmbeddingConfig())
     with serving(folder, "--index", "index") as address:
         status_code, answer = call(address, "/api/search", {"find": "rgb", "inputs": {"caption": {"sample": "nobody"}}})
         assert status_code == 422 and "caption" in answer["errors"][0] and "rgb" in answer["errors"][1]

@@ -105,14 +105,15 @@ class Run:
 
         `revision` is a branch, tag or commit of a hub id. `sha256` is the fingerprint that the model must have. Raises
         CheckpointError if there is no such model, its training is not finished, or a distribution that a bundle needs
-        is not installed.
+        is not installed. A copy of model.safetensors and config.json alone is opened, too.
         """
         folder = _locate(source, revision)
         if sha256 is not None and (model_fingerprint := fingerprint(folder)) != sha256:
             raise CheckpointError(f"{source}: the model has the fingerprint {model_fingerprint}, expected {sha256}")
         if is_bundle := (folder / BUNDLE).is_file():
             _check_bundle(source, folder)
-        run, inside = cls.load(folder), folder.resolve()
+        is_copy = not (folder / RUN).is_file()  # of the model alone: its tokens and registry are unknown
+        run, inside = cls(folder=folder, tokens=folder / "tokens") if is_copy else cls.load(folder), folder.resolve()
         for name, path in run.paths().items() if is_bundle else ():
             if path and not Path(path).is_relative_to(inside / REGISTRY if name == "registry" else inside):
                 raise CheckpointError(f"{folder / RUN}: names {path}, which is not of the bundle; export it again")

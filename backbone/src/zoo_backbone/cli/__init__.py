@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the argument RUN: the folder of a run or bundle, an installed bundle, or a hub id.
 
-    The command gets the opened `run` and its `zoo`. Raises CheckpointError if there is no trained model.
+    The command gets the opened `run` and its `zoo`; with --print-config, nothing is opened and both are None. Raises
+    CheckpointError if there is no trained model.
     """
 
     @click.argument("source", metavar="RUN", shell_complete=complete_paths)
@@ -32,6 +33,8 @@ def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_run(source: str, **options: Any) -> Any:
         from zoo_backbone.run import Run
 
+        if options.get("print_config"):
+            return command(run=None, zoo=None, **options)
         run = Run.open(source)
         return command(run=run, zoo=zoo_of(run), **options)
 

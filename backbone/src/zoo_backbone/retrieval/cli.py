@@ -81,7 +81,7 @@ def build_command(run: Run, zoo: Zoo, out: Path, split: str, modalities: list[st
     search: Search | None = None if exact is None else "exact" if exact else "approximate"
     with disk_errors(out):
         index = build(
-            run.folder, zoo, out, config=config, split=split, modalities=modalities, search=search,
+            run, zoo, out, config=config, split=split, modalities=modalities, search=search,
             overwrite=overwrite, device=device,
         )  # fmt: skip
     count = f"{count_of(index.size(), 'sample')} with {count_of(len(index.names), 'modality', 'modalities')}"
@@ -194,7 +194,7 @@ def eval_command(run: Run, zoo: Zoo, out: Path | None, split: str, modalities: l
     config = EmbeddingConfig(via=via, space=space)
     with disk_errors(out):
         result = evaluate_retrieval(
-            run.folder, zoo, out, embedding=config, samples=samples, galleries=galleries, split=split,
+            run, zoo, out, embedding=config, samples=samples, galleries=galleries, split=split,
             modalities=modalities, device=device,
         )  # fmt: skip
     if as_json:

@@ -42,6 +42,7 @@ from zoo_backbone.data import TokenData
 from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.retrieval import EmbeddingConfig, Search
 from zoo_backbone.retrieval.embed import Affine, Embedder, Vectors, unit
+from zoo_backbone.run import Run
 
 CLASS = "RetrievalIndex"
 KEYS = "keys.json"
@@ -106,7 +107,7 @@ def faiss() -> Any:
 
 
 def build(
-    run: Path, zoo: Zoo, out: Path, *, config: EmbeddingConfig, split: str = TEST,
+    run: Run, zoo: Zoo, out: Path, *, config: EmbeddingConfig, split: str = TEST,
     modalities: Sequence[str] | None = None, search: Search | None = None, overwrite: bool = False, device: str = "cpu",
 ) -> Index:  # fmt: skip
     """Embed the stored samples of a split and write an index to `out`. Resumes a killed build.
@@ -114,7 +115,7 @@ def build(
     A finished, equal index is kept, with the path of its run updated. Raises FolderError if `out` holds something else.
     """
     faiss()
-    out, embedder = Path(out), Embedder(AnyToAny.from_pretrained(run, zoo=zoo, device=device), config)
+    out, embedder = Path(out), Embedder(AnyToAny.load(run, zoo, device=device), config)
     names = embedder.names(modalities, split)
     samples = embedder.load_split(split, names)
     present = samples.present(samples.rows(np.arange(len(samples))))

@@ -191,7 +191,7 @@ def write_hits(
 
 
 def evaluate_retrieval(
-    run: Path, zoo: Zoo, out: Path, *, embedding: EmbeddingConfig, samples: int = 1000, galleries: int = 8,
+    run: Run, zoo: Zoo, out: Path, *, embedding: EmbeddingConfig, samples: int = 1000, galleries: int = 8,
     split: str = TEST, modalities: Sequence[str] | None = None, device: str = "cpu",
 ) -> dict[str, Any]:  # fmt: skip
     """Measure recall between all pairs of modalities; write OUT/retrieval.json and galleries; return the former.
@@ -201,7 +201,7 @@ def evaluate_retrieval(
     OUT.
     """
     started = time.perf_counter()
-    embedder = Embedder(AnyToAny.from_pretrained(run, zoo=zoo, device=device), embedding)
+    embedder = Embedder(AnyToAny.load(run, zoo, device=device), embedding)
     names = embedder.names(modalities, split)
     if len(names) < 2:
         raise ConfigError(f"retrieve eval: expected at least two modalities, got {', '.join(names)}")
