@@ -614,7 +614,7 @@ def test_manifests_are_read_back_and_mark_finished_shards(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("change", [
     {"rows": -1, "count": -1}, {"count": 9}, {"dropped": {"x": "y"}}, {"record": {"value": {"shape": 1}}},
-    {"files": {"tar": {"size": 1}}},
+    {"files": {"tar": {"size": 1}}}, {"files": {"../x": {"size": 1, "sha256": ""}}}, {"dropped": {"3": "late"}},
 ])  # fmt: skip
 def test_a_damaged_manifest_is_an_error_and_not_finished(tmp_path: Path, change: dict[str, object]) -> None:
     folder = a_split(tmp_path).folder / "rgb"

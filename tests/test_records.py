@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from tokenizers_zoo.errors import CheckpointError, ReadError
+from tokenizers_zoo.config import Origin, from_mapping, load_toml
+from tokenizers_zoo.errors import CheckpointError, ConfigError, ReadError
 from tokenizers_zoo.io import (
     as_json,
     line_text,
@@ -30,6 +31,7 @@ from tokenizers_zoo.io import (
     write_state,
     write_table,
 )
+from tokenizers_zoo.records import OPTIONAL, RecordError, as_dicts, convert
 from tokenizers_zoo.train.log import StepLog
 
 TABLE = {"a": [1, 2.5, None], "b": {"c": 'é "checksum": "x"'}}
@@ -145,6 +147,8 @@ class Record:
     names: tuple[str, ...]
     score: Mapping[str, float | None]
     more: More | None = None
+    sizes: list[int] = field(default_factory=list)
+    named: Mapping[int, str] = field(default_factory=dict)
     start: Start | None
 
 
@@ -154,7 +158,9 @@ SOUND: dict[str, Any] = {"names": ["x"], "score": {"m": 1, "n": None}, "start": 
 @pytest.mark.parametrize(("change", "error"), [
     ({}, None), ({"names": []}, None), ({"more": {"a": 1}}, None), ({"start": {"folder": "x"}}, None),
     ({"names": "x"}, "names: expected list of str, got str 'x'"),
-    ({"names": ["x", 3]}, r"names[1]: expected str, got int 3"),
+    ({"names": ["x", 3]}, r"names[1]: expected str, got int 3"), ({"more": 3}, "more: expected table, got int 3"),
+    ({"sizes": [1, "x"]}, "sizes[1]: expected int, got str 'x'"),
+    ({"named": {"x": "y"}}, "named: expected table with whole numbers as keys"),
     ({"score": []}, "score: expected table, got list []"),
     ({"score": {"m": "1"}}, "score.m: expected float, got str '1'"),
     ({"score": {"m": True}}, "score.m: expected float, got bool True"), ({"more": {}}, "more.a: is missing"),
@@ -172,6 +178,46 @@ def test_records_are_checked_against_their_class(tmp_path: Path, change: dict[st
     else:
         with pytest.raises(CheckpointError, match=re.escape(f"a.json: damaged: {error}")):
             read_record(tmp_path / "a.json", Record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brief:
+    always: int = 1
+    rarely: int = field(default=2, metadata=OPTIONAL)
+
+
+def test_optional_fields_are_left_out_of_files_at_their_default() -> None:
+    assert as_dicts(Brief()) == {"always": 1} and as_dicts(Brief(rarely=3)) == {"always": 1, "rarely": 3}
+
+
+def test_paths_of_records_have_no_nul() -> None:
+    assert convert("a/b", Path) == Path("a/b")
+    with pytest.raises(RecordError, match=r"outer\.inner: expected path"):
+        convert("a\0b", Path, "outer", "inner")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    ratio: float = 1.0
+    sizes: tuple[int, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
+def test_settings_take_numbers_of_numpy_and_refuse_sets() -> None:
+    settings = from_mapping(Table, {"ratio": np.float32(0.5), "sizes": (np.int64(3), np.array(4))})
+    assert settings == Table(ratio=0.5, sizes=(3, 4)) and type(settings.sizes[0]) is int
+    with pytest.raises(ConfigError, match=r"^sizes: expected list of int, got a set"):
+        from_mapping(Table, {"sizes": {3, 4}})
+
+
+def test_errors_inside_a_table_or_list_name_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text('[train]\nsizes = [1, "x"]\n[train.weights]\nlight = "heavy"\n', encoding="utf-8")
+    errors = {"sizes": r":2 \[train\] sizes\[1\]: expected int", "weights": r":4 \[train.weights\] light: expected"}
+    for key, error in errors.items():
+        table = {key: load_toml(path)["train"][key]}
+        with pytest.raises(ConfigError, match=error):
+            from_mapping(Table, table, Origin(path=path, table="train"))
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])

@@ -208,7 +208,7 @@ def _key_in_message(table: Mapping[str, Any], message: str) -> str | None:
 
 def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
     """Return a value as its type hint, see `records.convert`; tables of settings are built by `from_mapping`."""
-    hint = _narrowed(hint, value)
+    hint, value = _narrowed(hint, value), _without_numpy(value)
     inner_class, kind = inner_table(hint)
     inner_origin = origin.inner(key)
     if inner_class is None or isinstance(value, inner_class):
@@ -219,10 +219,25 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
         return tuple(_convert(inner_class, item, origin, key) for item in value)
     elif kind == "named" and isinstance(value, Mapping):
         return {name: _convert(inner_class, table, inner_origin, name) for name, table in value.items()}
+    if isinstance(value, set | frozenset):
+        raise ConfigError(f"{origin.at(key)}: expected {in_words(hint)}, got a set, which has no order")
     try:
         return convert(value, hint)
     except RecordError as error:
-        raise ConfigError(f"{origin.at(key)}: {error}") from None
+        indices = ""
+        for inner_key in error.keys:
+            if isinstance(inner_key, int):
+                indices += f"[{inner_key}]"
+            else:
+                origin, key = origin.inner(key), inner_key
+        raise ConfigError(f"{origin.at(key)}{indices}: {error.reason}") from None
+
+
+def _without_numpy(value: Any) -> Any:
+    """Return numbers of numpy, also in lists and tuples, as numbers of Python."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_without_numpy, value))
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _narrowed(hint: Any, value: Any) -> Any:
@@ -243,7 +258,7 @@ SHOWN = {"shown": True}
 
 def convert_setting(hint: Any, value: Any, key: str) -> Any:
     """Return a setting or argument from Python, with numpy's numbers, as if from a file. Raises ConfigError."""
-    return _convert(hint, value.item() if getattr(value, "ndim", None) == 0 else value, Origin(), key)
+    return _convert(hint, value, Origin(), key)
 
 
 def check_types(config: Any) -> None:

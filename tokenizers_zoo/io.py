@@ -18,7 +18,7 @@ import secrets
 import shutil
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import BufferedReader
 from itertools import zip_longest
 from pathlib import Path
@@ -292,12 +292,12 @@ def read_record(
 
 def as_record(
     table: Mapping[str, Any], record_class: type[T], path: Path, *, remedy: str = REMEDY,
-    error: type[ZooError] = CheckpointError,
+    error: type[ZooError] = CheckpointError, keys: Sequence[str] = (),
 ) -> T:  # fmt: skip
-    """Return the table that was read from the file at `path` as a record of its class. Raises `error`."""
+    """Return a table of the file at `path`, to which `keys` lead, as a record of its class. Raises `error`."""
     try:
-        return cast(T, convert(table, record_class))
-    except RecordError as mismatch:
+        return cast(T, convert(table, record_class, *keys))
+    except (RecordError, PluginError) as mismatch:  # PluginError: of a ModalitySpec
         raise error(f"{path}: damaged: {mismatch}; {remedy}") from None
 
 

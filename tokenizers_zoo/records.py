@@ -36,18 +36,19 @@ class RecordError(ValueError):
         super().__init__(f"{key_path}: {reason}" if keys else reason)
 
 
-def convert(value: Any, hint: Any) -> Any:
+def convert(value: Any, hint: Any, *keys: str) -> Any:
     """Return a value of JSON types as `hint`: a dataclass, or another type hint. Raises RecordError.
 
     Whole numbers become floats, lists become tuples, and texts become paths; no other type is converted. Keys that a
-    class does not have are skipped.
+    class does not have are skipped. `keys` lead to the value, for the error.
     """
     import msgspec  # 15 ms
 
     try:
         return msgspec.convert(value, hint, str_keys=True, dec_hook=_convert_other)
     except msgspec.ValidationError as error:
-        raise _located(value, hint, error) from None
+        located = _located(value, hint, error)
+        raise RecordError((*keys, *located.keys), located.reason) from None
 
 
 def _convert_other(hint: Any, value: Any) -> Any:
@@ -126,6 +127,8 @@ def in_words(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         kinds = dict.fromkeys(in_words(kind) for kind in arguments if kind is not Ellipsis)
         return f"list of {'' if Ellipsis in arguments else f'{len(arguments)} '}{' or '.join(kinds)}"
-    if typing.get_origin(hint) in (dict, Mapping):
+    if typing.get_origin(hint) in (dict, Mapping) and arguments[0] is int:
+        return "table with whole numbers as keys"
+    if typing.get_origin(hint) in (dict, Mapping) or dataclasses.is_dataclass(hint) or hint in Variant.__subclasses__():
         return "table"
     return "path" if hint is Path else str(getattr(hint, "__name__", hint))

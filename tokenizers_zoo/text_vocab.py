@@ -48,7 +48,9 @@ class VocabularyRecord(CheckpointRecord):
     @property
     def text_of(self) -> tuple[str, ...] | None:
         """The modalities whose text the vocabulary was learned from; None if they are unknown."""
-        names: tuple[str, ...] | None = convert(self.trained_on.get(TEXT_OF), tuple[str, ...] | None)
+        names: tuple[str, ...] | None = convert(
+            self.trained_on.get(TEXT_OF), tuple[str, ...] | None, "trained_on", TEXT_OF
+        )
         return names
 
 

@@ -15,9 +15,10 @@ import torch
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig
 from tokenizers_zoo.autoencoder.model import DENOISER
 from tokenizers_zoo.autoencoder.tokenizer import build_autoencoder
-from tokenizers_zoo.checkpoint import ORIGIN, checkpoint_errors, load_checkpoint, save_checkpoint
+from tokenizers_zoo.checkpoint import CONFIG, ORIGIN, checkpoint_errors, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import Origin, Settings
 from tokenizers_zoo.errors import CheckpointError, ConfigError
+from tokenizers_zoo.io import REMEDY
 from tokenizers_zoo.ml4m import PublishedCheckpoint
 from tokenizers_zoo.ml4m.architecture import DIFFUSION, PLAIN, Architecture, read_architecture
 from tokenizers_zoo.ml4m.source import EXTRA_METADATA, PLAIN_METADATA
@@ -123,6 +124,8 @@ def export_tokenizer(checkpoint: Path, checkpoint_class: str) -> PublishedCheckp
     origin: Mapping[str, Any] | None = config.get(ORIGIN)
     if origin is None:
         raise CheckpointError(f"{checkpoint}: was trained here; only imported tokenizers can be exported")
+    if not isinstance(origin.get("class"), str):  # no field of a record can have this name
+        raise CheckpointError(f"{checkpoint / CONFIG}: damaged: {ORIGIN}.class: expected str; {REMEDY}")
     config_with_class = {**origin["config"], "class": origin["class"]}
     architecture = read_architecture(PublishedCheckpoint(config=config_with_class, tensors={}, path=str(checkpoint)))
     return PublishedCheckpoint(

@@ -133,7 +133,7 @@ class ValueManifest(Manifest):
     @functools.cached_property
     def writer(self) -> ValueWriter:
         """The record, checked."""
-        return cast(ValueWriter, convert(self.record, ValueWriter))
+        return cast(ValueWriter, convert(self.record, ValueWriter, "record"))
 
 
 def manifest_path(folder: Path, shard: int) -> Path:

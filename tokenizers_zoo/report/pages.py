@@ -15,7 +15,6 @@ from tokenizers_zoo.checkpoint import CONFIG, COPY_AGAIN, WEIGHTS, checkpoint_er
 from tokenizers_zoo.config import TOML
 from tokenizers_zoo.errors import CheckpointError, ZooError, count_of
 from tokenizers_zoo.io import as_record, open_regular, read_record, read_regular, read_table, replacing_file
-from tokenizers_zoo.records import convert
 from tokenizers_zoo.report import records
 from tokenizers_zoo.report.pictures import (
     PICTURES,
@@ -216,8 +215,7 @@ def _tiles(run: Path, config: records.BackboneRecord, pairs: int) -> list[str]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{run / WEIGHTS}: damaged: {' '.join(str(error).split())}; {COPY_AGAIN}") from None
     tiles = [count_of(len(config.specs), "modality", "modalities"), f"{parameters / 1e6:.1f} million parameters"]
-    with checkpoint_errors(run):
-        training: records.TrainingSize = convert(config.train, records.TrainingSize)
+    training = as_record(config.train, records.TrainingSize, run / CONFIG, keys=("train",))
     if samples := training.steps * training.batch_size:
         tiles.append(f"{samples:,} samples seen in training")
     if config.training_seconds is not None:

@@ -367,8 +367,7 @@ def _spaces(tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str, Affin
 def _read_keys(path: Path) -> tuple[list[str], dict[str, npt.NDArray[np.int64]]]:
     """Return all keys, and the numbers of the samples that lack each modality. Raises CheckpointError."""
     record = read_record(path, KeysRecord)
-    missing = {name: np.array(numbers, np.int64) for name, numbers in record.lacks.items()}
-    for name, numbers in missing.items():
-        if numbers.size and not ((np.diff(numbers) > 0).all() and numbers[0] >= 0 and numbers[-1] < len(record.keys)):
+    for name, numbers in record.lacks.items():
+        if numbers != sorted(set(numbers)) or not all(0 <= number < len(record.keys) for number in numbers):
             raise CheckpointError(f"{path}: damaged (bad sample numbers of {name}); {REBUILD}")
-    return record.keys, missing
+    return record.keys, {name: np.array(numbers, np.int64) for name, numbers in record.lacks.items()}

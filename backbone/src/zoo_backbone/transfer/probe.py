@@ -37,7 +37,7 @@ from tokenizers_zoo.io import as_record, difference
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.report.records import BackboneRecord
-from tokenizers_zoo.run_folder import read_run, replacing_folder
+from tokenizers_zoo.run_folder import RUN, read_run, replacing_folder
 from tokenizers_zoo.samples import spread
 from tokenizers_zoo.tar import key_problem
 from zoo_backbone.checkpoint import architecture_for, load_model, model_config
@@ -58,6 +58,8 @@ BASELINE = "constant_baseline"
 """Tensor of a constant baseline that is an array."""
 LORA_LAYERS = r"encoder\.\d+\.(attention\.(qkv|out)|mlp\.(up|down))"
 """Layers that get LoRA adapters: all linear layers of the encoder's attention and MLP."""
+KIND = "probe"
+"""Kind of run in run.json."""
 BATCH = 32
 TABLE, PICTURE = "predictions.csv", "predictions.png"
 MAX_PICTURED = 100
@@ -264,9 +266,9 @@ def load(
     """
     folder = Path(folder)
     record = read_run(folder)
-    if record is None or not (folder / CONFIG).is_file():
+    if record is None or record.kind != KIND or not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no finished probe; train one with zoo transfer train")
-    sources = as_record(record.places, ProbePlaces, folder, remedy=COPY_AGAIN)
+    sources = as_record(record.places, ProbePlaces, folder / RUN, remedy=COPY_AGAIN, keys=("places",))
     tensors, probe_record = load_record(folder, CLASS, ProbeRecord)
     with checkpoint_errors(folder):
         config = from_mapping(TransferConfig, probe_record.settings)

@@ -36,14 +36,23 @@ from zoo_backbone.evaluation_data import input_forms
 from zoo_backbone.run import Run, registry_path, stored_config
 from zoo_backbone.transfer.config import TransferConfig, head_for
 from zoo_backbone.transfer.head import Grid, Neighbours, build_head
-from zoo_backbone.transfer.probe import CLASS, Network, Probe, ProbePlaces, ProbeRecord, build_encoder, require_peft
+from zoo_backbone.transfer.probe import (
+    CLASS,
+    KIND,
+    Network,
+    Probe,
+    ProbePlaces,
+    ProbeRecord,
+    build_encoder,
+    require_peft,
+)
 from zoo_backbone.transfer.results import probe_card
 from zoo_backbone.transfer.targets import target_to_json
 from zoo_backbone.transfer.task import Samples, Stores, Task, split_labels
 
 FOLDER = "transfer"
 PROBE = RunKind(
-    name="probe",
+    name=KIND,
     files=(WEIGHTS, CONFIG, CARD, METRICS, "metrics.jsonl", "tensorboard", "logs"),
     state=TOKENIZER.state,
     results=(WEIGHTS, CONFIG, METRICS),
