@@ -494,14 +494,15 @@ def test_settings_in_an_existing_registry_stay(workspace: Workspace) -> None:
     assert poses.spec.vocabulary == "human_poses" and poses.has_tokenizer
 
 
-def test_importing_again_updates_paths_of_a_moved_folder(workspace: Workspace) -> None:
+def test_a_moved_folder_keeps_its_paths_and_edits(workspace: Workspace) -> None:
     workspace.put("", published(VARIANTS["gated"]))
     workspace.run_import()
     shutil.move(workspace.out, workspace.root / "other")
     workspace.out, backbone = workspace.root / "other", workspace.root / "other" / "backbone"
-    workspace.run_import()
     imported_run = Run.load(backbone)
     assert (imported_run.tokens, imported_run.registry) == (workspace.out / "tokens", workspace.out / "registry.toml")
+    workspace.run_import()
+    assert Run.load(backbone) == imported_run
     Run(tokens=workspace.root / "mine", registry=imported_run.registry).save(backbone)  # a user's edit
     workspace.run_import()
     assert Run.load(backbone).tokens == workspace.root / "mine"

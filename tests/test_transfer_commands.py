@@ -293,7 +293,7 @@ def test_a_probe_whose_tensors_do_not_fit_is_refused(world: World, frozen: Path,
 def test_paths_in_a_foreign_record_have_to_be_texts(frozen: Path, tmp_path: Path, paths: dict[str, Any]) -> None:
     probe = shutil.copytree(frozen, tmp_path / "probe")
     set_paths(probe, **paths)
-    with pytest.raises(CheckpointError, match=f"{probe}: damaged: {next(iter(paths))}: expected str"):
+    with pytest.raises(CheckpointError, match=f"run.json: damaged: places.{next(iter(paths))}: expected str"):
         load(probe)
 
 
