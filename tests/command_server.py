@@ -26,7 +26,7 @@ HEAVY = (
     "zoo_backbone.cli.main", "zoo_backbone.evaluate", "zoo_backbone.generate_to_folder",
     "zoo_backbone.train",
     "jinja2", "matplotlib.figure",
-    "PIL.ImageDraw", "pyarrow.ipc", "skimage.metrics", "tokenizers", "tokenizers_zoo.autoencoder.model",
+    "PIL.ImageDraw", "skimage.metrics", "tokenizers", "tokenizers_zoo.autoencoder.model",
     "tokenizers_zoo.autoencoder.losses", "tokenizers_zoo.pipeline.stores", "tokenizers_zoo.pipeline.tokenize",
     "tokenizers_zoo.quantizers.quantizer", "tokenizers_zoo.report.pages",
     "tokenizers_zoo.train.loop", "torch._dynamo", "torch.utils.tensorboard",

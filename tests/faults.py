@@ -162,7 +162,7 @@ FORMATS = (
     Format(name="member offsets", files="data/*.index", readers=VALUES),
     Format(name="keys of values", files="data/*/keys/*.txt", readers=f"{VALUES},data info,make"),
     Format(name="dataset.json", files="data/dataset.json", readers=f"{VALUES},data info,make,derive"),
-    Format(name="token shards", files="tokens/*.arrow", readers=TOKENS),
+    Format(name="token shards", files="tokens/*.tokens", readers=TOKENS),
     Format(name="token manifests", files="tokens/*/*/shard-*.json", readers=f"{TOKENS},tokens info,tokenize"),
     Format(name="keys of tokens", files="tokens/*/keys/*.txt", readers=f"{TOKENS},tokens info,tokenize"),
     Format(name="store.json", files="tokens/store.json", readers=f"{TOKENS},tokens info,tokenize"),

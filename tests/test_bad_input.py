@@ -179,7 +179,7 @@ def test_mistake_with_overwrite_deletes_nothing(world: World) -> None:
     world(f"{train} steps=0").refused("steps: expected at least 1")
     altered(world.folder / "tokenizers/depth/model.safetensors")
     world("tokenize data --out tokens --modalities depth --overwrite").refused("sha256")
-    assert (world.folder / "tokens/train/depth/shard-00000.arrow").exists()
+    assert (world.folder / "tokens/train/depth/shard-00000.tokens").exists()
 
 
 def test_tokenizer_is_replaced_only_by_a_new_tokenizer(world: World) -> None:
@@ -280,9 +280,9 @@ def test_a_damaged_shard_is_named_and_repaired(world: World) -> None:
 
 
 def test_damaged_tokens_and_dataset_records_are_named(world: World) -> None:
-    cut(world.folder / "tokens/train/depth/shard-00000.arrow")
+    cut(world.folder / "tokens/train/depth/shard-00000.tokens")
     train = "backbone train --tokens tokens --out new_run --config backbone.toml"
-    world(train).refused("tokens/train/depth/shard-00000.arrow", "zoo data repair")
+    world(train).refused("tokens/train/depth/shard-00000.tokens", "zoo data repair")
     assert world("data repair tokens").code == 0 and world("data verify tokens").code == 0
     cut(world.folder / "data/dataset.json")
     for words in ("data info data", STAGES["make"]):

@@ -556,7 +556,7 @@ def test_values_are_derived_again_when_their_inputs_change(units: Toy, tmp_path:
 
 @pytest.mark.parametrize("path", [
     "data/train/field/shard-00001.tar", "data/train/dark/shard-00001.index", "data/train/dark/shard-00001.json",
-    "data/train/keys/shard-00001.txt", "tokens/train/words/shard-00001.arrow", "tokens/train/words/shard-00001.json",
+    "data/train/keys/shard-00001.txt", "tokens/train/words/shard-00001.tokens", "tokens/train/words/shard-00001.json",
     "tokens/train/keys/shard-00001.txt",
 ])  # fmt: skip
 def test_repair_restores_the_damage_that_verify_reports(path: str, toy: Toy, tmp_path: Path) -> None:

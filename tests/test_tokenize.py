@@ -166,7 +166,7 @@ def test_a_failing_machine_drops_no_value(toy: Toy, tmp_path: Path, monkeypatch:
     for command in (lambda: evaluate_tokenizer(zoo["field"], data), lambda: tokenize(zoo, data, out)):
         with pytest.raises(MachineError, match=r"^field: encode .*CUDA out of memory"):
             command()
-    assert not list(out.rglob("*.arrow"))
+    assert not list(out.rglob("*.tokens"))
 
 
 def test_evaluations_of_other_samples_are_written_apart(toy: Toy, tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_only_shards_of_other_inputs_are_made_again(toy: Toy, tmp_path: Path) ->
     written_count, kept_count, _ = run()
     assert written_count + kept_count == 28 and kept_count >= 6
     for damage in (lambda path: path.unlink(), lambda path: os.truncate(path, 8)):
-        damage(out / "train/field/shard-00000.arrow")
+        damage(out / "train/field/shard-00000.tokens")
         assert 0 < run()[0] <= 10
     shutil.copytree(data, tmp_path / "copied", copy_function=shutil.copyfile)  # all files get new modification times
     assert counts(tokenize(zoo, tmp_path / "copied", out))["train/field"][0] == 0
@@ -334,7 +334,7 @@ def test_values_that_cannot_be_read_or_encoded_are_dropped_with_reasons(toy: Toy
     zoo["words"].encode = lambda values, **options: (_ for _ in ()).throw(DataError("never"))  # type: ignore[method-assign]
     with pytest.raises(DataError, match="words: all 23 samples were dropped"):
         tokenize(zoo, data, tmp_path / "none")
-    assert not list((tmp_path / "none").rglob("*.arrow")) and TokenStore(tmp_path / "none").splits() == []
+    assert not list((tmp_path / "none").rglob("*.tokens")) and TokenStore(tmp_path / "none").splits() == []
 
 
 def test_one_failing_modality_does_not_stop_the_others(toy: Toy, tmp_path: Path) -> None:
@@ -438,7 +438,7 @@ def test_a_killed_overwrite_keeps_no_tokens_of_other_data(toy: Toy, tmp_path: Pa
     zoo["field"].encode = lambda values, **options: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         tokenize(zoo, second, out, overwrite=True)
-    assert not list(out.rglob("*.arrow"))
+    assert not list(out.rglob("*.tokens"))
     zoo["field"].encode = encode  # type: ignore[method-assign]
     tokenize(zoo, second, out, modalities=["field"])
     assert unfinished_modalities(out) == ["test/words", "train/words"]

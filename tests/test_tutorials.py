@@ -83,7 +83,7 @@ def test_the_pipeline_runs_with_an_external_plugin(tmp_path: Path) -> None:
     ):  # fmt: skip
         shell.run(command, within="old")
     old_model = (old / "run" / "model.safetensors").read_bytes()
-    old_tokens = {path: path.read_bytes() for path in (old / "tokens").rglob("*.arrow")}
+    old_tokens = {path: path.read_bytes() for path in (old / "tokens").rglob("*.tokens")}
     assert old_tokens
 
     outputs = run_page(PAGE, shell)
@@ -106,7 +106,7 @@ def test_the_pipeline_runs_with_an_external_plugin(tmp_path: Path) -> None:
     shell.run(train, within="old")
     assert (old / "run" / "model.safetensors").read_bytes() == old_model
     shell.run(tokenize, within="old")
-    assert {path: path.read_bytes() for path in (old / "tokens").rglob("*.arrow")} == old_tokens
+    assert {path: path.read_bytes() for path in (old / "tokens").rglob("*.tokens")} == old_tokens
 
     # Without the plugin all other plugins work, and commands that need it name it.
     shell.run("pip uninstall --yes zoo-elevation")

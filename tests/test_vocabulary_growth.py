@@ -263,7 +263,7 @@ def test_a_training_resumes_once_the_vocabulary_has_grown(
     assert snapshot(world.folder / "trained") == files_before
     zoo = world.zoo()
     derive_data(zoo, world.data, workers=0)
-    old_files = {name: data for name, data in snapshot(world.tokens).items() if name.endswith(".arrow")}
+    old_files = {name: data for name, data in snapshot(world.tokens).items() if name.endswith(".tokens")}
     result = tokenize(zoo, world.data, world.tokens)
     assert {o.modality for o in result.outcomes if o.written} == {"mood"}
     assert old_files.items() <= snapshot(world.tokens).items()

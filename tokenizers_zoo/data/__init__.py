@@ -1,3 +1,3 @@
-"""Values and tokens on disk: tar shards of values, Arrow files of tokens, both aligned by key."""
+"""Values and tokens on disk: tar shards of values, shards of token blocks, both aligned by key."""
 
 from __future__ import annotations

@@ -1,41 +1,40 @@
-"""One shard of tokens of one modality: an Arrow IPC file and its manifest.
+"""One shard of tokens of one modality: a file of blocks, and its manifest.
 
-The file has one record batch with the column `tokens`, a row per view of each sample: fixed-size lists of ids for grids
-and vectors, lists of ids for sequences, lists of numbers for continuous layouts. Rows of absent samples are null. Ids
-are uint16 where the vocabulary fits, otherwise int32.
+A block has the tokens of up to 256 neighbouring samples, absent ones left out: first, for sequences and embeddings, the
+number of tokens of each view (uint32), then the numbers of all views. The manifest has the size, the sha256 and the
+present samples of each block, so that a reader verifies the blocks that it reads, and nothing else. Numbers are
+little-endian: ids uint16 where the vocabulary fits, otherwise int32; continuous layouts as their settings say.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import os
-import weakref
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache, cached
 
 from tokenizers_zoo.data.manifest import REPAIR, FileRecord, Manifest, remove_shard, shard_name, write_manifest
-from tokenizers_zoo.errors import DataError, ReadError, first_line
-from tokenizers_zoo.io import open_regular, read_error, replacing_file
+from tokenizers_zoo.errors import DataError, ReadError
+from tokenizers_zoo.io import open_regular, read_error, read_record, replacing_file
 from tokenizers_zoo.layouts import TokenLayout
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from tokenizers_zoo.handle import ModalityHandle
 
-SUFFIX = "arrow"
-MAGIC = b"ARROW1\0\0"
-"""The first bytes of an Arrow file, before its messages."""
-MAX_OPEN_FILES = 512
-"""Files of token shards that the process keeps open; systems allow 1024 by default."""
+SUFFIX = "tokens"
+BLOCK_SAMPLES, BLOCK_BYTES = 256, 1 << 20
+"""A block has so many samples, or a half, a quarter, ... of them where they have more bytes."""
+CACHE_BYTES = 512 << 20
+"""Blocks that the process keeps in memory."""
+LENGTH = np.dtype("<u4")
 Array = npt.NDArray[Any]
 
 
@@ -117,6 +116,30 @@ class TokenMetadata:
         return np.asarray((row.reshape(-1, self.dim) - low) / step)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockRecord:
+    """One block of a shard."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+    tokens: int
+    count: int
+    """Samples with tokens."""
+    present: str
+    """Bitmap (hex) of the samples with tokens; empty if all have them."""
+
+    def present_samples(self, samples: int) -> npt.NDArray[np.bool_]:
+        """Return whether each of the block's `samples` samples has tokens. Raises ValueError for another bitmap."""
+        if not self.present:
+            return np.full(samples, self.count == samples)
+        bits = np.frombuffer(bytes.fromhex(self.present), np.uint8)
+        present = np.unpackbits(bits, count=samples).astype(bool)
+        if len(bits) != -(-samples // 8) or int(present.sum()) != self.count:
+            raise ValueError("has a bitmap of other samples")
+        return present
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenRecord:
     """The tokens of a shard."""
@@ -126,21 +149,43 @@ class TokenRecord:
     """Views per sample."""
     values: str
     """Digest of the values."""
-    tokens: int
     longest: int
     """The most tokens of a row."""
     needed_vocab_size: int
     """The largest id plus one; 0 for continuous layouts."""
-    present: str
-    """Bitmap (hex) of the samples with tokens; empty if all have them."""
+    block_samples: int
+    """Samples of a block; the last one may have fewer."""
+    blocks: tuple[BlockRecord, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(block.tokens for block in self.blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenManifest(Manifest):
-    """The manifest of a shard of tokens."""
+    """The manifest of a shard of tokens. Raises ValueError for blocks of other samples."""
 
     suffix: ClassVar[str] = SUFFIX
     record: TokenRecord
+
+    def __post_init__(self) -> None:
+        Manifest.__post_init__(self)
+        record = self.record
+        if record.block_samples < 1 or len(record.blocks) != -(-self.rows // record.block_samples):
+            raise ValueError("blocks: expected one for each block_samples samples")
+        if self.count != sum(block.count for block in record.blocks) or any(block.size < 0 for block in record.blocks):
+            raise ValueError("blocks: count or size")
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """Whether each sample of the shard has tokens, `(rows,)`. Raises ValueError for a wrong bitmap."""
+        starts, size = range(0, self.rows, self.record.block_samples), self.record.block_samples
+        parts = [
+            block.present_samples(min(size, self.rows - start))
+            for start, block in zip(starts, self.record.blocks, strict=True)
+        ]
+        return np.concatenate([np.zeros(0, bool), *parts])
 
 
 def _levels(handle: ModalityHandle) -> tuple[tuple[int, float, float], ...]:
@@ -174,30 +219,47 @@ def write_token_shard(
     `inputs` the inputs digest, and `values` the digest of the value shard. Raises DataError if tokens do not fit the
     layout or vocabulary.
     """
-    import pyarrow as pa
-
-    present = np.array([row is not None for row in rows], bool)
+    size = _samples_of_block(metadata, crops)
+    encoded = [_encode_block(metadata, rows[start : start + size]) for start in range(0, len(rows), size)]
     views = [np.asarray(view) for row in rows if row is not None for view in row]
-    lengths, flat = _flatten_views(metadata, views)
-    column = _arrow_column(metadata, flat, lengths, np.repeat(present, crops))
-    schema = pa.schema([("tokens", column.type)])
-    path = folder / shard_name(shard, SUFFIX)
     remove_shard(folder, shard)
-    with replacing_file(path) as temporary:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            writer.write_batch(pa.record_batch([column], schema=schema))
+    with replacing_file(folder / shard_name(shard, SUFFIX)) as temporary:
+        temporary.write_bytes(b"".join(data for data, _ in encoded))
         files = {SUFFIX: FileRecord.of(temporary)}
+    longest = max((view.size for view in views), default=0) // metadata.dim
+    last_id = max((int(view.max()) for view in views if view.size and metadata.vocab_size), default=-1)
     record = TokenRecord(
-        writer=metadata, crops=crops, values=values, tokens=int(lengths.sum()), longest=int(lengths.max(initial=0)),
-        needed_vocab_size=int(flat.max()) + 1 if flat.size and metadata.vocab_size else 0,
-        present="" if present.all() else np.packbits(present).tobytes().hex(),
+        writer=metadata, crops=crops, values=values, longest=longest, needed_vocab_size=last_id + 1, block_samples=size,
+        blocks=tuple(block for _, block in encoded),
     )  # fmt: skip
     manifest = TokenManifest(
-        rows=len(rows), count=int(present.sum()), keys=keys, inputs=inputs, files=files, dropped=dict(dropped or {}),
-        record=record,
+        rows=len(rows), count=sum(block.count for block in record.blocks), keys=keys, inputs=inputs, files=files,
+        dropped=dict(dropped or {}), record=record,
     )  # fmt: skip
     write_manifest(folder, shard, manifest)
     return manifest
+
+
+def _samples_of_block(metadata: TokenMetadata, crops: int) -> int:
+    size = BLOCK_SAMPLES
+    while size > 1 and size * crops * metadata.layout.length * metadata.dim * metadata.stored_as.itemsize > BLOCK_BYTES:
+        size //= 2
+    return size
+
+
+def _encode_block(metadata: TokenMetadata, rows: Sequence[Sequence[Array] | None]) -> tuple[bytes, BlockRecord]:
+    """Return the bytes of a block, and its record. Raises DataError."""
+    present = np.array([row is not None for row in rows], bool)
+    views = [np.asarray(view) for row in rows if row is not None for view in row]
+    lengths, flat = _flatten_views(metadata, views)
+    data = flat.astype(metadata.stored_as.newbyteorder("<")).tobytes()
+    if metadata.layout.variable:
+        data = lengths.astype(LENGTH).tobytes() + data
+    record = BlockRecord(
+        size=len(data), sha256=hashlib.sha256(data).hexdigest(), tokens=int(lengths.sum()), count=int(present.sum()),
+        present="" if present.all() or not present.any() else np.packbits(present).tobytes().hex(),
+    )  # fmt: skip
+    return data, record
 
 
 def _flatten_views(metadata: TokenMetadata, views: Sequence[Array]) -> tuple[npt.NDArray[np.int64], Array]:
@@ -216,192 +278,106 @@ def _flatten_views(metadata: TokenMetadata, views: Sequence[Array]) -> tuple[npt
     return np.array([view.size // dim for view in views], np.int64), metadata.to_stored(flat)
 
 
-def _is_compressed(message: bytes) -> bool:
-    """Return whether an Arrow message, a flatbuffer of Message.fbs, is of a record batch with compressed numbers."""
-
-    def field(table: int, number: int) -> int:
-        """Return the position of a table's field, 0 if it has none."""
-        vtable = table - int.from_bytes(message[table : table + 4], "little", signed=True)
-        entry, size = vtable + 4 + 2 * number, int.from_bytes(message[vtable : vtable + 2], "little")
-        offset = int.from_bytes(message[entry : entry + 2], "little") if entry < vtable + size else 0
-        return table + offset if offset else 0
-
-    def follow(position: int) -> int:
-        return position + int.from_bytes(message[position : position + 4], "little")
-
-    header = field(follow(0), 2)
-    return bool(field(follow(header), 3))
-
-
-def _arrow_column(
-    metadata: TokenMetadata, flat: Array, lengths: npt.NDArray[np.int64], present: npt.NDArray[np.bool_]
-) -> pa.Array:
-    """Return the tokens of the present rows as an Arrow array, with nulls for the others."""
-    import pyarrow as pa
-
-    absent = pa.array(~present)
-    if not metadata.layout.variable:
-        width = metadata.layout.length * metadata.dim
-        numbers = np.zeros((len(present), width), metadata.stored_as)
-        numbers[present] = flat.reshape(-1, width)
-        return pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), width, mask=absent)
-    offsets = np.zeros(len(present) + 1, np.int32)
-    offsets[1:][present] = lengths
-    content = pa.array(flat.astype(metadata.stored_as))
-    if metadata.layout.continuous:
-        content = pa.FixedSizeListArray.from_arrays(content, metadata.dim)
-    return pa.ListArray.from_arrays(pa.array(np.cumsum(offsets, dtype=np.int32)), content, mask=absent)
-
-
-def present_samples(manifest: TokenManifest) -> npt.NDArray[np.bool_]:
-    """Return for each sample of a shard whether it has tokens, `(rows,)`. Raises DataError."""
-    if not manifest.record.present:
-        return np.ones(manifest.rows, bool)
-    try:
-        bits = np.frombuffer(bytes.fromhex(manifest.record.present), np.uint8)
-    except ValueError:
-        bits = np.zeros(0, np.uint8)
-    if len(bits) != -(-manifest.rows // 8):
-        raise DataError("its manifest has a bitmap of another length")
-    return np.unpackbits(bits, count=manifest.rows).astype(bool)
-
-
 # ---------------------------------------------------------------------- reading
 
 
-@dataclass(frozen=True, eq=False)
-class OpenShard:
-    """An open file and the positions of its numbers; the file is closed when no thread reads it any more."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Block:
+    """The tokens of a block, as stored."""
 
-    file: int
-    start: int
-    """Position of the first number in the file."""
-    offsets: npt.NDArray[np.int32]
-    """Of layouts of variable length: the first token of each row, and the number of all tokens."""
+    numbers: Array
+    """The numbers of all views, one after another."""
+    starts: npt.NDArray[np.int64]
+    """The first token of each view, and the number of all tokens."""
+    places: npt.NDArray[np.int64]
+    """The place of each sample among those with tokens; -1 if it has none."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.numbers.nbytes + self.starts.nbytes + self.places.nbytes
 
 
-class ShardFile:
-    """Reads rows of one shard. Its bytes, rows and ids are verified when the first row is read.
+class TokenShard:
+    """Reads one shard, block by block. A block is verified when it is read, and then kept for a while.
 
     Nothing is mapped into memory: a mapped file that another process cuts off would end this process.
     """
 
-    def __init__(self, path: Path, manifest: TokenManifest, writer: TokenMetadata, crops: int) -> None:
-        self.path, self.manifest, self.writer, self.crops = path, manifest, writer, crops
-        self._verified: tuple[tuple[int, int, int], int, int] | None = None
-        """Inode, size and time of the verified file, to notice a replacement; positions of numbers and offsets."""
+    def __init__(self, path: Path, manifest: TokenManifest, writer: TokenMetadata) -> None:
+        self.path, self.manifest, self.writer = path, manifest, writer
+        self._offsets = [0, *itertools.accumulate(block.size for block in manifest.record.blocks)]
 
-    def verify(self) -> None:
-        """Verify the file, unless it was. Raises DataError, ReadError."""
-        _open_cached(self)
+    def take(self, rows: npt.NDArray[np.int64]) -> Iterator[Array]:
+        """Yield the tokens of sorted rows (sample * crops + view), as stored.
 
-    def read_fixed(self, rows: npt.NDArray[np.int64], out: Array) -> None:
-        """Write rows of a fixed layout as stored into `out`, `(len(rows), width)`."""
-        opened, size = _open_cached(self), out.shape[1] * out.itemsize
-        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()
-        for first, end in itertools.pairwise([*starts, len(rows)]):
-            self._read(opened, out[first:end], int(rows[first]) * size)
+        For layouts of variable length an array per row, for fixed ones an array per block, `(rows, numbers)`. Raises
+        DataError for a damaged block and for rows without tokens, and ReadError.
+        """
+        record, layout, dim = self.manifest.record, self.writer.layout, self.writer.dim
+        samples, views = np.divmod(rows, record.crops)
+        blocks, samples = np.divmod(samples, record.block_samples)
+        edges = [*np.flatnonzero(np.diff(blocks, prepend=-1)).tolist(), len(rows)]
+        for first, end in itertools.pairwise(edges):
+            block = read_block(self, int(blocks[first]))
+            places = block.places[samples[first:end]] * record.crops + views[first:end]
+            if places.min() < 0:
+                raise DataError(f"{self.path}: a sample has no tokens")
+            if not layout.variable:
+                yield block.numbers.reshape(-1, layout.length * dim)[places]
+                continue
+            for start, stop in zip(block.starts[places].tolist(), block.starts[places + 1].tolist(), strict=True):
+                yield block.numbers[start * dim : stop * dim].reshape(-1, *layout.token_shape[1:])
 
-    def read_lists(self, rows: npt.NDArray[np.int64]) -> Iterator[Array]:
-        """Yield the tokens of rows of a layout of variable length, as stored."""
-        opened, writer = _open_cached(self), self.writer
-        inner = writer.layout.token_shape[1:]
-        size = writer.dim * writer.stored_as.itemsize
-        for first, end in zip(opened.offsets[rows].tolist(), opened.offsets[rows + 1].tolist(), strict=True):
-            tokens = np.empty((end - first, *inner), writer.stored_as)
-            self._read(opened, tokens, first * size)
-            yield tokens
-
-    def _read(self, opened: OpenShard, out: Array, offset: int) -> None:
-        """Fill a contiguous array from the file's numbers. Raises ReadError."""
-        try:
-            remaining = memoryview(out.reshape(-1).view(np.uint8).data)
-            position = opened.start + offset
-            while remaining and (count := os.preadv(opened.file, [remaining], position)):
-                remaining, position = remaining[count:], position + count
-        except OSError as error:
-            raise read_error(self.path, error) from None
-        if remaining:
-            raise ReadError(f"{self.path}: was cut off while it was open; run the same command again")
-
-    def open(self) -> OpenShard:
-        """Open the file, and verify it at the first time. Raises DataError, ReadError."""
+    def _bytes(self, number: int) -> bytes:
+        """Return the bytes of a block. Raises ValueError if the file is cut off, DataError if it is not there."""
+        start, size = self._offsets[number], self.manifest.record.blocks[number].size
         if not self.path.exists():
             raise DataError(f"{self.path}: no such file; run `zoo tokenize` again")
         with open_regular(self.path) as file:
-            status = os.fstat(file.fileno())
-            stamp = status.st_ino, status.st_size, status.st_mtime_ns
-            if self._verified is None:
-                self._verified = (stamp, *self._verify(file))
-            verified, start, offsets_start = self._verified
-            if verified != stamp:
-                raise ReadError(f"{self.path}: was replaced since it was opened; run the same command again")
-            rows = self.manifest.rows * self.crops + 1 if self.writer.layout.variable else 0
-            opened = OpenShard(os.dup(file.fileno()), start, np.zeros(rows, np.int32))
-        weakref.finalize(opened, os.close, opened.file)
-        self._read(opened, opened.offsets, offsets_start - start)
-        return opened
+            try:
+                if start + size > os.fstat(file.fileno()).st_size:
+                    raise ValueError("is cut off")
+                return os.pread(file.fileno(), size, start)
+            except OSError as error:
+                raise read_error(self.path, error) from None
 
-    def _verify(self, file: BufferedReader) -> tuple[int, int]:
-        """Check the whole file; return the positions of its numbers and of its list offsets. Raises DataError."""
-        import pyarrow as pa
-
-        expected = self.manifest.files.get(SUFFIX)
-        data = file.read() if expected and os.fstat(file.fileno()).st_size == expected.size else b""
-        try:
-            if not data or not expected or hashlib.sha256(data).hexdigest() != expected.sha256:
-                raise ValueError("it has another size or checksum than its manifest says")
-            buffer = pa.py_buffer(data)
-            messages = list(itertools.islice(pa.ipc.MessageReader.open_stream(buffer.slice(len(MAGIC))), 2))
-            if len(messages) != 2:
-                raise ValueError("it has no rows")
-            schema, content = pa.ipc.read_schema(messages[0]), messages[1]
-            empty = np.zeros(0, np.int64)
-            column = _arrow_column(self.writer, empty.astype(self.writer.stored_as), empty, empty.astype(bool))
-            if schema != pa.schema([("tokens", column.type)]):
-                raise ValueError(f"it has other columns than tokens of {column.type}")
-            is_new = content.metadata_version == pa.ipc.MetadataVersion.V5  # older ones compress in another way
-            if not is_new or _is_compressed(content.metadata.to_pybytes()):
-                raise ValueError("its numbers are compressed")
-            batch = pa.ipc.read_record_batch(content, schema)
-            batch.validate(full=True)
-            arrays = self._checked_arrays(batch.column("tokens"))
-            starts = [array.__array_interface__["data"][0] - buffer.address if array.size else 0 for array in arrays]
-            if any(not 0 <= start <= len(data) - array.nbytes for start, array in zip(starts, arrays, strict=True)):
-                raise ValueError("its numbers are outside of the file")
-        except (AttributeError, DataError, LookupError, OSError, TypeError, ValueError, pa.ArrowException) as error:
-            reason = first_line(error)
-            advice = f"{REPAIR}, or `zoo tokenize --overwrite`"
-            raise DataError(f"{self.path}: not a sound shard of tokens: {reason}; {advice}") from None
-        return starts[0], starts[1]
-
-    def _checked_arrays(self, column: pa.Array) -> tuple[Array, Array]:
-        """Return all numbers and the list offsets. Raises ValueError if they do not fit manifest and layout."""
-        layout, dim = self.writer.layout, self.writer.dim
-        present = np.repeat(present_samples(self.manifest), self.crops)
-        if not np.array_equal(column.is_valid().to_numpy(zero_copy_only=False), present):
-            raise ValueError("its rows are not those of its manifest")
-        content = column.values
-        if layout.variable and layout.continuous:
-            content = content.values
-        if content.null_count:
-            raise ValueError("it has tokens without a number")
-        values = content.to_numpy(zero_copy_only=True)
-        if values.dtype != self.writer.stored_as:
-            raise ValueError(f"it holds {values.dtype}, expected {self.writer.stored_as}")
+    def _decode(self, number: int, data: bytes) -> Block:
+        """Return the block of some bytes. Raises ValueError where they contradict manifest or layout."""
+        record, layout, stored_as = self.manifest.record, self.writer.layout, self.writer.stored_as
+        block = record.blocks[number]
+        if hashlib.sha256(data).hexdigest() != block.sha256:
+            raise ValueError("has another checksum than its manifest says")
+        present = block.present_samples(min(record.block_samples, self.manifest.rows - number * record.block_samples))
+        views, width = block.count * record.crops, layout.length * self.writer.dim * stored_as.itemsize
+        body = views * LENGTH.itemsize if layout.variable else 0
+        if len(data) < body or not (layout.variable or len(data) == views * width):
+            raise ValueError("has another size than its samples")
+        lengths = np.frombuffer(data, LENGTH, views) if layout.variable else np.full(views, layout.length)
+        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        numbers = np.frombuffer(data, stored_as.newbyteorder("<"), offset=body).astype(stored_as, copy=False)
+        if lengths.max(initial=0) > layout.length or starts[-1] != block.tokens:
+            raise ValueError("has longer sequences than its layout, or another number of tokens than its manifest")
+        if block.tokens * self.writer.dim != numbers.size:
+            raise ValueError("has numbers of no sample")
         if layout.continuous:
-            if not np.isfinite(values).all():
-                raise ValueError("it has numbers that are not finite")
-        elif values.size:
-            vocab_size = self.manifest.record.needed_vocab_size
-            if not (0 <= values.min() <= values.max() < max(vocab_size, 1) <= max(self.writer.vocab_size, 1)):
-                raise ValueError(f"it has ids {values.min()}..{values.max()}, expected 0..{vocab_size - 1}")
-        if not layout.variable:
-            return values.reshape(len(present), layout.length * dim), np.zeros(0, np.int32)
-        offsets = column.offsets.to_numpy(zero_copy_only=True)
-        if int(np.diff(offsets).max(initial=0)) > layout.length or offsets[0] or offsets[-1] * dim != values.size:
-            raise ValueError("it has a longer sequence than its layout, or tokens of no row")
-        return values, offsets
+            if not np.isfinite(numbers).all():
+                raise ValueError("has numbers that are not finite")
+        elif numbers.size and not (
+            0 <= numbers.min() <= numbers.max() < max(record.needed_vocab_size, 1) <= max(self.writer.vocab_size, 1)
+        ):
+            raise ValueError(f"has ids {numbers.min()}..{numbers.max()}, expected 0..{record.needed_vocab_size - 1}")
+        return Block(numbers, starts, np.where(present, np.cumsum(present) - 1, -1))
 
 
-_open_cached = functools.lru_cache(MAX_OPEN_FILES)(ShardFile.open)
+@cached(LRUCache(CACHE_BYTES, getsizeof=lambda block: block.nbytes), lock=threading.Lock())
+def read_block(shard: TokenShard, number: int) -> Block:
+    """Return a block of a shard. Raises DataError if it is damaged, ReadError if the shard was replaced meanwhile."""
+    try:
+        return shard._decode(number, shard._bytes(number))
+    except ValueError as error:
+        advice = f"{REPAIR}, or `zoo tokenize --overwrite`"
+        damage = DataError(f"{shard.path}: block {number} {error}; {advice}")
+    manifest = read_record(shard.path.with_suffix(".json"), TokenManifest, error=DataError)
+    if manifest != shard.manifest:
+        raise ReadError(f"{shard.path}: was replaced since it was opened; run the same command again")
+    raise damage

@@ -35,7 +35,7 @@ from tokenizers_zoo.data.manifest import (
     shard_name,
     shards_of,
 )
-from tokenizers_zoo.data.token_shard import SUFFIX, ShardFile, TokenManifest, present_samples
+from tokenizers_zoo.data.token_shard import SUFFIX, TokenManifest, TokenShard
 from tokenizers_zoo.errors import DataError, UnknownNameError
 from tokenizers_zoo.io import absolute_place, read_record, relative_place, table_text, write_table
 from tokenizers_zoo.validation import describe
@@ -129,8 +129,8 @@ class TokenColumn:
         if not self.manifests:
             raise DataError(f"{self.folder}: has no sample")
         self.metadata = self.manifests[0].record.writer
-        self._files = [
-            ShardFile(self.folder / shard_name(shard, SUFFIX), manifest, self.metadata, split.crops)
+        self._shards = [
+            TokenShard(self.folder / shard_name(shard, SUFFIX), manifest, self.metadata)
             for shard, manifest in enumerate(self.manifests)
         ]
 
@@ -160,8 +160,8 @@ class TokenColumn:
     def present_in(self, shard: int) -> npt.NDArray[np.bool_]:
         """Return for each sample of a shard whether it has tokens."""
         try:
-            return present_samples(self.manifests[shard])
-        except DataError as error:
+            return self.manifests[shard].present
+        except ValueError as error:
             raise DataError(f"{manifest_path(self.folder, shard)}: damaged: {error}; {REPAIR}") from None
 
     def present(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -187,19 +187,15 @@ class TokenColumn:
         order = np.argsort(indices, kind="stable")
         shards, within = np.divmod(indices[order], self.split.shard_size * self.split.crops)
         starts = np.flatnonzero(np.diff(shards, prepend=-1)).tolist()
-        runs = [(self._files[shards[first]], slice(first, end)) for first, end in pairwise([*starts, len(indices)])]
+        parts = [
+            part for first, end in pairwise([*starts, len(indices)])
+            for part in self._shards[shards[first]].take(within[first:end])
+        ]  # fmt: skip
+        places = np.argsort(order)
         if layout.variable:
-            result: list[Any] = [None] * len(indices)
-            for file, run in runs:
-                for index, tokens in zip(order[run].tolist(), file.read_lists(within[run]), strict=True):
-                    result[index] = metadata.from_stored(tokens)
-            return result
-        for file, _ in runs[:1]:
-            file.verify()  # before a width is trusted
-        gathered = np.empty((len(indices), layout.length * metadata.dim), metadata.stored_as)
-        for file, run in runs:
-            file.read_fixed(within[run], gathered[run])
-        return metadata.from_stored(gathered[np.argsort(order)]).reshape(len(indices), *layout.token_shape)
+            return [metadata.from_stored(parts[place]) for place in places.tolist()]
+        stored = np.concatenate(parts or [np.zeros((0, layout.length * metadata.dim), metadata.stored_as)])
+        return metadata.from_stored(stored[places]).reshape(len(indices), *layout.token_shape)
 
     def check_tokenizer(self, handle: ModalityHandle) -> None:
         """Raise DataError unless `handle`'s tokenizer wrote these tokens, or its vocabulary grew from theirs."""
