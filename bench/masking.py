@@ -41,7 +41,7 @@ def measure(count: int, budget: int, batch: int, repeats: int) -> dict[str, Any]
     (_, together), (_, alone) = seconds(
         [
             lambda: masker(raw, seed=0, step=0),
-            lambda: [masker(single, seed=0, step=0, first_slot=slot) for slot, single in enumerate(singles)],
+            lambda: [masker(single, seed=0, step=0, slots=np.array([slot])) for slot, single in enumerate(singles)],
         ],
         repeats,
     )

@@ -399,7 +399,7 @@ def test_masks_depend_on_seed_step_slot_and_sample_only() -> None:
     assert all(torch.equal(a, b) for a, b in zip(full_batch, flat_tensors(masker(raw, seed=5, step=7)), strict=True))
     tokens = {name: array[3:5] for name, array in raw.tokens.items()}
     part = RawBatch(tokens=tokens, lengths=raw.lengths[3:5], present=raw.present[3:5])
-    alone = flat_tensors(masker(part, seed=5, step=7, first_slot=3))
+    alone = flat_tensors(masker(part, seed=5, step=7, slots=np.arange(3, 3 + len(part))))
     assert all(torch.equal(a[3:5], b) for a, b in zip(full_batch, alone, strict=True))
     for changed_batch in (masker(raw, seed=6, step=7), masker(raw, seed=5, step=8)):
         assert not torch.equal(full_batch[1], changed_batch.inputs.positions)

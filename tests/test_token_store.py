@@ -24,7 +24,17 @@ from tokenizers_zoo.config import Origin
 from tokenizers_zoo.data import token_shard
 from tokenizers_zoo.data.manifest import verify
 from tokenizers_zoo.data.token_shard import write_token_shard
-from tokenizers_zoo.data.tokens import STORE, TokenColumn, TokenStore, read_tokens, samples_digest, whole_samples
+from tokenizers_zoo.data.tokens import (
+    STORE,
+    SUMMARY,
+    UNFINISHED,
+    TokenColumn,
+    TokenStore,
+    TokenSummary,
+    read_tokens,
+    samples_digest,
+    whole_samples,
+)
 from tokenizers_zoo.errors import DataError, OtherLayoutError, OtherTokenizerError, ReadError
 from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.layouts import (
@@ -96,9 +106,9 @@ def test_tokens_come_back_as_they_were_written(tmp_path: Path, kind: str, crops:
     if kind in ("grid", "vector", "patches"):
         assert batch.shape == (7, *{"grid": (2, 3), "vector": (4,), "patches": (4, 3)}[kind])
     else:
-        assert column.longest == max(len(row) for row in rows)
+        assert column.summary.longest == max(len(row) for row in rows)
     ids = [int(row.max()) + 1 for row in rows if row.size and dtype == np.int64]
-    assert column.needed_vocab_size == max(ids, default=0)
+    assert column.summary.needed_vocab_size == max(ids, default=0)
     with pytest.raises(IndexError):
         column.take([9 * crops])
     assert not list(verify(TokenStore(tmp_path).split("train")))
@@ -127,7 +137,7 @@ def test_rows_of_several_blocks_and_shards_are_read(tmp_path: Path, monkeypatch:
     for kind, layout in LAYOUTS.items():
         tokens = list(make_store(tmp_path / kind, layout, count=11, crops=2).values())
         column = TokenStore(tmp_path / kind).open("train", "m")
-        assert [len(manifest.record.blocks) for manifest in column.manifests] == [2, 2, 2]
+        assert len(column._open_shard(2).manifest.record.blocks) == 2
         rows = np.random.default_rng(0).integers(0, 22, 50)
         for row, read in zip(rows.tolist(), column.take(rows), strict=True):
             np.testing.assert_array_equal(read, tokens[row // 2][row % 2].reshape(read.shape))
@@ -238,17 +248,26 @@ def test_threads_read_the_same_tokens_however_little_is_kept(tmp_path: Path, mon
         assert list(pool.map(read, range(4))) == [True] * 4
 
 
-def test_a_shard_that_is_replaced_while_it_is_open_is_no_damage(tmp_path: Path) -> None:
-    make_store(tmp_path, LAYOUTS["grid"])
-    column = TokenStore(tmp_path).open("train", "m")
-    make_store(tmp_path, LAYOUTS["grid"], absent=(0,))
+def opened_at_first_block(root: Path, monkeypatch: pytest.MonkeyPatch) -> TokenColumn:
+    """Return a column whose first shard is open, and its first block read."""
+    monkeypatch.setattr(token_shard, "BLOCK_SAMPLES", 2)
+    make_store(root, LAYOUTS["grid"])
+    column = TokenStore(root).open("train", "m")
+    assert len(column.take([0])) == 1
+    return column
+
+
+def test_a_shard_that_is_replaced_while_it_is_open_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = opened_at_first_block(tmp_path, monkeypatch)
+    make_store(tmp_path, LAYOUTS["grid"], absent=(2,))
     with pytest.raises(ReadError, match=r"shard-00000\.tokens: was replaced"):
-        column.take(range(4))
+        column.take([2])
 
 
 def test_a_shard_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_store(tmp_path, LAYOUTS["grid"])
-    column = TokenStore(tmp_path).open("train", "m")
+    column = opened_at_first_block(tmp_path, monkeypatch)
 
     def failing_open(*arguments: Any) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -256,8 +275,8 @@ def test_a_shard_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path, mon
     with monkeypatch.context() as patched:
         patched.setattr(builtins, "open", failing_open)
         with pytest.raises(ReadError, match=r"shard-00000\.tokens: cannot be read"):
-            column.take([0])
-    assert len(column.take([0])) == 1
+            column.take([2])
+    assert len(column.take([2])) == 1
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
@@ -276,10 +295,32 @@ def test_a_flipped_bit_is_never_read(tmp_path: Path, kind: str) -> None:
 
 def test_an_unfinished_store_is_refused(tmp_path: Path) -> None:
     make_store(tmp_path, LAYOUTS["grid"])
-    store = TokenStore(tmp_path)
+    split, store = TokenStore(tmp_path).split("train"), TokenStore(tmp_path)
     (tmp_path / "train/m/shard-00001.json").unlink()
+    assert [wrong.reason for wrong in verify(split)] == [f"{split.folder}/m: has 2 of 3 shards: {UNFINISHED}"]
+    with pytest.raises(DataError, match=r"train/m: has 2 of 3 shards"):
+        store.open("train", "m").take([4])
+    (tmp_path / "train/m" / SUMMARY).unlink()
+    assert not list(verify(split))
     with pytest.raises(DataError, match=r"train/m: has 2 of 3 shards"):
         store.open("train", "m")
+
+
+def test_a_summary_has_to_agree_with_its_shards(tmp_path: Path) -> None:
+    make_store(tmp_path, LAYOUTS["sequence"])
+    path, split = tmp_path / "train/m" / SUMMARY, TokenStore(tmp_path).split("train")
+    table = read_table(path)
+    for key, number in {"longest": 1, "needed_vocab_size": 5}.items():
+        write_table(path, {**table, key: number})
+        with pytest.raises(DataError, match=r"summary.json says"):
+            TokenColumn(split, "m").take([0])
+        assert [wrong.reason for wrong in verify(split)] == ["contradicts its shards"]
+    for key in ("samples", "crops"):
+        write_table(path, {**table, key: 7})
+        with pytest.raises(DataError, match="other samples"):
+            TokenColumn(split, "m")
+    path.unlink()
+    assert [wrong.reason for wrong in verify(split)] == ["is missing"]
 
 
 def test_shards_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
@@ -287,36 +328,43 @@ def test_shards_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
     folder, split = tmp_path / "train/m", TokenStore(tmp_path).split("train")
     metadata = plain_metadata(LAYOUTS["grid"], fingerprint="e" * 64)
     write_token_shard(folder, 1, metadata, [[np.zeros((2, 3), int)]] * 4, keys=split.keys_digest(1))
-    with pytest.raises(DataError, match=r"shard-00001: .*another tokenizer"):
-        TokenColumn(split, "m")
+    column = TokenColumn(split, "m")
+    assert len(column.take([0])) == 1
+    for read in (lambda: column.take([4]), lambda: TokenSummary.of(split, "m")):
+        with pytest.raises(DataError, match=r"shard-00001.*another tokenizer"):
+            read()
 
 
-def test_shards_of_other_samples_and_odd_levels_are_refused(tmp_path: Path) -> None:
-    """A stranger's manifest has a right checksum."""
+@pytest.mark.parametrize(
+    "levels", [[[3, 1e39, 1.0]], [[2, 0.0, 1.0]], [[10**12, 0.0, 1.0]], [[4, 0.0, 1.0], [-1, 0.0, 1.0]]]
+)
+def test_odd_levels_are_refused(tmp_path: Path, levels: list[list[float]]) -> None:
+    """A stranger's records have a right checksum."""
     make_store(tmp_path, LAYOUTS["patches"])
-    path = first_shard(tmp_path).with_suffix(".json")
-    table, split = read_table(path), TokenStore(tmp_path).split("train")
-    for levels in ([[3, 1e39, 1.0]], [[2, 0.0, 1.0]], [[10**12, 0.0, 1.0]], [[4, 0.0, 1.0], [-1, 0.0, 1.0]]):
-        writer = {**table["record"]["writer"], "levels": levels}
-        write_table(path, {**table, "record": {**table["record"], "writer": writer}})
-        for shard in (1, 2):
-            manifest = read_table(path.with_name(f"shard-{shard:05}.json"))
-            write_table(
-                path.with_name(f"shard-{shard:05}.json"),
-                {**manifest, "record": {**manifest["record"], "writer": writer}},
-            )
-        with pytest.raises(DataError, match="damaged"):
-            TokenColumn(split, "m")
-    write_table(path, {**table, "keys": "0" * 64})
-    with pytest.raises(DataError, match=r"shard-00000: .*sample keys"):
-        TokenColumn(split, "m")
+    path = tmp_path / "train/m" / SUMMARY
+    table = read_table(path)
+    write_table(path, {**table, "writer": {**table["writer"], "levels": levels}})
+    with pytest.raises(DataError, match=r"summary.json: damaged: writer"):
+        TokenStore(tmp_path).open("train", "m")
+
+
+def test_tokens_of_other_samples_are_refused(tmp_path: Path) -> None:
+    make_store(tmp_path, LAYOUTS["grid"])
+    path, split = first_shard(tmp_path).with_suffix(".json"), TokenStore(tmp_path).split("train")
+    write_table(path, {**read_table(path), "keys": "0" * 64})
+    for read in (lambda: list(whole_samples([TokenColumn(split, "m")])), lambda: TokenSummary.of(split, "m")):
+        with pytest.raises(DataError, match=r"shard-00000: .*sample keys"):
+            read()
+    write_table(path, {**read_table(path), "rows": 3, "count": 3, "record": {**read_table(path)["record"]}})
+    with pytest.raises(DataError, match=r"count or size|other samples"):
+        TokenColumn(split, "m").take([0])
 
 
 @pytest.mark.parametrize(("layout", "data", "tokens", "reason"), [
     ("grid", np.array([-1] * 24, "<i4").tobytes(), 24, "has ids -1"),
     ("grid", np.array([99999] * 24, "<i4").tobytes(), 24, "has ids 99999"),
     ("grid", bytes(4 * 23), 23, "another size than its samples"),
-    ("sequence", np.array([6, 0, 0, 0] + [3] * 6, "<u4").tobytes(), 6, "longer sequences than its layout"),
+    ("sequence", np.array([6, 0, 0, 0] + [3] * 6, "<u4").tobytes(), 6, "longer sequences"),
     ("sequence", np.array([1, 0, 0, 0], "<u4").tobytes(), 1, "numbers of no sample"),
     ("sequence", bytes(15), 0, "another size than its samples"),
     ("patches", np.full(48, np.nan, "<f4").tobytes(), 16, "not finite"),
@@ -378,7 +426,7 @@ def test_another_tokenizer_is_refused_and_a_grown_vocabulary_is_not(tmp_path: Pa
     layout = LAYOUTS["vector"]
     make_store(tmp_path / "tokens", layout)
     column = TokenStore(tmp_path / "tokens").open("train", "m")
-    id_count = column.needed_vocab_size
+    id_count = column.summary.needed_vocab_size
     for ids in (70000, 10**6):
         column.check_tokenizer(handle_of(tmp_path, layout, ids=ids))
     lineage = [{"fingerprint": "f" * 64, "length": id_count}]

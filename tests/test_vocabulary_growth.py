@@ -176,7 +176,7 @@ def test_old_tokens_and_the_old_backbone_stay_valid(world: World, add_mood: None
     assert zoo["caption"].encode(["a red chair in the room"])[0].tolist() == old_tokens
     column = TokenStore(world.tokens).open("train", "caption")
     column.check_tokenizer(zoo["caption"])
-    assert column.needed_vocab_size <= describe_vocabulary(zoo, "text").vocabulary.used - 2
+    assert column.summary.needed_vocab_size <= describe_vocabulary(zoo, "text").vocabulary.used - 2
     recipe = GenerationPlan(inputs=("caption",), targets=(TargetPlan(name="web_text", max_length=4),))
     folders = generate_to_folder(AnyToAny.from_pretrained(world.run, zoo=zoo), recipe, tmp_path / "made", world.tokens)
     assert len(folders) == 4 and all((folder / "web_text.txt").is_file() for folder in folders)
@@ -220,7 +220,7 @@ def test_tokens_beyond_the_vocabulary_are_a_one_line_error(world: World, add_moo
     derive_data(zoo, world.data, workers=0)
     tokenize(zoo, world.data, world.tokens)
     column = TokenStore(world.tokens).open("train", "mood")
-    count = column.needed_vocab_size
+    count = column.summary.needed_vocab_size
     smaller = world.zoo(size=count - 1)
     with pytest.raises(DataError, match=rf"mood below {count - 1}, got up to {count - 1}"):
         column.check_tokenizer(smaller["mood"])

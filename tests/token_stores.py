@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo.data.token_shard import TokenMetadata, write_token_shard
-from tokenizers_zoo.data.tokens import STORE, TokenSplit, TokenStore, whole_samples, write_store
+from tokenizers_zoo.data.tokens import STORE, TokenSplit, TokenStore, TokenSummary, whole_samples, write_store
 from tokenizers_zoo.layouts import EmbeddingsLayout, PatchesLayout, TokenLayout
 from tokenizers_zoo.spec import ModalitySpec
 
@@ -74,6 +74,7 @@ def write_tokens(
                 token_split.folder / item.modality, shard, item, rows,
                 keys=token_split.keys_digest(shard), crops=token_split.crops,
             )  # fmt: skip
+        TokenSummary.of(token_split, item.modality).write(token_split.folder / item.modality)
 
 
 def stored_tokens(root: Path, split: str, name: str) -> dict[str, Any]:

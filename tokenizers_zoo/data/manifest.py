@@ -254,6 +254,10 @@ class Split:
         folders = sorted(path for path in self.folder.glob("*/") if path.name != KEYS)
         return [folder.name for folder in folders if any(folder.glob("shard-*.json"))]
 
+    def check_summary(self, modality: str) -> DamagedShard | None:
+        """Return the summary of a modality if it contradicts its shards; values have none."""
+        return None
+
     # ------------------------------------------------------------------ keys
 
     def keys_path(self, shard: int) -> Path:
@@ -376,10 +380,11 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DamagedShard:
-    """A shard that does not agree with its manifest."""
+    """A shard that does not agree with its manifest, or a modality whose summary does not agree with its shards."""
 
     modality: str
-    number: int
+    number: int | None
+    """None for a summary."""
     path: Path
     reason: str
 
@@ -395,6 +400,8 @@ def verify(split: Split) -> Iterator[DamagedShard]:
         for shard in shards_of(split.folder / modality):
             if damaged := check_shard(split, modality, shard):
                 yield damaged
+        if damaged := split.check_summary(modality):
+            yield damaged
 
 
 def check_shard(split: Split, modality: str, shard: int) -> DamagedShard | None:

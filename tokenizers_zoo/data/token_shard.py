@@ -355,8 +355,8 @@ class TokenShard:
         lengths = np.frombuffer(data, LENGTH, views) if layout.variable else np.full(views, layout.length)
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         numbers = np.frombuffer(data, stored_as.newbyteorder("<"), offset=body).astype(stored_as, copy=False)
-        if lengths.max(initial=0) > layout.length or starts[-1] != block.tokens:
-            raise ValueError("has longer sequences than its layout, or another number of tokens than its manifest")
+        if lengths.max(initial=0) > min(record.longest, layout.length) or starts[-1] != block.tokens:
+            raise ValueError("has longer sequences than its manifest says, or another number of tokens")
         if block.tokens * self.writer.dim != numbers.size:
             raise ValueError("has numbers of no sample")
         if layout.continuous:

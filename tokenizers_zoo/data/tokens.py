@@ -1,9 +1,10 @@
-"""The token store: `TOKENS/<split>/<modality>/shard-00000.arrow`, the same samples in the same rows in every modality.
+"""The token store: `TOKENS/<split>/<modality>/shard-00000.tokens`, the same samples in the same rows in every modality.
 
     TOKENS/store.json                              format, folder of the values, splits (samples, shard size, crops)
     TOKENS/<split>/keys/shard-00000.txt            the sample keys, one a line, and their sha256
-    TOKENS/<split>/<modality>/shard-00000.arrow    tokens, see token_shard.py
-    TOKENS/<split>/<modality>/shard-00000.json     the manifest, written last
+    TOKENS/<split>/<modality>/shard-00000.tokens   tokens, see token_shard.py
+    TOKENS/<split>/<modality>/shard-00000.json     the manifest, written after it
+    TOKENS/<split>/<modality>/summary.json         what all shards have in common, written last
 
 A split with `crops` views per sample has the rows of a sample side by side, the whole view first: view `v` of sample
 `i` is row `i * crops + v`.
@@ -18,6 +19,7 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,6 +30,7 @@ import numpy.typing as npt
 from tokenizers_zoo.data.manifest import (
     KEYS,
     REPAIR,
+    DamagedShard,
     Manifest,
     Split,
     manifest_path,
@@ -35,8 +38,8 @@ from tokenizers_zoo.data.manifest import (
     shard_name,
     shards_of,
 )
-from tokenizers_zoo.data.token_shard import SUFFIX, TokenManifest, TokenShard
-from tokenizers_zoo.errors import DataError, UnknownNameError
+from tokenizers_zoo.data.token_shard import SUFFIX, TokenManifest, TokenMetadata, TokenShard
+from tokenizers_zoo.errors import DataError, ReadError, UnknownNameError
 from tokenizers_zoo.io import absolute_place, read_record, relative_place, table_text, write_table
 from tokenizers_zoo.validation import describe
 
@@ -44,7 +47,9 @@ if TYPE_CHECKING:
     from tokenizers_zoo.data.shards import ValueStore
     from tokenizers_zoo.handle import ModalityHandle
 
-STORE = "store.json"
+STORE, SUMMARY = "store.json", "summary.json"
+OPEN_SHARDS = 256
+"""Manifests of a modality that are kept in memory."""
 UNFINISHED = "`zoo tokenize` did not finish; run it again"
 
 
@@ -69,6 +74,21 @@ class TokenSplit(Split):
     def size(self) -> int:
         """Number of rows: the views of all samples."""
         return self.samples * self.crops
+
+    def check_summary(self, modality: str) -> DamagedShard | None:
+        """Return the summary of a modality if it contradicts its shards, or is missing although all are finished."""
+        folder, reason = self.folder / modality, ""
+        try:
+            if (folder / SUMMARY).is_file():
+                reason = "" if read_summary(folder) == TokenSummary.of(self, modality) else "contradicts its shards"
+            elif 0 < self.shards == len(shards_of(folder)):
+                reason = "is missing"
+        except ReadError:
+            raise
+        except DataError as error:
+            reason = str(error).removeprefix(f"{folder / SUMMARY}: ")
+        path = folder / SUMMARY
+        return DamagedShard(modality=modality, number=None, path=path, reason=reason) if reason else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,36 +123,88 @@ class StoreRecord:
         return read_record(path, cls, error=DataError) if path.exists() else cls(splits={})
 
 
-class TokenColumn:
-    """The tokens of one modality of one split, by row. Raises DataError if shards are missing or do not agree.
+@dataclass(frozen=True, kw_only=True)
+class TokenSummary:
+    """All shards of one modality of a split. Written when the last one is finished, so that opening reads no shard."""
 
-    Threads may read at once.
+    samples: int
+    crops: int
+    count: int
+    """Samples with tokens."""
+    longest: int
+    """The most tokens of a row."""
+    needed_vocab_size: int
+    """The largest id plus one; 0 for continuous layouts."""
+    keys: str
+    """sha256 of the shards' digests of keys."""
+    contents: str
+    """sha256 of the shards' digests of keys and tokens."""
+    writer: TokenMetadata
+
+    @classmethod
+    def of(cls, split: TokenSplit, modality: str) -> TokenSummary:
+        """Read all manifests. Raises DataError if shards are missing or do not agree."""
+        folder, keys, contents = split.folder / modality, hashlib.sha256(), hashlib.sha256()
+        writer: TokenMetadata | None = None
+        count = longest = needed_vocab_size = 0
+        for shard in range(split.shards):
+            manifest = _shard_manifest(split, modality, shard)
+            record, path = manifest.record, folder / shard_name(shard)
+            if manifest.keys != split.keys_digest(shard):
+                raise DataError(f"{path}: was written for other sample keys: {UNFINISHED}")
+            writer = writer or record.writer
+            if record.writer != replace(writer, distribution=record.writer.distribution):
+                raise DataError(f"{path}: was written by another tokenizer than the other shards: {UNFINISHED}")
+            count, longest = count + manifest.count, max(longest, record.longest)
+            needed_vocab_size = max(needed_vocab_size, record.needed_vocab_size)
+            keys.update(manifest.keys.encode())
+            contents.update(f"{manifest.keys} {manifest.files[SUFFIX].sha256}".encode())
+        if writer is None:
+            raise DataError(f"{folder}: has no sample")
+        return cls(
+            samples=split.samples, crops=split.crops, count=count, longest=longest, needed_vocab_size=needed_vocab_size,
+            keys=keys.hexdigest(), contents=contents.hexdigest(), writer=writer,
+        )  # fmt: skip
+
+    def write(self, folder: Path) -> None:
+        """Write the file into a modality's folder, unless it is unchanged."""
+        if not (folder / SUMMARY).is_file() or read_summary(folder) != self:
+            write_table(folder / SUMMARY, self)
+
+
+def read_summary(folder: Path) -> TokenSummary:
+    """Return the summary of a modality. Raises DataError if it is missing or damaged."""
+    return read_record(folder / SUMMARY, TokenSummary, remedy=REPAIR, error=DataError)
+
+
+def _shard_manifest(split: TokenSplit, modality: str, shard: int) -> TokenManifest:
+    """Return the manifest of a shard of tokens. Raises DataError if it is missing or of other samples."""
+    folder = split.folder / modality
+    manifest, path = read_manifest(folder, shard, TokenManifest), folder / shard_name(shard)
+    if manifest is None:
+        raise DataError(f"{folder}: has {len(shards_of(folder))} of {split.shards} shards: {UNFINISHED}")
+    if manifest.rows != split.rows(shard) or manifest.record.crops != split.crops:
+        raise DataError(f"{path}: is of other samples than the store: {UNFINISHED}")
+    return manifest
+
+
+class TokenColumn:
+    """The tokens of one modality of one split, by row. Shards are opened when their rows are read.
+
+    Raises DataError if the modality is unfinished, or of other samples than the split. Threads may read at once.
     """
 
     def __init__(self, split: TokenSplit, modality: str) -> None:
         self.split, self.modality = split, modality
         self.folder = split.folder / modality
-        self.manifests: list[TokenManifest] = []
-        for shard in range(split.shards):
-            manifest, path = read_manifest(self.folder, shard, TokenManifest), self.folder / shard_name(shard)
-            if manifest is None:
-                shard_count = len(shards_of(self.folder))
-                raise DataError(f"{self.folder}: has {shard_count} of {split.shards} shards: {UNFINISHED}")
-            if manifest.rows != split.rows(shard) or manifest.record.crops != split.crops:
-                raise DataError(f"{path}: is of other samples than the store: {UNFINISHED}")
-            if manifest.keys != split.keys_digest(shard):
-                raise DataError(f"{path}: was written for other sample keys: {UNFINISHED}")
-            self.manifests.append(manifest)
-            writer, first = manifest.record.writer, self.manifests[0].record.writer
-            if writer != replace(first, distribution=writer.distribution):
-                raise DataError(f"{path}: was written by another tokenizer than the other shards: {UNFINISHED}")
-        if not self.manifests:
-            raise DataError(f"{self.folder}: has no sample")
-        self.metadata = self.manifests[0].record.writer
-        self._shards = [
-            TokenShard(self.folder / shard_name(shard, SUFFIX), manifest, self.metadata)
-            for shard, manifest in enumerate(self.manifests)
-        ]
+        if not (self.folder / SUMMARY).is_file():
+            shards = f"{len(shards_of(self.folder))} of {split.shards} shards and no {SUMMARY}"
+            raise DataError(f"{self.folder}: has {shards}: {UNFINISHED}")
+        self.summary = read_summary(self.folder)
+        self.metadata = self.summary.writer
+        if (self.summary.samples, self.summary.crops) != (split.samples, split.crops):
+            raise DataError(f"{self.folder}: is of other samples than the store: {UNFINISHED}")
+        self._open_shard = lru_cache(OPEN_SHARDS)(self._shard)
 
     def __len__(self) -> int:
         return self.split.size
@@ -140,38 +212,51 @@ class TokenColumn:
     @property
     def count(self) -> int:
         """Number of rows that have tokens."""
-        return sum(manifest.count for manifest in self.manifests) * self.split.crops
+        return self.summary.count * self.split.crops
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all samples have tokens."""
+        return self.summary.count == self.split.samples
 
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the tokenizer that wrote the tokens."""
         return self.metadata.fingerprint
 
-    @property
-    def needed_vocab_size(self) -> int:
-        """The largest stored id plus one."""
-        return max(manifest.record.needed_vocab_size for manifest in self.manifests)
+    def _shard(self, shard: int) -> TokenShard:
+        manifest, path = _shard_manifest(self.split, self.modality, shard), self.folder / shard_name(shard, SUFFIX)
+        record, summary = manifest.record, self.summary
+        if record.writer != replace(self.metadata, distribution=record.writer.distribution):
+            raise DataError(f"{path}: was written by another tokenizer than the other shards; {REPAIR}")
+        if record.longest > summary.longest or record.needed_vocab_size > summary.needed_vocab_size:
+            raise DataError(f"{path}: has more tokens or ids than {self.folder / SUMMARY} says; {REPAIR}")
+        return TokenShard(path, manifest, self.metadata)
 
-    @property
-    def longest(self) -> int:
-        """The most tokens of a row."""
-        return max(manifest.record.longest for manifest in self.manifests)
+    def keys(self, shard: int) -> tuple[str, ...]:
+        """Return the sample keys of a shard. Raises DataError if its tokens were written for others."""
+        if self._open_shard(shard).manifest.keys != self.split.keys_digest(shard):
+            raise DataError(f"{self.folder / shard_name(shard)}: was written for other sample keys; {REPAIR}")
+        return self.split.keys(shard)
 
     def present_in(self, shard: int) -> npt.NDArray[np.bool_]:
         """Return for each sample of a shard whether it has tokens."""
+        if self.is_complete:
+            return np.ones(self.split.rows(shard), bool)
         try:
-            return self.manifests[shard].present
+            return self._open_shard(shard).manifest.present
         except ValueError as error:
             raise DataError(f"{manifest_path(self.folder, shard)}: damaged: {error}; {REPAIR}") from None
 
     def present(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return for each of `rows` whether it has tokens."""
         present = np.ones(len(rows), bool)
+        if self.is_complete:
+            return present
         shards, samples = np.divmod(rows // self.split.crops, self.split.shard_size)
         for shard in np.unique(shards).tolist():
-            if self.manifests[shard].count < self.manifests[shard].rows:
-                in_shard = shards == shard
-                present[in_shard] = self.present_in(shard)[samples[in_shard]]
+            in_shard = shards == shard
+            present[in_shard] = self.present_in(shard)[samples[in_shard]]
         return present
 
     def take(self, rows: Iterable[int] | npt.NDArray[np.int64]) -> Any:
@@ -189,7 +274,7 @@ class TokenColumn:
         starts = np.flatnonzero(np.diff(shards, prepend=-1)).tolist()
         parts = [
             part for first, end in pairwise([*starts, len(indices)])
-            for part in self._shards[shards[first]].take(within[first:end])
+            for part in self._open_shard(int(shards[first])).take(within[first:end])
         ]  # fmt: skip
         places = np.argsort(order)
         if layout.variable:
@@ -199,7 +284,7 @@ class TokenColumn:
 
     def check_tokenizer(self, handle: ModalityHandle) -> None:
         """Raise DataError unless `handle`'s tokenizer wrote these tokens, or its vocabulary grew from theirs."""
-        size = self.needed_vocab_size
+        size = self.summary.needed_vocab_size
         handle.check_tokens_of(self.folder, self.fingerprint, self.metadata.layout, needed_vocab_size=size)
 
 
@@ -273,24 +358,30 @@ def write_store(root: Path, data: Path | None, splits: Iterable[TokenSplit]) -> 
         write_table(root / STORE, record)
 
 
+def check_same_keys(columns: Iterable[TokenColumn]) -> None:
+    """Raise DataError if modalities of one split were written for other sample keys."""
+    first, *others = columns
+    for column in others:
+        if column.summary.keys != first.summary.keys:
+            raise DataError(f"{column.folder}: was written for other sample keys than {first.folder}: {UNFINISHED}")
+
+
 def whole_samples(columns: Sequence[TokenColumn]) -> Iterator[tuple[str, int]]:
     """Yield key and row of each sample that all `columns` of a split have; of several views the row of the whole."""
+    check_same_keys(columns)
     split = columns[0].split
     for shard in range(split.shards):
         present = np.logical_and.reduce([column.present_in(shard) for column in columns])
-        keys = split.keys(shard) if present.any() else ()
+        keys = columns[0].keys(shard) if present.any() else ()
         for row in np.flatnonzero(present).tolist():
             yield keys[row], split.number(shard, row) * split.crops
 
 
 def samples_digest(columns: Mapping[str, TokenColumn], keys: Iterable[str] | None = None) -> str:
     """Return the sha256 (hex) of the columns' samples and tokens, and of the chosen `keys` where they are given."""
-    shards = {
-        name: [(item.keys, sorted((key, file.sha256) for key, file in item.files.items())) for item in column.manifests]
-        for name, column in columns.items()
-    }
+    contents = {name: column.summary.contents for name, column in columns.items()}
     sorted_keys = None if keys is None else sorted(keys)
-    return hashlib.sha256(json.dumps([shards, sorted_keys], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([contents, sorted_keys], sort_keys=True).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------------- the tokens of one value as a JSON file

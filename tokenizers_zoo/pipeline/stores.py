@@ -132,14 +132,16 @@ def repair_store(zoo: Zoo, root: Path, workers: int | None = None, device: str =
         damaged: dict[str, list[DamagedShard]] = {name: [] for name in splits}
         for name, shard in [(name, shard) for name, split in splits.items() for shard in verify(split)]:
             folder = shard.path.parent
-            if shard.number >= splits[name].shards:
+            if shard.number is not None and shard.number >= splits[name].shards:
                 remove_shard(folder, shard.number)
                 yield f"{shard.path}: {shard.reason}; removed"
                 continue
             yield f"{shard.path}: {shard.reason}"
             damaged[name].append(shard)
-            if shard.modality != KEYS and (
-                manifest := sound_manifest(folder, shard.number, splits[name].manifest_class)
+            if (
+                shard.number is not None
+                and shard.modality != KEYS
+                and (manifest := sound_manifest(folder, shard.number, splits[name].manifest_class))
             ):
                 write_manifest(folder, shard.number, replace(manifest, inputs=""))  # made again, now or by its command
         if not any(damaged.values()):
@@ -155,6 +157,8 @@ def repair_store(zoo: Zoo, root: Path, workers: int | None = None, device: str =
 
 def _is_still_damaged(split: Split, shard: DamagedShard) -> bool:
     """Return whether a shard is still damaged after it could be made again."""
+    if shard.number is None:
+        return split.check_summary(shard.modality) is not None
     if shard.modality == KEYS:
         return shard.reason == REPEATED_KEY or not split.sound_keys_digest(shard.number)
     return check_shard(split, shard.modality, shard.number) is not None

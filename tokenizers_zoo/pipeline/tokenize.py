@@ -28,7 +28,7 @@ from tokenizers_zoo.data.manifest import (
 )
 from tokenizers_zoo.data.shards import ValueStore, reading_settings
 from tokenizers_zoo.data.token_shard import TokenManifest, TokenMetadata, write_token_shard
-from tokenizers_zoo.data.tokens import STORE, TokenSplit, TokenStore, write_store
+from tokenizers_zoo.data.tokens import STORE, SUMMARY, TokenSplit, TokenStore, TokenSummary, write_store
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError, ZooError, is_transient
 from tokenizers_zoo.io import disk_errors, remove_folder
 from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
@@ -125,6 +125,8 @@ def tokenize(
             result.outcomes += [job.outcome for job in jobs]
             return result
         for job in jobs:
+            if job.todo:
+                (job.folder / SUMMARY).unlink(missing_ok=True)
             for shard in shards_of(job.folder):
                 if shard in job.todo or shard >= job.split.shards:
                     remove_shard(job.folder, shard)
@@ -140,6 +142,8 @@ def tokenize(
                 result.outcomes.append(job.outcome)
                 if job.outcome.all_dropped:
                     remove_folder(job.folder)
+                elif 0 < job.split.shards == len(shards_of(job.folder)):
+                    TokenSummary.of(job.split, job.handle.name).write(job.folder)
     return result.check()
 
 

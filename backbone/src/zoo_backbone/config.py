@@ -235,6 +235,10 @@ class TrainConfig:
     (docs/training.md#loggers). They may change when a run resumes."""
     seed: int = 0
     """Seed of weights, masks and sample order."""
+    lanes: int = 64
+    """Places in the data that are read side by side: at least one for each process. A batch has samples of all."""
+    window_blocks: int = 4
+    """Blocks of 256 samples of a lane that are shuffled together. More of them need more memory."""
     ema_decay: float = 0.0
     """Decay per step of the exponential moving average (EMA) of the weights, which is the run's model if it is not 0.
     The last weights are saved in the subfolder `last`."""
@@ -258,8 +262,8 @@ class TrainConfig:
     """Budgets and mixtures."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "eval_every", "eval_samples", "save_every", "preview_samples")
-        check_interval(self, BATCHES, "batch_size", "grad_accum_steps")
+        check_counts(self, "steps", "eval_every", "eval_samples", "save_every", "preview_samples", "window_blocks")
+        check_interval(self, BATCHES, "batch_size", "grad_accum_steps", "lanes")
         check_amounts(self, "min_learning_rate", "warmup_steps", "weight_decay", "gradient_clip", "preview_every")
         expect(self, "preview_every", self.preview_every > 0 or not self.previews, "the steps between previews")
         rate, weights = self.learning_rate, self.loss_weights.values()

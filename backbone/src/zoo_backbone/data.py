@@ -6,22 +6,25 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, samples_digest
+from tokenizers_zoo.data.token_shard import BLOCK_SAMPLES
+from tokenizers_zoo.data.tokens import OPEN_SHARDS, TokenColumn, TokenStore, check_same_keys, samples_digest
 from tokenizers_zoo.errors import ConfigError, DataError, OtherLayoutError, OtherTokenizerError, UnknownNameError
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.samples import TRAIN
 from tokenizers_zoo.spec import ModalitySpec
-from tokenizers_zoo.train.batches import sample_order
 from zoo_backbone.batch import PackedBatch, RawBatch
 from zoo_backbone.config import Dataset, MaskingConfig, TrainConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.masking import Masker
+from zoo_backbone.order import SampleOrder
 from zoo_backbone.run import check_stored
 
 
@@ -30,7 +33,7 @@ class TokenData:
 
     By default a sample may lack modalities, but not every one; with `aligned` it has each modality. Every view (crop)
     is a sample, unless `uncropped` keeps only the views of whole values. `names` are the modalities to read, by default
-    all of `specs`; samples lack the others. The number of the stored row of each sample is kept in memory.
+    all of `specs`; samples lack the others. A number per block of samples is kept in memory.
 
     Raises DataError where a modality has no tokens, is unfinished, or does not fit its spec.
     """
@@ -51,21 +54,41 @@ class TokenData:
         self.columns: dict[str, TokenColumn] = {spec.name: store.open(split, spec.name) for spec in read}
         for spec in read:
             _check_fits(self.columns[spec.name], spec)
+        check_same_keys(self.columns.values())
         self.split = store.split(split)
-        crops, combine = self.split.crops, np.logical_and if aligned else np.logical_or
-        views, row_dtype = np.arange(1 if uncropped else crops), np.min_scalar_type(self.split.size)
-        parts = [np.zeros(0, row_dtype)]
-        for shard in range(self.split.shards) if self.columns else ():
-            usable = combine.reduce([column.present_in(shard) for column in self.columns.values()])
-            samples = np.flatnonzero(usable)[:, None] + shard * self.split.shard_size
-            parts.append((samples * crops + views).ravel().astype(row_dtype))
-        self._rows = np.concatenate(parts)
+        self._combine = np.logical_and if aligned else np.logical_or
+        self._views = 1 if uncropped else self.split.crops
+        complete = [column.is_complete for column in self.columns.values()]
+        self._is_complete = all(complete) if aligned else any(complete)
+        self._usable_in = lru_cache(OPEN_SHARDS)(self._usable_samples)
+        self.starts = np.concatenate([[0], np.cumsum(self._block_counts() * self._views)])
+        """The first sample of each block, and the number of all samples."""
         if not len(self):
             reason = "no sample has all of" if aligned else "there are no samples of"
             raise DataError(f"{root / split}: {reason} {', '.join(self.columns)}; tokenize the same data")
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return int(self.starts[-1])
+
+    def _usable_samples(self, shard: int) -> npt.NDArray[np.bool_]:
+        """Return whether each sample of a shard counts."""
+        return self._combine.reduce([column.present_in(shard) for column in self.columns.values()])
+
+    def _block_counts(self) -> npt.NDArray[np.int64]:
+        """Return how many samples of each block of BLOCK_SAMPLES count."""
+        if not self.columns:
+            return np.zeros(0, np.int64)
+        shard_size, firsts = self.split.shard_size, np.arange(0, self.split.shard_size, BLOCK_SAMPLES)
+        if self._is_complete:
+            sizes = np.minimum(BLOCK_SAMPLES, shard_size - firsts)
+            samples = np.arange(self.split.shards)[:, None] * shard_size + firsts
+            return np.clip(self.split.samples - samples, 0, sizes).ravel()
+        counts = np.zeros((self.split.shards, len(firsts)), np.int64)
+        for shard in range(self.split.shards):
+            usable = self._usable_in(shard)
+            shard_firsts = firsts[firsts < len(usable)]
+            counts[shard, : len(shard_firsts)] = np.add.reduceat(usable, shard_firsts, dtype=np.int64)
+        return counts.ravel()
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -78,7 +101,18 @@ class TokenData:
 
     def rows(self, samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the stored rows of the samples numbered `samples`; the same in every column."""
-        return self._rows[np.asarray(samples, np.int64)].astype(np.int64)
+        numbers = np.asarray(samples, np.int64)
+        blocks = np.searchsorted(self.starts, numbers, side="right") - 1
+        stored, views = np.divmod(numbers - self.starts[blocks], self._views)
+        shards, blocks = np.divmod(blocks, -(-self.split.shard_size // BLOCK_SAMPLES))
+        if self._is_complete:
+            stored += blocks * BLOCK_SAMPLES
+        else:
+            for shard, block in np.unique(np.stack([shards, blocks]), axis=1).T.tolist():
+                in_block, first = (shards == shard) & (blocks == block), block * BLOCK_SAMPLES
+                usable = np.flatnonzero(self._usable_in(shard)[first : first + BLOCK_SAMPLES])
+                stored[in_block] = first + usable[stored[in_block]]
+        return (shards * self.split.shard_size + stored) * self.split.crops + views
 
     def present(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return whether each row has tokens of each modality of `specs`, bool `(rows, modalities)`."""
@@ -90,7 +124,11 @@ class TokenData:
 
     def sample_keys(self) -> list[str]:
         """Return the key of every sample; views of one sample have the same key."""
-        return list(map(self.split.key, (self._rows // self.split.crops).tolist()))
+        column = next(iter(self.columns.values()))
+        return [
+            keys[number] for shard in range(self.split.shards) for keys in [column.keys(shard)]
+            for number in np.flatnonzero(self._usable_in(shard)).tolist() for _ in range(self._views)
+        ]  # fmt: skip
 
     def batch(self, samples: npt.NDArray[np.int64]) -> RawBatch:
         """Return all tokens of the samples numbered `samples`."""
@@ -128,14 +166,14 @@ def stored_samples(
 def _check_fits(column: TokenColumn, spec: ModalitySpec) -> None:
     """Raise DataError where stored tokens do not fit `spec`."""
     stored_layout, layout = column.metadata.layout, spec.layout
-    if not stored_layout.same_tokens(layout) or column.longest > layout.length:
+    if not stored_layout.same_tokens(layout) or column.summary.longest > layout.length:
         raise OtherLayoutError.of(column.folder, spec.name, stored_layout, layout, "tokenize again")
     if (vocabulary := column.metadata.vocabulary) != spec.vocabulary:
         reason = f"ids of vocabulary {vocabulary!r}, expected {spec.vocabulary!r}"
         raise DataError(f"{column.folder}: {reason}; tokenize again")
-    if column.needed_vocab_size > spec.vocab_size and not spec.continuous:
+    if (needed := column.summary.needed_vocab_size) > spec.vocab_size and not spec.continuous:
         has = f"vocabulary {spec.vocabulary!r} has {spec.vocab_size}"
-        raise DataError(f"{column.folder}: holds ids up to {column.needed_vocab_size - 1}, and {has}; tokenize again")
+        raise DataError(f"{column.folder}: holds ids up to {needed - 1}, and {has}; tokenize again")
 
 
 # ---------------------------------------------------------------------- several stores
@@ -250,10 +288,15 @@ class Mix:
 
     def __init__(self, sources: Sequence[Source], layout: EmbeddingLayout, config: TrainConfig) -> None:
         self.sources = tuple(sources)
-        self.seed = config.seed
+        self.seed, self.lanes = config.seed, config.lanes
         weights = [source.dataset.weight for source in sources]
         self._shares = [weight / sum(weights[i:]) for i, weight in enumerate(weights)]
         self.maskers = [Masker(layout, masking_of(source, config)) for source in sources]
+        window = config.window_blocks * BLOCK_SAMPLES
+        self.orders = [
+            SampleOrder(source.data.starts, config.lanes, window, config.seed, number)
+            for number, source in enumerate(sources)
+        ]
 
     def sample_counts(self, samples: int) -> list[int]:
         """Return how many of the first `samples` samples come from each store; the numbers never decrease as `samples`
@@ -264,19 +307,22 @@ class Mix:
             samples -= counts[-1]
         return [*counts, samples]
 
-    def batch(self, step: int, size: int, first: int, count: int) -> PackedBatch:
-        """Return the slots `first` to `first + count - 1` of the batch of `size` samples of a step."""
+    def batch(self, step: int, size: int, rank: int = 0, ranks: int = 1) -> PackedBatch:
+        """Return the part of process `rank` of the batch of `size` samples of a step: the samples of its lanes."""
         packed, start = [], 0
         counts = zip(self.sample_counts(step * size), self.sample_counts((step + 1) * size), strict=True)
-        for number, (before, after) in enumerate(counts):
-            source, masker = self.sources[number], self.maskers[number]
-            low, high = max(first, start), min(first + count, start + after - before)
-            if low < high:
-                begin, end = before + low - start, before + high - start
-                samples = sample_order(begin, end, len(source.data), self.seed, number)
-                packed.append(masker(source.data.batch(samples), self.seed, step, low))
+        for source, masker, order, (before, after) in zip(self.sources, self.maskers, self.orders, counts, strict=True):
+            places = np.arange(before, after)
+            places = places[places % self.lanes % ranks == rank]
+            if len(places):
+                samples = order.samples(places)
+                packed.append(masker(source.data.batch(samples), self.seed, step, start + places - before))
             start += after - before
-        return PackedBatch.join(packed)
+        if packed:
+            return PackedBatch.join(packed)
+        sample, *_ = self.batch(step, size).split(size)  # every process needs one; nothing of it is predicted
+        targets = dataclasses.replace(sample.targets, mask=torch.zeros_like(sample.targets.mask))
+        return dataclasses.replace(sample, targets=targets)
 
 
 def masking_of(source: Source, config: TrainConfig) -> MaskingConfig:

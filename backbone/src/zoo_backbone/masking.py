@@ -120,10 +120,10 @@ class Masker:
             return "targets"
         return "" if (self._may_be_input[useful] & available).any() else "inputs"
 
-    def __call__(self, raw: RawBatch, seed: int, step: int, first_slot: int = 0) -> PackedBatch:
-        """Choose and pack. `first_slot` is the slot of the first sample where this is a part of a larger batch."""
+    def __call__(self, raw: RawBatch, seed: int, step: int, slots: Ints | None = None) -> PackedBatch:
+        """Choose and pack. `slots` are the samples' places in the batch where these are a part of it."""
         raw = self.layout.with_ends(raw)
-        draws = self._draw(len(raw), seed, step, first_slot)
+        draws = self._draw(np.arange(len(raw)) if slots is None else slots, seed, step)
         component = self._choose_component(raw, draws)
         inputs_allowed = self._may_be_input[component] & raw.present
         targets_allowed = self._may_be_target[component] & raw.present
@@ -149,8 +149,9 @@ class Masker:
         )
         return self._pack(raw, draws, inputs, targets, spans, selected)
 
-    def _draw(self, batch: int, seed: int, step: int, first_slot: int) -> Draws:
+    def _draw(self, slots: Ints, seed: int, step: int) -> Draws:
         """Draw all random numbers; each slot has its own stream."""
+        batch = len(slots)
         components, modalities, sequences = len(self._weights), len(self.layout), len(self._sequences)
         width, fixed = self._width, self._num_keys
         uniform = np.empty((batch, 5 + sequences + 2 * components * modalities))
@@ -159,16 +160,16 @@ class Masker:
         stream = np.random.Philox(key=seed % WORD)
         generator = np.random.Generator(stream)
         state = stream.state
-        for slot in range(batch):
+        for row, slot in enumerate(slots.tolist()):
             # Setting the counter starts a new stream, and is much faster than a new generator.
-            state["state"]["counter"][:] = 0, 0, first_slot + slot, step
+            state["state"]["counter"][:] = 0, 0, slot, step
             stream.state = state
-            generator.random(out=uniform[slot])
+            generator.random(out=uniform[row])
             for component in range(components):
                 for side in range(2):
                     alpha = self._alphas[component, side]
-                    gamma[slot, component, side] = generator.standard_gamma(alpha + 1, modalities)
-            keys[slot] = stream.random_raw(keys.shape[1])
+                    gamma[row, component, side] = generator.standard_gamma(alpha + 1, modalities)
+            keys[row] = stream.random_raw(keys.shape[1])
         # G(a) = G(a + 1) U^(1 / a) (Marsaglia and Tsang 2000, section 6), in logarithms: a small a would give 0.
         power = uniform[:, 5 + sequences :].reshape(gamma.shape)
         log_shares = np.log(gamma) + np.log1p(-power) / self._alphas[:, :, None]

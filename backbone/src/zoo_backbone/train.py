@@ -174,8 +174,9 @@ class Trainer:
         ranks: distributed.Ranks,
         show: Show | None = None,
     ) -> None:
-        if config.batch_size % ranks.size:
-            raise ConfigError(f"batch_size {config.batch_size}: expected a multiple of {ranks.size}, the processes")
+        if ranks.size > min(config.batch_size, config.lanes):
+            sizes = f"batch_size {config.batch_size}, lanes {config.lanes}"
+            raise ConfigError(f"{sizes}: expected at least {ranks.size} of each, the number of processes")
         if config.preview_every and (show is None or ranks.size > 1):
             raise ConfigError("preview_every: pictures are drawn by zoo backbone in one process; set it to 0 here")
         if config.pretrained_lr_scale != 1 and initial.record is None:
@@ -285,8 +286,7 @@ class Trainer:
 
     def batch(self, step: int) -> PackedBatch:
         """Return this process's part of the batch of a step."""
-        size = self.config.batch_size // self.ranks.size
-        return self.mix.batch(step, self.config.batch_size, self.ranks.rank * size, size).trimmed()
+        return self.mix.batch(step, self.config.batch_size, self.ranks.rank, self.ranks.size).trimmed()
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, dict[str, float]]:

@@ -297,7 +297,7 @@ class FeatureCache:
         """Maximum number of tokens of each input, as the encoder gets them."""
         for spec in samples.inputs.specs:
             end = int(network.encoder.layout.input_end(spec) is not None)
-            self.lengths[spec.name] = min(samples.inputs.columns[spec.name].longest + end, spec.layout.length)
+            self.lengths[spec.name] = min(samples.inputs.columns[spec.name].summary.longest + end, spec.layout.length)
         self.lock = threading.Lock()
 
     def get(self, indices: Sequence[int]) -> list[Tensor]:
