@@ -93,8 +93,17 @@ class PackedBatch:
     targets: PackedTargets
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        vectors = {name: (index.to(device), rows.to(device)) for name, (index, rows) in self.inputs.vectors.items()}
-        return self._map_sides(lambda tensor: tensor.to(device), lambda tensor: tensor.to(device), vectors)
+        """Return the batch on a device; pinned memory is copied while the caller goes on."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> PackedBatch:
+        """Return the batch in pinned memory, from which a GPU copies."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> PackedBatch:
+        """Apply a change to all tensors."""
+        vectors = {name: (change(index), change(rows)) for name, (index, rows) in self.inputs.vectors.items()}
+        return self._map_sides(change, change, vectors)
 
     @classmethod
     def join(cls, parts: Sequence[PackedBatch]) -> PackedBatch:
@@ -113,6 +122,15 @@ class PackedBatch:
             for sides in (inputs, targets)
         ]
         return cls(inputs=PackedInputs(**joined[0], vectors=vectors), targets=PackedTargets(**joined[1]))
+
+    def take(self, samples: Tensor) -> PackedBatch:
+        """Return the samples in another order, a permutation of all of them."""
+        slots, places = self.inputs.mask.shape[1], torch.argsort(samples)
+        vectors = {}
+        for name, (index, rows) in self.inputs.vectors.items():
+            moved, order = (places[index // slots] * slots + index % slots).sort()
+            vectors[name] = moved, rows[order]
+        return self._map_sides(operator.itemgetter(samples), operator.itemgetter(samples), vectors)
 
     def trimmed(self) -> PackedBatch:
         """Remove slots that no sample uses; lengths become multiples of WIDTH or do not change.

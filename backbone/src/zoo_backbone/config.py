@@ -233,6 +233,11 @@ class TrainConfig:
     loggers: tuple[str, ...] = ("tensorboard",)
     """Where curves and pictures go besides metrics.jsonl: tensorboard, wandb, or installed loggers
     (docs/training.md#loggers). They may change when a run resumes."""
+    loader_workers: int = 0
+    """Processes that read, mask and pack batches, for each process of the training; 0: a thread. They do not change the
+    batches, and may change when a run resumes."""
+    loader_seconds: float = 600.0
+    """Seconds after which a loader process that has not made a batch ends the training."""
     seed: int = 0
     """Seed of weights, masks and sample order."""
     lanes: int = 64
@@ -265,6 +270,7 @@ class TrainConfig:
         check_counts(self, "steps", "eval_every", "eval_samples", "save_every", "preview_samples", "window_blocks")
         check_interval(self, BATCHES, "batch_size", "grad_accum_steps", "lanes")
         check_amounts(self, "min_learning_rate", "warmup_steps", "weight_decay", "gradient_clip", "preview_every")
+        check_amounts(self, "loader_workers", "loader_seconds")
         expect(self, "preview_every", self.preview_every > 0 or not self.previews, "the steps between previews")
         rate, weights = self.learning_rate, self.loss_weights.values()
         expect(self, "learning_rate", rate is None or 0 < rate < math.inf, "a number above 0")

@@ -49,6 +49,7 @@ class TokenData:
         names: Collection[str] | None = None,
     ) -> None:
         store = TokenStore(root)
+        self._arguments = root, split, specs, aligned, uncropped, names
         self.specs = tuple(specs)
         read = [spec for spec in specs if names is None or spec.name in names]
         self.columns: dict[str, TokenColumn] = {spec.name: store.open(split, spec.name) for spec in read}
@@ -69,6 +70,10 @@ class TokenData:
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other processes open the store again."""
+        return _opened, self._arguments
 
     def _usable_samples(self, shard: int) -> npt.NDArray[np.bool_]:
         """Return whether each sample of a shard counts."""
@@ -148,6 +153,12 @@ class TokenData:
             yield masker(self.batch(samples[first : first + size]), seed, step).trimmed()
 
 
+def _opened(
+    root: Path, split: str, specs: Sequence[ModalitySpec], aligned: bool, uncropped: bool, names: Collection[str] | None
+) -> TokenData:
+    return TokenData(root, split, specs, aligned=aligned, uncropped=uncropped, names=names)
+
+
 def stored_samples(
     tokens: Path, split: str, specs: Sequence[ModalitySpec], trained_on: Mapping[str, str], zoo: Zoo, owner: str, *,
     aligned: bool = False,
@@ -177,6 +188,10 @@ def _check_fits(column: TokenColumn, spec: ModalitySpec) -> None:
 
 
 # ---------------------------------------------------------------------- several stores
+
+
+Slots = npt.NDArray[np.int64]
+"""Numbers of samples in a batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -307,22 +322,33 @@ class Mix:
             samples -= counts[-1]
         return [*counts, samples]
 
-    def batch(self, step: int, size: int, rank: int = 0, ranks: int = 1) -> PackedBatch:
-        """Return the part of process `rank` of the batch of `size` samples of a step: the samples of its lanes."""
-        packed, start = [], 0
+    def parts(self, step: int, size: int, reader: int = 0, readers: int = 1) -> list[tuple[Slots, PackedBatch]]:
+        """Return the share of one of `readers` readers in the batch of `size` samples of a step: every `readers`-th
+        lane of each store. Raises DataError for a damaged block."""
+        parts, start = [], 0
         counts = zip(self.sample_counts(step * size), self.sample_counts((step + 1) * size), strict=True)
         for source, masker, order, (before, after) in zip(self.sources, self.maskers, self.orders, counts, strict=True):
             places = np.arange(before, after)
-            places = places[places % self.lanes % ranks == rank]
+            places = places[places % self.lanes % readers == reader]
             if len(places):
-                samples = order.samples(places)
-                packed.append(masker(source.data.batch(samples), self.seed, step, start + places - before))
+                slots = start + places - before
+                parts.append((slots, masker(source.data.batch(order.samples(places)), self.seed, step, slots)))
             start += after - before
-        if packed:
-            return PackedBatch.join(packed)
-        sample, *_ = self.batch(step, size).split(size)  # every process needs one; nothing of it is predicted
-        targets = dataclasses.replace(sample.targets, mask=torch.zeros_like(sample.targets.mask))
-        return dataclasses.replace(sample, targets=targets)
+        return parts
+
+    def joined(self, parts: Sequence[tuple[Slots, PackedBatch]], step: int, size: int) -> PackedBatch:
+        """Return the samples of some readers, in the order of their slots."""
+        if not parts:  # every process needs a sample: of this one, nothing is predicted
+            sample, *_ = self.joined(self.parts(step, size), step, size).split(size)
+            targets = dataclasses.replace(sample.targets, mask=torch.zeros_like(sample.targets.mask))
+            return dataclasses.replace(sample, targets=targets)
+        slots, packed = zip(*parts, strict=True)
+        order, batch = np.argsort(np.concatenate(slots)), PackedBatch.join(packed)
+        return batch if (np.diff(order) == 1).all() else batch.take(torch.from_numpy(order))
+
+    def batch(self, step: int, size: int, rank: int = 0, ranks: int = 1) -> PackedBatch:
+        """Return the part of process `rank` of the batch of `size` samples of a step."""
+        return self.joined(self.parts(step, size, rank, ranks), step, size)
 
 
 def masking_of(source: Source, config: TrainConfig) -> MaskingConfig:

@@ -10,6 +10,7 @@ the blocks is stored.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +27,15 @@ class SampleOrder:
     def __init__(self, starts: npt.NDArray[np.int64], lanes: int, window: int, *key: int) -> None:
         """`starts` are the first sample of each block, and the number of all samples; `key` selects the order, such as
         (seed, store). A window has `window` samples; there are fewer lanes where they would be shorter than that."""
+        self._arguments = starts, lanes, window, *key
         self.starts, self.window, self.key = starts, window, key
         self.count = int(starts[-1])
         self.lanes = max(1, min(lanes, self.count // window))
         self._blocks = lru_cache(EPOCHS)(self._permuted_blocks)
         self._samples = lru_cache(EPOCHS * self.lanes)(self._samples_of_window)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SampleOrder, self._arguments
 
     def samples(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the samples at some places of the row."""

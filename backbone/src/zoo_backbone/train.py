@@ -24,7 +24,6 @@ from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.run_folder import RunFolder, read_run
 from tokenizers_zoo.samples import TEST, TRAIN
 from tokenizers_zoo.spec import ModalitySpec
-from tokenizers_zoo.train.batches import prefetched
 from tokenizers_zoo.train.log import StepLog
 from tokenizers_zoo.train.optim import EMA, check_finite
 from zoo_backbone import distributed
@@ -42,6 +41,7 @@ from zoo_backbone.checkpoint import (
 from zoo_backbone.config import Mixture, ModelConfig, TrainConfig
 from zoo_backbone.data import Mix, Source, fingerprints_of, open_sources
 from zoo_backbone.distributed import TrainingState
+from zoo_backbone.loader import training_batches
 from zoo_backbone.losses import GradAccumulation, LossBalance, held_out_losses
 from zoo_backbone.model import FourM, Losses
 from zoo_backbone.optim import Optimizer, learning_rate, peak_rate
@@ -110,7 +110,8 @@ def train(
 
         # Token stores count by their contents, not by their paths.
         settings = dataclasses.asdict(train_config)
-        del settings["loggers"]
+        for name in ("loggers", "loader_workers", "loader_seconds"):
+            del settings[name]
         modalities = {
             spec.name: {
                 "layout": as_dicts(spec.layout), "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size,
@@ -216,10 +217,11 @@ class Trainer:
         log = TrainingLog(self.folder, config, first, self.model) if self.ranks.first else None
         with (
             log or contextlib.nullcontext(), self.accumulation,
-            prefetched(self.batch, first, config.steps) as batches, deferred_signals() as self.signals,
+            training_batches(self.mix, config, self.ranks, first) as batches, deferred_signals() as self.signals,
         ):  # fmt: skip
             if config.compile:
-                compile_error = compile_blocks(self.model, lambda: self.gradients(self.batch(first)))
+                batch = self.mix.batch(first, config.batch_size, self.ranks.rank, self.ranks.size).trimmed()
+                compile_error = compile_blocks(self.model, lambda: self.gradients(batch))
                 self.model.zero_grad(set_to_none=True)
                 if compile_error and log:
                     log.say(f"backbone: torch.compile fails here ({compile_error}); training goes on without it")
@@ -283,10 +285,6 @@ class Trainer:
             use_all = self.ranks.size > 1 and torch.is_grad_enabled()
             losses: Losses = self.model(batch.to(device), self.config.loss, targets, use_all, weights)
         return losses
-
-    def batch(self, step: int) -> PackedBatch:
-        """Return this process's part of the batch of a step."""
-        return self.mix.batch(step, self.config.batch_size, self.ranks.rank, self.ranks.size).trimmed()
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, dict[str, float]]:

@@ -1,0 +1,71 @@
+"""Loader processes: the same batches as from one thread, and a dead one is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from backbone_samples import TRAINING, all_layouts, write_splits
+
+from tokenizers_zoo.errors import MachineError
+from zoo_backbone.batch import PackedBatch
+from zoo_backbone.config import TrainConfig
+from zoo_backbone.data import Mix, open_sources
+from zoo_backbone.distributed import Ranks
+from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.loader import training_batches
+
+CONFIG = dataclasses.replace(TRAINING, steps=5)
+
+
+@pytest.fixture(scope="module")
+def mix(tmp_path_factory: pytest.TempPathFactory) -> Mix:
+    root, specs = write_splits(tmp_path_factory.mktemp("tokens")), all_layouts()
+    return Mix(open_sources(root, "train", specs, CONFIG), EmbeddingLayout(specs), CONFIG)
+
+
+def tensors_of(batch: PackedBatch) -> list[torch.Tensor]:
+    vectors = [tensor for name in sorted(batch.inputs.vectors) for tensor in batch.inputs.vectors[name]]
+    return [*batch.inputs.tensors().values(), *batch.targets.tensors().values(), *vectors]
+
+
+def batches_of(mix: Mix, config: TrainConfig) -> list[list[torch.Tensor]]:
+    with training_batches(mix, config, Ranks("cpu"), 2) as batches:
+        return list(map(tensors_of, batches))
+
+
+def test_loader_processes_make_the_same_batches(mix: Mix) -> None:
+    expected = batches_of(mix, CONFIG)
+    actual = batches_of(mix, dataclasses.replace(CONFIG, loader_workers=2))
+    assert len(actual) == len(expected) == 3
+    for expected_batch, actual_batch in zip(expected, actual, strict=True):
+        assert all(map(torch.equal, actual_batch, expected_batch))
+
+
+def test_a_dead_loader_process_is_an_error(mix: Mix) -> None:
+    config = dataclasses.replace(CONFIG, steps=10_000, loader_workers=1)
+    with training_batches(mix, config, Ranks("cpu"), 0) as batches:
+        next(batches)
+        (child,) = loader_processes()
+        os.kill(child, signal.SIGKILL)
+        with pytest.raises(MachineError, match=r"loader: .*worker.*exited.*loader_workers"):
+            for _ in batches:
+                pass
+
+
+def loader_processes() -> list[int]:
+    """Return the processes of this one whose command line shows a spawned worker."""
+    children = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if parent == os.getpid() and b"spawn_main" in command:
+            children.append(int(folder.name))
+    return children
