@@ -58,7 +58,7 @@ def test_a_dead_loader_process_is_an_error(mix: Mix) -> None:
 
 
 def loader_processes() -> list[int]:
-    """Return the processes of this one whose command line shows a spawned worker."""
+    """Return the spawned processes of this process."""
     children = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""The order of training samples: every epoch has all of them, whoever reads it and from wherever it starts."""
+"""The order of training samples: every epoch has all samples, for any reader and from any start."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def test_every_epoch_is_a_permutation(sizes: list[int], lanes: int, window: int)
 
 
 def test_any_place_can_be_read_first_and_alone() -> None:
-    starts, places = starts_of([5, 3, 8, 2, 7]), np.arange(60)
-    expected = SampleOrder(starts, 4, 3, 0, 0).samples(places)
+    starts, positions = starts_of([5, 3, 8, 2, 7]), np.arange(60)
+    expected = SampleOrder(starts, 4, 3, 0, 0).samples(positions)
     order = SampleOrder(starts, 4, 3, 0, 0)
-    backwards = [int(order.samples(np.array([place]))[0]) for place in places[::-1]]
+    backwards = [int(order.samples(np.array([position]))[0]) for position in positions[::-1]]
     assert backwards[::-1] == expected.tolist()
-    ranks = [places[places % 4 % 3 == rank] for rank in range(3)]
+    ranks = [positions[positions % 4 % 3 == rank] for rank in range(3)]
     parts = [SampleOrder(starts, 4, 3, 0, 0).samples(part) for part in ranks]
     assert sorted(np.concatenate(parts)) == sorted(expected)
 
@@ -52,8 +52,8 @@ def test_neighbours_come_from_different_blocks_and_few_blocks_are_open() -> None
 
 
 def test_samples_of_a_window_are_well_mixed() -> None:
-    """Of one lane: how far apart two stored neighbours are read."""
+    """Stored neighbours are read far apart."""
     order = SampleOrder(starts_of([32] * 64), 1, 128, 0, 0).samples(np.arange(2048))
-    place = np.argsort(order)
-    distances = np.abs(np.diff(place.reshape(64, 32), axis=1))
+    position = np.argsort(order)
+    distances = np.abs(np.diff(position.reshape(64, 32), axis=1))
     assert 30 < distances.mean() < 60  # 128 / 3 in a uniform shuffle

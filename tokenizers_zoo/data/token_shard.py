@@ -130,7 +130,7 @@ class BlockRecord:
     """Bitmap (hex) of the samples with tokens; empty if all have them."""
 
     def present_samples(self, samples: int) -> npt.NDArray[np.bool_]:
-        """Return whether each of the block's `samples` samples has tokens. Raises ValueError for another bitmap."""
+        """Return whether each sample of the block has tokens; `samples` is how many it has. Raises ValueError for another bitmap."""
         if not self.present:
             return np.full(samples, self.count == samples)
         bits = np.frombuffer(bytes.fromhex(self.present), np.uint8)
@@ -289,12 +289,12 @@ class Block:
     """The numbers of all views, one after another."""
     starts: npt.NDArray[np.int64]
     """The first token of each view, and the number of all tokens."""
-    places: npt.NDArray[np.int64]
-    """The place of each sample among those with tokens; -1 if it has none."""
+    ranks: npt.NDArray[np.int64]
+    """The number of each sample among the samples with tokens; -1 if it has none."""
 
     @property
     def nbytes(self) -> int:
-        return self.numbers.nbytes + self.starts.nbytes + self.places.nbytes
+        return self.numbers.nbytes + self.starts.nbytes + self.ranks.nbytes
 
 
 class TokenShard:
@@ -319,13 +319,15 @@ class TokenShard:
         edges = [*np.flatnonzero(np.diff(blocks, prepend=-1)).tolist(), len(rows)]
         for first, end in itertools.pairwise(edges):
             block = read_block(self, int(blocks[first]))
-            places = block.places[samples[first:end]] * record.crops + views[first:end]
-            if places.min() < 0:
+            block_rows = block.ranks[samples[first:end]] * record.crops + views[first:end]
+            if block_rows.min() < 0:
                 raise DataError(f"{self.path}: a sample has no tokens")
             if not layout.variable:
-                yield block.numbers.reshape(-1, layout.length * dim)[places]
+                yield block.numbers.reshape(-1, layout.length * dim)[block_rows]
                 continue
-            for start, stop in zip(block.starts[places].tolist(), block.starts[places + 1].tolist(), strict=True):
+            for start, stop in zip(
+                block.starts[block_rows].tolist(), block.starts[block_rows + 1].tolist(), strict=True
+            ):
                 yield block.numbers[start * dim : stop * dim].reshape(-1, *layout.token_shape[1:])
 
     def _bytes(self, number: int) -> bytes:

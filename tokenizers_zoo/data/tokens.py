@@ -276,11 +276,11 @@ class TokenColumn:
             part for first, end in pairwise([*starts, len(indices)])
             for part in self._open_shard(int(shards[first])).take(within[first:end])
         ]  # fmt: skip
-        places = np.argsort(order)
+        positions = np.argsort(order)
         if layout.variable:
-            return [metadata.from_stored(parts[place]) for place in places.tolist()]
-        stored = np.concatenate(parts or [np.zeros((0, layout.length * metadata.dim), metadata.stored_as)])
-        return metadata.from_stored(stored[places]).reshape(len(indices), *layout.token_shape)
+            return [metadata.from_stored(parts[position]) for position in positions.tolist()]
+        numbers = np.concatenate(parts or [np.zeros((0, layout.length * metadata.dim), metadata.stored_as)])
+        return metadata.from_stored(numbers[positions]).reshape(len(indices), *layout.token_shape)
 
     def check_tokenizer(self, handle: ModalityHandle) -> None:
         """Raise DataError unless `handle`'s tokenizer wrote these tokens, or its vocabulary grew from theirs."""
@@ -360,8 +360,8 @@ def write_store(root: Path, data: Path | None, splits: Iterable[TokenSplit]) -> 
 
 def check_same_keys(columns: Iterable[TokenColumn]) -> None:
     """Raise DataError if modalities of one split were written for other sample keys."""
-    first, *others = columns
-    for column in others:
+    first, *following = columns
+    for column in following:
         if column.summary.keys != first.summary.keys:
             raise DataError(f"{column.folder}: was written for other sample keys than {first.folder}: {UNFINISHED}")
 

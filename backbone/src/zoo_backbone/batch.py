@@ -93,7 +93,7 @@ class PackedBatch:
     targets: PackedTargets
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        """Return the batch on a device; pinned memory is copied while the caller goes on."""
+        """Return the batch on a device; a copy from pinned memory goes on in the background."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> PackedBatch:
@@ -124,11 +124,11 @@ class PackedBatch:
         return cls(inputs=PackedInputs(**joined[0], vectors=vectors), targets=PackedTargets(**joined[1]))
 
     def take(self, samples: Tensor) -> PackedBatch:
-        """Return the samples in another order, a permutation of all of them."""
-        slots, places = self.inputs.mask.shape[1], torch.argsort(samples)
+        """Return the samples in another order, a permutation."""
+        slots, positions = self.inputs.mask.shape[1], torch.argsort(samples)
         vectors = {}
         for name, (index, rows) in self.inputs.vectors.items():
-            moved, order = (places[index // slots] * slots + index % slots).sort()
+            moved, order = (positions[index // slots] * slots + index % slots).sort()
             vectors[name] = moved, rows[order]
         return self._map_sides(operator.itemgetter(samples), operator.itemgetter(samples), vectors)
 

@@ -108,16 +108,17 @@ class TokenData:
         """Return the stored rows of the samples numbered `samples`; the same in every column."""
         numbers = np.asarray(samples, np.int64)
         blocks = np.searchsorted(self.starts, numbers, side="right") - 1
-        stored, views = np.divmod(numbers - self.starts[blocks], self._views)
+        samples_in_block, views = np.divmod(numbers - self.starts[blocks], self._views)
         shards, blocks = np.divmod(blocks, -(-self.split.shard_size // BLOCK_SAMPLES))
         if self._is_complete:
-            stored += blocks * BLOCK_SAMPLES
+            samples_in_shard = blocks * BLOCK_SAMPLES + samples_in_block
         else:
+            samples_in_shard = np.empty_like(numbers)
             for shard, block in np.unique(np.stack([shards, blocks]), axis=1).T.tolist():
                 in_block, first = (shards == shard) & (blocks == block), block * BLOCK_SAMPLES
                 usable = np.flatnonzero(self._usable_in(shard)[first : first + BLOCK_SAMPLES])
-                stored[in_block] = first + usable[stored[in_block]]
-        return (shards * self.split.shard_size + stored) * self.split.crops + views
+                samples_in_shard[in_block] = first + usable[samples_in_block[in_block]]
+        return (shards * self.split.shard_size + samples_in_shard) * self.split.crops + views
 
     def present(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return whether each row has tokens of each modality of `specs`, bool `(rows, modalities)`."""
@@ -182,9 +183,9 @@ def _check_fits(column: TokenColumn, spec: ModalitySpec) -> None:
     if (vocabulary := column.metadata.vocabulary) != spec.vocabulary:
         reason = f"ids of vocabulary {vocabulary!r}, expected {spec.vocabulary!r}"
         raise DataError(f"{column.folder}: {reason}; tokenize again")
-    if (needed := column.summary.needed_vocab_size) > spec.vocab_size and not spec.continuous:
+    if (id_count := column.summary.needed_vocab_size) > spec.vocab_size and not spec.continuous:
         has = f"vocabulary {spec.vocabulary!r} has {spec.vocab_size}"
-        raise DataError(f"{column.folder}: holds ids up to {needed - 1}, and {has}; tokenize again")
+        raise DataError(f"{column.folder}: holds ids up to {id_count - 1}, and {has}; tokenize again")
 
 
 # ---------------------------------------------------------------------- several stores
@@ -328,11 +329,11 @@ class Mix:
         parts, start = [], 0
         counts = zip(self.sample_counts(step * size), self.sample_counts((step + 1) * size), strict=True)
         for source, masker, order, (before, after) in zip(self.sources, self.maskers, self.orders, counts, strict=True):
-            places = np.arange(before, after)
-            places = places[places % self.lanes % readers == reader]
-            if len(places):
-                slots = start + places - before
-                parts.append((slots, masker(source.data.batch(order.samples(places)), self.seed, step, slots)))
+            positions = np.arange(before, after)
+            positions = positions[positions % self.lanes % readers == reader]
+            if len(positions):
+                slots = start + positions - before
+                parts.append((slots, masker(source.data.batch(order.samples(positions)), self.seed, step, slots)))
             start += after - before
         return parts
 

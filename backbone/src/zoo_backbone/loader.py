@@ -25,7 +25,7 @@ AHEAD = 3
 def training_batches(mix: Mix, config: TrainConfig, ranks: Ranks, first: int) -> Iterator[Iterator[PackedBatch]]:
     """Yield an iterator over this process's part of the batches from step `first` to the last, trimmed.
 
-    The batches do not depend on the number of loader processes. Raises MachineError if one of them dies or hangs.
+    The batches do not depend on the number of loader processes. Raises MachineError if a loader process dies or hangs.
     """
     shares = _shares(mix, config, ranks, range(first, config.steps))
 

@@ -2,9 +2,9 @@
 
 Samples are stored in blocks, and reading one sample costs its block. So each epoch permutes the blocks, cuts the row of
 their samples into lanes of equal length, and reads all lanes side by side; in a lane, samples are shuffled within a
-window of a few blocks. Neighbouring places belong to different lanes, so that a batch has samples of many blocks, and
-each process reads the blocks of its own lanes only. Everything is computed from (seed, store, place); only the order of
-the blocks is stored.
+window of a few blocks. Neighbouring positions belong to different lanes, so that a batch has samples of many blocks, and
+each process reads the blocks of its own lanes only. Everything is computed from (seed, store, position); only the order
+of the blocks is stored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tokenizers_zoo.train.batches import permuted
 
 EPOCHS = 2
-"""Orders of blocks in memory: lanes do not begin an epoch at the same place."""
+"""Orders of blocks in memory: lanes do not begin an epoch at the same position."""
 
 
 class SampleOrder:
@@ -37,13 +37,13 @@ class SampleOrder:
     def __reduce__(self) -> tuple[Any, ...]:
         return SampleOrder, self._arguments
 
-    def samples(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the samples at some places of the row."""
-        epochs, positions = np.divmod(places, self.count)
-        turns, lanes = np.divmod(positions, self.lanes)
-        windows, offsets = np.divmod(turns, self.window)
+    def samples(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the samples at some positions of the row."""
+        epochs, in_epoch = np.divmod(positions, self.count)
+        in_lane, lanes = np.divmod(in_epoch, self.lanes)
+        windows, offsets = np.divmod(in_lane, self.window)
         coordinates, groups = np.unique(np.stack([epochs, lanes, windows]), axis=1, return_inverse=True)
-        samples = np.empty(len(places), np.int64)
+        samples = np.empty(len(positions), np.int64)
         for group, (epoch, lane, window) in enumerate(coordinates.T.tolist()):
             in_group = groups.ravel() == group
             samples[in_group] = self._samples(epoch, lane, window)[offsets[in_group]]
@@ -61,7 +61,7 @@ class SampleOrder:
         return self.starts[order[numbers]] + positions - edges[numbers]
 
     def _permuted_blocks(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the blocks in their order, and the place of each one's first sample."""
+        """Return the blocks in their order, and the position of the first sample of each in the epoch."""
         count = len(self.starts) - 1
         order = permuted(np.arange(count), count, *self.key, epoch)
         sizes = np.diff(self.starts)[order]
