@@ -2,8 +2,8 @@
 
 Samples are stored in blocks, and reading one sample costs its block. So each epoch permutes the blocks, cuts the row of
 their samples into lanes of equal length, and reads all lanes side by side; in a lane, samples are shuffled within a
-window of a few blocks. Neighbouring positions belong to different lanes, so that a batch has samples of many blocks, and
-each process reads the blocks of its own lanes only. Everything is computed from (seed, store, position); only the order
+window of a few blocks. Neighbouring positions belong to different lanes, so that a batch has samples of many blocks.
+Each process reads the blocks of its own lanes only. Everything is computed from (seed, store, position); only the order
 of the blocks is stored.
 """
 
