@@ -130,7 +130,7 @@ class BlockRecord:
     """Bitmap (hex) of the samples with tokens; empty if all have them."""
 
     def present_samples(self, samples: int) -> npt.NDArray[np.bool_]:
-        """Return whether each sample of the block has tokens; `samples` is how many it has. Raises ValueError for another bitmap."""
+        """Return whether each of `samples` samples, all of the block, has tokens. Raises ValueError for a wrong bitmap."""
         if not self.present:
             return np.full(samples, self.count == samples)
         bits = np.frombuffer(bytes.fromhex(self.present), np.uint8)
@@ -319,15 +319,13 @@ class TokenShard:
         edges = [*np.flatnonzero(np.diff(blocks, prepend=-1)).tolist(), len(rows)]
         for first, end in itertools.pairwise(edges):
             block = read_block(self, int(blocks[first]))
-            block_rows = block.ranks[samples[first:end]] * record.crops + views[first:end]
-            if block_rows.min() < 0:
+            numbers = block.ranks[samples[first:end]] * record.crops + views[first:end]
+            if numbers.min() < 0:
                 raise DataError(f"{self.path}: a sample has no tokens")
             if not layout.variable:
-                yield block.numbers.reshape(-1, layout.length * dim)[block_rows]
+                yield block.numbers.reshape(-1, layout.length * dim)[numbers]
                 continue
-            for start, stop in zip(
-                block.starts[block_rows].tolist(), block.starts[block_rows + 1].tolist(), strict=True
-            ):
+            for start, stop in zip(block.starts[numbers].tolist(), block.starts[numbers + 1].tolist(), strict=True):
                 yield block.numbers[start * dim : stop * dim].reshape(-1, *layout.token_shape[1:])
 
     def _bytes(self, number: int) -> bytes:
