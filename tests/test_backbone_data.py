@@ -98,7 +98,7 @@ def test_shards_of_other_samples_are_refused(tmp_path: Path) -> None:
     items = [spec("a", VectorLayout(length=1)), spec("b", VectorLayout(length=1))]
     for item, key in zip(items, "xy", strict=True):
         write_tokens(tmp_path, "train", metadata_of(item), {key: np.zeros(1, int)}, keys=[key])
-    with pytest.raises(DataError, match=r"a/shard-00000: .*sample keys"):
+    with pytest.raises(DataError, match=r"train/b: .*sample keys"):
         TokenData(tmp_path, "train", items)
 
 

@@ -130,7 +130,7 @@ class BlockRecord:
     """Bitmap (hex) of the samples with tokens; empty if all have them."""
 
     def present_samples(self, samples: int) -> npt.NDArray[np.bool_]:
-        """Return whether each of `samples` samples, all of the block, has tokens. Raises ValueError for a bad bitmap."""
+        """Return whether each of `samples` samples, of the block has tokens. Raises ValueError for a bad bitmap."""
         if not self.present:
             return np.full(samples, self.count == samples)
         bits = np.frombuffer(bytes.fromhex(self.present), np.uint8)
