@@ -21,7 +21,8 @@ from tokenizers_zoo.io import read_table
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
 from tokenizers_zoo.testing import CheckResult, check_modality, conformance_results
 from tokenizers_zoo.testing.checks import CHECKS
-from tokenizers_zoo.testing.subject import Skipped, Subject
+from tokenizers_zoo.testing.results import Skipped
+from tokenizers_zoo.testing.subject import Subject
 
 ROOT = Path(__file__).parent.parent
 SMALL = Zoo.from_tables(

@@ -1,0 +1,75 @@
+"""Checks of a modality, and their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from tokenizers_zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from tokenizers_zoo.testing.subject import Subject
+
+AnySubject = TypeVar("AnySubject", bound="Subject")
+Check = Callable[[AnySubject], str | None]
+"""Returns its figures, if any, or raises Failed, Skipped, or the ZooError of a plugin."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckResult:
+    """Result of one check; `message` gives its figures, what failed, or why the check does not apply."""
+
+    name: str
+    passed: bool
+    message: str = ""
+    advice: str = ""
+    skipped: bool = False
+
+
+class Skipped(Exception):
+    """The check does not apply; the text says why."""
+
+
+class Failed(AssertionError):
+    """The check failed; the text says what, and `advice` what to do."""
+
+    def __init__(self, message: str, advice: str = "") -> None:
+        super().__init__(message)
+        self.advice = advice
+
+
+def expect(condition: bool, message: str, advice: str = "") -> None:
+    """Raise Failed unless `condition`; works with python -O too."""
+    if not condition:
+        raise Failed(message, advice)
+
+
+class Checks(dict[str, Check[AnySubject]], Generic[AnySubject]):
+    """Checks by name, in the order of their definitions; `advice` goes with the error of a plugin."""
+
+    def __init__(self, advice: str = "") -> None:
+        super().__init__()
+        self.advice = advice
+
+    def add(self, check: Check[AnySubject]) -> Check[AnySubject]:
+        """Add a function under its name."""
+        self[check.__name__] = check
+        return check
+
+    def result(self, name: str, subject: AnySubject) -> CheckResult:
+        """Run one check."""
+        from tokenizers_zoo.pretrained import prefer_device
+
+        try:
+            with prefer_device(subject.device):
+                return CheckResult(name=name, passed=True, message=self[name](subject) or "")
+        except Skipped as reason:
+            return CheckResult(name=name, passed=True, message=str(reason), skipped=True)
+        except (AssertionError, ZooError) as error:
+            advice = self.advice if isinstance(error, ZooError) else getattr(error, "advice", "")
+            return CheckResult(name=name, passed=False, message=str(error), advice=advice)
+
+    def results(self, subject: AnySubject) -> Iterator[CheckResult]:
+        """Run every check and yield the results."""
+        return (self.result(name, subject) for name in self)
