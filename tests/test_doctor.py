@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from examples import only, write_registry
+from skimage.feature import canny
 from stores import write_values, writing_values
 
 from tokenizers_zoo import Zoo
@@ -282,6 +283,22 @@ def test_other_densities_of_edges_are_no_shift() -> None:
     for band, top in zip(bands, (10, 18), strict=True):  # dots in a band of the picture, different ones in each sample
         band[:, 0, top : top + 8] = generator.random((24, 8, 40)) < 0.2
     assert shift_between(*map(list, bands)) is None
+
+
+def test_edges_of_smooth_waves_are_no_shift() -> None:
+    """Lines where a smooth picture changes most: their correlation with its gradient has a broad peak."""
+    generator = np.random.default_rng(0)
+    down, right = np.meshgrid(*[np.linspace(0, 1, 64)] * 2, indexing="ij")
+    pictures = []
+    for _ in range(4):
+        waves = [np.sin(generator.uniform(2, 9) * down + generator.uniform(2, 9) * right + generator.uniform(0, 6))
+                 for _ in range(3)]  # fmt: skip
+        pictures.append(0.5 + 0.4 * np.stack(waves))
+    lines = [canny(picture.mean(axis=0), sigma=1.0)[None].astype(np.float32) for picture in pictures]
+    shift = shift_between(pictures, lines)
+    assert shift is not None and shift.aligned
+    moved = shift_between(pictures, [np.roll(line, (9, 0), axis=(1, 2)) for line in lines])
+    assert moved is not None and not moved.aligned
 
 
 def test_noise_gives_no_shift() -> None:

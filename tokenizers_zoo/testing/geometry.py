@@ -16,6 +16,9 @@ TOLERANCE = 1
 """Tolerance in pixels: an edge of a resized picture lies between two pixels."""
 MIN_CORRELATION = 0.1
 """A lower correlation means too few common edges to tell."""
+CLEAR = 0.8
+"""Edges that correlate within the tolerance at least so well, compared with the peak, are aligned: the peak of smooth
+or periodic pictures is broad or one of several, so that its position says little."""
 SATURATION = 3.0
 """Limit of an edge's strength, in mean strengths, so that one strong edge does not dominate."""
 
@@ -76,6 +79,9 @@ def shift_between(first: Sequence[Array], second: Sequence[Array]) -> Shift | No
     energy = float(np.sqrt((first_edges**2).sum() * (second_edges**2).sum()))
     if not near.max() >= MIN_CORRELATION * energy > 0:
         return None
+    close_rows, close_columns = (np.flatnonzero(np.abs(offsets) <= TOLERANCE) for offsets in (rows, columns))
+    if near[np.ix_(close_rows, close_columns)].max() >= CLEAR * near.max():
+        return Shift(down=0, right=0)
     row, column = np.unravel_index(near.argmax(), near.shape)
     return Shift(down=int(rows[row]), right=int(columns[column]))
 
