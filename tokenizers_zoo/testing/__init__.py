@@ -35,15 +35,8 @@ def conformance_results(zoo: Zoo, name: str, data_dir: Path | None = None, devic
     the tokenizer on the CPU.
     """
     from tokenizers_zoo.testing.checks import CHECKS
-    from tokenizers_zoo.testing.subject import Subject
 
-    with tempfile.TemporaryDirectory(prefix="zoo-check-") as workdir:
-        try:
-            subject = Subject(zoo=zoo, name=name, workdir=Path(workdir), data_dir=data_dir, device=device)
-        except ZooError as error:
-            yield CheckResult(name="loads", passed=False, message=str(error))
-            return
-        yield from CHECKS.results(subject)
+    return CHECKS.examine(zoo=zoo, name=name, data_dir=data_dir, device=device)
 
 
 def check_modality(zoo: Zoo, name: str, data_dir: Path | None = None) -> list[CheckResult]:

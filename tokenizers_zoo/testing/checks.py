@@ -15,7 +15,7 @@ import numpy as np
 
 from tokenizers_zoo import checkpoint as checkpoints
 from tokenizers_zoo.device import resolve_device
-from tokenizers_zoo.errors import DataError, InvalidValueError, ZooError
+from tokenizers_zoo.errors import InvalidValueError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.io import as_json
 from tokenizers_zoo.pretrained import PretrainedError
@@ -39,7 +39,7 @@ THREADS = 4
 LONG = 100_000
 """Letters or bytes of a long value."""
 
-CHECKS = Checks[Subject]()
+CHECKS = Checks(Subject)
 
 
 # ---------------------------------------------------------------- the spec
@@ -298,10 +298,7 @@ def probes(subject: Subject) -> None:
     """Files of users are read as values that can be encoded, or refused in one helpful line."""
     handle = subject.handle
     read: dict[str, Any] = {}
-    try:
-        files = probed_files(handle)
-    except DataError:  # made from a sample value
-        files = probed_files(handle, next((value for value in subject.values if len(value)), subject.values[0]))
+    files = probed_files(handle, subject.example)
     for kind, probe in (*files.probes, ("", OTHER)):
         outcome = outcome_of(handle, probe)
         name = f"{kind} {probe.description}".strip()
@@ -362,7 +359,7 @@ def long_value(subject: Subject) -> Any:
     free = [axis for axis, size in enumerate(spec.value.shape) if isinstance(size, str)]
     if not spec.layout.variable or (spec.value.kind == "array" and not free):
         raise Skipped("all its values are of one length")
-    first = next((value for value in subject.values if len(value)), subject.values[0])
+    first = subject.example
     if isinstance(first, np.ndarray):
         return np.concatenate([first] * (LONG // first.nbytes + 1), axis=free[0])
     if isinstance(first, str):

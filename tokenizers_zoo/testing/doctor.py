@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -58,12 +57,10 @@ class Patient(Subject):
 
     @cached_property
     def values(self) -> list[Any]:
-        """The values that can be read, which may be none. Raises DataError if the data lack the modality."""
+        """The values that can be read, which may be none."""
         try:
             rows = self.store.rows(self.split, [self.name])
         except ZooError as error:
-            if self.name not in self.store.modalities(self.split):
-                raise
             self.read_error = str(error)
             return []
         rows_to_read = [rows[index] for index in spread(len(rows), self.limit)]
@@ -116,7 +113,7 @@ class Patient(Subject):
         return usage
 
 
-GATES = Checks[Patient](advice="`zoo check NAME` says more about the plugin")
+GATES = Checks(Patient, advice="`zoo check NAME` says more about the plugin")
 
 
 def examine(
@@ -125,24 +122,20 @@ def examine(
     """Run every gate on a modality and yield the results.
 
     Reads up to `samples` values of `split`. With `steps` a temporary tokenizer is trained; otherwise the modality's own
-    is used, or a temporary one of 100 steps if it has none. Raises ZooError if the plugin does not load or the data
-    lack the modality; every other failure is a result.
+    is used, or a temporary one of 100 steps if it has none. Raises DataError if the data lack the modality; every other
+    failure is a result.
     """
-    with tempfile.TemporaryDirectory(prefix="zoo-doctor-") as workdir:
-        patient = Patient(
-            zoo=zoo, name=name, workdir=Path(workdir), steps=steps, store=ValueStore(data), split=split, limit=samples
-        )
-        _ = patient.values
-        yield from GATES.results(patient)
+    store = ValueStore(data)
+    store.folder(split, name)
+    return GATES.examine(zoo=zoo, name=name, store=store, split=split, limit=samples, steps=steps)
 
 
-def examinable(zoo: Zoo, data: Path, split: str) -> tuple[list[str], list[str]]:
-    """Return two sorted lists of a split's enabled modalities: plugins that load, and plugins that fail to load.
-
-    Raises DataError if there are none to examine.
-    """
-    names, present = usable_modalities(zoo, data, split), ValueStore(data).modalities(split)
-    return names, sorted(name for name in zoo.problems() if name in zoo and name in present)
+def examinable(zoo: Zoo, data: Path, split: str) -> list[str]:
+    """Return a split's enabled modalities, sorted, also those whose plugins do not load. Raises DataError if none is
+    usable."""
+    present = ValueStore(data).modalities(split)
+    broken = [name for name in zoo.problems() if name in zoo and name in present]
+    return sorted({*usable_modalities(zoo, data, split), *broken})
 
 
 @GATES.add

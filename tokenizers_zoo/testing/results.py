@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tokenizers_zoo.errors import ZooError
 
@@ -46,11 +48,11 @@ def expect(condition: bool, message: str, advice: str = "") -> None:
 
 
 class Checks(dict[str, Check[AnySubject]], Generic[AnySubject]):
-    """Checks by name, in the order of their definitions; `advice` goes with the error of a plugin."""
+    """Checks of a class of subjects by name, in the order of their definitions."""
 
-    def __init__(self, advice: str = "") -> None:
+    def __init__(self, subject_class: type[AnySubject], advice: str = "") -> None:
         super().__init__()
-        self.advice = advice
+        self.subject_class, self.advice = subject_class, advice
 
     def add(self, check: Check[AnySubject]) -> Check[AnySubject]:
         """Add a function under its name."""
@@ -67,9 +69,16 @@ class Checks(dict[str, Check[AnySubject]], Generic[AnySubject]):
         except Skipped as reason:
             return CheckResult(name=name, passed=True, message=str(reason), skipped=True)
         except (AssertionError, ZooError) as error:
-            advice = self.advice if isinstance(error, ZooError) else getattr(error, "advice", "")
-            return CheckResult(name=name, passed=False, message=str(error), advice=advice)
+            return CheckResult(
+                name=name, passed=False, message=str(error), advice=getattr(error, "advice", self.advice)
+            )
 
-    def results(self, subject: AnySubject) -> Iterator[CheckResult]:
-        """Run every check and yield the results."""
-        return (self.result(name, subject) for name in self)
+    def examine(self, **subject: Any) -> Iterator[CheckResult]:
+        """Run every check on a subject with these fields and yield the results."""
+        with tempfile.TemporaryDirectory(prefix="zoo-check-") as workdir:
+            try:
+                made = self.subject_class(workdir=Path(workdir), **subject)
+            except ZooError as error:
+                yield CheckResult(name="loads", passed=False, message=str(error), advice=self.advice)
+                return
+            yield from (self.result(name, made) for name in self)

@@ -74,6 +74,12 @@ class Subject:
             )
         return [self.handle.transform(value, Crop()) for value in raw]
 
+    @property
+    def example(self) -> Any:
+        """The first value that is not empty, else the first."""
+        sizes = [value.size if isinstance(value, np.ndarray) else len(value) for value in self.values]
+        return self.values[next((index for index, size in enumerate(sizes) if size), 0)]
+
     def derived(self) -> list[tuple[dict[str, Any], Any]]:
         """Return the samples that the hook does not drop, each with its derived value.
 
