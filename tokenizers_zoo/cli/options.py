@@ -161,13 +161,6 @@ def open_zoo(registry: Path | None = None, *, strict: bool = True) -> Zoo:
     return zoo
 
 
-def show_problems(zoo: Zoo) -> None:
-    """Print the problems of enabled modalities on stderr."""
-    for name, error in zoo.problems().items():
-        if name in zoo:
-            echo(f"problem: {error}", err=True)
-
-
 def note(line: str) -> None:
     """Print an informational line on stderr, except with --quiet."""
     if verbosity() >= NORMAL:

@@ -99,7 +99,8 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
 
     loader = PackageLoader("tokenizers_zoo", "templates")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"signed": signed, "digits": digits, "mean_of": mean_of, "mean_and_least": mean_and_least}
+    filters = {function.__name__: function for function in (signed, digits, range_text, mean_of, mean_and_least)}
+    pages.filters |= filters
     script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = POLICY.format(script=script)
     pages.globals |= {"count_of": count_of, "version": __version__, "script": Markup(SCRIPT), "policy": Markup(policy)}
@@ -133,12 +134,6 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
     forms = {spec.name: spec.input_form_of for spec in config.specs}
     copies = {key for key, pair in pairs.items() if pair.target in map(forms.get, pair.inputs)}
     predicted = [pair for key, pair in pairs.items() if key not in copies and (pair.skill or 0) > 0]
-    matrix = None
-    if pairs:
-        rows, columns = (list(dict.fromkeys(key[axis] for key in pairs)) for axis in (0, 1))
-        samples = range_text([pair.samples for pair in pairs.values()])
-        metrics = {name: evaluation.modalities[name].metrics[0] for name in columns}
-        matrix = {"rows": rows, "columns": columns, "samples": samples, "metrics": metrics}
     galleries, missing_sheets = read_galleries(run / FOLDER, evaluation.galleries, pictures)
     only_read = config.model.get("inputs_only", ())
     registry = _registry_text(Path(registry_path), zoo) if (registry_path := paths.get("registry")) else ""
@@ -157,7 +152,6 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         "pairs": pairs,
         "retrieval": retrieval_section(run, pictures),
         "transfer": transfer_section(run, config.weights_sha256),
-        "matrix": matrix,
         "growth": read_record(run / GROWTH, records.Growth) if (run / GROWTH).is_file() else None,
         "tokenizers": tokenizers,
         "problems": errors,
@@ -260,7 +254,7 @@ def chart_of(
 
 
 def _data(data: Path | None) -> dict[str, Any]:
-    """Return counts and reasons of the values, a row per modality; only a reason if the data are gone."""
+    """Return counts and reasons of the values, a row per split and modality; only a reason if the data are gone."""
     from tokenizers_zoo.pipeline.stores import StoreDescription, describe_data
 
     description, reason = StoreDescription(), "" if data else "the run does not say where its values are"
@@ -269,15 +263,9 @@ def _data(data: Path | None) -> dict[str, Any]:
     except ZooError as error:
         reason = str(error)
     splits = sorted({row.split for row in description.rows}, key=lambda split: (split != TRAIN, split))
-    rows: dict[str, dict[str, Any]] = {}
-    for row in sorted(description.rows, key=lambda row: (row.modality, splits.index(row.split))):
-        counts = rows.setdefault(row.modality, {"samples": {}, "bytes": 0, "dropped": 0, "made_by": row.made_by})
-        counts["samples"][row.split] = row.samples
-        counts["bytes"] += row.bytes
-        counts["dropped"] += row.dropped
     reasons = [f"{row.split}/{row.modality}/{reason}" for row in description.rows for reason in row.reasons]
     unlisted = max(0, sum(row.dropped for row in description.rows) - REASONS)
-    return {"splits": splits, "rows": rows, "aligned": description.aligned, "problem": reason,
+    return {"splits": splits, "rows": description.rows, "aligned": description.aligned, "problem": reason,
             "reasons": reasons[:REASONS], "more": unlisted}  # fmt: skip
 
 
