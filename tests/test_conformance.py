@@ -139,6 +139,14 @@ SCORE = "    @hookimpl\n    def score("
 MISTAKES = {
     "a plugin that does not load": ("loads", {"plugin = Example()": "plugin = 3 /"}),
     "another spec each time": ("spec", {'summary="brightness"': 'summary=f"{np.random.rand()}"'}),
+    "samples beyond the range": (
+        "sample_values", {"        height, width = value.shape[-2:]\n": "        return value + 2\n"}
+    ),
+    "another constant each time": (
+        "constant_baseline",
+        {SCORE: "    @hookimpl\n    def constant_baseline(self):\n"
+         f"        return np.random.rand(1, 16, 16).astype(np.float32)\n\n{SCORE}"},
+    ),
     "values beyond the range": ("decode", {"repeat(tokenizer[tokens]": "repeat(1.5 * tokenizer[tokens] + 0.01"}),
     "ids beyond the vocabulary": ("encode", {".round().long()": ".round().long() + 1"}),
     "decodes what it encodes only": ("any_tokens", {"tokenizer[tokens]": "tokenizer[tokens] * 1.001"}),
