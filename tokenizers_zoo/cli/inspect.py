@@ -240,17 +240,17 @@ def check(names: tuple[str, ...], data_dir: Path | None, device: str, as_json: b
 
 def show_results(title: str, results: Iterable[CheckResult], as_json: bool) -> list[CheckResult]:
     """Print each result as it comes, under a title, unless all are printed as JSON later; return them."""
-    shown: list[CheckResult] = []
+    results_so_far: list[CheckResult] = []
     for result in results:
         head = f"  {state_of(result):5}{result.name:18} "
         indent = " " * len(head)
         lines = textwrap.wrap(result.message, WIDTH, initial_indent=head, subsequent_indent=indent) or [head.rstrip()]
         first, following = f"{indent}> ", f"{indent}  "
         lines += textwrap.wrap(result.advice, WIDTH, initial_indent=first, subsequent_indent=following)
-        for line in () if as_json else [*([] if shown else textwrap.wrap(title, WIDTH)), *lines]:
+        for line in () if as_json else [*([] if results_so_far else textwrap.wrap(title, WIDTH)), *lines]:
             echo(line)
-        shown.append(result)
-    return shown
+        results_so_far.append(result)
+    return results_so_far
 
 
 def state_of(result: CheckResult) -> str:

@@ -236,7 +236,7 @@ def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: 
 
 
 def held_out_prefix(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return how the keys of held-out losses begin in a log: those of the EMA weights if the run has them."""
+    """Return the prefix of the keys of held-out losses in a log. Losses of the EMA weights come first."""
     return AVERAGED if any(f"{AVERAGED}/loss" in line for line in lines) else HELD_OUT
 
 

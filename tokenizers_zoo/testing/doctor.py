@@ -131,8 +131,7 @@ def examine(
 
 
 def examinable(zoo: Zoo, data: Path, split: str) -> list[str]:
-    """Return a split's enabled modalities, sorted, also those whose plugins do not load. Raises DataError if none is
-    usable."""
+    """Return a split's enabled modalities, sorted; a plugin may fail to load. Raises DataError if none is usable."""
     present = ValueStore(data).modalities(split)
     broken = [name for name in zoo.problems() if name in zoo and name in present]
     return sorted({*usable_modalities(zoo, data, split), *broken})

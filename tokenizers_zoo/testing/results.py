@@ -73,12 +73,12 @@ class Checks(dict[str, Check[AnySubject]], Generic[AnySubject]):
                 name=name, passed=False, message=str(error), advice=getattr(error, "advice", self.advice)
             )
 
-    def examine(self, **subject: Any) -> Iterator[CheckResult]:
+    def examine(self, **fields: Any) -> Iterator[CheckResult]:
         """Run every check on a subject with these fields and yield the results."""
         with tempfile.TemporaryDirectory(prefix="zoo-check-") as workdir:
             try:
-                made = self.subject_class(workdir=Path(workdir), **subject)
+                subject = self.subject_class(workdir=Path(workdir), **fields)
             except ZooError as error:
                 yield CheckResult(name="loads", passed=False, message=str(error), advice=self.advice)
                 return
-            yield from (self.result(name, made) for name in self)
+            yield from (self.result(name, subject) for name in self)

@@ -46,7 +46,7 @@ class Subject:
     samples: Sequence[Mapping[str, Any]] | None = None
     """Sample values in place of those of a source, `{modality: value}`."""
     device: str = AUTO
-    """The device of networks, and the one that is compared with the CPU."""
+    """The device of networks; the check `devices` compares it with the CPU."""
     steps: int | None = None
     """Training steps of a temporary tokenizer, which takes the place of an existing one."""
 
