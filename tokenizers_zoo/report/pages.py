@@ -99,8 +99,8 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
 
     loader = PackageLoader("tokenizers_zoo", "templates")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters = {function.__name__: function for function in (signed, digits, range_text, mean_of, mean_and_least)}
-    pages.filters |= filters
+    pages.filters |= {"signed": signed, "digits": digits, "range_text": range_text}
+    pages.filters |= {"mean_of": mean_of, "mean_and_least": mean_and_least}
     script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = POLICY.format(script=script)
     pages.globals |= {"count_of": count_of, "version": __version__, "script": Markup(SCRIPT), "policy": Markup(policy)}

@@ -109,7 +109,7 @@ def deterministic(subject: Subject) -> None:
 def batches(subject: Subject) -> None:
     """A value's tokens do not depend on the rest of its batch, whose size may be odd."""
     for size in (1, 3):
-        rows = []
+        rows: list[Any] = []
         for start in range(0, len(subject.values), size):
             tokens = subject.trained.encode(subject.values[start : start + size])
             subject.trained.decode_if_able(tokens)

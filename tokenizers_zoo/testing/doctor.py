@@ -79,7 +79,8 @@ class Patient(Subject):
     @property
     def planned_steps(self) -> int | None:
         """Training steps of the settings; None if a tokenizer is made in no steps."""
-        return getattr(self.handle.known_settings().get("tokenizer"), "steps", None)
+        steps: int | None = getattr(self.handle.known_settings().get("tokenizer"), "steps", None)
+        return steps
 
     def train(self, folder: Path) -> Path:
         """Train a tokenizer on the data folder."""
