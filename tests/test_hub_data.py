@@ -53,6 +53,8 @@ def zoo(tmp_path: Path, run_zoo: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return run_zoo
 
 
@@ -408,7 +410,10 @@ def test_without_the_package_for_http_its_install_line_is_shown(zoo: Run, monkey
 
 
 @pytest.mark.usefixtures("zoo")
-@pytest.mark.parametrize(("source", "options"), [("hf", {"streaming": True}), ("hf", {}), ("webdataset", {})])
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [("hf", {"streaming": True}), pytest.param("hf", {}, marks=pytest.mark.slow), ("webdataset", {})],
+)
 def test_processes_write_the_same_bytes(source: str, options: dict[str, Any]) -> None:
     """Each process opens the source again, and may start with a later shard."""
     write_shards(Path("shards"))
