@@ -230,7 +230,7 @@ def test_unreadable_user_files_are_skipped_with_the_reason(world: World) -> None
     (files / "depth" / "train02.npy").write_bytes(b"\x80no array")
     (files / "caption" / "train06.txt").write_bytes(b"na\xefve")
     cut(files / "rgb" / "train07.png")
-    result = world("data make folder new --set path=files --workers 1")
+    result = world("data make folder new --set path=files --workers 0")
     assert result.code == 0
     dropped = [
         f"{row.split}/{row.modality}/{reason}"
@@ -251,10 +251,10 @@ def test_folder_without_any_readable_file_is_refused(world: World) -> None:
     for path in (world.folder / "files/test").glob("[rd]*/*"):
         path.write_bytes(b"")
     message = "test/depth", "all 8 samples", "test00", "test/rgb (8)"
-    world("data make folder newer --set path=files --workers 1").refused(*message)
+    world("data make folder newer --set path=files --workers 0").refused(*message)
     (world.folder / "files/train/depth").rename(world.folder / "files/train/Depths")
     (world.folder / "files/test/depth").rename(world.folder / "files/test/Depths")
-    printed = " ".join(world("data make folder newest --set path=files --test 0 --workers 1").printed.split())
+    printed = " ".join(world("data make folder newest --set path=files --test 0 --workers 0").printed.split())
     assert "Depths: skipped" in printed and "did you mean depth?" in printed
     mine = world.folder / "mine" / "depth"
     mine.mkdir(parents=True)
@@ -274,7 +274,7 @@ def test_a_damaged_shard_is_named_and_repaired(world: World) -> None:
     for words in ("tokenize data --out new --modalities depth", "tokenizer train depth --data data --out newer"):
         world(words).refused(shard, "zoo data repair")
     world("data verify data").refused(shard, "zoo data repair")
-    repaired = world("data repair data --workers 1")
+    repaired = world("data repair data --workers 0")
     assert repaired.code == 0 and shard in repaired.printed
     assert world.files()[shard] == world.after["score"][shard]
 
