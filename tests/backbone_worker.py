@@ -1,4 +1,4 @@
-"""Two processes that train together, as under torchrun; forked from one that has imported the slow modules."""
+"""Two processes that train together, as under torchrun; a fork server imports the slow modules once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def train_in_two_processes(
     context.set_forkserver_preload(["zoo_backbone.train"])
     saved = context.SimpleQueue()
     arguments = (port, folder, tokens, changes, start, interrupt_after, saved)
-    workers = [context.Process(target=work, args=(rank, *arguments)) for rank in range(2)]
+    workers = [context.Process(target=work, args=(rank, *arguments), daemon=True) for rank in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
