@@ -39,6 +39,8 @@ SMALL = {"zoo": {"image_size": 16, "patch_size": 8}}
 FAMILIES = ["depth", "semseg", "canny", "rgb_patches", "clip", "dinov2_global", "imu", "video"]
 """Continuous, class ids, binary, patches, feature maps, vectors, series, clips."""
 SIMILAR = ["semseg", "canny", "clip", "dinov2_global"]
+SAME_ADAPTER = ["bsq", "product_vq", "grouped_residual_vq"]
+"""Kinds of quantizers whose adapter another kind has, too."""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,9 @@ def test_exported_tokenizers_of_all_families_give_the_same_outputs(
     np.testing.assert_allclose(back, decoded, atol=1e-3 * max(1, np.ptp(decoded)))
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in SAME_ADAPTER else []) for kind in ADAPTERS]
+)
 def test_exported_quantizers_give_the_same_tokens(kind: Any, tmp_path: Path) -> None:
     class Both(nn.Module):
         def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
