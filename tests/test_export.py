@@ -58,7 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     ("name", "format", "ending"),
     [
         *(pytest.param(name, *FORMATS[0], marks=[pytest.mark.slow] if name in SIMILAR else []) for name in FAMILIES),
-        ("depth", *FORMATS[1]),
+        ("clip", *FORMATS[1]),
     ],
 )
 def test_exported_tokenizers_of_all_families_give_the_same_outputs(
