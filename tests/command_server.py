@@ -1,6 +1,6 @@
 """Run `zoo` commands for command_world.py.
 
-Each runs in a process forked from this one, which has imported the slow modules.
+Each runs in a process forked from this one, which has imported the slow modules and all modalities.
 
 Reads and writes one line of JSON per command. A command can be killed, or run out of disk space, at a chosen moment.
 Each runs in a session of its own, so that processes that outlive it can be found.
@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gc
 import importlib
+import importlib.metadata
 import json
 import os
 import resource
@@ -23,16 +25,17 @@ from pathlib import Path
 from typing import Any
 
 HEAVY = (
-    "zoo_backbone.cli.main", "zoo_backbone.evaluate", "zoo_backbone.generate_to_folder",
-    "zoo_backbone.train",
-    "jinja2", "matplotlib.figure",
-    "PIL.ImageDraw", "pyarrow.ipc", "skimage.metrics", "tokenizers", "tokenizers_zoo.autoencoder.model",
-    "tokenizers_zoo.autoencoder.losses", "tokenizers_zoo.pipeline.stores", "tokenizers_zoo.pipeline.tokenize",
-    "tokenizers_zoo.quantizers.quantizer", "tokenizers_zoo.report.pages",
-    "tokenizers_zoo.train.loop", "torch._dynamo", "torch.utils.tensorboard",
-    "vector_quantize_pytorch", "zoo_geometry.depth", "zoo_images.rgb", "zoo_language.caption",
-    "zoo_images.edges", "zoo_images.palette", "zoo_geometry.normal", "zoo_metadata.metadata", "zoo_photos",
-    "zoo_semantics.boxes", "zoo_semantics.semseg",
+    "jinja2", "matplotlib.figure", "msgspec.yaml", "pandas", "PIL.ImageDraw", "pyarrow.ipc", "rich.columns",
+    "rich.markdown", "rich.progress", "rich.table", "scipy.ndimage", "skimage.metrics", "tokenizers",
+    "tokenizers_zoo.autoencoder.losses", "tokenizers_zoo.autoencoder.model", "tokenizers_zoo.autoencoder.task",
+    "tokenizers_zoo.autoencoder.tokenizer", "tokenizers_zoo.cli.data", "tokenizers_zoo.cli.inspect",
+    "tokenizers_zoo.cli.tokenizer", "tokenizers_zoo.cli.tokens", "tokenizers_zoo.pipeline.evaluate",
+    "tokenizers_zoo.pipeline.stores", "tokenizers_zoo.pipeline.tokenize", "tokenizers_zoo.pipeline.tokenizers",
+    "tokenizers_zoo.quantizers.quantizer", "tokenizers_zoo.report.pages", "tokenizers_zoo.train.loop",
+    "torch._dynamo", "torch.utils.tensorboard", "vector_quantize_pytorch", "zoo_backbone.cli.main",
+    "zoo_backbone.evaluate", "zoo_backbone.generate_to_folder", "zoo_backbone.grow", "zoo_backbone.retrieval.cli",
+    "zoo_backbone.retrieval.query", "zoo_backbone.train", "zoo_backbone.transfer.cli",
+    "zoo_backbone.transfer.results", "zoo_backbone.transfer.train", "zoo_photos",
 )  # fmt: skip
 
 
@@ -149,6 +152,9 @@ def serve() -> None:
     """Answer each line of JSON with another until stdin ends."""
     for module in HEAVY:
         importlib.import_module(module)
+    for modality in importlib.metadata.entry_points(group="tokenizers_zoo"):
+        modality.load()
+    gc.freeze()  # a collection in a forked process would copy the memory of all modules
     for line in sys.stdin:
         request = json.loads(line)
         words, folder = request.pop("words"), request.pop("folder")
