@@ -31,6 +31,16 @@ def zoo() -> Zoo:
     return Zoo.installed()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def fork_workers() -> Iterator[None]:
+    """Fork the worker processes of commands in this process; subprocesses of tests spawn theirs."""
+    from worker_server import CONTEXT
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tokenizers_zoo.pipeline.workers.CONTEXT", CONTEXT)
+        yield
+
+
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
     """Install a distribution for the duration of the test: metadata, entry points and modules in a folder on sys.path.

@@ -115,7 +115,7 @@ def fails_first(zoo: Zoo, job: Path) -> str:
     job.touch()
     if job.name == "0":
         raise ZooError("no more")
-    time.sleep(3)  # the error arrives while other jobs run
+    time.sleep(1)  # the error arrives while other jobs run
     return job.name
 
 
