@@ -13,13 +13,16 @@ import errno
 import fcntl
 import importlib
 import json
+import multiprocessing
 import os
 import resource
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 HEAVY = (
@@ -38,7 +41,7 @@ HEAVY = (
 
 def arm(mishap: dict[str, Any], renames: list[str]) -> None:
     """Make this process die or find its disk full at the point that `mishap` gives; append its renames to `renames`."""
-    replace, fsync, files = os.replace, os.fsync, iter(range(1 << 20))
+    replace, files = os.replace, iter(range(1 << 20))
 
     def counted_replace(source: Any, target: Any) -> None:
         number = len(renames)
@@ -52,7 +55,6 @@ def arm(mishap: dict[str, Any], renames: list[str]) -> None:
     def counted_fsync(file: int) -> None:
         if next(files) >= mishap.get("full_at", 1 << 20):
             raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(file)
 
     def no_lock(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -66,27 +68,60 @@ def arm(mishap: dict[str, Any], renames: list[str]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (mishap["largest"], resource.RLIM_INFINITY))
 
 
+def fork_processes() -> None:
+    """Fork the processes that a command starts, too: the commands of `zoo run`, and workers."""
+    importlib.import_module("tokenizers_zoo.pipeline.workers").CONTEXT = multiprocessing.get_context("fork")
+    importlib.import_module("tokenizers_zoo.cli.pipeline").subprocess = SimpleNamespace(Popen=ForkedProgram)
+
+
+class ForkedProgram:
+    """Runs `python -c PROGRAM WORDS` in a process forked from this one."""
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        _, _, program, *words = command
+        sys.stdout.flush()
+        self.process = os.fork()
+        if self.process == 0:
+            os.environ.update(env)
+            sys.argv = ["-c", *words]
+            code = exit_code(lambda: exec(program))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+
+
+def exit_code(program: Callable[[], None]) -> int:
+    """Run a program; return its exit code, 99 after an exception, which is printed."""
+    try:
+        program()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        return 99
+    return 0
+
+
 def run(words: list[str], folder: str, mishap: dict[str, Any], outputs: list[Any]) -> None:
-    """Run one command in this process, then end the process."""
+    """Run one command in this process, then end the process. Without a mishap, its own processes are forked."""
     from tokenizers_zoo.cli.main import main
 
     os.setsid()
-    code, renames = 0, list[str]()
+    renames = list[str]()
     for descriptor, output in enumerate(outputs[:2], 1):
         os.dup2(output.fileno(), descriptor)
     os.chdir(folder)
     sys.path[:0] = mishap.get("path", [])
     sys.argv = ["zoo", *words]
     arm(mishap, renames)
-    try:
-        main()
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        code = 99
+    if not mishap:
+        fork_processes()
+    code = exit_code(main)
     sys.stdout.flush()
     sys.stderr.flush()
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

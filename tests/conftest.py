@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -32,12 +33,25 @@ def zoo() -> Zoo:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def fork_workers() -> Iterator[None]:
-    """Fork the worker processes of commands in this process; subprocesses of tests spawn theirs."""
+def fast_machine() -> Iterator[None]:
+    """Save the time that starting workers, writing to the disk and reading the metadata of packages takes.
+
+    Workers are forked, files stay in the cache of the machine, and the metadata are read once per state of sys.path.
+    Subprocesses of tests do all of this as usual.
+    """
     from worker_server import CONTEXT
+
+    from tokenizers_zoo.plugins import installed_claims
+
+    claims_at = functools.cache(lambda folders: installed_claims())
+
+    def cached_claims() -> object:
+        return claims_at(tuple((path, os.stat(path).st_mtime_ns) for path in sys.path if os.path.isdir(path)))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tokenizers_zoo.pipeline.workers.CONTEXT", CONTEXT)
+        patch.setattr("tokenizers_zoo.plugins.installed_claims", cached_claims)
+        patch.setattr(os, "fsync", lambda file: None)
         yield
 
 
