@@ -79,6 +79,8 @@ def test_a_new_plugin_keeps_the_contract(family: str, new: Callable[[str], Path]
     zoo = Zoo.installed()
     assert NAME in zoo.names() and NAME in zoo.source_names()
     assert zoo[NAME].distribution == "zoo-made-up-field 0.1.0" and "made up field" in zoo[NAME].spec.summary
+    if family in ("spatial", "features", "vector", "series"):
+        zoo = Zoo.from_tables({"modalities": {NAME: {"tokenizer": {"width": 32, "depth": 1}}}})
     results = check_modality(zoo, NAME)
     assert "derive" in {result.name for result in results if result.skipped}
     text = (folder / "tests" / f"test_{NAME}.py").read_text()
