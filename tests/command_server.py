@@ -108,7 +108,10 @@ def exit_code(program: Callable[[], None]) -> int:
 
 
 def run(words: list[str], folder: str, mishap: dict[str, Any], outputs: list[Any]) -> None:
-    """Run one command in this process, then end the process. Without a mishap, its own processes are forked."""
+    """Run one command in this process, then end the process.
+
+    Without a mishap, or if `forks`, the processes that the command starts are forked, too.
+    """
     from tokenizers_zoo.cli.main import main
 
     os.setsid()
@@ -119,7 +122,7 @@ def run(words: list[str], folder: str, mishap: dict[str, Any], outputs: list[Any
     sys.path[:0] = mishap.get("path", [])
     sys.argv = ["zoo", *words]
     arm(mishap, renames)
-    if not mishap:
+    if mishap.get("forks", not mishap):
         fork_processes()
     code = exit_code(main)
     sys.stdout.flush()
@@ -146,8 +149,15 @@ def processes_of(session: int) -> list[int]:
     return sorted(processes)
 
 
+def due(mishap: dict[str, Any], seconds: float, folder: Path) -> bool:
+    """Return whether a command has run `at` seconds, or there is a file of the pattern `after`."""
+    if "after" in mishap:
+        return any(folder.glob(mishap["after"]))
+    return seconds >= mishap.get("at", 1e9)
+
+
 def watch(child: int, mishap: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Wait for a command; do what `mishap` wants after `at` seconds, once it is possible, and stop it at its limit.
+    """Wait for a command; do what `mishap` wants once it is `due` and possible, and stop the command at its limit.
 
     `event` is "kill", "kill worker" (any process that it started) or "move" (the file or folder `place`).
     """
@@ -160,7 +170,7 @@ def watch(child: int, mishap: dict[str, Any], folder: Path) -> dict[str, Any]:
         if seconds > mishap.get("limit", 300) and not late:
             late = True
             os.kill(child, signal.SIGKILL)
-        if not happened and seconds >= mishap.get("at", 1e9):
+        if not happened and due(mishap, seconds, folder):
             if mishap["event"] == "kill":
                 victims = [child]
             elif mishap["event"] == "kill worker":

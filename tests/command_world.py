@@ -113,7 +113,8 @@ class World:
 
         `kill_before` and `kill_after` kill the command at the rename of this index. `full_at` is the index of the first
         file that finds the disk full. `largest` is the maximum file size in bytes. `path` holds folders for sys.path.
-        Without locks if `no_locks`. `at`, `event` and `limit`: see `watch` in command_server.py.
+        Without locks if `no_locks`. `at`, `after`, `event`, `limit` and `forks`: see `watch` and `run` in
+        command_server.py.
         """
         self.server.stdin.write(json.dumps({"words": words.split(), "folder": str(self.folder), **mishap}) + "\n")
         self.server.stdin.flush()

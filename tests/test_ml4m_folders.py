@@ -365,7 +365,7 @@ def test_a_killed_import_resumes(workspace: Workspace, monkeypatch: pytest.Monke
 
         return replace
 
-    for last in range(0, 60, 3):
+    for last in range(0, 60, 5):
         writes, workspace.out = 0, workspace.root / f"out{last}"
         monkeypatch.setattr(os, "replace", killed_at(last))
         try:
@@ -375,7 +375,7 @@ def test_a_killed_import_resumes(workspace: Workspace, monkeypatch: pytest.Monke
             monkeypatch.setattr(os, "replace", real)
         workspace.run_import()
         assert files_in(workspace.out) == complete_files, last
-    assert 10 < last < 57
+    assert 10 < last < 55
 
 
 def test_a_simultaneous_import_into_the_same_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
