@@ -70,7 +70,24 @@ def arm(mishap: dict[str, Any], renames: list[str]) -> None:
 
 def fork_processes() -> None:
     """Fork the processes that a command starts, too: the commands of `zoo run`, and workers."""
-    importlib.import_module("tokenizers_zoo.pipeline.workers").CONTEXT = multiprocessing.get_context("fork")
+    fork, command_ends = multiprocessing.get_context("fork"), list[Any]()
+
+    def pipe() -> tuple[Any, Any]:
+        command_end, worker_end = fork.Pipe()
+        command_ends.append(command_end)
+        return command_end, worker_end
+
+    def process(target: Callable[..., None], args: tuple[Any, ...]) -> Any:
+        def work() -> None:
+            for connection in command_ends:  # a worker ends when nothing holds these
+                connection.close()
+            target(*args)
+
+        return fork.Process(target=work)
+
+    importlib.import_module("tokenizers_zoo.pipeline.workers").CONTEXT = SimpleNamespace(
+        RawArray=fork.RawArray, RawValue=fork.RawValue, Pipe=pipe, Process=process
+    )
     importlib.import_module("tokenizers_zoo.cli.pipeline").subprocess = SimpleNamespace(Popen=ForkedProgram)
 
 

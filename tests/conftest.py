@@ -37,7 +37,7 @@ def fast_machine() -> Iterator[None]:
     """Save the time that starting workers, writing to the disk and reading the metadata of packages takes.
 
     Workers are forked, files stay in the cache of the machine, and the metadata are read once per state of sys.path.
-    Subprocesses of tests do all of this as usual.
+    A subprocess starts workers, writes and reads as usual.
     """
     from worker_server import CONTEXT
 
