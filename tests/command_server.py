@@ -15,13 +15,16 @@ import gc
 import importlib
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import resource
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 HEAVY = (
@@ -41,7 +44,7 @@ HEAVY = (
 
 def arm(mishap: dict[str, Any], renames: list[str]) -> None:
     """Make this process die or find its disk full at the point that `mishap` gives; append its renames to `renames`."""
-    replace, fsync, files = os.replace, os.fsync, iter(range(1 << 20))
+    replace, files = os.replace, iter(range(1 << 20))
 
     def counted_replace(source: Any, target: Any) -> None:
         number = len(renames)
@@ -55,7 +58,6 @@ def arm(mishap: dict[str, Any], renames: list[str]) -> None:
     def counted_fsync(file: int) -> None:
         if next(files) >= mishap.get("full_at", 1 << 20):
             raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(file)
 
     def no_lock(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -69,27 +71,80 @@ def arm(mishap: dict[str, Any], renames: list[str]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (mishap["largest"], resource.RLIM_INFINITY))
 
 
+def fork_processes() -> None:
+    """Fork the processes that a command starts, too: the commands of `zoo run`, and workers."""
+    fork, command_ends = multiprocessing.get_context("fork"), list[Any]()
+
+    def pipe() -> tuple[Any, Any]:
+        command_end, worker_end = fork.Pipe()
+        command_ends.append(command_end)
+        return command_end, worker_end
+
+    def process(target: Callable[..., None], args: tuple[Any, ...]) -> Any:
+        def work() -> None:
+            for connection in command_ends:  # a worker ends when nothing holds these
+                connection.close()
+            target(*args)
+
+        return fork.Process(target=work)
+
+    importlib.import_module("tokenizers_zoo.pipeline.workers").CONTEXT = SimpleNamespace(
+        RawArray=fork.RawArray, RawValue=fork.RawValue, Pipe=pipe, Process=process
+    )
+    importlib.import_module("tokenizers_zoo.cli.pipeline").subprocess = SimpleNamespace(Popen=ForkedProgram)
+
+
+class ForkedProgram:
+    """Runs `python -c PROGRAM WORDS` in a process forked from this one."""
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        _, _, program, *words = command
+        sys.stdout.flush()
+        self.process = os.fork()
+        if self.process == 0:
+            os.environ.update(env)
+            sys.argv = ["-c", *words]
+            code = exit_code(lambda: exec(program))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+
+
+def exit_code(program: Callable[[], None]) -> int:
+    """Run a program; return its exit code, 99 after an exception, which is printed."""
+    try:
+        program()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        return 99
+    return 0
+
+
 def run(words: list[str], folder: str, mishap: dict[str, Any], outputs: list[Any]) -> None:
-    """Run one command in this process, then end the process."""
+    """Run one command in this process, then end the process.
+
+    Without a mishap, or if `forks`, the processes that the command starts are forked, too.
+    """
     from tokenizers_zoo.cli.main import main
 
     os.setsid()
-    code, renames = 0, list[str]()
+    renames = list[str]()
     for descriptor, output in enumerate(outputs[:2], 1):
         os.dup2(output.fileno(), descriptor)
     os.chdir(folder)
     sys.path[:0] = mishap.get("path", [])
     sys.argv = ["zoo", *words]
     arm(mishap, renames)
-    try:
-        main()
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        code = 99
+    if mishap.get("forks", not mishap):
+        fork_processes()
+    code = exit_code(main)
     sys.stdout.flush()
     sys.stderr.flush()
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -114,8 +169,15 @@ def processes_of(session: int) -> list[int]:
     return sorted(processes)
 
 
+def due(mishap: dict[str, Any], seconds: float, folder: Path) -> bool:
+    """Return whether a command has run `at` seconds, or there is a file of the pattern `after`."""
+    if "after" in mishap:
+        return any(folder.glob(mishap["after"]))
+    return seconds >= mishap.get("at", 1e9)
+
+
 def watch(child: int, mishap: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Wait for a command; do what `mishap` wants after `at` seconds, once it is possible, and stop it at its limit.
+    """Wait for a command; do what `mishap` wants once it is `due` and possible, and stop the command at its limit.
 
     `event` is "kill", "kill worker" (any process that it started) or "move" (the file or folder `place`).
     """
@@ -128,7 +190,7 @@ def watch(child: int, mishap: dict[str, Any], folder: Path) -> dict[str, Any]:
         if seconds > mishap.get("limit", 300) and not late:
             late = True
             os.kill(child, signal.SIGKILL)
-        if not happened and seconds >= mishap.get("at", 1e9):
+        if not happened and due(mishap, seconds, folder):
             if mishap["event"] == "kill":
                 victims = [child]
             elif mishap["event"] == "kill worker":

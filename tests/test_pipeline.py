@@ -6,15 +6,15 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_world import World, shared_server
 from examples import only, write_registry
 from stores import write_tar, write_values
 from toy_plugins import Install, Toy, derived, make_toy, scaled, snapshot
@@ -22,14 +22,7 @@ from toy_plugins import Install, Toy, derived, make_toy, scaled, snapshot
 from tokenizers_zoo import Zoo, pretrained
 from tokenizers_zoo.data.manifest import Dataset, ValueManifest, read_manifest
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.errors import (
-    ConfigError,
-    DataError,
-    InvalidValueError,
-    MachineError,
-    PluginError,
-    ReadError,
-)
+from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
 from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
@@ -37,12 +30,6 @@ from tokenizers_zoo.pipeline.outcomes import RunResult
 from tokenizers_zoo.pipeline.stores import describe_data, repair_store, verify_store
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
-
-
-def wait_for(condition: Callable[[], Any], deadline: float) -> None:
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def processes_of(session: int) -> list[int]:
@@ -95,16 +82,15 @@ def test_processes_write_the_same_bytes_and_survive_sigkill(toy: Toy, tmp_path: 
     make_toy(toy(), tmp_path / "one", train=2000, shard_size=None)
     write_registry(tmp_path / "registry.toml", "")
     words = "data make toy two --train 2000 --test 5 --seed 3 --workers 2"
-    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", *words.split()]
-    plugins = os.pathsep.join(path for path in sys.path if str(tmp_path) in path)
-    quiet: Any = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": plugins}, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, **quiet, start_new_session=True)
+    plugins = {"path": [path for path in sys.path if str(tmp_path) in path], "forks": True}
+    world = World(folder=tmp_path, server=shared_server())
+    killed = world(words, event="kill", after="two/**/*.tar", **plugins)
+    assert killed.code == -signal.SIGKILL
     deadline = time.monotonic() + 60
-    wait_for(lambda: list((tmp_path / "two").rglob("*.tar")) or process.poll() is not None, deadline)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    wait_for(lambda: not processes_of(process.pid), deadline)  # workers exit with their parent process
-    subprocess.run(command, check=True, **quiet)
+    while processes_of(killed.process):  # workers exit with their parent process
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert world(words, **plugins).code == 0
     one_process, two_processes = snapshot(tmp_path / "one"), snapshot(tmp_path / "two")
     assert {name: two_processes[name] for name in one_process} == one_process
 

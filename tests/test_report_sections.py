@@ -106,11 +106,7 @@ def test_the_page_shows_retrieval_if_there_are_results(run_with_retrieval: Path,
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "reason"),
-    [
-        ("fingerprint", "0" * 64, "another model"),
-        ("split", "train", "training samples"),
-    ],
+    ("key", "value", "reason"), [("fingerprint", "0" * 64, "another model"), ("split", "train", "training samples")]
 )
 def test_figures_of_another_model_or_split_are_left_out(
     run_with_retrieval: Path, zoo: Zoo, key: str, value: str, reason: str

@@ -41,13 +41,7 @@ from zoo_backbone.retrieval import index as indexes
 from zoo_backbone.retrieval.cli import retrieve
 from zoo_backbone.retrieval.embed import Embedder, check_via, unit
 from zoo_backbone.retrieval.index import Index, build, faiss, new_index, read_vectors, write_vectors
-from zoo_backbone.retrieval.query import (
-    CORRECT,
-    chance,
-    evaluate_retrieval,
-    query_keys,
-    weighted_sum,
-)
+from zoo_backbone.retrieval.query import CORRECT, chance, evaluate_retrieval, query_keys, weighted_sum
 from zoo_backbone.run import Run
 
 VECTORS = "together.safetensors"

@@ -38,6 +38,7 @@ Value = tuple[int, str]
 """A value in work: its row in the shard, and its modality or source."""
 NOTHING: Value = (-1, "")
 """Placeholder for a process that died without a note."""
+CONTEXT = multiprocessing.get_context("spawn")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 TERMINAL = "TERM"
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -231,13 +232,12 @@ class _Worker:
     """A process that does one job at a time."""
 
     def __init__(self, zoo: Zoo) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.note, self.done = context.RawArray("c", NOTE_BYTES), context.RawValue("Q", 0)
-        self.connection, theirs = context.Pipe()
+        self.note, self.done = CONTEXT.RawArray("c", NOTE_BYTES), CONTEXT.RawValue("Q", 0)
+        self.connection, theirs = CONTEXT.Pipe()
         self.limit = 0.0
         """The time limit that the process exceeded, s."""
         setup = (zoo.tables, zoo.path, verbosity(), theirs, self.note, self.done)
-        self.process = context.Process(target=_serve, args=setup)
+        self.process = CONTEXT.Process(target=_serve, args=setup)
         self.process.start()
         theirs.close()
 
