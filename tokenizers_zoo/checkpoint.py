@@ -156,8 +156,7 @@ def load_checkpoint(folder: Path, expected_class: str | None = None) -> tuple[di
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = load_config(folder, expected_class)
-    check_weights(folder)
+    config, _ = verified_config(folder, expected_class)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, ValueError) as error:
@@ -223,18 +222,21 @@ def checkpoint_errors(folder: Path | str) -> Iterator[None]:
         raise CheckpointError(f"{folder}: its files do not fit together: {kind}{reason}; {COPY_AGAIN}") from error
 
 
-def check_weights(folder: Path) -> str:
-    """Return the sha256 of a folder's weights. Raises CheckpointError if they were not written with its config."""
+def verified_config(folder: Path, expected_class: str | None = None) -> tuple[dict[str, Any], str]:
+    """Return the config of a checkpoint folder, and the sha256 of its weights.
+
+    Raises CheckpointError as `load_config` does, and if the weights were not written with this config.
+    """
+    config = load_config(folder, expected_class)
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(f"{folder}: has no {WEIGHTS}")
-    recorded_digest = config_record(folder, None, CheckpointRecord).weights_sha256
-    digest = file_digest(folder / WEIGHTS)
+    digest, recorded_digest = file_digest(folder / WEIGHTS), str(config.get("weights_sha256", ""))
     if recorded_digest != digest:
         raise CheckpointError(
             f"{folder}: {WEIGHTS} is not the file that {CONFIG} was written with (its sha256 is {digest[:12]}, "
             f"expected {recorded_digest[:12]}); {COPY_AGAIN}"
         )
-    return digest
+    return config, digest
 
 
 def load_config(folder: Path, expected_class: str | None = None) -> dict[str, Any]:
@@ -251,8 +253,8 @@ def load_config(folder: Path, expected_class: str | None = None) -> dict[str, An
 
 def fingerprint(folder: Path) -> str:
     """Return the sha256 (hex) over config and weights of a checkpoint folder. Raises CheckpointError if damaged."""
-    digest = check_weights(folder)
-    config_json = json.dumps(load_config(folder), sort_keys=True, ensure_ascii=False).encode()
+    config, digest = verified_config(folder)
+    config_json = json.dumps(config, sort_keys=True, ensure_ascii=False).encode()
     return hashlib.sha256(hashlib.sha256(config_json).digest() + bytes.fromhex(digest)).hexdigest()
 
 

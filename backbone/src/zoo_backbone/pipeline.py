@@ -52,7 +52,7 @@ class AnyToAny:
 
     def __init__(self, model: FourM, zoo: Zoo, run: Run | None = None) -> None:
         """`run` is the run or bundle that the model was loaded from."""
-        self.model, self.zoo, self.run = model.eval(), zoo, run or Run(tokens=Path())
+        self.model, self.zoo, self._run = model.eval(), zoo, run
         forms = {name: zoo[name].spec.input_form_of for name in model.layout.readable if name in zoo}
         self.input_forms = {name: form for form, name in forms.items() if name}
         """Modalities that the model reads in another form, such as `rgb` as `rgb_patches`."""
@@ -82,12 +82,20 @@ class AnyToAny:
         Raises CheckpointError if there is no such model, or it is not the expected one.
         """
         run = Run.open(source, revision, sha256)
-        return cls.load(run, run.zoo() if zoo is None else zoo, device=device, dtype=dtype)
+        model = load_model(run.folder, device=resolve_device(device)).to(dtype)
+        return cls(model, run.zoo() if zoo is None else zoo, run)
 
     @classmethod
-    def load(cls, run: Run, zoo: Zoo, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Self:
+    def load(cls, run: Run, zoo: Zoo, *, device: str = "auto") -> Self:
         """Load the model of an opened run. Raises CheckpointError for damaged weights."""
-        return cls(load_model(run.folder, device=resolve_device(device)).to(dtype), zoo, run)
+        return cls(load_model(run.folder, device=resolve_device(device)), zoo, run)
+
+    @property
+    def run(self) -> Run:
+        """The run or bundle that the model was loaded from. Raises ConfigError for a model made in Python."""
+        if self._run is None:
+            raise ConfigError("AnyToAny: its model is of no run folder; open a run with AnyToAny.from_pretrained")
+        return self._run
 
     def verify(self) -> dict[str, float]:
         """Compute the golden sample of a bundle again; return the share of tokens that are equal to the stored ones.

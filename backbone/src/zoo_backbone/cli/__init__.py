@@ -43,7 +43,11 @@ def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def zoo_of(run: Run) -> Zoo:
     """Return the zoo of --registry, of the run, or of ./registry.toml. Raises CheckpointError if the run's is gone."""
-    return open_zoo(asked_registry() or run.existing_registry())
+    from zoo_backbone.run import check_registry
+
+    if (registry := asked_registry()) is None:
+        check_registry(registry := run.registry, run.folder)
+    return open_zoo(registry)
 
 
 class ConfigFile(click.Path):
