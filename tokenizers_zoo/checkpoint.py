@@ -153,22 +153,28 @@ def load_checkpoint(folder: Path, expected_class: str | None = None) -> tuple[di
     Raises CheckpointError if a file is missing or damaged, the weights and the config do not belong together, or the
     config's "class" is not `expected_class`.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     config, _ = verified_config(folder, expected_class)
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS}: damaged: {error}; {COPY_AGAIN}") from None
-    check_finite(folder / WEIGHTS, tensors)
-    return tensors, config
+    return _load_tensors(folder / WEIGHTS), config
 
 
 def load_record(folder: Path, expected_class: str, record_class: type[T]) -> tuple[dict[str, torch.Tensor], T]:
     """As `load_checkpoint`, with the config as a record of its class."""
-    tensors, config = load_checkpoint(folder, expected_class)
-    return tensors, as_record(config, record_class, folder / CONFIG)
+    config, _ = verified_config(folder, expected_class)
+    record = as_record(config, record_class, folder / CONFIG)
+    return _load_tensors(folder / WEIGHTS), record
+
+
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file, all numbers finite. Raises CheckpointError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}; {COPY_AGAIN}") from None
+    check_finite(path, tensors)
+    return tensors
 
 
 def config_record(folder: Path, expected_class: str | None, record_class: type[T]) -> T:
