@@ -367,7 +367,9 @@ def skills(before: Path, after: Path) -> list[dict[str, Any]]:
 def _measured(folder: Path) -> tuple[dict[Any, Any], dict[str, Any]]:
     """Return the skill scores of a backbone by pair and number of samples, and digests of what they depend on."""
     path = folder / FOLDER / EVALUATION
-    evaluation = records.read_evaluation(path) if path.is_file() else records.NO_EVALUATION
+    if not path.is_file():
+        return {}, {}
+    evaluation = records.read_evaluation(path)
     identity = evaluation.identity
     if identity.weights != backbone_config(folder).weights_sha256:
         return {}, {}
