@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, whole_samples
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, read_tokens, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from zoo_backbone.generate.inpainting import checked_partial, partial_of
 from zoo_backbone.generate.plans import DEFAULT_SPLIT, MASK, GenerationPlan, is_count, resolved_plan
-from zoo_backbone.generate.sources import files_by_name, item_of_source, sources_of, tokens_of_file
+from zoo_backbone.generate.sources import files_by_name, item_of_source, sources_of
 from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.request import TOKENS, GenerationRequest, blocks, taken
 
@@ -69,7 +69,7 @@ class PlanRequest(GenerationRequest):
             if source.kind in ("file", "text", "json"):
                 items[name] = item_of_source(handles[name], source)
             elif source.kind == "tokens":
-                self.values[name] = tokens_of_file(handles[name], Path(source.content))
+                self.values[name] = [read_tokens(handles[name], Path(source.content))]
         self.values |= pipeline.tokenize(items, crop=plan.crop, as_tokens=plan.inpaint)
         self.columns: dict[str, TokenColumn] = {}
         if self.files and (plan.reads_store or plan.keys):
