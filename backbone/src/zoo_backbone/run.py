@@ -220,7 +220,7 @@ class TrainedModality:
     """A modality in the identity of a training."""
 
     fingerprint: str
-    """Of its tokenizer."""
+    """The tokenizer's."""
 
 
 @dataclass(frozen=True, kw_only=True)
