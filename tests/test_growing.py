@@ -455,7 +455,9 @@ def test_skills_are_compared_for_pairs_in_both_evaluations(tmp_path: Path) -> No
         path.parent.mkdir(parents=True)
         config = {"class": "FourM", "architecture": "FourM", "model": {}, "specs": [], "weights_sha256": "1" * 64}
         write_table(tmp_path / name / "config.json", config)
-        write_table(path, {"identity": {**identity, **changed}, "pairs": [pair], "galleries": []})
+        modalities = {"x": {"metrics": [{"name": "error", "higher_is_better": False, "meaning": "Error."}]}}
+        evaluation = {"pairs": [pair], "galleries": [], "modalities": modalities}
+        write_table(path, {"identity": {**identity, **changed}, **evaluation})
         return tmp_path / name
 
     before = write("before", 0.5)

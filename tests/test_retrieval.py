@@ -535,13 +535,13 @@ def test_results_never_stand_beside_pictures_of_another_evaluation(
             samples=8, galleries=1, modalities=["light", "dark"],
         )  # fmt: skip
 
-    def write(path: Path, *arguments: Any) -> bool:
+    def write(*arguments: Any) -> dict[str, Any]:
         assert not (tmp_path / "retrieval.json").exists()
         raise KeyboardInterrupt
 
     eval_again("centred")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(query, "write_hits", write)
+        patched.setattr(query, "write_gallery", write)
         eval_again("plain")
     assert not (tmp_path / "retrieval.json").exists()
     assert json.loads(json.dumps(eval_again("plain"))) == read_table(tmp_path / "retrieval.json")

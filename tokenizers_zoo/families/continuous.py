@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.autoencoder.codec import stack_values
-from tokenizers_zoo.checkpoint import check_weights, load_checkpoint, save_checkpoint
+from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from tokenizers_zoo.config import Settings, check_counts
 from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, count_of
 from tokenizers_zoo.families.base import PluginBase
@@ -123,7 +123,7 @@ class StandardisedModality(PluginBase):
         identity = {"model": description, "training": table, "seed": seed, "data": samples.record()}
         with RunFolder(out_dir, TOKENIZER, identity).open() as run:
             if run.finished is not None:
-                check_weights(out_dir)
+                fingerprint(out_dir)  # raises CheckpointError for damaged weights
                 return out_dir
             start = time.perf_counter()
             indices = np.linspace(0, len(train) - 1, min(options.tokenizer.samples, len(train))).astype(int)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tokenizers_zoo.checkpoint import check_weights
+from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import CheckpointError, DataError, first_line
 from tokenizers_zoo.io import read_numbers, write_state
@@ -162,7 +162,7 @@ def train(
     run_identity = identity(task, samples, config, seed)
     with RunFolder(out_dir, task.kind_of_run, run_identity, task.places).open(overwrite) as run:
         if run.finished is not None:
-            check_weights(out_dir)
+            fingerprint(out_dir)  # raises CheckpointError for damaged weights
             return out_dir
         trainer = Trainer(task, samples, config, run, seed, resolve_device(device))
         with TrainingReport(task.spec, task.title, task.validates, config, out_dir, trainer.done) as report:

@@ -43,7 +43,7 @@ from zoo_backbone.config import expect
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate.sampling import Guidance, Passes, Schedule, TemperatureSchedule
 from zoo_backbone.generate.schemes import SCHEMES
-from zoo_backbone.generate.sources import inputs_of, sources_of, written_sources
+from zoo_backbone.generate.sources import Source, inputs_of, sources_of, written_sources
 
 LAYOUT, LEFT_TO_RIGHT = "layout", "autoregressive"
 """Schemes of a plan: the first scheme that fits the layout, and the only scheme of sequences."""
@@ -225,14 +225,14 @@ class GenerationPlan:
             targets.append(replace(target, guidance=guidance))
         return replace(self, inputs=tuple(inputs_of(inputs)), targets=tuple(targets))
 
-    def with_absolute_paths(self, folder: Path, zoo: Zoo) -> GenerationPlan:
-        """Return the plan with absolute paths instead of paths relative to `folder`, and texts in quotes."""
+    def with_absolute_paths(self, folder: Path, sources: Mapping[str, Source]) -> GenerationPlan:
+        """Return the plan with the `sources` of its inputs, and with absolute paths of masks in `folder`."""
         regions = {}
         for name, region in self.inpaint.items():
             before, mask, file = region.partition(MASK)
             is_file = mask and not before.replace("not:", "")
             regions[name] = f"{before}{mask}{folder / file}" if is_file else region
-        return replace(self, inputs=tuple(inputs_of(sources_of(self.inputs, zoo, folder))), inpaint=regions)
+        return replace(self, inputs=tuple(inputs_of(sources)), inpaint=regions)
 
     def numbers(self) -> list[int]:
         """Return the numbers of the samples. Raises ConfigError."""
@@ -266,8 +266,9 @@ def ranges(text: str, prefix: str) -> list[tuple[int, int]]:
 
 def read_plan(path: Path, zoo: Zoo) -> dict[str, Any]:
     """Return the checked tables of a plan file, with absolute paths. Raises ConfigError."""
-    table = load_toml(path)
-    plan = from_mapping(GenerationPlan, table, Origin(path=path)).with_absolute_paths(path.parent.resolve(), zoo)
+    table, folder = load_toml(path), path.parent.resolve()
+    plan = from_mapping(GenerationPlan, table, Origin(path=path))
+    plan = plan.with_absolute_paths(folder, sources_of(plan.inputs, zoo, folder))
     return table | {"inputs": list(plan.inputs), "inpaint": plan.inpaint}
 
 

@@ -45,7 +45,7 @@ from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.gallery import shown, write_sheet
 from zoo_backbone.model import check_handle
 from zoo_backbone.packing import spans_of
-from zoo_backbone.run import Run, stored_config
+from zoo_backbone.run import stored_config, training_zoo
 from zoo_backbone.transfer.config import HEADS, TransferConfig
 from zoo_backbone.transfer.head import Grid, Head, Neighbours, build_head
 from zoo_backbone.transfer.targets import Target, Tokens, target_from_json
@@ -276,7 +276,7 @@ def load(
         if probe_record.head not in HEADS[target.kind]:
             raise ValueError(f"head {probe_record.head} cannot predict {target.kind}")
     registry = Path(sources.registry) if sources.registry else None
-    zoo = zoo or Run(folder=folder, tokens=Path(sources.tokens), registry=registry).zoo()
+    zoo = zoo or training_zoo(registry, folder)
     task = Task.parse(sources.task, zoo, probe_record.task.wanted)
     if isinstance(target, Tokens) and task.handle is not None:
         check_handle(task.handle, target.fingerprint)
