@@ -25,6 +25,7 @@ from tokenizers_zoo.errors import CheckpointError, OneLineError, ZooError
 from tokenizers_zoo.io import read_lines, read_numbers, read_table, write_table
 from tokenizers_zoo.pipeline.vocabulary import learned_on_others
 from tokenizers_zoo.report.compare import record_of
+from tokenizers_zoo.report.records import read_evaluation
 from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.samples import TEST
 from tokenizers_zoo.testing.probe import STUMBLES
@@ -187,6 +188,16 @@ def test_networks_in_untrusted_files_have_bounded_depths(golden: Path, name: str
     write_table(golden / name, config)
     with pytest.raises(CheckpointError, match=rf"{key}: expected a number in \[[01], 256\], got 257"):
         READERS[name](golden)
+
+
+def test_an_evaluation_has_metrics_of_each_target(golden: Path) -> None:
+    path = golden / "run/evaluation/evaluation.json"
+    evaluation = read_table(path)
+    target = evaluation["pairs"][0]["target"]
+    evaluation["modalities"][target]["metrics"] = []
+    write_table(path, evaluation)
+    with pytest.raises(CheckpointError, match=f"evaluation.json: damaged: has no metrics of {target};"):
+        read_evaluation(path)
 
 
 @pytest.mark.parametrize("name", ["run/config.json", "tokenizers/depth/config.json"])
