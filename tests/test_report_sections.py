@@ -133,7 +133,7 @@ def test_recall_of_ten_hits_is_required(run_with_retrieval: Path, tmp_path: Path
     recall = {"mean": results["mean"], "pair": pair, "chance": pair["chance"]}[table]["recall"]
     del recall["10"]
     write_table(path, results)
-    with pytest.raises(CheckpointError, match="retrieval.json: damaged: .*recall: has no 10"):
+    with pytest.raises(CheckpointError, match=r"retrieval.json: damaged: .*recall: has no 10"):
         retrieval_section(run_with_retrieval, Pictures(folder=tmp_path))
 
 
