@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ from zoo_backbone.gallery import shown, write_sheet
 from zoo_backbone.model import FourM, check_handle
 from zoo_backbone.packing import spans_of
 from zoo_backbone.run import Run, stored_config
-from zoo_backbone.transfer.config import HEADS, As, HeadName, TransferConfig
+from zoo_backbone.transfer.config import HEADS, HeadName, TransferConfig
 from zoo_backbone.transfer.head import Grid, Head, build_head
 from zoo_backbone.transfer.targets import Target, Tokens
 from zoo_backbone.transfer.task import Samples, Stores, Task
@@ -80,7 +80,7 @@ class StoredTask:
     """The task that a probe was trained for."""
 
     name: str = ""
-    wanted: As | None
+    wanted: Literal["classes", "tokens"] | None
     """The requested kind of target."""
 
 

@@ -127,10 +127,9 @@ class ProbeTask(LoopTask):
         self.test = stores.samples(parsed, TEST, self.target)
         self.dropped = {TRAIN: labelled.dropped, TEST: self.test.dropped, "unknown_keys": unknown_keys}
         self.head = head_for(self.target.kind, config)
-        is_map = self.target.kind.endswith("map")
-        if is_map:
+        if self.target.kind.endswith("map"):
             Grid.of(layout, inputs)  # raises before anything is written
-        if self.head == "linear" and not is_map and config.batch_size < 2:
+        elif self.head == "linear" and config.batch_size < 2:
             raise ConfigError("batch_size 1: head linear normalises over the batch; expected at least 2")
         self.spec, self.validates = parsed.spec(self.target), bool(self.split.validation)
         self.held_out = self.split.samples if self.validates else self.test
@@ -247,7 +246,7 @@ class ProbeTask(LoopTask):
         self, run: RunFolder, module: nn.Module, test: Sequence[Any], steps: int, seconds: float, best: Best | None
     ) -> None:
         """Score all held-out samples and write the probe."""
-        target, settings = self.target, self.record.table()["settings"]
+        target = self.target
         baseline = self.task.constant_baseline(target, self.split.samples.labels)
         probe = Probe(self.network, self.task, self.zoo, self.record, self.sources, baseline)
         best_metrics = {} if best is None else {
@@ -259,7 +258,7 @@ class ProbeTask(LoopTask):
             "labels": {"requested": self.config.labels, "train": len(self.split.training),
                        "validation": len(self.split.validation), "test": len(self.test)},
             "metrics": probe.score(self.test),
-            "settings": settings,
+            "settings": self.record.settings,
             "dropped": self.dropped,
             "unseen_classes": probe.unseen_classes(self.test.labels),
             "backbone": {"weights_sha256": self.record.backbone.weights_sha256},
