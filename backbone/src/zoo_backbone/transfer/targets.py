@@ -216,6 +216,10 @@ class NumberMap(Numbers, Target):
 
     kind: ClassVar[str] = "number map"
 
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3:
+            raise ValueError(f"shape: expected channels, height and width, got {self.shape}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens(Target):
