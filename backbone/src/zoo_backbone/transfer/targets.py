@@ -37,8 +37,12 @@ ERRORS = (
 class Target(Variant):
     """Base class. Its fields are the key "target" of a probe's config.json."""
 
-    if TYPE_CHECKING:  # of each target
-        outputs: Any
+    if TYPE_CHECKING:  # properties and methods of each target
+
+        @property
+        def outputs(self) -> int:
+            """Number of a head's outputs per sample, pixel or token."""
+
         encode: Any
         loss: Any
         decode: Any
