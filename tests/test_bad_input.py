@@ -176,7 +176,7 @@ def test_a_path_with_nul_is_named_with_its_file(world: World) -> None:
 def test_mistake_with_overwrite_deletes_nothing(world: World) -> None:
     train = "tokenizer train depth --data data --overwrite --set"
     world(f"{train} stepz=3").refused("[modalities.depth.tokenizer] stepz", "did you mean steps?")
-    world(f"{train} steps=0").refused("steps: expected at least 1")
+    world(f"{train} steps=0").refused("steps: expected int >= 1")
     altered(world.folder / "tokenizers/depth/model.safetensors")
     world("tokenize data --out tokens --modalities depth --overwrite").refused("sha256")
     assert (world.folder / "tokens/train/depth/shard-00000.arrow").exists()
