@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo.autoencoder.codec import stack_values
 from tokenizers_zoo.checkpoint import check_weights, load_checkpoint, save_checkpoint
@@ -23,6 +22,7 @@ from tokenizers_zoo.families.images import ImageSettings, ImageValues
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.layouts import EmbeddingsLayout, PatchesLayout
 from tokenizers_zoo.ml4m import PublishedCheckpoint
+from tokenizers_zoo.pictures import Array
 from tokenizers_zoo.plugins import hook_calls
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.records import PositiveInt
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     import torch
 
     from tokenizers_zoo.samples import TrainingSamples
-
-Array = NDArray[Any]
 RENDERED_SAMPLES = 8
 
 

@@ -13,7 +13,7 @@ from tokenizers_zoo.autoencoder.config import PUBLISHED_VIT, LossName, Tokenizer
 from tokenizers_zoo.config import Checked, Settings, Sides, height_width
 from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.pictures import read_array, to_bytes
+from tokenizers_zoo.pictures import Array, read_array, to_bytes
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import PIL.Image
 
     from tokenizers_zoo.ml4m.architecture import Architecture
-
-Array = NDArray[Any]
 LARGEST = 65504.0
 """The largest number of float16, as which maps are stored."""
 CONSTANT_SAMPLES = 4096

@@ -15,16 +15,13 @@ from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.limits import limits
-from tokenizers_zoo.pictures import crop_and_resize, png_bytes, read_array
+from tokenizers_zoo.pictures import Array, crop_and_resize, png_bytes, read_array
 from tokenizers_zoo.records import PositiveInt
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.validation import array_bytes, commonest_classes
 
 if TYPE_CHECKING:
     import PIL.Image
-
-
-Array = NDArray[Any]
 CONSTANT_SAMPLES = 512
 """Number of values that a constant baseline is computed from, evenly spread over the given ones."""
 QUANTILES = (0.5, 0.4, 0.3, 0.2, 0.6)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, QuantizedTrainConfig
@@ -28,6 +27,7 @@ from tokenizers_zoo.families.object_tokens import (
 from tokenizers_zoo.families.text import TextModality, map_values, sequence_layout
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
+from tokenizers_zoo.pictures import Array
 from tokenizers_zoo.records import Interval, PositiveInt
 from tokenizers_zoo.spec import Crop, ModalitySpec
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer
     from tokenizers_zoo.ml4m.architecture import Architecture
-
-Array = NDArray[Any]
 Fitted = Mapping[str, Array]
 VOCABULARY = TextModality.vocabulary_name
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo.autoencoder.config import PUBLISHED_TRAINING, AutoencoderConfig, LossName, QuantizedTrainConfig
 from tokenizers_zoo.families.base import TrainedModality
@@ -16,15 +15,13 @@ from tokenizers_zoo.families.features import FEATURE_METRICS, agreement, central
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.layouts import TokenLayout, VectorLayout
 from tokenizers_zoo.nn.config import MlpConfig
-from tokenizers_zoo.pictures import image_of, to_bytes
+from tokenizers_zoo.pictures import Array, image_of, to_bytes
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.records import PositiveInt
 from tokenizers_zoo.spec import Metric, ValueSpec
 
 if TYPE_CHECKING:
     import PIL.Image
-
-Array = NDArray[Any]
 COLUMNS, WIDTH = 32, 128
 """Largest number of columns of a vector's picture, and its approximate width in pixels."""
 DEFAULT_CODES = 256

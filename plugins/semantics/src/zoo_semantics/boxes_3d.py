@@ -12,9 +12,8 @@ import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Checked, Settings
-from tokenizers_zoo.families.images import Array
 from tokenizers_zoo.families.object_tokens import shares_of_union
-from tokenizers_zoo.pictures import canvas
+from tokenizers_zoo.pictures import Array, canvas
 from tokenizers_zoo.records import Interval, PositiveInt
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.text_vocab import Piece, Special, coordinate_fraction, coordinate_level

@@ -11,8 +11,8 @@ import numpy as np
 
 from tokenizers_zoo.config import SHOWN
 from tokenizers_zoo.errors import and_others
-from tokenizers_zoo.families.images import Array
 from tokenizers_zoo.families.object_tokens import box_overlaps
+from tokenizers_zoo.pictures import Array
 from tokenizers_zoo.pretrained import LabellerConfig, PretrainedError
 from tokenizers_zoo.records import Interval, PositiveInt
 

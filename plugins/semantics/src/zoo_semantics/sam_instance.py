@@ -12,12 +12,11 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings, Sides, height_width
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.families.images import Array
 from tokenizers_zoo.families.object_tokens import BINS, Axis, Part, Spelling
 from tokenizers_zoo.families.objects import ObjectModality, ObjectTokenizerConfig, SpelledSettings
 from tokenizers_zoo.families.spatial import published
 from tokenizers_zoo.limits import limits
-from tokenizers_zoo.pictures import crop_and_resize, image_of, png_bytes, read_numbers
+from tokenizers_zoo.pictures import Array, crop_and_resize, image_of, png_bytes, read_numbers
 from tokenizers_zoo.records import PositiveInt
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.text_vocab import Coordinate
