@@ -98,7 +98,7 @@ def test_a_plugin_that_cannot_be_loaded_is_named(world: World, install_example: 
         ("image_size = 16", "image_sise = 16", (":2 [zoo] image_sise", "did you mean image_size")),
         ("image_size = 16", "image_size = 40000", (":2 [zoo] image_size: expected at most 50,000,000 pixels",)),
         ("[vocabularies.text]", "[vocabularies.txet]", ("[vocabularies] txet", "did you mean text?")),
-        ("steps = 6", "steps = '6'", (":11 [modalities.depth.tokenizer] steps", "expected int, got str '6'")),
+        ("steps = 6", "steps = '6'", (":11 [modalities.depth.tokenizer] steps", "expected int >= 1, got str '6'")),
         ("[modalities.depth]", "[modalities.depth]\nchekpoint = 'x'", (":11 [modalities.depth] chekpoint: unknown",)),
         ("[zoo]", "[zoo", ("not valid TOML", "line 1")),
     ],

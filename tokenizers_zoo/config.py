@@ -209,8 +209,10 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
     hint, value = _narrowed(hint, value), _without_numpy(value)
     inner_class, kind = inner_table(hint)
     inner_origin = origin.inner(key)
-    if inner_class is None or isinstance(value, inner_class):
+    if inner_class is None:
         pass
+    elif kind == "one" and isinstance(value, inner_class):
+        return value
     elif kind == "one" and isinstance(value, Mapping):
         return from_mapping(inner_class, value, inner_origin)
     elif kind == "list" and isinstance(value, list | tuple):

@@ -104,7 +104,9 @@ def field_hints(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls, include_extras=True)
     for base in filter(dataclasses.is_dataclass, cls.__mro__[1:]):
         plain = typing.get_type_hints(base)
-        hints |= {name: hint for name, hint in field_hints(base).items() if hints[name] == plain[name]}
+        for name, hint in field_hints(base).items():
+            ranges = {option.__origin__: option for option in _options(hint) if typing.get_origin(option) is Annotated}
+            hints[name] = hint if hints[name] == plain[name] else ranges.get(hints[name], hints[name])
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
