@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
 import json
@@ -208,16 +209,16 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
     """Return a value as its type hint, see `records.convert`; tables of settings are built by `from_mapping`."""
     hint, value = _narrowed(hint, value), _without_numpy(value)
     inner_class, kind = inner_table(hint)
-    inner_origin = origin.inner(key)
     if inner_class is None:
         pass
     elif kind == "one" and isinstance(value, inner_class):
         return value
     elif kind == "one" and isinstance(value, Mapping):
-        return from_mapping(inner_class, value, inner_origin)
+        return from_mapping(inner_class, value, origin.inner(key))
     elif kind == "list" and isinstance(value, list | tuple):
         return tuple(_convert(inner_class, item, origin, key) for item in value)
     elif kind == "named" and isinstance(value, Mapping):
+        inner_origin = origin.inner(key)
         return {name: _convert(inner_class, table, inner_origin, name) for name, table in value.items()}
     if isinstance(value, set | frozenset):
         raise SettingError(f"{origin.at(key)}: expected {in_words(hint)}, got a set, which has no order")
@@ -461,6 +462,7 @@ def _text(value: Any, inner_class: type | None) -> str:
     return ITS_TABLE if inner_class is not None and isinstance(value, inner_class) else toml_text(value)
 
 
+@functools.cache
 def inner_table(hint: Any) -> tuple[type | None, Kind]:
     """Return the dataclass in a type hint (itself, optional, in a tuple or a mapping), or None."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)

@@ -77,7 +77,8 @@ def convert(value: Any, hint: Any, *keys: str) -> Any:
     except msgspec.ValidationError as error:
         located = _located(value, hint, error)
         raise RecordError((*keys, *located.keys), located.reason) from None
-    _check_ranges(converted, hint, keys)
+    if _has_interval(hint):
+        _check_ranges(converted, hint, keys)
     return converted
 
 
@@ -88,11 +89,18 @@ def _check_ranges(value: Any, hint: Any, keys: tuple[str | int, ...]) -> None:
             (interval,) = option.__metadata__
             if value not in interval:
                 raise RecordError(keys, f"expected {in_words(hint)}, got {_shown(value)}")
-    if not dataclasses.is_dataclass(value):
+    if isinstance(value, dict | list | tuple):
         for key, item, item_hint in _inner_values(value, hint):
             _check_ranges(item, item_hint, (*keys, key))
 
 
+@functools.cache
+def _has_interval(hint: Any) -> bool:
+    """Return whether a number anywhere in a hint has an interval; most hints have none."""
+    return typing.get_origin(hint) is Annotated or any(map(_has_interval, typing.get_args(hint)))
+
+
+@functools.cache
 def _options(hint: Any) -> tuple[Any, ...]:
     """Return the types of a union, or the only type of another hint."""
     return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
