@@ -222,7 +222,7 @@ class Ranges(Checked):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OtherDefaults(Ranges):
-    """Other defaults, one of a narrower type, keep the ranges."""
+    """Changed defaults keep the ranges, also where a type is narrower."""
 
     count: int = 3
     sides: int | tuple[int, int] = 2

@@ -265,7 +265,7 @@ def convert_setting(hint: Any, value: Any, key: str) -> Any:
 class Checked:
     """Base of settings classes: frozen dataclasses whose fields are converted and checked, also when Python makes them.
 
-    A class that defines `__post_init__` calls the one of its base first. Raises SettingError.
+    A class with its own `__post_init__` has to call its base's first. Raises SettingError.
     """
 
     __slots__ = ()
