@@ -114,7 +114,7 @@ def test_info_shows_every_setting_with_default_and_value_in_use(zoo_without_data
     printed = info("depth")
     assert "; default 64; here 32 " in printed and "steps int >= 1; default 800; here 7 " in printed
     assert "[modalities.depth.tokenizer.diffusion] (absent unless given)" in printed
-    assert "; default 64; here 224 " in info("semseg") and "size int; default 4096; here 1024 " in info("caption")
+    assert "; default 64; here 224 " in info("semseg") and "size int >= 1; default 4096; here 1024 " in info("caption")
 
 
 def test_info_of_a_source_shows_its_settings(zoo_without_data: Run) -> None:
