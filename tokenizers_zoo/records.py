@@ -14,7 +14,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -106,8 +106,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
-@functools.cache
-def field_hints(cls: Any) -> dict[str, Any]:
+def _field_hints(cls: Any) -> dict[str, Any]:
     """Return the type hints of a dataclass's fields; changed defaults keep the intervals of their base."""
     hints = typing.get_type_hints(cls, include_extras=True)
     for base in filter(dataclasses.is_dataclass, cls.__mro__[1:]):
@@ -116,6 +115,9 @@ def field_hints(cls: Any) -> dict[str, Any]:
             ranges = {option.__origin__: option for option in _options(hint) if typing.get_origin(option) is Annotated}
             hints[name] = hint if hints[name] == plain[name] else ranges.get(hints[name], hints[name])
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+field_hints: Callable[[Any], dict[str, Any]] = functools.cache(_field_hints)
 
 
 def _convert_other(hint: Any, value: Any) -> Any:
