@@ -98,7 +98,7 @@ def test_a_plugin_that_cannot_be_loaded_is_named(world: World, install_example: 
         ("image_size = 16", "image_sise = 16", (":2 [zoo] image_sise", "did you mean image_size")),
         ("image_size = 16", "image_size = 40000", (":2 [zoo] image_size: expected at most 50,000,000 pixels",)),
         ("[vocabularies.text]", "[vocabularies.txet]", ("[vocabularies] txet", "did you mean text?")),
-        ("steps = 6", "steps = '6'", (":11 [modalities.depth.tokenizer] steps", "expected int, got str '6'")),
+        ("steps = 6", "steps = '6'", (":11 [modalities.depth.tokenizer] steps", "expected int >= 1, got str '6'")),
         ("[modalities.depth]", "[modalities.depth]\nchekpoint = 'x'", (":11 [modalities.depth] chekpoint: unknown",)),
         ("[zoo]", "[zoo", ("not valid TOML", "line 1")),
     ],
@@ -176,7 +176,7 @@ def test_a_path_with_nul_is_named_with_its_file(world: World) -> None:
 def test_mistake_with_overwrite_deletes_nothing(world: World) -> None:
     train = "tokenizer train depth --data data --overwrite --set"
     world(f"{train} stepz=3").refused("[modalities.depth.tokenizer] stepz", "did you mean steps?")
-    world(f"{train} steps=0").refused("steps: expected at least 1")
+    world(f"{train} steps=0").refused("steps: expected int >= 1")
     altered(world.folder / "tokenizers/depth/model.safetensors")
     world("tokenize data --out tokens --modalities depth --overwrite --workers 0").refused("sha256")
     assert (world.folder / "tokens/train/depth/shard-00000.arrow").exists()

@@ -222,7 +222,7 @@ def test_a_checkpoint_of_other_settings_or_another_class_is_refused(folders: dic
 @pytest.mark.parametrize(
     ("case", "changed", "message"),
     [
-        ("series", {"patch_length": 5}, "patch_length: 5 .*16"), ("series", {"length": 0}, "patch_length: 4 .*0"),
+        ("series", {"patch_length": 5}, "patch_length: 5 .*16"), ("series", {"length": 0}, "length: .*0"),
         ("clip", {"frames": 1}, "frames: .*1"), ("clip", {"patch_frames": 3}, "patch_frames: 3 .*4"),
         ("clip", {"tokenizer": {"quantizer": "residual_vq"}}, "fourth axis"),
         ("series", {"tokenizer": {"loss": "bce"}}, "loss: .*l1, l2, smooth_l1"),

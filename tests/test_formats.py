@@ -205,7 +205,7 @@ def test_networks_in_untrusted_files_have_bounded_depths(golden: Path, name: str
     config = read_table(golden / name)
     (config["model"] if table == "model" else config["model"][table])[key] = 257
     write_table(golden / name, config)
-    with pytest.raises(CheckpointError, match=rf"{key}: expected a number in \[[01], 256\], got 257"):
+    with pytest.raises(CheckpointError, match=rf"{key}: expected int in \[[01], 256\], got int 257"):
         READERS[name](golden)
 
 

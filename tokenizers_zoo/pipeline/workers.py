@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from tokenizers_zoo.data.manifest import Split, shard_name
 from tokenizers_zoo.errors import DataError, MachineError, ZooError
 from tokenizers_zoo.process import Interrupted
 from tokenizers_zoo.progress import set_verbosity, verbosity
@@ -190,6 +191,22 @@ class _Death:
     values: set[Value]
     how: str
     passes: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardJob:
+    """A job that writes one shard of a modality."""
+
+    split: Split
+    modality: str
+    shard: int
+    inputs: str
+    """Digest of everything that the shard depends on."""
+    device: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.split.name}/{self.modality}, {shard_name(self.shard)}"
 
 
 @dataclass(slots=True)
