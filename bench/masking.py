@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from backbone_data import modalities, samples, seconds
 from rich.console import Console
 from rich.table import Table

@@ -1,6 +1,6 @@
 """Run `zoo` commands for command_world.py.
 
-Each runs in a process forked from this one, which has imported the slow modules.
+Each runs in a process forked from this one, which has imported the slow modules and all modalities.
 
 Reads and writes one line of JSON per command. A command can be killed, or run out of disk space, at a chosen moment.
 Each runs in a session of its own, so that processes that outlive it can be found.
@@ -11,34 +11,40 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gc
 import importlib
+import importlib.metadata
 import json
+import multiprocessing
 import os
 import resource
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 HEAVY = (
-    "zoo_backbone.cli.main", "zoo_backbone.evaluate", "zoo_backbone.generate_to_folder",
-    "zoo_backbone.train",
-    "jinja2", "matplotlib.figure",
-    "PIL.ImageDraw", "skimage.metrics", "tokenizers", "tokenizers_zoo.autoencoder.model",
-    "tokenizers_zoo.autoencoder.losses", "tokenizers_zoo.pipeline.stores", "tokenizers_zoo.pipeline.tokenize",
-    "tokenizers_zoo.quantizers.quantizer", "tokenizers_zoo.report.pages",
-    "tokenizers_zoo.train.loop", "torch._dynamo", "torch.utils.tensorboard",
-    "vector_quantize_pytorch", "zoo_geometry.depth", "zoo_images.rgb", "zoo_language.caption",
-    "zoo_images.edges", "zoo_images.palette", "zoo_geometry.normal", "zoo_metadata.metadata", "zoo_photos",
-    "zoo_semantics.boxes", "zoo_semantics.semseg",
+    "jinja2", "matplotlib.figure", "msgspec.yaml", "pandas", "PIL.ImageDraw", "rich.columns",
+    "rich.markdown", "rich.progress", "rich.table", "scipy.ndimage", "skimage.metrics", "tokenizers",
+    "tokenizers_zoo.autoencoder.losses", "tokenizers_zoo.autoencoder.model", "tokenizers_zoo.autoencoder.task",
+    "tokenizers_zoo.autoencoder.tokenizer", "tokenizers_zoo.cli.data", "tokenizers_zoo.cli.inspect",
+    "tokenizers_zoo.cli.tokenizer", "tokenizers_zoo.cli.tokens", "tokenizers_zoo.pipeline.evaluate",
+    "tokenizers_zoo.pipeline.stores", "tokenizers_zoo.pipeline.tokenize", "tokenizers_zoo.pipeline.tokenizers",
+    "tokenizers_zoo.quantizers.quantizer", "tokenizers_zoo.report.pages", "tokenizers_zoo.train.loop",
+    "torch._dynamo", "torch.utils.tensorboard", "vector_quantize_pytorch", "zoo_backbone.cli.main",
+    "zoo_backbone.evaluate", "zoo_backbone.generate_to_folder", "zoo_backbone.grow", "zoo_backbone.retrieval.cli",
+    "zoo_backbone.retrieval.query", "zoo_backbone.train", "zoo_backbone.transfer.cli",
+    "zoo_backbone.transfer.results", "zoo_backbone.transfer.train", "zoo_photos",
 )  # fmt: skip
 
 
 def arm(mishap: dict[str, Any], renames: list[str]) -> None:
     """Make this process die or find its disk full at the point that `mishap` gives; append its renames to `renames`."""
-    replace, fsync, files = os.replace, os.fsync, iter(range(1 << 20))
+    replace, files = os.replace, iter(range(1 << 20))
 
     def counted_replace(source: Any, target: Any) -> None:
         number = len(renames)
@@ -52,7 +58,6 @@ def arm(mishap: dict[str, Any], renames: list[str]) -> None:
     def counted_fsync(file: int) -> None:
         if next(files) >= mishap.get("full_at", 1 << 20):
             raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(file)
 
     def no_lock(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -66,27 +71,80 @@ def arm(mishap: dict[str, Any], renames: list[str]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (mishap["largest"], resource.RLIM_INFINITY))
 
 
+def fork_processes() -> None:
+    """Fork the processes that a command starts, too: the commands of `zoo run`, and workers."""
+    fork, command_ends = multiprocessing.get_context("fork"), list[Any]()
+
+    def pipe() -> tuple[Any, Any]:
+        command_end, worker_end = fork.Pipe()
+        command_ends.append(command_end)
+        return command_end, worker_end
+
+    def process(target: Callable[..., None], args: tuple[Any, ...]) -> Any:
+        def work() -> None:
+            for connection in command_ends:  # a worker ends when nothing holds these
+                connection.close()
+            target(*args)
+
+        return fork.Process(target=work)
+
+    importlib.import_module("tokenizers_zoo.pipeline.workers").CONTEXT = SimpleNamespace(
+        RawArray=fork.RawArray, RawValue=fork.RawValue, Pipe=pipe, Process=process
+    )
+    importlib.import_module("tokenizers_zoo.cli.pipeline").subprocess = SimpleNamespace(Popen=ForkedProgram)
+
+
+class ForkedProgram:
+    """Runs `python -c PROGRAM WORDS` in a process forked from this one."""
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        _, _, program, *words = command
+        sys.stdout.flush()
+        self.process = os.fork()
+        if self.process == 0:
+            os.environ.update(env)
+            sys.argv = ["-c", *words]
+            code = exit_code(lambda: exec(program))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+
+
+def exit_code(program: Callable[[], None]) -> int:
+    """Run a program; return its exit code, 99 after an exception, which is printed."""
+    try:
+        program()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        return 99
+    return 0
+
+
 def run(words: list[str], folder: str, mishap: dict[str, Any], outputs: list[Any]) -> None:
-    """Run one command in this process, then end the process."""
+    """Run one command in this process, then end the process.
+
+    Without a mishap, or if `forks`, the processes that the command starts are forked, too.
+    """
     from tokenizers_zoo.cli.main import main
 
     os.setsid()
-    code, renames = 0, list[str]()
+    renames = list[str]()
     for descriptor, output in enumerate(outputs[:2], 1):
         os.dup2(output.fileno(), descriptor)
     os.chdir(folder)
     sys.path[:0] = mishap.get("path", [])
     sys.argv = ["zoo", *words]
     arm(mishap, renames)
-    try:
-        main()
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        code = 99
+    if mishap.get("forks", not mishap):
+        fork_processes()
+    code = exit_code(main)
     sys.stdout.flush()
     sys.stderr.flush()
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -111,8 +169,15 @@ def processes_of(session: int) -> list[int]:
     return sorted(processes)
 
 
+def due(mishap: dict[str, Any], seconds: float, folder: Path) -> bool:
+    """Return whether a command has run `at` seconds, or there is a file of the pattern `after`."""
+    if "after" in mishap:
+        return any(folder.glob(mishap["after"]))
+    return seconds >= mishap.get("at", 1e9)
+
+
 def watch(child: int, mishap: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Wait for a command; do what `mishap` wants after `at` seconds, once it is possible, and stop it at its limit.
+    """Wait for a command; do what `mishap` wants once it is `due` and possible, and stop the command at its limit.
 
     `event` is "kill", "kill worker" (any process that it started) or "move" (the file or folder `place`).
     """
@@ -125,7 +190,7 @@ def watch(child: int, mishap: dict[str, Any], folder: Path) -> dict[str, Any]:
         if seconds > mishap.get("limit", 300) and not late:
             late = True
             os.kill(child, signal.SIGKILL)
-        if not happened and seconds >= mishap.get("at", 1e9):
+        if not happened and due(mishap, seconds, folder):
             if mishap["event"] == "kill":
                 victims = [child]
             elif mishap["event"] == "kill worker":
@@ -149,6 +214,9 @@ def serve() -> None:
     """Answer each line of JSON with another until stdin ends."""
     for module in HEAVY:
         importlib.import_module(module)
+    for modality in importlib.metadata.entry_points(group="tokenizers_zoo"):
+        modality.load()
+    gc.freeze()  # a collection in a forked process would copy the memory of all modules
     for line in sys.stdin:
         request = json.loads(line)
         words, folder = request.pop("words"), request.pop("folder")

@@ -113,7 +113,8 @@ class World:
 
         `kill_before` and `kill_after` kill the command at the rename of this index. `full_at` is the index of the first
         file that finds the disk full. `largest` is the maximum file size in bytes. `path` holds folders for sys.path.
-        Without locks if `no_locks`. `at`, `event` and `limit`: see `watch` in command_server.py.
+        Without locks if `no_locks`. `at`, `after`, `event`, `limit` and `forks`: see `watch` and `run` in
+        command_server.py.
         """
         self.server.stdin.write(json.dumps({"words": words.split(), "folder": str(self.folder), **mishap}) + "\n")
         self.server.stdin.flush()
@@ -167,11 +168,25 @@ def the_world() -> World:
     """Return the world that all tests of this process share, after the whole pipeline ran in it."""
     directory = tempfile.TemporaryDirectory(prefix="zoo-world-")
     atexit.register(directory.cleanup)
-    return new_world(Path(directory.name).resolve()).go()
+    folder = Path(directory.name).resolve()
+    write_inputs(folder)
+    return World(folder=folder, server=shared_server()).go()
 
 
 def new_world(folder: Path) -> World:
     """Write the inputs of the pipeline into a folder, and start a server for its commands."""
+    write_inputs(folder)
+    return World(folder=folder, server=start_server())
+
+
+@functools.cache
+def shared_server() -> Any:
+    """Return the server of this process; it runs commands in any folder."""
+    return start_server()
+
+
+def start_server() -> Any:
+    """Start a process that runs commands, until this process ends."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COLUMNS": "200"}
     program = Path(__file__).with_name("command_server.py")
     server = subprocess.Popen(
@@ -185,8 +200,7 @@ def new_world(folder: Path) -> World:
         server.stdout.close()
 
     atexit.register(close)
-    write_inputs(folder)
-    return World(folder=folder, server=server)
+    return server
 
 
 def write_inputs(folder: Path, samples: int = 24) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -29,6 +30,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def zoo() -> Zoo:
     """A zoo of all installed modalities, with default settings."""
     return Zoo.installed()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def fast_machine() -> Iterator[None]:
+    """Save the time that starting workers, writing to the disk and reading the metadata of packages takes.
+
+    Workers are forked, files stay in the cache of the machine, and the metadata are read once per state of sys.path.
+    A subprocess starts workers, writes and reads as usual.
+    """
+    from worker_server import CONTEXT
+
+    from tokenizers_zoo.plugins import installed_claims
+
+    claims_at = functools.cache(lambda folders: installed_claims())
+
+    def cached_claims() -> object:
+        return claims_at(tuple((path, os.stat(path).st_mtime_ns) for path in sys.path if os.path.isdir(path)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tokenizers_zoo.pipeline.workers.CONTEXT", CONTEXT)
+        patch.setattr("tokenizers_zoo.plugins.installed_claims", cached_claims)
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
 
 
 @pytest.fixture

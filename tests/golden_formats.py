@@ -24,6 +24,7 @@ from tokenizers_zoo.report.compare import record_of
 from zoo_backbone import bundle
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.retrieval.index import Index
+from zoo_backbone.transfer import load
 
 GOLDEN = Path(__file__).with_name("golden") / "formats"
 EXPECTED = "expected.json"
@@ -31,6 +32,8 @@ STATES = {"depth_state": "training_state.safetensors", "run_state": "step-000000
 """Folders of killed trainings, and the names of their states."""
 NAMES = "depth", "rgb_patches", "caption"
 LEFT_OUT = "files", "made", "samples0*", "tensorboard", "report", ".lock", "unfinished.json"
+PROBE = "transfer train run --task depth --input rgb_patches --out probe --head linear"
+SHORT = "--set steps=2 --set batch_size=4 --set eval_every=2"
 SMALLER = {
     "size = 1600": "size = 700",
     "bins = 64": "bins = 8",
@@ -53,6 +56,7 @@ def write(golden: Path) -> None:
         stages = {stage: words for stage, words in STAGES.items() if stage not in ("report", "generate", "decode")}
         stages["export"] = "backbone export run bundle --samples 2 --dtype float16"
         stages["index"] = "retrieve build run --out index --approximate"
+        stages["transfer"] = f"{PROBE} {SHORT}"
         world.go(stages)
         for folder, stage in zip(STATES, ("train", "backbone"), strict=True):
             _kill(world, stage, folder)
@@ -87,6 +91,7 @@ def results(golden: Path) -> dict[str, Any]:
         "losses": read_lines(golden / "run/metrics.jsonl"),
         "tokenizer": read_table(golden / "tokenizers/depth/evaluation.json")["metrics"],
         "hits": [hit.key for hit in index.search(index.open("depth").reconstruct_n(0, 1), 5, "depth")[0]],
+        "predicted": listed(load(golden / "probe").predict({"rgb_patches": columns["rgb_patches"][None]})[0]),
         "bundle": sorted(bundle.verify(golden / "bundle", load_model(golden / "bundle"), bundled(golden))),
         "weights": {name: checksums(golden / name) for name in ("tokenizers/depth", "run")},
     }

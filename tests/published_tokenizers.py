@@ -19,6 +19,11 @@ from tokenizers_zoo.ml4m.architecture import UNETS, VITS, UnetSize
 VITS["vit_t"] = (32, 2, 2)
 UNETS["unet_tiny"] = UnetSize(patch_size=4, width=32, multipliers=(1, 2), depth=1, attention=1)
 Tensors = Mapping[str, Tensor]
+MEMCODES = {
+    "class": "VQVAE", "enc_type": "BottleneckMLP/B_2-Wi_24", "dec_type": "BottleneckMLP/B_2-Wi_24", "image_size": 1,
+    "patch_size": 1, "latent_dim": 16, "codebook_size": 32, "quant_type": "memcodes", "num_codebooks": 4,
+}  # fmt: skip
+"""Configuration of a tokenizer of vectors, without the vector length (`n_channels`)."""
 
 
 def published(seed: int = 0, source: str = "made", **config: Any) -> PublishedCheckpoint:

@@ -18,13 +18,7 @@ from zoo_images import rgb
 from zoo_images.edges import canny
 from zoo_semantics import semseg
 
-PLUGINS = {
-    "canny": canny,
-    "depth": depth.plugin,
-    "normal": normal.plugin,
-    "rgb": rgb.plugin,
-    "semseg": semseg.plugin,
-}
+PLUGINS = {"canny": canny, "depth": depth.plugin, "normal": normal.plugin, "rgb": rgb.plugin, "semseg": semseg.plugin}
 TINY = {"steps": 3, "eval_every": 2, "batch_size": 4, "width": 16, "depth": 1, "levels": [5, 3]}
 
 

@@ -10,15 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from backbone_samples import (
-    SMALL,
-    TRAINING,
-    all_layouts,
-    packed_batch,
-    sequence,
-    spec,
-    write_splits,
-)
+from backbone_samples import SMALL, TRAINING, all_layouts, packed_batch, sequence, spec, write_splits
 from token_stores import metadata_of, write_tokens
 from torch import nn
 

@@ -16,16 +16,17 @@ import torch
 from backbone_samples import END, all_layouts, raw_batch, sequence
 from torch import Tensor
 
-from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, UnknownNameError
+from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError, UnknownNameError
 from tokenizers_zoo.layouts import GridLayout, VectorLayout
-from tokenizers_zoo.registry import ModalityHandle
-from zoo_backbone import FourM, FourMEncoder
+from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.run_folder import RunRecord, write_run
+from zoo_backbone import AnyToAny, FourM, FourMEncoder
 from zoo_backbone.batch import PackedInputs
 from zoo_backbone.checkpoint import architecture_for, save_model
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.encoder import parameter_groups
 from zoo_backbone.ml4m.model import PublishedConfig, PublishedLayout
-from zoo_backbone.run import Run
+from zoo_backbone.run import Run, training_fingerprints
 
 SPECS = all_layouts()
 BATCH = 3
@@ -113,6 +114,23 @@ def test_a_linked_registry_resolves_paths_from_the_link(tmp_path: Path, monkeypa
     run = Run.load(tmp_path)
     assert run == Run(tokens=tmp_path / "mine/tokens", registry=tmp_path / "mine/registry.toml")
     assert run.zoo().checkpoints == tmp_path / "mine/tokenizers"
+
+
+@pytest.mark.parametrize(
+    ("modalities", "key"), [(3, "modalities"), ({"x": 3}, r"modalities\.x"), ({"x": {}}, r"modalities\.x\.fingerprint")]
+)
+def test_a_damaged_identity_of_a_training_is_named(tmp_path: Path, modalities: Any, key: str) -> None:
+    write_run(tmp_path, RunRecord(kind="backbone", identity={"modalities": modalities}, places={}, finished=None))
+    with pytest.raises(CheckpointError, match=rf"run\.json: damaged: identity\.{key}: "):
+        training_fingerprints(tmp_path, [])
+    write_run(tmp_path, RunRecord(kind="index", identity={"modalities": modalities}, places={}, finished=None))
+    assert training_fingerprints(tmp_path, []) == {}  # of another command, which the training refuses
+
+
+def test_a_model_without_a_run_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="from_pretrained"):
+        AnyToAny(model(), Zoo({})).save_pretrained(tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_values_are_encoded_by_the_training_tokenizers(tmp_path: Path) -> None:

@@ -350,7 +350,7 @@ SETTINGS: list[tuple[str, dict[str, Any], str]] = [
     ("metadata", {"fields": {"X y": {}}}, "fields"), ("metadata", {"default_fields": False}, "at least one"),
     *(("semantic_metadata", {"inputs": inputs}, "inputs") for inputs in ([], ["rgb"], ["boxes", "boxes"])),
     ("caption", {"max_length": 0}, "max_length"), ("web_text", {"max_characters": -1}, "max_characters"),
-    ("palette", {"colours": 17}, "colours"), ("canny", {"sigma": -1.0}, "sigma: expected pixels in [0, 100)"),
+    ("palette", {"colours": 17}, "colours"), ("canny", {"sigma": -1.0}, "sigma: expected float in [0, 100)"),
 ]  # fmt: skip
 
 

@@ -126,11 +126,7 @@ def test_training_adds_classes_and_keeps_the_rest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [
-        (("b", "a"), "class 0 is 'a'.*'b'"),
-        (("a", "c"), "class 1 is 'b'"),
-        (("a", "b"), "class 2 is 'c'.*2 classes"),
-    ],
+    [(("b", "a"), "class 0 is 'a'.*'b'"), (("a", "c"), "class 1 is 'b'"), (("a", "b"), "class 2 is 'c'.*2 classes")],
     ids=["order", "replaced", "removed"],
 )
 def test_any_other_change_of_classes_is_refused(classes: tuple[str, ...], message: str, tmp_path: Path) -> None:

@@ -124,15 +124,12 @@ def test_a_second_writer_of_a_simple_folder_is_refused(world: World, words: str,
 @pytest.mark.parametrize("name", EXTRA_COMMANDS)
 def test_a_killed_command_resumes(world: World, finished_files: Files, name: str) -> None:
     command = COMMANDS[name]
-    world.put_back(without(finished_files, command.folder))
-    count = len(world(command.words).renames)
-    expected = results(world.files())
-    for number in sorted({0, count // 2, count - 1}):
+    for number in (0, 5):
         world.put_back(without(finished_files, command.folder))
         assert world(command.words, kill_after=number).code == -signal.SIGKILL
         rerun = world(command.words)
         assert rerun.code == 0, rerun.complaint
-        assert results(world.files()) == expected
+        assert results(world.files()) == results(finished_files)
 
 
 @pytest.mark.parametrize("name", EXTRA_COMMANDS)

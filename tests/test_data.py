@@ -41,15 +41,7 @@ from tokenizers_zoo.data.manifest import (
 from tokenizers_zoo.data.shards import LazyValues, Location, ValueStore, writing_shard
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
 from tokenizers_zoo.file_samples import FileSamples
-from tokenizers_zoo.io import (
-    disk_problem,
-    file_digest,
-    open_regular,
-    read_json,
-    read_regular,
-    read_table,
-    write_table,
-)
+from tokenizers_zoo.io import disk_problem, file_digest, open_regular, read_json, read_regular, read_table, write_table
 from tokenizers_zoo.limits import Limits
 from tokenizers_zoo.source import FileBytes, ModalityNames
 from tokenizers_zoo.tar import Dropped, Member, read_member, scan_tar

@@ -15,12 +15,7 @@ from spatial_samples import PLUGINS, TINY, rgb, settings, train_killed, values
 from stores import writing_values
 
 from tokenizers_zoo.autoencoder.config import DiffusionConfig
-from tokenizers_zoo.autoencoder.diffusion import (
-    DiffusionAutoencoder,
-    noise_of,
-    noise_schedule,
-    sampler_of,
-)
+from tokenizers_zoo.autoencoder.diffusion import DiffusionAutoencoder, noise_of, noise_schedule, sampler_of
 from tokenizers_zoo.autoencoder.tokenizer import CHUNK_NUMBERS, AutoencoderTokenizer
 from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, load_config
 from tokenizers_zoo.config import Settings

@@ -9,12 +9,7 @@ import pytest
 import torch
 
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.families.features import (
-    FeatureMapModality,
-    agreement,
-    central_value,
-    main_colours,
-)
+from tokenizers_zoo.families.features import FeatureMapModality, agreement, central_value, main_colours
 from tokenizers_zoo.families.vectors import NUMBER_METRICS, VectorModality
 from tokenizers_zoo.layouts import VectorLayout
 from tokenizers_zoo.samples import TrainingSamples

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden_formats import EXPECTED, GOLDEN, STATES, bundled, checksums, results
+from golden_formats import EXPECTED, GOLDEN, PROBE, SHORT, STATES, bundled, checksums, results
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
@@ -25,6 +25,8 @@ from tokenizers_zoo.errors import CheckpointError, OneLineError, ZooError
 from tokenizers_zoo.io import read_lines, read_numbers, read_table, write_table
 from tokenizers_zoo.pipeline.vocabulary import learned_on_others
 from tokenizers_zoo.report.compare import record_of
+from tokenizers_zoo.report.records import read_evaluation
+from tokenizers_zoo.report.transfer import read_probe
 from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.samples import TEST
 from tokenizers_zoo.testing.probe import STUMBLES
@@ -33,6 +35,7 @@ from zoo_backbone import bundle
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.retrieval.index import Index
 from zoo_backbone.run import Run
+from zoo_backbone.transfer import load
 
 
 @pytest.fixture
@@ -71,13 +74,27 @@ def test_killed_trainings_resume(
     expected, finished = checksums(golden / finished_folder), read_run(golden / finished_folder)
     shutil.rmtree(golden / finished_folder)
     (golden / folder).rename(golden / finished_folder)
+    call(golden, command, monkeypatch)
+    assert alike(checksums(golden / finished_folder), expected) and read_run(golden / finished_folder) == finished
+
+
+def call(golden: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a command of zoo, which must succeed."""
     monkeypatch.chdir(golden)
     monkeypatch.setattr("sys.argv", ["zoo", *command.split()])
     try:
         zoo_command()
     except SystemExit as ended:
         assert not ended.code
-    assert alike(checksums(golden / finished_folder), expected) and read_run(golden / finished_folder) == finished
+
+
+def test_a_finished_probe_is_kept(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its identity has not changed; with more steps it is lengthened."""
+    metrics = (golden / "probe/metrics.json").read_bytes()
+    call(golden, f"{PROBE} {SHORT}", monkeypatch)
+    assert (golden / "probe/metrics.json").read_bytes() == metrics
+    call(golden, f"{PROBE} {SHORT} --set steps=3", monkeypatch)
+    assert read_table(golden / "probe/metrics.json")["steps"] == 3
 
 
 def depth_of(golden: Path) -> Any:
@@ -88,7 +105,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "data/dataset.json": lambda golden: ValueStore(golden / "data"),
     "data/test/depth/shard-00000.json": lambda golden: ValueStore(golden / "data").rows(TEST, ["depth"]),
     "tokens/store.json": lambda golden: TokenStore(golden / "tokens"),
-    "tokens/test/depth/shard-00000.json": lambda golden: TokenStore(golden / "tokens").open(TEST, "depth"),
+    "tokens/test/depth/summary.json": lambda golden: TokenStore(golden / "tokens").open(TEST, "depth"),
+    "tokens/test/depth/shard-00000.json": lambda golden: TokenStore(golden / "tokens").open(TEST, "depth").take([0]),
     "one.json": lambda golden: read_tokens(depth_of(golden), golden / "one.json"),
     "tokenizers/depth/config.json": lambda golden: depth_of(golden).tokenizer,
     "tokenizers/depth/run.json": lambda golden: read_run(golden / "tokenizers/depth"),
@@ -107,6 +125,9 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "index/run.json": lambda golden: Index(golden / "index"),
     "index/config.json": lambda golden: Index(golden / "index"),
     "index/keys.json": lambda golden: Index(golden / "index"),
+    "probe/config.json": lambda golden: load(golden / "probe"),
+    "probe/run.json": lambda golden: load(golden / "probe"),
+    "probe/metrics.json": lambda golden: read_probe(golden / "probe"),
     "run_state/training_state/step-00000002/checksums-00000.json": lambda golden: read_table(
         golden / "run_state/training_state/step-00000002/checksums-00000.json"
     ),
@@ -185,8 +206,18 @@ def test_networks_in_untrusted_files_have_bounded_depths(golden: Path, name: str
     config = read_table(golden / name)
     (config["model"] if table == "model" else config["model"][table])[key] = 257
     write_table(golden / name, config)
-    with pytest.raises(CheckpointError, match=rf"{key}: expected a number in \[[01], 256\], got 257"):
+    with pytest.raises(CheckpointError, match=rf"{key}: expected int in \[[01], 256\], got int 257"):
         READERS[name](golden)
+
+
+def test_an_evaluation_has_metrics_of_each_target(golden: Path) -> None:
+    path = golden / "run/evaluation/evaluation.json"
+    evaluation = read_table(path)
+    target = evaluation["pairs"][0]["target"]
+    evaluation["modalities"][target]["metrics"] = []
+    write_table(path, evaluation)
+    with pytest.raises(CheckpointError, match=f"evaluation.json: damaged: has no metrics of {target};"):
+        read_evaluation(path)
 
 
 @pytest.mark.parametrize("name", ["run/config.json", "tokenizers/depth/config.json"])

@@ -30,13 +30,7 @@ from zoo_backbone.batch import PackedInputs, RawBatch
 from zoo_backbone.config import MaskingConfig, Mixture
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate import Guidance, TargetPlan, generate
-from zoo_backbone.generate.inpainting import (
-    add_partial,
-    checked_partial,
-    partial_of,
-    region_mask,
-    with_gaps_filled,
-)
+from zoo_backbone.generate.inpainting import add_partial, checked_partial, partial_of, region_mask, with_gaps_filled
 from zoo_backbone.generate.sampling import IDS, Noise
 from zoo_backbone.generate.schemes import SCHEMES
 from zoo_backbone.masking import Masker

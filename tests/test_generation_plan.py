@@ -156,7 +156,8 @@ def test_plan_round_trips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert read(tmp_path / "odd.toml") == odd
     monkeypatch.chdir(tmp_path)  # paths from a caller are relative to the caller's working directory
     called = GenerationPlan(targets=recipe.targets, inputs=("dark=one.npy",), inpaint={"dark": "not:mask:m.png"})
-    called = called.with_absolute_paths(Path.cwd(), Zoo.installed())
+    sources = sources_of(called.inputs, Zoo.installed(), Path.cwd())
+    called = called.with_absolute_paths(Path.cwd(), sources)
     (tmp_path / "other" / "three.toml").write_text(written_plan(called, {}))
     reread = read(tmp_path / "other" / "three.toml")
     assert reread.inputs == (f"dark={tmp_path}/one.npy",)

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ from backbone_samples import (
     write_splits,
     write_store,
 )
+from backbone_worker import train_in_two_processes
 from command_world import World, the_world
 from test_backbone_saving import remapped
 from test_ml4m_backbone import VARIANTS, imported, published
@@ -382,21 +379,12 @@ def test_bad_growth_is_refused(old_run: Path, new_tokens: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [{"freeze": True}, {"pretrained_lr_scale": 0.1}], ids=str)
-def test_two_processes_grow_like_one(how: dict[str, object], old_run: Path, tmp_path: Path) -> None:
+def test_two_processes_grow_like_one(how: dict[str, Any], old_run: Path, tmp_path: Path) -> None:
     write_store(tmp_path / "tokens", [*all_layouts(), ADDED], 24, seed=5)
     changes = {"steps": 5, "weight_decay": 0.5, "optimizer": "muon", **how}
-    tests_folder = Path(__file__).parent
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{tests_folder}{os.pathsep}{tests_folder.parent}",
-    }
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for launcher, folder in (([sys.executable], "one"), (torchrun, "two")):
-        arguments = [str(tmp_path / folder), str(tmp_path / "tokens"), "0", json.dumps(changes), str(old_run)]
-        command = [*launcher, str(tests_folder / "backbone_worker.py"), *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+    config = dataclasses.replace(TRAINING, **changes)
+    train(tmp_path / "one", tmp_path / "tokens", [*all_layouts(), ADDED], SMALL, config, start=old_run)
+    train_in_two_processes(tmp_path / "two", tmp_path / "tokens", changes, start=old_run)
     single_process, two_processes = (load_model(tmp_path / folder).state_dict() for folder in ("one", "two"))
     first = initial_model([*all_layouts(), ADDED], SMALL, TRAINING.seed, old_run)
     for name, pretrained in first.pretrained_rows.items():
@@ -467,7 +455,9 @@ def test_skills_are_compared_for_pairs_in_both_evaluations(tmp_path: Path) -> No
         path.parent.mkdir(parents=True)
         config = {"class": "FourM", "architecture": "FourM", "model": {}, "specs": [], "weights_sha256": "1" * 64}
         write_table(tmp_path / name / "config.json", config)
-        write_table(path, {"identity": {**identity, **changed}, "pairs": [pair], "galleries": []})
+        modalities = {"x": {"metrics": [{"name": "error", "higher_is_better": False, "meaning": "Error."}]}}
+        evaluation = {"pairs": [pair], "galleries": [], "modalities": modalities}
+        write_table(path, {"identity": {**identity, **changed}, **evaluation})
         return tmp_path / name
 
     before = write("before", 0.5)

@@ -30,12 +30,7 @@ from tokenizers_zoo.checkpoint import (
     resolve_folder,
     save_checkpoint,
 )  # fmt: skip
-from tokenizers_zoo.errors import (
-    CheckpointError,
-    DataError,
-    InvalidValueError,
-    PluginError,
-)
+from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, PluginError
 from tokenizers_zoo.io import replacing_file
 from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.spec import Crop

@@ -22,12 +22,7 @@ from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.validation import array_bytes as npy
 from zoo_images.edges import sam_edge as edge_plugin
 from zoo_semantics import instance_maps
-from zoo_semantics.instance_maps import (
-    distinct_masks,
-    instances_of,
-    map_of_masks,
-    shape_of,
-)
+from zoo_semantics.instance_maps import distinct_masks, instances_of, map_of_masks, shape_of
 from zoo_semantics.sam_instance import InstanceSettings, plugin
 
 NAME = "sam_instance"

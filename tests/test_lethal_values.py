@@ -184,8 +184,7 @@ def test_a_single_worker_death_changes_nothing(zoo: Zoo, harm: Harm, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("call", "dropped"),
-    [("sample 8", "toy: its process"), ("transform sample 8 of train", "words: its process")],
+    ("call", "dropped"), [("sample 8", "toy: its process"), ("transform sample 8 of train", "words: its process")]
 )
 def test_a_sample_that_kills_its_source_is_dropped(
     zoo: Zoo, harm: Harm, tmp_path: Path, call: str, dropped: str

@@ -454,8 +454,9 @@ def test_single_input_prob_is_the_share_of_samples_with_one_input_modality(share
     specs = [spec("picture", GridLayout(shape=(8, 8))), spec("other", GridLayout(shape=(8, 8)))]
     specs += [spec("class", VectorLayout(length=1)), spec("raw", PatchesLayout(shape=(3, 3), dim=2))]
     raw = raw_batch(specs, 3000, seed=1, absent=0.3)
-    mixture = Mixture(inputs=("picture", "class", "raw"), single_input_prob=share)
-    batch = masked(specs, raw, mixture, input_budget=40, target_budget=60, min_input=0)
+    mixtures = (Mixture(inputs=("picture", "class", "raw"), single_input_prob=share),)
+    config = MaskingConfig(input_budget=40, target_budget=60, min_input=0, mixtures=mixtures)
+    batch = Masker(EmbeddingLayout(specs), config)(raw, seed=0, step=0)
     counts = torch.nn.functional.one_hot(batch.inputs.modalities, len(specs)) * batch.inputs.mask[:, :, None]
     counts = counts.sum(dim=1)
     # Use the samples that have all three inputs, so that no modality is short of tokens.
@@ -472,7 +473,7 @@ def test_fallback_targets_get_only_the_rest_of_the_budget() -> None:
     specs = [spec(f"grid_{n}", GridLayout(shape=(4, 4))) for n in range(4)] + [spec("words", sequence(9, 4), 30)]
     names = [item.name for item in specs]
     mixture = Mixture(inputs=("grid_0",), targets=("grid_1", "words"), fallback_targets=("grid_2", "grid_3"))
-    raw = raw_batch(specs, 1000, seed=3, absent=0.2)
+    raw = raw_batch(specs, 300, seed=3, absent=0.2)
     for budget in (20, 40):
         batch = masked(specs, raw, mixture, input_budget=16, target_budget=budget)
         kinds = batch.targets.modalities.where(batch.targets.mask, torch.full((), -1))

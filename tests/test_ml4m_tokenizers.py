@@ -145,7 +145,7 @@ BAD: dict[str, tuple[dict[str, Any], Callable[[dict[str, Tensor]], Any], str]] =
     "decoder": ({**DIVAE, "dec_type": "uvit_b_p4_f16"}, lambda t: None, "dec_type: expected unet_"),
     "quantizer": ({**VIT, "quant_type": "fsq"}, lambda t: None, "quant_type: expected .*lucid"),
     "schedule": ({**DIVAE, "beta_schedule": "shifted_cosine:0.5"}, lambda t: None, "beta_schedule: expected"),
-    "number": ({**VIT, "latent_dim": 0}, lambda t: None, "latent_dim: expected at least 1"),
+    "number": ({**VIT, "latent_dim": 0}, lambda t: None, "latent_dim: expected int >= 1"),
     "patch": ({**VIT, "image_size": 30}, lambda t: None, "patch_size: 8 .* 30 x 30"),
     "colours": ({**VIT, "undo_std": True}, lambda t: None, "undo_std: expected false"),
 }  # fmt: skip

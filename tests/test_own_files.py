@@ -48,7 +48,7 @@ def zoo(tmp_path: Path, run_zoo: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def make_data(zoo: Run, *words: str, out: str = "data", path: str = "photos") -> str:
     """Import everything for training and return the output."""
-    options = ("--test", "0", "--workers", "1", "--set", f"path={path}", "--set", "test_fraction=0")
+    options = ("--test", "0", "--workers", "0", "--set", f"path={path}", "--set", "test_fraction=0")
     code, output, complaint = zoo("data", "make", "folder", out, *options, *words)
     assert code == 0, complaint
     return output
@@ -114,7 +114,7 @@ def test_modalities_follow_the_crop_of_a_new_picture(zoo: Run, tmp_path: Path) -
     assert "train/depth: 1 written" in output
     bands(64, 64).save("files/rgb/a.png")
     assert "depth" in zoo("data", "make", "folder", "data", "--test", "0", "--set", "path=files",
-                          "--set", "test_fraction=0", "--workers", "1")[2]  # fmt: skip
+                          "--set", "test_fraction=0", "--workers", "0")[2]  # fmt: skip
 
 
 def test_pictures_below_folders_of_other_names_are_explained(zoo: Run) -> None:
@@ -135,7 +135,7 @@ def test_pictures_in_split_folders_keep_their_split(zoo: Run) -> None:
             bands(40, 40).save(f"mine/{split}/{number}.png")
     Path("mine/train/masks").mkdir()
     bands(40, 40).save("mine/train/masks/0.png")
-    code, output, complaint = zoo("data", "make", "folder", "data", "--set", "path=mine", "--workers", "1")
+    code, output, complaint = zoo("data", "make", "folder", "data", "--set", "path=mine", "--workers", "0")
     assert code == 0, complaint
     assert "train/rgb: 3 written" in output and "test/rgb: 2 written" in output and "(masks)" in output
 
@@ -145,7 +145,7 @@ def test_pictures_in_split_folders_keep_their_split(zoo: Run) -> None:
 
 def test_small_stored_pictures_are_never_enlarged(zoo: Run) -> None:
     make_data(zoo)
-    code, _, complaint = zoo("data", "derive", "data", "--modalities", "palette", "--workers", "1")
+    code, _, complaint = zoo("data", "derive", "data", "--modalities", "palette", "--workers", "0")
     assert code == 0, complaint
     Path("registry.toml").write_text(REGISTRY.replace("32", "64"))
     for words in (
@@ -164,4 +164,4 @@ def test_large_stored_pictures_are_reduced(zoo: Run) -> None:
     make_data(zoo)
     Path("registry.toml").write_text(REGISTRY)
     assert stored_values()["IMG_00"].shape == (3, 32, 32)
-    assert zoo("data", "derive", "data", "--modalities", "palette", "--workers", "1")[0] == 0
+    assert zoo("data", "derive", "data", "--modalities", "palette", "--workers", "0")[0] == 0

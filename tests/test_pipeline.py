@@ -6,15 +6,15 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_world import World, shared_server
 from examples import only, write_registry
 from stores import write_tar, write_values
 from toy_plugins import Install, Toy, derived, make_toy, scaled, snapshot
@@ -22,14 +22,8 @@ from toy_plugins import Install, Toy, derived, make_toy, scaled, snapshot
 from tokenizers_zoo import Zoo, pretrained
 from tokenizers_zoo.data.manifest import Dataset, ValueManifest, read_manifest
 from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.errors import (
-    ConfigError,
-    DataError,
-    InvalidValueError,
-    MachineError,
-    PluginError,
-    ReadError,
-)
+from tokenizers_zoo.data.tokens import SUMMARY
+from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
 from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.make import make_data
@@ -37,12 +31,6 @@ from tokenizers_zoo.pipeline.outcomes import RunResult
 from tokenizers_zoo.pipeline.stores import describe_data, repair_store, verify_store
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
-
-
-def wait_for(condition: Callable[[], Any], deadline: float) -> None:
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def processes_of(session: int) -> list[int]:
@@ -95,16 +83,15 @@ def test_processes_write_the_same_bytes_and_survive_sigkill(toy: Toy, tmp_path: 
     make_toy(toy(), tmp_path / "one", train=2000, shard_size=None)
     write_registry(tmp_path / "registry.toml", "")
     words = "data make toy two --train 2000 --test 5 --seed 3 --workers 2"
-    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", *words.split()]
-    plugins = os.pathsep.join(path for path in sys.path if str(tmp_path) in path)
-    quiet: Any = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": plugins}, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, **quiet, start_new_session=True)
+    plugins = {"path": [path for path in sys.path if str(tmp_path) in path], "forks": True}
+    world = World(folder=tmp_path, server=shared_server())
+    killed = world(words, event="kill", after="two/**/*.tar", **plugins)
+    assert killed.code == -signal.SIGKILL
     deadline = time.monotonic() + 60
-    wait_for(lambda: list((tmp_path / "two").rglob("*.tar")) or process.poll() is not None, deadline)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    wait_for(lambda: not processes_of(process.pid), deadline)  # workers exit with their parent process
-    subprocess.run(command, check=True, **quiet)
+    while processes_of(killed.process):  # workers exit with their parent process
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert world(words, **plugins).code == 0
     one_process, two_processes = snapshot(tmp_path / "one"), snapshot(tmp_path / "two")
     assert {name: two_processes[name] for name in one_process} == one_process
 
@@ -557,7 +544,7 @@ def test_values_are_derived_again_when_their_inputs_change(units: Toy, tmp_path:
 @pytest.mark.parametrize("path", [
     "data/train/field/shard-00001.tar", "data/train/dark/shard-00001.index", "data/train/dark/shard-00001.json",
     "data/train/keys/shard-00001.txt", "tokens/train/words/shard-00001.tokens", "tokens/train/words/shard-00001.json",
-    "tokens/train/keys/shard-00001.txt",
+    "tokens/train/words/summary.json", "tokens/train/keys/shard-00001.txt",
 ])  # fmt: skip
 def test_repair_restores_the_damage_that_verify_reports(path: str, toy: Toy, tmp_path: Path) -> None:
     zoo, data, tokens = toy(), tmp_path / "data", tmp_path / "tokens"
@@ -573,7 +560,7 @@ def test_repair_restores_the_damage_that_verify_reports(path: str, toy: Toy, tmp
     damaged.write_bytes(b"{" if damaged.suffix == ".json" else content)
     name = damaged.parent.name
     damaged_shards = {(damage.modality, damage.number) for damage in verify_store(root)}
-    assert damaged_shards == {(name, 1)}
+    assert damaged_shards == {(name, None if damaged.name == SUMMARY else 1)}
     if damaged.suffix in (".tar", ".index"):
         with pytest.raises(DataError, match=f"{damaged}: has another checksum .*repair"):
             ValueStore(data).read(zoo[name], "train", 1, 3)

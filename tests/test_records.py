@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from tokenizers_zoo.config import Origin, from_mapping, load_toml
-from tokenizers_zoo.errors import CheckpointError, ConfigError, ReadError
+from tokenizers_zoo.config import Checked, Origin, from_mapping, load_toml
+from tokenizers_zoo.errors import CheckpointError, ConfigError, ReadError, SettingError
 from tokenizers_zoo.io import (
     as_json,
     line_text,
@@ -31,7 +31,7 @@ from tokenizers_zoo.io import (
     write_state,
     write_table,
 )
-from tokenizers_zoo.records import OPTIONAL, RecordError, as_dicts, convert
+from tokenizers_zoo.records import OPTIONAL, Interval, NonNegativeFloat, PositiveInt, RecordError, as_dicts, convert
 from tokenizers_zoo.train.log import StepLog
 
 TABLE = {"a": [1, 2.5, None], "b": {"c": 'é "checksum": "x"'}}
@@ -208,6 +208,54 @@ def test_settings_take_numbers_of_numpy_and_refuse_sets() -> None:
     assert settings == Table(ratio=0.5, sizes=(3, 4)) and type(settings.sizes[0]) is int
     with pytest.raises(ConfigError, match=r"^sizes: expected list of int, got a set"):
         from_mapping(Table, {"sizes": {3, 4}})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranges(Checked):
+    """Settings with ranges in all places where a type may have one."""
+
+    count: PositiveInt | None = None
+    sides: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    amount: PositiveInt | Annotated[float, Interval("(0, 1]")] = 1
+    weights: Mapping[str, NonNegativeFloat] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OtherDefaults(Ranges):
+    """Changed defaults keep the ranges, also where a type is narrower."""
+
+    count: int = 3
+    sides: int | tuple[int, int] = 2
+
+
+@pytest.mark.parametrize("cls", [Ranges, OtherDefaults])
+@pytest.mark.parametrize(
+    ("setting", "error"),
+    [
+        ({"count": 0}, "count: expected int >= 1, got int 0"),
+        ({"sides": 0}, "sides: expected int >= 1 or list of 2 int >= 1, got int 0"),
+        ({"sides": [1, 0]}, "sides[1]: expected int >= 1, got int 0"),
+        ({"amount": 0.0}, "amount: expected int >= 1 or float in (0, 1], got float 0.0"),
+        ({"amount": 1.5}, "amount: expected int >= 1 or float in (0, 1], got float 1.5"),
+        ({"amount": math.nan}, "amount: expected int >= 1 or float in (0, 1], got float nan"),
+        ({"weights": {"a": 1.0, "b": -1.0}}, "weights.b: expected float >= 0, got float -1.0"),
+        ({"weights": {"a": math.inf}}, "weights.a: expected float >= 0, got float inf"),
+    ],
+)
+def test_numbers_lie_in_the_intervals_of_their_types(cls: type[Ranges], setting: dict[str, Any], error: str) -> None:
+    """They are checked in files, and in settings from Python."""
+    with pytest.raises(RecordError) as damaged:
+        convert(setting, cls)
+    assert str(damaged.value) == error
+    with pytest.raises(SettingError) as refused:
+        cls(**setting)
+    assert error.rpartition(":")[2] in str(refused.value)
+
+
+def test_numbers_at_the_ends_of_intervals_are_accepted() -> None:
+    settings = Ranges(count=1, sides=(1, 2), amount=1.0, weights={"a": 0})
+    assert settings == convert({"count": 1, "sides": [1, 2], "amount": 1.0, "weights": {"a": 0}}, Ranges)
+    assert OtherDefaults(amount=5).count == 3
 
 
 def test_errors_inside_a_table_or_list_name_the_line(tmp_path: Path) -> None:

@@ -19,12 +19,7 @@ from toy_plugins import SOURCE, derived
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint, is_complete
 from tokenizers_zoo.config import Settings
-from tokenizers_zoo.errors import (
-    ConfigError,
-    DataError,
-    PluginError,
-    UnknownNameError,
-)
+from tokenizers_zoo.errors import ConfigError, DataError, PluginError, UnknownNameError
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, overrides_of_each, train_tokenizer, train_tokenizers
 from tokenizers_zoo.samples import TrainingSamples

@@ -81,7 +81,7 @@ def test_tensorboard_has_scalars_and_pictures_of_both_loops(tmp_path: Path, zoo:
     )
     for name in ("tokenizer", "backbone"):
         (tmp_path / name).mkdir()
-    with TrainingReport(zoo["depth"].spec, "a tokenizer", False, config, tmp_path / "tokenizer", 0) as report:
+    with TrainingReport(zoo["depth"].spec, "a tokenizer", False, config, tmp_path / "tokenizer", 0, []) as report:
         for step in range(1, 11):
             report.step(step, {"loss": step / 10, "quantizer_loss": 0.0}, 1e-3)
         report.evaluation(10, evaluation)

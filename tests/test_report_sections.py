@@ -17,7 +17,7 @@ from test_report import bare_run, write_log
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
-from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.io import file_digest, read_table, write_table
 from tokenizers_zoo.ml4m.source import KNOWN_AS
 from tokenizers_zoo.report.pages import write_report, write_zoo_report
@@ -106,11 +106,7 @@ def test_the_page_shows_retrieval_if_there_are_results(run_with_retrieval: Path,
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "reason"),
-    [
-        ("fingerprint", "0" * 64, "another model"),
-        ("split", "train", "training samples"),
-    ],
+    ("key", "value", "reason"), [("fingerprint", "0" * 64, "another model"), ("split", "train", "training samples")]
 )
 def test_figures_of_another_model_or_split_are_left_out(
     run_with_retrieval: Path, zoo: Zoo, key: str, value: str, reason: str
@@ -123,6 +119,18 @@ def test_figures_of_another_model_or_split_are_left_out(
     assert "retrieval.json is left out" in text and reason in text
     assert "held-out sample (split" not in text and "caption finds depth" not in text
     assert not list((run_with_retrieval / "report").rglob("*finds*"))
+
+
+@pytest.mark.parametrize("table", ["mean", "pair", "chance"])
+def test_recall_of_ten_hits_is_required(run_with_retrieval: Path, tmp_path: Path, table: str) -> None:
+    path = run_with_retrieval / "retrieval" / "retrieval.json"
+    results = read_table(path)
+    pair = results["pairs"][0]
+    recall = {"mean": results["mean"], "pair": pair, "chance": pair["chance"]}[table]["recall"]
+    del recall["10"]
+    write_table(path, results)
+    with pytest.raises(CheckpointError, match=r"retrieval.json: damaged: .*recall: has no 10"):
+        retrieval_section(run_with_retrieval, Pictures(folder=tmp_path))
 
 
 def test_figures_stay_after_tokenizers_were_added_to_the_model(run_with_retrieval: Path, zoo: Zoo) -> None:

@@ -41,13 +41,7 @@ from zoo_backbone.retrieval import index as indexes
 from zoo_backbone.retrieval.cli import retrieve
 from zoo_backbone.retrieval.embed import Embedder, check_via, unit
 from zoo_backbone.retrieval.index import Index, build, faiss, new_index, read_vectors, write_vectors
-from zoo_backbone.retrieval.query import (
-    CORRECT,
-    chance,
-    evaluate_retrieval,
-    query_keys,
-    weighted_sum,
-)
+from zoo_backbone.retrieval.query import CORRECT, chance, evaluate_retrieval, query_keys, weighted_sum
 from zoo_backbone.run import Run
 
 VECTORS = "together.safetensors"
@@ -541,13 +535,13 @@ def test_results_never_stand_beside_pictures_of_another_evaluation(
             samples=8, galleries=1, modalities=["light", "dark"],
         )  # fmt: skip
 
-    def write(path: Path, *arguments: Any) -> bool:
+    def write(*arguments: Any) -> dict[str, Any]:
         assert not (tmp_path / "retrieval.json").exists()
         raise KeyboardInterrupt
 
     eval_again("centred")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(query, "write_hits", write)
+        patched.setattr(query, "write_gallery", write)
         eval_again("plain")
     assert not (tmp_path / "retrieval.json").exists()
     assert json.loads(json.dumps(eval_again("plain"))) == read_table(tmp_path / "retrieval.json")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.io import absolute_place, relative_place
+from tokenizers_zoo.io import absolute_place, read_table, relative_place, write_table
 from tokenizers_zoo.run_folder import (
     LOCK,
     RUN,
@@ -64,6 +64,14 @@ def test_places_are_relative_to_the_folder(tmp_path: Path, monkeypatch: pytest.M
     assert relative == "../registry.toml" and relative_place(tmp_path / "real", tmp_path) == "./real"
     monkeypatch.chdir(tmp_path)
     assert absolute_place(relative, Path("linked/run")) == tmp_path.resolve() / "real" / "registry.toml"
+
+
+def test_a_place_with_nul_is_refused(tmp_path: Path) -> None:
+    finish(tmp_path)
+    record = read_table(tmp_path / RUN)
+    write_table(tmp_path / RUN, record | {"places": {"tokens": "/a\0b"}})
+    with pytest.raises(CheckpointError, match=r"run.json: damaged: places.tokens: expected a path"):
+        read_run(tmp_path)
 
 
 def identity_of(steps: int, seed: int = 0) -> dict[str, Any]:

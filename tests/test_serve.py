@@ -84,7 +84,8 @@ def serving(folder: Path, *options: str, run: str = "run") -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    with serving(folder) as address:
+    build(Run.load(folder / "run"), Zoo.from_toml(folder / "registry.toml"), folder / "index", config=EmbeddingConfig())
+    with serving(folder, "--index", "index") as address:
         yield address
 
 
@@ -173,7 +174,6 @@ def test_generation_sends_an_event_for_each_step(address: str, folder: Path) -> 
         ("/api/generate", {"targets": ["depth"], "colour": 1}, "colour"),
         ("/api/tokens/caption", {"text": "a"}, "caption"),
         ("/api/tokens/depth", {"text": "a", "sample": "b"}, "one of"),
-        ("/api/search", {"inputs": {"rgb": {"sample": "test00"}}}, "--index"),
     ],
 )
 def test_wrong_calls_get_an_error_that_names_the_cause(address: str, path: str, body: Any, message: str) -> None:
@@ -227,27 +227,18 @@ def test_texts_and_data_are_never_read_as_paths(address: str, folder: Path) -> N
     assert answers[-1] == {"done": True}, "a text stays a text"
 
 
-@needs_chromium
-def test_similar_samples_are_found(folder: Path, browser: Any) -> None:
-    pytest.importorskip("faiss")
-    build(Run.load(folder / "run"), Zoo.from_toml(folder / "registry.toml"), folder / "index", config=EmbeddingConfig())
-    with serving(folder, "--index", "index") as address:
-        status_code, answer = call(address, "/api/search", {"find": "rgb", "inputs": {"caption": {"sample": "nobody"}}})
-        assert status_code == 422 and "caption" in answer["errors"][0] and "rgb" in answer["errors"][1]
-        answers = events(
-            address, "/api/search", {"inputs": {"depth": {"sample": "test00"}}, "find": "depth", "count": 3}
-        )
-        hits = [hit["key"] for hit in answers[-2]["hits"]]
-        assert hits[0] == "test00" and len(hits) == 3
-        page = browser.new_page()
-        choose_nothing(page, address)
-        page.check("#use-depth")
-        page.wait_for_selector("#inputs .card:not(.off) img")
-        page.select_option("#find", "depth")
-        page.click("#search")
-        status(page, "Searched in")
-        assert page.locator("#results figure img").count() > 1
-        page.close()
+def test_similar_samples_are_found(address: str) -> None:
+    code, answer = call(address, "/api/search", {"find": "rgb", "inputs": {"caption": {"sample": "nobody"}}})
+    assert code == 422 and "caption" in answer["errors"][0] and "rgb" in answer["errors"][1]
+    answers = events(address, "/api/search", {"inputs": {"depth": {"sample": "test00"}}, "find": "depth", "count": 3})
+    hits = [hit["key"] for hit in answers[-2]["hits"]]
+    assert hits[0] == "test00" and len(hits) == 3
+
+
+def test_without_an_index_a_search_says_how_to_get_one(model: AnyToAny) -> None:
+    client = TestClient(app.build_app(app.Server(model, app.Limits())))
+    answer = client.post("/api/search", json={"inputs": {"depth": {"sample": "test00"}}})
+    assert answer.status_code == 422 and "--index" in answer.text
 
 
 # --- the border
@@ -623,6 +614,16 @@ def test_a_painted_region_is_generated_again(page: Any) -> None:
     page.locator("#inputs button", has_text="Tokens").click()
     page.wait_for_selector("#inputs canvas.tokens")
     page.locator("#inputs .card:not(.off) button", has_text="Take from the sample").click()
+
+
+@needs_chromium
+def test_the_page_finds_similar_samples(page: Any) -> None:
+    page.check("#use-depth")
+    page.wait_for_selector("#inputs .card:not(.off) img")
+    page.select_option("#find", "depth")
+    page.click("#search")
+    status(page, "Searched in")
+    assert page.locator("#results figure img").count() > 1
 
 
 @needs_chromium

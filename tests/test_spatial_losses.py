@@ -89,7 +89,7 @@ def test_weights_are_those_of_the_table() -> None:
         ("rgb", {"ordinal_weight": 1.0}, "ordinal_weight: ordinal does not fit continuous values; choose l1 or l2"),
         ("depth", {"class_balance": 0.5}, "class_balance: works with cross_entropy and bce only"),
         ("canny", {"adversarial_weight": 1.0}, "adversarial_weight: adversarial does not fit binary values"),
-        ("rgb", {"l1_weight": -1.0}, "l1_weight: expected a number"),
+        ("rgb", {"l1_weight": -1.0}, "l1_weight: expected float >= 0"),
         ("rgb", {"adversarial_start": 0.6}, "adversarial_start: used with adversarial_weight only"),
     ],
 )

@@ -459,11 +459,13 @@ def test_a_token_file_has_to_hold_numbers(tmp_path: Path, tokens: Any) -> None:
 
 def test_a_token_file_round_trips(tmp_path: Path) -> None:
     ids, numbers = handle_of(tmp_path, LAYOUTS["vector"]), handle_of(tmp_path, LAYOUTS["patches"])
-    tokens = read_tokens(ids, token_file(tmp_path / "a.json", [[1, 2], [3, 4]]))
-    assert tokens.dtype == np.int64 and tokens.tolist() == [[1, 2], [3, 4]]
-    tokens = read_tokens(numbers, token_file(tmp_path / "a.json", [[1, 2.5]]))
-    assert tokens.dtype == np.float32 and tokens.tolist() == [[1, 2.5]]
-    assert read_tokens(ids, token_file(tmp_path / "a.json", [])).size == 0
+    tokens = read_tokens(ids, token_file(tmp_path / "a.json", [1, 2, 3, 4]))
+    assert tokens.dtype == np.int64 and tokens.tolist() == [1, 2, 3, 4]
+    tokens = read_tokens(numbers, token_file(tmp_path / "a.json", 4 * [[1, 2.5, 3]]))
+    assert tokens.dtype == np.float32 and tokens.tolist() == 4 * [[1, 2.5, 3]]
+    assert read_tokens(handle_of(tmp_path, LAYOUTS["sequence"]), token_file(tmp_path / "a.json", [])).size == 0
+    with pytest.raises(DataError, match=r"a.json: m: expected .*shape"):
+        read_tokens(ids, token_file(tmp_path / "a.json", [1, 2]))
     with pytest.raises(DataError, match=r"a.json: damaged: fingerprint: expected str, got int 12"):
         read_tokens(ids, token_file(tmp_path / "a.json", [1], 12))
     (tmp_path / "a.json").write_text("[1, 2]")

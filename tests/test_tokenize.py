@@ -18,12 +18,7 @@ from toy_plugins import Install, Toy, make_toy, scaled, snapshot
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.data.shards import ValueStore, writing_shard
 from tokenizers_zoo.data.tokens import TokenStore, whole_samples
-from tokenizers_zoo.errors import (
-    CheckpointError,
-    DataError,
-    MachineError,
-    ReadError,
-)
+from tokenizers_zoo.errors import CheckpointError, DataError, MachineError, ReadError
 from tokenizers_zoo.io import difference, read_table, write_table
 from tokenizers_zoo.pipeline.derive import derive_data
 from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer

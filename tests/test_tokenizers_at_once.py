@@ -12,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_world import World, shared_server
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.io import read_lines, read_numbers
 from tokenizers_zoo.pipeline import tokenizers, workers
+from tokenizers_zoo.pipeline.make import make_data
 from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers
 from tokenizers_zoo.pipeline.workers import WorkerError, Workers, run_jobs
 from tokenizers_zoo.run_folder import TOKENIZER
@@ -32,38 +34,32 @@ size = 1024
 sentinels = 16
 coordinate_bins = 32
 """
-TRAIN = "tokenizer train --all --data data --set steps=3 --set batch_size=4 --workers"
-
-
-def zoo(folder: Path, registry: str, words: str, code: int = 0) -> tuple[list[str], str]:
-    """Run `zoo` with one thread per process; return its output lines and its stderr."""
-    command = [sys.executable, "-m", "tokenizers_zoo.cli.main", "--registry", registry, *words.split()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == code, result.stderr
-    return result.stdout.splitlines(), result.stderr
+TRAIN = "--registry {}.toml tokenizer train --all --data data --set steps=3 --set batch_size=4 --workers {}"
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data of scenes, and the registries one.toml to three.toml, each with its own tokenizers."""
     folder = tmp_path_factory.mktemp("at_once")
     for name in ("one", "two", "three"):
         (folder / f"{name}.toml").write_text(REGISTRY.format(name))
-    zoo(folder, "one.toml", "data make scenes data --train 12 --test 4 --workers 1 --set image_size=32")
+    zoo, options = Zoo.from_toml(folder / "one.toml"), {"image_size": 32}
+    make_data(zoo, "scenes", folder / "data", train=12, test=4, workers=0, options=options)
     return folder
 
 
 def test_parallel_training_gives_the_same_weights(workspace: Path) -> None:
     """Weights are equal bit for bit, and one process writes the shared vocabulary."""
-    one_worker, _ = zoo(workspace, "one.toml", f"{TRAIN} 1")
-    two_workers, complaint = zoo(workspace, "two.toml", f"{TRAIN} 2")
+    world = World(folder=workspace, server=shared_server())
+    one_worker, two_workers = world(TRAIN.format("one", 1)), world(TRAIN.format("two", 2))
+    assert one_worker.code == two_workers.code == 0, two_workers.complaint
     names = {"boxes", "caption", "depth", "normal", "semseg"}
-    assert {line.partition(":")[0] for line in two_workers} == names and len(two_workers) == 5
-    assert [line.partition(":")[0] for line in two_workers[:2]] == ["boxes", "caption"]
+    order = [line.partition(":")[0] for line in two_workers.printed.splitlines()]
+    assert order[:2] == ["boxes", "caption"] and sorted(order) == sorted(names)
     for name in names - {"boxes", "caption"}:
-        assert f"tokenizer {name}: step 3 of 3, " in complaint
+        assert f"tokenizer {name}: step 3 of 3, " in two_workers.complaint
         assert fingerprint(workspace / "two" / name) == fingerprint(workspace / "one" / name)
-    assert [line.partition(":")[0] for line in one_worker] == sorted(names)
+    assert [line.partition(":")[0] for line in one_worker.printed.splitlines()] == sorted(names)
 
 
 LONG = "{ steps = 100000, eval_every = 100000, batch_size = 4 }"
@@ -115,7 +111,7 @@ def fails_first(zoo: Zoo, job: Path) -> str:
     job.touch()
     if job.name == "0":
         raise ZooError("no more")
-    time.sleep(3)  # the error arrives while other jobs run
+    time.sleep(1)  # the error arrives while other jobs run
     return job.name
 
 

@@ -543,5 +543,5 @@ assert new_pages() > 25_000
 
 @pytest.mark.parametrize("key", ["batch_size", "grad_accum_steps"])
 def test_a_batch_that_would_never_be_complete_is_refused(key: str) -> None:
-    with pytest.raises(ValueError, match=rf"{key}: expected a number in \[1, 1000000\], got 10000000000"):
+    with pytest.raises(ValueError, match=rf"{key}: expected int in \[1, 1000000\], got int 10000000000"):
         TrainConfig(**{key: 10**10})  # type: ignore[arg-type]

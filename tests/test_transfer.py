@@ -178,7 +178,7 @@ def test_scratch_keeps_the_positions_that_a_published_model_stored(world: World,
     model = PublishedFourM.seeded(PublishedConfig(**shape), trained.layout.specs, 0)
     torch.nn.init.normal_(model.fixed_positions)
     save_model(model, tmp_path, {"fingerprints": {}})
-    scratch = probe.build_encoder(tmp_path, transfer_config({"tuning": "scratch"}), 3).model
+    scratch = probe.initial_model(tmp_path, transfer_config({"tuning": "scratch"}), 3)
     assert torch.equal(scratch.fixed_positions, model.fixed_positions)
     assert not torch.equal(scratch.encoder[0].mlp.up.weight, model.encoder[0].mlp.up.weight)
 

@@ -289,6 +289,13 @@ def test_a_probe_whose_tensors_do_not_fit_is_refused(world: World, frozen: Path,
         load(full)
 
 
+def test_a_run_of_another_kind_is_no_probe(frozen: Path, tmp_path: Path) -> None:
+    probe = shutil.copytree(frozen, tmp_path / "probe")
+    write_table(probe / "run.json", read_table(probe / "run.json") | {"kind": "tokenizer"})
+    with pytest.raises(CheckpointError, match=f"{probe}: no finished probe"):
+        load(probe)
+
+
 @pytest.mark.parametrize("paths", [{"run": None}, {"tokens": None}, {"task": None}])
 def test_paths_in_a_foreign_record_have_to_be_texts(frozen: Path, tmp_path: Path, paths: dict[str, Any]) -> None:
     probe = shutil.copytree(frozen, tmp_path / "probe")

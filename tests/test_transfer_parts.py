@@ -16,11 +16,12 @@ from torch.nn import functional as F
 
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.layouts import GridLayout, SequenceLayout, TokenLayout, VectorLayout
+from tokenizers_zoo.records import as_dicts, convert
+from tokenizers_zoo.report.records import BackboneRecord
 from tokenizers_zoo.spec import ModalitySpec, OrderedIds, ValueSpec
 from tokenizers_zoo.train.batches import permuted
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.model import FourM
 from zoo_backbone.transfer.config import TransferConfig, transfer_config
 from zoo_backbone.transfer.head import (
@@ -33,15 +34,14 @@ from zoo_backbone.transfer.head import (
     TokenDecoder,
     build_head,
 )  # fmt: skip
-from zoo_backbone.transfer.probe import Network
+from zoo_backbone.transfer.probe import Network, ProbeRecord, StoredTask
 from zoo_backbone.transfer.targets import (
     IGNORED,
     Classes,
     ClassMap,
     Numbers,
+    Target,
     Tokens,
-    target_from_json,
-    target_to_json,
 )  # fmt: skip
 from zoo_backbone.transfer.task import Task, kind_of_values, select_labels, select_validation
 
@@ -128,7 +128,7 @@ KIND = Tokens(vocab_size=9, shape=(5,), end=0, sentinels=(1, 2))
 def test_output_rows_of_neighbouring_numbers_start_alike() -> None:
     wide = dataclasses.replace(CONFIG, dim=256, heads=2)
     kind = Tokens(vocab_size=80, shape=(5,), ordered_ids=(OrderedIds(start=10, count=64),))
-    assert target_from_json(json.loads(json.dumps(target_to_json(kind)))) == kind
+    assert convert(json.loads(json.dumps(as_dicts(kind))), Target) == kind
     head = TokenDecoder(wide, kind)
     for table in (head.embedding.weight.detach(), head.out.weight.detach()):
         likeness = torch.corrcoef(table)
@@ -182,11 +182,15 @@ def test_maps_use_all_grids_shaped_like_the_first() -> None:
 def test_a_map_has_the_rows_and_columns_of_its_grids() -> None:
     wide = spec(ValueSpec(), GridLayout(shape=(2, 3)))
     names = ["first", "second"]
-    encoder = FourMEncoder(FourM.seeded(CONFIG, [dataclasses.replace(wide, name=name) for name in names], 0))
+    record = ProbeRecord(
+        task=StoredTask(wanted=None), target=ClassMap(names=("a", "b"), size=(2, 3)), inputs=tuple(names),
+        head="linear", settings=TransferConfig(), backbone=BackboneRecord(architecture="FourM", model={}, specs=()),
+    )  # fmt: skip
+    network = Network(FourM.seeded(CONFIG, [dataclasses.replace(wide, name=name) for name in names], 0), record)
+    encoder = network.encoder
     tokens, token_mask = encoder.prepare({name: torch.arange(6).reshape(1, 2, 3) for name in names})
     features, _ = encoder.forward_features(tokens, token_mask)
-    head, grid = MapLinear(2 * DIM, 1, (1, 1), (2, 3)), Grid.of(encoder.layout, names)
-    maps, _ = Network(encoder, head, grid).features(tokens, token_mask)
+    maps, _ = network.features(tokens, token_mask)
     assert maps.shape == (1, 2 * DIM, 2, 3)
     for cell in range(6):
         cell_features = maps[:, :, cell // 3, cell % 3]

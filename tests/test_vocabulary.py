@@ -29,12 +29,7 @@ from tokenizers_zoo.text_vocab import (
     coordinate_fraction,
     coordinate_level,
 )
-from tokenizers_zoo.wordpieces import (
-    ALPHABET,
-    CONTINUES,
-    LONGEST_WORD,
-    byte_characters,
-)
+from tokenizers_zoo.wordpieces import ALPHABET, CONTINUES, LONGEST_WORD, byte_characters
 
 CONFIG = VocabularyConfig(size=2048, sentinels=8, coordinate_axes=4, coordinate_bins=64)
 TEXTS = [

@@ -153,23 +153,28 @@ def load_checkpoint(folder: Path, expected_class: str | None = None) -> tuple[di
     Raises CheckpointError if a file is missing or damaged, the weights and the config do not belong together, or the
     config's "class" is not `expected_class`.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    config = load_config(folder, expected_class)
-    check_weights(folder)
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS}: damaged: {error}; {COPY_AGAIN}") from None
-    check_finite(folder / WEIGHTS, tensors)
-    return tensors, config
+    config, _ = verified_config(folder, expected_class)
+    return _load_tensors(folder / WEIGHTS), config
 
 
 def load_record(folder: Path, expected_class: str, record_class: type[T]) -> tuple[dict[str, torch.Tensor], T]:
     """As `load_checkpoint`, with the config as a record of its class."""
-    tensors, config = load_checkpoint(folder, expected_class)
-    return tensors, as_record(config, record_class, folder / CONFIG)
+    config, _ = verified_config(folder, expected_class)
+    record = as_record(config, record_class, folder / CONFIG)
+    return _load_tensors(folder / WEIGHTS), record
+
+
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file, all numbers finite. Raises CheckpointError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}; {COPY_AGAIN}") from None
+    check_finite(path, tensors)
+    return tensors
 
 
 def config_record(folder: Path, expected_class: str | None, record_class: type[T]) -> T:
@@ -223,18 +228,21 @@ def checkpoint_errors(folder: Path | str) -> Iterator[None]:
         raise CheckpointError(f"{folder}: its files do not fit together: {kind}{reason}; {COPY_AGAIN}") from error
 
 
-def check_weights(folder: Path) -> str:
-    """Return the sha256 of a folder's weights. Raises CheckpointError if they were not written with its config."""
+def verified_config(folder: Path, expected_class: str | None = None) -> tuple[dict[str, Any], str]:
+    """Return the config of a checkpoint folder, and the sha256 of its weights.
+
+    Raises CheckpointError as `load_config` does, and if the weights were not written with this config.
+    """
+    config = load_config(folder, expected_class)
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(f"{folder}: has no {WEIGHTS}")
-    recorded_digest = config_record(folder, None, CheckpointRecord).weights_sha256
-    digest = file_digest(folder / WEIGHTS)
+    digest, recorded_digest = file_digest(folder / WEIGHTS), str(config.get("weights_sha256", ""))
     if recorded_digest != digest:
         raise CheckpointError(
             f"{folder}: {WEIGHTS} is not the file that {CONFIG} was written with (its sha256 is {digest[:12]}, "
             f"expected {recorded_digest[:12]}); {COPY_AGAIN}"
         )
-    return digest
+    return config, digest
 
 
 def load_config(folder: Path, expected_class: str | None = None) -> dict[str, Any]:
@@ -251,8 +259,8 @@ def load_config(folder: Path, expected_class: str | None = None) -> dict[str, An
 
 def fingerprint(folder: Path) -> str:
     """Return the sha256 (hex) over config and weights of a checkpoint folder. Raises CheckpointError if damaged."""
-    digest = check_weights(folder)
-    config_json = json.dumps(load_config(folder), sort_keys=True, ensure_ascii=False).encode()
+    config, digest = verified_config(folder)
+    config_json = json.dumps(config, sort_keys=True, ensure_ascii=False).encode()
     return hashlib.sha256(hashlib.sha256(config_json).digest() + bytes.fromhex(digest)).hexdigest()
 
 

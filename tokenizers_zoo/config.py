@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
 import json
-import math
 import re
 import textwrap
 import tomllib
@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 from tokenizers_zoo.errors import ConfigError, ReadError, SettingError
 from tokenizers_zoo.io import DEEPEST, read_regular, too_deep
-from tokenizers_zoo.records import RecordError, convert, in_words
+from tokenizers_zoo.records import PositiveInt, RecordError, convert, field_hints, in_words
 
 T = TypeVar("T")
 SHARED = "zoo"
@@ -144,11 +144,10 @@ def from_mapping(cls: type[T], table: Mapping[str, Any], origin: Origin | None =
     location = name if origin.path is None else f"{origin.path}: {name}"
     if not isinstance(table, Mapping):
         raise ConfigError(f"{location}: expected a table, got {repr(table)[:80]}")
-    hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     reject_unknown(table, fields, origin)
     values = dict.fromkeys(irrelevant_fields(cls, table))
-    values |= {key: _field(fields[key], hints[key], value, origin) for key, value in table.items()}
+    values |= {key: _field(fields[key], field_hints(cls)[key], value, origin) for key, value in table.items()}
     for name, field in fields.items():
         if name not in values and default_of(field) is dataclasses.MISSING:
             remedy = f"; give {origin.option} {name}=..." if origin.option else ""
@@ -210,17 +209,19 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
     """Return a value as its type hint, see `records.convert`; tables of settings are built by `from_mapping`."""
     hint, value = _narrowed(hint, value), _without_numpy(value)
     inner_class, kind = inner_table(hint)
-    inner_origin = origin.inner(key)
-    if inner_class is None or isinstance(value, inner_class):
+    if inner_class is None:
         pass
+    elif kind == "one" and isinstance(value, inner_class):
+        return value
     elif kind == "one" and isinstance(value, Mapping):
-        return from_mapping(inner_class, value, inner_origin)
+        return from_mapping(inner_class, value, origin.inner(key))
     elif kind == "list" and isinstance(value, list | tuple):
         return tuple(_convert(inner_class, item, origin, key) for item in value)
     elif kind == "named" and isinstance(value, Mapping):
+        inner_origin = origin.inner(key)
         return {name: _convert(inner_class, table, inner_origin, name) for name, table in value.items()}
     if isinstance(value, set | frozenset):
-        raise ConfigError(f"{origin.at(key)}: expected {in_words(hint)}, got a set, which has no order")
+        raise SettingError(f"{origin.at(key)}: expected {in_words(hint)}, got a set, which has no order")
     try:
         return convert(value, hint)
     except RecordError as error:
@@ -230,7 +231,7 @@ def _convert(hint: Any, value: Any, origin: Origin, key: str) -> Any:
                 indices += f"[{inner_key}]"
             else:
                 origin, key = origin.inner(key), inner_key
-        raise ConfigError(f"{origin.at(key)}{indices}: {error.reason}") from None
+        raise SettingError(f"{origin.at(key)}{indices}: {error.reason}") from None
 
 
 def _without_numpy(value: Any) -> Any:
@@ -257,42 +258,30 @@ SHOWN = {"shown": True}
 
 
 def convert_setting(hint: Any, value: Any, key: str) -> Any:
-    """Return a setting or argument from Python, with numpy's numbers, as if from a file. Raises ConfigError."""
+    """Return a setting or argument from Python, with numpy's numbers, as if from a file. Raises SettingError."""
     return _convert(hint, value, Origin(), key)
 
 
-def check_types(config: Any) -> None:
-    """Convert all fields of a frozen dataclass to their types, see `convert_setting`. Raises ConfigError."""
-    hints = typing.get_type_hints(type(config))
-    for name in (field.name for field in dataclasses.fields(config)):
-        object.__setattr__(config, name, convert_setting(hints[name], getattr(config, name), name))
+class Checked:
+    """Base of settings classes: frozen dataclasses whose fields are converted and checked, also when Python makes them.
 
-
-def check_counts(config: object, *names: str) -> None:
-    """Raise SettingError for a field below 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise SettingError(f"{name}: expected at least 1, got {getattr(config, name)}")
-
-
-def check_amounts(config: object, *names: str) -> None:
-    """Raise SettingError for a field that is negative or not finite."""
-    for name in names:
-        if not 0 <= getattr(config, name) < math.inf:
-            raise SettingError(f"{name}: expected 0 or more, got {getattr(config, name)}")
-
-
-def check_interval(config: object, interval: str, *names: str, unit: str = "a number") -> None:
-    """Raise SettingError for a field outside an interval as mathematics writes it, such as "(0, 1]".
-
-    None is allowed. Of a tuple, every number has to be inside.
+    A class with its own `__post_init__` has to call its base's first. Raises SettingError.
     """
-    low, high = map(float, interval[1:-1].split(","))
-    for name in names:
-        value = getattr(config, name)
-        for x in value if isinstance(value, tuple) else () if value is None else (value,):
-            if not low <= x <= high or (interval[0] == "(" and x == low) or (interval[-1] == ")" and x == high):
-                raise SettingError(f"{name}: expected {unit} in {interval}, got {value}")
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for name, hint in field_hints(type(self)).items():
+            object.__setattr__(self, name, convert_setting(hint, getattr(self, name), name))
+
+
+Sides = PositiveInt | tuple[PositiveInt, PositiveInt]
+"""The type of a setting: one number for squares, or [height, width]."""
+
+
+def height_width(sides: Sides) -> tuple[int, int]:
+    """Return the two sides of a rectangle."""
+    return (sides, sides) if isinstance(sides, int) else sides
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -437,7 +426,7 @@ def tables_of(config: Any, name: str) -> Iterator[Table]:
 
 def _tables(cls: type, name: str, *, default: Any, used: Any, kind: Kind, absent: bool) -> Iterator[Table]:
     """Yield tables with the values of the instances `default` and `used`; None means the class's defaults."""
-    hints, meanings = typing.get_type_hints(cls), field_docstrings(cls)
+    hints, meanings = field_hints(cls), field_docstrings(cls)
     keys, inner = [], []
     for field in filter(lambda field: field.init, dataclasses.fields(cls)):
         default_value = default_of(field) if default is None else getattr(default, field.name)
@@ -473,6 +462,7 @@ def _text(value: Any, inner_class: type | None) -> str:
     return ITS_TABLE if inner_class is not None and isinstance(value, inner_class) else toml_text(value)
 
 
+@functools.cache
 def inner_table(hint: Any) -> tuple[type | None, Kind]:
     """Return the dataclass in a type hint (itself, optional, in a tuple or a mapping), or None."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)

@@ -6,46 +6,43 @@ import contextlib
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tokenizers_zoo.config import changed_fields
+from tokenizers_zoo.config import Checked, changed_fields
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.io import open_regular
+from tokenizers_zoo.records import Interval, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class Limits(Checked):
     """Limits of one value. Reading a file within these defaults takes at most 5 s and 1 GiB. Larger files are refused:
     `zoo data make` drops their samples."""
 
-    file_bytes: int = 268_435_456
+    file_bytes: PositiveInt = 268_435_456
     """Bytes of a file, or of a tar file's member."""
-    image_pixels: int = 50_000_000
+    image_pixels: PositiveInt = 50_000_000
     """Pixels of a picture, or of one frame of a video."""
-    frames: int = 20_000
+    frames: PositiveInt = 20_000
     """Frames of a video that are decoded."""
-    video_pixels: int = 500_000_000
+    video_pixels: PositiveInt = 500_000_000
     """Pixels of all decoded frames of a video."""
-    array_elements: int = 50_000_000
+    array_elements: PositiveInt = 50_000_000
     """Numbers of an array, or of a video's value."""
-    text_bytes: int = 8_388_608
+    text_bytes: PositiveInt = 8_388_608
     """Bytes of a text, a JSON file or a table (.csv)."""
-    json_depth: int = 200
+    json_depth: PositiveInt = 200
     """Nested lists and tables of a JSON file."""
-    json_elements: int = 1_000_000
+    json_elements: PositiveInt = 1_000_000
     """Items of a JSON file's lists and tables, all together."""
-    audio_seconds: float = 7200.0
+    audio_seconds: Annotated[float, Interval("(0, inf]")] = 7200.0
     """Length of a recording."""
-    masks: int = 1000
+    masks: PositiveInt = 1000
     """Masks of one file of instance masks."""
-    value_seconds: float = 300.0
+    value_seconds: Annotated[float, Interval("(0, inf]")] = 300.0
     """Time that making, deriving or encoding one value may take; a slower value is dropped."""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if not getattr(self, field.name) > 0:
-                raise ValueError(f"{field.name}: expected more than 0, got {getattr(self, field.name)}")
 
     def identity(self) -> dict[str, dict[str, float]]:
         """Return the limits that are not defaults, for inputs digests, as {"limits": {...}} or {}."""

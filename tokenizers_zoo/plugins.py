@@ -62,10 +62,10 @@ def installed_claims() -> dict[str, dict[str, list[Claim]]]:
     """Return all claims by group and name, in a fixed order. Reads metadata only."""
     claims_by_group: dict[str, dict[str, list[Claim]]] = {MODALITIES: {}, SOURCES: {}, WRAPPERS: {}}
     installed = entry_points()
+    named = functools.cache(lambda dist: f"{dist.name} {dist.version}" if dist else "an unknown distribution")
     for group, names in claims_by_group.items():
         for entry_point in installed.select(group=group):
-            dist = entry_point.dist
-            distribution = f"{dist.name} {dist.version}" if dist else "an unknown distribution"
+            distribution = named(entry_point.dist)
             claim = Claim(name=entry_point.name, group=group, distribution=distribution, entry_point=entry_point)
             names.setdefault(entry_point.name, []).append(claim)
         for claims in names.values():

@@ -15,6 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
+from tokenizers_zoo.config import Checked
 from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import ConfigError, ZooError, and_others, is_of_the_machine
 from tokenizers_zoo.io import file_digest, open_regular, read_regular
@@ -59,7 +60,7 @@ class PretrainedError(ZooError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainedConfig:
+class PretrainedConfig(Checked):
     """Origin of a network: a table in a plugin's settings, by convention `network`.
 
     A plugin derives from it to give a default `model`, and other `files`. `zoo data derive` records its files.
@@ -80,6 +81,7 @@ class PretrainedConfig:
     """Device of the network; auto is cuda if available."""
 
     def __post_init__(self) -> None:
+        Checked.__post_init__(self)
         if not self.model:
             raise ValueError("model: expected a local folder or a hub id (owner/name), got nothing")
 

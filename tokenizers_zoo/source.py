@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from tokenizers_zoo.config import check_interval
+from tokenizers_zoo.config import Checked
 from tokenizers_zoo.errors import PluginError, UnknownNameError
+from tokenizers_zoo.records import Interval
 
 Sample = tuple[str, Mapping[str, Any]]
 """A key, and the sample's values by modality."""
@@ -26,20 +27,17 @@ class FileBytes:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OwnData:
+class OwnData(Checked):
     """Settings of a source of a user's data: pictures may have any proportions, and a test split may be missing.
 
     `zoo data make` crops the pictures.
     """
 
-    test_fraction: float = 0.1
+    test_fraction: Annotated[float, Interval("[0, 1)")] = 0.1
     """Share of the samples for testing if the data have no test split, in [0, 1)."""
     crop: Literal["middle", "whole"] = "middle"
     """"middle": the largest middle part of each picture with the modality's proportions, the same part for all
     modalities of the sample. "whole": the whole picture, squeezed."""
-
-    def __post_init__(self) -> None:
-        check_interval(self, "[0, 1)", "test_fraction")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
 from tokenizers_zoo.checkpoint import CONFIG, CheckpointRecord, fingerprint, load_record, save_checkpoint
-from tokenizers_zoo.config import Origin, from_mapping
+from tokenizers_zoo.config import Checked, Origin, from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.ml4m.words import UNKNOWN, WordMatcher
-from tokenizers_zoo.records import as_dicts, convert
+from tokenizers_zoo.records import Interval, NonNegativeInt, PositiveInt, as_dicts, convert
 from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.spec import OrderedIds
 from tokenizers_zoo.wordpieces import ALPHABET, PieceMatcher, checked_text, learn_pieces
@@ -55,7 +55,7 @@ class VocabularyRecord(CheckpointRecord):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VocabularyConfig:
+class VocabularyConfig(Checked):
     """The table `[vocabularies.NAME]` of registry.toml. Raises ValueError for a size that cannot hold the fixed ids."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -65,26 +65,23 @@ class VocabularyConfig:
 
     preset: Literal["4m"] | None = None
     """4m: the vocabulary of the 4M papers (arXiv 2312.06647, 2406.09406)."""
-    size: int = 4096
+    size: PositiveInt = 4096
     """Capacity: the `vocab_size` of every modality that shares the vocabulary; it may be raised later."""
-    end: int = 1
+    end: PositiveInt = 1
     """Id of the end token. The ids between pad (0) and end stay free for tokens of other programs' vocabularies."""
-    unused: int = 0
+    unused: NonNegativeInt = 0
     """Ids between end and the sentinels that stay free."""
-    sentinels: int = 64
+    sentinels: PositiveInt = 64
     """Ids that mark masked spans: the maximal number of spans in a sequence."""
-    coordinate_axes: int = 4
+    coordinate_axes: NonNegativeInt = 4
     """Axes of coordinate tokens: v0, v1, ..."""
-    coordinate_bins: int = 256
+    coordinate_bins: Annotated[int, Interval("[2, inf)")] = 256
     """Levels per axis; a fraction x becomes level round(x * (bins - 1)), so 0 and 1 are exact."""
-    reserve: int = 256
+    reserve: NonNegativeInt = 256
     """Ids that training leaves free for the special tokens of later modalities."""
 
     def __post_init__(self) -> None:
-        least = {"end": 1, "unused": 0, "sentinels": 1, "coordinate_axes": 0, "coordinate_bins": 2, "reserve": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
+        Checked.__post_init__(self)
         if self.size < (least_size := self.special_start + len(ALPHABET)):
             expected = f"{least_size} for sentinels, coordinates and bytes"
             raise ValueError(f"size: expected at least {expected}, got {self.size}")

@@ -297,6 +297,15 @@ def is_batched(spec: ValueSpec) -> bool:
     return spec.kind == "array" and all(isinstance(size, int) for size in spec.shape)
 
 
+def values_in(spec: ValueSpec, item: Any) -> list[Any]:
+    """Return the values in a list or array of them, or in one item; they are not checked."""
+    is_single = spec.kind == "object" and is_object(spec, item)  # a value may be a list itself
+    is_batch = (isinstance(item, list | tuple) and not is_single) or (
+        is_batched(spec) and getattr(item, "ndim", 0) == len(spec.shape) + 1
+    )
+    return list(item) if is_batch else [item]
+
+
 def token_value(spec: ModalitySpec) -> ValueSpec:
     """Return the type, shape and bounds of one sample's tokens."""
     layout = spec.layout
@@ -342,6 +351,22 @@ def checked_tokens(spec: ModalitySpec, batch: Any, *, trusted: bool = False) -> 
         if invalid := _token_problem(spec, item):
             return items, f"item {index} is {describe(item)}: {invalid}"
     return items, None if items else EMPTY
+
+
+def token_batch(spec: ModalitySpec, item: Any) -> Any:
+    """Return the tokens of one sample, or of several in a list or array, as a batch; None for values.
+
+    An array is tokens if it has their type and shape, and is not a value of the modality.
+    """
+    is_list = isinstance(item, list)
+    arrays = item if is_list else [item]
+    if not all(hasattr(array, "dtype") and value_problem(spec.value, as_array(array)) for array in arrays):
+        return None
+    for batch in (item,) if is_list else ([item], item):
+        tokens, error = checked_tokens(spec, batch)
+        if not error:
+            return tokens
+    return None
 
 
 def _tensor(tokens: Any) -> torch.Tensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from tokenizers_zoo.config import check_counts, check_interval
+from tokenizers_zoo.config import Checked
 from tokenizers_zoo.nn.config import MOST_BLOCKS, BlockConfig, MlpConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig, QuantizerFields, QuantizerKind, unused_fields
-from tokenizers_zoo.records import as_dicts
-from tokenizers_zoo.train.config import TrainConfig
+from tokenizers_zoo.records import Interval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, as_dicts
+from tokenizers_zoo.train.config import Seed, TrainConfig
 
 ValueKind = Literal["continuous", "classes", "binary"]
 LossName = Literal["l1", "l2", "smooth_l1", "cosine", "cross_entropy", "ordinal", "bce"]
@@ -33,12 +33,11 @@ class QuantizedTrainConfig(QuantizerFields, TrainConfig):
 
     quantizer: QuantizerKind = "fsq"
     """How latents become tokens; see `QuantizerConfig.kind`."""
-    latent_dim: int = 32
+    latent_dim: PositiveInt = 32
     """Channels between encoder, quantizer and decoder."""
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
-        check_counts(self, "latent_dim")
         self.quantizer_config()
 
     @classmethod
@@ -72,7 +71,7 @@ class QuantizedTrainConfig(QuantizerFields, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DiffusionConfig:
+class DiffusionConfig(Checked):
     """The table `tokenizer.diffusion`: a second decoder that samples details instead of averaging them.
 
     The fields in `sampling_fields` only affect decoding and can change at any time.
@@ -95,53 +94,50 @@ class DiffusionConfig:
     """Noise schedule: linear betas (arXiv 2006.11239), or squared cosine (arXiv 2102.09672), with less noise."""
     zero_terminal_snr: bool = True
     """Whether the last time step is pure noise, as in sampling (arXiv 2305.08891); not possible with epsilon."""
-    drop_share: float = 0.1
+    drop_share: Annotated[float, Interval("[0, 1)")] = 0.1
     """Fraction of training samples without codes, for classifier-free guidance (arXiv 2207.12598)."""
-    patch_size: int = 2
+    patch_size: PositiveInt = 2
     """Pixels per cell of the network along each side; divides the modality's patch size."""
-    width: int = 32
+    width: PositiveInt = 32
     """Channels at the network's finest resolution; a multiple of 16."""
-    multipliers: tuple[int, ...] = (1, 2, 2)
+    multipliers: tuple[PositiveInt, ...] = (1, 2, 2)
     """Channels of each resolution as multiples of the width; each resolution is half the one before."""
-    depth: int = 1
+    depth: Annotated[int, Interval(f"[1, {MOST_BLOCKS}]")] = 1
     """Residual blocks per resolution on the way down; one more on the way up."""
-    attention: int = 0
+    attention: NonNegativeInt = 0
     """Number of coarsest resolutions with attention, in addition to the middle block, which always has it."""
     layout: Literal["own", "published"] = "own"
     """published: the network of 4M's tokenizers. Codes are upsampled as they are, time embeddings are added in each
     residual block, and attention has one head. own: codes are upsampled by a learned map; time scales and shifts."""
-    noise_levels: int = 1000
+    noise_levels: Annotated[int, Interval(f"[1, {MOST_LEVELS}]")] = 1000
     """Number of time steps in training."""
     sampler: Literal["ddim", "dpm"] = "ddim"
     """Deterministic DDIM (arXiv 2010.02502), or second-order DPM-Solver++ (arXiv 2211.01095)."""
-    sampling_steps: int = 10
+    sampling_steps: PositiveInt = 10
     """Network evaluations per decoding, a divisor of `noise_levels`; guidance doubles them."""
-    guidance_scale: float = 1.0
+    guidance_scale: NonNegativeFloat = 1.0
     """1: no guidance. Larger values move away from the unconditional prediction."""
     limit: Literal["none", "range"] = "none"
     """range: clip each prediction of the clean target to [-1, 1]."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the sampling noise. Equal seeds and tokens give equal values."""
 
     def __post_init__(self) -> None:
+        Checked.__post_init__(self)
         if self.zero_terminal_snr and self.prediction == "epsilon":
             raise ValueError("prediction: epsilon needs zero_terminal_snr = false; or choose x0 or v")
         if self.target == "residual" and self.base is None:
             raise ValueError("target: residual refines a trained tokenizer; set base")
-        if self.width < 16 or self.width % 16:
+        if self.width % 16:
             raise ValueError(f"width: expected a multiple of 16, got {self.width}")
         if not 1 <= len(self.multipliers) <= MOST_RESOLUTIONS:
             raise ValueError(f"multipliers: expected 1 to {MOST_RESOLUTIONS} numbers, got {len(self.multipliers)}")
-        check_counts(self, "patch_size", "sampling_steps")
-        check_interval(self, f"[1, {MOST_BLOCKS}]", "depth")
-        check_interval(self, f"[{1 + self.zero_terminal_snr}, {MOST_LEVELS}]", "noise_levels")
+        if self.zero_terminal_snr and self.noise_levels == 1:
+            raise ValueError("noise_levels: expected at least 2 with zero_terminal_snr, got 1")
         if self.noise_levels % self.sampling_steps:
             raise ValueError(f"sampling_steps: expected a divisor of {self.noise_levels}, got {self.sampling_steps}")
-        check_interval(self, "[1, inf)", "multipliers")
-        check_interval(self, f"[0, {len(self.multipliers)}]", "attention")
-        check_interval(self, "[0, 1)", "drop_share")
-        check_interval(self, "[0, inf)", "guidance_scale")
-        check_interval(self, f"[0, {2**63})", "seed")
+        if self.attention > len(self.multipliers):
+            raise ValueError(f"attention: expected up to {len(self.multipliers)} resolutions, got {self.attention}")
         if self.guidance_scale != 1 and not self.drop_share:
             raise ValueError("guidance_scale: values other than 1 need a drop_share above 0 in training")
 
@@ -174,9 +170,9 @@ class TokenizerConfig(QuantizedTrainConfig):
     """Peak learning rate of AdamW."""
     blocks: Literal["conv", "vit"] = "conv"
     """Kind of encoder and decoder; see `BlockConfig.kind`."""
-    width: int | None = None
+    width: PositiveInt | None = None
     """Channels of encoder and decoder. Absent: the default of the kind."""
-    depth: int | None = None
+    depth: PositiveInt | None = None
     """Residual blocks. conv: blocks at the token grid; finer resolutions have a third. vit: all blocks. Absent: the
     default of the kind."""
     heads: int | None = None
@@ -187,43 +183,38 @@ class TokenizerConfig(QuantizedTrainConfig):
     """Mirror half of the training samples left to right, for modalities with `transform`."""
     loss: LossName | None = None
     """Main reconstruction loss; its weight is 1 unless given. Absent: the modality's default."""
-    l1_weight: float = 0.0
+    l1_weight: NonNegativeFloat = 0.0
     """Weight of the mean absolute error."""
-    l2_weight: float = 0.0
+    l2_weight: NonNegativeFloat = 0.0
     """Weight of the mean squared error."""
-    smooth_l1_weight: float = 0.0
+    smooth_l1_weight: NonNegativeFloat = 0.0
     """Weight of the smooth L1 loss (beta 1)."""
-    cosine_weight: float = 0.0
+    cosine_weight: NonNegativeFloat = 0.0
     """Weight of 1 - cosine similarity between channels, per pixel."""
-    cross_entropy_weight: float = 0.0
+    cross_entropy_weight: NonNegativeFloat = 0.0
     """Weight of the cross-entropy of classes, nats."""
-    ordinal_weight: float = 0.0
+    ordinal_weight: NonNegativeFloat = 0.0
     """Weight of the squared earth mover's distance, for classes with an order."""
-    bce_weight: float = 0.0
+    bce_weight: NonNegativeFloat = 0.0
     """Weight of the binary cross-entropy, nats."""
-    class_balance: float | None = None
+    class_balance: Annotated[float, Interval("[0, 1]")] | None = None
     """Exponent in [0, 1] that weights rare classes: frequency ^ -exponent. 0 is off. Absent: the modality's default."""
-    perceptual_weight: float = 0.0
+    perceptual_weight: NonNegativeFloat = 0.0
     """Weight of the perceptual loss: the distance of EfficientNet-Lite features. Needs the extra `perceptual` and
     bounded values. Values are shown to the network as images from black (low) to white (high); unless there are three
     channels, the first one is shown as grey."""
-    adversarial_weight: float = 0.0
+    adversarial_weight: NonNegativeFloat = 0.0
     """Weight of the patch discriminator's loss, as a multiple of the adaptive weight."""
-    adversarial_start: float = 0.5
+    adversarial_start: Annotated[float, Interval("[0, 1)")] = 0.5
     """Fraction of the steps after which the discriminator starts, in [0, 1)."""
-    adversarial_rate: float = 0.25
+    adversarial_rate: PositiveFloat = 0.25
     """Learning rate of the discriminator as a multiple of the model's."""
     diffusion: DiffusionConfig | None = None
     """A second decoder that samples fine detail; absent for none."""
 
     def __post_init__(self) -> None:
         QuantizedTrainConfig.__post_init__(self)
-        check_interval(self, "[1, inf)", "width", "depth")
         self.block_config()
-        check_interval(self, "[0, inf)", *LOSS_WEIGHTS)
-        check_interval(self, "[0, 1]", "class_balance")
-        check_interval(self, "[0, 1)", "adversarial_start")
-        check_interval(self, "(0, inf)", "adversarial_rate")
         for name in ("adversarial_start", "adversarial_rate"):
             if name in self.loss_settings() and not self.adversarial_weight:
                 raise ValueError(f"{name}: used with adversarial_weight only; set that above 0")

@@ -217,8 +217,6 @@ def derivable_from(zoo: Zoo, names: Mapping[str, str]) -> tuple[dict[str, str], 
 
 def registry_text(zoo: Zoo, folder: Path, findings: Findings) -> str:
     """Return a commented registry.toml."""
-    import tomli_w
-
     size = findings.image_size or fitting_size(findings.picture_sizes)
     patch = SIZES.get(size, 8)
     if findings.image_size:
@@ -231,21 +229,21 @@ def registry_text(zoo: Zoo, folder: Path, findings: Findings) -> str:
     ready, later = derivable_from(zoo, findings.modalities)
     enabled = findings.modalities | ready
     setting_names = {key for name in enabled for key in zoo[name].known_settings()}
-    cells = size // patch
-    keys = [
-        ("image_size", size, f"pixels, height and width of a stored picture; {size_reason}"),
-        ("patch_size", patch, f"pixels per token, height and width: {cells} x {cells} tokens a picture"),
-    ]
-    table = {key: value for key, value, _ in keys if key in setting_names}
-    text = tomli_w.dumps({"zoo": {**table, "checkpoints": "tokenizers", "modalities": list(enabled)}})
-    lines = [*text.splitlines()[:-1], *(f'    # "{name}",' for name in later)]
-    comments = ["", *(comment for key, _, comment in keys if key in setting_names),
-                "folder of the tokenizers, relative to this file", "", *enabled.values(), *later.values()]  # fmt: skip
-    first = next(iter(findings.modalities))
+    cells, first = size // patch, next(iter(findings.modalities))
+    lines = {
+        "[zoo]": "",
+        f"image_size = {size}": f"pixels, height and width of a stored picture; {size_reason}",
+        f"patch_size = {patch}": f"pixels per token, height and width: {cells} x {cells} tokens a picture",
+        'checkpoints = "tokenizers"': "folder of the tokenizers, relative to this file",
+        "modalities = [": "",
+        **{f'    "{name}",': comment for name, comment in enabled.items()},
+        **{f'    # "{name}",': comment for name, comment in later.items()},
+    }
+    unused = {"image_size", "patch_size"} - setting_names
     return "\n".join([
         one_line(f"# {count_of(findings.samples, 'sample')} of {folder}, as found by zoo init."), "",
         *(f"{line:<31} # {one_line(comment)}" if comment else line
-          for line, comment in zip(lines, comments, strict=True)),
+          for line, comment in lines.items() if line.partition(" ")[0] not in unused),
         "]", "", f"# Settings of one modality; zoo info {first} --settings explains them.",
         f"# [modalities.{first}]", "# tokenizer = { steps = 1000 }", "",
     ])  # fmt: skip

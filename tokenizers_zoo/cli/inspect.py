@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,7 +25,6 @@ from tokenizers_zoo.cli.options import (
     settings_lines,
     show_facts,
     show_json,
-    show_problems,
     show_table,
 )
 from tokenizers_zoo.errors import CheckpointError, count_of
@@ -35,7 +34,7 @@ from tokenizers_zoo.terminal import echo
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
-    from tokenizers_zoo.testing.doctor import Finding
+    from tokenizers_zoo.testing import CheckResult
 
 Facts = TypeVar("Facts")
 
@@ -225,27 +224,48 @@ def check(names: tuple[str, ...], data_dir: Path | None, device: str, as_json: b
     """
     if data_dir is not None and not names:
         raise click.UsageError(f"--data {data_dir}: nothing is read without NAMES; name what is to be checked")
-    zoo = open_zoo(strict=False)
-    from tokenizers_zoo.testing import conformance_results
+    from tokenizers_zoo.testing import CheckResult, conformance_results
 
-    results: Iterable[tuple[str, str, bool, str]]
-    if names:
-        results = (
-            (name, result.name, result.passed, result.message)
-            for name in names for result in conformance_results(zoo, name, data_dir, device)
-        )  # fmt: skip
-    else:
-        specs = [(handle.name, "spec", True, handle.spec.summary) for handle in zoo.handles()]
-        results = specs + [(name, "spec", False, error) for name, error in zoo.problems().items()]
-    checked = []
-    for name, gate, passed, message in results:
-        checked.append({"modality": name, "check": gate, "passed": passed, "message": message})
-        if not as_json:
-            line = ": ".join(filter(None, (name, gate if names else "", message)))
-            echo(f"{'ok      ' if passed else 'problem '} {line}")
+    zoo = open_zoo(strict=False)
+    results: dict[str, list[CheckResult]] = {}
+    for name in names:
+        results[name] = show_results(name, conformance_results(zoo, name, data_dir, device), as_json)
+    if not names:
+        specs = [(handle.name, True, handle.spec.summary) for handle in zoo.handles()]
+        specs += [(name, False, error) for name, error in zoo.problems().items()]
+        rows = [CheckResult(name=name, passed=passed, message=message) for name, passed, message in specs]
+        results = {row.name: [dataclasses.replace(row, name="spec")] for row in show_results("", rows, as_json)}
+    conclude(results, as_json)
+
+
+def show_results(title: str, results: Iterable[CheckResult], as_json: bool) -> list[CheckResult]:
+    """Print each result as it comes, under a title, unless all are printed as JSON later; return them."""
+    results_so_far: list[CheckResult] = []
+    for result in results:
+        head = f"  {state_of(result):5}{result.name:18} "
+        indent = " " * len(head)
+        lines = textwrap.wrap(result.message, WIDTH, initial_indent=head, subsequent_indent=indent) or [head.rstrip()]
+        first, following = f"{indent}> ", f"{indent}  "
+        lines += textwrap.wrap(result.advice, WIDTH, initial_indent=first, subsequent_indent=following)
+        for line in () if as_json else [*([] if results_so_far else textwrap.wrap(title, WIDTH)), *lines]:
+            echo(line)
+        results_so_far.append(result)
+    return results_so_far
+
+
+def state_of(result: CheckResult) -> str:
+    return "-" if result.skipped else "ok" if result.passed else "FAIL"
+
+
+def conclude(results: Mapping[str, Sequence[CheckResult]], as_json: bool) -> None:
+    """Print all results as JSON, or the verdict; the exit code is 1 unless all checks passed."""
+    passed = [result.passed for modality_results in results.values() for result in modality_results]
     if as_json:
-        show_json({"sound": all(result["passed"] for result in checked), "checks": checked})
-    sys.exit(0 if all(result["passed"] for result in checked) else 1)
+        modalities = {name: [as_dicts(result) for result in gate_results] for name, gate_results in results.items()}
+        show_json({"sound": all(passed), "modalities": modalities})
+    else:
+        echo("sound" if all(passed) else f"{passed.count(False)} of {len(passed)} checks failed")
+    sys.exit(0 if all(passed) else 1)
 
 
 @click.command("doctor")
@@ -282,46 +302,25 @@ def doctor_command(
     from tokenizers_zoo.testing.doctor import GATES, examinable, examine
 
     zoo = open_zoo()
-    modalities, unloadable = [zoo[name].name for name in dict.fromkeys(names)], list[str]()
-    if not modalities:
-        modalities, unloadable = examinable(zoo, data_dir, split)
-        show_problems(zoo)
-    findings_by_name: dict[str, list[Finding]] = {}
+    modalities = [zoo[name].name for name in dict.fromkeys(names)] or examinable(zoo, data_dir, split)
+    summaries = {handle.name: f"{handle.name}: {handle.spec.summary}" for handle in zoo.handles()}
+    results: dict[str, list[CheckResult]] = {}
     for name in modalities:
-        zoo[name].device = device
-        findings_by_name[name] = list(examine(zoo, name, data_dir, split=split, samples=samples, steps=steps))
-    failed = sum(not finding.passed for findings in findings_by_name.values() for finding in findings)
-    if as_json:
-        report = {name: list(map(dataclasses.asdict, findings)) for name, findings in findings_by_name.items()}
-        show_json({"sound": not failed and not unloadable, "modalities": report})
-        sys.exit(1 if failed or unloadable else 0)
-
-    def state_of(finding: Finding) -> str:
-        return "-" if finding.skipped else "ok" if finding.passed else "FAIL"
-
-    if len(findings_by_name) > 1:  # a row per modality, a column per gate
+        if name in summaries:
+            zoo[name].device = device
+        results[name] = list(examine(zoo, name, data_dir, split=split, samples=samples, steps=steps))
+    if len(results) > 1 and not as_json:  # a row per modality, a column per gate
         name_width = WIDTH - sum(len(gate) + 1 for gate in GATES)
         echo(" ".join(["".ljust(name_width), *GATES]))
-        for name, findings in findings_by_name.items():
-            cells = [state_of(finding).ljust(len(finding.gate)) for finding in findings]
+        for name, gate_results in results.items():
+            cells = [state_of(result).ljust(len(result.name)) for result in gate_results]
             short = name if len(name) <= name_width else f"{name[: name_width - 1]}~"
             echo(" ".join([short.ljust(name_width), *cells]).rstrip())
         echo()
-    for name, findings in findings_by_name.items():
-        listed = [finding for finding in findings if len(findings_by_name) == 1 or not finding.passed]
-        lines = textwrap.wrap(f"{name}: {zoo[name].spec.summary}", WIDTH) if listed else []
-        for finding in listed:
-            head = f"  {state_of(finding):5}{finding.gate:9} "
-            indent = " " * len(head)
-            lines += textwrap.wrap(finding.figure, WIDTH, initial_indent=head, subsequent_indent=indent)
-            first, following = f"{indent}> ", f"{indent}  "
-            lines += textwrap.wrap(finding.advice, WIDTH, initial_indent=first, subsequent_indent=following)
-        for line in lines:
-            echo(line)
-    verdict = [f"{failed} of {sum(map(len, findings_by_name.values()))} gates failed"] if failed else []
-    verdict += [f"not examined, as the plugin does not load: {', '.join(unloadable)}"] if unloadable else []
-    echo(textwrap.fill("; ".join(verdict) or "sound", WIDTH))
-    sys.exit(1 if failed or unloadable else 0)
+    for name, gate_results in results.items():
+        listed = [result for result in gate_results if len(results) == 1 or not result.passed]
+        show_results(summaries.get(name, name), listed, as_json)
+    conclude(results, as_json)
 
 
 @click.command("report")

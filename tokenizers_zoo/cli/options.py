@@ -161,13 +161,6 @@ def open_zoo(registry: Path | None = None, *, strict: bool = True) -> Zoo:
     return zoo
 
 
-def show_problems(zoo: Zoo) -> None:
-    """Print the problems of enabled modalities on stderr."""
-    for name, error in zoo.problems().items():
-        if name in zoo:
-            echo(f"problem: {error}", err=True)
-
-
 def note(line: str) -> None:
     """Print an informational line on stderr, except with --quiet."""
     if verbosity() >= NORMAL:
@@ -260,6 +253,16 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     return result
 
 
+def assigned(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `table` updated by `changes`, whose keys may be dotted: `masking.input_budget`. The last one counts."""
+    result = dict(table)
+    for key, value in changes.items():
+        first, _, rest = key.partition(".")
+        inner = result.get(first)
+        result[first] = assigned(inner if isinstance(inner, Mapping) else {}, {rest: value}) if rest else value
+    return result
+
+
 def settings_option(meaning: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--set key=value`, repeatable."""
     return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=f"{meaning} Repeatable.")
@@ -320,15 +323,9 @@ def given_layers(
     table: Mapping[str, Any], file: Path | None, name: str, assignments: Iterable[str], **options: Any
 ) -> list[Layer]:
     """Return the layers of the table [`name`] of a file, of `--set`, and of options, where they are given."""
-    assigned: dict[str, Any] = {}
-    for key, value in parse_assignments(assignments).items():
-        *outer, last = key.split(".")
-        inner = assigned
-        for part in outer:
-            inner = inner.setdefault(part, {})
-        inner[last] = value
+    settings = assigned({}, parse_assignments(assignments))
     layers = [Layer(table, file, name)] if file else []
-    layers += [Layer(assigned, "--set")] if assigned else []
+    layers += [Layer(settings, "--set")] if settings else []
     return layers + [Layer({key: value}, f"--{key}") for key, value in options.items() if value is not None]
 
 

@@ -25,7 +25,6 @@ from tokenizers_zoo.cli.options import (
     settings_option,
     show_config,
     show_json,
-    show_problems,
     show_table,
 )
 from tokenizers_zoo.config import preset_of
@@ -92,8 +91,9 @@ def train(names: tuple[str, ...], everything: bool, data_dir: Path, out: Path | 
     if bool(names) == everything:
         raise click.UsageError("expected the names of modalities, or --all")
     modalities = usable_modalities(zoo, data_dir) if everything else [zoo[name].name for name in names]
-    if everything:
-        show_problems(zoo)
+    for name, error in zoo.problems().items() if everything else ():
+        if name in zoo:
+            echo(f"problem: {error}", err=True)
     if out is not None and len(modalities) > 1:
         raise click.UsageError(f"--out {out}: holds one tokenizer, and {len(modalities)} modalities were named")
     overrides = parse_assignments(assignments) | ({"steps": steps} if steps else {})

@@ -393,15 +393,16 @@ def verify(split: Split) -> Iterator[DamagedShard]:
     """Yield the shards and key files of a split that are damaged or disagree."""
     sound = [shard for shard in range(split.shards) if split.sound_keys_digest(shard)]
     repeated = split.shards_with_repeated_keys(sound)
-    for shard in sorted(repeated | (set(range(split.shards)) - set(sound))):
+    wrong_keys = sorted(repeated | (set(range(split.shards)) - set(sound)))
+    for shard in wrong_keys:
         reason = REPEATED_KEY if shard in repeated else "is missing or damaged"
         yield DamagedShard(modality=KEYS, number=shard, path=split.keys_path(shard), reason=reason)
     for modality in split.modalities():
-        for shard in shards_of(split.folder / modality):
-            if damaged := check_shard(split, modality, shard):
-                yield damaged
-        if damaged := split.check_summary(modality):
-            yield damaged
+        checked = [check_shard(split, modality, shard) for shard in shards_of(split.folder / modality)]
+        damaged = [shard for shard in checked if shard]
+        yield from damaged
+        if not (wrong_keys or damaged) and (summary := split.check_summary(modality)):
+            yield summary
 
 
 def check_shard(split: Split, modality: str, shard: int) -> DamagedShard | None:

@@ -41,7 +41,7 @@ from tokenizers_zoo.data.manifest import (
 from tokenizers_zoo.data.token_shard import SUFFIX, TokenManifest, TokenMetadata, TokenShard
 from tokenizers_zoo.errors import DataError, ReadError, UnknownNameError
 from tokenizers_zoo.io import absolute_place, read_record, relative_place, table_text, write_table
-from tokenizers_zoo.validation import describe
+from tokenizers_zoo.validation import checked_tokens, describe, expected_tokens
 
 if TYPE_CHECKING:
     from tokenizers_zoo.data.shards import ValueStore
@@ -412,18 +412,27 @@ def is_token_file(data: bytes) -> bool:
 
 
 def read_tokens(handle: ModalityHandle, file: Path) -> np.ndarray[Any, Any]:
-    """Return the tokens of one value. Raises DataError for another kind of file, modality or tokenizer."""
+    """Return the tokens of one value.
+
+    Raises DataError for another kind of file, modality or tokenizer, and for tokens that do not fit the modality.
+    """
     remedy = f"expected the JSON that `zoo encode` writes ({', '.join(TOKEN_KEYS)})"
     record = read_record(file, TokenFile, remedy=remedy, error=DataError)
     if record.modality != handle.name:
         raise DataError(f"{file}: holds tokens of {record.modality}, not of {handle.name}")
     handle.check_tokens_of(file, record.fingerprint, remedy="encode again, or use the old checkpoint")
     kinds, dtype = ((int, float), np.float32) if handle.spec.continuous else ((int,), np.int64)
+    tokens: np.ndarray[Any, Any] | None = None
     with contextlib.suppress(ValueError, OverflowError, RecursionError), np.errstate(over="ignore"):
-        if _consists_of(kinds, record.tokens):
-            return np.asarray(record.tokens, dtype)
-    expected = "numbers" if handle.spec.continuous else "ids"
-    raise DataError(f"{file}: tokens: expected lists of {expected}, got {describe(record.tokens)}; encode again")
+        tokens = np.asarray(record.tokens, dtype) if _consists_of(kinds, record.tokens) else None
+    if tokens is None:
+        expected = "numbers" if handle.spec.continuous else "ids"
+        raise DataError(f"{file}: tokens: expected lists of {expected}, got {describe(record.tokens)}; encode again")
+    _, error = checked_tokens(handle.spec, [tokens])
+    if error is not None:
+        expected = f"expected {expected_tokens(handle.spec)}, got {describe(tokens)}"
+        raise DataError(f"{file}: {handle.name}: {expected}: {error}; encode again")
+    return tokens
 
 
 def _consists_of(kinds: tuple[type, ...], tokens: Any) -> bool:

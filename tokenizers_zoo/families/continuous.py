@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo.autoencoder.codec import stack_values
-from tokenizers_zoo.checkpoint import check_weights, load_checkpoint, save_checkpoint
-from tokenizers_zoo.config import Settings, check_counts
+from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from tokenizers_zoo.config import Checked, Settings
 from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, count_of
 from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.families.images import ImageSettings, ImageValues
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.layouts import EmbeddingsLayout, PatchesLayout
 from tokenizers_zoo.ml4m import PublishedCheckpoint
+from tokenizers_zoo.pictures import Array
 from tokenizers_zoo.plugins import hook_calls
 from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.records import PositiveInt
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder
 from tokenizers_zoo.samples import spread
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
@@ -34,20 +35,15 @@ if TYPE_CHECKING:
     import torch
 
     from tokenizers_zoo.samples import TrainingSamples
-
-Array = NDArray[Any]
 RENDERED_SAMPLES = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StatisticsConfig:
+class StatisticsConfig(Checked):
     """The `tokenizer` table of tokenizers without training: mean and standard deviation are computed."""
 
-    samples: int = 2000
+    samples: PositiveInt = 2000
     """Training samples that they are computed from, evenly spread over all."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "samples")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +119,7 @@ class StandardisedModality(PluginBase):
         identity = {"model": description, "training": table, "seed": seed, "data": samples.record()}
         with RunFolder(out_dir, TOKENIZER, identity).open() as run:
             if run.finished is not None:
-                check_weights(out_dir)
+                fingerprint(out_dir)  # raises CheckpointError for damaged weights
                 return out_dir
             start = time.perf_counter()
             indices = np.linspace(0, len(train) - 1, min(options.tokenizer.samples, len(train))).astype(int)
@@ -260,19 +256,16 @@ class PatchesModality(ImageValues, StandardisedModality):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EmbeddingsSettings:
+class EmbeddingsSettings(Checked):
     """Settings of embeddings. Raises ValueError that names the field for a value out of range."""
 
-    max_length: int = 64
+    max_length: PositiveInt = 64
     """Maximum number of vectors per sample; the first ones are kept."""
-    dim: int = 512
+    dim: PositiveInt = 512
     """Numbers per vector, the network's output size."""
     dtype: Literal["float16", "float32"] = "float16"
     """Storage type of values and tokens."""
     tokenizer: StatisticsConfig = field(default_factory=StatisticsConfig)
-
-    def __post_init__(self) -> None:
-        check_counts(self, "max_length", "dim")
 
 
 class EmbeddingsModality(StandardisedModality):

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.autoencoder.config import PUBLISHED_VIT, LossName, TokenizerConfig
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Checked, Settings, Sides, height_width
 from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.pictures import read_array, to_bytes
+from tokenizers_zoo.pictures import Array, read_array, to_bytes
 from tokenizers_zoo.quantizers.config import QuantizerKind
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import PIL.Image
 
     from tokenizers_zoo.ml4m.architecture import Architecture
-
-Array = NDArray[Any]
 LARGEST = 65504.0
 """The largest number of float16, as which maps are stored."""
 CONSTANT_SAMPLES = 4096
@@ -74,7 +72,7 @@ def published_map(side: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MapSettings:
+class MapSettings(Checked):
     """Settings of a feature map. A plugin's subclass sets the size and, if it derives values, the network."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -82,20 +80,19 @@ class MapSettings:
 
     preset: str | None = None
     """"4m" for the published size, if there is one; needs an accelerator to train."""
-    map_size: int | tuple[int, int] = 14
+    map_size: Sides = 14
     """Vectors along each side: one number for squares, or [rows, columns]."""
     tokenizer: MapTokenizerConfig = MapTokenizerConfig()
 
     def __post_init__(self) -> None:
+        Checked.__post_init__(self)
         if self.preset is not None and self.preset not in self.presets:
             raise ValueError("preset: this map has none; leave it out")
-        if min(self.size) < 1:
-            raise ValueError(f"map_size: expected at least 1 vector, got {self.map_size}")
 
     @property
     def size(self) -> tuple[int, int]:
         """Rows and columns of vectors."""
-        return (self.map_size, self.map_size) if isinstance(self.map_size, int) else self.map_size
+        return height_width(self.map_size)
 
     @property
     def patch(self) -> tuple[int, ...]:

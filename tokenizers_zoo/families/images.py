@@ -10,20 +10,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Checked, Settings, Sides, height_width
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.limits import limits
-from tokenizers_zoo.pictures import crop_and_resize, png_bytes, read_array
+from tokenizers_zoo.pictures import Array, crop_and_resize, png_bytes, read_array
+from tokenizers_zoo.records import PositiveInt
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.validation import array_bytes, commonest_classes
 
 if TYPE_CHECKING:
     import PIL.Image
-
-
-Array = NDArray[Any]
 CONSTANT_SAMPLES = 512
 """Number of values that a constant baseline is computed from, evenly spread over the given ones."""
 QUANTILES = (0.5, 0.4, 0.3, 0.2, 0.6)
@@ -35,22 +33,21 @@ PSNR_CEILING = 100.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImageSettings:
+class ImageSettings(Checked):
     """Size of an image-like modality's values, and of its tokens' patches."""
 
-    image_size: int | tuple[int, int] = 64
+    image_size: Sides = 64
     """Pixels: one number for squares, or [height, width]."""
-    patch_size: int = 8
+    patch_size: PositiveInt = 8
     """Pixels per token along each side; divides the image size."""
 
     def __post_init__(self) -> None:
-        if min(self.size) < 1:
-            raise ValueError(f"image_size: expected at least 1 pixel, got {self.image_size}")
+        Checked.__post_init__(self)
         if math.prod(self.size) > (max_pixels := limits().image_pixels):
             raise ValueError(
                 f"image_size: expected at most {max_pixels:,} pixels (image_pixels in [limits]), got {self.size}"
             )
-        if self.patch_size < 1 or any(side % self.patch_size for side in self.size):
+        if any(side % self.patch_size for side in self.size):
             raise ValueError(
                 f"patch_size: {self.patch_size} does not divide the image size {self.size[0]} x {self.size[1]}"
             )
@@ -58,7 +55,7 @@ class ImageSettings:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width, pixels."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return height_width(self.image_size)
 
     @property
     def patch(self) -> tuple[int, ...]:

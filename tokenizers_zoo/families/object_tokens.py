@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.families.text import fitting_groups
+from tokenizers_zoo.pictures import Array
 from tokenizers_zoo.spec import Crop, OrderedIds
 from tokenizers_zoo.text_vocab import Coordinate, Piece, TextVocabulary, VocabularyConfig
 
@@ -20,7 +20,6 @@ BINS = 1000
 CODES_PER_AXIS = 512
 """A code is a coordinate, too: v0=0 to v0=511, then v1=0 and so on."""
 Ids = NDArray[np.int64]
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo.autoencoder.codec import ValueCodec
 from tokenizers_zoo.autoencoder.config import AutoencoderConfig, QuantizedTrainConfig
-from tokenizers_zoo.config import Settings, check_counts, check_interval
+from tokenizers_zoo.config import Checked, Settings
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.families.base import TrainedModality
 from tokenizers_zoo.families.images import ValueHooks
@@ -28,6 +27,8 @@ from tokenizers_zoo.families.object_tokens import (
 from tokenizers_zoo.families.text import TextModality, map_values, sequence_layout
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
+from tokenizers_zoo.pictures import Array
+from tokenizers_zoo.records import Interval, PositiveInt
 from tokenizers_zoo.spec import Crop, ModalitySpec
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
     from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer
     from tokenizers_zoo.ml4m.architecture import Architecture
-
-Array = NDArray[Any]
 Fitted = Mapping[str, Array]
 VOCABULARY = TextModality.vocabulary_name
 
@@ -54,23 +53,21 @@ class ObjectTokenizerConfig(QuantizedTrainConfig):
 
     blocks: Literal["mlp", "conv", "vit"] = "mlp"
     """Kind of encoder and decoder: mlp for vectors, conv and vit for pictures."""
-    width: int | None = None
+    width: PositiveInt | None = None
     """Channels of encoder and decoder. Absent: the default of the kind (256 for mlp)."""
-    depth: int | None = None
+    depth: PositiveInt | None = None
     """Residual blocks. Absent: the default of the kind (2 for mlp)."""
-    expansion: int = 2
+    expansion: PositiveInt = 2
     """mlp: hidden width of a block as a multiple of `width`."""
-    heads: int | None = None
+    heads: PositiveInt | None = None
     """vit: attention heads."""
-    patch_size: int = 16
+    patch_size: PositiveInt = 16
     """conv and vit: pixels per code along each side of an object's picture."""
     flip: bool = True
     """Mirror half of the training values left to right."""
 
     def __post_init__(self) -> None:
         QuantizedTrainConfig.__post_init__(self)
-        check_counts(self, "patch_size")
-        check_interval(self, "[1, inf)", "width", "depth")
         if self.blocks == "mlp" and self.heads is not None:
             raise ValueError("heads: used by vit only, and blocks is mlp; remove it")
         if self.blocks != "mlp" and self.expansion != 2:
@@ -93,19 +90,14 @@ class ObjectTokenizerConfig(QuantizedTrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ObjectSettings:
+class ObjectSettings(Checked):
     """Settings that all lists of objects have. Raises ValueError, naming the field, for a value out of range."""
 
-    sentinels: int = 64
+    sentinels: PositiveInt = 64
     """Ids that mark masked spans; the maximum number of spans in one sequence."""
-    bins: int = 256
+    bins: Annotated[int, Interval("[2, inf)")] = 256
     """Levels of each coordinate."""
     tokenizer: ObjectTokenizerConfig = ObjectTokenizerConfig()
-
-    def __post_init__(self) -> None:
-        for name, least in (("sentinels", 1), ("bins", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,12 +108,8 @@ class SpelledSettings(ObjectSettings):
     """codes: one id per code and level, in a vocabulary of its own. 4m: words and coordinates of the shared vocabulary
     `text`, as in 4M-21 (its `[vocabularies.text]` has to be large enough); `bins` is then 1000, and `sentinels` are
     the vocabulary's."""
-    max_length: int = 256
+    max_length: PositiveInt = 256
     """Layout 4m: maximum number of tokens; the least important objects are dropped."""
-
-    def __post_init__(self) -> None:
-        ObjectSettings.__post_init__(self)
-        check_counts(self, "max_length")
 
 
 class ObjectModality(ValueHooks, TrainedModality):

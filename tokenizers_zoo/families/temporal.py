@@ -8,18 +8,19 @@ import itertools
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo.autoencoder.config import LossName, TokenizerConfig
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.config import Checked, Settings
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.base import TrainedModality, token_grid
 from tokenizers_zoo.families.images import ImageSettings, ImageValues
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.pictures import canvas, read_array
+from tokenizers_zoo.records import Interval, PositiveInt
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.validation import text_of
 
@@ -107,21 +108,22 @@ class TemporalTokenizer(TokenizerConfig):
 
 def check_patch(size: int, side: int, name: str) -> None:
     """Raise ValueError, starting with the setting's name, if a patch does not divide its axis."""
-    if size < 1 or side < 1 or size % side:
+    if size % side:
         raise ValueError(f"{name}: {side} does not divide {size}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SeriesSettings:
+class SeriesSettings(Checked):
     """Length of a series' values, and of its tokens' patches."""
 
-    length: int = 128
+    length: PositiveInt = 128
     """Time steps of a value."""
-    patch_length: int = 8
+    patch_length: PositiveInt = 8
     """Time steps per token; divides the length."""
     tokenizer: TemporalTokenizer = TemporalTokenizer()
 
     def __post_init__(self) -> None:
+        Checked.__post_init__(self)
         check_patch(self.length, self.patch_length, "patch_length")
         token_grid(self)
 
@@ -140,16 +142,14 @@ class SeriesSettings:
 class ClipSettings(ImageSettings):
     """Frames and size of a clip's values, and of its tokens' patches."""
 
-    frames: int = 8
+    frames: Annotated[int, Interval("[2, inf)")] = 8
     """Frames of a value, at least 2."""
-    patch_frames: int = 2
+    patch_frames: PositiveInt = 2
     """Frames per token; divides the frames."""
     tokenizer: TemporalTokenizer = TemporalTokenizer(batch_size=8)  # a clip is as large as several pictures
 
     def __post_init__(self) -> None:
         ImageSettings.__post_init__(self)
-        if self.frames < 2:
-            raise ValueError(f"frames: expected at least 2, got {self.frames}; one frame is a picture")
         check_patch(self.frames, self.patch_frames, "patch_frames")
         token_grid(self)
 

@@ -8,23 +8,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenizers_zoo.autoencoder.config import PUBLISHED_TRAINING, AutoencoderConfig, LossName, QuantizedTrainConfig
-from tokenizers_zoo.config import check_counts
 from tokenizers_zoo.families.base import TrainedModality
 from tokenizers_zoo.families.features import FEATURE_METRICS, agreement, central_value
 from tokenizers_zoo.hookspecs import hookimpl
 from tokenizers_zoo.layouts import TokenLayout, VectorLayout
 from tokenizers_zoo.nn.config import MlpConfig
-from tokenizers_zoo.pictures import image_of, to_bytes
+from tokenizers_zoo.pictures import Array, image_of, to_bytes
 from tokenizers_zoo.quantizers.config import QuantizerKind
+from tokenizers_zoo.records import PositiveInt
 from tokenizers_zoo.spec import Metric, ValueSpec
 
 if TYPE_CHECKING:
     import PIL.Image
-
-Array = NDArray[Any]
 COLUMNS, WIDTH = 32, 128
 """Largest number of columns of a vector's picture, and its approximate width in pixels."""
 DEFAULT_CODES = 256
@@ -46,14 +43,10 @@ class VectorTokenizerConfig(QuantizedTrainConfig):
     modality's default."""
     quantizer: QuantizerKind = "product_vq"
     latent_dim: int = 128
-    width: int = 256
+    width: PositiveInt = 256
     """Width of encoder and decoder; 4 times as wide inside each block."""
-    depth: int = 2
+    depth: PositiveInt = 2
     """Blocks of the encoder, and of the decoder."""
-
-    def __post_init__(self) -> None:
-        QuantizedTrainConfig.__post_init__(self)
-        check_counts(self, "width", "depth")
 
     def quantizer_defaults(self) -> Mapping[str, Any]:
         """DEFAULT_CODES, except for fsq kinds, where the levels decide."""

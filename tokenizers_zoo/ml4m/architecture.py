@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from tokenizers_zoo.config import check_counts, from_mapping
+from tokenizers_zoo.config import Checked, Sides, from_mapping, height_width
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.ml4m.source import PublishedCheckpoint
 from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
 from tokenizers_zoo.quantizers.config import QuantizerConfig
+from tokenizers_zoo.records import PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,13 +82,13 @@ class Architecture:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PublishedKeys:
+class PublishedKeys(Checked):
     """The keys of a published config.json that decide how to build the tokenizer, with ml-4m's defaults."""
 
-    image_size: int | tuple[int, int] = (224, 224)
-    image_size_enc: int | tuple[int, int] | None = None
-    image_size_dec: int | tuple[int, int] | None = None
-    patch_size: int = 16
+    image_size: Sides = (224, 224)
+    image_size_enc: Sides | None = None
+    image_size_dec: Sides | None = None
+    patch_size: PositiveInt = 16
     patch_size_dec: int | None = None
     enc_type: str = "vit_b_enc"
     dec_type: str | None = None
@@ -95,26 +96,24 @@ class PublishedKeys:
     post_mlp: bool = False
     out_conv: bool = False
     undo_std: bool = False
-    n_channels: int = 3
+    n_channels: PositiveInt = 3
     n_labels: int = 0
-    latent_dim: int = 32
+    latent_dim: PositiveInt = 32
     quant_type: Literal["lucid", "memcodes"] = "lucid"
     codebook_size: int = 16384
-    num_codebooks: int = 1
+    num_codebooks: PositiveInt = 1
     norm_codes: bool = True
     norm_latents: bool = False
     beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
     prediction_type: Literal["sample", "v_prediction", "epsilon"] = "v_prediction"
-    num_train_timesteps: int = 1000
+    num_train_timesteps: PositiveInt = 1000
     cls_free_guidance_dropout: float = 0.0
     thresholding: bool = True
     clip_sample: bool = False
     zero_terminal_snr: bool = True
 
     def __post_init__(self) -> None:
-        check_counts(self, "patch_size", "n_channels", "latent_dim", "num_codebooks", "num_train_timesteps")
-        if min(self.size()) < 1:
-            raise ValueError(f"image_size: expected at least 1 pixel, got {self.image_size}")
+        Checked.__post_init__(self)
         if self.undo_std:
             raise ValueError(
                 "undo_std: expected false: encoders here take pictures in [-1, 1], not by ImageNet's colours"
@@ -131,7 +130,7 @@ class PublishedKeys:
         image_size = self.image_size
         if side is not None:
             image_size = (self.image_size_enc if side == "enc" else self.image_size_dec) or image_size
-        return (image_size, image_size) if isinstance(image_size, int) else image_size
+        return height_width(image_size)
 
     def blocks(self, side: Literal["enc", "dec"], name: str) -> BlockConfig | MlpConfig:
         """Return the encoder or decoder of a type name."""

@@ -18,7 +18,6 @@ from tokenizers_zoo.data.manifest import (
     inputs_digest,
     read_manifest,
     remove_shard,
-    shard_name,
     up_to_date,
 )
 from tokenizers_zoo.data.shards import ValueStore, check_foreign, reading_settings, value_identity, writing_shard
@@ -26,7 +25,7 @@ from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import DataError, ReadError, ZooError, is_transient
 from tokenizers_zoo.io import as_json, disk_errors
 from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
-from tokenizers_zoo.pipeline.workers import WorkerError, Workers, report, suspects, working_on
+from tokenizers_zoo.pipeline.workers import ShardJob, WorkerError, Workers, report, suspects, working_on
 from tokenizers_zoo.pretrained import PretrainedError, forget_networks, networks_of, prefer_device
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.run_folder import locked
@@ -37,19 +36,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DeriveShard:
+class DeriveShard(ShardJob):
     """One job: the shard of a modality that is derived from the same shard of others."""
 
-    split: Split
-    modality: str
-    shard: int
-    inputs: str
     record: Mapping[str, Any]
-    device: str
-
-    @property
-    def place(self) -> str:
-        return f"{self.split.name}/{self.modality}, {shard_name(self.shard)}"
 
 
 def derive_data(

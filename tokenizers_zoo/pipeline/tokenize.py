@@ -22,7 +22,6 @@ from tokenizers_zoo.data.manifest import (
     inputs_digest,
     read_manifest,
     remove_shard,
-    shard_name,
     shards_of,
     sound_manifest,
 )
@@ -33,7 +32,7 @@ from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadE
 from tokenizers_zoo.io import disk_errors, remove_folder
 from tokenizers_zoo.pipeline.outcomes import Outcome, RunResult
 from tokenizers_zoo.pipeline.vocabulary import check_special_tokens
-from tokenizers_zoo.pipeline.workers import WorkerError, Workers, report, suspects, working_on
+from tokenizers_zoo.pipeline.workers import ShardJob, WorkerError, Workers, report, suspects, working_on
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.run_folder import entries, locked
@@ -233,23 +232,15 @@ def _same_values(values: ValueStore, target: TokenSplit, name: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizeShard:
+class TokenizeShard(ShardJob):
     """One job: the tokens of one shard of a modality."""
 
     data: Path
     split: TokenSplit
-    modality: str
-    shard: int
     metadata: TokenMetadata
-    inputs: str
     values: str
     """Digest of the values."""
     batch_size: int
-    device: str
-
-    @property
-    def place(self) -> str:
-        return f"{self.split.name}/{self.modality}, {shard_name(self.shard)}"
 
 
 class View(NamedTuple):

@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from tokenizers_zoo.data.manifest import Split, shard_name
 from tokenizers_zoo.errors import DataError, MachineError, ZooError
 from tokenizers_zoo.process import Interrupted
 from tokenizers_zoo.progress import set_verbosity, verbosity
@@ -38,6 +39,7 @@ Value = tuple[int, str]
 """A value in work: its row in the shard, and its modality or source."""
 NOTHING: Value = (-1, "")
 """Placeholder for a process that died without a note."""
+CONTEXT = multiprocessing.get_context("spawn")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 TERMINAL = "TERM"
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -191,6 +193,22 @@ class _Death:
     passes: bool = False
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardJob:
+    """A job that writes one shard of a modality."""
+
+    split: Split
+    modality: str
+    shard: int
+    inputs: str
+    """Digest of everything that the shard depends on."""
+    device: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.split.name}/{self.modality}, {shard_name(self.shard)}"
+
+
 @dataclass(slots=True)
 class _Task(Generic[Job]):
     """A job, and the values that were in work when its processes died."""
@@ -231,13 +249,12 @@ class _Worker:
     """A process that does one job at a time."""
 
     def __init__(self, zoo: Zoo) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.note, self.done = context.RawArray("c", NOTE_BYTES), context.RawValue("Q", 0)
-        self.connection, theirs = context.Pipe()
+        self.note, self.done = CONTEXT.RawArray("c", NOTE_BYTES), CONTEXT.RawValue("Q", 0)
+        self.connection, theirs = CONTEXT.Pipe()
         self.limit = 0.0
         """The time limit that the process exceeded, s."""
         setup = (zoo.tables, zoo.path, verbosity(), theirs, self.note, self.done)
-        self.process = context.Process(target=_serve, args=setup)
+        self.process = CONTEXT.Process(target=_serve, args=setup)
         self.process.start()
         theirs.close()
 

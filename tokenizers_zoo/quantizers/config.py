@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from tokenizers_zoo.config import check_interval
+from tokenizers_zoo.config import Checked
+from tokenizers_zoo.records import Interval, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 QuantizerKind = Literal[
     "fsq",
@@ -82,7 +83,7 @@ def unused_fields(kind: str) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizerFields:
+class QuantizerFields(Checked):
     """The keys of a quantizer besides its kind; None takes the default of the kind."""
 
     codebook_size: int = 0
@@ -93,31 +94,31 @@ class QuantizerFields:
     """
     levels: tuple[int, ...] | None = None
     """fsq kinds: number of values per dimension, each at least 3; their product is the codebook size."""
-    num_codebooks: int | None = None
+    num_codebooks: Annotated[int, Interval(f"[2, {MAX_CODEBOOKS}]")] | None = None
     """Kinds with several codes per latent: how many, in all groups together; at least 2."""
     groups: int | None = None
     """grouped_residual_vq: number of parts of a latent, each with its own residual codes; divides `num_codebooks`."""
-    codebook_dim: int | None = None
+    codebook_dim: PositiveInt | None = None
     """Kinds with a codebook: numbers per code; latents of another dim are projected in and out.
 
     Codes side by side make one vector of (codebooks or groups) x `codebook_dim` numbers.
     """
     distance: Literal["cosine", "euclidean"] | None = None
     """vq, product_vq: what "nearest" means; cosine trains codes of length 1, so residual codes are always euclidean."""
-    decay: float | None = None
+    decay: Annotated[float, Interval("(0, 1)")] | None = None
     """vq kinds: share of the old codebook that a training batch keeps, in (0, 1)."""
-    kmeans_iterations: int | None = None
+    kmeans_iterations: NonNegativeInt | None = None
     """vq kinds: k-means iterations on the first training batch to start the codebook; 0 starts from random codes."""
-    revive_below: float | None = None
+    revive_below: Annotated[float, Interval("[0, 1)")] | None = None
     """vq kinds: a code is replaced by a random latent when used less than this share of the mean code; 0 never does.
 
     Uses are moving averages over training batches.
     """
-    commitment_weight: float | None = None
+    commitment_weight: NonNegativeFloat | None = None
     """All but fsq kinds and memcodes: weight of the mean squared distance between latents and codes in the loss."""
-    entropy_weight: float | None = None
+    entropy_weight: NonNegativeFloat | None = None
     """lfq, bsq, memcodes: loss weight of the entropy per latent minus the entropy of the batch, nats."""
-    spread_weight: float | None = None
+    spread_weight: NonNegativeFloat | None = None
     """fsq kinds: loss weight of the term that makes all levels about equally frequent."""
 
 
@@ -135,6 +136,7 @@ class QuantizerConfig(QuantizerFields):
     residual_vq, residual_fsq and residual_simvq (each codes the previous error), grouped_residual_vq (both)."""
 
     def __post_init__(self) -> None:
+        Checked.__post_init__(self)
         defaults = KIND_DEFAULTS[self.kind]
         for name in unused_fields(self.kind):
             if getattr(self, name) is not None:
@@ -144,17 +146,12 @@ class QuantizerConfig(QuantizerFields):
         for name, default in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        check_interval(self, f"[2, {MAX_CODEBOOKS}]", "num_codebooks")
         if self.kind == "residual_fsq" and self.codebook_size * self.codes_per_position > 4 * MAX_CODES:
             raise ValueError(f"num_codebooks: expected at most {4 * MAX_CODES // self.codebook_size} of these levels")
         if self.groups is not None and (self.groups < 2 or self.codes_per_position % self.groups):
             raise ValueError(
                 f"groups: expected at least 2 that divide num_codebooks {self.num_codebooks}, got {self.groups}"
             )
-        check_interval(self, "[1, inf)", "codebook_dim")
-        check_interval(self, "(0, 1)", "decay")
-        check_interval(self, "[0, 1)", "revive_below")
-        check_interval(self, "[0, inf)", "kmeans_iterations", "commitment_weight", "entropy_weight", "spread_weight")
 
     @property
     def codes_per_position(self) -> int:

@@ -14,13 +14,20 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.intervals import percentiles
 from tokenizers_zoo.io import as_record, read_record, read_table
 from tokenizers_zoo.report import records
-from tokenizers_zoo.report.pages import FOLDER, LOSS, chart_of, flatten_table, registry_of, write_page
+from tokenizers_zoo.report.pages import (
+    FOLDER,
+    LOSS,
+    chart_of,
+    curve_of,
+    flatten_table,
+    held_out_prefix,
+    registry_of,
+    write_page,
+)
 from tokenizers_zoo.report.pictures import pictures_beside
 from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.train.log import read_metrics
 
-HELD_OUT = ("held_out_average", "held_out")
-"""Prefixes of held-out losses in metrics.jsonl, the EMA weights' first."""
 Pair = tuple[tuple[str, ...], str]
 
 
@@ -39,13 +46,10 @@ class RunRecord:
 
     def losses(self) -> dict[str, list[tuple[int, float]]]:
         """Return the curves of the held-out losses: "loss" for all modalities, and each modality's, by name."""
-        prefix = next((name for name in HELD_OUT if any(f"{name}/loss" in line for line in self.lines)), HELD_OUT[-1])
-        curves: dict[str, list[tuple[int, float]]] = {}
-        for line in self.lines:
-            for key, value in line.items():
-                if key.startswith(f"{prefix}/") and value is not None:
-                    curves.setdefault(key.removeprefix(f"{prefix}/"), []).append((line["step"], value))
-        return curves
+        prefix = f"{held_out_prefix(self.lines)}/"
+        keys = dict.fromkeys(key for line in self.lines for key in line if key.startswith(prefix))
+        curves = {key.removeprefix(prefix): curve_of(self.lines, key) for key in keys}
+        return {name: points for name, points in curves.items() if points}
 
 
 def record_of(path: Path) -> RunRecord:

@@ -26,16 +26,16 @@ from tokenizers_zoo.report.pictures import (
     signed,
 )
 from tokenizers_zoo.report.samples import (
-    SAMPLES_PER_TOKENIZER,
     overview,
     read_galleries,
-    reconstructions,
     retrieval_section,
+    tokenizer_card,
 )
 from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.run_folder import RUN, read_run
 from tokenizers_zoo.samples import TRAIN
 from tokenizers_zoo.train.log import read_metrics
+from tokenizers_zoo.train.report import mean_and_least, mean_of
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle, Zoo
@@ -60,6 +60,7 @@ POLICY = (
 )
 """Content-Security-Policy of a page: it loads nothing, and runs no script but its own."""
 LOSS = "loss (nats per token)"
+HELD_OUT, AVERAGED = "held_out", "held_out_average"
 DEFAULTS = "none: every installed modality with its default settings"
 """Text in place of a registry."""
 
@@ -98,7 +99,8 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
 
     loader = PackageLoader("tokenizers_zoo", "templates")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"signed": signed, "digits": digits}
+    pages.filters |= {"signed": signed, "digits": digits, "range_text": range_text}
+    pages.filters |= {"mean_of": mean_of, "mean_and_least": mean_and_least}
     script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = POLICY.format(script=script)
     pages.globals |= {"count_of": count_of, "version": __version__, "script": Markup(SCRIPT), "policy": Markup(policy)}
@@ -132,12 +134,6 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
     forms = {spec.name: spec.input_form_of for spec in config.specs}
     copies = {key for key, pair in pairs.items() if pair.target in map(forms.get, pair.inputs)}
     predicted = [pair for key, pair in pairs.items() if key not in copies and (pair.skill or 0) > 0]
-    matrix = None
-    if pairs:
-        rows, columns = (list(dict.fromkeys(key[axis] for key in pairs)) for axis in (0, 1))
-        samples = range_text([pair.samples for pair in pairs.values()])
-        metrics = {name: evaluation.modalities[name].metrics[0] for name in columns}
-        matrix = {"rows": rows, "columns": columns, "samples": samples, "metrics": metrics}
     galleries, missing_sheets = read_galleries(run / FOLDER, evaluation.galleries, pictures)
     only_read = config.model.get("inputs_only", ())
     registry = _registry_text(Path(registry_path), zoo) if (registry_path := paths.get("registry")) else ""
@@ -146,7 +142,6 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         "title": f"tokenizers-zoo: {run.resolve().name}",
         "names": names,
         "makes": sum(spec.vocab_size > 0 and spec.name not in only_read for spec in config.specs),
-        "summaries": {name: handle.spec.summary for name, handle in handles.items()},
         "best": max(predicted, key=lambda pair: pair.skill or 0, default=None),
         "tiles": _tiles(run, config, len(pairs)),
         "overview": overview(galleries, skills, copies),
@@ -157,18 +152,14 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         "pairs": pairs,
         "retrieval": retrieval_section(run, pictures),
         "transfer": transfer_section(run, config.weights_sha256),
-        "matrix": matrix,
-        "start": config.start,
         "growth": read_record(run / GROWTH, records.Growth) if (run / GROWTH).is_file() else None,
         "tokenizers": tokenizers,
         "problems": errors,
         "curves": _curves(read_metrics(run), names, pictures),
-        "cross_entropy": evaluation.cross_entropy.modalities,
         "data": _data(data),
         "handles": handles,
-        "layouts": {spec.name: spec.layout for spec in config.specs},
-        "fingerprints": config.fingerprints,
-        "skipped": evaluation.skipped,
+        "config": config,
+        "evaluation": evaluation,
         "configurations": {
             "Model and training settings": json.dumps(settings, indent=2), "registry.toml": registry or DEFAULTS
         },
@@ -223,33 +214,9 @@ def _tiles(run: Path, config: records.BackboneRecord, pairs: int) -> list[str]:
     return [*tiles, count_of(pairs, "input → target pair scored", "input → target pairs scored")] if pairs else tiles
 
 
-def tokenizer_card(handle: ModalityHandle, pictures: Pictures, samples: int = SAMPLES_PER_TOKENIZER) -> dict[str, Any]:
-    """Return the template's card of a tokenizer: reconstructions, metrics, and its tokens in words."""
-    evaluation = reconstructions(handle, pictures, samples)
-    rows = [
-        {"name": m.name, "value": digits(evaluation.metrics.get(m.name)), "unit": m.unit,
-         "meaning": f"{m.meaning}; {'higher' if m.higher_is_better else 'lower'} is better"}
-        for m in handle.spec.metrics
-    ]  # fmt: skip
-    return {"spec": handle.spec, "shown": evaluation, "facts": token_facts(handle), "metrics": rows + evaluation.codes}
-
-
 def digits(value: float | None) -> str:
     """Return a number with three digits; a dash for None."""
     return "–" if value is None else f"{value:.3g}"
-
-
-def token_facts(handle: ModalityHandle) -> str:
-    """Describe a modality's tokens in one line."""
-    spec = handle.spec
-    facts = [f"{'up to ' if hasattr(spec.layout, 'max_length') else ''}{count_of(spec.layout.length, 'token')}"]
-    facts[0] += f" ({spec.layout})"
-    facts.append(f"each one of {spec.vocab_size} ids" if spec.vocab_size else "numbers, not ids: input only")
-    if spec.shared_vocabulary:
-        facts.append(f"vocabulary {spec.vocabulary!r}, shared with others")
-    if spec.token_space:
-        facts.append(f"tokenized as {spec.token_space}")
-    return "; ".join([*facts, f"licence {spec.licence}"])
 
 
 def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: Pictures) -> list[dict[str, str]]:
@@ -257,15 +224,20 @@ def _curves(lines: Sequence[Mapping[str, Any]], names: Sequence[str], pictures: 
 
     If the run has EMA weights, the losses per modality are for these.
     """
-    averaged = any("held_out_average/loss" in line for line in lines)
-    prefix, suffix = ("held_out_average", ", averaged weights") if averaged else ("held_out", "")
-    overall = {"training": "train/loss", "held-out": "held_out/loss", f"held-out{suffix}": f"{prefix}/loss"}
+    prefix = held_out_prefix(lines)
+    suffix = "" if prefix == HELD_OUT else ", averaged weights"
+    overall = {"training": "train/loss", "held-out": f"{HELD_OUT}/loss", f"held-out{suffix}": f"{prefix}/loss"}
     curves = {label: curve_of(lines, key) for label, key in overall.items()}
     modality_curves = {name: curve_of(lines, f"{prefix}/{name}") for name in names}
     return [
         *chart_of(pictures, "training-loss", "Loss on training and on held-out samples", LOSS, curves),
         *chart_of(pictures, "loss-per-modality", f"Held-out loss by modality{suffix}", LOSS, modality_curves),
     ]
+
+
+def held_out_prefix(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return the prefix of the keys of held-out losses in a log. Losses of the EMA weights come first."""
+    return AVERAGED if any(f"{AVERAGED}/loss" in line for line in lines) else HELD_OUT
 
 
 def curve_of(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
@@ -282,7 +254,7 @@ def chart_of(
 
 
 def _data(data: Path | None) -> dict[str, Any]:
-    """Return counts and reasons of the values, a row per modality; only a reason if the data are gone."""
+    """Return counts and reasons of the values, a row per split and modality; only a reason if the data are gone."""
     from tokenizers_zoo.pipeline.stores import StoreDescription, describe_data
 
     description, reason = StoreDescription(), "" if data else "the run does not say where its values are"
@@ -291,15 +263,9 @@ def _data(data: Path | None) -> dict[str, Any]:
     except ZooError as error:
         reason = str(error)
     splits = sorted({row.split for row in description.rows}, key=lambda split: (split != TRAIN, split))
-    rows: dict[str, dict[str, Any]] = {}
-    for row in sorted(description.rows, key=lambda row: (row.modality, splits.index(row.split))):
-        counts = rows.setdefault(row.modality, {"samples": {}, "bytes": 0, "dropped": 0, "made_by": row.made_by})
-        counts["samples"][row.split] = row.samples
-        counts["bytes"] += row.bytes
-        counts["dropped"] += row.dropped
     reasons = [f"{row.split}/{row.modality}/{reason}" for row in description.rows for reason in row.reasons]
     unlisted = max(0, sum(row.dropped for row in description.rows) - REASONS)
-    return {"splits": splits, "rows": rows, "aligned": description.aligned, "problem": reason,
+    return {"splits": splits, "rows": description.rows, "aligned": description.aligned, "problem": reason,
             "reasons": reasons[:REASONS], "more": unlisted}  # fmt: skip
 
 
@@ -320,7 +286,7 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
                 trained = handle.has_tokenizer
                 row = {
                     "fingerprint": handle.fingerprint if trained and handle.checkpoint.is_dir() else "",
-                    "trained": trained, "distribution": handle.distribution, "layout": str(handle.spec.layout),
+                    "trained": trained, "distribution": handle.distribution,
                     "page": _write_tokenizer_page(page, zoo, handle, pictures), **tokenizer_card(handle, pictures),
                 }  # fmt: skip
             except ZooError as error:
@@ -328,14 +294,8 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
                 continue
             rows.append(row)
             families.setdefault(handle.spec.family or "of its own", []).append(row)
-        tiles = [
-            count_of(len(rows), "modality", "modalities"),
-            f"{sum(row['trained'] for row in rows)} with a tokenizer",
-            count_of(len(families), "family", "families"),
-            count_of(len({row["distribution"] for row in rows}), "distribution"),
-        ]
-        content = {"families": dict(sorted(families.items())), "rows": rows, "tiles": tiles, "problems": errors,
-                   "registry": str(zoo.path) if zoo.path else DEFAULTS, "pictures_folder": PICTURES}  # fmt: skip
+        content = {"families": dict(sorted(families.items())), "rows": rows, "problems": errors,
+                   "registry": zoo.path or DEFAULTS, "pictures_folder": PICTURES}  # fmt: skip
         write_page(page, "zoo.html.j2", content)
     return page
 
@@ -364,9 +324,8 @@ def _write_tokenizer_page(index: Path, zoo: Zoo, handle: ModalityHandle, picture
         curves += chart_of(pictures, f"{handle.name}-{key}", *labels, points)
     keys = dict.fromkeys(key for item in cards.values() for key in item["settings"])
     rows = {key: [item["settings"].get(key, "–") for item in cards.values()] for key in keys}
-    content = {"spec": handle.spec, "facts": token_facts(handle), "distribution": handle.distribution,
-               "checkpoints": cards, "problems": errors, "legend": legend_of(handle), "curves": curves,
-               "settings": rows, "index": index.name}  # fmt: skip
+    content = {"spec": handle.spec, "distribution": handle.distribution, "checkpoints": cards, "problems": errors,
+               "legend": legend_of(handle), "curves": curves, "settings": rows, "index": index.name}  # fmt: skip
     write_page(index.parent / "tokenizers" / f"{handle.name}.html", "tokenizer.html.j2", content)
     return f"tokenizers/{handle.name}.html"
 

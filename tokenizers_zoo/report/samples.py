@@ -17,7 +17,7 @@ from tokenizers_zoo.report.pictures import Pictures, cells_of, range_text
 from tokenizers_zoo.report.records import GalleryRecord, GalleryRow
 from tokenizers_zoo.samples import TRAIN
 from tokenizers_zoo.tar import key_problem
-from tokenizers_zoo.train.report import EVALUATION, PICTURES, mean_and_least, mean_of
+from tokenizers_zoo.train.report import EVALUATION, PICTURES
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import ModalityHandle
@@ -164,20 +164,8 @@ def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
     }
 
 
-@dataclass(kw_only=True)
-class Reconstructions:
-    """Reconstructions of held-out values: images or texts, metrics, and codes in use."""
-
-    images: list[str] = field(default_factory=list)
-    texts: list[tuple[str, str]] = field(default_factory=list)
-    metrics: Mapping[str, float | None] = field(default_factory=dict)
-    codes: list[dict[str, str]] = field(default_factory=list)
-    samples: int | None = None
-    """Held-out samples of the metrics and codes."""
-
-
-def reconstructions(handle: ModalityHandle, pictures: Pictures, limit: int = SAMPLES_PER_TOKENIZER) -> Reconstructions:
-    """Return the results stored in the checkpoint: up to `limit` samples, metrics, codes in use.
+def tokenizer_card(handle: ModalityHandle, pictures: Pictures, limit: int = SAMPLES_PER_TOKENIZER) -> dict[str, Any]:
+    """Return the template's card of a tokenizer, from its checkpoint: up to `limit` samples, metrics, codes in use.
 
     Modalities that share a checkpoint store them in subfolders by name. Raises CheckpointError if evaluation.json is
     damaged.
@@ -186,17 +174,8 @@ def reconstructions(handle: ModalityHandle, pictures: Pictures, limit: int = SAM
     folder = folder / handle.name if handle.spec.shares_checkpoint else folder
     path = folder / EVALUATION
     figures = read_record(path, records.TokenizerScores, remedy=REMEDY) if path.is_file() else records.TokenizerScores()
-    codes, in_training = [], figures.codebook or records.Codes()
-    codebook = figures if figures.usage is not None else in_training
-    if codebook.usage is not None and codebook.perplexity is not None:
-        size = in_training.size or handle.spec.vocab_size
-        summary = {key: number for key, number in as_dicts(codebook).items() if number is not None}
-        codes = [
-            {"name": "codes in use", "value": f"{100 * codebook.usage:.0f}", "unit": "%",
-             "meaning": f"of {size}, on held-out samples{mean_and_least(summary)}"},
-            {"name": "perplexity", "value": f"{codebook.perplexity:.0f}", "unit": "",
-             "meaning": f"as varied as this many codes that are equally frequent{mean_of(summary)}"},
-        ]  # fmt: skip
+    in_training = figures.codebook or records.Codes()
+    codes = as_dicts(figures if figures.usage is not None else in_training)
     # Pairs of input and reconstruction are numbered, other sheets are not.
     images, texts = (
         [data for path in sorted((folder / PICTURES).glob(f"[0-9]*.{end}"))[:limit]
@@ -204,12 +183,13 @@ def reconstructions(handle: ModalityHandle, pictures: Pictures, limit: int = SAM
         for end in ("png", "txt")
     )  # fmt: skip
     name = handle.name if folder.name == handle.name else f"{handle.name}-{folder.name}"
-    return Reconstructions(
-        images=[pictures.add(f"tokenizer-{name}-{n}", png) for n, png in enumerate(images)],
-        texts=[pair_of_texts(text.decode(errors="replace")) for text in texts],
-        metrics={m.name: figures.metrics.get(m.name) for m in handle.spec.metrics},
-        codes=codes, samples=figures.samples,
-    )  # fmt: skip
+    return {
+        "spec": handle.spec, "metrics": figures.metrics, "samples": figures.samples,
+        "images": [pictures.add(f"tokenizer-{name}-{n}", png) for n, png in enumerate(images)],
+        "texts": [pair_of_texts(text.decode(errors="replace")) for text in texts],
+        "codes": {key: number for key, number in codes.items() if number is not None},
+        "code_count": in_training.size or handle.spec.vocab_size,
+    }  # fmt: skip
 
 
 def pair_of_texts(written: str) -> tuple[str, str]:

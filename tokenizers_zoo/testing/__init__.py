@@ -8,8 +8,7 @@ settings, `--zoo-data FOLDER` to take sample values from value shards.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import pluggy
 
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import OneLineError, ZooError
+from tokenizers_zoo.testing.results import CheckResult
 
 if TYPE_CHECKING:
     import pytest
@@ -27,16 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["CheckResult", "check_modality", "conformance_results"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CheckResult:
-    """Result of one check; `message` says what failed, or why the check does not apply."""
-
-    name: str
-    passed: bool
-    message: str = ""
-    skipped: bool = False
-
-
 def conformance_results(zoo: Zoo, name: str, data_dir: Path | None = None, device: str = AUTO) -> Iterator[CheckResult]:
     """Run every check on a modality and yield the results.
 
@@ -44,25 +34,9 @@ def conformance_results(zoo: Zoo, name: str, data_dir: Path | None = None, devic
     the value spec. Without a tokenizer, a small temporary one is trained. The tokenizer on `device` is compared with
     the tokenizer on the CPU.
     """
-    from tokenizers_zoo.pretrained import prefer_device
     from tokenizers_zoo.testing.checks import CHECKS
-    from tokenizers_zoo.testing.subject import Skipped, Subject
 
-    with tempfile.TemporaryDirectory(prefix="zoo-check-") as workdir:
-        try:
-            subject = Subject(zoo=zoo, name=name, workdir=Path(workdir), data_dir=data_dir, device=device)
-        except ZooError as error:
-            yield CheckResult(name="loads", passed=False, message=str(error))
-            return
-        for check_name, check in CHECKS.items():
-            try:
-                with prefer_device(device):
-                    check(subject)
-                yield CheckResult(name=check_name, passed=True)
-            except Skipped as reason:
-                yield CheckResult(name=check_name, passed=True, message=f"skipped: {reason}", skipped=True)
-            except (AssertionError, ZooError) as error:
-                yield CheckResult(name=check_name, passed=False, message=str(error))
+    return CHECKS.examine(zoo=zoo, name=name, data_dir=data_dir, device=device)
 
 
 def check_modality(zoo: Zoo, name: str, data_dir: Path | None = None) -> list[CheckResult]:
@@ -96,25 +70,24 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
     from tokenizers_zoo.registry import Zoo
     from tokenizers_zoo.testing.checks import CHECKS
-    from tokenizers_zoo.testing.subject import Skipped, Subject
+    from tokenizers_zoo.testing.subject import Subject
 
     class CheckItem(pytest.Item):
         """One check of one modality; all checks of a modality share its subject."""
 
-        def __init__(self, *, check: Callable[[Subject], None], modality: str, **options: Any) -> None:
+        def __init__(self, *, check: str, modality: str, **options: Any) -> None:
             super().__init__(**options)
             self.check, self.modality = check, modality
 
         def runtest(self) -> None:
             try:
-                self.check(subject(self.modality))
-            except Skipped as reason:
-                pytest.skip(str(reason))
-
-        def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-            if isinstance(excinfo.value, AssertionError | OneLineError):
-                return f"{self.name}: {excinfo.value}"
-            return super().repr_failure(excinfo, style)
+                result = CHECKS.result(self.check, subject(self.modality))
+            except OneLineError as error:  # the plugin does not load, or is out of memory
+                result = CheckResult(name=self.check, passed=False, message=str(error))
+            if result.skipped:
+                pytest.skip(result.message)
+            if not result.passed:
+                pytest.fail(f"{self.name}: {result.message}", pytrace=False)
 
         def reportinfo(self) -> tuple[Path, None, str]:
             return self.path, None, self.nodeid
@@ -135,8 +108,8 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         return Subject(zoo=zoo, name=name, workdir=Path(folder.name), data_dir=Path(data) if data else None)
 
     for name in names:
-        for title, check in CHECKS.items():
-            node = f"zoo-plugin/{name}::{title}"
+        for check in CHECKS:
+            node = f"zoo-plugin/{name}::{check}"
             items.append(
-                CheckItem.from_parent(session, name=f"{name}: {title}", nodeid=node, check=check, modality=name)
+                CheckItem.from_parent(session, name=f"{name}: {check}", nodeid=node, check=check, modality=name)
             )

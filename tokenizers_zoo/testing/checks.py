@@ -1,4 +1,4 @@
-"""The conformance checks, each a function of a Subject that raises AssertionError, ZooError or Skipped.
+"""The conformance checks, each a function of a Subject.
 
 A ModalityHandle refuses tokens and values of plugins that do not fit the spec, so checks do not look at these again.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +15,8 @@ import numpy as np
 
 from tokenizers_zoo import checkpoint as checkpoints
 from tokenizers_zoo.device import resolve_device
-from tokenizers_zoo.errors import DataError, InvalidValueError, ZooError
+from tokenizers_zoo.errors import InvalidValueError, ZooError
+from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.io import as_json
 from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.records import convert
@@ -25,7 +25,8 @@ from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing.geometry import check_crop_geometry
 from tokenizers_zoo.testing.probe import CLOSE, outcome_of
 from tokenizers_zoo.testing.probes import OTHER, probed_files
-from tokenizers_zoo.testing.subject import Skipped, Subject, equal, expect, per_sample, unchanged_copy
+from tokenizers_zoo.testing.results import Checks, Failed, Skipped, expect
+from tokenizers_zoo.testing.subject import Subject, equal, per_sample, unchanged_copy
 from tokenizers_zoo.validation import describe, is_batched
 
 FLIPS_ALLOWED = 1e-3
@@ -38,19 +39,13 @@ THREADS = 4
 LONG = 100_000
 """Letters or bytes of a long value."""
 
-CHECKS: dict[str, Callable[[Subject], None]] = {}
-
-
-def check(function: Callable[[Subject], None]) -> Callable[[Subject], None]:
-    """Add a function to CHECKS under its name."""
-    CHECKS[function.__name__] = function
-    return function
+CHECKS = Checks(Subject)
 
 
 # ---------------------------------------------------------------- the spec
 
 
-@check
+@CHECKS.add
 def spec(subject: Subject) -> None:
     """The spec is valid, the same each time, and survives JSON."""
     declared = subject.handle.spec
@@ -60,7 +55,7 @@ def spec(subject: Subject) -> None:
         expect(bool(metric.meaning), f"the metric {metric.name} does not say what it means")
 
 
-@check
+@CHECKS.add
 def sample_values(subject: Subject) -> None:
     """Transformed sample values fit the spec."""
     for value in subject.values:
@@ -70,7 +65,7 @@ def sample_values(subject: Subject) -> None:
 # ---------------------------------------------------------------- values to tokens and back
 
 
-@check
+@CHECKS.add
 def encode(subject: Subject) -> None:
     """Tokens have the declared layout, dtype and range; the values are not modified."""
     with unchanged_copy("encode", subject.values) as values:
@@ -82,13 +77,13 @@ def encode(subject: Subject) -> None:
             subject.trained.encode(torch.from_numpy(batch))  # plugins get tensors unchanged, and lists stacked
 
 
-@check
+@CHECKS.add
 def decode(subject: Subject) -> None:
     """Decoded tokens fit the spec."""
-    decoded_or_skip(subject, subject.trained.encode(subject.values))
+    _ = subject.decoded
 
 
-@check
+@CHECKS.add
 def any_tokens(subject: Subject) -> None:
     """All valid ids decode to a value."""
     declared, rng = subject.handle.spec, np.random.default_rng(0)
@@ -104,44 +99,36 @@ def any_tokens(subject: Subject) -> None:
     subject.trained.decode(tokens)
 
 
-@check
+@CHECKS.add
 def deterministic(subject: Subject) -> None:
     """The same values give the same tokens, and the same tokens the same values."""
-    first, second = (per_sample(subject.trained.encode(subject.values)) for _ in range(2))
-    expect(equal(first, second), "the same values give other tokens when encoded again")
-    tokens = subject.trained.encode(subject.values)
-    values = [decoded_or_skip(subject, tokens) for _ in range(2)]
-    expect(equal(values[0], values[1]), "the same tokens give other values when decoded again")
+    expect_same(subject, subject.trained, "the second time")
 
 
-@check
+@CHECKS.add
 def batches(subject: Subject) -> None:
     """A value's tokens do not depend on the rest of its batch, whose size may be odd."""
-    values = subject.values
-    batched = per_sample(subject.trained.encode(values))
     for size in (1, 3):
-        tokens = [subject.trained.encode(values[start : start + size]) for start in range(0, len(values), size)]
-        for batch in tokens:
-            subject.trained.decode_if_able(batch)
-        separate = [item for batch in tokens for item in per_sample(batch)]
-        expect_close(subject, batched, separate, f"a batch and batches of {size}", FLIPS_ALLOWED, 1e-4)
+        rows: list[Any] = []
+        for start in range(0, len(subject.values), size):
+            tokens = subject.trained.encode(subject.values[start : start + size])
+            subject.trained.decode_if_able(tokens)
+            rows += per_sample(tokens)
+        expect_close(subject, rows, f"a batch and batches of {size}", FLIPS_ALLOWED, 1e-4)
 
 
-def decoded_or_skip(subject: Subject, tokens: Any) -> list[Any]:
-    """Decode tokens; skip the check if the modality is an input only and cannot decode."""
-    decoded = subject.trained.decode_if_able(tokens)
-    if decoded is None:
-        raise Skipped("it is an input only, and not decoded")
-    return decoded
+def expect_same(subject: Subject, handle: ModalityHandle, when: str) -> None:
+    """Raise Failed unless a tokenizer encodes and decodes as the subject's did, bit by bit."""
+    expect(equal(per_sample(handle.encode(subject.values)), subject.rows), f"the same values give other tokens {when}")
+    expect(equal(subject.decoded, handle.decode(subject.tokens)), f"the same tokens give other values {when}")
 
 
-def expect_close(
-    subject: Subject, first: list[Any], second: list[Any], between: str, flips: float, tolerance: float
-) -> None:
-    """Raise AssertionError unless tokens agree, up to rounding: a share `flips` of the ids, or numbers' `tolerance`."""
-    shapes = [item.shape for item in first], [item.shape for item in second]
-    expect(shapes[0] == shapes[1], f"tokens have other shapes between {between}")
-    a, b = (np.concatenate([item.ravel() for item in items]) for items in (first, second))
+def expect_close(subject: Subject, rows: list[Any], between: str, flips: float, tolerance: float) -> None:
+    """Raise Failed unless tokens are the subject's, up to rounding: a share `flips` of ids, or numbers' `tolerance`."""
+    expect(
+        [row.shape for row in rows] == [row.shape for row in subject.rows], f"tokens differ in shape between {between}"
+    )
+    a, b = (np.concatenate([row.ravel() for row in items]) for items in (subject.rows, rows))
     if subject.handle.spec.continuous:
         expect(np.allclose(a, b, rtol=tolerance, atol=tolerance), f"tokens differ between {between}")
     else:
@@ -152,22 +139,17 @@ def expect_close(
 # ---------------------------------------------------------------- checkpoints
 
 
-@check
+@CHECKS.add
 def save_and_load(subject: Subject) -> None:
     """A copied checkpoint gives the same fingerprint, tokens and values."""
-    original = subject.trained
     copy = subject.workdir / "copy"
-    shutil.copytree(original.files.folder(), copy, dirs_exist_ok=True)
+    shutil.copytree(subject.trained.files.folder(), copy, dirs_exist_ok=True)
     loaded = subject.handle.at(copy)
-    expect(loaded.fingerprint == original.fingerprint, "the fingerprint depends on the folder")
-    tokens = original.encode(subject.values)
-    reloaded_tokens = per_sample(loaded.encode(subject.values))
-    expect(equal(reloaded_tokens, per_sample(tokens)), "the tokens are others after loading the checkpoint again")
-    decoded = decoded_or_skip(subject, tokens)
-    expect(equal(loaded.decode(tokens), decoded), "the decoded values are others after loading the checkpoint again")
+    expect(loaded.fingerprint == subject.trained.fingerprint, "the fingerprint depends on the folder")
+    expect_same(subject, loaded, "after the checkpoint is loaded again")
 
 
-@check
+@CHECKS.add
 def train_again(subject: Subject) -> None:
     """Training again on a finished checkpoint does not change it, and it has all files."""
     folder = subject.workdir / "again"
@@ -180,16 +162,14 @@ def train_again(subject: Subject) -> None:
         check_replaceable(folder, TOKENIZER)
     except FolderError as error:
         files = f"{checkpoints.WEIGHTS} and {checkpoints.CONFIG}"
-        raise AssertionError(
-            f"{error}; what decides tokens belongs into {files}, whose sha256 is their identity"
-        ) from None
+        raise Failed(f"{error}; what decides tokens belongs into {files}, whose sha256 is their identity") from None
     checkpoints.load_checkpoint(folder)
 
 
 # ---------------------------------------------------------------- files, crops, pictures
 
 
-@check
+@CHECKS.add
 def files(subject: Subject) -> None:
     """Written values are read back (arrays up to rounding) and written to the same bytes; damaged files are refused."""
     values, span = subject.values, None
@@ -212,10 +192,10 @@ def files(subject: Subject) -> None:
         except InvalidValueError as error:
             expect("\n" not in str(error), f"a damaged .{extension} file is refused in several lines: {str(error)!r}")
             continue
-        raise AssertionError(f"a damaged .{extension} file is read as {describe(value)}")
+        raise Failed(f"a damaged .{extension} file is read as {describe(value)}")
 
 
-@check
+@CHECKS.add
 def transform(subject: Subject) -> None:
     """The whole crop changes nothing, two flips cancel out, crops fit the spec, and the input is not modified."""
     handle = subject.handle
@@ -230,13 +210,13 @@ def transform(subject: Subject) -> None:
         expect(equal(twice, value, ROUNDING), "flipped twice, the value is another")
 
 
-@check
+@CHECKS.add
 def crop_geometry(subject: Subject) -> None:
     """A crop shows the same part of the picture as in every other modality."""
     check_crop_geometry(subject.handle, subject.values)
 
 
-@check
+@CHECKS.add
 def render(subject: Subject) -> None:
     """A value is rendered as a non-empty PIL image or text, and is not modified."""
     for value in subject.values:
@@ -248,7 +228,7 @@ def render(subject: Subject) -> None:
 # ---------------------------------------------------------------- metrics
 
 
-@check
+@CHECKS.add
 def score(subject: Subject) -> None:
     """Values score best against themselves, with finite numbers, and others score worse by the main metric."""
     handle, values = subject.handle, subject.values
@@ -273,14 +253,14 @@ def score(subject: Subject) -> None:
     expect(discriminates, f"{message} {' or '.join(rivals)}, although the values differ")
 
 
-@check
+@CHECKS.add
 def constant_baseline(subject: Subject) -> None:
     """The constant baseline fits the spec and is the same each time."""
     answers = [subject.handle.constant_baseline(subject.values) for _ in range(2)]
     expect(equal(answers[0], answers[1]), "the constant baseline is another each time")
 
 
-@check
+@CHECKS.add
 def derive(subject: Subject) -> None:
     """The modality can be derived from its inputs, except for dropped samples."""
     inputs = subject.handle.spec.derived_from
@@ -299,7 +279,7 @@ def derive(subject: Subject) -> None:
         expect(equal(value, rederived), "derived again, the value is another")
 
 
-@check
+@CHECKS.add
 def vocabulary(subject: Subject) -> None:
     """Special tokens are distinct and not empty, texts are strings, and no value repeats a single id."""
     tokens = subject.handle.vocabulary_tokens()
@@ -308,20 +288,17 @@ def vocabulary(subject: Subject) -> None:
     subject.handle.vocabulary_texts(subject.values)
     if subject.handle.implements("single_ids"):
         single = subject.trained.single_ids()
-        for row in per_sample(subject.trained.encode(subject.values)):
+        for row in subject.rows:
             single_tokens = [index for index in row.ravel().tolist() if index in single]
             expect(len(set(single_tokens)) == len(single_tokens), "a value's tokens have one of single_ids twice")
 
 
-@check
+@CHECKS.add
 def probes(subject: Subject) -> None:
     """Files of users are read as values that can be encoded, or refused in one helpful line."""
     handle = subject.handle
     read: dict[str, Any] = {}
-    try:
-        files = probed_files(handle)
-    except DataError:  # made from a sample value
-        files = probed_files(handle, next((value for value in subject.values if len(value)), subject.values[0]))
+    files = probed_files(handle, subject.example)
     for kind, probe in (*files.probes, ("", OTHER)):
         outcome = outcome_of(handle, probe)
         name = f"{kind} {probe.description}".strip()
@@ -332,26 +309,25 @@ def probes(subject: Subject) -> None:
         try:
             subject.trained.encode([value])
         except ZooError as error:
-            raise AssertionError(f"{name}: it is read, but not encoded: {error}") from None
+            raise Failed(f"{name}: it is read, but not encoded: {error}") from None
 
 
-@check
+@CHECKS.add
 def devices(subject: Subject) -> None:
     """An accelerator gives the same tokens and dtype as the CPU, and its decoded values fit the spec."""
     device = resolve_device(subject.device)
     if device == "cpu":
         raise Skipped("no accelerator is there or was asked for")
-    tokens = per_sample(subject.trained.encode(subject.values))
     moved = subject.handle.at(subject.trained.checkpoint)
     moved.device = device
-    device_tokens = per_sample(moved.encode(subject.values))
-    dtypes = {item.dtype for item in (*tokens, *device_tokens)}
+    rows = per_sample(moved.encode(subject.values))
+    dtypes = {row.dtype for row in (*subject.rows, *rows)}
     expect(len(dtypes) == 1, f"tokens of several dtypes: {', '.join(sorted(map(str, dtypes)))}")
-    expect_close(subject, tokens, device_tokens, f"cpu and {device}", DEVICE_FLIPS_ALLOWED, 1e-2)
-    moved.decode_if_able(subject.trained.encode(subject.values))
+    expect_close(subject, rows, f"cpu and {device}", DEVICE_FLIPS_ALLOWED, 1e-2)
+    moved.decode_if_able(subject.tokens)
 
 
-@check
+@CHECKS.add
 def threads(subject: Subject) -> None:
     """Concurrent threads get the same results as a single one."""
     values = subject.values[:THREADS]
@@ -368,7 +344,7 @@ def threads(subject: Subject) -> None:
         expect(same, f"{THREADS} threads at once get other {kind} than one alone")
 
 
-@check
+@CHECKS.add
 def long_inputs(subject: Subject) -> None:
     """A value far longer than `max_length` is cut or refused in one line."""
     try:
@@ -383,7 +359,7 @@ def long_value(subject: Subject) -> Any:
     free = [axis for axis, size in enumerate(spec.value.shape) if isinstance(size, str)]
     if not spec.layout.variable or (spec.value.kind == "array" and not free):
         raise Skipped("all its values are of one length")
-    first = next((value for value in subject.values if len(value)), subject.values[0])
+    first = subject.example
     if isinstance(first, np.ndarray):
         return np.concatenate([first] * (LONG // first.nbytes + 1), axis=free[0])
     if isinstance(first, str):

@@ -10,12 +10,15 @@ import numpy as np
 
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.spec import Crop
-from tokenizers_zoo.testing.subject import Skipped
+from tokenizers_zoo.testing.results import Failed, Skipped
 
 TOLERANCE = 1
 """Tolerance in pixels: an edge of a resized picture lies between two pixels."""
 MIN_CORRELATION = 0.1
 """A lower correlation means too few common edges to tell."""
+CLEAR = 0.8
+"""Edges that correlate within the tolerance at least so well, compared with the peak, are aligned: the peak of smooth
+or periodic pictures is broad or one of several, so that its position says little."""
 SATURATION = 3.0
 """Limit of an edge's strength, in mean strengths, so that one strong edge does not dominate."""
 
@@ -76,6 +79,9 @@ def shift_between(first: Sequence[Array], second: Sequence[Array]) -> Shift | No
     energy = float(np.sqrt((first_edges**2).sum() * (second_edges**2).sum()))
     if not near.max() >= MIN_CORRELATION * energy > 0:
         return None
+    close_rows, close_columns = (np.flatnonzero(np.abs(offsets) <= TOLERANCE) for offsets in (rows, columns))
+    if near[np.ix_(close_rows, close_columns)].max() >= CLEAR * near.max():
+        return Shift(down=0, right=0)
     row, column = np.unravel_index(near.argmax(), near.shape)
     return Shift(down=int(rows[row]), right=int(columns[column]))
 
@@ -95,7 +101,7 @@ MIN_SIDE = 16
 
 
 def check_crop_geometry(handle: ModalityHandle, values: list[Array]) -> None:
-    """Raise AssertionError if the rectangle lands elsewhere, and Skipped if the check does not apply.
+    """Raise Failed if the rectangle lands elsewhere, and Skipped if the check does not apply.
 
     The picture consists of two pixels of the modality's values (so that unit vectors, class ids and edges stay valid),
     one outside and one inside the rectangle. Its aspect ratio differs from the result's. A pixel of the result counts
@@ -128,10 +134,11 @@ def check_crop_geometry(handle: ModalityHandle, values: list[Array]) -> None:
         first, last = ((edge - crop.top) / crop.height * high for edge in (top, bottom))
         expected = first, ends[0] * wide, last, ends[1] * wide
         if not corners or max(abs(f - e) for f, e in zip(corners, expected, strict=True)) > EDGE_TOLERANCE:
-            raise AssertionError(
+            raise Failed(
                 f"{handle.name}: {crop} shows the marked rectangle (top, left, bottom, right) at"
                 f" {', '.join(map(str, corners)) or 'nowhere'}, expected"
-                f" {', '.join(f'{edge:.1f}' for edge in expected)} pixels"
+                f" {', '.join(f'{edge:.1f}' for edge in expected)} pixels",
+                "let the hook transform cut crop.top, left, height, width (fractions), then flip",
             )
 
 

@@ -149,12 +149,6 @@ def animation(frames: int, extension: str = "gif") -> File:
     return save_picture(images[0], extension, save_all=True, append_images=images[1:], duration=100, loop=0)
 
 
-def moving_extensions(handle: ModalityHandle, frames: int) -> list[str]:
-    """Return the animation formats that the modality reads."""
-    kinds = ("gif", "png", "apng", "webp")
-    return [kind for kind in kinds if read_or_none(handle, animation(4 * frames, kind)) is not None]
-
-
 def moving_probes(frames: int) -> Iterator[Probe]:
     """Yield animations that are too long and too short, for a modality of `frames` frames."""
     plain, longer = animation(4 * frames), animation(8 * frames)

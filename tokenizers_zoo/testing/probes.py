@@ -20,7 +20,7 @@ from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.pictures import IMAGE_EXTENSIONS
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing.media import (
-    moving_extensions,
+    animation,
     moving_probes,
     picture_extensions,
     picture_probes,
@@ -41,6 +41,7 @@ LARGER = 1000
 """Factor between units: millimetres for metres, or about pixels for fractions."""
 OTHER = Probe("another kind of file", File(b"PK", "docx"))
 PICTURE = "picture"
+MOVING = ("gif", "png", "apng", "webp")
 Group = tuple[str, Sequence[str], Sequence[Probe]]
 """A kind of file, its extensions that the modality reads, and its probes."""
 
@@ -87,8 +88,10 @@ def probed_files(handle: ModalityHandle, sample: Any = None) -> ProbedFiles:
         plain = readable_picture(handle, value)
         if plain is not None:
             groups.append((PICTURE, tuple(picture_extensions(handle, plain)), tuple(picture_probes(handle, plain))))
-        if len(shape) >= 4 and isinstance(shape[0], int) and (moving := moving_extensions(handle, shape[0])):
-            groups.append(("moving picture", moving, tuple(moving_probes(shape[0]))))
+        if len(shape) >= 4 and isinstance(shape[0], int):
+            animations = (animation(4 * shape[0], extension) for extension in MOVING)
+            if moving := readable(handle, *animations):
+                groups.append(("moving picture", moving, tuple(moving_probes(shape[0]))))
         if written.extension == "wav":
             names = [File(written.data, name) for name in ("wav", "wave")]
             groups.append(("`.wav`", readable(handle, *names), tuple(sound_probes(written))))

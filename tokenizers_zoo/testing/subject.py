@@ -1,4 +1,4 @@
-"""Subject: sample values and a tokenizer of one modality for the conformance checks, and their helper functions."""
+"""Subject: values of one modality, a tokenizer, its tokens and decoded values, and helper functions of the checks."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tokenizers_zoo.pretrained import PretrainedError
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.samples import TRAIN, TrainingSamples
 from tokenizers_zoo.spec import Crop, ValueSpec
+from tokenizers_zoo.testing.results import Skipped, expect
 from tokenizers_zoo.validation import bounds, values_equal
 
 COUNT = 8
@@ -45,7 +46,9 @@ class Subject:
     samples: Sequence[Mapping[str, Any]] | None = None
     """Sample values in place of those of a source, `{modality: value}`."""
     device: str = AUTO
-    """The device that is compared with the CPU."""
+    """The device of networks; the check `devices` compares it with the CPU."""
+    steps: int | None = None
+    """Training steps of a temporary tokenizer, which takes the place of an existing one."""
 
     def __post_init__(self) -> None:
         self.source_error: ZooError | None = None
@@ -70,6 +73,12 @@ class Subject:
                 " (--data, --zoo-data), or install a source"
             )
         return [self.handle.transform(value, Crop()) for value in raw]
+
+    @property
+    def example(self) -> Any:
+        """The first value that is not empty, else the first."""
+        sizes = [value.size if isinstance(value, np.ndarray) else len(value) for value in self.values]
+        return self.values[next((index for index, size in enumerate(sizes) if size), 0)]
 
     def derived(self) -> list[tuple[dict[str, Any], Any]]:
         """Return the samples that the hook does not drop, each with its derived value.
@@ -150,8 +159,32 @@ class Subject:
 
     @cached_property
     def trained(self) -> ModalityHandle:
-        """The modality with its own tokenizer, or a small one trained for these checks."""
-        return self.handle if self.handle.has_tokenizer else self.handle.at(self.train(self.workdir / "tokenizer"))
+        """The modality with its own tokenizer or a temporary one."""
+        if self.steps is None and self.handle.has_tokenizer:
+            return self.handle
+        handle = self.handle.at(self.train(self.workdir / "tokenizer"))
+        handle.device = self.handle.device
+        return handle
+
+    @cached_property
+    def tokens(self) -> Any:
+        """The values' tokens, as the tokenizer returns them. Raises DataError without values."""
+        if not self.values:
+            raise DataError("no value can be read")
+        return self.trained.encode(self.values)
+
+    @property
+    def rows(self) -> list[np.ndarray[Any, Any]]:
+        """The tokens of each value."""
+        return per_sample(self.tokens)
+
+    @cached_property
+    def decoded(self) -> list[Any]:
+        """The values that the tokens decode to. Raises Skipped if the modality is an input only."""
+        values = self.trained.decode_if_able(self.tokens)
+        if values is None:
+            raise Skipped("an input only, not decoded")
+        return values
 
     def train(self, folder: Path) -> Path:
         """Train a small tokenizer into `folder`, and its vocabulary first if that is missing."""
@@ -213,16 +246,6 @@ def generated_values(spec: ValueSpec, count: int) -> list[Any]:
 
 
 Values = TypeVar("Values")
-
-
-class Skipped(Exception):
-    """The check does not apply; the text says why."""
-
-
-def expect(condition: bool, message: str) -> None:
-    """Raise AssertionError with `message` unless `condition`; works with python -O too."""
-    if not condition:
-        raise AssertionError(message)
 
 
 def per_sample(tokens: Any) -> list[np.ndarray[Any, Any]]:

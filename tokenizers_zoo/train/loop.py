@@ -17,12 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tokenizers_zoo.checkpoint import check_weights
+from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import CheckpointError, DataError, first_line
 from tokenizers_zoo.io import read_numbers, write_state
 from tokenizers_zoo.process import Interrupted, deferred_signals, kept_memory
-from tokenizers_zoo.quantizers.usage import CodebookUsage, reachable_usage
+from tokenizers_zoo.quantizers.usage import CodebookUsage
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
 from tokenizers_zoo.samples import TrainingSamples, spread
 from tokenizers_zoo.spec import Metric, ModalitySpec
@@ -127,11 +127,26 @@ class Task(Protocol):
         groups = ((matrices, weight_decay), (vectors, 0.0))
         return [{"params": params, "weight_decay": decay, "rate": 1.0} for params, decay in groups if params]
 
+    def evaluate(self, module: nn.Module, values: list[Any]) -> Evaluation:
+        """Return metrics and codebook usage of a model on held-out values."""
+        module.eval()
+        with torch.inference_mode():
+            predicted, tokens = self.reconstruct(module, values)
+        usage = CodebookUsage(self.codebook_size, self.spec.num_codebooks)
+        if tokens is not None:
+            usage.update(tokens)
+        return Evaluation(
+            metrics={name: float(value) for name, value in self.score(predicted, values).items()},
+            pairs=[(self.render(v), self.render(p)) for v, p in zip(values[:8], predicted[:8], strict=True)],
+            samples=len(values),
+            codebook={} if tokens is None else usage.figures(),
+        )
+
     def save(
         self, run: RunFolder, module: nn.Module, test: Sequence[Any], steps: int, seconds: float, best: Best | None
     ) -> None:
         """Score the final model, write its folder and finish the run; `best` is the evaluation of its weights."""
-        evaluation = evaluate(self, module, [test[index] for index in spread(len(test), FINAL_SAMPLES)])
+        evaluation = self.evaluate(module, [test[index] for index in spread(len(test), FINAL_SAMPLES)])
         table = {**run.identity["model"], "training": run.identity["training"], "seed": run.identity["seed"]}
         table |= {"lengthened": run.lengthened} if run.lengthened else {}
         step, weights = best.step if best else None, module.state_dict()
@@ -162,13 +177,12 @@ def train(
     run_identity = identity(task, samples, config, seed)
     with RunFolder(out_dir, task.kind_of_run, run_identity, task.places).open(overwrite) as run:
         if run.finished is not None:
-            check_weights(out_dir)
+            fingerprint(out_dir)  # raises CheckpointError for damaged weights
             return out_dir
         trainer = Trainer(task, samples, config, run, seed, resolve_device(device))
-        with TrainingReport(task.spec, task.title, task.validates, config, out_dir, trainer.done) as report:
-            trainer.train(report, on_step)
-        best = trainer.best if trainer.best.step else None
-        task.save(run, trainer.final_module(), samples.test, trainer.done, trainer.seconds, best)
+        trainer.train(on_step)
+        module, best = trainer.final_module(), trainer.best if trainer.best.step else None
+        task.save(run, module, samples.test, trainer.done, trainer.seconds, best)
     return out_dir
 
 
@@ -186,7 +200,11 @@ class Trainer:
     def __init__(
         self, task: Task, samples: TrainingSamples, config: TrainConfig, run: RunFolder, seed: int, device: str
     ) -> None:
-        self.task, self.samples, self.config, self.seed = task, samples, config, seed
+        self.task = task
+        self.samples = samples
+        self.config = config
+        self.run = run
+        self.seed = seed
         self.state = run.path / run.kind.state
         self.device, self.device_type = device, torch.device(device).type
         with seeded(seed):
@@ -211,37 +229,35 @@ class Trainer:
             if self.done in run.lengthened[-1:]:
                 self.best.waited = 0
 
-    def train(self, report: TrainingReport, on_step: Callable[[int], None] | None) -> None:
+    def train(self, on_step: Callable[[int], None] | None) -> None:
         """Run the remaining steps, with an evaluation and a saved state every `eval_every`."""
-        config, task = self.config, self.task
+        config = self.config
+        spec = self.task.spec
         first, last = (steps * config.grad_accum_steps for steps in (self.done, config.steps))
-        report.window = self.window
-        with prefetched(self.batch, first, last) as batches, deferred_signals() as received_signals:
+        report = TrainingReport(
+            spec, self.task.title, self.task.validates, config, self.run.path, self.done, self.window
+        )
+        with report, prefetched(self.batch, first, last) as batches, deferred_signals() as received_signals:
             while self.done < config.steps and not self.out_of_patience:
                 started = time.perf_counter()
                 losses = self.train_step(batches)
                 self.seconds += time.perf_counter() - started
                 report.step(self.done, losses, config.learning_rate_at(self.done - 1))
                 if self.done % config.eval_every == 0 or self.done == config.steps:
-                    with self.ema.applied():
-                        evaluation = evaluate(task, self.module, self.held_out)
-                        # Weights from before the discriminator's first step are not kept, however they score.
-                        if self.keeps_best and (self.discriminator is None or self.done > task.discriminator_start):
-                            self.best.update(evaluation.metrics, task.spec.metrics[0], self.done, self.module)
+                    evaluation = self.evaluate()
                     best = f"best {self.best.score:.4g} at step {self.best.step}" if self.best.step else ""
                     report.evaluation(self.done, evaluation, best)
-                    self.window.clear()
                     self._save()
                 if on_step is not None:
                     on_step(self.done)
                 if received_signals:
                     report.flush()
                     self._save()
-                    raise Interrupted(received_signals[0], f"step {self.done} of {config.steps} ({task.spec.name})")
-        if self.out_of_patience:
-            reason = f"no better {task.spec.metrics[0].name} in {self.best.waited} evaluations"
-            kept_step = f"keeps step {self.best.step or self.done}"
-            report.say(f"{task.spec.name}: stops after step {self.done} of {config.steps}: {reason}; {kept_step}")
+                    raise Interrupted(received_signals[0], f"step {self.done} of {config.steps} ({spec.name})")
+            if self.out_of_patience:
+                reason = f"no better {spec.metrics[0].name} in {self.best.waited} evaluations"
+                kept_step = f"keeps step {self.best.step or self.done}"
+                report.say(f"{spec.name}: stops after step {self.done} of {config.steps}: {reason}; {kept_step}")
 
     def batch(self, number: int) -> Any:
         """Return batch `number`; its samples and augmentation depend on (seed, number) only."""
@@ -251,7 +267,9 @@ class Trainer:
 
     def train_step(self, batches: Iterator[Any]) -> dict[str, float]:
         """Do one optimizer step and return its losses and gradient norms."""
-        step, config, task = self.done, self.config, self.task
+        step = self.done
+        config = self.config
+        task = self.task
         learning_rate = config.learning_rate_at(step)
         self.module.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -281,6 +299,15 @@ class Trainer:
         self.ema.update(step)
         self.done = step + 1
         return losses | norms
+
+    def evaluate(self) -> Evaluation:
+        """Score the EMA weights on held-out samples, and keep them if the run keeps its best evaluation's weights."""
+        with self.ema.applied():
+            evaluation = self.task.evaluate(self.module, self.held_out)
+            # Weights from before the discriminator's first step are not kept, however they score.
+            if self.keeps_best and (self.discriminator is None or self.done > self.task.discriminator_start):
+                self.best.update(evaluation.metrics, self.task.spec.metrics[0], self.done, self.module)
+        return evaluation
 
     def final_module(self) -> nn.Module:
         """Return the model with its EMA weights, or the best evaluation's weights if the run keeps them."""
@@ -340,29 +367,3 @@ class Trainer:
             weights = {name: tensor.to(self.device) for name, tensor in parts["best"].items()}
             step, waited = int(counters["best_step"]), int(counters["waited"])
             self.best = Best(score=counters["best"], step=step, waited=waited, weights=weights)
-
-
-def evaluate(task: Task, module: nn.Module, values: list[Any]) -> Evaluation:
-    """Return metrics and codebook usage of a model on held-out values."""
-    module.eval()
-    with torch.inference_mode():
-        predicted, tokens = task.reconstruct(module, values)
-    codebook: dict[str, float] = {}
-    if tokens is not None:
-        size, count = task.codebook_size, task.spec.num_codebooks
-        usage = CodebookUsage(size, count)
-        usage.update(tokens)
-        codebook = {
-            "size": size,
-            "usage": usage.usage,
-            "perplexity": usage.perplexity,
-            "entropy_bits": usage.entropy_bits,
-            "reachable": reachable_usage(tokens.numel() // count, size),
-            **usage.codebook_summary(),
-        }
-    return Evaluation(
-        metrics={name: float(value) for name, value in task.score(predicted, values).items()},
-        pairs=[(task.render(v), task.render(p)) for v, p in zip(values[:8], predicted[:8], strict=True)],
-        samples=len(values),
-        codebook=codebook,
-    )

@@ -75,7 +75,14 @@ class TrainingReport(StepLog):
     """Log of a tokenizer's or probe's training: losses, held-out metrics and pictures of reconstructions."""
 
     def __init__(
-        self, spec: ModalitySpec, title: str, validates: bool, config: TrainConfig, out_dir: Path, done: int
+        self,
+        spec: ModalitySpec,
+        title: str,
+        validates: bool,
+        config: TrainConfig,
+        out_dir: Path,
+        done: int,
+        window: list[dict[str, float]],
     ) -> None:
         samples = config.batch_size * config.grad_accum_steps
         super().__init__(
@@ -83,7 +90,8 @@ class TrainingReport(StepLog):
             config={"modality": spec.name, "train": as_dicts(config)},
         )  # fmt: skip
         self.spec, self.split_name = spec, "validation" if validates else "held_out"
-        self.window: list[dict[str, float]] = []
+        self.window = window
+        """Losses of the steps since the last line."""
 
     def step(self, done: int, losses: Mapping[str, float], learning_rate: float) -> None:
         """Count a finished step; every LOG_EVERY steps write the means since the last line."""
@@ -118,6 +126,7 @@ class TrainingReport(StepLog):
         pictures = picture_rows(evaluation.pairs)
         if pictures is not None:
             self.write_image(done, f"{self.split_name}/input_and_reconstruction", pictures)
+        self.window.clear()
         self.flush()
 
 
@@ -184,7 +193,8 @@ def finish_run(
         "units": {metric.name: metric.unit for metric in spec.metrics},
         "codebook": dict(evaluation.codebook),
     }
-    save_checkpoint(run.path, tensors, config, model_card(spec, run.identity, result))
+    card = model_card(spec, run.identity, result)
+    save_checkpoint(run.path, tensors, config, card)
     write_table(run.path / EVALUATION, result)
     run.finish(steps=steps)
 

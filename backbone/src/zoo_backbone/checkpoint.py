@@ -141,8 +141,10 @@ def _load(
         may_grow, specs = specs is not None, checkpoint_specs if specs is None else specs
         old = {spec.name: spec for spec in checkpoint_specs}
         for spec in specs:
-            if spec.name in old:
-                _check_same_tokens(folder, old[spec.name], spec)
+            if spec.name in old and (mismatch := _changed_meaning(old[spec.name], spec)):
+                remedy = "give it another name, or use the registry of the backbone's training"
+                reason = f"{spec.name} is not the modality of its training: its {mismatch}"
+                raise CheckpointError(f"{folder}: {reason}; {remedy}")
         lengths = {spec.name: spec.layout.length for spec in checkpoint_specs} | dict(shape.position_lengths)
         changed_lengths = {
             spec.name: lengths[spec.name] for spec in specs
@@ -168,8 +170,8 @@ def _load(
         return model.to(device), loaded_rows, tensors
 
 
-def _check_same_tokens(folder: Path, old: ModalitySpec, new: ModalitySpec) -> None:
-    """Raise CheckpointError unless the ids of a modality still mean the same; its size may change."""
+def _changed_meaning(old: ModalitySpec, new: ModalitySpec) -> str:
+    """Return how the meaning of a modality's ids has changed, or ""; its size may change."""
 
     def meaning(spec: ModalitySpec) -> dict[str, Any]:
         return {"layout": spec.layout.kind, "vocabulary": spec.vocabulary, **spec.layout.meaning}
@@ -177,9 +179,7 @@ def _check_same_tokens(folder: Path, old: ModalitySpec, new: ModalitySpec) -> No
     mismatch = difference(meaning(old), meaning(new))
     if not mismatch and old.vocab_size > new.vocab_size:
         mismatch = f"vocabulary had {old.vocab_size} ids and has {new.vocab_size}; a vocabulary only grows"
-    if mismatch:
-        remedy = "give it another name, or use the registry of the backbone's training"
-        raise CheckpointError(f"{folder}: {old.name} is not the modality of its training: its {mismatch}; {remedy}")
+    return mismatch
 
 
 def model_card(model: FourM) -> str:

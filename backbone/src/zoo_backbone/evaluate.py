@@ -59,7 +59,7 @@ from zoo_backbone.checkpoint import load_model
 from zoo_backbone.config import EvaluationConfig, MaskingConfig
 from zoo_backbone.data import TokenData
 from zoo_backbone.evaluation_data import EvaluationData, Pair, pair_of, title_of
-from zoo_backbone.gallery import sheet_name, text_of, write_sheet
+from zoo_backbone.gallery import sheet_name, write_gallery
 from zoo_backbone.generate import TargetPlan
 from zoo_backbone.masking import Masker
 from zoo_backbone.request import GenerationRequest
@@ -247,17 +247,9 @@ class _Evaluation:
         handles = [data.handles[name] for name in (*inputs, *[target] * (draws + 1))]
         rendered = (map(handle.render, column) for handle, column in zip(handles, columns.values(), strict=True))
         rows = list(zip(*rendered, strict=True))
-        picture = f"{GALLERY}/{sheet_name(inputs, target)}"
-        return {
-            "inputs": list(inputs),
-            "target": target,
-            "picture": picture if write_sheet(self.folder / picture, list(columns), rows) else None,
-            "columns": list(columns),
-            "rows": [
-                {"key": data.split.key(sample), "cells": list(map(text_of, row))}
-                for sample, row in zip(samples, rows, strict=True)
-            ],
-        }
+        picture, keys = f"{GALLERY}/{sheet_name(inputs, target)}", list(map(data.split.key, samples))
+        gallery = write_gallery(self.folder, picture, list(columns), keys, rows)
+        return {"inputs": list(inputs), "target": target, **gallery}
 
 
 @torch.inference_mode()

@@ -53,11 +53,6 @@ def shown(values: ValueStore, handle: ModalityHandle, split: str, key: str) -> S
         return key
 
 
-def text_of(cell: Shown) -> str | None:
-    """Return a cell's text; None for pictures."""
-    return cell if isinstance(cell, str) else None
-
-
 def sheet_name(inputs: Sequence[str], target: str) -> str:
     """Return `a-and-b-to-c.png`, shortened if necessary."""
     stem = f"{'-and-'.join(inputs)}-to-{target}"
@@ -97,6 +92,18 @@ def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Show
     with replacing_file(path) as temporary:
         sheet.save(temporary, format="PNG", optimize=True, pnginfo=information)
     return True
+
+
+def write_gallery(
+    folder: Path, picture: str, headers: Sequence[str], keys: Sequence[str], rows: Sequence[Sequence[Shown]]
+) -> dict[str, Any]:
+    """Write the sheet folder/`picture`, a row per sample key; return its fields of a `GalleryRecord`."""
+    is_pictured = write_sheet(folder / picture, headers, rows)
+    texts = [[cell if isinstance(cell, str) else None for cell in row] for row in rows]
+    return {
+        "picture": picture if is_pictured else None, "columns": list(headers),
+        "rows": [{"key": key, "cells": cells} for key, cells in zip(keys, texts, strict=True)],
+    }  # fmt: skip
 
 
 def _cell_image(cell: Shown, width: int) -> Image.Image:

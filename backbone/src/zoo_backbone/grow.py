@@ -14,7 +14,7 @@ from tokenizers_zoo.config import Origin, from_mapping, merged
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.io import read_record, write_table
+from tokenizers_zoo.io import write_table
 from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.report import records
@@ -367,9 +367,11 @@ def skills(before: Path, after: Path) -> list[dict[str, Any]]:
 def _measured(folder: Path) -> tuple[dict[Any, Any], dict[str, Any]]:
     """Return the skill scores of a backbone by pair and number of samples, and digests of what they depend on."""
     path = folder / FOLDER / EVALUATION
-    evaluation = read_record(path, records.Evaluation) if path.is_file() else records.NO_EVALUATION
+    if not path.is_file():
+        return {}, {}
+    evaluation = records.read_evaluation(path)
     identity = evaluation.identity
-    if not path.is_file() or identity.weights != backbone_config(folder).weights_sha256:
+    if identity.weights != backbone_config(folder).weights_sha256:
         return {}, {}
     dependencies = {"decoders": identity.decoders, "values": identity.values, "settings": identity.settings}
     digests = {f"{key} {name}": value for key, table in dependencies.items() for name, value in table.items()}

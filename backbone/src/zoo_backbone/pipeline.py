@@ -18,8 +18,8 @@ from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.samples import TEST
-from tokenizers_zoo.spec import WHOLE, ModalitySpec
-from tokenizers_zoo.validation import as_array, checked_tokens, is_batched, is_object, value_problem
+from tokenizers_zoo.spec import WHOLE
+from tokenizers_zoo.validation import token_batch, values_in
 from zoo_backbone import bundle
 from zoo_backbone.checkpoint import load_model
 from zoo_backbone.config import EvaluationConfig
@@ -52,7 +52,7 @@ class AnyToAny:
 
     def __init__(self, model: FourM, zoo: Zoo, run: Run | None = None) -> None:
         """`run` is the run or bundle that the model was loaded from."""
-        self.model, self.zoo, self.run = model.eval(), zoo, run or Run(tokens=Path())
+        self.model, self.zoo, self._run = model.eval(), zoo, run
         forms = {name: zoo[name].spec.input_form_of for name in model.layout.readable if name in zoo}
         self.input_forms = {name: form for form, name in forms.items() if name}
         """Modalities that the model reads in another form, such as `rgb` as `rgb_patches`."""
@@ -82,12 +82,20 @@ class AnyToAny:
         Raises CheckpointError if there is no such model, or it is not the expected one.
         """
         run = Run.open(source, revision, sha256)
-        return cls.load(run, run.zoo() if zoo is None else zoo, device=device, dtype=dtype)
+        model = load_model(run.folder, device=resolve_device(device)).to(dtype)
+        return cls(model, run.zoo() if zoo is None else zoo, run)
 
     @classmethod
-    def load(cls, run: Run, zoo: Zoo, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Self:
+    def load(cls, run: Run, zoo: Zoo, *, device: str = "auto") -> Self:
         """Load the model of an opened run. Raises CheckpointError for damaged weights."""
-        return cls(load_model(run.folder, device=resolve_device(device)).to(dtype), zoo, run)
+        return cls(load_model(run.folder, device=resolve_device(device)), zoo, run)
+
+    @property
+    def run(self) -> Run:
+        """The run or bundle that the model was loaded from. Raises ConfigError for a model made in Python."""
+        if self._run is None:
+            raise ConfigError("AnyToAny: its model is of no run folder; open a run with AnyToAny.from_pretrained")
+        return self._run
 
     def verify(self) -> dict[str, float]:
         """Compute the golden sample of a bundle again; return the share of tokens that are equal to the stored ones.
@@ -142,6 +150,11 @@ class AnyToAny:
         handle.device = str(self.device)
         return handle
 
+    def extensions(self, name: str) -> set[str]:
+        """Return the file extensions of a modality, or of the modality whose input form it is."""
+        names = [name, *(plain for plain, form in self.input_forms.items() if form == name)]
+        return {extension for name in names if name in self.zoo for extension in self.zoo[name].spec.extensions}
+
     # ------------------------------------------------------------------ inputs
 
     def tokenize(
@@ -182,8 +195,9 @@ class AnyToAny:
                 item = [sample.value for sample in generated]
             elif ids is not None:
                 item = self.handle(name).decode(ids)
-            opened[form] = self._open_values(self.handle(form), item)
+            opened[form] = values_in(self.zoo[form].spec.value, item)
         handles = {name: self.handle(name) for name in opened}
+        opened = {name: [handles[name].open(value) for value in batch] for name, batch in opened.items()}
         counts = {name: len(batch) for name, batch in (tokens | opened).items()}
         if len(set(counts.values())) > 1:
             counts_text = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -197,15 +211,6 @@ class AnyToAny:
                 part = handles[name].middle(value, shared) if crop == "middle" else WHOLE
                 cropped[name].append(handles[name].transform(value, part, trusted=True))
         return tokens | {name: handles[name].encode(values, trusted=True) for name, values in cropped.items()}
-
-    def _open_values(self, handle: ModalityHandle, item: Any) -> list[Any]:
-        """Return the values, at their own sizes, of one item or of a list or array of them."""
-        spec = handle.spec.value
-        is_single = spec.kind == "object" and is_object(spec, item)  # a value may be a list itself
-        is_batch = (isinstance(item, list | tuple) and not is_single) or (
-            spec.kind == "array" and getattr(item, "ndim", 0) == len(spec.shape) + 1 and is_batched(spec)
-        )
-        return [handle.open(value) for value in (item if is_batch else [item])]
 
     # ------------------------------------------------------------------ generation
 
@@ -323,19 +328,3 @@ class AnyToAny:
             for rows in blocks(range(count), BATCH) or [()]:  # without inputs, the encoder raises ConfigError
                 parts.append(self.encoder(*self.encoder.prepare(taken(tokens, rows))).float().cpu().numpy())
         return np.concatenate(parts)
-
-
-def token_batch(spec: ModalitySpec, item: Any) -> Any:
-    """Return the tokens of one sample, or of several in a list or array, as a batch; None for values.
-
-    An array is tokens if it has their type and shape, and is not a value of the modality.
-    """
-    is_list = isinstance(item, list)
-    arrays = item if is_list else [item]
-    if not all(hasattr(array, "dtype") and value_problem(spec.value, as_array(array)) for array in arrays):
-        return None
-    for batch in (item,) if is_list else ([item], item):
-        tokens, error = checked_tokens(spec, batch)
-        if not error:
-            return tokens
-    return None

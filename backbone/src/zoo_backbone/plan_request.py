@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, whole_samples
+from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, read_tokens, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
 from zoo_backbone.generate.inpainting import checked_partial, partial_of
 from zoo_backbone.generate.plans import DEFAULT_SPLIT, MASK, GenerationPlan, is_count, resolved_plan
-from zoo_backbone.generate.sources import files_by_name, item_of_source, sources_of, tokens_of_file
+from zoo_backbone.generate.sources import files_by_name, item_of_source, sources_of
 from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.request import TOKENS, GenerationRequest, blocks, taken
 
@@ -35,8 +35,8 @@ class PlanRequest(GenerationRequest):
         """Check the plan, choose the samples, and open the inputs and the tokenizers. Raises ZooErrors."""
         self.pipeline, model = pipeline, pipeline.model
         stored_names = TokenStore(tokens).modalities(plan.split) if plan.reads_store and tokens.is_dir() else []
-        self.absolute_plan = plan.with_absolute_paths(Path.cwd(), pipeline.zoo)
-        sources = sources_of(self.absolute_plan.inputs, pipeline.zoo, Path.cwd())
+        sources = sources_of(plan.inputs, pipeline.zoo, Path.cwd())
+        self.absolute_plan = plan.with_absolute_paths(Path.cwd(), sources)
         forms = {  # token files, inpainted inputs, and stored samples without such a form stay as they are
             name: form for name, form in pipeline.input_forms.items()
             if name in sources and form not in sources and name not in plan.inpaint
@@ -58,17 +58,18 @@ class PlanRequest(GenerationRequest):
         handles = {name: pipeline.handle(name) for name in (*sources, *targets, *ranking)}
         self.values: dict[str, Any] = {}
         file_sources = {name: source.content for name, source in sources.items() if source.kind == "files"}
-        self.files = files_by_name(file_sources, {name: extensions_of(pipeline, name) for name in file_sources})
+        extensions = {name: pipeline.extensions(name) for name in file_sources}
+        self.files = files_by_name(file_sources, extensions)
         single = [Path(source.content) for source in sources.values() if source.kind in ("file", "tokens")]
         masks = [Path(region.partition(MASK)[2]) for region in plan.inpaint.values() if MASK in region]
         read = (*single, *masks, *chain.from_iterable(files.values() for files in self.files.values()))
         self.read_files = {file.resolve() for file in read}
         items: dict[str, Any] = {}
         for name, source in sources.items():
-            if source.kind == "tokens":
-                self.values[name] = tokens_of_file(handles[name], Path(source.content))
-            elif source.kind not in ("stored", "files"):
+            if source.kind in ("file", "text", "json"):
                 items[name] = item_of_source(handles[name], source)
+            elif source.kind == "tokens":
+                self.values[name] = [read_tokens(handles[name], Path(source.content))]
         self.values |= pipeline.tokenize(items, crop=plan.crop, as_tokens=plan.inpaint)
         self.columns: dict[str, TokenColumn] = {}
         if self.files and (plan.reads_store or plan.keys):
@@ -168,10 +169,3 @@ def _samples_by_number(
         available = f"{len(listed)} samples with all inputs, numbers 0 to {len(listed) - 1}"
         raise ConfigError(f"samples {setting}: {folder} has {available}")
     return [listed[number] for number in numbers]
-
-
-def extensions_of(pipeline: AnyToAny, name: str) -> set[str]:
-    """Return the extensions that belong to a modality, or to the modality whose input form it is."""
-    names = [name, *(plain for plain, form in pipeline.input_forms.items() if form == name)]
-    handles = [pipeline.zoo[modality] for modality in names if modality in pipeline.zoo]
-    return {extension for handle in handles for extension in handle.spec.extensions}

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, config_record, fingerprint, hub_folder
-from tokenizers_zoo.config import from_mapping, load_toml
+from tokenizers_zoo.config import load_toml
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import CheckpointError, OtherTokenizerError
-from tokenizers_zoo.io import file_digest, read_record
+from tokenizers_zoo.io import as_record, file_digest, read_record
 from tokenizers_zoo.registry import HUB_ID, ModalityHandle, Zoo
 from tokenizers_zoo.report.records import BackboneRecord
 from tokenizers_zoo.run_folder import RUN, RunKind, RunRecord, read_run, write_run
@@ -96,8 +96,7 @@ class Run:
             raise CheckpointError(f"{folder}: no run here ({RUN} was expected); train one with zoo backbone train")
         if record.kind != BACKBONE.name:
             raise CheckpointError(f"{folder}: holds a {record.kind}, expected a {BACKBONE.name}")
-        paths = {key: value for key, value in record.places.items() if value is not None}
-        return replace(from_mapping(cls, paths), folder=Path(folder))
+        return replace(as_record(record.places, cls, folder / RUN, keys=("places",)), folder=Path(folder))
 
     @classmethod
     def open(cls, source: str | Path, revision: str | None = None, sha256: str | None = None) -> Run:
@@ -113,31 +112,16 @@ class Run:
         if is_bundle := (folder / BUNDLE).is_file():
             _check_bundle(source, folder)
         is_copy = not (folder / RUN).is_file()  # of the model alone: its tokens and registry are unknown
+        check_finished(folder)
         run, inside = cls(folder=folder, tokens=folder / "tokens") if is_copy else cls.load(folder), folder.resolve()
         for name, path in run.paths().items() if is_bundle else ():
             if path and not Path(path).is_relative_to(inside / REGISTRY if name == "registry" else inside):
                 raise CheckpointError(f"{folder / RUN}: names {path}, which is not of the bundle; export it again")
-        check_finished(folder)
         return run
 
-    def existing_registry(self) -> Path | None:
-        """Return the registry that the model was trained with. Raises CheckpointError if it is gone."""
-        if self.registry is not None and not self.registry.exists():
-            advice = (
-                "give --registry FILE (in Python zoo=Zoo.from_toml(FILE)), or move the run with its whole project, or "
-                "as a bundle (zoo backbone export)"
-            )
-            expected = f"expects its registry at {self.registry}, which is not there"
-            raise CheckpointError(f"{self.folder}: {expected}; {advice}")
-        return self.registry
-
     def zoo(self) -> Zoo:
-        """Return the zoo of the training; if its registry is unknown, all installed modalities.
-
-        Raises CheckpointError if the registry is gone.
-        """
-        registry = self.existing_registry()
-        return Zoo.installed() if registry is None else Zoo.at(registry)
+        """Return the zoo of the training, see `training_zoo`."""
+        return training_zoo(self.registry, self.folder)
 
     def values(self) -> Path:
         """Return the folder of values. Raises CheckpointError if the run has none, or if it is missing."""
@@ -173,7 +157,8 @@ def _check_bundle(source: str | Path, folder: Path) -> None:
         install = f"{shlex.quote(str(folder / WHEELS))}/*.whl" if wheels else " ".join(missing)
         raise CheckpointError(f"{source}: needs {', '.join(missing)}; install it: pip install {install}")
     registry = folder / REGISTRY
-    if registry.is_file() and (setting := _foreign_setting(load_toml(registry))):
+    tables = load_toml(registry) if registry.is_file() else None
+    if tables is not None and (setting := _foreign_setting(tables)):
         raise CheckpointError(f"{registry}: a bundle cannot set {setting}; ask its author to export it again")
 
 
@@ -194,6 +179,25 @@ def registry_path(registry: Path | None) -> str | None:
     return None if registry is None else str(registry.parent.resolve() / registry.name)
 
 
+def training_zoo(registry: Path | None, folder: Path) -> Zoo:
+    """Return the zoo of the run or probe in `folder`; if its registry is unknown, all installed modalities.
+
+    Raises CheckpointError if the registry is gone.
+    """
+    check_registry(registry, folder)
+    return Zoo.installed() if registry is None else Zoo.at(registry)
+
+
+def check_registry(registry: Path | None, folder: Path) -> None:
+    """Raise CheckpointError if the registry of the run or probe in `folder` is gone."""
+    if registry is not None and not registry.exists():
+        advice = (
+            "give --registry FILE (in Python zoo=Zoo.from_toml(FILE)), or move the run with its whole project, or "
+            "as a bundle (zoo backbone export)"
+        )
+        raise CheckpointError(f"{folder}: expects its registry at {registry}, which is not there; {advice}")
+
+
 def check_finished(folder: Path) -> None:
     """Raise CheckpointError if a folder has no trained model."""
     if not (folder / CONFIG).is_file():
@@ -209,6 +213,21 @@ def stored_config(folder: Path) -> BackboneRecord:
 
 
 # --- tokenizers
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModality:
+    """A modality in the identity of a training."""
+
+    fingerprint: str
+    """The tokenizer's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingIdentity:
+    """The part of run.json's identity that names the tokenizers of a training."""
+
+    modalities: Mapping[str, TrainedModality] = field(default_factory=dict)
 
 
 def check_stored(column: TokenColumn, fingerprint: str | None, zoo: Zoo, owner: str) -> None:
@@ -236,9 +255,10 @@ def training_fingerprints(folder: Path, handles: Iterable[ModalityHandle]) -> di
     If the training started with a tokenizer whose vocabulary has grown since, return that fingerprint, so that it
     resumes. Raises CheckpointError where a tokenizer is missing.
     """
-    record = read_run(folder)
-    modalities = record.identity.get("modalities", {}) if record else {}
-    begun = {name: str(modality["fingerprint"]) for name, modality in modalities.items()}
+    record, begun = read_run(folder), dict[str, str]()
+    if record is not None and record.kind == BACKBONE.name:
+        identity = as_record(record.identity, TrainingIdentity, folder / RUN, keys=("identity",))
+        begun = {name: modality.fingerprint for name, modality in identity.modalities.items()}
     return {
         handle.name: begun[handle.name] if handle.files.grew_from(begun.get(handle.name, "")) else handle.fingerprint
         for handle in handles

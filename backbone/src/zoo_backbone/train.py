@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokenizers_zoo.checkpoint import check_weights, float32_by_default, load_config
+from tokenizers_zoo.checkpoint import fingerprint, float32_by_default, load_config
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import CheckpointError, ConfigError, count_of, first_line
 from tokenizers_zoo.io import as_json
@@ -133,7 +133,7 @@ def train(
         ranks.wait()
         record = read_run(folder)
         if record is not None and record.finished is not None:
-            check_weights(folder)
+            fingerprint(folder)  # raises CheckpointError for damaged weights
             if ranks.first and (folder / LAST).is_dir():
                 run_record.save(folder / LAST)
             return folder

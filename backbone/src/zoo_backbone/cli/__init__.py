@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tokenizers_zoo.cli.completion import complete_paths
-from tokenizers_zoo.cli.options import asked_registry, open_zoo, parse_assignments, split_names
+from tokenizers_zoo.cli.options import asked_registry, assigned, open_zoo, parse_assignments, split_names
 from tokenizers_zoo.config import PIPELINE, Origin, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.errors import ConfigError
 
@@ -43,7 +43,11 @@ def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def zoo_of(run: Run) -> Zoo:
     """Return the zoo of --registry, of the run, or of ./registry.toml. Raises CheckpointError if the run's is gone."""
-    return open_zoo(asked_registry() or run.existing_registry())
+    from zoo_backbone.run import check_registry
+
+    if (registry := asked_registry()) is None:
+        check_registry(registry := run.registry, run.folder)
+    return open_zoo(registry)
 
 
 class ConfigFile(click.Path):
@@ -82,16 +86,6 @@ def read_tables(config_file: Path | None) -> dict[str, dict[str, Any]]:
     from_mapping(EvaluationConfig, tables.get("eval", {}), replace(origin, table="eval"))
     transfer_config(tables.get("transfer", {}), replace(origin, table="transfer"))
     return {name: dict(tables.get(name, {})) for name in TABLES}
-
-
-def assigned(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `table` updated by `changes`, whose keys may be dotted: `masking.input_budget`. The last one counts."""
-    result = dict(table)
-    for key, value in changes.items():
-        first, _, rest = key.partition(".")
-        inner = result.get(first)
-        result[first] = assigned(inner if isinstance(inner, Mapping) else {}, {rest: value}) if rest else value
-    return result
 
 
 def with_options(table: dict[str, Any], assignments: Iterable[str], seed: int | None, **options: Any) -> dict[str, Any]:

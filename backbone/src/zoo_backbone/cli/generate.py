@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tokenizers_zoo.cli.completion import MODALITY
-from tokenizers_zoo.cli.options import DEVICE, PATH, names_option, parse_assignments, settings_option
+from tokenizers_zoo.cli.options import DEVICE, PATH, assigned, names_option, parse_assignments, settings_option
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import assigned, input_items, numbers_of, pairs_of, run_argument
+from zoo_backbone.cli import input_items, numbers_of, pairs_of, run_argument
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo

@@ -21,21 +21,13 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 
-from tokenizers_zoo.config import (
-    Origin,
-    check_amounts,
-    check_counts,
-    check_interval,
-    check_types,
-    default_of,
-    from_mapping,
-    load_toml,
-)
+from tokenizers_zoo.config import Checked, Origin, default_of, from_mapping, load_toml
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.records import Interval, NonNegativeFloat, NonNegativeInt, PositiveInt
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.samples import TEST
 from tokenizers_zoo.spec import ModalitySpec
@@ -43,7 +35,7 @@ from zoo_backbone.config import expect
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate.sampling import Guidance, Passes, Schedule, TemperatureSchedule
 from zoo_backbone.generate.schemes import SCHEMES
-from zoo_backbone.generate.sources import inputs_of, sources_of, written_sources
+from zoo_backbone.generate.sources import Source, inputs_of, sources_of, written_sources
 
 LAYOUT, LEFT_TO_RIGHT = "layout", "autoregressive"
 """Schemes of a plan: the first scheme that fits the layout, and the only scheme of sequences."""
@@ -60,7 +52,7 @@ DRAW = 1 << 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TargetPlan:
+class TargetPlan(Checked):
     """How one target is generated. The defaults suit every layout."""
 
     name: str
@@ -68,37 +60,35 @@ class TargetPlan:
     scheme: str = LAYOUT
     """Decoding order: of grids and vectors a scheme (table below the keys in docs/settings.md), of sequences
     "autoregressive"; "layout": the first that fits."""
-    steps: int = 0
+    steps: NonNegativeInt = 0
     """Decoding steps of a grid or vector, at most one per token; 0: the scheme's default.
     Sequences always take one step per token."""
     schedule: Schedule = "cosine"
     """How many tokens each step decides: few first ("cosine"), equally many ("linear"), few first and last
     ("s-curve")."""
-    temperature: float = 1.0
+    temperature: NonNegativeFloat = 1.0
     """Sampling temperature: the divisor of the logits; 0 selects the most likely id."""
     temperature_schedule: TemperatureSchedule = "constant"
     """Schedule of the temperature of a grid or vector, down to `final_temperature`: constant, "linear", or "inverse"
     (fast at first, as in 4M's published settings)."""
-    final_temperature: float = 0.0
+    final_temperature: NonNegativeFloat = 0.0
     """The last temperature of a falling schedule."""
-    top_k: int = 0
+    top_k: NonNegativeInt = 0
     """Sample among this many most likely ids; 0: all."""
-    top_p: float = TOP_P
+    top_p: Annotated[float, Interval("(0, 1]")] = TOP_P
     """Sample among the most likely ids that together have this probability."""
     filter_before_temperature: bool = False
     """Apply `top_k` and `top_p` before the temperature, and rank MaskGIT's cells by the filtered probabilities, as 4M's
     code does."""
-    confidence_noise: float = 0.0
+    confidence_noise: NonNegativeFloat = 0.0
     """Scale of the Gumbel noise on MaskGIT's log confidences at the first step; falls linearly to 0."""
-    max_length: int = 0
+    max_length: NonNegativeInt = 0
     """Maximum number of content tokens of a sequence; 0: the layout's."""
     guidance: Guidance | None = None
     """How strongly the inputs steer this target; none: the plan's guidance."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_amounts(self, "steps", "temperature", "final_temperature", "top_k", "confidence_noise", "max_length")
-        check_interval(self, "(0, 1]", "top_p")
+        Checked.__post_init__(self)
         expect(self, "scheme", self.scheme in (LAYOUT, *SCHEMES), f"one of {[LAYOUT, *SCHEMES]}")
         falls = self.temperature_schedule != "constant" or not self.final_temperature
         expect(self, "final_temperature", falls, 'temperature_schedule "linear" or "inverse" with it')
@@ -155,7 +145,7 @@ def resolved_plan(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GenerationPlan:
+class GenerationPlan(Checked):
     """Everything that a generation depends on, except the model and the stored samples."""
 
     targets: tuple[TargetPlan, ...]
@@ -174,17 +164,15 @@ class GenerationPlan:
     """Keys of stored samples, instead of `samples`."""
     split: str = DEFAULT_SPLIT
     """Split of the stored samples."""
-    draws: int = 1
+    draws: PositiveInt = 1
     """Draws per sample."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of the draws."""
     rank: str = ""
     """A modality in which draws are compared with their inputs, to sort them; empty: no sorting."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_counts(self, "draws")
-        check_amounts(self, "seed")
+        Checked.__post_init__(self)
         is_positive = not is_count(self.samples) or int(self.samples) > 0
         expect(self, "samples", is_positive, "a number from 1 on or numbers such as 0-7")
         expect(self, "samples", not (self.keys and self.samples), "either samples or keys")
@@ -225,14 +213,14 @@ class GenerationPlan:
             targets.append(replace(target, guidance=guidance))
         return replace(self, inputs=tuple(inputs_of(inputs)), targets=tuple(targets))
 
-    def with_absolute_paths(self, folder: Path, zoo: Zoo) -> GenerationPlan:
-        """Return the plan with absolute paths instead of paths relative to `folder`, and texts in quotes."""
+    def with_absolute_paths(self, folder: Path, sources: Mapping[str, Source]) -> GenerationPlan:
+        """Return the plan with the `sources` of its inputs, and with absolute paths of masks in `folder`."""
         regions = {}
         for name, region in self.inpaint.items():
             before, mask, file = region.partition(MASK)
             is_file = mask and not before.replace("not:", "")
             regions[name] = f"{before}{mask}{folder / file}" if is_file else region
-        return replace(self, inputs=tuple(inputs_of(sources_of(self.inputs, zoo, folder))), inpaint=regions)
+        return replace(self, inputs=tuple(inputs_of(sources)), inpaint=regions)
 
     def numbers(self) -> list[int]:
         """Return the numbers of the samples. Raises ConfigError."""
@@ -266,8 +254,9 @@ def ranges(text: str, prefix: str) -> list[tuple[int, int]]:
 
 def read_plan(path: Path, zoo: Zoo) -> dict[str, Any]:
     """Return the checked tables of a plan file, with absolute paths. Raises ConfigError."""
-    table = load_toml(path)
-    plan = from_mapping(GenerationPlan, table, Origin(path=path)).with_absolute_paths(path.parent.resolve(), zoo)
+    table, folder = load_toml(path), path.parent.resolve()
+    plan = from_mapping(GenerationPlan, table, Origin(path=path))
+    plan = plan.with_absolute_paths(folder, sources_of(plan.inputs, zoo, folder))
     return table | {"inputs": list(plan.inputs), "inpaint": plan.inpaint}
 
 

@@ -7,14 +7,15 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizers_zoo.config import check_types
+from tokenizers_zoo.config import Checked
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.records import Interval
 from zoo_backbone.config import expect
 
 Schedule = Literal["cosine", "linear", "s-curve"]
@@ -148,26 +149,24 @@ def draw(
 
 STRONGEST = 1e6
 """Largest weight of a condition; float32 logits lose their digits beyond it."""
+Condition = Annotated[float, Interval(f"[-{STRONGEST:g}, {STRONGEST:g}]")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Guidance:
+class Guidance(Checked):
     """How strongly the inputs steer a target: one scale for all, or a weight for each condition."""
 
-    scale: float = 1.0
+    scale: Condition = 1.0
     """For all inputs together (arXiv 2207.12598): 1 is no guidance, 0 ignores them, above 1 follows them more closely,
     below 0 moves away."""
     always: tuple[str, ...] = ()
     """With `scale`: modalities that the unconditional pass sees, too."""
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, Condition] = field(default_factory=dict)
     """Weights of single modalities, each a condition of its own (arXiv 2206.01714; 4M's multimodal guidance). Every
     pass sees the other inputs. Excludes `scale`."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for key, numbers in (("scale", [self.scale]), ("weights", self.weights.values())):
-            expected = f"numbers from {-STRONGEST:g} to {STRONGEST:g}"
-            expect(self, key, all(abs(number) <= STRONGEST for number in numbers), expected)
+        Checked.__post_init__(self)
         expect(self, "weights", not self.weights or self.scale == 1, "either scale or weights")
         expect(self, "always", not (self.weights and self.always), "weights or always; every pass sees the others")
 

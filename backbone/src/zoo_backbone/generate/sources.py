@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers_zoo.data.tokens import is_token_file, read_tokens
-from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
+from tokenizers_zoo.data.tokens import is_token_file
+from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.limits import read_file
 from tokenizers_zoo.registry import ModalityHandle, Zoo
-from zoo_backbone.packing import checked_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +124,3 @@ def item_of_source(handle: ModalityHandle, source: Source) -> Any:
         several = "; repeat --input for each" if re.search(r",\w+=", content) else ""
         raise ConfigError(f'input {name}={content:.200}: expected an existing file, or "TEXT" in quotes{several}')
     return Path(content)
-
-
-def tokens_of_file(handle: ModalityHandle, file: Path) -> Any:
-    """Return the tokens in a file as a batch. Raises DataError."""
-    tokens = [read_tokens(handle, file)]
-    try:
-        checked_batch(handle.spec, tokens, None, "")
-    except InvalidValueError as error:
-        raise DataError(f"{file}: {error}") from None
-    return tokens

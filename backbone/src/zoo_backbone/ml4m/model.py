@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizers_zoo.config import check_amounts
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.layouts import EmbeddingsLayout, PatchesLayout, SequenceLayout
+from tokenizers_zoo.records import NonNegativeInt, PositiveInt
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.batch import PackedInputs, RawBatch
-from zoo_backbone.config import ModelConfig, expect
+from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout, Positions, init_ordered_ids
 from zoo_backbone.model import EMBEDDING_STD, FourM
 from zoo_backbone.spans import Bools, Ints, Keys, Spans, ragged, sorted_draw
@@ -29,19 +29,14 @@ class PublishedConfig(ModelConfig):
 
     share_modality_embeddings: bool = True
     """Whether the inputs and targets of a modality have the same modality embedding."""
-    registers: int = 0
+    registers: NonNegativeInt = 0
     """Learned tokens that precede the inputs (arXiv 2309.16588)."""
-    stored_positions: Mapping[str, int] = field(default_factory=dict)
+    stored_positions: Mapping[str, PositiveInt] = field(default_factory=dict)
     """Rows of the position embeddings of each published modality. They are buffers, separate for inputs and targets."""
     inputs_only: tuple[str, ...] = ()
     """Discrete modalities without weights as targets."""
     targets_only: tuple[str, ...] = ()
     """Modalities without weights as inputs."""
-
-    def __post_init__(self) -> None:
-        ModelConfig.__post_init__(self)
-        check_amounts(self, "registers")
-        expect(self, "stored_positions", min(self.stored_positions.values(), default=1) > 0, "at least 1 each")
 
 
 class AdjacentSpans(Spans):

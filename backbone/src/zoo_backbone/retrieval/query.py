@@ -38,7 +38,7 @@ from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.samples import TEST, spread
 from zoo_backbone.evaluation_data import ranked_names
-from zoo_backbone.gallery import Shown, shown, text_of, write_sheet
+from zoo_backbone.gallery import Shown, shown, write_gallery, write_sheet
 from zoo_backbone.generate.sources import Source, item_of_source
 from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.retrieval import EmbeddingConfig
@@ -294,18 +294,13 @@ def _gallery(
     query_rows = rows[spread(len(rows), QUERIES)]
     cosines = vectors[query][query_rows] @ vectors[target][rows].T
     nearest = rows[np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]]
-    queries = [[show(query, row)] for row in query_rows]
-    hits = [
-        [mark_correct(show(target, hit)) if hit == row else show(target, hit) for hit in hit_rows]
+    rows_shown = [
+        [show(query, row), *(mark_correct(show(target, hit)) if hit == row else show(target, hit) for hit in hit_rows)]
         for row, hit_rows in zip(query_rows, nearest, strict=True)
     ]
-    header, picture = f"query: {query}", f"{GALLERY}/{query}-finds-{target}.png"
-    has_images = write_hits(out / picture, [header], queries, hits)
-    return {
-        "query": query, "target": target, "picture": picture if has_images else None,
-        "columns": [header, *map(str, range(1, nearest.shape[1] + 1))],
-        "rows": [
-            {"key": keys[row], "hits": [keys[hit] for hit in hit_rows], "cells": list(map(text_of, inputs + cells))}
-            for row, hit_rows, inputs, cells in zip(query_rows, nearest, queries, hits, strict=True)
-        ],
-    }  # fmt: skip
+    headers = [f"query: {query}", *map(str, range(1, nearest.shape[1] + 1))]
+    picture, query_keys = f"{GALLERY}/{query}-finds-{target}.png", [keys[row] for row in query_rows]
+    gallery = write_gallery(out, picture, headers, query_keys, rows_shown)
+    for entry, hit_rows in zip(gallery["rows"], nearest, strict=True):
+        entry["hits"] = [keys[hit] for hit in hit_rows]
+    return {"query": query, "target": target, **gallery}

@@ -28,7 +28,7 @@ from tokenizers_zoo.cli.options import (
 from tokenizers_zoo.config import Origin
 from tokenizers_zoo.io import disk_errors, read_table, short_name
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import CONFIG_OPTION, read_tables, run_argument
+from zoo_backbone.cli import CONFIG_OPTION, read_tables, run_argument, with_options
 from zoo_backbone.transfer.config import TUNING, As, HeadName, TransferConfig, Tuning, transfer_config
 
 if TYPE_CHECKING:
@@ -95,10 +95,9 @@ def train_command(run: Run, zoo: Zoo, task: str, inputs: list[str], out: Path | 
     from zoo_backbone.transfer.train import FOLDER, train_probe
 
     file_table = read_tables(config_file)["transfer"]
-    table = file_table | parse_assignments(assignments)
     number = labels and parse_assignments([f"labels={labels}"])["labels"]
     options = {"tuning": tuning, "head": head, "labels": number}
-    table |= {key: value for key, value in options.items() if value is not None}
+    table = with_options(file_table, assignments, None, **options)
     config = transfer_config(table, Origin(path=config_file, table="transfer"))
     if print_config:
         base = Layer(TUNING.get(config.tuning, {}), f"tuning {config.tuning}")

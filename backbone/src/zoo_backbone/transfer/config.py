@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from tokenizers_zoo.config import Origin, check_counts, check_interval, from_mapping
+from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.nn.config import MOST_BLOCKS
+from tokenizers_zoo.records import Interval, PositiveFloat, PositiveInt
 from tokenizers_zoo.train.config import TrainConfig
 
 Tuning = Literal["frozen", "full", "lora", "scratch"]
@@ -44,19 +44,19 @@ class TransferConfig(TrainConfig):
     layers; lora: low-rank adapters in the blocks' linear layers; scratch: all, from random weights (the baseline)."""
     head: HeadName | None = None
     """The head on top of the features. Default: the first that fits the kind of target."""
-    labels: int | float = 1.0
+    labels: PositiveInt | Annotated[float, Interval("(0, 1]")] = 1.0
     """Training labels used: a float in (0, 1] is a share, an integer is a number of samples."""
-    layer_decay: float = 0.75
+    layer_decay: Annotated[float, Interval("(0, 1]")] = 0.75
     """Ratio of the learning rates of consecutive encoder layers (BEiT, arXiv 2106.08254)."""
-    neighbours: int = 20
+    neighbours: PositiveInt = 20
     """Number of neighbours (knn)."""
-    temperature: float = 0.07
+    temperature: PositiveFloat = 0.07
     """Neighbours are weighted by exp(cosine / temperature) (knn; DINO, arXiv 2104.14294, appendix)."""
-    lora_rank: int = 8
+    lora_rank: PositiveInt = 8
     """Rank of the LoRA adapters (arXiv 2106.09685)."""
-    lora_alpha: int = 16
+    lora_alpha: PositiveInt = 16
     """LoRA adapters are scaled by lora_alpha / lora_rank."""
-    head_blocks: int = 2
+    head_blocks: Annotated[int, Interval(f"[1, {MOST_BLOCKS}]")] = 2
     """Blocks per resolution (convnext), or decoder blocks (tokens)."""
     steps: int = 1000
     """Optimizer steps."""
@@ -64,26 +64,18 @@ class TransferConfig(TrainConfig):
     """Samples per forward pass."""
     eval_every: int = 50
     """Steps between evaluations. Each evaluation also saves the training state."""
-    validation: float = 0.2
+    validation: Annotated[float, Interval("[0, 1)")] = 0.2
     """Share of the labels used for validation: the weights of the best evaluation are kept. With 0, or with fewer than
     8 validation samples, all labels are trained on and the last weights are kept."""
     eval_samples: int = 512
     """Maximum number of validation samples. Without validation: test samples that are scored during training."""
     patience: int | None = None
     """Stop after this many evaluations without improvement of the main validation metric. Default: never."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Interval("[0, 1)")] = 0.0
     """Dropout on the features before the head (arXiv 1207.0580)."""
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
-        limit = 1 if isinstance(self.labels, float) else math.inf
-        if isinstance(self.labels, bool) or not 0 < self.labels <= limit:
-            raise ValueError(f"labels: expected a share in (0, 1] or a number of samples, got {self.labels}")
-        check_interval(self, "(0, 1]", "layer_decay")
-        check_counts(self, "neighbours", "lora_rank", "lora_alpha")
-        check_interval(self, f"[1, {MOST_BLOCKS}]", "head_blocks")
-        check_interval(self, "(0, inf)", "temperature")
-        check_interval(self, "[0, 1)", "validation", "dropout", unit="a share")
         if self.head == "knn" and self.tuning != "frozen":
             raise ValueError(f"head: knn needs tuning frozen, got {self.tuning}")
 

@@ -104,8 +104,13 @@ class Neighbours(Head):
     answers: Tensor
 
     def __init__(self, bank: Tensor, answers: Tensor, config: TransferConfig, outputs: int) -> None:
-        """Store features `(samples, dim)` with class ids `(samples,)` or numbers `(samples, outputs)`."""
+        """Store features `(samples, dim)` with class ids `(samples,)` or numbers `(samples, outputs)`.
+
+        Raises ValueError without samples.
+        """
         super().__init__()
+        if not len(bank):
+            raise ValueError("bank: holds no samples, expected at least 1")
         self.register_buffer("mean", bank.mean(0))
         self.register_buffer("bank", F.normalize(bank - self.mean, dim=1))
         self.register_buffer("answers", answers)
@@ -233,10 +238,19 @@ class TokenDecoder(Head):
         return torch.stack(written, 1)
 
 
-def build_head(name: HeadName, target: Any, config: TransferConfig, model: ModelConfig, grid: Grid | None) -> Head:
-    """Return a new head for features of a backbone with the config `model`; map heads read `grid`."""
+def build_head(
+    name: HeadName, target: Any, config: TransferConfig, model: ModelConfig, grid: Grid | None, samples: int = 1
+) -> Head:
+    """Return a new head for features of a backbone with the config `model`.
+
+    Map heads read `grid`; knn has room for `samples`. Raises ValueError for a target without outputs.
+    """
+    if target.outputs < 1:
+        raise ValueError(f"target: predicts {target.outputs} numbers, expected at least 1")
     if name == "knn":
-        return Neighbours(torch.zeros(1, model.dim), torch.zeros(1, 1), config, target.outputs)
+        is_class = target.kind == "classes"
+        answers = torch.zeros(samples, dtype=torch.int64) if is_class else torch.zeros(samples, target.outputs)
+        return Neighbours(torch.zeros(samples, model.dim), answers, config, target.outputs)
     if name == "linear" and grid is None:
         return PooledLinear(model.dim, target.outputs)
     small = ModelConfig(dim=model.dim, encoder_depth=1, decoder_depth=config.head_blocks, heads=model.heads)
@@ -247,6 +261,8 @@ def build_head(name: HeadName, target: Any, config: TransferConfig, model: Model
     assert grid is not None and isinstance(target, ClassMap | Numbers)
     rows, columns = grid.shape
     patch = (-(-target.size[0] // rows), -(-target.size[1] // columns))
+    if min(patch) < 1:
+        raise ValueError(f"target: has the size {target.size}, expected at least 1")
     dim = model.dim * len(grid.names)
     if name == "linear":
         return MapLinear(dim, target.outputs, patch, target.size)

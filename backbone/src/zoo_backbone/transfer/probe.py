@@ -3,8 +3,7 @@
 A probe's folder holds
 
     model.safetensors   `head.*`; `encoder.*`: all weights (full, scratch), the adapters (lora), or none (frozen)
-    config.json         "task", "target", "value" (the shape and classes of labels that are whole values), "inputs",
-                        "head", "settings", "seed", "backbone", "constant_baseline", "train_classes"
+    config.json         see `ProbeRecord`
     metrics.json        see results.py
     run.json            see `RunFolder`; "places" has the task as given, "run", "tokens", "data" and "registry"
 
@@ -18,8 +17,7 @@ import importlib.util
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,30 +26,41 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizers_zoo.checkpoint import CONFIG, COPY_AGAIN, check_sizes, checkpoint_errors, load_record, loading
-from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.checkpoint import (
+    CONFIG,
+    COPY_AGAIN,
+    check_sizes,
+    checkpoint_errors,
+    load_record,
+    loading,
+    save_checkpoint,
+)
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
-from tokenizers_zoo.io import as_record, difference
+from tokenizers_zoo.io import as_record, difference, write_table
 from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.report.records import BackboneRecord
+from tokenizers_zoo.report.transfer import METRICS
 from tokenizers_zoo.run_folder import RUN, read_run, replacing_folder
 from tokenizers_zoo.samples import spread
 from tokenizers_zoo.tar import key_problem
 from zoo_backbone.checkpoint import architecture_for, load_model, model_config
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.gallery import shown, write_sheet
-from zoo_backbone.model import check_handle
+from zoo_backbone.model import FourM, check_handle
 from zoo_backbone.packing import spans_of
-from zoo_backbone.run import Run, stored_config
-from zoo_backbone.transfer.config import HEADS, TransferConfig
-from zoo_backbone.transfer.head import Grid, Head, Neighbours, build_head
-from zoo_backbone.transfer.targets import Target, Tokens, target_from_json
+from zoo_backbone.run import stored_config, training_zoo
+from zoo_backbone.transfer.config import HEADS, HeadName, TransferConfig
+from zoo_backbone.transfer.head import Grid, Head, build_head
+from zoo_backbone.transfer.targets import Target, Tokens
 from zoo_backbone.transfer.task import Samples, Stores, Task
 
 CLASS = "Probe"
+BACKBONE = ("weights_sha256", "fingerprints", "architecture", "model", "specs")
+"""Keys of the backbone's config.json that a probe keeps."""
 HEAD, ENCODER, ADAPTER = "head.", "encoder.", "lora_"
 """Prefixes of tensor names, and a part of the names of LoRA adapters."""
 BASELINE = "constant_baseline"
@@ -70,6 +79,7 @@ MAX_PICTURED = 100
 class StoredTask:
     """The task that a probe was trained for."""
 
+    name: str = ""
     wanted: Literal["classes", "tokens"] | None
     """The requested kind of target."""
 
@@ -79,16 +89,27 @@ class ProbeRecord:
     """config.json of a probe."""
 
     task: StoredTask
-    target: Mapping[str, Any]
-    """See `target_to_json`."""
+    target: Target
     value: Any = None
-    """Settings of the labels' modality that predictions depend on."""
+    """The shape and classes of labels that are whole values: predictions depend on them."""
     inputs: tuple[str, ...]
-    head: str
-    settings: Mapping[str, Any]
+    head: HeadName
+    settings: TransferConfig
+    seed: int = 0
     backbone: BackboneRecord
-    train_classes: tuple[str, ...]
+    train_classes: tuple[str, ...] = ()
+    """Classes with a training label."""
     constant_baseline: Any = None
+    """The constant prediction that is best on the training labels; None: it is a tensor."""
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS[self.target.kind]:
+            raise ValueError(f"head {self.head} cannot predict {self.target.kind}")
+
+    def table(self) -> dict[str, Any]:
+        """Return config.json; of the backbone, it has the keys that rebuild the encoder."""
+        backbone = {key: value for key, value in as_dicts(self.backbone).items() if key in BACKBONE}
+        return {"class": CLASS, **as_dicts(self), "backbone": backbone}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +124,34 @@ class ProbePlaces:
 
 
 class Network(nn.Module):
-    """An encoder with a head."""
+    """An encoder with a head: a new probe of `model`, the encoder at the start of its training.
 
-    def __init__(self, encoder: FourMEncoder, head: Head, grid: Grid | None) -> None:
+    Only callers know whether peft is installed, which lora needs. `samples` is the size of a knn head.
+    """
+
+    def __init__(self, model: FourM, record: ProbeRecord, zoo: Zoo | None = None, samples: int = 1) -> None:
         super().__init__()
-        self.encoder, self.head, self.grid = encoder, head, grid
+        config, target = record.settings, record.target
+        self.encoder = FourMEncoder(model, zoo, frozen=config.tuning in ("frozen", "lora")).eval()
+        self.encoder.model.record = record.backbone
+        self.tuning = config.tuning
+        if config.tuning == "lora":
+            from peft import LoraConfig, inject_adapter_in_model
+
+            rank, alpha = config.lora_rank, config.lora_alpha
+            lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_LAYERS, lora_dropout=0.0, bias="none")
+            inject_adapter_in_model(lora, self.encoder.model)
+            self.encoder.eval()
+        self.grid = Grid.of(self.encoder.layout, record.inputs) if target.kind.endswith("map") else None
+        self.head: Head = build_head(record.head, target, config, model.config, self.grid, samples)
+
+    def stored(self) -> dict[str, Tensor]:
+        """Return the head, and the trained weights of the encoder, by their names in model.safetensors."""
+        tensors = {HEAD + name: tensor for name, tensor in self.head.state_dict().items()}
+        for name, tensor in self.encoder.model.state_dict().items() if self.tuning != "frozen" else ():
+            if self.tuning != "lora" or ADAPTER in name:
+                tensors[ENCODER + name] = tensor
+        return tensors
 
     def features(self, tokens: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Return the features that the head reads and their mask. Inputs come from `FourMEncoder.prepare`."""
@@ -125,23 +169,15 @@ class Network(nn.Module):
         return self.head(*self.features(tokens, used))
 
 
-def build_encoder(run: Path, config: TransferConfig, seed: int) -> FourMEncoder:
-    """Return the encoder of a run at the start of training: pretrained, random (scratch), or with LoRA adapters."""
+def initial_model(run: Path, config: TransferConfig, seed: int) -> FourM:
+    """Return the backbone of a run: pretrained, or with random weights (scratch)."""
     model = load_model(run)
     if config.tuning == "scratch":
         positions = dict(model.named_buffers())  # fixed, also in a model from scratch
         model = type(model).seeded(model.config, model.layout.specs, seed)
         for name, buffer in model.named_buffers():
             buffer.copy_(positions[name])
-    encoder = FourMEncoder(model, frozen=config.tuning in ("frozen", "lora"))
-    if config.tuning == "lora":  # callers have checked that peft is installed
-        from peft import LoraConfig, inject_adapter_in_model
-
-        lora = LoraConfig(
-            r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=LORA_LAYERS, lora_dropout=0.0, bias="none"
-        )
-        inject_adapter_in_model(lora, encoder.model)
-    return encoder.eval()
+    return model
 
 
 def require_peft() -> None:
@@ -157,14 +193,11 @@ class Probe(nn.Module):
     """
 
     def __init__(
-        self, network: Network, task: Task, target: Target, zoo: Zoo, config: ProbeRecord,
-        sources: ProbePlaces, constant_baseline: Any,
-    ) -> None:  # fmt: skip
+        self, network: Network, task: Task, zoo: Zoo, config: ProbeRecord, sources: ProbePlaces, constant_baseline: Any
+    ) -> None:
         super().__init__()
-        self.network, self.task, self.target, self.zoo = network, task, target, zoo
-        self.config, self.sources, self.constant_baseline = config, sources, constant_baseline
-        self.inputs = config.inputs
-        network.encoder.zoo, network.encoder.model.record = zoo, config.backbone
+        self.network, self.task, self.zoo, self.config, self.sources = network, task, zoo, config, sources
+        self.inputs, self.target, self.constant_baseline = config.inputs, config.target, constant_baseline
         self.eval()
 
     def _select(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,16 +278,13 @@ class Probe(nn.Module):
             specs=[self.network.encoder.layout.spec(name) for name in self.inputs],
         )  # fmt: skip
 
-    def tensors(self) -> tuple[dict[str, Tensor], Any]:
-        """Return the tensors of model.safetensors, and the constant baseline in config.json; arrays are tensors."""
-        tensors = {HEAD + name: tensor for name, tensor in self.network.head.state_dict().items()}
-        tuning = self.config.settings["tuning"]
-        for name, tensor in self.network.encoder.model.state_dict().items() if tuning != "frozen" else ():
-            if tuning != "lora" or ADAPTER in name:
-                tensors[ENCODER + name] = tensor
-        if isinstance(self.constant_baseline, np.ndarray):
-            return {**tensors, BASELINE: torch.from_numpy(np.array(self.constant_baseline, order="C"))}, None
-        return tensors, self.constant_baseline
+    def save(self, folder: Path, metrics: Mapping[str, Any], card: str) -> None:
+        """Write the files of the probe. A constant baseline that is an array becomes a tensor."""
+        tensors, constant = self.network.stored(), self.constant_baseline
+        if isinstance(constant, np.ndarray):
+            tensors[BASELINE], constant = torch.from_numpy(np.array(constant, order="C")), None
+        save_checkpoint(folder, tensors, replace(self.config, constant_baseline=constant).table(), card)
+        write_table(folder / METRICS, metrics)
 
 
 def load(
@@ -270,76 +300,52 @@ def load(
         raise CheckpointError(f"{folder}: no finished probe; train one with zoo transfer train")
     sources = as_record(record.places, ProbePlaces, folder / RUN, remedy=COPY_AGAIN, keys=("places",))
     tensors, probe_record = load_record(folder, CLASS, ProbeRecord)
-    with checkpoint_errors(folder):
-        config = from_mapping(TransferConfig, probe_record.settings)
-        target = target_from_json(probe_record.target)
-        if probe_record.head not in HEADS[target.kind]:
-            raise ValueError(f"head {probe_record.head} cannot predict {target.kind}")
+    config, target = probe_record.settings, probe_record.target
     registry = Path(sources.registry) if sources.registry else None
-    zoo = zoo or Run(folder=folder, tokens=Path(sources.tokens), registry=registry).zoo()
+    zoo = zoo or training_zoo(registry, folder)
     task = Task.parse(sources.task, zoo, probe_record.task.wanted)
     if isinstance(target, Tokens) and task.handle is not None:
         check_handle(task.handle, target.fingerprint)
     if mismatch := difference(probe_record.value, task.value):
         advice = "use the registry of its training, or train again"
         raise CheckpointError(f"{folder}: the labels of {task.text} have changed: {mismatch}; {advice}")
-    head_tensors, tuned = (
-        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        for prefix in (HEAD, ENCODER)
-    )
     if config.tuning == "lora":
         require_peft()
     with loading(), checkpoint_errors(folder):
-        encoder = _load_encoder(folder, probe_record.backbone, config, run or Path(sources.run), tuned)
-        grid = Grid.of(encoder.layout, probe_record.inputs) if target.kind.endswith("map") else None
-        if probe_record.head == "knn":
-            head = _neighbours(head_tensors, target, config, encoder.model.config.dim)
+        shape, specs = model_config(probe_record.backbone), probe_record.backbone.specs
+        samples, model_class = len(tensors.get(f"{HEAD}bank", ())), architecture_for(shape)
+        check_sizes(folder, tensors, lambda: Network(model_class(shape, specs), probe_record, samples=samples).stored())
+        if config.tuning in ("frozen", "lora"):
+            model = load_model(_checked_run(folder, run or Path(sources.run), probe_record.backbone))
         else:
-            build = partial(build_head, probe_record.head, target, config, encoder.model.config, grid)
-            check_sizes(folder, head_tensors, lambda: build().state_dict())
-            head = build()
+            model = model_class.seeded(shape, specs, 0)
+        network = Network(model, probe_record, zoo, samples)
+        stored_tensors = network.stored()
+        if unexpected := tensors.keys() - stored_tensors.keys() - {BASELINE}:
+            raise ValueError(f"tensor {min(unexpected)} is unexpected")
+        for name, tensor in stored_tensors.items():
+            if tensors[name].is_floating_point() != tensor.is_floating_point():
+                raise ValueError(f"{name} is {tensors[name].dtype}, expected {tensor.dtype}")
+            tensor.copy_(tensors[name])
+        if probe_record.head == "knn" and target.kind == "classes":
+            answers = tensors[f"{HEAD}answers"]
+            if answers.min() < 0 or answers.max() >= target.outputs:
+                raise ValueError(f"answers: expected class ids below {target.outputs}")
         constant = tensors[BASELINE].numpy() if BASELINE in tensors else probe_record.constant_baseline
         if target.kind == "numbers" and not isinstance(constant, float | int | np.ndarray):
             raise ValueError(f"constant_baseline of numbers is {constant!r}")
-        head.load_state_dict(head_tensors)
-        expected = {name for name in encoder.model.state_dict() if config.tuning != "lora" or ADAPTER in name}
-        if config.tuning != "frozen" and expected != set(tuned):
-            raise ValueError(f"encoder weight {min(expected ^ set(tuned))} is missing or unexpected")
-        encoder.model.load_state_dict(tuned, strict=False)
-    network = Network(encoder, head, grid).requires_grad_(False).to(device)
-    return Probe(network, task, target, zoo, probe_record, sources, constant)
+    return Probe(network.requires_grad_(False).to(device), task, zoo, probe_record, sources, constant)
 
 
-def _neighbours(tensors: Mapping[str, Tensor], target: Any, config: TransferConfig, dim: int) -> Head:
-    """Return the head of stored features and their answers. Raises ValueError if they do not fit the target."""
-    bank, answers = tensors["bank"], tensors["answers"]
-    of_classes = target.kind == "classes"
-    shapes = (len(bank), dim), (len(bank),) if of_classes else (len(bank), target.outputs)
-    if (tuple(bank.shape), tuple(answers.shape)) != shapes or not len(bank):
-        raise ValueError(f"bank is {tuple(bank.shape)} and answers {tuple(answers.shape)}, expected {shapes}")
-    if of_classes and (answers.dtype != torch.int64 or answers.min() < 0 or answers.max() >= target.outputs):
-        raise ValueError(f"answers: expected class ids below {target.outputs}")
-    return Neighbours(bank, answers, config, target.outputs)
-
-
-def _load_encoder(
-    folder: Path, backbone: BackboneRecord, config: TransferConfig, run: Path, tuned: Mapping[str, Tensor]
-) -> FourMEncoder:
-    """Return the encoder before its `tuned` weights are loaded."""
-    if config.tuning in ("full", "scratch"):
-        shape, specs = model_config(backbone), backbone.specs
-        model = architecture_for(shape)
-        check_sizes(folder, tuned, lambda: FourMEncoder(model(shape, specs)).model.state_dict())
-        return FourMEncoder(model.seeded(shape, specs, 0)).eval()
+def _checked_run(folder: Path, run: Path, backbone: BackboneRecord) -> Path:
+    """Return the run of a probe's backbone. Raises CheckpointError if it is gone, or has other weights."""
     if not run.is_dir():
         raise CheckpointError(f"{folder}: its backbone was in {run}, which is gone; give --run RUN")
     if stored_config(run).weights_sha256 != backbone.weights_sha256:
         raise CheckpointError(
             f"{folder}: the backbone in {run} has other weights than at its training; give --run RUN, or train again"
         )
-    if config.tuning == "lora" and {len(x) for name, x in tuned.items() if "lora_A" in name} != {config.lora_rank}:
-        raise CheckpointError(f"{folder}: its adapters are not of lora_rank {config.lora_rank}")
-    return build_encoder(run, config, 0)
+    return run
 
 
 def predict_to_folder(

@@ -6,12 +6,11 @@ into a target tensor, batch first. Heads output tensors for `loss` (a mean) and 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.records import Variant
 from tokenizers_zoo.spec import Metric, ModalitySpec, OrderedIds, ids_of
 from tokenizers_zoo.validation import commonest_classes
 
@@ -35,8 +34,22 @@ ERRORS = (
 )
 
 
+class Target(Variant):
+    """Base class. Its fields are the key "target" of a probe's config.json."""
+
+    if TYPE_CHECKING:  # properties and methods of each target
+
+        @property
+        def outputs(self) -> int:
+            """Number of a head's outputs per sample, pixel or token."""
+
+        encode: Any
+        loss: Any
+        decode: Any
+
+
 @dataclass(frozen=True, kw_only=True)
-class Classes:
+class Classes(Target):
     """One class per sample: outputs `(batch, classes)`, targets int64 `(batch,)`."""
 
     kind: ClassVar[str] = "classes"
@@ -69,7 +82,7 @@ class Classes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassMap:
+class ClassMap(Target):
     """One class per pixel: outputs `(batch, classes, height, width)`, targets int64 `(batch, height, width)`.
 
     Pixels of an `unscored` class have no target, and no prediction is an unscored class.
@@ -120,9 +133,10 @@ class ClassMap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Numbers:
-    """Numbers, standardised: one, a vector `(n,)`, or a map `(channels, height, width)` with moments per channel."""
+class Numbers(Target):
+    """Numbers, standardised: one, or a vector `(n,)`; also base class of NumberMap."""
 
+    kind: ClassVar[str] = "numbers"
     metrics: ClassVar[tuple[Metric, ...]] = ERRORS
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -147,11 +161,8 @@ class Numbers:
         table = np.log(table) if fields.get("scale") == "log" else table
         std = table.std((0, 2))
         std[std <= 1e-12] = 1.0  # constant labels
-        return cls(mean=tuple(table.mean((0, 2)).tolist()), std=tuple(std.tolist()), **fields)
-
-    @property
-    def kind(self) -> str:
-        return "number map" if len(self.shape) == 3 else "numbers"
+        target_class = NumberMap if len(fields.get("shape", ())) == 3 else cls
+        return target_class(mean=tuple(table.mean((0, 2)).tolist()), std=tuple(std.tolist()), **fields)
 
     @property
     def outputs(self) -> int:
@@ -204,7 +215,18 @@ class Numbers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
+class NumberMap(Numbers, Target):
+    """Numbers per pixel, `(channels, height, width)`, with moments per channel."""
+
+    kind: ClassVar[str] = "number map"
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3:
+            raise ValueError(f"shape: expected channels, height and width, got {self.shape}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens(Target):
     """A modality's own tokens, left to right (Pix2Seq, arXiv 2109.10852).
 
     Outputs are logits `(batch, tokens, vocabulary)`; targets int64 `(batch, tokens)` hold content, the end id if the
@@ -265,23 +287,6 @@ class Tokens:
             return list(ids.reshape(len(ids), *self.shape))
         ends = [np.flatnonzero(row == self.end) for row in ids]
         return [row[: end[0] if len(end) else math.prod(self.shape)] for row, end in zip(ids, ends, strict=True)]
-
-
-Target = Classes | ClassMap | Numbers | Tokens
-TARGETS: Mapping[str, type[Any]] = {
-    "classes": Classes, "numbers": Numbers, "class map": ClassMap, "number map": Numbers, "tokens": Tokens,
-}  # fmt: skip
-
-
-def target_to_json(target: Target) -> dict[str, Any]:
-    """Return a target as JSON types."""
-    return {"kind": target.kind, **dataclasses.asdict(target)}
-
-
-def target_from_json(data: Mapping[str, Any]) -> Target:
-    """Return the target that `target_to_json` wrote."""
-    fields = {key: value for key, value in data.items() if key != "kind" and value is not None}
-    return from_mapping(TARGETS[data["kind"]], fields)
 
 
 def _accuracies(counts: npt.NDArray[np.int64], hits: npt.NDArray[np.int64]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, float32_by_default, load_config, save_checkpoint
+from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, float32_by_default
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.io import as_json, write_table
 from tokenizers_zoo.progress import progress_bar, say
-from tokenizers_zoo.records import convert
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.report.transfer import METRICS
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
@@ -35,19 +33,18 @@ from zoo_backbone.encoder import parameter_groups
 from zoo_backbone.evaluation_data import input_forms
 from zoo_backbone.run import Run, registry_path, stored_config
 from zoo_backbone.transfer.config import TransferConfig, head_for
-from zoo_backbone.transfer.head import Grid, Neighbours, build_head
+from zoo_backbone.transfer.head import Grid, Neighbours
 from zoo_backbone.transfer.probe import (
-    CLASS,
     KIND,
     Network,
     Probe,
     ProbePlaces,
     ProbeRecord,
-    build_encoder,
+    StoredTask,
+    initial_model,
     require_peft,
 )
 from zoo_backbone.transfer.results import probe_card
-from zoo_backbone.transfer.targets import target_to_json
 from zoo_backbone.transfer.task import Samples, Stores, Task, split_labels
 
 FOLDER = "transfer"
@@ -58,8 +55,6 @@ PROBE = RunKind(
     results=(WEIGHTS, CONFIG, METRICS),
     keeps_state=True,
 )
-BACKBONE = ("weights_sha256", "fingerprints", "architecture", "model", "specs")
-"""Keys of the backbone's config.json that a probe keeps."""
 EVAL_BATCH = 64
 CACHE_BYTES = 4 << 30
 """Memory for the cached features of a split."""
@@ -132,8 +127,9 @@ class ProbeTask(LoopTask):
         self.test = stores.samples(parsed, TEST, self.target)
         self.dropped = {TRAIN: labelled.dropped, TEST: self.test.dropped, "unknown_keys": unknown_keys}
         self.head = head_for(self.target.kind, config)
-        self.grid = Grid.of(layout, inputs) if self.target.kind.endswith("map") else None
-        if self.head == "linear" and self.grid is None and config.batch_size < 2:
+        if self.target.kind.endswith("map"):
+            Grid.of(layout, inputs)  # raises before anything is written
+        elif self.head == "linear" and config.batch_size < 2:
             raise ConfigError("batch_size 1: head linear normalises over the batch; expected at least 2")
         self.spec, self.validates = parsed.spec(self.target), bool(self.split.validation)
         self.held_out = self.split.samples if self.validates else self.test
@@ -141,16 +137,16 @@ class ProbeTask(LoopTask):
         self.samples = TrainingSamples(
             train=self.split.training, test=self.split.validation or range(len(self.test)), provenance=provenance
         )
-        self.probe_config: dict[str, Any] = {
-            "class": CLASS, "task": {"name": parsed.title, "wanted": target_kind},
-            "target": target_to_json(self.target), "value": parsed.value, "inputs": inputs, "head": self.head,
-            "settings": dataclasses.asdict(config), "seed": seed,
-            "backbone": {key: value for key, value in load_config(run.folder).items() if key in BACKBONE},
-        }  # fmt: skip
-        self.places: Mapping[str, Any] = {
-            "task": parsed.text, "run": str(run.folder.resolve()), "tokens": str(run.tokens),
-            "data": None if data is None else str(data.resolve()), "registry": registry_path(zoo.location),
-        }  # fmt: skip
+        self.record = ProbeRecord(
+            task=StoredTask(name=parsed.title, wanted=target_kind), target=self.target, value=parsed.value,
+            inputs=tuple(inputs), head=self.head, settings=config, seed=seed, backbone=backbone,
+            train_classes=tuple(sorted(set(self.targets))) if self.target.kind == "classes" else (),
+        )  # fmt: skip
+        self.sources = ProbePlaces(
+            task=parsed.text, run=str(run.folder.resolve()), tokens=str(run.tokens),
+            data=None if data is None else str(data.resolve()), registry=registry_path(zoo.location),
+        )  # fmt: skip
+        self.places = as_dicts(self.sources)
         self.device = device
         self.frozen = config.tuning == "frozen"
         self.features: dict[int, FeatureCache] = {}  # by id of Samples
@@ -162,11 +158,11 @@ class ProbeTask(LoopTask):
         return f"transfer {self.task.title}"
 
     def describe(self) -> Mapping[str, Any]:
-        config, backbone = self.probe_config, self.probe_config["backbone"]
-        fingerprints = {name: backbone["fingerprints"].get(name) for name in config["inputs"]}
+        table = self.record.table()
+        fingerprints = {name: self.record.backbone.fingerprints.get(name) for name in self.record.inputs}
         return {
-            **{key: config[key] for key in ("class", "task", "target", "inputs", "head", "settings")},
-            "backbone": {"weights_sha256": backbone["weights_sha256"], "fingerprints": fingerprints},
+            **{key: table[key] for key in ("class", "task", "target", "inputs", "head", "settings")},
+            "backbone": {"weights_sha256": self.record.backbone.weights_sha256, "fingerprints": fingerprints},
         }
 
     # ------------------------------------------------------------------ the model
@@ -176,10 +172,9 @@ class ProbeTask(LoopTask):
         if self.split.reason:
             warning = f"{self.title}: {self.split.reason}; training on all labels, keeping the last step"
             say(console(), warning, warning=True)
-        encoder = build_encoder(self.run.folder, self.config, self.seed)
-        head = build_head(self.head, self.target, self.config, encoder.model.config, self.grid)
-        self.network = Network(encoder.to(self.device), head, self.grid)
-        module: nn.Module = head if self.frozen else self.network
+        self.network = Network(initial_model(self.run.folder, self.config, self.seed), self.record, self.zoo)
+        self.network.encoder.to(self.device)
+        module: nn.Module = self.network.head if self.frozen else self.network
         self.trained_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
         if self.frozen:
             for samples in (self.split.samples, self.test):
@@ -251,31 +246,27 @@ class ProbeTask(LoopTask):
         self, run: RunFolder, module: nn.Module, test: Sequence[Any], steps: int, seconds: float, best: Best | None
     ) -> None:
         """Score all held-out samples and write the probe."""
-        samples, target = self.split.samples, self.target
-        config = {**self.probe_config, "train_classes": sorted(set(self.targets)) if target.kind == "classes" else []}
-        baseline = self.task.constant_baseline(target, samples.labels)
-        probe_record, sources = convert(as_json(config), ProbeRecord), convert(self.places, ProbePlaces)
-        probe = Probe(self.network, self.task, target, self.zoo, probe_record, sources, baseline)
+        target = self.target
+        baseline = self.task.constant_baseline(target, self.split.samples.labels)
+        probe = Probe(self.network, self.task, self.zoo, self.record, self.sources, baseline)
         best_metrics = {} if best is None else {
             "best_step": best.step, "validation": {"name": self.spec.metrics[0].name, "score": best.score}
         }  # fmt: skip
         metrics = {
             "task": {"name": self.task.title, "kind": target.kind},
-            "inputs": config["inputs"], "head": self.head, "tuning": self.config.tuning, "seed": self.seed,
+            "inputs": self.record.inputs, "head": self.head, "tuning": self.config.tuning, "seed": self.seed,
             "labels": {"requested": self.config.labels, "train": len(self.split.training),
                        "validation": len(self.split.validation), "test": len(self.test)},
             "metrics": probe.score(self.test),
-            "settings": config["settings"],
+            "settings": self.record.settings,
             "dropped": self.dropped,
             "unseen_classes": probe.unseen_classes(self.test.labels),
-            "backbone": {"weights_sha256": config["backbone"]["weights_sha256"]},
+            "backbone": {"weights_sha256": self.record.backbone.weights_sha256},
             "parameters": {"trained": self.trained_parameters, "all": sum(p.numel() for p in probe.parameters())},
             "steps": steps, **best_metrics,
             "seconds": {"training": round(seconds, 1), "all": round(time.perf_counter() - self.started, 1)},
         }  # fmt: skip
-        tensors, config["constant_baseline"] = probe.tensors()
-        save_checkpoint(run.path, tensors, config, probe_card(metrics))
-        write_table(run.path / METRICS, metrics)
+        probe.save(run.path, metrics, probe_card(metrics))
         run.finish(steps=steps)
 
 

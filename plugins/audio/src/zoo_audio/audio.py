@@ -8,18 +8,19 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_counts, check_interval
+from tokenizers_zoo.config import Checked, Settings
 from tokenizers_zoo.families.base import token_grid
 from tokenizers_zoo.families.temporal import TemporalModality, TemporalTokenizer, check_patch
 from tokenizers_zoo.limits import limits
 from tokenizers_zoo.pictures import read_array
 from tokenizers_zoo.quantizers.config import QuantizerKind
+from tokenizers_zoo.records import Interval, PositiveInt
 from tokenizers_zoo.spec import Crop, Metric
 from tokenizers_zoo.validation import CountedReads
 
@@ -154,28 +155,27 @@ class AudioTokenizer(TemporalTokenizer):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AudioSettings:
+class AudioSettings(Checked):
     """Settings of sound."""
 
-    sample_rate: int = 16000
+    sample_rate: Annotated[int, Interval(f"[100, {FASTEST}]")] = 16000
     """Hz of the values; files at other rates are resampled."""
-    length: int = 16000
+    length: PositiveInt = 16000
     """Samples of a value; longer files are cut at the end, shorter ones end in silence."""
-    hop: int = 250
+    hop: PositiveInt = 250
     """Samples between spectrogram frames; times `patch_length` it divides the length."""
-    window: int = 1000
+    window: PositiveInt = 1000
     """Samples under a frame's window; even, and at least two hops."""
-    mels: int = 64
+    mels: PositiveInt = 64
     """Bands of the spectrogram."""
-    patch_length: int = 4
+    patch_length: PositiveInt = 4
     """Frames per place of the token grid."""
-    iterations: int = 32
+    iterations: PositiveInt = 32
     """Griffin-Lim iterations of decoding."""
     tokenizer: AudioTokenizer = AudioTokenizer()
 
     def __post_init__(self) -> None:
-        check_counts(self, "sample_rate", "hop", "mels", "iterations")
-        check_interval(self, f"[100, {FASTEST}]", "sample_rate", unit="Hz")
+        Checked.__post_init__(self)
         if self.window < 2 * self.hop:
             raise ValueError(f"window: expected at least two hops ({2 * self.hop}), got {self.window}")
         if self.window % 2:

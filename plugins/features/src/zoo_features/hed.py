@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_interval
+from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.pictures import image_of, read_grey, to_bytes
 from tokenizers_zoo.pretrained import PretrainedConfig
+from tokenizers_zoo.records import Interval
 from tokenizers_zoo.spec import Metric
 
 
@@ -31,14 +32,10 @@ class HedNetwork(PretrainedConfig):
 class HedSettings(SpatialSettings):
     """Settings of hed."""
 
-    network_size: int = 128
+    network_size: Annotated[int, Interval("[16, 4096]")] = 128
     """Smaller pictures are enlarged so that their shorter side has this many pixels."""
     network: HedNetwork = HedNetwork()
     """What derives the values from pictures."""
-
-    def __post_init__(self) -> None:
-        SpatialSettings.__post_init__(self)
-        check_interval(self, "[16, 4096]", "network_size", unit="pixels")
 
 
 class Hed(SpatialModality):

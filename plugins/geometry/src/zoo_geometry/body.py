@@ -7,10 +7,12 @@ SMPL (Loper et al., SIGGRAPH Asia 2015). The lengths of the bones are fitted to 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tokenizers_zoo.records import Interval
 
 Array = NDArray[Any]
 
@@ -277,7 +279,8 @@ def shortest_rotation(start: Array, end: Array) -> Array:
     return Rotation.align_vectors(end, start)[0].as_matrix()
 
 
-FieldOfView = float | tuple[float, float] | None
+Degrees = Annotated[float, Interval("(0, 180)")]
+FieldOfView = Degrees | tuple[Degrees, Degrees] | None
 
 
 def half_sizes(fov: FieldOfView, height: int, width: int) -> Array:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import SHOWN, Settings, check_interval
+from tokenizers_zoo.config import SHOWN, Settings
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.pictures import Array, image_of, png_bytes, read_array, read_numbers
 from tokenizers_zoo.pretrained import LabellerConfig, PretrainedError
+from tokenizers_zoo.records import PositiveFloat
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
 
@@ -40,13 +41,13 @@ class DepthLabeller(LabellerConfig):
 
     metric: bool | None = None
     """Whether the network gives metres; absent asks its config.json, which says so for some kinds."""
-    scaled_to: tuple[float, float] | None = None
+    scaled_to: tuple[PositiveFloat, PositiveFloat] | None = None
     """For relative inverse depth: the metres that the nearest and the farthest pixel of every picture are given; in
     between inverse depth is linear. Shapes are right then, but distances of two pictures cannot be compared."""
 
     def __post_init__(self) -> None:
         LabellerConfig.__post_init__(self)
-        if self.scaled_to is not None and not 0 < self.scaled_to[0] < self.scaled_to[1] < float("inf"):
+        if self.scaled_to is not None and not self.scaled_to[0] < self.scaled_to[1]:
             raise ValueError(f"scaled_to: expected two rising distances in metres, got {list(self.scaled_to)}")
         if self.metric and self.scaled_to is not None:
             raise ValueError("scaled_to: is for networks of relative depth, and metric says that this one gives metres")
@@ -100,17 +101,16 @@ SUPPOSED = (4.0, 1.5)
 class DepthSettings(SpatialSettings):
     """Settings of depth."""
 
-    png_scale: float = 0.001
+    png_scale: PositiveFloat = 0.001
     """Metres per unit of pictures of whole numbers (.png, .tif); in 16 bits 0 and 65535 are no distances."""
-    shown: tuple[float, float] = field(default=(0.5, 16.0), metadata=SHOWN)
+    shown: tuple[PositiveFloat, PositiveFloat] = field(default=(0.5, 16.0), metadata=SHOWN)
     """Nearest and farthest metres of the colours in pictures; logarithmic in between."""
     labeller: DepthLabeller | None = None
     """A network that derives depth from rgb where no source gives it; absent, depth is not derived."""
 
     def __post_init__(self) -> None:
         SpatialSettings.__post_init__(self)
-        check_interval(self, "(0, inf)", "png_scale", unit="metres per unit")
-        if not 0 < self.shown[0] < self.shown[1]:
+        if not self.shown[0] < self.shown[1]:
             raise ValueError(f"shown: expected two rising distances in metres, got {list(self.shown)}")
 
 

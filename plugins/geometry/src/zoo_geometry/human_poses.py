@@ -6,18 +6,19 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.autoencoder.config import PUBLISHED_TRAINING
-from tokenizers_zoo.config import Settings, check_counts, check_interval
+from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.object_tokens import BINS, Axis, Spelling, box_seen_through, by_area
 from tokenizers_zoo.families.objects import ObjectModality, ObjectTokenizerConfig, SpelledSettings
 from tokenizers_zoo.families.text import read_json
 from tokenizers_zoo.quantizers.config import QuantizerKind
+from tokenizers_zoo.records import Interval, PositiveInt
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from zoo_geometry import body, published_people
 from zoo_geometry.body import Array
@@ -100,18 +101,13 @@ class PoseSettings(SpelledSettings):
     preset: Literal["4m"] | None = None
     """4m: the sizes and sequences of 4M-21 (arXiv 2406.09406): 8 product codes of 1024 for the pose, 1000 levels,
     10 betas, spelled in the vocabulary `text`; a person stays whatever a crop leaves of the box."""
-    max_people: int = 4
+    max_people: PositiveInt = 4
     """Most people of one picture; those with the smallest boxes are dropped."""
-    min_visible: float = 0.25
+    min_visible: Annotated[float, Interval("(0, 1]")] = 0.25
     """Share of a person's box that a crop must leave for the person to stay, in (0, 1]."""
     labeller: PoseLabeller | None = None
     """Networks that derive poses from rgb where no source gives them; absent, they are not derived."""
     tokenizer: PoseTokenizer = PoseTokenizer()
-
-    def __post_init__(self) -> None:
-        SpelledSettings.__post_init__(self)
-        check_counts(self, "max_people")
-        check_interval(self, "(0, 1]", "min_visible")
 
 
 class HumanPoses(ObjectModality):

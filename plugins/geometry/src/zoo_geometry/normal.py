@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_interval
+from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.families.images import angle_degrees
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
@@ -29,15 +29,10 @@ UNIT_TOLERANCE = 0.02
 class NormalSettings(SpatialSettings):
     """Settings of normal."""
 
-    camera_fov: float | tuple[float, float] | Literal["metadata"] | None = None
+    camera_fov: FieldOfView | Literal["metadata"] = None
     """The camera's field of view in degrees; if set, normals are derived from depth. One number is the vertical field
     of view of square pixels. Use [vertical, horizontal] for pictures that were squeezed into a square, and "metadata"
     for each sample's field `camera_fov`."""
-
-    def __post_init__(self) -> None:
-        SpatialSettings.__post_init__(self)
-        if self.camera_fov != "metadata":
-            check_interval(self, "(0, 180)", "camera_fov", unit="degrees")
 
 
 class Normal(SpatialModality):

@@ -9,13 +9,13 @@ import math
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from tokenizers_zoo.config import check_interval
 from tokenizers_zoo.families.object_tokens import box_overlaps
 from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError, files_of, pretrained_errors
+from tokenizers_zoo.records import Interval
 from zoo_geometry import body
 from zoo_geometry.body import Array, direction, half_sizes, look_at_rotation, offset_of, rotations_of
 
@@ -261,16 +261,11 @@ class PoseLabeller(PretrainedConfig):
         " labeller.model to FOLDER"
     )
 
-    camera_fov: float | tuple[float, float] | None = None
+    camera_fov: body.FieldOfView = None
     """The camera's field of view, degrees: the vertical one, of pixels that are square at the size of the settings of
     rgb, or [vertical, horizontal]. Absent supposes a focal length of the picture's diagonal."""
-    threshold: float = 0.5
+    threshold: Annotated[float, Interval("(0, 1)")] = 0.5
     """Least score of the detector and of the landmark network, in (0, 1)."""
-
-    def __post_init__(self) -> None:
-        PretrainedConfig.__post_init__(self)
-        check_interval(self, "(0, 180)", "camera_fov", unit="degrees")
-        check_interval(self, "(0, 1)", "threshold", unit="a score")
 
     def people(self, picture: Array) -> list[Person]:
         """The people of a picture, float (3, height, width) in [0, 1]; an empty list where there are none."""
@@ -279,9 +274,7 @@ class PoseLabeller(PretrainedConfig):
         return [person for person in people if person is not None]
 
 
-def person_of(
-    landmarks: Landmarks, size: tuple[int, int], fov: float | tuple[float, float] | None = None
-) -> Person | None:
+def person_of(landmarks: Landmarks, size: tuple[int, int], fov: body.FieldOfView = None) -> Person | None:
     """The entries of one person in a picture of `size` (height, width); None where nothing of them is in the picture,
     or where they cannot be put before the camera."""
     height, width = size

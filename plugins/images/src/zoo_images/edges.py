@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_interval
+from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.pictures import crop_and_resize, image_of, png_bytes, read_grey
+from tokenizers_zoo.records import Interval
 from tokenizers_zoo.spec import Crop, Metric
 
 ONE = 1 / 255, 1 / 65535
@@ -91,12 +92,8 @@ class EdgeMap(SpatialModality):
 class CannySettings(SpatialSettings):
     """Settings of `canny`."""
 
-    sigma: float = 1.0
+    sigma: Annotated[float, Interval("[0, 100)")] = 1.0
     """Standard deviation in pixels of the Gaussian blur before edge detection, in [0, 100)."""
-
-    def __post_init__(self) -> None:
-        SpatialSettings.__post_init__(self)
-        check_interval(self, "[0, 100)", "sigma", unit="pixels")
 
 
 class Canny(EdgeMap):

@@ -6,16 +6,17 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_interval
+from tokenizers_zoo.config import Checked, Settings
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer
 from tokenizers_zoo.pictures import image_of
+from tokenizers_zoo.records import Interval
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.text_vocab import Coordinate, Piece, VocabularyConfig, coordinate_fraction, coordinate_level
 
@@ -32,22 +33,19 @@ SWATCH = 48  # pixels, height and width
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PaletteSettings:
+class PaletteSettings(Checked):
     """Settings of `palette`. Raises ValueError, naming the field, for a value out of range."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"4m": {"colours": 7, "layout": "4m"}}
 
     preset: Literal["4m"] | None = None
     """4m: seven colours in the layout of the 4M papers."""
-    colours: int = 5
+    colours: Annotated[int, Interval("[1, 16]")] = 5
     """Colours of a palette, 1 to 16."""
     layout: Literal["axes", "4m"] = "axes"
     """axes: red, green and blue on axes v0, v1 and v2. 4m: the number of colours on v1, then every red, green and blue
     on v0, its level the number from 0 to 255. There repetitions of the last colour are dropped. One token more than the
     colours take is left for the end of the sequence."""
-
-    def __post_init__(self) -> None:
-        check_interval(self, "[1, 16]", "colours")
 
 
 class Palette(TextModality[PaletteSettings]):

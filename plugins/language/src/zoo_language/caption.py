@@ -13,10 +13,11 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_counts
+from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.families.continuous import EmbeddingsModality, EmbeddingsSettings
 from tokenizers_zoo.pretrained import LabellerConfig, PretrainedConfig
+from tokenizers_zoo.records import PositiveInt
 from tokenizers_zoo.spec import Crop
 from zoo_language.plain import PlainText, PlainTextSettings
 
@@ -28,12 +29,8 @@ class CaptionLabeller(LabellerConfig):
     files: ClassVar[tuple[str, ...]] = (*LabellerConfig.files, "tokenizer_config.json")
     architectures: ClassVar[tuple[str, ...]] = ("BlipForConditionalGeneration", "GitForCausalLM")
 
-    max_words: int = 30
+    max_words: PositiveInt = 30
     """Most word pieces of a caption."""
-
-    def __post_init__(self) -> None:
-        LabellerConfig.__post_init__(self)
-        check_counts(self, "max_words")
 
     def caption(self, picture: NDArray[Any]) -> str:
         """Generate a caption greedily for a picture float (3, height, width) in [0, 1].

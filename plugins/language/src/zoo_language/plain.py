@@ -10,9 +10,10 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeVar
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_counts
+from tokenizers_zoo.config import Checked, Settings
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer, control_character, printable, read_json, words_of
+from tokenizers_zoo.records import PositiveInt
 from tokenizers_zoo.spec import Metric, ValueSpec
 from tokenizers_zoo.text_vocab import Piece
 from tokenizers_zoo.validation import text_of
@@ -84,20 +85,17 @@ MARK = "\ufeff"  # at the start of a file, says that it is UTF-8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PlainTextSettings:
+class PlainTextSettings(Checked):
     """Settings of a plain text. Raises ValueError, naming the field, for a value out of range."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"4m": {"max_length": 256}}
 
     preset: Literal["4m"] | None = None
     """4m: texts of up to 256 tokens, as the 4M papers have them."""
-    max_length: int = 64
+    max_length: PositiveInt = 64
     """Most tokens of a text; a longer one is cut before the word that crosses it."""
-    max_characters: int = 2000
+    max_characters: PositiveInt = 2000
     """A longer text is refused."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "max_length", "max_characters")
 
 
 S = TypeVar("S", bound=PlainTextSettings)

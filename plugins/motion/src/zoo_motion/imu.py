@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_interval
+from tokenizers_zoo.config import Settings
 from tokenizers_zoo.families.temporal import SeriesModality, SeriesSettings, TemporalTokenizer
 from tokenizers_zoo.pictures import canvas
+from tokenizers_zoo.records import PositiveFloat
 from tokenizers_zoo.spec import Metric
 
 NAMES = ("acceleration_x", "acceleration_y", "acceleration_z", "rate_x", "rate_y", "rate_z")
@@ -37,13 +38,9 @@ class ImuSettings(SeriesSettings):
     """Settings of inertial measurements."""
 
     patch_length: int = 4
-    sample_rate: float = 128.0
+    sample_rate: PositiveFloat = 128.0
     """Measurements per second; files do not say theirs, and are not resampled."""
     tokenizer: ImuTokenizer = ImuTokenizer()
-
-    def __post_init__(self) -> None:
-        SeriesSettings.__post_init__(self)
-        check_interval(self, "(0, inf)", "sample_rate", unit="Hz")
 
 
 class Imu(SeriesModality):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.config import check_interval
 from tokenizers_zoo.errors import first_line
 from tokenizers_zoo.families.images import PSNR, psnr
 from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
@@ -26,6 +25,7 @@ from tokenizers_zoo.pictures import (
     rgb_image,
     to_bytes,
 )
+from tokenizers_zoo.records import PositiveFloat
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
 
@@ -49,13 +49,9 @@ HALF_TICK = 5.0
 class VideoSettings(ClipSettings):
     """Settings of video."""
 
-    frame_rate: float = 8.0
+    frame_rate: PositiveFloat = 8.0
     """Frames per second of the values. Files are sampled at these times; animations with a tolerance of 5 ms, because
     they round their times."""
-
-    def __post_init__(self) -> None:
-        ClipSettings.__post_init__(self)
-        check_interval(self, "(0, inf)", "frame_rate", unit="frames per second")
 
 
 class Video(ClipModality):

@@ -10,14 +10,15 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.config import check_counts, check_interval
+from tokenizers_zoo.config import Checked
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.families.sources import MadeSource
+from tokenizers_zoo.records import Interval, PositiveInt
 from tokenizers_zoo.source import Sample, SourceSpec
 
 PHOTOS: Mapping[str, tuple[str, ...]] = {
@@ -38,20 +39,16 @@ PHOTOS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PhotosSettings:
+class PhotosSettings(Checked):
     """The size of the pictures, and the scales of the crops."""
 
-    image_size: int = 64
+    image_size: PositiveInt = 64
     """Height and width in pixels."""
-    smallest: float = 0.25
+    smallest: Annotated[float, Interval("(0, 1]")] = 0.25
     """Side of the smallest crop, as a fraction of the photograph's shorter side, in (0, 1]. Crops are never enlarged
     unless the photograph itself is smaller than `image_size`."""
     flips: bool = True
     """Mirror half of the crops left and right."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "image_size")
-        check_interval(self, "(0, 1]", "smallest", unit="a fraction")
 
 
 def _sample(config: PhotosSettings, split: str, seed: int, number: int) -> Sample:

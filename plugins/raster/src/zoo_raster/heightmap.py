@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import check_interval
 from tokenizers_zoo.families.images import angle_degrees
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.pictures import image_of, read_array, read_numbers
+from tokenizers_zoo.records import PositiveFloat
 from tokenizers_zoo.spec import Metric
 from zoo_raster.tiff import Raster, read_tiff, tiff_bytes
 
@@ -28,19 +28,15 @@ KNEE = 100.0
 class HeightmapSettings(SpatialSettings):
     """Settings of height maps."""
 
-    pixel_metres: float = 60.0
+    pixel_metres: PositiveFloat = 60.0
     """Metres between pixels at the size of the settings; for slopes, in the score and in the shading of pictures. It
     does not follow `image_size`: half as many pixels of the same land are twice as far apart."""
-    png_scale: float = 1.0
+    png_scale: PositiveFloat = 1.0
     """Metres per unit of 16-bit PNG files."""
     png_offset: float = 0.0
     """Metres that are added to them."""
     nodata: float = -9999.0
     """Number in the file that marks a missing height, in addition to the one a .tif declares. nan: no such number."""
-
-    def __post_init__(self) -> None:
-        SpatialSettings.__post_init__(self)
-        check_interval(self, "(0, inf)", "pixel_metres", "png_scale", unit="metres")
 
 
 class Heightmap(SpatialModality):

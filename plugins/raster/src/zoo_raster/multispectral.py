@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import check_interval
 from tokenizers_zoo.families.images import PSNR, angle_degrees, psnr
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
 from tokenizers_zoo.pictures import read_array, rgb_image
+from tokenizers_zoo.records import Interval, PositiveFloat
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.validation import array_bytes
 from zoo_raster.tiff import Raster, bands_first, read_tiff, tiff_bytes
@@ -48,18 +48,13 @@ class MultispectralSettings(SpatialSettings):
     """Settings of multi-spectral rasters."""
 
     tokenizer: MultispectralTokenizer = MultispectralTokenizer()
-    scale: float = 0.0001
+    scale: PositiveFloat = 0.0001
     """Reflectance per unit of files of integers."""
-    offset: float = 0.0
+    offset: Annotated[float, Interval("[-1, 1]")] = 0.0
     """Reflectance that is added to it: -0.1 for Sentinel-2 products since baseline 04.00."""
     nodata: float = 0.0
     """Number that marks a pixel without data in integer files if all bands have it, in addition to the one a .tif
     declares: 0 in Sentinel-2 products; nan: none is."""
-
-    def __post_init__(self) -> None:
-        SpatialSettings.__post_init__(self)
-        check_interval(self, "(0, inf)", "scale")
-        check_interval(self, "[-1, 1]", "offset", unit="a reflectance")
 
 
 class Multispectral(SpatialModality):

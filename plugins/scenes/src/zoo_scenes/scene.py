@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.config import check_interval
+from tokenizers_zoo.config import Checked
+from tokenizers_zoo.records import Interval
 
 Colour = tuple[float, float, float]
 
@@ -77,25 +78,25 @@ Field = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SceneSettings:
+class SceneSettings(Checked):
     """Settings of the `scenes` source. Raises ValueError, naming the field, for a value out of range."""
 
-    image_size: int = 64
+    image_size: Annotated[int, Interval("[8, 2048]")] = 64
     """Height and width of every picture in pixels, 8 to 2048."""
-    people: int = 2
+    people: Annotated[int, Interval("[0, 4]")] = 2
     """Most people in one room, 0 to 4."""
-    clutter: int = 6
+    clutter: Annotated[int, Interval("[0, 12]")] = 6
     """Most loose things (boxes, balls, cylinders) that are dropped into one room, 0 to 12."""
-    min_fov: float = 62.0
+    min_fov: Annotated[float, Interval("[30, 110]")] = 62.0
     """Least vertical field of view of the camera in degrees, 30 to 110. Distances can only be inferred if the lens is
     known: with any lens allowed, the same picture shows a near or a far thing."""
-    max_fov: float = 68.0
+    max_fov: Annotated[float, Interval("[30, 110]")] = 68.0
     """Greatest one, `min_fov` to 110."""
     shadows: bool = True
     """Whether the lamp casts shadows, by a second ray per pixel."""
-    max_boxes: int = 8
+    max_boxes: Annotated[int, Interval("[1, 64]")] = 8
     """Most bounding boxes per picture, the largest things first, 1 to 64."""
-    min_visible: float = 0.003
+    min_visible: Annotated[float, Interval("[0, 1]")] = 0.003
     """Share of the picture that a thing must cover to be in captions, boxes, poses and numbers of things, 0 to 1."""
     captions: Literal["sentences", "layout"] = "sentences"
     """sentences: some of the things and their rough places, in up to four sentences. layout: every thing with a box,
@@ -104,12 +105,7 @@ class SceneSettings:
     alone: take it without crops."""
 
     def __post_init__(self) -> None:
-        check_interval(self, "[8, 2048]", "image_size", unit="pixels")
-        check_interval(self, "[0, 4]", "people")
-        check_interval(self, "[0, 12]", "clutter")
-        check_interval(self, "[30, 110]", "min_fov", "max_fov", unit="degrees")
-        check_interval(self, "[1, 64]", "max_boxes")
-        check_interval(self, "[0, 1]", "min_visible", unit="a share")
+        Checked.__post_init__(self)
         if self.min_fov > self.max_fov:
             raise ValueError(f"min_fov: expected up to max_fov ({self.max_fov:g}), got {self.min_fov:g}")
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_counts, check_interval
-from tokenizers_zoo.families.images import Array
+from tokenizers_zoo.config import Checked, Settings
 from tokenizers_zoo.families.object_tokens import box_overlaps, box_seen_through, by_area
-from tokenizers_zoo.pictures import canvas
+from tokenizers_zoo.pictures import Array, canvas
+from tokenizers_zoo.records import Interval, PositiveInt
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.text_vocab import coordinate_fraction, coordinate_level
 from zoo_semantics.labelled_boxes import (
@@ -39,7 +39,7 @@ THIN = 0.05  # of a level: half the width that a box gets whose two edges fall o
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BoxesSettings:
+class BoxesSettings(Checked):
     """Settings of `boxes`. Raises ValueError, naming the field, for a value out of range."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -48,20 +48,16 @@ class BoxesSettings:
 
     preset: Literal["4m"] | None = None
     """4m: sequences as the 4M papers have them; a box stays whatever a crop leaves of it."""
-    max_length: int = 96
+    max_length: PositiveInt = 96
     """Most tokens of one picture; the smallest boxes that do not fit are dropped."""
-    max_boxes: int = 16
+    max_boxes: PositiveInt = 16
     """Most boxes of one picture; the smallest are dropped."""
     order: Literal["area", "corner"] = "area"
     """Largest first, or by the distance of the upper left corner from the picture's, as 4M has them."""
-    min_visible: float = 0.25
+    min_visible: Annotated[float, Interval("(0, 1]")] = 0.25
     """Share of a box's area that a crop must leave for the box to stay, in (0, 1]."""
     labeller: BoxLabeller | None = None
     """A network that derives boxes from rgb where no source gives them; absent, they are not derived."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "max_length", "max_boxes")
-        check_interval(self, "(0, 1]", "min_visible")
 
 
 class Boxes(LabelledBoxes[BoxesSettings]):

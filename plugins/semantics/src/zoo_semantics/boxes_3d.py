@@ -6,15 +6,15 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_counts, check_interval
-from tokenizers_zoo.families.images import Array
+from tokenizers_zoo.config import Checked, Settings
 from tokenizers_zoo.families.object_tokens import shares_of_union
-from tokenizers_zoo.pictures import canvas
+from tokenizers_zoo.pictures import Array, canvas
+from tokenizers_zoo.records import Interval, PositiveInt
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.text_vocab import Piece, Special, coordinate_fraction, coordinate_level
 from zoo_semantics.labelled_boxes import (
@@ -49,20 +49,22 @@ GRID, CAMERA = (48, 51, 60), (235, 235, 235)
 SHADE = 0.3
 
 
-Span = tuple[float, float]
+Metres = Annotated[float, Interval(f"[-{FARTHEST:g}, {FARTHEST:g}]")]
+Span = tuple[Metres, Metres]
+Side = Annotated[float, Interval(f"(0, {LONGEST:g}]")]
 SPANS = ("x", "y", "z", "size")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Boxes3dSettings:
+class Boxes3dSettings(Checked):
     """Settings of `boxes_3d`. Raises ValueError, naming the field, for a value out of range.
 
     Numbers outside their range are clipped. The levels of yaw go once around, so that no two of them mean the same.
     """
 
-    max_length: int = 144
+    max_length: PositiveInt = 144
     """Most tokens of one picture; the last boxes of the list that do not fit are dropped."""
-    max_boxes: int = 16
+    max_boxes: PositiveInt = 16
     """Most boxes of one picture; the end of the list is dropped."""
     x: Span = (-4.0, 4.0)
     """Range in metres to the right of the camera, divided into the levels of axis v0: the vocabulary's
@@ -71,13 +73,11 @@ class Boxes3dSettings:
     """Metres above the camera, likewise, of axis v1."""
     z: Span = (-8.0, 0.0)
     """Range in metres from the camera towards the viewer, for axis v2. Visible things are below 0."""
-    size: Span = (0.05, 4.0)
+    size: tuple[Side, Side] = (0.05, 4.0)
     """Metres of a side, likewise, with levels that are even in the logarithm."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "max_length", "max_boxes")
-        check_interval(self, f"[-{FARTHEST}, {FARTHEST}]", "x", "y", "z", unit="metres")
-        check_interval(self, f"(0, {LONGEST}]", "size", unit="metres")
+        Checked.__post_init__(self)
         for name in SPANS:
             low, high = getattr(self, name)
             if low >= high:

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokenizers_zoo.families.images import Array
 from tokenizers_zoo.limits import limits
-from tokenizers_zoo.pictures import crop_and_resize
+from tokenizers_zoo.pictures import Array, crop_and_resize
 from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.validation import json_of
 

@@ -14,9 +14,9 @@ import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.families.images import Array
 from tokenizers_zoo.families.object_tokens import best_pairs
 from tokenizers_zoo.families.text import TextModality, TextTokenizer, control_character, printable, read_json
+from tokenizers_zoo.pictures import Array
 from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.text_vocab import Coordinate, Piece, Special
 

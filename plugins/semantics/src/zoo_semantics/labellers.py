@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from tokenizers_zoo.config import SHOWN, check_counts, check_interval
+from tokenizers_zoo.config import SHOWN
 from tokenizers_zoo.errors import and_others
-from tokenizers_zoo.families.images import Array
 from tokenizers_zoo.families.object_tokens import box_overlaps
+from tokenizers_zoo.pictures import Array
 from tokenizers_zoo.pretrained import LabellerConfig, PretrainedError
+from tokenizers_zoo.records import Interval, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,14 +77,10 @@ class BoxLabeller(LabellerConfig):
 
     architectures: ClassVar[tuple[str, ...]] = ("ForObjectDetection",)
 
-    threshold: float = 0.5
+    threshold: Annotated[float, Interval("(0, 1)")] = 0.5
     """The least score of a box that is kept, in (0, 1)."""
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Other names of the network's labels: { "potted plant" = "plant", ... }; one named "" is left out."""
-
-    def __post_init__(self) -> None:
-        LabellerConfig.__post_init__(self)
-        check_interval(self, "(0, 1)", "threshold", unit="a score")
 
     def boxes(self, picture: Array) -> list[dict[str, Any]]:
         """Boxes in a picture float (3, height, width) in [0, 1], as fractions of its width and height, best first."""
@@ -115,21 +112,16 @@ class InstanceLabeller(LabellerConfig):
 
     architectures: ClassVar[tuple[str, ...]] = ("SamModel",)
 
-    points: int = 32
+    points: PositiveInt = 32
     """Points along each side of the grid; SAM gives three masks for each."""
-    batch: int = field(default=64, metadata=SHOWN)
+    batch: PositiveInt = field(default=64, metadata=SHOWN)
     """Points in one forward pass; each needs memory for three masks of the picture's size."""
-    min_quality: float = 0.88
+    min_quality: Annotated[float, Interval("[0, 1]")] = 0.88
     """The least overlap (IoU) with the true mask that SAM predicts of a mask that is kept."""
-    min_stability: float = 0.95
+    min_stability: Annotated[float, Interval("[0, 1]")] = 0.95
     """The least overlap (IoU) of a mask's pixels at a threshold raised and lowered by 1 logit."""
-    max_overlap: float = 0.7
+    max_overlap: Annotated[float, Interval("[0, 1]")] = 0.7
     """Non-maximum suppression: masks whose boxes overlap (IoU) more with a better mask are dropped."""
-
-    def __post_init__(self) -> None:
-        LabellerConfig.__post_init__(self)
-        check_counts(self, "points", "batch")
-        check_interval(self, "[0, 1]", "min_quality", "min_stability", "max_overlap", unit="a share")
 
     def masks(self, picture: Array) -> Array:
         """Masks, bool (masks, height, width), of a picture float (3, height, width) in [0, 1], best first."""

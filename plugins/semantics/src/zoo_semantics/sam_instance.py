@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, check_counts, check_interval
+from tokenizers_zoo.config import Settings, Sides, height_width
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.families.images import Array
 from tokenizers_zoo.families.object_tokens import BINS, Axis, Part, Spelling
 from tokenizers_zoo.families.objects import ObjectModality, ObjectTokenizerConfig, SpelledSettings
 from tokenizers_zoo.families.spatial import published
 from tokenizers_zoo.limits import limits
-from tokenizers_zoo.pictures import crop_and_resize, image_of, png_bytes, read_numbers
+from tokenizers_zoo.pictures import Array, crop_and_resize, image_of, png_bytes, read_numbers
+from tokenizers_zoo.records import PositiveInt
 from tokenizers_zoo.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.text_vocab import Coordinate
 from tokenizers_zoo.validation import array_bytes, array_of
@@ -87,25 +87,20 @@ class InstanceSettings(SpelledSettings):
     preset: Literal["4m"] | None = None
     """4m: the sizes and sequences of 4M-21 (arXiv 2406.09406): masks of 64 x 64 by ViT-B, 16 codes of 1024 each, 1000
     levels, spelled in the vocabulary `text`."""
-    image_size: int | tuple[int, int] = 64
+    image_size: Sides = 64
     """Pixels of the map: one number for squares, or [height, width]."""
-    mask_size: int = 32
+    mask_size: PositiveInt = 32
     """Height and width in pixels of a tokenized mask, for boxes of any size."""
-    max_instances: int = 16
+    max_instances: PositiveInt = 16
     """Most instances of one map; the smallest are dropped."""
     tokenizer: InstanceTokenizer = InstanceTokenizer()
     labeller: InstanceLabeller | None = None
     """A SAM that derives instances from rgb where no source gives them; absent, they are not derived."""
 
-    def __post_init__(self) -> None:
-        SpelledSettings.__post_init__(self)
-        check_interval(self, "[1, inf)", "image_size", "mask_size", unit="pixels")
-        check_counts(self, "max_instances")
-
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the map, pixels."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return height_width(self.image_size)
 
 
 class SamInstances(ObjectModality):

@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from tokenizers_zoo.config import check_interval
+from tokenizers_zoo.config import Checked
 from tokenizers_zoo.families.sources import MadeSource
+from tokenizers_zoo.records import Interval
 from tokenizers_zoo.source import Sample, SourceSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BouncingSettings:
+class BouncingSettings(Checked):
     """Settings of the `bouncing` source. Raises ValueError, naming the field, for a value out of range."""
 
-    image_size: int = 64
+    image_size: Annotated[int, Interval("[8, 1024]")] = 64
     """Height and width of the frames in pixels, 8 to 1024."""
-    frames: int = 8
+    frames: Annotated[int, Interval("[2, 256]")] = 8
     """Frames of a video, 2 to 256; the flow is from the first to the second."""
-    frame_rate: float = 8.0
+    frame_rate: Annotated[float, Interval("[1, 256]")] = 8.0
     """Frames per second, 1 to 256."""
-    seconds: float = 1.0
+    seconds: Annotated[float, Interval("[0.1, 10]")] = 1.0
     """Length of sound and inertial measurements, 0.1 to 10."""
-    sample_rate: int = 16000
+    sample_rate: Annotated[int, Interval("[4000, 96000]")] = 16000
     """Hz of the sound, 4000 to 96000."""
-    imu_rate: float = 128.0
+    imu_rate: Annotated[float, Interval("[16, 1024]")] = 128.0
     """Inertial measurements per second, 16 to 1024."""
-    balls: int = 4
+    balls: Annotated[int, Interval("[1, 8]")] = 4
     """Most balls, 1 to 8."""
-    shake: float = 1.0
+    shake: Annotated[float, Interval("[0, 4]")] = 1.0
     """How restless the camera is, 0 to 4; at 0 it stands still."""
-
-    def __post_init__(self) -> None:
-        check_interval(self, "[8, 1024]", "image_size")
-        check_interval(self, "[2, 256]", "frames")
-        check_interval(self, "[1, 256]", "frame_rate")
-        check_interval(self, "[0.1, 10]", "seconds")
-        check_interval(self, "[4000, 96000]", "sample_rate")
-        check_interval(self, "[16, 1024]", "imu_rate")
-        check_interval(self, "[1, 8]", "balls")
-        check_interval(self, "[0, 4]", "shake")
 
 
 def generator(name: str, split: str, seed: int, number: int) -> tuple[str, np.random.Generator]:
@@ -90,18 +82,14 @@ bouncing = MadeSource(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TerrainSettings:
+class TerrainSettings(Checked):
     """Settings of the `terrain` source. Raises ValueError, naming the field, for a value out of range."""
 
-    image_size: int = 64
+    image_size: Annotated[int, Interval("[8, 1024]")] = 64
     """Height and width in pixels, 8 to 1024; above 128 there is no more detail."""
-    extent: float = 3840.0
+    extent: Annotated[float, Interval("[500, 50000]")] = 3840.0
     """Metres that a sample shows along each side, 500 to 50000. No value shows it: set the `pixel_metres` of height
     maps to extent / their `image_size`; as it is, 60, it goes with the 3840 m here on 64 pixels."""
-
-    def __post_init__(self) -> None:
-        check_interval(self, "[8, 1024]", "image_size")
-        check_interval(self, "[500, 50000]", "extent")
 
 
 def raise_land(settings: TerrainSettings, split: str, seed: int, number: int) -> Sample:
