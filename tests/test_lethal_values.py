@@ -161,6 +161,15 @@ def test_values_dropped_for_memory_are_tried_again_next_time(zoo: Zoo, harm: Har
     assert derive(zoo, data)["loud"] == (5, 5, "")
 
 
+def test_tokens_dropped_for_memory_are_made_again_next_time(zoo: Zoo, harm: Harm, tmp_path: Path) -> None:
+    data, tokens = tmp_path / "data", tmp_path / "tokens"
+    make(zoo, data, 0)
+    train_tokenizer(zoo, "words", data)
+    harm("encode sample 8 of train", "memory", times=2)
+    assert counts(tokenize(zoo, data, tokens, workers=1))["words"][:2] == (9, 0)
+    assert counts(tokenize(zoo, data, tokens, workers=1))["words"] == (5, 5, "")
+
+
 def stored_files(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in snapshot(folder).items() if name != STORE}  # it names the folder of the values
 

@@ -449,7 +449,7 @@ def test_a_damaged_index_is_named(world: World, index: Index, tmp_path: Path) ->
         (VECTORS, b"x"), (VECTORS, with_flipped_bit(index.folder / VECTORS)),
         (VECTORS, (index.folder / "of-letters.safetensors").read_bytes()),
         ("keys.json", b"{"), ("config.json", b'{"class": "Probe"}'), ("model.safetensors", b"x"),
-        ("keys.json", table_text({"keys": world.keys, "lacks": {"light": [30]}}).encode()),
+        ("keys.json", table_text({"keys": world.keys, "lacks": {"light": [len(world.keys)]}}).encode()),
     ]  # fmt: skip
     for number, (name, damage) in enumerate(damages):
         folder = tmp_path / str(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 from typing import Any
@@ -145,6 +146,14 @@ def test_numbers_of_any_type_are_bounded_alone_and_in_batches(dtype: str) -> Non
         assert (value_problem(spec, values[1:].reshape(())) is None) is sound
         assert (batch_problem(spec, values) is None) is sound
         assert (batch_problem(spec, torch.from_numpy(values)) is None) is sound
+
+
+def test_layouts_with_other_tokens_are_told_apart() -> None:
+    patches, embeddings = PatchesLayout(shape=(2, 2), dim=3), EmbeddingsLayout(max_length=4, dim=2)
+    assert patches.same_tokens(dataclasses.replace(patches)) and not patches.same_tokens(embeddings)
+    assert not patches.same_tokens(dataclasses.replace(patches, dim=4))
+    assert embeddings.same_tokens(dataclasses.replace(embeddings, max_length=9))
+    assert not embeddings.same_tokens(dataclasses.replace(embeddings, dim=3))
 
 
 def modality(layout: TokenLayout, vocab_size: int) -> ModalitySpec:

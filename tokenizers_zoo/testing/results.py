@@ -6,14 +6,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from tokenizers_zoo.errors import ZooError
 
-if TYPE_CHECKING:
-    from tokenizers_zoo.testing.subject import Subject
 
-AnySubject = TypeVar("AnySubject", bound="Subject")
+class Examined(Protocol):
+    """What is checked, on a device."""
+
+    device: str
+
+
+AnySubject = TypeVar("AnySubject", bound=Examined)
 Check = Callable[[AnySubject], str | None]
 """Returns its figures, if any, or raises Failed, Skipped, or the ZooError of a plugin."""
 
@@ -50,7 +54,7 @@ def expect(condition: bool, message: str, advice: str = "") -> None:
 class Checks(dict[str, Check[AnySubject]], Generic[AnySubject]):
     """Checks of a class of subjects by name, in the order of their definitions."""
 
-    def __init__(self, subject_class: type[AnySubject], advice: str = "") -> None:
+    def __init__(self, subject_class: Callable[..., AnySubject], advice: str = "") -> None:
         super().__init__()
         self.subject_class, self.advice = subject_class, advice
 
