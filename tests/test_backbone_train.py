@@ -328,13 +328,12 @@ def test_diverged_run_keeps_its_state_and_suggests_effective_settings(
     ("key", "value", "message"),
     [
         ("steps", 0, "0"), ("batch_size", 10**10, "10000000000"), ("gradient_clip", -1.0, r"-1\.0"),
-        ("learning_rate", math.nan, "nan"), ("betas", [1.0, 0.9], r"\(1\.0, 0\.9\)"), ("seed", 2**63, "9"),
-        ("loss_weights", {"words": math.nan}, "{'words': nan}"), ("ema_decay", 1.0, r"1\.0"),
-        ("decay_fraction", 2.0, r"2\.0"),
+        ("learning_rate", math.nan, "nan"), ("betas", [1.0, 0.9], r"1\.0"), ("seed", 2**63, "9"),
+        ("loss_weights", {"words": math.nan}, "nan"), ("ema_decay", 1.0, r"1\.0"), ("decay_fraction", 2.0, r"2\.0"),
     ],
 )  # fmt: skip
 def test_invalid_settings_are_refused(key: str, value: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^\[train\] {key}: expected .*got {message}"):
+    with pytest.raises(ConfigError, match=rf"^\[train.*{key}.*: expected .*got (int|float) {message}"):
         from_mapping(TrainConfig, {"learning_rate": 3e-3, key: value}, Origin(table="train"))
 
 

@@ -432,8 +432,8 @@ def test_a_series_of_many_channels_is_no_picture(quantizer: str, install: Callab
         with writing_values(tmp_path / "data", split, "leads") as shard:
             for number, value in enumerate(np.random.default_rng(0).uniform(-2, 2, (6, 32, 128)).astype(np.float32)):
                 shard.add(f"{split}-{number}", *zoo["leads"].write(value))
-    gates = {finding.gate: finding for finding in examine(zoo, "leads", tmp_path / "data", steps=2)}
-    assert gates["crops"].skipped and gates["crops"].figure == "its values are no pictures that are cropped"
+    gates = {finding.name: finding for finding in examine(zoo, "leads", tmp_path / "data", steps=2)}
+    assert gates["crops"].skipped and gates["crops"].message == "its values are no pictures that are cropped"
     assert zoo["leads"].spec.grid_shape == (zoo["leads"].spec.layout.shape[0],)
 
 

@@ -295,7 +295,7 @@ def test_settings_take_precedence_over_the_run(old_run: Path, new_tokens: Path) 
     with pytest.raises(ConfigError, match=r"masking\] mixtures: .* height"):
         growing_config(trained, grown(), new_tokens, old, 0.5)
     for table, replay, message in (
-        ({}, 1.0, "from 0 to below 1, got 1"), ({"pretrained_lr_scale": 1.5}, 0.0, "pretrained_lr_scale: expected a"),
+        ({}, 1.0, "from 0 to below 1, got 1"), ({"pretrained_lr_scale": 1.5}, 0.0, "lr_scale: expected float in"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             growing_config(trained, grown(), new_tokens, table, replay)

@@ -290,8 +290,8 @@ def test_only_a_labeller_makes_a_modality_derived(name: str) -> None:
         ("depth", {"model": "a/b", "scaled_to": [8, 1]}, r"scaled_to: .* \[8.0, 1.0\]"),
         ("depth", {"model": "a/b", "sacled_to": [1, 8]}, "sacled_to: unknown key; did you mean scaled_to"),
         ("semseg", {"model": "a/b", "labels": {"tree": "shrub"}}, "'tree' .* 'shrub'"),
-        ("boxes", {"model": "a/b", "threshold": 1.0}, r"threshold: .* \(0, 1\), got 1"),
-        ("sam_instance", {"model": "a/b", "min_quality": 88}, r"min_quality: .* \[0, 1\], got 88"),
+        ("boxes", {"model": "a/b", "threshold": 1.0}, r"threshold: .* \(0, 1\), got float 1"),
+        ("sam_instance", {"model": "a/b", "min_quality": 88}, r"min_quality: .* \[0, 1\], got float 88"),
     ],
 )
 def test_invalid_labeller_settings_are_refused(name: str, table: dict[str, Any], message: str) -> None:

@@ -16,7 +16,7 @@ NAMES = {
 METHODS = {
     "AnyToAny": {
         "device", "embed", "encoder", "forward_features", "from_pretrained", "generate", "handle", "load", "modalities",
-        "push_to_hub", "request", "save_pretrained", "score", "tokenize", "verify",
+        "push_to_hub", "request", "run", "save_pretrained", "score", "tokenize", "verify",
     },
     "Zoo": {
         "at", "check_file", "checkpoints", "disabled", "folder", "forget_tokenizers", "from_tables", "from_toml",

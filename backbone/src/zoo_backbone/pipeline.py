@@ -150,11 +150,6 @@ class AnyToAny:
         handle.device = str(self.device)
         return handle
 
-    def extensions(self, name: str) -> set[str]:
-        """Return the file extensions of a modality, or of the modality whose input form it is."""
-        names = [name, *(plain for plain, form in self.input_forms.items() if form == name)]
-        return {extension for name in names if name in self.zoo for extension in self.zoo[name].spec.extensions}
-
     # ------------------------------------------------------------------ inputs
 
     def tokenize(

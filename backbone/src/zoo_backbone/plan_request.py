@@ -58,7 +58,7 @@ class PlanRequest(GenerationRequest):
         handles = {name: pipeline.handle(name) for name in (*sources, *targets, *ranking)}
         self.values: dict[str, Any] = {}
         file_sources = {name: source.content for name, source in sources.items() if source.kind == "files"}
-        extensions = {name: pipeline.extensions(name) for name in file_sources}
+        extensions = {name: _extensions(pipeline, name) for name in file_sources}
         self.files = files_by_name(file_sources, extensions)
         single = [Path(source.content) for source in sources.values() if source.kind in ("file", "tokens")]
         masks = [Path(region.partition(MASK)[2]) for region in plan.inpaint.values() if MASK in region]
@@ -142,6 +142,12 @@ class PlanRequest(GenerationRequest):
 
 RequestedSample = tuple[int, str, int]
 """Number among the samples with all inputs, key, and row in the store (0 without one)."""
+
+
+def _extensions(pipeline: AnyToAny, name: str) -> set[str]:
+    """Return the file extensions of a modality, and of the modality whose input form it is."""
+    names = [name, *(plain for plain, form in pipeline.input_forms.items() if form == name)]
+    return {extension for name in names if name in pipeline.zoo for extension in pipeline.zoo[name].spec.extensions}
 
 
 def _samples_by_key(keys: Sequence[str], samples: Iterable[tuple[str, int]], folder: Path) -> list[RequestedSample]:

@@ -112,11 +112,11 @@ class Run:
         if is_bundle := (folder / BUNDLE).is_file():
             _check_bundle(source, folder)
         is_copy = not (folder / RUN).is_file()  # of the model alone: its tokens and registry are unknown
-        check_finished(folder)
         run, inside = cls(folder=folder, tokens=folder / "tokens") if is_copy else cls.load(folder), folder.resolve()
         for name, path in run.paths().items() if is_bundle else ():
             if path and not Path(path).is_relative_to(inside / REGISTRY if name == "registry" else inside):
                 raise CheckpointError(f"{folder / RUN}: names {path}, which is not of the bundle; export it again")
+        check_finished(folder)
         return run
 
     def zoo(self) -> Zoo:
