@@ -40,7 +40,7 @@ from tokenizers_zoo.data.manifest import (
 )
 from tokenizers_zoo.data.token_shard import SUFFIX, TokenManifest, TokenMetadata, TokenShard
 from tokenizers_zoo.errors import DataError, ReadError, UnknownNameError
-from tokenizers_zoo.io import absolute_place, read_record, relative_place, table_text, write_table
+from tokenizers_zoo.io import absolute_place, read_record, read_regular, relative_place, table_text, write_table
 from tokenizers_zoo.validation import checked_tokens, describe, expected_tokens
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class TokenSummary:
 
     def write(self, folder: Path) -> None:
         """Write the file into a modality's folder, unless it is unchanged."""
-        if not (folder / SUMMARY).is_file() or read_summary(folder) != self:
+        if read_regular(folder / SUMMARY) != table_text(self).encode():
             write_table(folder / SUMMARY, self)
 
 
