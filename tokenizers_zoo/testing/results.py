@@ -12,7 +12,7 @@ from tokenizers_zoo.errors import ZooError
 
 
 class Examined(Protocol):
-    """What is checked, on a device."""
+    """A subject of checks, with its device."""
 
     device: str
 

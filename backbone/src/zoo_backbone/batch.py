@@ -97,7 +97,7 @@ class PackedBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> PackedBatch:
-        """Return the batch in pinned memory, from which a GPU copies."""
+        """Return the batch in pinned memory, for copies to a GPU in the background."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> PackedBatch:

@@ -107,6 +107,7 @@ with the seed {metrics["seed"]}.
 
 ```python
 from zoo_backbone.transfer import load
+
 probe = load("this folder")
 predictions = probe.predict_values({{{", ".join(f'"{name}": values' for name in metrics["inputs"])}}})
 ```
