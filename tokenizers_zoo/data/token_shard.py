@@ -35,6 +35,8 @@ BLOCK_SAMPLES, BLOCK_BYTES = 256, 1 << 20
 CACHE_BYTES = 512 << 20
 """Blocks that the process keeps in memory."""
 LENGTH = np.dtype("<u4")
+ABSENT = np.iinfo(np.int64).max - 1
+"""An index that no array has."""
 Array = npt.NDArray[Any]
 
 
@@ -286,11 +288,11 @@ class Block:
     """The tokens of a block, as stored."""
 
     numbers: Array
-    """The numbers of all views, one after another."""
+    """The numbers of all views: a row per view, or of variable length a row per token."""
     starts: npt.NDArray[np.int64]
     """The first token of each view, and the number of all tokens."""
     ranks: npt.NDArray[np.int64]
-    """The number of each sample among the samples with tokens; -1 if it has none."""
+    """The number of each view among the views with tokens; ABSENT if it has none."""
 
     @property
     def nbytes(self) -> int:
@@ -313,20 +315,20 @@ class TokenShard:
         For layouts of variable length an array per row, for fixed ones an array per block, `(rows, numbers)`. Raises
         DataError for a damaged block and for rows without tokens, and ReadError.
         """
-        record, layout, dim = self.manifest.record, self.writer.layout, self.writer.dim
-        samples, views = np.divmod(rows, record.crops)
-        blocks, samples = np.divmod(samples, record.block_samples)
+        record, variable = self.manifest.record, self.writer.layout.variable
+        blocks, in_block = np.divmod(rows, record.block_samples * record.crops)
         edges = [*np.flatnonzero(np.diff(blocks, prepend=-1)).tolist(), len(rows)]
-        for first, end in itertools.pairwise(edges):
-            block = read_block(self, int(blocks[first]))
-            numbers = block.ranks[samples[first:end]] * record.crops + views[first:end]
-            if numbers.min() < 0:
-                raise DataError(f"{self.path}: a sample has no tokens")
-            if not layout.variable:
-                yield block.numbers.reshape(-1, layout.length * dim)[numbers]
-                continue
-            for start, stop in zip(block.starts[numbers].tolist(), block.starts[numbers + 1].tolist(), strict=True):
-                yield block.numbers[start * dim : stop * dim].reshape(-1, *layout.token_shape[1:])
+        try:
+            for first, end in itertools.pairwise(edges):
+                block = read_block(self, int(blocks[first]))
+                views = block.ranks[in_block[first:end]]
+                if not variable:
+                    yield block.numbers[views]
+                    continue
+                for start, stop in zip(block.starts[views].tolist(), block.starts[views + 1].tolist(), strict=True):
+                    yield block.numbers[start:stop]
+        except IndexError:
+            raise DataError(f"{self.path}: a sample has no tokens") from None
 
     def _bytes(self, number: int) -> bytes:
         """Return the bytes of a block. Raises ValueError if the file is cut off, DataError if it is not there."""
@@ -348,9 +350,9 @@ class TokenShard:
         if hashlib.sha256(data).hexdigest() != block.sha256:
             raise ValueError("has another checksum than its manifest says")
         present = block.present_samples(min(record.block_samples, self.manifest.rows - number * record.block_samples))
-        views, width = block.count * record.crops, layout.length * self.writer.dim * stored_as.itemsize
+        views, width = block.count * record.crops, layout.length * self.writer.dim
         body = views * LENGTH.itemsize if layout.variable else 0
-        if len(data) < body or not (layout.variable or len(data) == views * width):
+        if len(data) < body or not (layout.variable or len(data) == views * width * stored_as.itemsize):
             raise ValueError("has another size than its samples")
         lengths = np.frombuffer(data, LENGTH, views) if layout.variable else np.full(views, layout.length)
         starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -366,7 +368,9 @@ class TokenShard:
             0 <= numbers.min() <= numbers.max() < max(record.needed_vocab_size, 1) <= max(self.writer.vocab_size, 1)
         ):
             raise ValueError(f"has ids {numbers.min()}..{numbers.max()}, expected 0..{record.needed_vocab_size - 1}")
-        return Block(numbers, starts, np.where(present, np.cumsum(present) - 1, -1))
+        rows = numbers.reshape(-1, *layout.token_shape[1:]) if layout.variable else numbers.reshape(views, width)
+        present = np.repeat(present, record.crops)
+        return Block(rows, starts, np.where(present, np.cumsum(present) - 1, ABSENT))
 
 
 @cached(LRUCache(CACHE_BYTES, getsizeof=lambda block: block.nbytes), lock=threading.Lock())
