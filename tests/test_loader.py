@@ -11,7 +11,7 @@ import pytest
 import torch
 from backbone_samples import TRAINING, all_layouts, write_splits
 
-from tokenizers_zoo.errors import MachineError
+from tokenizers_zoo.errors import DataError, MachineError
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.config import TrainConfig
 from zoo_backbone.data import Mix, open_sources
@@ -52,9 +52,18 @@ def test_a_dead_loader_process_is_an_error(mix: Mix) -> None:
         next(batches)
         (child,) = loader_processes()
         os.kill(child, signal.SIGKILL)
-        with pytest.raises(MachineError, match=r"loader: .*worker.*exited.*loader_workers"):
+        with pytest.raises(MachineError, match=r"^loader_workers 1: .*run the same command again"):
             for _ in batches:
                 pass
+
+
+def test_a_damaged_block_is_named_by_a_loader_process(tmp_path: Path) -> None:
+    root, specs = write_splits(tmp_path), all_layouts()
+    mix = Mix(open_sources(root, "train", specs, CONFIG), EmbeddingLayout(specs), CONFIG)
+    for path in (root / "train/picture").glob("*.tokens"):
+        path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(DataError, match=r"^[^\n]*picture/shard-00000.tokens: block 0 [^\n]*$"):
+        batches_of(mix, dataclasses.replace(CONFIG, loader_workers=1))
 
 
 def loader_processes() -> list[int]:

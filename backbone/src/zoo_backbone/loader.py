@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from tokenizers_zoo.errors import MachineError, first_line
+from tokenizers_zoo.errors import MachineError, ZooError, first_line
 from tokenizers_zoo.train.batches import prefetched
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.config import TrainConfig
@@ -52,10 +52,14 @@ def _shares(
         timeout=config.loader_seconds,
     )  # fmt: skip
     try:
-        yield from loader
-    except RuntimeError as error:
+        for share in loader:
+            if isinstance(share, ZooError):
+                raise share
+            yield share
+    except (RuntimeError, EOFError, OSError) as error:  # EOFError: it died while it sent a batch
         advice = "run the same command again, with fewer loader_workers or lanes if memory was short"
-        raise MachineError(f"loader: {first_line(error)}; {advice}") from error
+        reason = first_line(error) or "a process ended"
+        raise MachineError(f"loader_workers {config.loader_workers}: {reason}; {advice}") from error
 
 
 class _Shares(IterableDataset[Any]):
@@ -68,8 +72,11 @@ class _Shares(IterableDataset[Any]):
         info = get_worker_info()
         assert info is not None
         reader, readers = self.rank + self.ranks * info.id, self.ranks * info.num_workers
-        for step in self.steps:
-            yield self.mix.parts(step, self.size, reader, readers)
+        try:
+            for step in self.steps:
+                yield self.mix.parts(step, self.size, reader, readers)
+        except ZooError as error:  # raised by the loader, it would be a traceback
+            yield error
 
 
 def _ignore_interrupts(worker: int) -> None:
