@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,6 +131,22 @@ def test_a_pipeline_with_a_classifier(run: Path, pictures: list[Any]) -> None:
     assert cloned[0].get_params()["crop"] == "whole"
     with pytest.raises(NotFittedError):
         cloned[0].transform(pictures)
+
+
+def test_nearest_neighbours_of_the_documentation(
+    run: Path, pictures: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The code block of docs/transfer.md classifies a new picture."""
+    page = (Path(__file__).parent.parent / "docs" / "transfer.md").read_text()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "KNeighbors" in block)
+    monkeypatch.chdir(tmp_path)
+    for number, picture in enumerate(pictures):
+        PIL.Image.fromarray(picture).save(f"{number}.png")
+    PIL.Image.fromarray(pictures[1]).save("new.png")
+    rows = [f"{number}.png,{'bright' if number % 2 else 'dark'}" for number in range(len(pictures))]
+    Path("labels.csv").write_text("\n".join(["file,label", *rows]) + "\n")
+    exec(code.replace("runs/demo/backbone", str(run)), {})
+    assert capsys.readouterr().out == "['bright']\n"
 
 
 def test_samples_of_several_modalities_are_embedded(run: Path, pictures: list[Any]) -> None:

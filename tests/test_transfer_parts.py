@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from types import SimpleNamespace
 
@@ -15,10 +14,9 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, r2_score
 from torch.nn import functional as F
 
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.layouts import GridLayout, SequenceLayout, TokenLayout, VectorLayout
-from tokenizers_zoo.records import as_dicts, convert
+from tokenizers_zoo.layouts import GridLayout, TokenLayout, VectorLayout
 from tokenizers_zoo.report.records import BackboneRecord
-from tokenizers_zoo.spec import ModalitySpec, OrderedIds, ValueSpec
+from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 from tokenizers_zoo.train.batches import permuted
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
@@ -29,9 +27,7 @@ from zoo_backbone.transfer.head import (
     Grid,
     MapConvNeXt,
     MapLinear,
-    Neighbours,
     PooledLinear,
-    TokenDecoder,
     build_head,
 )  # fmt: skip
 from zoo_backbone.transfer.probe import Network, ProbeRecord, StoredTask
@@ -40,8 +36,6 @@ from zoo_backbone.transfer.targets import (
     Classes,
     ClassMap,
     Numbers,
-    Target,
-    Tokens,
 )  # fmt: skip
 from zoo_backbone.transfer.task import Task, kind_of_values, select_labels, select_validation
 
@@ -81,21 +75,6 @@ def test_an_attentive_head_by_hand_ignores_masked_tokens() -> None:
     assert torch.allclose(head(features[:1, :3], None), head(features, mask)[:1], atol=1e-5)
 
 
-@pytest.mark.parametrize("neighbours", [3, 1000])
-def test_neighbours_against_a_brute_force(neighbours: int) -> None:
-    config = TransferConfig(head="knn", neighbours=neighbours, temperature=0.1)
-    rng = np.random.default_rng(0)
-    bank, queries, answers = rng.normal(3, 1, (30, DIM)), rng.normal(3, 1, (4, DIM)), rng.normal(0, 1, (30, 2))
-    head = Neighbours(*(torch.from_numpy(x).float() for x in (bank, answers)), config, 2)
-    predictions = head(torch.from_numpy(queries).float(), None).numpy()
-    for row, prediction in zip(queries - bank.mean(0), predictions, strict=True):
-        cosines = [x @ row / np.linalg.norm(x) / np.linalg.norm(row) for x in bank - bank.mean(0)]
-        nearest = sorted(range(30), key=lambda i: -cosines[i])[:neighbours]
-        weights = [math.exp(cosines[i] / 0.1) for i in nearest]
-        expected = sum(w * answers[i] for w, i in zip(weights, nearest, strict=True)) / sum(weights)
-        assert np.allclose(prediction, expected, atol=1e-4)
-
-
 def test_a_linear_map_paints_each_patch_from_its_own_token() -> None:
     torch.manual_seed(0)
     head, features = MapLinear(DIM, 2, (3, 2), (6, 4)), torch.randn(1, DIM, 2, 2)
@@ -122,48 +101,6 @@ def test_a_convnext_head_gives_maps_of_any_size(patch: tuple[int, int], size: tu
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters() if p.ndim > 1)
 
 
-KIND = Tokens(vocab_size=9, shape=(5,), end=0, sentinels=(1, 2))
-
-
-def test_output_rows_of_neighbouring_numbers_start_alike() -> None:
-    wide = dataclasses.replace(CONFIG, dim=256, heads=2)
-    kind = Tokens(vocab_size=80, shape=(5,), ordered_ids=(OrderedIds(start=10, count=64),))
-    assert convert(json.loads(json.dumps(as_dicts(kind))), Target) == kind
-    head = TokenDecoder(wide, kind)
-    for table in (head.embedding.weight.detach(), head.out.weight.detach()):
-        likeness = torch.corrcoef(table)
-        assert likeness[10:74, 10:74].diagonal(1).min() > 0.9 > 0.4 > likeness[10:74, 10:74].diagonal(16).abs().mean()
-        assert likeness[:10, 10:].abs().max() < 0.4 and likeness[74:, 10:74].abs().max() < 0.4
-        assert table[10:74].std() == pytest.approx(float(table[:10].std()), rel=0.1)
-
-
-def slow_twin(head: TokenDecoder, features: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
-    """Reference: greedy decoding with a full pass per id."""
-    rows = []
-    for sample in range(len(features)):
-        ids: list[int] = []
-        while len(ids) < 5 and (not ids or ids[-1] != 0):
-            targets = torch.tensor([[*ids, *[IGNORED] * (6 - len(ids))]])
-            logits = head.train_outputs(features[sample : sample + 1], mask[sample : sample + 1], targets)[0, len(ids)]
-            logits[1:3] = -torch.inf
-            ids.append(int(logits.argmax()))
-        rows.append([i for i in ids if i != 0])
-    return rows
-
-
-@torch.no_grad()
-def test_decoding_with_caches_equals_the_slow_reference() -> None:
-    torch.manual_seed(1)
-    head = TokenDecoder(CONFIG, KIND)
-    head.out.weight.normal_()  # makes the answers differ
-    features = torch.randn(12, 4, DIM)
-    mask = torch.arange(4) < torch.randint(1, 5, (12, 1))
-    generated = KIND.decode(head(features, mask))
-    assert [row.tolist() for row in generated] == slow_twin(head, features, mask)
-    assert len({len(row) for row in generated}) > 1  # lengths differ
-    assert not any(((row == 1) | (row == 2)).any() for row in generated)
-
-
 # ---------------------------------------------------------------- features
 
 
@@ -183,7 +120,7 @@ def test_a_map_has_the_rows_and_columns_of_its_grids() -> None:
     wide = spec(ValueSpec(), GridLayout(shape=(2, 3)))
     names = ["first", "second"]
     record = ProbeRecord(
-        task=StoredTask(wanted=None), target=ClassMap(names=("a", "b"), size=(2, 3)), inputs=tuple(names),
+        task=StoredTask(), target=ClassMap(names=("a", "b"), size=(2, 3)), inputs=tuple(names),
         head="linear", settings=TransferConfig(), backbone=BackboneRecord(architecture="FourM", model={}, specs=()),
     )  # fmt: skip
     network = Network(FourM.seeded(CONFIG, [dataclasses.replace(wide, name=name) for name in names], 0), record)
@@ -244,7 +181,7 @@ def test_unscored_pixels_are_neither_learned_nor_predicted() -> None:
 def test_a_class_map_ignores_unscored_classes() -> None:
     value = ValueSpec(shape=(1, 3), dtype="uint8", classes=VOID.names, unscored=("void",))
     task = Task(text="asked", handle=SimpleNamespace(spec=spec(value)))  # type: ignore[arg-type]
-    assert task.fit([np.zeros((1, 3), np.uint8)])[0] == VOID
+    assert task.fit([np.zeros((1, 3), np.uint8)]) == VOID
 
 
 def test_baseline_and_score_of_maps_ignore_unscored_pixels() -> None:
@@ -283,18 +220,6 @@ def test_maps_of_numbers_are_standardised_by_channel() -> None:
     assert float(kind.loss(apart, zeros)) == (0.125 + 1.5) / 2
 
 
-def test_token_targets_end_with_the_end_token() -> None:
-    layout = SequenceLayout(max_length=50, end=0, sentinel_start=1, num_sentinels=2)
-    rows = [np.array([5, 6]), np.array([7, 8, 3]), np.array([], np.int64)]
-    kind = Tokens.fit(rows, spec(ValueSpec(kind="text"), layout), "codec")
-    assert (kind.length, kind.sentinels) == (4, (1, 2))
-    targets = kind.encode(rows)
-    assert targets.tolist() == [[5, 6, 0, IGNORED], [7, 8, 3, 0], [0, IGNORED, IGNORED, IGNORED]]
-    assert [row.tolist() for row in kind.decode(targets[:2, :3])] == [[5, 6], [7, 8, 3]]
-    grid = Tokens.fit([np.zeros((2, 3))], spec(ValueSpec(shape=(4, 4)), GridLayout(shape=(2, 3))), "codec")
-    assert grid.decode(torch.arange(12).reshape(2, 6))[1].tolist() == [[6, 7, 8], [9, 10, 11]]
-
-
 def test_scores_equal_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     truth, guess = rng.integers(0, 4, 50), rng.integers(0, 4, 50)
@@ -316,19 +241,22 @@ def test_scores_equal_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "requested", "kind"),
+    ("value", "kind"),
     [
-        (ValueSpec(kind="text"), None, "tokens"),
-        (ValueSpec(kind="text", classes=("a", "b")), None, "classes"),
-        (ValueSpec(shape=(4, 4), dtype="uint8", classes=("a", "b")), None, "class map"),
-        (ValueSpec(shape=(4, 4), dtype="uint8", classes=("a", "b")), "tokens", "tokens"),
-        (ValueSpec(shape=(3, 4, 4)), None, "number map"),
-        (ValueSpec(shape=(3, "height", "width")), None, "tokens"),
-        (ValueSpec(shape=(7,)), None, "numbers"),
+        (ValueSpec(kind="text", classes=("a", "b")), "classes"),
+        (ValueSpec(shape=(4, 4), dtype="uint8", classes=("a", "b")), "class map"),
+        (ValueSpec(shape=(3, 4, 4)), "number map"),
+        (ValueSpec(shape=(7,)), "numbers"),
     ],
 )
-def test_the_kind_of_target_follows_from_the_values(value: ValueSpec, requested: str | None, kind: str) -> None:
-    assert kind_of_values(spec(value), requested, "asked") == kind  # type: ignore[arg-type]
+def test_the_kind_of_target_follows_from_the_values(value: ValueSpec, kind: str) -> None:
+    assert kind_of_values(spec(value), False, "asked") == kind
+
+
+@pytest.mark.parametrize("value", [ValueSpec(kind="text"), ValueSpec(shape=(3, "height", "width"))])
+def test_values_without_a_head_name_the_backbone(value: ValueSpec) -> None:
+    with pytest.raises(ConfigError, match=r"asked: .* zoo backbone grow"):
+        kind_of_values(spec(value), False, "asked")
 
 
 # ---------------------------------------------------------------- labels, settings, intervals
@@ -370,8 +298,7 @@ def test_smaller_label_sets_are_subsets_of_larger_ones(share: float, period: int
     [
         ({"labels": 1.5}, "labels"), ({"labels": 0}, "labels"), ({"labels": math.nan}, "labels"),
         ({"tuning": "half"}, "tuning"), ({"validation": 1.0}, "validation"),
-        ({"head": "knn", "tuning": "full"}, "head"), ({"layer_decay": 0.0}, "layer_decay"),
-        ({"temperature": math.nan}, "temperature"), ({"step": 3}, "step"),
+        ({"head": "knn"}, "head"), ({"layer_decay": 0.0}, "layer_decay"), ({"step": 3}, "step"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused(table: dict[str, object], field: str) -> None:

@@ -185,7 +185,7 @@ def with_run(world: World, folder: Path, **paths: Path | None) -> World:
 
 def train(world: World, out: Path, task: str, inputs: str = "light", seed: int = 0, **table: Any) -> dict[str, Any]:
     """Train a probe into `out` and return its metrics.json. `table` holds settings and arguments of `train_probe`."""
-    arguments = {key: table.pop(key) for key in ("wanted", "data", "on_step", "overwrite") if key in table}
+    arguments = {key: table.pop(key) for key in ("as_classes", "data", "on_step", "overwrite") if key in table}
     config = transfer_config({**STEPS, **table})
     train_probe(Run.load(world.run), world.zoo, task, inputs.split(","), out, config, seed=seed, **arguments)
     metrics: dict[str, Any] = read_table(out / "metrics.json")

@@ -75,10 +75,8 @@ def _row(group: Sequence[tuple[Path, records.Probe]], every: Sequence[records.Pr
 def used_settings(probe: records.Probe) -> dict[str, Any]:
     """Return the settings that influenced a probe, without head and labels, which metrics.json names."""
     unused = {"head", "labels"}
-    if probe.head == "knn" or not probe.settings["validation"]:
+    if not probe.settings["validation"]:
         unused |= {"eval_every", "eval_samples"}  # evaluations select nothing
-    if probe.head == "knn":
-        unused.add("validation")
     return {key: value for key, value in probe.settings.items() if key not in unused}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
@@ -29,7 +29,7 @@ from tokenizers_zoo.config import Origin
 from tokenizers_zoo.io import disk_errors, read_table, short_name
 from tokenizers_zoo.terminal import echo
 from zoo_backbone.cli import CONFIG_OPTION, read_tables, run_argument, with_options
-from zoo_backbone.transfer.config import TUNING, As, HeadName, TransferConfig, Tuning, transfer_config
+from zoo_backbone.transfer.config import TUNING, HeadName, TransferConfig, Tuning, transfer_config
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
@@ -62,8 +62,7 @@ def transfer() -> None:
 @click.option("--head", type=click.Choice(get_args(HeadName)), help="Default: depends on the kind of label.")
 @click.option("--labels", metavar="SHARE|COUNT", help="Training labels used: a share such as 0.1, or a number of "
               "samples. Default: 1.0 (all).")  # fmt: skip
-@click.option("--as", "target_kind", type=click.Choice(get_args(As)), help="How labels are predicted. Default: depends "
-              "on the labels.")  # fmt: skip
+@click.option("--classes", "as_classes", is_flag=True, help="Treat each distinct label as a class, also numbers.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Seed of weights, order and choice of labels.")  # fmt: skip
 @click.option("--data", type=PATH, help="Values with the labels. Default: the values of RUN.")
@@ -74,7 +73,7 @@ def transfer() -> None:
 @PRINT_CONFIG
 @settings_option("A key of [transfer], such as steps=500; docs/settings.md lists them.")
 def train_command(run: Run, zoo: Zoo, task: str, inputs: list[str], out: Path | None, tuning: str | None,
-                  head: str | None, labels: str | None, target_kind: Any, seed: int, data: Path | None,
+                  head: str | None, labels: str | None, as_classes: bool, seed: int, data: Path | None,
                   config_file: Path | None, overwrite: bool, device: str, as_json: bool, print_config: bool,
                   assignments: tuple[str, ...]) -> None:  # fmt: skip
     """Train a probe: a head on the encoder of RUN.
@@ -88,7 +87,7 @@ def train_command(run: Run, zoo: Zoo, task: str, inputs: list[str], out: Path | 
       zoo transfer train RUN --task semseg --input rgb_patches
       zoo transfer train RUN --task metadata.num_objects --input rgb,depth \\
           --tuning full --labels 0.1 --seed 1
-      zoo transfer train RUN --task mine.csv --input caption --head knn
+      zoo transfer train RUN --task mine.csv --input caption --head linear
     """
     from tokenizers_zoo.report.transfer import METRICS
     from zoo_backbone.transfer.results import score_table, summary
@@ -106,7 +105,7 @@ def train_command(run: Run, zoo: Zoo, task: str, inputs: list[str], out: Path | 
         return
     out = out or run.folder / FOLDER / default_name(task, inputs, config, seed)
     with disk_errors(out):
-        train_probe(run, zoo, task, inputs, out, config, seed=seed, target_kind=target_kind, data=data,
+        train_probe(run, zoo, task, inputs, out, config, seed=seed, as_classes=as_classes, data=data,
                     overwrite=overwrite, device=device)  # fmt: skip
     metrics = read_table(out / METRICS)
     if as_json:

@@ -9,19 +9,17 @@ from typing import Annotated, Any, Literal
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.nn.config import MOST_BLOCKS
-from tokenizers_zoo.records import Interval, PositiveFloat, PositiveInt
+from tokenizers_zoo.records import Interval, PositiveInt
 from tokenizers_zoo.train.config import TrainConfig
 
 Tuning = Literal["frozen", "full", "lora", "scratch"]
-HeadName = Literal["linear", "attentive", "convnext", "knn", "tokens"]
-As = Literal["classes", "tokens"]
+HeadName = Literal["linear", "attentive", "convnext"]
 
 HEADS: Mapping[str, tuple[HeadName, ...]] = {
-    "classes": ("attentive", "linear", "knn"),
-    "numbers": ("attentive", "linear", "knn"),
+    "classes": ("attentive", "linear"),
+    "numbers": ("attentive", "linear"),
     "class map": ("convnext", "linear"),
     "number map": ("convnext", "linear"),
-    "tokens": ("tokens",),
 }
 """Heads for each kind of target, the default first."""
 MIN_VALIDATION = 8
@@ -48,16 +46,12 @@ class TransferConfig(TrainConfig):
     """Training labels used: a float in (0, 1] is a share, an integer is a number of samples."""
     layer_decay: Annotated[float, Interval("(0, 1]")] = 0.75
     """Ratio of the learning rates of consecutive encoder layers (BEiT, arXiv 2106.08254)."""
-    neighbours: PositiveInt = 20
-    """Number of neighbours (knn)."""
-    temperature: PositiveFloat = 0.07
-    """Neighbours are weighted by exp(cosine / temperature) (knn; DINO, arXiv 2104.14294, appendix)."""
     lora_rank: PositiveInt = 8
     """Rank of the LoRA adapters (arXiv 2106.09685)."""
     lora_alpha: PositiveInt = 16
     """LoRA adapters are scaled by lora_alpha / lora_rank."""
     head_blocks: Annotated[int, Interval(f"[1, {MOST_BLOCKS}]")] = 2
-    """Blocks per resolution (convnext), or decoder blocks (tokens)."""
+    """Blocks per resolution (convnext)."""
     steps: int = 1000
     """Optimizer steps."""
     batch_size: int = 32
@@ -73,11 +67,6 @@ class TransferConfig(TrainConfig):
     """Stop after this many evaluations without improvement of the main validation metric. Default: never."""
     dropout: Annotated[float, Interval("[0, 1)")] = 0.0
     """Dropout on the features before the head (arXiv 1207.0580)."""
-
-    def __post_init__(self) -> None:
-        TrainConfig.__post_init__(self)
-        if self.head == "knn" and self.tuning != "frozen":
-            raise ValueError(f"head: knn needs tuning frozen, got {self.tuning}")
 
 
 def transfer_config(table: Mapping[str, Any], origin: Origin | None = None) -> TransferConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from tokenizers_zoo.errors import ConfigError
 from zoo_backbone.config import ModelConfig
-from zoo_backbone.embedding_layout import EmbeddingLayout, init_ordered_ids
+from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import flat_grid
-from zoo_backbone.model import EMBEDDING_STD, OUTPUT_STD
 from zoo_backbone.transfer.config import HeadName, TransferConfig
-from zoo_backbone.transfer.targets import ClassMap, Numbers, Tokens
-from zoo_backbone.transformer import CrossAttention, DecoderBlock, KeyValueCache, initialise, layer_norm
+from zoo_backbone.transfer.targets import ClassMap, Numbers
+from zoo_backbone.transformer import CrossAttention, initialise, layer_norm
 
 Reads = Literal["vector", "map", "tokens"]
 MLP_RATIO = 4
@@ -52,12 +51,8 @@ class Head(nn.Module):
     reads: ClassVar[Reads]
 
     def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the outputs for `Target.decode`."""
+        """Return the outputs for `Target.loss` and `Target.decode`."""
         raise NotImplementedError
-
-    def train_outputs(self, features: Tensor, mask: Tensor | None, targets: Tensor) -> Tensor:
-        """Return the outputs for `Target.loss`."""
-        return self(features, mask)
 
 
 class PooledLinear(Head):
@@ -93,38 +88,6 @@ class Attentive(Head):
         context = *self.attention.keys_and_values(features, None), _attention_mask(mask)
         pooled = self.attention(query, None, [context])
         return self.out(self.norm(pooled[:, 0]))
-
-
-class Neighbours(Head):
-    """k nearest neighbours by cosine similarity of centred features; nothing is trained."""
-
-    reads: ClassVar[Reads] = "vector"
-    bank: Tensor
-    mean: Tensor
-    answers: Tensor
-
-    def __init__(self, bank: Tensor, answers: Tensor, config: TransferConfig, outputs: int) -> None:
-        """Store features `(samples, dim)` with class ids `(samples,)` or numbers `(samples, outputs)`.
-
-        Raises ValueError without samples.
-        """
-        super().__init__()
-        if not len(bank):
-            raise ValueError("bank: holds no samples, expected at least 1")
-        self.register_buffer("mean", bank.mean(0))
-        self.register_buffer("bank", F.normalize(bank - self.mean, dim=1))
-        self.register_buffer("answers", answers)
-        self.neighbours, self.temperature, self.outputs = config.neighbours, config.temperature, outputs
-
-    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the weighted mean of the neighbours' numbers, or the weight of each class."""
-        cosines = F.normalize(features - self.mean, dim=1) @ self.bank.T
-        best, rows = cosines.topk(min(self.neighbours, len(self.bank)), dim=1)
-        weights = torch.softmax(best / self.temperature, dim=1)
-        if self.answers.ndim == 1:
-            votes = weights.new_zeros(len(weights), self.outputs)
-            return votes.scatter_add(1, self.answers[rows], weights)
-        return (weights.unsqueeze(2) * self.answers[rows]).sum(1)
 
 
 class MapLinear(Head):
@@ -182,82 +145,18 @@ class MapConvNeXt(Head):
         return _resized(self.layers(features), self.size)
 
 
-class TokenDecoder(Head):
-    """A small decoder that generates tokens left to right from the features (Pix2Seq, arXiv 2109.10852)."""
-
-    reads: ClassVar[Reads] = "tokens"
-
-    def __init__(self, config: ModelConfig, target: Tokens) -> None:
-        super().__init__()
-        self.config, self.target = config, target
-        self.embedding = nn.Embedding(target.vocab_size, config.dim)
-        self.start = nn.Parameter(torch.empty(1, 1, config.dim))
-        self.positions = nn.Parameter(torch.empty(target.length, config.dim))
-        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
-        self.norm = layer_norm(config.dim, config)
-        self.out = nn.Linear(config.dim, target.vocab_size, bias=False)
-        self.apply(initialise)
-        for table in (self.embedding.weight, self.start, self.positions):
-            nn.init.normal_(table, std=EMBEDDING_STD)
-        nn.init.normal_(self.out.weight, std=OUTPUT_STD)
-        init_ordered_ids(self.embedding.weight, target.ordered_ids, EMBEDDING_STD)
-        init_ordered_ids(self.out.weight, target.ordered_ids, OUTPUT_STD)
-
-    def _context(self, features: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return [cast(DecoderBlock, block).keys_and_values(features, None) for block in self.blocks]
-
-    def train_outputs(self, features: Tensor, mask: Tensor | None, targets: Tensor) -> Tensor:
-        """Return logits `(batch, tokens, vocabulary)` with teacher forcing."""
-        before = self.embedding(targets[:, :-1].clamp(min=0))
-        x = torch.cat([self.start.expand(len(targets), -1, -1), before], 1) + self.positions
-        causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-        for block, context in zip(self.blocks, self._context(features), strict=True):
-            x = block(x, None, [(*context, _attention_mask(mask))], causal)
-        return self.out(self.norm(x))
-
-    def forward(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        """Return ids `(batch, tokens)` by greedy decoding. Ids after an end are undefined."""
-        contexts, batch = self._context(features), len(features)
-        caches = [KeyValueCache.empty(batch, self.target.length, self.config, features) for _ in self.blocks]
-        x, written = self.start.expand(batch, -1, -1), []
-        ended = torch.zeros(batch, dtype=torch.bool, device=features.device)
-        first, count = self.target.sentinels
-        for position in range(self.target.length - (self.target.end is not None)):
-            x = x + self.positions[position]
-            for block, context, cache in zip(self.blocks, contexts, caches, strict=True):
-                x = block(x, None, [(*context, _attention_mask(mask))], None, cache)
-            logits = self.out(self.norm(x[:, 0]))
-            logits[:, first : first + count] = -torch.inf  # values contain no sentinels
-            ids = logits.argmax(1)
-            written.append(ids)
-            if self.target.end is not None:
-                ended |= ids == self.target.end
-                if bool(ended.all()):
-                    break
-            x = self.embedding(ids).unsqueeze(1)
-        return torch.stack(written, 1)
-
-
-def build_head(
-    name: HeadName, target: Any, config: TransferConfig, model: ModelConfig, grid: Grid | None, samples: int = 1
-) -> Head:
+def build_head(name: HeadName, target: Any, config: TransferConfig, model: ModelConfig, grid: Grid | None) -> Head:
     """Return a new head for features of a backbone with the config `model`.
 
-    Map heads read `grid`; knn has room for `samples`. Raises ValueError for a target without outputs.
+    Map heads read `grid`. Raises ValueError for a target without outputs.
     """
     if target.outputs < 1:
         raise ValueError(f"target: predicts {target.outputs} numbers, expected at least 1")
-    if name == "knn":
-        is_class = target.kind == "classes"
-        answers = torch.zeros(samples, dtype=torch.int64) if is_class else torch.zeros(samples, target.outputs)
-        return Neighbours(torch.zeros(samples, model.dim), answers, config, target.outputs)
     if name == "linear" and grid is None:
         return PooledLinear(model.dim, target.outputs)
-    small = ModelConfig(dim=model.dim, encoder_depth=1, decoder_depth=config.head_blocks, heads=model.heads)
     if name == "attentive":
+        small = ModelConfig(dim=model.dim, encoder_depth=1, decoder_depth=1, heads=model.heads)
         return Attentive(small, target.outputs)
-    if name == "tokens":
-        return TokenDecoder(small, cast(Tokens, target))
     assert grid is not None and isinstance(target, ClassMap | Numbers)
     rows, columns = grid.shape
     patch = (-(-target.size[0] // rows), -(-target.size[1] // columns))

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,12 +50,12 @@ from tokenizers_zoo.tar import key_problem
 from zoo_backbone.checkpoint import architecture_for, load_model, model_config
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.gallery import shown, write_sheet
-from zoo_backbone.model import FourM, check_handle
+from zoo_backbone.model import FourM
 from zoo_backbone.packing import spans_of
 from zoo_backbone.run import stored_config, training_zoo
 from zoo_backbone.transfer.config import HEADS, HeadName, TransferConfig
 from zoo_backbone.transfer.head import Grid, Head, build_head
-from zoo_backbone.transfer.targets import Target, Tokens
+from zoo_backbone.transfer.targets import Target
 from zoo_backbone.transfer.task import Samples, Stores, Task
 
 CLASS = "Probe"
@@ -80,8 +80,8 @@ class StoredTask:
     """The task that a probe was trained for."""
 
     name: str = ""
-    wanted: Literal["classes", "tokens"] | None
-    """The requested kind of target."""
+    as_classes: bool = False
+    """Each distinct label is a class, also numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +126,10 @@ class ProbePlaces:
 class Network(nn.Module):
     """An encoder with a head: a new probe of `model`, the encoder at the start of its training.
 
-    Only callers know whether peft is installed, which lora needs. `samples` is the size of a knn head.
+    Only callers know whether peft is installed, which lora needs.
     """
 
-    def __init__(self, model: FourM, record: ProbeRecord, zoo: Zoo | None = None, samples: int = 1) -> None:
+    def __init__(self, model: FourM, record: ProbeRecord, zoo: Zoo | None = None) -> None:
         super().__init__()
         config, target = record.settings, record.target
         self.encoder = FourMEncoder(model, zoo, frozen=config.tuning in ("frozen", "lora")).eval()
@@ -143,7 +143,7 @@ class Network(nn.Module):
             inject_adapter_in_model(lora, self.encoder.model)
             self.encoder.eval()
         self.grid = Grid.of(self.encoder.layout, record.inputs) if target.kind.endswith("map") else None
-        self.head: Head = build_head(record.head, target, config, model.config, self.grid, samples)
+        self.head: Head = build_head(record.head, target, config, model.config, self.grid)
 
     def stored(self) -> dict[str, Tensor]:
         """Return the head, and the trained weights of the encoder, by their names in model.safetensors."""
@@ -213,7 +213,7 @@ class Probe(nn.Module):
         Raises ConfigError if an input is missing, InvalidValueError for tokens that do not fit.
         """
         prepared = self.network.encoder.prepare(self._select(tokens))
-        return self.task.predictions(self.target, self.network(*prepared))
+        return self.target.decode(self.network(*prepared))
 
     def predict_values(self, values: Mapping[str, Any]) -> list[Any]:
         """Predict from values of all inputs. Raises DataError if a tokenizer is not the backbone's."""
@@ -303,9 +303,7 @@ def load(
     config, target = probe_record.settings, probe_record.target
     registry = Path(sources.registry) if sources.registry else None
     zoo = zoo or training_zoo(registry, folder)
-    task = Task.parse(sources.task, zoo, probe_record.task.wanted)
-    if isinstance(target, Tokens) and task.handle is not None:
-        check_handle(task.handle, target.fingerprint)
+    task = Task.parse(sources.task, zoo, probe_record.task.as_classes)
     if mismatch := difference(probe_record.value, task.value):
         advice = "use the registry of its training, or train again"
         raise CheckpointError(f"{folder}: the labels of {task.text} have changed: {mismatch}; {advice}")
@@ -313,13 +311,13 @@ def load(
         require_peft()
     with loading(), checkpoint_errors(folder):
         shape, specs = model_config(probe_record.backbone), probe_record.backbone.specs
-        samples, model_class = len(tensors.get(f"{HEAD}bank", ())), architecture_for(shape)
-        check_sizes(folder, tensors, lambda: Network(model_class(shape, specs), probe_record, samples=samples).stored())
+        model_class = architecture_for(shape)
+        check_sizes(folder, tensors, lambda: Network(model_class(shape, specs), probe_record).stored())
         if config.tuning in ("frozen", "lora"):
             model = load_model(_checked_run(folder, run or Path(sources.run), probe_record.backbone))
         else:
             model = model_class.seeded(shape, specs, 0)
-        network = Network(model, probe_record, zoo, samples)
+        network = Network(model, probe_record, zoo)
         stored_tensors = network.stored()
         if unexpected := tensors.keys() - stored_tensors.keys() - {BASELINE}:
             raise ValueError(f"tensor {min(unexpected)} is unexpected")
@@ -327,10 +325,6 @@ def load(
             if tensors[name].is_floating_point() != tensor.is_floating_point():
                 raise ValueError(f"{name} is {tensors[name].dtype}, expected {tensor.dtype}")
             tensor.copy_(tensors[name])
-        if probe_record.head == "knn" and target.kind == "classes":
-            answers = tensors[f"{HEAD}answers"]
-            if answers.min() < 0 or answers.max() >= target.outputs:
-                raise ValueError(f"answers: expected class ids below {target.outputs}")
         constant = tensors[BASELINE].numpy() if BASELINE in tensors else probe_record.constant_baseline
         if target.kind == "numbers" and not isinstance(constant, float | int | np.ndarray):
             raise ValueError(f"constant_baseline of numbers is {constant!r}")

@@ -1,6 +1,6 @@
-"""Kinds of targets (classes, numbers, maps, tokens): encoding, loss, decoding, metrics.
+"""Kinds of targets (classes, numbers, maps): encoding, loss, decoding, metrics.
 
-`kind` is a key of HEADS, and `outputs` the number of a head's outputs per sample, pixel or token. `encode` turns labels
+`kind` is a key of HEADS, and `outputs` the number of a head's outputs per sample or pixel. `encode` turns labels
 into a target tensor, batch first. Heads output tensors for `loss` (a mean) and `decode` (one prediction per sample).
 """
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_zoo.records import Variant
-from tokenizers_zoo.spec import Metric, ModalitySpec, OrderedIds, ids_of
+from tokenizers_zoo.spec import Metric, ModalitySpec, ids_of
 from tokenizers_zoo.validation import commonest_classes
 
 IGNORED = -100
@@ -41,7 +41,7 @@ class Target(Variant):
 
         @property
         def outputs(self) -> int:
-            """Number of a head's outputs per sample, pixel or token."""
+            """Number of a head's outputs per sample or pixel."""
 
         encode: Any
         loss: Any
@@ -62,7 +62,7 @@ class Classes(Target):
 
     def encode(self, labels: Sequence[Any]) -> Tensor:
         number = {name: index for index, name in enumerate(self.names)}
-        return torch.tensor([number[label] for label in labels])
+        return torch.tensor([number[str(label)] for label in labels])
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs.float(), targets)
@@ -223,70 +223,6 @@ class NumberMap(Numbers, Target):
     def __post_init__(self) -> None:
         if len(self.shape) != 3:
             raise ValueError(f"shape: expected channels, height and width, got {self.shape}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tokens(Target):
-    """A modality's own tokens, left to right (Pix2Seq, arXiv 2109.10852).
-
-    Outputs are logits `(batch, tokens, vocabulary)`; targets int64 `(batch, tokens)` hold content, the end id if the
-    length varies, then IGNORED. Labels are tokens as the tokenizer encodes them.
-    """
-
-    kind: ClassVar[str] = "tokens"
-    vocab_size: int
-    shape: tuple[int, ...]
-    """Shape of a sample's tokens; for variable length, the longest training label."""
-    end: int | None = None
-    """The end id of tokens of variable length."""
-    sentinels: tuple[int, int] = (0, 0)
-    """First id and number of the sentinels, which only the backbone uses."""
-    fingerprint: str = ""
-    """Fingerprint of the tokenizer."""
-    ordered_ids: tuple[OrderedIds, ...] = ()
-    """Ranges of ids that represent numbers; neighbouring ids start with similar embeddings."""
-
-    @classmethod
-    def fit(cls, tokens: Sequence[Any], spec: ModalitySpec, fingerprint: str) -> Tokens:
-        """Return the target of a modality, from the tokens of the training labels."""
-        fields: dict[str, Any] = {
-            "vocab_size": spec.vocab_size, "fingerprint": fingerprint, "ordered_ids": spec.ordered_ids
-        }  # fmt: skip
-        layout = spec.layout
-        if not layout.variable:
-            return cls(shape=layout.token_shape, **fields)
-        longest = max(max(len(row) for row in tokens), 1)
-        end, *sentinels = layout.special.values()
-        return cls(shape=(longest,), end=end, sentinels=(sentinels[0], sentinels[1]), **fields)
-
-    @property
-    def outputs(self) -> int:
-        return self.vocab_size
-
-    @property
-    def length(self) -> int:
-        """Maximum number of tokens of a sample, end included."""
-        return math.prod(self.shape) + (self.end is not None)
-
-    def encode(self, labels: Sequence[Any]) -> Tensor:
-        targets = torch.full((len(labels), self.length), IGNORED)
-        for row, tokens in zip(targets, labels, strict=True):
-            content = torch.as_tensor(np.asarray(tokens)).flatten()
-            row[: len(content)] = content
-            if self.end is not None:
-                row[len(content)] = self.end
-        return targets
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-
-    def decode(self, outputs: Tensor) -> list[Any]:
-        """Return predicted ids `(batch, tokens)` in the form that the tokenizer decodes."""
-        ids = outputs.cpu().numpy()
-        if self.end is None:
-            return list(ids.reshape(len(ids), *self.shape))
-        ends = [np.flatnonzero(row == self.end) for row in ids]
-        return [row[: end[0] if len(end) else math.prod(self.shape)] for row, end in zip(ids, ends, strict=True)]
 
 
 def _accuracies(counts: npt.NDArray[np.int64], hits: npt.NDArray[np.int64]) -> dict[str, float]:

@@ -26,8 +26,8 @@ from tokenizers_zoo.samples import TEST, TRAIN, spread
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.train.batches import permuted
 from zoo_backbone.data import TokenData, stored_samples
-from zoo_backbone.transfer.config import MIN_VALIDATION, As, TransferConfig
-from zoo_backbone.transfer.targets import Classes, ClassMap, Numbers, Target, Tokens
+from zoo_backbone.transfer.config import MIN_VALIDATION, TransferConfig
+from zoo_backbone.transfer.targets import Classes, ClassMap, Numbers, Target
 
 COLUMNS = ("key", "label")
 MISTAKES = 0.05
@@ -40,7 +40,6 @@ STATISTICS_SAMPLES = 2000
 """Maximum number of maps whose mean and standard deviation are computed."""
 BASELINE_SAMPLES = 1000
 """Maximum number of labels for the constant baseline of maps and of modalities with their own metrics."""
-BATCH = 64
 DIGEST = 16
 """Characters of the digests in a probe's identity."""
 
@@ -57,14 +56,14 @@ class Task:
     """The field of the modality's values; empty for whole values."""
     file: Path | None = None
     """The table."""
-    target_kind: As | None = None
-    """The kind of target requested with --as."""
+    as_classes: bool = False
+    """Treat each distinct label as a class."""
 
     @classmethod
-    def parse(cls, text: str, zoo: Zoo, target_kind: As | None = None) -> Task:
+    def parse(cls, text: str, zoo: Zoo, as_classes: bool = False) -> Task:
         """Parse NAME, NAME.FIELD or FILE.csv. Raises UnknownNameError or ConfigError."""
         if text.lower().endswith(".csv"):
-            return cls(text=str(Path(text).resolve()), file=Path(text).resolve(), target_kind=target_kind)
+            return cls(text=str(Path(text).resolve()), file=Path(text).resolve(), as_classes=as_classes)
         name, _, field = text.partition(".")
         handle = zoo[name]
         value = handle.spec.value
@@ -73,12 +72,12 @@ class Task:
         declared = [field_name for field_name, _ in value.fields]
         if field and declared and field not in declared:
             raise UnknownNameError.of(f"field of {name}", field, declared)
-        return cls(text=text, handle=handle, field=field, target_kind=target_kind)
+        return cls(text=text, handle=handle, field=field, as_classes=as_classes)
 
     @cached_property
     def table(self) -> dict[str, Any]:
         """Labels of a table, by key. Raises DataError."""
-        return {} if self.file is None else read_csv(self.file, self.target_kind)
+        return {} if self.file is None else read_csv(self.file, self.as_classes)
 
     @property
     def value_modality(self) -> ModalityHandle | None:
@@ -98,21 +97,19 @@ class Task:
     def kind(self, labels: Sequence[Any]) -> str:
         """Return the kind of target, from the modality's declared values and the labels. Raises ConfigError."""
         if self.value_modality is not None:
-            return kind_of_values(self.value_modality.spec, self.target_kind, self.text)
-        if self.target_kind == "tokens":
-            raise ConfigError(f"--as tokens: {self.text} is not a modality and has no tokens")
-        if all(map(is_number, labels)) and self.target_kind != "classes":
+            return kind_of_values(self.value_modality.spec, self.as_classes, self.text)
+        if not self.as_classes and all(map(is_number, labels)):
             return "numbers"
         unsupported = next((label for label in labels if not isinstance(label, str | bool | int | float)), None)
         if unsupported is not None:
             raise ConfigError(
                 f"--task {self.text}: expected texts or numbers, got {str(unsupported)[:40]!r}; use another field, a "
-                "table (--task FILE.csv), or --as classes, where each distinct value is a class"
+                "table (--task FILE.csv), or --classes, where each distinct value is a class"
             )
         return "classes"
 
-    def fit(self, labels: Sequence[Any]) -> tuple[Target, Sequence[Any]]:
-        """Return the target for these training labels, and the labels as `Target.encode` expects them.
+    def fit(self, labels: Sequence[Any]) -> Target:
+        """Return the target for these training labels.
 
         Raises ConfigError or DataError if nothing can be learned from the labels.
         """
@@ -120,31 +117,17 @@ class Task:
         spec = self.value_modality.spec if self.value_modality is not None else None
         if kind in ("classes", "numbers") and all(np.array_equal(label, labels[0]) for label in labels):
             raise DataError(f"--task {self.text}: all {len(labels)} labels are {labels[0]}; nothing to learn")
-        if kind == "tokens":
-            assert self.handle is not None
-            batches = (labels[start : start + BATCH] for start in range(0, len(labels), BATCH))
-            tokens = [np.asarray(row) for batch in batches for row in self.handle.encode(batch)]
-            return Tokens.fit(tokens, self.handle.spec, self.handle.fingerprint), tokens
         if kind == "classes":
-            names = list(map(str, labels))
             declared = spec.value.classes if spec is not None else ()
-            return Classes(names=declared or tuple(sorted(set(names)))), names
+            return Classes(names=declared or tuple(sorted(set(map(str, labels)))))
         if kind == "class map":
             assert spec is not None
             _ = labels[0]  # raises if values have another size, before anything is written
             height, width = map(int, spec.value.shape)
             classes, unscored = spec.value.classes, spec.value.unscored
-            return ClassMap(names=classes, size=(height, width), dtype=spec.value.dtype, unscored=unscored), labels
+            return ClassMap(names=classes, size=(height, width), dtype=spec.value.dtype, unscored=unscored)
         indices = spread(len(labels), STATISTICS_SAMPLES if kind == "number map" else len(labels))
-        return Numbers.fit((labels[index] for index in indices), spec), labels
-
-    def predictions(self, target: Target, outputs: Any) -> list[Any]:
-        """Return a head's outputs as values of the task."""
-        decoded = target.decode(outputs)
-        if not isinstance(target, Tokens):
-            return decoded
-        assert self.handle is not None
-        return self.handle.decode(np.stack(decoded) if target.end is None else decoded)
+        return Numbers.fit((labels[index] for index in indices), spec)
 
     def truth(self, target: Target, label: Any) -> Any:
         """Return a label in the form of predictions."""
@@ -155,7 +138,7 @@ class Task:
         modality = self.value_modality
         if modality is None or target.kind == "classes":
             return target
-        return modality if target.kind == "tokens" or modality.implements("score") else target
+        return modality if modality.implements("score") else target
 
     def metrics(self, target: Any) -> tuple[Metric, ...]:
         """Return the metrics, the main metric first."""
@@ -192,25 +175,28 @@ def is_number(label: Any) -> bool:
     return isinstance(label, int | float) and not isinstance(label, bool)
 
 
-def kind_of_values(spec: ModalitySpec, target_kind: As | None, text: str) -> str:
-    """Return the kind of target for whole values of a modality. Raises ConfigError if it contradicts `target_kind`."""
-    value, axes, kind = spec.value, len(spec.value.shape), "tokens"
+def kind_of_values(spec: ModalitySpec, as_classes: bool, text: str) -> str:
+    """Return the kind of target for whole values of a modality. Raises ConfigError if no head predicts them."""
+    value, axes, kind = spec.value, len(spec.value.shape), ""
     fixed = value.kind == "array" and all(isinstance(size, int) for size in value.shape)
     numbers = np.dtype(value.dtype).kind if fixed else ""
-    if target_kind != "tokens" and value.kind == "text" and (value.classes or target_kind == "classes"):
+    if value.kind == "text" and (value.classes or as_classes):
         kind = "classes"
-    elif target_kind != "tokens" and numbers in ("i", "u") and axes == 2 and value.classes:
+    elif numbers in ("i", "u") and axes == 2 and value.classes:
         kind = "class map"
-    elif target_kind != "tokens" and numbers == "f" and axes != 2 and axes < 4:
+    elif numbers == "f" and axes != 2 and axes < 4:
         kind = "number map" if axes == 3 else "numbers"
-    if target_kind not in (None, kind):
-        raise ConfigError(f"--as {target_kind}: {text} is {value} and is predicted as {kind}; leave --as out")
-    if kind == "tokens" and spec.continuous:
-        raise ConfigError(f"--task {text}: is continuous and has no token ids to predict; use another task")
+    if not kind:
+        raise ConfigError(
+            f"--task {text}: is {value}; expected classes, numbers or maps; the backbone itself predicts tokens of "
+            f"{spec.name}: zoo backbone grow"
+        )
+    if as_classes and kind != "classes":
+        raise ConfigError(f"--classes: {text} is {value} and is predicted as {kind}; leave --classes out")
     return kind
 
 
-def read_csv(path: Path, target_kind: As | None) -> dict[str, Any]:
+def read_csv(path: Path, as_classes: bool = False) -> dict[str, Any]:
     """Read a table with the columns key and label. Labels are numbers if nearly all look like numbers, else texts.
 
     Empty labels are skipped. Raises DataError for a bad table, and for a bad label in a numeric table.
@@ -232,12 +218,12 @@ def read_csv(path: Path, target_kind: As | None) -> dict[str, Any]:
             labels[key] = label
     numbers = {key: float(label) for key, label in labels.items() if NUMBER.fullmatch(label)}
     finite = {key: number for key, number in numbers.items() if abs(number) < LARGEST}
-    if target_kind == "classes" or not finite or len(numbers) < (1 - MISTAKES) * len(labels):
+    if as_classes or not finite or len(numbers) < (1 - MISTAKES) * len(labels):
         return dict(labels)
     if key := next((key for key in labels if key not in finite), ""):
         raise DataError(
             f"{path}: the key {key!r} has the label {labels[key]!r}, expected a finite number; remove it, or train "
-            "with --as classes"
+            "with --classes"
         )
     return dict(finite)
 
@@ -334,7 +320,7 @@ class Stores:
             if not is_number(label):
                 raise DataError(
                     f"--task {task.text}: sample {inputs.split.key(number)!r} has the label {str(label)[:40]!r}, "
-                    "expected a number as in the training split; remove it, or train with --as classes"
+                    "expected a number as in the training split; remove it, or train with --classes"
                 )
         dropped = {"no_input": no_input, "no_label": len(inputs) - len(numbers)}
         read_label = read if task.value_modality is not None else labels.__getitem__
@@ -374,7 +360,7 @@ def _field_labels(task: Task, name: str, numbers: Sequence[int], read: Callable[
         value = read(number)  # not kept: only the field stays in memory
         fields |= value.keys()
         if (label := value.get(task.field)) is not None:
-            labels[number] = str(label) if task.target_kind == "classes" else label
+            labels[number] = str(label) if task.as_classes else label
     if numbers and not labels:
         raise UnknownNameError.of(f"field of {name}", task.field, sorted(fields - {task.field}))
     return labels
@@ -436,18 +422,17 @@ class LabelSplit:
 
 
 def split_labels(task: Task, labelled: Samples, config: TransferConfig, seed: int) -> LabelSplit:
-    """Select the labels that are used and split them. knn has no validation samples."""
+    """Select the labels that are used and split them."""
     classes: list[str] | None = None
     if task.value_modality is None or task.value_modality.spec.value.kind == "text":
         labels = list(labelled.labels)
         classes = list(map(str, labels)) if task.kind(labels) == "classes" else None
     ranks = permuted(labelled.numbers, labelled.inputs.split.samples, seed)  # the same for all inputs and labels
     order = select_labels(ranks, config.labels, classes)
-    share = 0.0 if config.head == "knn" else config.validation
     selected_classes = None if classes is None else [classes[index] for index in order]
-    validation_mask = select_validation(len(order), share, config.eval_samples, seed, selected_classes)
+    validation_mask = select_validation(len(order), config.validation, config.eval_samples, seed, selected_classes)
     reason = ""
-    if share and validation_mask.sum() < MIN_VALIDATION:
+    if config.validation and validation_mask.sum() < MIN_VALIDATION:
         count = validation_mask.sum()
         reason = f"{count} validation samples of {len(order)} labels are too few, {MIN_VALIDATION} are needed"
         validation_mask[:] = False

@@ -25,15 +25,15 @@ from tokenizers_zoo.report.transfer import METRICS
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
 from tokenizers_zoo.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.terminal import console
-from tokenizers_zoo.train.batches import seeded, to_device
-from tokenizers_zoo.train.loop import Best, identity, train
+from tokenizers_zoo.train.batches import to_device
+from tokenizers_zoo.train.loop import Best, train
 from tokenizers_zoo.train.loop import Task as LoopTask
 from zoo_backbone.checkpoint import layout_for, model_config
 from zoo_backbone.encoder import parameter_groups
 from zoo_backbone.evaluation_data import input_forms
 from zoo_backbone.run import Run, registry_path, stored_config
 from zoo_backbone.transfer.config import TransferConfig, head_for
-from zoo_backbone.transfer.head import Grid, Neighbours
+from zoo_backbone.transfer.head import Grid
 from zoo_backbone.transfer.probe import (
     KIND,
     Network,
@@ -65,7 +65,7 @@ CACHE_BATCH = 16
 @float32_by_default()
 def train_probe(
     run: Run, zoo: Zoo, task: str, inputs: Sequence[str], out: Path, config: TransferConfig, *, seed: int = 0,
-    target_kind: Any = None, data: Path | None = None, overwrite: bool = False,
+    as_classes: bool = False, data: Path | None = None, overwrite: bool = False,
     on_step: Callable[[int], None] | None = None, device: str = AUTO,
 ) -> Path:  # fmt: skip
     """Train a probe on the run's stored tokens of `inputs`, write it to `out`, and return `out`.
@@ -74,11 +74,8 @@ def train_probe(
     `rgb` as `rgb_patches`, stands for that form. Resumes a killed training, to the same weights. A finished probe is
     kept, with its places updated. Errors are raised before anything is written.
     """
-    training = ProbeTask(run, zoo, task, inputs, config, seed, target_kind, data, resolve_device(device))
-    if training.head == "knn":
-        training.train_knn(out, overwrite)
-    else:
-        train(training, training.samples, config, out, seed, on_step, overwrite, training.device)
+    training = ProbeTask(run, zoo, task, inputs, config, seed, as_classes, data, resolve_device(device))
+    train(training, training.samples, config, out, seed, on_step, overwrite, training.device)
     return out
 
 
@@ -93,7 +90,7 @@ class ProbeTask(LoopTask):
 
     def __init__(
         self, run: Run, zoo: Zoo, task: str, inputs: Sequence[str], config: TransferConfig, seed: int,
-        target_kind: Any, data: Path | None, device: str,
+        as_classes: bool, data: Path | None, device: str,
     ) -> None:  # fmt: skip
         self.started = time.perf_counter()
         if not 0 <= seed < 2**63:
@@ -106,7 +103,7 @@ class ProbeTask(LoopTask):
         layout.check_inputs(inputs, "--input")
         if len(set(inputs)) != len(inputs):
             raise ConfigError(f"--input {','.join(inputs)}: expected each modality once")
-        self.task = parsed = Task.parse(task, zoo, target_kind)
+        self.task = parsed = Task.parse(task, zoo, as_classes)
         if parsed.handle is not None and parsed.handle.name in inputs:
             raise ConfigError(f"--task {task}: {parsed.handle.name} is also an input; leave one out")
         if config.tuning == "lora":
@@ -122,8 +119,7 @@ class ProbeTask(LoopTask):
         self.split = split_labels(parsed, labelled, config, seed)
         if config.patience is not None and not self.split.validation:
             raise ConfigError(f"patience: needs validation samples; {self.split.reason or 'leave patience out'}")
-        self.target, self.targets = parsed.fit(self.split.samples.labels)
-        """The kind of target, and the labels of `split.samples` as `target.encode` expects them."""
+        self.target = parsed.fit(self.split.samples.labels)
         self.test = stores.samples(parsed, TEST, self.target)
         self.dropped = {TRAIN: labelled.dropped, TEST: self.test.dropped, "unknown_keys": unknown_keys}
         self.head = head_for(self.target.kind, config)
@@ -137,10 +133,12 @@ class ProbeTask(LoopTask):
         self.samples = TrainingSamples(
             train=self.split.training, test=self.split.validation or range(len(self.test)), provenance=provenance
         )
+        labels = self.split.samples.labels
+        train_classes = set(map(str, labels)) if self.target.kind == "classes" else ()
         self.record = ProbeRecord(
-            task=StoredTask(name=parsed.title, wanted=target_kind), target=self.target, value=parsed.value,
+            task=StoredTask(name=parsed.title, as_classes=as_classes), target=self.target, value=parsed.value,
             inputs=tuple(inputs), head=self.head, settings=config, seed=seed, backbone=backbone,
-            train_classes=tuple(sorted(set(self.targets))) if self.target.kind == "classes" else (),
+            train_classes=tuple(sorted(train_classes)),
         )  # fmt: skip
         self.sources = ProbePlaces(
             task=parsed.text, run=str(run.folder.resolve()), tokens=str(run.tokens),
@@ -179,11 +177,8 @@ class ProbeTask(LoopTask):
         if self.frozen:
             for samples in (self.split.samples, self.test):
                 self.features[id(samples)] = FeatureCache(self.network, samples, self.config.batch_size)
-            if self.head == "knn":
-                self.features[id(self.split.samples)].fill(self.split.training)
-            else:
-                indices = self.split.validation or spread(len(self.test), self.config.eval_samples)
-                self.features[id(self.held_out)].fill(indices)
+            indices = self.split.validation or spread(len(self.test), self.config.eval_samples)
+            self.features[id(self.held_out)].fill(indices)
         return module
 
     def _inputs(self, samples: Samples, indices: Sequence[int]) -> Any:
@@ -202,19 +197,20 @@ class ProbeTask(LoopTask):
     # ------------------------------------------------------------------ steps
 
     def batch(self, values: list[Any], rng: np.random.Generator) -> Any:
-        return self._inputs(self.split.samples, values), self.target.encode([self.targets[index] for index in values])
+        labels = [self.split.samples.labels[index] for index in values]
+        return self._inputs(self.split.samples, values), self.target.encode(labels)
 
     def losses(self, module: nn.Module, batch: Any) -> dict[str, Tensor]:
         inputs, targets = batch
         features, mask = inputs if self.frozen else self.network.features(*inputs)
         features = F.dropout(features, self.config.dropout, module.training)
-        return {"loss": self.target.loss(self.network.head.train_outputs(features, mask, targets), targets)}
+        return {"loss": self.target.loss(self.network.head(features, mask), targets)}
 
     def reconstruct(self, module: nn.Module, values: list[Any]) -> tuple[list[Any], None]:
         predicted = []
         for start in range(0, len(values), EVAL_BATCH):
             inputs = self._inputs(self.held_out, values[start : start + EVAL_BATCH])
-            predicted += self.task.predictions(self.target, module(*to_device(inputs, self.device)))
+            predicted += self.target.decode(module(*to_device(inputs, self.device)))
         return predicted, None
 
     def score(self, predicted: list[Any], target: list[Any]) -> Mapping[str, float]:
@@ -227,20 +223,6 @@ class ProbeTask(LoopTask):
         return self.task.render(self.target, value)
 
     # ------------------------------------------------------------------ the end
-
-    def train_knn(self, out: Path, overwrite: bool) -> None:
-        """Write a knn probe, which stores features and labels."""
-        run_identity = identity(self, self.samples, self.config, self.seed)
-        with RunFolder(out, PROBE, run_identity, self.places).open(overwrite) as run:
-            if run.finished is not None:
-                return
-            with seeded(self.seed):
-                self.build(self.samples.train, np.random.default_rng(0))
-            bank = torch.stack(self.features[id(self.split.samples)].get(range(len(self.split.samples))))
-            answers = self.target.encode(list(self.targets))
-            head = Neighbours(bank, answers, self.config, self.target.outputs).to(self.device)
-            self.network.head = head
-            self.save(run, head, (), 0, time.perf_counter() - self.started, None)
 
     def save(
         self, run: RunFolder, module: nn.Module, test: Sequence[Any], steps: int, seconds: float, best: Best | None
