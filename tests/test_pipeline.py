@@ -562,7 +562,7 @@ def test_repair_restores_the_damage_that_verify_reports(path: str, toy: Toy, tmp
     damaged_shards = {(damage.modality, damage.number) for damage in verify_store(root)}
     assert damaged_shards == {(name, None if damaged.name == SUMMARY else 1)}
     if damaged.suffix in (".tar", ".index"):
-        with pytest.raises(DataError, match=f"{damaged}: has another checksum .*repair"):
+        with pytest.raises(ReadError, match=f"{damaged}: has another checksum .*repair"):
             ValueStore(data).read(zoo[name], "train", 1, 3)
     lines = list(repair_store(zoo, root, workers=0))
     assert any(str(damaged.parent) in line for line in lines)

@@ -114,7 +114,7 @@ class OtherLayoutError(DataError):
         return cls(f"{owner}: tokens of {modality} are {texts[0]}, the registry has {texts[1]}; {remedy}")
 
 
-class ReadError(DataError):
+class ReadError(ZooError):
     """Stored values cannot be read now (disk, network, permissions, a damaged shard); no value is to blame."""
 
 

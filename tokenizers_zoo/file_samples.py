@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.errors import DataError, InvalidValueError, ZooError, count_of
+from tokenizers_zoo.errors import DataError, InvalidValueError, ReadError, ZooError, count_of
 from tokenizers_zoo.samples import TEST, LazySequence
 from tokenizers_zoo.source import FileBytes
 from tokenizers_zoo.tar import Member, read_member
@@ -133,7 +133,7 @@ def read_sample(key: str, files: Mapping[str, Member]) -> tuple[str, dict[str, F
     for name, member in files.items():
         try:
             values[name] = FileBytes(data=read_member(member), extension=member.extension)
-        except (DataError, InvalidValueError) as error:
+        except (ReadError, InvalidValueError) as error:
             values[name] = error
     return key, values
 

@@ -79,7 +79,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn errors of a full or read-only disk into one clear DataError."""
     try:
         yield
-    except DataError:
+    except (DataError, ReadError):
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception
         if advice := disk_problem(error):

@@ -13,6 +13,7 @@ from tokenizers_zoo.limits import Limits, limited
 from tokenizers_zoo.plugins import Claim, Plugin, call_error
 from tokenizers_zoo.samples import LazySequence
 from tokenizers_zoo.source import ModalityNames, Sample, SourceSpec
+from tokenizers_zoo.tar import key_problem
 from tokenizers_zoo.validation import describe
 
 
@@ -125,9 +126,8 @@ class CheckedSamples(LazySequence[Sample]):
         if not (isinstance(sample, tuple) and len(sample) == 2 and isinstance(sample[1], Mapping)):
             return f"is {describe(sample)}, expected (key, {{modality: value}})"
         key, values = sample
-        # A key is the stem of a file name, so it may not contain a dot.
-        if not isinstance(key, str) or not key or key.startswith("/") or any(sign in key for sign in ".\\\0\n"):
-            return f"has the key {key!r}, expected a str without dots"
+        if reason := key_problem(key) if isinstance(key, str) else "expected a str":
+            return f"has the key {key!r}: {reason}"
         if self._spec.modalities and (unknown := sorted(set(values) - set(self._spec.modalities))):
             return f"has {', '.join(unknown)}, which its spec does not declare"
         return None

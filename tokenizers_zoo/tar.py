@@ -59,12 +59,19 @@ def split_suffixes(name: str) -> tuple[str, str]:
 
 
 def key_problem(key: str) -> str | None:
-    """Return why a key is not a path below a folder, or could not be printed on a terminal; None for a good key."""
-    if "\\" in key or not {"", ".", ".."}.isdisjoint(key.split("/")):
-        return "a key has no backslash, and no part that is empty, '.' or '..'"
-    if CONTROL.search(key):
-        return "a key has no control character, such as a line break"
-    return None
+    """Return why a text cannot be the key of a sample; None for a good key.
+
+    A key is a path below a folder, the name of a member or file up to its first dot, and can be printed on a terminal.
+    """
+    parts = key.split("/")
+    if {"", ".", ".."}.isdisjoint(parts) and "." not in parts[-1] and "\\" not in key and not CONTROL.search(key):
+        return None
+    return "a key has no backslash, no control character, no empty part, '.' or '..', and no dot in its last part"
+
+
+def file_key(path: Path) -> str:
+    """Return the key of a separate file: its name without the extension; dots become underscores."""
+    return path.stem.replace(".", "_")
 
 
 def shown_name(name: str) -> str:

@@ -29,6 +29,7 @@ from tokenizers_zoo.tar import (
     TARS,
     Dropped,
     Member,
+    file_key,
     key_problem,
     scan_tar,
     shown_key,
@@ -257,13 +258,13 @@ def _add_file(samples: FileSamples, name: str, key: str, path: Path) -> None:
 def _add_by_extension(samples: FileSamples, folder: Path, bounds: Bounds, names: ModalityNames) -> bool:
     """Add the files of a folder of pictures by their extensions; return whether there are any.
 
-    The key is the name without its extension; its dots become underscores. A text without another file of its key is
-    not used, because texts such as README.txt describe no picture.
+    A text without another file of its key, see `file_key`, is not used, because texts such as README.txt describe no
+    picture.
     """
     unclaimed: Counter[str] = Counter()
     with os.scandir(folder) as entries:
         for path in (Path(entry.path) for entry in entries if not entry.is_dir()):
-            key, extension = path.stem.replace(".", "_"), path.suffix[1:].lower()
+            key, extension = file_key(path), path.suffix[1:].lower()
             if _is_hidden_or_sidecar(Path(path.name)) or not extension:
                 continue
             name = names.by_extension.get(extension)

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.errors import DataError, ReadError
+from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.io import file_digest, read_error, read_record, read_regular, replacing_file, write_table
 from tokenizers_zoo.records import OPTIONAL, convert
 
@@ -163,8 +163,6 @@ def sound_manifest(folder: Path, shard: int, manifest_class: type[AnyManifest]) 
         manifest = read_manifest(folder, shard, manifest_class)
         files = manifest.files if manifest else {}
         sound = all((folder / shard_name(shard, end)).stat().st_size == file.size for end, file in files.items())
-    except ReadError:
-        raise
     except (DataError, OSError):
         return None
     return manifest if sound else None
@@ -308,8 +306,6 @@ class Split:
         """As `keys_digest`, but empty if the file is missing or damaged."""
         try:
             return self.keys_digest(shard)
-        except ReadError:
-            raise
         except DataError:
             return ""
 
@@ -421,8 +417,6 @@ def check_shard(split: Split, modality: str, shard: int) -> DamagedShard | None:
             path = folder / shard_name(shard, suffix)
             if reason := file_problem(path, expected):
                 break
-    except ReadError:
-        raise
     except DataError as error:
         reason = str(error).removeprefix(f"{path}: ")
     return DamagedShard(modality=modality, number=shard, path=path, reason=reason) if reason else None

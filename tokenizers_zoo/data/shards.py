@@ -79,11 +79,12 @@ class ShardWriter:
 
         The row is then not written, so that the caller can `skip` it.
         """
-        name = f"{key}.{extension}"
-        if split_name(name) != (key, extension) or key_problem(key) or len(extension) > INDEX["extension"].itemsize:
-            raise DataError(
-                f"key {key!r} with extension {extension!r}: a key has no dot in its last part, no backslash, no "
-                "control character, and no part that is empty, '.' or '..'; an extension is lower case, without a dot"
+        name, longest = f"{key}.{extension}", INDEX["extension"].itemsize
+        if reason := key_problem(key):
+            raise DataError(f"key {key!r}: {reason}")
+        if split_name(name) != (key, extension) or len(extension) > longest:
+            raise DataError.expected(
+                key, f"an extension in lower case, without a dot, of up to {longest} characters", repr(extension)
             )
         info = tarfile.TarInfo(name)  # time and owner are 0, so that equal values give equal bytes
         info.size = len(data)

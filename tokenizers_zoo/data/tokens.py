@@ -39,7 +39,7 @@ from tokenizers_zoo.data.manifest import (
     shards_of,
 )
 from tokenizers_zoo.data.token_shard import SUFFIX, TokenManifest, TokenMetadata, TokenShard
-from tokenizers_zoo.errors import DataError, ReadError, UnknownNameError
+from tokenizers_zoo.errors import DataError, UnknownNameError
 from tokenizers_zoo.io import absolute_place, read_record, read_regular, relative_place, table_text, write_table
 from tokenizers_zoo.validation import checked_tokens, describe, expected_tokens
 
@@ -83,8 +83,6 @@ class TokenSplit(Split):
                 reason = "" if read_summary(folder) == TokenSummary.of(self, modality) else "contradicts its shards"
             elif 0 < self.shards == len(shards_of(folder)):
                 reason = "is missing"
-        except ReadError:
-            raise
         except DataError as error:
             reason = str(error).removeprefix(f"{folder / SUMMARY}: ")
         path = folder / SUMMARY

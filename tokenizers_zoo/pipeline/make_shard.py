@@ -24,7 +24,7 @@ from tokenizers_zoo.registry import modality_names
 from tokenizers_zoo.source import FileBytes, Sample
 from tokenizers_zoo.source_handle import CheckedSamples
 from tokenizers_zoo.spec import WHOLE
-from tokenizers_zoo.tar import Member, key_problem
+from tokenizers_zoo.tar import Member
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import SourceHandle, Zoo
@@ -83,8 +83,8 @@ def make_shard(zoo: Zoo, job: MakeShard) -> tuple[int, dict[str, Manifest]]:
             report(1)
             try:
                 key, values = read_row(row)
-                if reason := "it comes twice" if key in keys else key_problem(key):
-                    raise DataError(f"key {key!r}: {reason}")
+                if key in keys:
+                    raise DataError(f"key {key!r}: it comes twice")
             except ZooError as error:
                 keys.append(f"/sample-{start + row}")  # no sample has such a key
                 retry.update(handles if is_transient(error) else ())

@@ -73,7 +73,7 @@ def read_galleries(
         gallery = Gallery(inputs=inputs, target=entry.target, keys=[row.key for row in entry.rows])
         images: list[list[str | None]] = [[None] * len(entry.columns) for _ in entry.rows]
         if name := entry.picture:
-            if key_problem(name) or (sheet := read_inside(folder, folder / name)) is None:
+            if key_problem(name.removesuffix(".png")) or (sheet := read_inside(folder, folder / name)) is None:
                 missing_sheets.append(name)
                 continue
             images = cells_of(folder / name)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tokenizers_zoo.device import AUTO
-from tokenizers_zoo.errors import DataError, InvalidValueError, PluginError, ReadError, ZooError
+from tokenizers_zoo.errors import DataError, InvalidValueError, PluginError, ZooError
 from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.pipeline.tokenizers import train_vocabulary
 from tokenizers_zoo.pretrained import PretrainedError
@@ -131,8 +131,6 @@ class Subject:
                 for row in store.rows(split, modalities):
                     try:
                         sample = {name: store.read(self.zoo[name], split, *row) for name in modalities}
-                    except ReadError:
-                        raise  # not the sample's fault
                     except (InvalidValueError, DataError) as error:
                         first_error = first_error or error
                         continue

@@ -13,6 +13,7 @@ import torch
 
 from tokenizers_zoo.data.tokens import TokenColumn, TokenStore, read_tokens, whole_samples
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
+from tokenizers_zoo.tar import file_key
 from zoo_backbone.generate.inpainting import checked_partial, partial_of
 from zoo_backbone.generate.plans import DEFAULT_SPLIT, MASK, GenerationPlan, is_count, resolved_plan
 from zoo_backbone.generate.sources import files_by_name, item_of_source, sources_of
@@ -96,7 +97,7 @@ class PlanRequest(GenerationRequest):
         elif self.values:
             if plan.samples not in ("", "1"):
                 raise ConfigError(f"samples {plan.samples}: values make one sample; use --draws for several results")
-            choices = [(0, single[0].stem.removesuffix(Path(TOKENS).stem) if single else "sample", 0)]
+            choices = [(0, file_key(Path(single[0].name.removesuffix(TOKENS))) if single else "sample", 0)]
         else:
             choices = [(number, f"sample-{number:03}", 0) for number in numbers]
         chosen_numbers, self.names, self._rows = map(list, zip(*choices, strict=True))

@@ -21,6 +21,7 @@ from tokenizers_zoo.data.tokens import is_token_file
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.limits import read_file
 from tokenizers_zoo.registry import ModalityHandle, Zoo
+from tokenizers_zoo.tar import file_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def files_by_name(sources: Mapping[str, str], extensions: Mapping[str, Collectio
         paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
         if os.path.isdir(source):
             paths = [path for path in paths if path.suffix[1:].lower() in extensions[name]] or paths
-        files_by_modality[name] = {path.stem: path for path in paths}
+        files_by_modality[name] = {file_key(path): path for path in paths}
         if len(files_by_modality[name]) < len(paths) or not paths:
             same = "two files have the same name; give a pattern, such as 'FOLDER/*.png'"
             reason = same if paths else "there are no such files"

@@ -350,14 +350,14 @@ class StreamedRows(_Rows):
         return self._sample(*numbered_row)
 
 
-def as_file(value: Any, file_roots: FileRoots) -> FileBytes | DataError | InvalidValueError:
+def as_file(value: Any, file_roots: FileRoots) -> FileBytes | ReadError | InvalidValueError:
     """Return a column's value as a file of its modality's reader; the error replaces a file that cannot be read."""
     if isinstance(value, Mapping) and {"bytes", "path"} == value.keys():
         data, address = value["bytes"], str(value["path"] or "")
         if data is None:
             try:
                 data = file_roots.read(address)
-            except (DataError, InvalidValueError) as error:
+            except (ReadError, InvalidValueError) as error:
                 return error
         extension = Path(address.partition("::")[0]).suffix[1:].lower()
         return FileBytes(data=data, extension=extension or sniff_extension(data))

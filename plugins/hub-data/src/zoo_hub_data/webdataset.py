@@ -192,7 +192,7 @@ def local_file(address: str, cache: Path) -> Path:
         raise ConfigError(f"{address}: needs a package that is not installed; {advice}") from None
     except ValueError as error:
         raise ConfigError(f"path: {address}: {error}") from None
-    except DataError:
+    except (DataError, ReadError):
         raise
     except Exception as error:  # the file systems of fsspec raise errors of their own libraries
         why = " ".join(str(error).split()).replace(address, "").strip() or "not found, or no connection"
