@@ -55,7 +55,7 @@ def write(golden: Path) -> None:
             (world.folder / name).write_text(text)
         stages = {stage: words for stage, words in STAGES.items() if stage not in ("report", "generate", "decode")}
         stages["export"] = "backbone export run bundle --samples 2 --dtype float16"
-        stages["index"] = "retrieve build run --out index --approximate"
+        stages["index"] = "retrieve build run --out index"
         stages["transfer"] = f"{PROBE} {SHORT}"
         world.go(stages)
         for folder, stage in zip(STATES, ("train", "backbone"), strict=True):
@@ -90,7 +90,7 @@ def results(golden: Path) -> dict[str, Any]:
         "pairs": [[*inputs, target, pair.score] for (inputs, target), pair in record_of(golden / "run").pairs.items()],
         "losses": read_lines(golden / "run/metrics.jsonl"),
         "tokenizer": read_table(golden / "tokenizers/depth/evaluation.json")["metrics"],
-        "hits": [hit.key for hit in index.search(index.open("depth").reconstruct_n(0, 1), 5, "depth")[0]],
+        "hits": [hit.key for hit in index.search(index.vectors("depth")[:1].numpy(), 5, "depth")[0]],
         "predicted": listed(load(golden / "probe").predict({"rgb_patches": columns["rgb_patches"][None]})[0]),
         "bundle": sorted(bundle.verify(golden / "bundle", load_model(golden / "bundle"), bundled(golden))),
         "weights": {name: checksums(golden / name) for name in ("tokenizers/depth", "run")},

@@ -192,7 +192,7 @@ def backbone(root: Path, zoo: Zoo) -> None:
 def index(root: Path, zoo: Zoo) -> None:
     opened = Index(root / "index", root / "run")
     for find in (*opened.names, TOGETHER):
-        opened.keys_of(find), opened.open(find)
+        opened.keys_of(find), opened.vectors(find)
 
 
 def foreign(root: Path, zoo: Zoo) -> None:

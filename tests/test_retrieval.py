@@ -36,11 +36,11 @@ from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.pipeline import AnyToAny
-from zoo_backbone.retrieval import EmbeddingConfig, Search, query
+from zoo_backbone.retrieval import EmbeddingConfig, QueryConfig, query
 from zoo_backbone.retrieval import index as indexes
 from zoo_backbone.retrieval.cli import retrieve
 from zoo_backbone.retrieval.embed import Embedder, check_via, unit
-from zoo_backbone.retrieval.index import Index, build, faiss, new_index, read_vectors, write_vectors
+from zoo_backbone.retrieval.index import Index, build
 from zoo_backbone.retrieval.query import CORRECT, chance, evaluate_retrieval, query_keys, weighted_sum
 from zoo_backbone.run import Run
 
@@ -56,12 +56,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def index(world: World) -> Index:
-    return build(Run.load(world.run), world.zoo, world.root / "index", config=EmbeddingConfig())
-
-
-@pytest.fixture(scope="module")
-def approximate_index(world: World) -> Index:
-    return build(Run.load(world.run), world.zoo, world.root / "cells", config=EmbeddingConfig(), search="approximate")
+    return build(Run.load(world.run), world.zoo, world.root / "index", EmbeddingConfig())
 
 
 def loaded(world: World) -> AnyToAny:
@@ -135,7 +130,7 @@ def test_an_index_holds_every_modality_and_all_together(world: World, index: Ind
     assert index.names == list(NAMES) and index.keys == world.keys
     assert len(index.keys_of("letters")) == 28 and "test-003" not in index.keys_of("letters")
     config = load_config(index.folder)
-    assert (config["modalities"]["letters"], config["search"]) == (28, "exact")
+    assert tuple(config["embedding"]["modalities"]) == NAMES
     embedder = index.embedder(loaded(world))
     vectors = {}
     for name in NAMES:
@@ -207,20 +202,19 @@ def test_crops_are_ignored_in_favour_of_whole_samples(world: World, tmp_path: Pa
 def test_a_killed_build_gives_the_same_bytes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This also works if the run was moved; a damaged file is written again."""
     uninterrupted, folder, run = tmp_path / "whole", tmp_path / "index", tmp_path / "run"
-    search: Search = "approximate"
     shutil.copytree(world.run, run)
     Run.load(world.run).save(run)
-    build(Run.load(run), world.zoo, uninterrupted, config=EmbeddingConfig(), search=search)
+    build(Run.load(run), world.zoo, uninterrupted, EmbeddingConfig())
     write_file = indexes.write_vectors
 
-    def killed(path: Path, *arguments: Any) -> None:
+    def killed(path: Path, *arguments: Any) -> str:
         if path.name == "of-gist.safetensors":
             raise KeyboardInterrupt
-        write_file(path, *arguments)
+        return write_file(path, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(indexes, "write_vectors", killed)
-        build(Run.load(world.run), world.zoo, folder, config=EmbeddingConfig(), search=search)
+        build(Run.load(world.run), world.zoo, folder, EmbeddingConfig())
     assert {path.stem for path in folder.glob("of-*")} == {"of-light", "of-dark", "of-letters"}
     assert "no finished index" in refused("query", folder, "--keys", "test-000")
     (folder / "of-dark.safetensors").write_bytes(b"IxF")
@@ -232,7 +226,7 @@ def test_a_killed_build_gives_the_same_bytes(world: World, tmp_path: Path, monke
         return embed_stored(self, data, name, *arguments, raw=raw)
 
     monkeypatch.setattr(Embedder, "embed_stored", recording_embed)
-    build(Run.load(run), world.zoo, folder, config=EmbeddingConfig(), search=search)
+    build(Run.load(run), world.zoo, folder, EmbeddingConfig())
     assert embedded == [("dark", False), ("gist", False), ("raw", False)], "the space is not fitted again"
     assert bytes_of(folder) == bytes_of(uninterrupted)
 
@@ -251,41 +245,25 @@ def test_an_index_of_a_moved_run_is_searched(world: World, index: Index, tmp_pat
     assert (tmp_path / "found" / "hits.png").is_file()
 
 
-@pytest.mark.parametrize("clusters", [0, 30])
-def test_an_approximate_index_finds_nearly_what_the_exact_one_does(clusters: int, tmp_path: Path) -> None:
-    """Also among vectors without clusters, where most cells are searched; and with any number of threads."""
-    rng, path = np.random.default_rng(0), tmp_path / "vectors"
-    vectors = rng.standard_normal((3100, 64))
-    if clusters:
-        vectors += 2 * rng.standard_normal((clusters, 64))[rng.integers(clusters, size=len(vectors))]
-    vectors, queries = np.split(unit(vectors), [3000])
-    files, threads = set(), faiss().omp_get_max_threads()
-    for count in (1, 2):
-        faiss().omp_set_num_threads(count)
-        write_vectors(path, vectors, "approximate")
-        files.add(file_digest(path))
-    faiss().omp_set_num_threads(threads)
-    arrays = read_vectors(path, 3000, *files, kind="approximate")
-    expected = np.argsort(-queries @ vectors.T, axis=1)[:, :10]
-    rows = [
-        new_index(**stored_arrays).search(queries, 10)[1] for stored_arrays in ({"vectors": arrays["vectors"]}, arrays)
-    ]
-    overlap = [np.mean([len(set(a) & set(b)) / 10 for a, b in zip(near, expected, strict=True)]) for near in rows]
-    assert overlap[0] == 1 and overlap[1] > 0.95
-    assert (arrays["probes"][0] < len(arrays["centroids"]) // 2) == bool(clusters)
+@pytest.mark.parametrize("k", [1, 10, 4000])
+def test_search_in_blocks_is_search_of_all_at_once(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    vectors, queries = (torch.from_numpy(unit(rng.standard_normal((count, 16)))) for count in (3100, 50))
+    expected = (queries @ vectors.T).topk(min(k, len(vectors)))
+    for block_bytes in (1, 4 * 50 * 7, 4 * 50 * 3100, 1 << 30):
+        monkeypatch.setattr(indexes, "BLOCK_BYTES", block_bytes)
+        cosines, rows = indexes.nearest(vectors, queries, k)
+        assert torch.equal(rows, expected.indices) and torch.allclose(cosines, expected.values, atol=1e-6)
 
 
-def test_an_approximate_index_returns_as_many_hits_as_asked(
-    world: World, approximate_index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert approximate_index.search_kind == "approximate"
-    (result,) = query_keys(
-        approximate_index, loaded(world), world.keys[:1], ["dark"], {}, 99, find="light", exclude_self=True
-    )
-    assert {hit.key for hit in result.hits} == set(world.keys[1:])
-    monkeypatch.setattr(indexes, "LARGE", 20)
-    large = build(Run.load(world.run), world.zoo, tmp_path / "large", config=EmbeddingConfig(), modalities=["light"])
-    assert large.search_kind == "approximate" and large.names == ["light"]
+@pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF2,Flat"])
+def test_faiss_finds_what_the_index_finds(index: Index, factory: str) -> None:
+    queries = index.vectors("light")[:4].numpy()
+    library = index.to_faiss("letters", factory)
+    cosines, rows = library.search(queries, 1)
+    (expected, *_), *_ = index.search(queries, 1, "letters")
+    assert library.ntotal == index.size("letters") == 28
+    assert index.keys_of("letters")[rows[0, 0]] == expected.key and cosines[0, 0] == pytest.approx(expected.cosine)
 
 
 # ---------------------------------------------------------------- queries
@@ -301,12 +279,13 @@ def test_a_weighted_sum_by_hand() -> None:
 
 
 def test_one_modality_finds_the_same_sample_by_another(world: World, index: Index) -> None:
-    results = query_keys(index, loaded(world), world.keys[:3], ["dark"], {}, 4, find="light")
+    results = query_keys(index, loaded(world), world.keys[:3], ["dark"], QueryConfig(k=4, find="light"))
     assert [result.hits[0].key for result in results] == world.keys[:3]
     assert all(len(result.hits) == 4 for result in results)
     cosines = [hit.cosine for hit in results[0].hits]
     assert cosines == sorted(cosines, reverse=True)
-    without_self = query_keys(index, loaded(world), world.keys[:3], ["dark"], {}, 4, find="light", exclude_self=True)
+    query = QueryConfig(k=4, find="light", exclude_self=True)
+    without_self = query_keys(index, loaded(world), world.keys[:3], ["dark"], query)
     assert [hit.key for hit in without_self[0].hits][:3] == [hit.key for hit in results[0].hits][1:]
     assert len(without_self[0].hits) == 4
 
@@ -318,10 +297,11 @@ def test_exclude_self_ignores_equal_keys_of_other_splits(world: World, tmp_path:
     shutil.rmtree(world_copy.root / "tokens/train")
     metadata = TokenMetadata.of(world_copy.zoo["light"], {})
     write_tokens(world_copy.root / "tokens", "train", metadata, dict(zip(keys, tokens[::-1], strict=True)), keys=keys)
-    config = EmbeddingConfig(space="plain")
-    index = build(Run.load(world_copy.run), world_copy.zoo, tmp_path / "index", config=config, modalities=["light"])
-    for split, without in ((None, 1), ("test", 1), ("train", 0)):
-        (result,) = query_keys(index, loaded(world_copy), keys[:1], ["light"], {}, 30, split=split, exclude_self=True)
+    config = EmbeddingConfig(space="plain", modalities=("light",))
+    index = build(Run.load(world_copy.run), world_copy.zoo, tmp_path / "index", config)
+    for split, without in (("", 1), ("test", 1), ("train", 0)):
+        query = QueryConfig(k=30, split=split, exclude_self=True)
+        (result,) = query_keys(index, loaded(world_copy), keys[:1], ["light"], query)
         assert len(result.hits) == 30 - without and (keys[0] in {hit.key for hit in result.hits}) == (not without)
 
 
@@ -462,12 +442,11 @@ def test_a_damaged_index_is_named(world: World, index: Index, tmp_path: Path) ->
     assert zoo(*words).exit_code == 0
 
 
-def test_missing_faiss_is_named(world: World, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_faiss_is_named(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    assert "zoo-backbone[retrieval]" in refused("build", world.run, "--out", tmp_path / "out")
-    assert not list(tmp_path.iterdir())
-    assert "zoo-backbone[retrieval]" in refused("query", index.folder, "--keys", "test-000")
-    assert zoo("eval", world.run, "--out", tmp_path / "eval", "--galleries", 0).exception is None
+    with pytest.raises(ZooError, match=r"zoo-backbone\[retrieval\]"):
+        index.to_faiss()
+    assert zoo("query", index.folder, "--keys", "test-000").exception is None, "queries do not need it"
 
 
 # ---------------------------------------------------------------- recall
@@ -476,7 +455,7 @@ def test_missing_faiss_is_named(world: World, index: Index, tmp_path: Path, monk
 @pytest.fixture(scope="module")
 def evaluated(world: World) -> tuple[Path, dict[str, Any]]:
     out = world.root / "recall"
-    return out, evaluate_retrieval(Run.load(world.run), world.zoo, out, embedding=EmbeddingConfig())
+    return out, evaluate_retrieval(Run.load(world.run), world.zoo, out, EmbeddingConfig())
 
 
 def entry_of(result: dict[str, Any], query: str, target: str) -> dict[str, Any]:
@@ -530,10 +509,8 @@ def test_results_never_stand_beside_pictures_of_another_evaluation(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def eval_again(space: str) -> dict[str, Any]:
-        return evaluate_retrieval(
-            Run.load(world.run), world.zoo, tmp_path, embedding=EmbeddingConfig(space=space),  # type: ignore[arg-type]
-            samples=8, galleries=1, modalities=["light", "dark"],
-        )  # fmt: skip
+        config = EmbeddingConfig(space=space, modalities=("light", "dark"))  # type: ignore[arg-type]
+        return evaluate_retrieval(Run.load(world.run), world.zoo, tmp_path, config, samples=8, galleries=1)
 
     def write(*arguments: Any) -> dict[str, Any]:
         assert not (tmp_path / "retrieval.json").exists()
@@ -547,41 +524,17 @@ def test_results_never_stand_beside_pictures_of_another_evaluation(
     assert json.loads(json.dumps(eval_again("plain"))) == read_table(tmp_path / "retrieval.json")
 
 
-def with_arrays(**changes: Callable[[Any], Any] | None) -> Callable[[bytes], bytes]:
-    """Return a function that changes or removes arrays of a vector file."""
-
-    def change(data: bytes) -> bytes:
-        tensors = {"others": torch.ones(1), **load(data)}
-        tensors |= {name: function(tensors[name]).contiguous() for name, function in changes.items() if function}
-        return save({name: tensors[name] for name in tensors if changes.get(name, name != "others")})
-
-    return change
-
-
 @pytest.mark.parametrize("change", [
-    *map(lambda change: with_arrays(vectors=change), (
-        None, lambda x: x[:-1], lambda x: x[:, 0], lambda x: x[:, :0], lambda x: x.half(), lambda x: x.bfloat16(),
-        lambda x: x.log(), lambda x: 1e30 * x,
-    )),
-    *map(lambda change: with_arrays(centroids=change), (
-        lambda x: x[:, 1:], lambda x: x[0], lambda x: x[:0], lambda x: x[0, 0], lambda x: x / 0, lambda x: x[:-1],
-    )),
-    *map(lambda change: with_arrays(cells=change), (
-        None, lambda x: x[:-1], lambda x: x + 4, lambda x: x - 1, lambda x: x.long(),
-    )),
-    *map(lambda change: with_arrays(probes=change), (lambda x: 0 * x, lambda x: -x, lambda x: x[0])),
-    with_arrays(others=torch.clone), with_arrays(centroids=None, cells=None, probes=None),
-    lambda data: b"", lambda data: data[:100], lambda data: b"\xff" * 8 + data[8:], lambda data: data + b"x",
-    lambda data: data.replace(b"[30,", b"[99,"),
+    lambda x: {}, lambda x: {"vectors": x[:-1]}, lambda x: {"vectors": x[:, 0]}, lambda x: {"vectors": x.half()},
+    lambda x: {"vectors": x[:, :3]}, lambda x: {"vectors": x / 0},
 ])  # fmt: skip
 def test_untrusted_vectors_with_a_right_checksum_are_checked(
-    world: World, approximate_index: Index, tmp_path: Path, change: Callable[[bytes], bytes]
+    world: World, index: Index, tmp_path: Path, change: Callable[[torch.Tensor], dict[str, torch.Tensor]]
 ) -> None:
-    """FAISS would follow the numbers of cells without checking."""
-    folder = Path(shutil.copytree(approximate_index.folder, tmp_path / "index"))
-    (folder / VECTORS).write_bytes(change((folder / VECTORS).read_bytes()))
+    folder = Path(shutil.copytree(index.folder, tmp_path / "index"))
+    tensors = change(load((folder / VECTORS).read_bytes())["vectors"])
+    (folder / VECTORS).write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
     record = read_table(folder / "run.json")
     record["finished"]["files"][VECTORS] = file_digest(folder / VECTORS)
     write_table(folder / "run.json", record)
-    words = ("query", folder, "--run", world.run, "--keys", "test-000")
-    assert f"{VECTORS}: damaged" in refused(*words, error=CheckpointError)
+    refused("query", folder, "--run", world.run, "--keys", "test-000", error=CheckpointError)

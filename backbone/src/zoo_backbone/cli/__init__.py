@@ -41,6 +41,25 @@ def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_run
 
 
+def collected(record: type, parameter: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Hand the options that are named as the fields of `record` to the command as one record, its `parameter`.
+
+    A field whose option is None keeps its default; lists become tuples.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def with_record(**options: Any) -> Any:
+            values = {field.name: options.pop(field.name) for field in fields(record)}
+            values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            values = {name: value for name, value in values.items() if value is not None}
+            return command(**{parameter: record(**values)}, **options)
+
+        return with_record
+
+    return decorate
+
+
 def zoo_of(run: Run) -> Zoo:
     """Return the zoo of --registry, of the run, or of ./registry.toml. Raises CheckpointError if the run's is gone."""
     from zoo_backbone.run import check_registry

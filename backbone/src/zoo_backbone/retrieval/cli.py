@@ -23,8 +23,8 @@ from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.terminal import echo
-from zoo_backbone.cli import input_items, numbers_of, run_argument, zoo_of
-from zoo_backbone.retrieval import EmbeddingConfig, Search, SpaceKind
+from zoo_backbone.cli import collected, input_items, numbers_of, run_argument, zoo_of
+from zoo_backbone.retrieval import EmbeddingConfig, QueryConfig, SpaceKind
 
 if TYPE_CHECKING:
     from tokenizers_zoo.registry import Zoo
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 
 def embedding_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of vectors."""
+    """Add the options of vectors; the command gets them as the record `config`."""
     for option in (
+        collected(EmbeddingConfig, "config"),
         click.option("--space", type=click.Choice(get_args(SpaceKind)), default="shared", show_default=True,
                      help="How modalities are aligned, fitted to training samples."),
         click.option("--via", default="", metavar="NAME", help="A vector modality that is predicted and compared. "
@@ -60,12 +61,9 @@ def retrieve() -> None:
 @run_argument
 @click.option("--out", type=PATH, required=True, help="Folder of the index.")
 @embedding_options
-@click.option("--exact/--approximate", "exact", default=None, help="Compare all vectors, or those of near cells. "
-              "Default: exact up to 100,000 samples.")  # fmt: skip
 @DEVICE
 @click.option("--overwrite", is_flag=True, help="Replace another index. Not needed to resume.")
-def build_command(run: Run, zoo: Zoo, out: Path, split: str, modalities: list[str] | None, via: str, space: Any,
-                  exact: bool | None, device: str, overwrite: bool) -> None:  # fmt: skip
+def build_command(run: Run, zoo: Zoo, out: Path, config: EmbeddingConfig, device: str, overwrite: bool) -> None:
     """Embed the stored samples of a run and write an index.
 
     If killed, run the same command again to resume.
@@ -77,15 +75,10 @@ def build_command(run: Run, zoo: Zoo, out: Path, split: str, modalities: list[st
     """
     from zoo_backbone.retrieval.index import build
 
-    config = EmbeddingConfig(via=via, space=space)
-    search: Search | None = None if exact is None else "exact" if exact else "approximate"
     with disk_errors(out):
-        index = build(
-            run, zoo, out, config=config, split=split, modalities=modalities, search=search,
-            overwrite=overwrite, device=device,
-        )  # fmt: skip
+        index = build(run, zoo, out, config, overwrite=overwrite, device=device)
     count = f"{count_of(index.size(), 'sample')} with {count_of(len(index.names), 'modality', 'modalities')}"
-    echo(f"index: {count}, {index.search_kind}, in {out}")
+    echo(f"index: {count}, in {out}")
 
 
 @retrieve.command("query")
@@ -94,18 +87,19 @@ def build_command(run: Run, zoo: Zoo, out: Path, split: str, modalities: list[st
 @click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", help="A file to query with, 'NAME=a text' or "
               "JSON. With --keys: NAMES of modalities (default: from --weights, else all). Repeatable.")  # fmt: skip
 @names_option("--keys", metavar="KEYS", help="Stored samples to query with.")
-@click.option("--split", help="Split of --keys. Default: the index's.")
-@click.option("--weights", multiple=True, metavar="NAME=NUMBER,...", help="Weights of the inputs; a negative weight "
-              "searches for the opposite. Default: 1. Repeatable.")  # fmt: skip
+@click.option("--split", default="", metavar="NAME", help="Split of --keys. Default: the index's.")
+@click.option("--weights", multiple=True, callback=lambda _context, _option, texts: numbers_of("--weights", texts),
+              metavar="NAME=NUMBER,...", help="Weights of the inputs; a negative weight searches for the "
+              "opposite. Default: 1. Repeatable.")  # fmt: skip
 @click.option("--find", metavar="NAME", default="", help="The modality to search. Default: all together.")
-@click.option("-k", "count", type=click.IntRange(min=1), default=10, show_default=True, help="Hits per query.")
+@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Hits per query.")
 @click.option("--exclude-self", is_flag=True, help="Exclude the query's own sample.")
+@collected(QueryConfig, "query")
 @DEVICE
 @click.option("--out", type=PATH, help="Folder for hits.json and a picture.")
 @JSON
-def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys: list[str] | None, split: str | None,
-                  weights: tuple[str, ...], find: str, count: int, exclude_self: bool, device: str,
-                  out: Path | None, as_json: bool) -> None:  # fmt: skip
+def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys: list[str] | None, query: QueryConfig,
+                  device: str, out: Path | None, as_json: bool) -> None:  # fmt: skip
     """Find the stored samples that are most similar to the inputs.
 
     \b
@@ -123,28 +117,26 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
     from zoo_backbone.retrieval.query import query_keys, query_values, write_results
     from zoo_backbone.run import Run
 
-    scale = numbers_of("--weights", weights)
     items, by_key = input_items(inputs), keys is not None
     if not (items or by_key):
         raise click.UsageError("expected --input NAME=FILE, or --keys of stored samples")
     if wrong := [item for item in items if ("=" in item) == by_key]:
         expected = "NAMES with --keys, or NAME=FILE or NAME=TEXT without --keys"
         raise click.UsageError(f"--input {wrong[0]}: expected {expected}")
-    if keys is None and (exclude_self or split):
+    if keys is None and (query.exclude_self or query.split):
         raise click.UsageError("--exclude-self and --split: apply to stored samples; give --keys")
     index = Index(folder, run)
     opened = Run.open(index.run)
     zoo = zoo_of(opened)
     model, forms = AnyToAny.load(opened, zoo, device=device), input_forms(zoo, index.names)
     sources = {forms.get(name, name): source for name, source in sources_of(items, zoo, Path.cwd()).items()}
-    scale = {forms.get(name, name): weight for name, weight in scale.items()}
+    weights = {forms.get(name, name): weight for name, weight in query.weights.items()}
+    query = dataclasses.replace(query, weights=weights)
     if keys is None:
-        results = query_values(index, model, sources, scale, count, find)
+        results = query_values(index, model, sources, query)
     else:
-        names, sources = list(sources or scale or index.names), {}
-        results = query_keys(
-            index, model, keys, names, scale, count, find=find, split=split, exclude_self=exclude_self
-        )  # fmt: skip
+        names, sources = list(sources or weights or index.names), {}
+        results = query_keys(index, model, keys, names, query)
     if as_json:
         show_json([dataclasses.asdict(result) for result in results])
     for result in results if not as_json else ():
@@ -155,9 +147,7 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
         show_table(table)
     if out is not None:
         with disk_errors(out), locked(out):
-            reason = write_results(
-                index, zoo, out, results, sources=sources, find=find, split=split or index.split, weights=scale
-            )  # fmt: skip
+            reason = write_results(index, zoo, out, results, sources, query)
         if reason:
             echo(f"no picture: {reason}", err=True)
         if not as_json:
@@ -174,8 +164,8 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
 @click.option("--galleries", type=click.IntRange(min=0), default=8, show_default=True, help="Pairs with a picture.")
 @DEVICE
 @JSON
-def eval_command(run: Run, zoo: Zoo, out: Path | None, split: str, modalities: list[str] | None, via: str, space: Any,
-                 samples: int, galleries: int, device: str, as_json: bool) -> None:  # fmt: skip
+def eval_command(run: Run, zoo: Zoo, out: Path | None, config: EmbeddingConfig, samples: int, galleries: int,
+                 device: str, as_json: bool) -> None:  # fmt: skip
     """Measure recall from every modality to every other.
 
     Each sample is searched by one modality among another modality of all samples.
@@ -190,13 +180,9 @@ def eval_command(run: Run, zoo: Zoo, out: Path | None, split: str, modalities: l
     from tokenizers_zoo.samples import TEST, TRAIN
     from zoo_backbone.retrieval.query import FILE, FOLDER, RECALL_AT, evaluate_retrieval
 
-    out = out or run.folder / (FOLDER if split == TEST else f"{FOLDER}-{split}")
-    config = EmbeddingConfig(via=via, space=space)
+    out = out or run.folder / (FOLDER if config.split == TEST else f"{FOLDER}-{config.split}")
     with disk_errors(out):
-        result = evaluate_retrieval(
-            run, zoo, out, embedding=config, samples=samples, galleries=galleries, split=split,
-            modalities=modalities, device=device,
-        )  # fmt: skip
+        result = evaluate_retrieval(run, zoo, out, config, samples=samples, galleries=galleries, device=device)
     if as_json:
         show_json(result)
         return
@@ -208,6 +194,6 @@ def eval_command(run: Run, zoo: Zoo, out: Path | None, split: str, modalities: l
         median = f"{entry['median_rank']:.0f}/{random['median_rank']:.0f}"
         table.add_row(entry["query"], entry["target"], *shares, median, str(entry["samples"]))
     show_table(table)
-    if split == TRAIN:
+    if config.split == TRAIN:
         echo("these are training samples of the backbone: not held-out figures")
     echo(f"written to {out / FILE}")

@@ -160,17 +160,17 @@ class Embedder:
         """Return the fingerprints of all tokenizers that vectors depend on."""
         return data.fingerprints | ({self.config.via: self.via.fingerprint} if self.config.via else {})
 
-    def names(self, modalities: Sequence[str] | None, split: str) -> list[str]:
-        """Return the modalities to embed, in the backbone's order: `modalities`, or all modalities of its token store.
+    def names(self) -> list[str]:
+        """Return the modalities to embed, in the backbone's order: those of the settings, or all of its token store.
 
         Raises UnknownNameError, ConfigError for a modality that is no input, and DataError if the store has none.
         """
-        if modalities:
+        if modalities := self.config.modalities:
             self.layout.check_inputs([name for name in modalities if name != self.config.via], "embed")
             selected = {self.layout.spec(name).name for name in modalities}
             return [name for name in self.layout.names if name in selected]
         store = TokenStore(self.run.tokens)
-        splits = [split] if self.config.space == "plain" else [split, TRAIN]
+        splits = [self.config.split] if self.config.space == "plain" else [self.config.split, TRAIN]
         available = [set(store.modalities(part)) for part in splits]
         excluded = self.layout.targets_only - {self.config.via}
         names = [name for name in self.layout.names if name not in excluded and all(name in part for part in available)]

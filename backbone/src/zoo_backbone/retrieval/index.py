@@ -1,22 +1,19 @@
-"""Indexes: vectors of stored samples, per modality and of all modalities together, which FAISS searches.
+"""Indexes: vectors of stored samples, per modality and of all modalities together, which are searched exactly.
 
 run.json            see `RunFolder`; "places" has the run, "finished" the sha256 of the vector files
-config.json         the identity: "fingerprint" of the backbone, "split", "embedding", "search", "tokenizers",
-                    "modalities" {name: number of vectors}, "samples": sha256 of keys and tokens
+config.json         the identity: "fingerprint" of the backbone, "embedding", "tokenizers", "samples": sha256 of keys
+                    and tokens
 model.safetensors   the space: `<modality>.mean` and `<modality>.projection`
 keys.json           "keys" of all samples; "lacks": {name: numbers of the samples without the modality}
 of-<name>.safetensors   a vector for each sample with the modality
 together.safetensors    a vector for each sample: the normalised sum over its modalities
 
-A vector file has `vectors` float32 `(n, dims)`. For approximate search it also has an inverted file: `centroids`
-float32 `(cells, dims)`, `cells` int32 `(n,)`, the cell of each vector, and `probes` int32 `(1,)`, the number of cells
-that a query searches. FAISS gets checked arrays, and reads no file: it trusts the links and lengths of its formats.
+A vector file has `vectors` float32 `(n, dims)`. It is mapped into memory and searched in blocks.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,25 +26,23 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, load_checkpoint, load_record, save_checkpoint
-from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError, UnknownNameError, ZooError
 from tokenizers_zoo.io import as_record, file_digest, read_record, replacing_file, write_table, write_tensors
 from tokenizers_zoo.progress import progress_bar
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import RUN, RunFolder, RunKind, read_run
-from tokenizers_zoo.samples import TEST
 from zoo_backbone.data import TokenData
 from zoo_backbone.pipeline import AnyToAny
-from zoo_backbone.retrieval import EmbeddingConfig, Search
+from zoo_backbone.retrieval import TOGETHER, EmbeddingConfig
 from zoo_backbone.retrieval.embed import Affine, Embedder, Vectors, unit
 from zoo_backbone.run import Run
 
 CLASS = "RetrievalIndex"
 KEYS = "keys.json"
-TOGETHER = ""
-"""The name of the vectors of all modalities together."""
 INDEX = RunKind(
     name="index",
     files=(WEIGHTS, CONFIG, CARD, KEYS, "of-*.safetensors", "together.safetensors"),
@@ -56,10 +51,8 @@ INDEX = RunKind(
 )
 """`space.json` marks that the space is fitted, and has the sha256 of the complete vector files, which a build
 that resumes reuses."""
-LARGE = 100_000
-"""Indexes of more samples are approximate by default."""
-RECALL = 0.97
-"""Share of the ten nearest that stored vectors find as queries; it decides how many cells a query searches."""
+BLOCK_BYTES = 64 << 20
+"""Memory for a block of vectors, and for the cosines of all queries with it."""
 REBUILD = "build it again with --overwrite"
 
 
@@ -69,12 +62,10 @@ class IndexRecord:
 
     fingerprint: str
     """The backbone's."""
-    split: str
-    search: Search
-    embedding: Mapping[str, Any]
+    embedding: EmbeddingConfig
     tokenizers: Mapping[str, str]
-    modalities: Mapping[str, int]
-    """Number of samples that have each modality."""
+    samples: str
+    """sha256 of the keys and tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,65 +85,55 @@ class KeysRecord:
     """Numbers of the samples that lack a modality, by modality."""
 
 
-def faiss() -> Any:
-    """Import FAISS. Raises ZooError if it is not installed."""
-    try:
-        import faiss as library
-    except ImportError:
-        raise ZooError("retrieval: faiss is not installed; pip install 'zoo-backbone[retrieval]'") from None
-    return library
-
-
 # ---------------------------------------------------------------- building
 
 
 def build(
-    run: Run, zoo: Zoo, out: Path, *, config: EmbeddingConfig, split: str = TEST,
-    modalities: Sequence[str] | None = None, search: Search | None = None, overwrite: bool = False, device: str = "cpu",
-) -> Index:  # fmt: skip
+    run: Run, zoo: Zoo, out: Path, config: EmbeddingConfig, *, overwrite: bool = False, device: str = "cpu"
+) -> Index:
     """Embed the stored samples of a split and write an index to `out`. Resumes a killed build.
 
     A finished, equal index is kept, with the path of its run updated. Raises FolderError if `out` holds something else.
     """
-    faiss()
     out, embedder = Path(out), Embedder(AnyToAny.load(run, zoo, device=device), config)
-    names = embedder.names(modalities, split)
-    samples = embedder.load_split(split, names)
+    names = embedder.names()
+    samples = embedder.load_split(config.split, names)
     present = samples.present(samples.rows(np.arange(len(samples))))
-    counts = dict(zip(names, present.sum(0).tolist(), strict=True))
-    if empty := [name for name, count in counts.items() if not count]:
-        raise ConfigError(f"{empty[0]}: no sample of the split {split} has it; leave it out of --modalities")
-    kind: Search = search or ("approximate" if len(samples) > LARGE else "exact")
-    identity = {
-        "fingerprint": embedder.fingerprint, "split": split, "embedding": dataclasses.asdict(config), "search": kind,
-        "modalities": counts, "tokenizers": embedder.tokenizers(samples), "samples": samples.contents(),
-    }  # fmt: skip
+    for name, has in zip(names, present.T, strict=True):
+        if not has.any():
+            raise ConfigError(f"{name}: no sample of the split {config.split} has it; leave it out of --modalities")
+    record = IndexRecord(
+        fingerprint=embedder.fingerprint,
+        embedding=dataclasses.replace(config, modalities=tuple(names)),
+        tokenizers=embedder.tokenizers(samples),
+        samples=samples.contents(),
+    )
+    identity = as_dicts(record)
     with RunFolder(out, INDEX, identity, {"run": str(embedder.run.folder.resolve())}).open(overwrite) as folder:
-        complete = folder.finished is not None
-        if not complete:
+        if folder.finished is None:
             if folder.resuming:
                 embedder.spaces = _spaces(load_checkpoint(out, CLASS)[0], names)
             else:
                 embedder.fit(names)
                 tensors = {
                     f"{name}.{part}": torch.from_numpy(array)
-                    for name, space in embedder.spaces.items() for part, array in vars(space).items()
+                    for name, space in embedder.spaces.items()
+                    for part, array in vars(space).items()
                     if array is not None
-                }  # fmt: skip
-                save_checkpoint(out, tensors, {"class": CLASS, **identity}, _card(identity, len(samples)))
+                }
+                save_checkpoint(out, tensors, {"class": CLASS, **identity}, _card(record.embedding, len(samples)))
                 write_table(out / INDEX.state, VectorFiles(files={}))
-            files = _write_vectors(out, embedder, samples, present, names, kind)
+            files = _write_vectors(out, embedder, samples, present, names)
             folder.finish(samples=len(samples), files=files)
     index = Index(out)
-    for name in (TOGETHER, *index.names) if complete else ():
-        index.open(name)  # raises CheckpointError if it is damaged
+    for name in (TOGETHER, *index.names):
+        index.vectors(name)  # raises CheckpointError if an earlier file is damaged
     return index
 
 
 def _write_vectors(
-    out: Path, embedder: Embedder, samples: TokenData, present: npt.NDArray[np.bool_], names: Sequence[str],
-    kind: Search,
-) -> dict[str, str]:  # fmt: skip
+    out: Path, embedder: Embedder, samples: TokenData, present: npt.NDArray[np.bool_], names: Sequence[str]
+) -> dict[str, str]:
     """Write keys and vectors, one modality after the other, and return the sha256 of the vector files by name.
 
     Complete files are kept.
@@ -163,92 +144,63 @@ def _write_vectors(
         for name, has in zip(names, present.T, strict=True):
             path, indices = out / file_of(name), np.flatnonzero(has)
             try:
-                vectors = read_vectors(path, len(indices), files.get(path.name), kind)["vectors"]
+                vectors = read_vectors(path, len(indices), files.get(path.name)).numpy()
                 advance(len(indices))
             except CheckpointError:
                 vectors = embedder.embed_stored(samples, name, indices, partial(advance, title=f"embed {name}"))
-                write_vectors(path, vectors, kind)
-                files[path.name] = file_digest(path)
+                files[path.name] = write_vectors(path, vectors)
                 write_table(out / INDEX.state, VectorFiles(files=files))
             if not len(together):
                 together = np.zeros((len(samples), vectors.shape[1]), np.float32)
             together[indices] += vectors
             del vectors  # before the next modality is embedded
-    write_vectors(out / file_of(TOGETHER), unit(together), kind)
-    files[file_of(TOGETHER)] = file_digest(out / file_of(TOGETHER))
+    files[file_of(TOGETHER)] = write_vectors(out / file_of(TOGETHER), unit(together))
     missing = {name: np.flatnonzero(~has).tolist() for name, has in zip(names, present.T, strict=True)}
     write_table(out / KEYS, KeysRecord(keys=samples.sample_keys(), lacks=missing))
     return files
 
 
-def write_vectors(path: Path, vectors: Vectors, kind: Search) -> None:
-    """Write unit vectors, and their cells for approximate search. Equal vectors give an equal file."""
-    arrays = {"vectors": vectors, **(_cells(vectors) if kind == "approximate" else {})}
+def write_vectors(path: Path, vectors: Vectors) -> str:
+    """Write unit vectors `(n, dims)` and return the sha256 of the file."""
     with replacing_file(path) as temporary:
-        write_tensors(temporary, {name: torch.from_numpy(array) for name, array in arrays.items()})
+        write_tensors(temporary, {"vectors": torch.from_numpy(vectors)})
+    return file_digest(path)
 
 
-def _cells(vectors: Vectors) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of an inverted file: k-means on the sphere, and as many probes as reach RECALL."""
-    library, (count, dims) = faiss(), vectors.shape
-    threads = library.omp_get_max_threads()
-    library.omp_set_num_threads(1)  # several threads may round differently
-    try:
-        means = library.Kmeans(dims, math.isqrt(count), niter=10, seed=0, spherical=True, min_points_per_centroid=1,
-                               max_points_per_centroid=64)  # fmt: skip
-        means.train(vectors)
-        arrays = {"centroids": means.centroids, "cells": means.assign(vectors)[1].astype(np.int32)}
-        queries = vectors[:: -(-count // 256)]
-        tenth = new_index(vectors).search(queries, 10)[0][:, -1:] - 1e-6  # equal vectors are equally near
-        index = new_index(vectors, **arrays, probes=np.ones(1, np.int32))
-        while index.nprobe < index.nlist and (index.search(queries, 10)[0] >= tenth).mean() < RECALL:
-            index.nprobe = min(2 * index.nprobe, index.nlist)
-    finally:
-        library.omp_set_num_threads(threads)
-    return {**arrays, "probes": np.array([index.nprobe], np.int32)}
-
-
-def new_index(vectors: Vectors, centroids: Any = None, cells: Any = None, probes: Any = None) -> Any:
-    """Return the FAISS index of the arrays of a vector file, by inner product."""
-    library = faiss()
-    flat = library.IndexFlatIP(vectors.shape[1])
-    flat.add(vectors if centroids is None else centroids)
-    if centroids is None:
-        return flat
-    index, cells = library.IndexIVFFlat(flat, flat.d, flat.ntotal, library.METRIC_INNER_PRODUCT), cells.astype(np.int64)
-    index.add_core(len(vectors), library.swig_ptr(vectors), None, library.swig_ptr(cells))
-    index.nprobe = int(probes[0])
-    return index
-
-
-def read_vectors(path: Path, count: int, sha256: str | None, kind: Search) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of a file of `count` vectors. Raises CheckpointError if it is missing or damaged."""
+def read_vectors(path: Path, count: int, sha256: str | None) -> Tensor:
+    """Return the vectors `(count, dims)` of a file, mapped into memory. Raises CheckpointError if it is damaged."""
     if not path.exists() or file_digest(path) != sha256:
         raise CheckpointError(f"{path}: missing, or damaged: not the file that was written; {REBUILD}")
     try:
-        arrays = {name: tensor.numpy() for name, tensor in load_file(path).items()}
-    except (SafetensorError, OSError, TypeError, ValueError) as error:  # numpy has no bfloat16
+        vectors = load_file(path)["vectors"]
+    except (SafetensorError, OSError, KeyError) as error:
         raise CheckpointError(f"{path}: damaged: {error}; {REBUILD}") from None
-    sizes = {name: (str(array.dtype), *array.shape) for name, array in arrays.items()}
-    dims, cell_count = sizes.get("vectors", (0,))[-1], sizes.get("centroids", (0, 0))[1:2]
-    expected: dict[str, tuple[Any, ...]] = {"vectors": ("float32", count, dims)}
-    if kind == "approximate":
-        expected |= {"centroids": ("float32", *cell_count, dims), "cells": ("int32", count), "probes": ("int32", 1)}
-    if sizes != expected:
-        raise CheckpointError(f"{path}: damaged: has {sizes}, expected {expected}; {REBUILD}")
-    sound = all(array.size and math.isfinite(np.vdot(array, array)) for array in arrays.values())
-    if sound and kind == "approximate":
-        cells, probes = arrays["cells"], arrays["probes"]
-        sound = cells.min() >= 0 and cells.max() < len(arrays["centroids"]) and probes[0] > 0
-    if not sound:
-        raise CheckpointError(f"{path}: damaged: numbers are missing, out of range, or not finite; {REBUILD}")
-    return arrays
+    if vectors.dtype != torch.float32 or vectors.ndim != 2 or len(vectors) != count:
+        actual = f"{vectors.dtype} {tuple(vectors.shape)}"
+        raise CheckpointError(f"{path}: damaged: has {actual}, expected {count} vectors of float32; {REBUILD}")
+    return vectors
 
 
-def _card(identity: Mapping[str, Any], samples: int) -> str:
+def nearest(vectors: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the cosines and the rows `(queries, k)` of the nearest unit vectors `(n, dims)`, the nearest first.
+
+    The vectors are read in blocks of BLOCK_BYTES, so that memory does not depend on their number.
+    """
+    cosines, rows = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+    step = max(1, BLOCK_BYTES // (vectors.element_size() * max(vectors.shape[1], len(queries), 1)))
+    for start in range(0, len(vectors), step):
+        block = queries @ vectors[start : start + step].T
+        near = block.topk(min(k, block.shape[1]))
+        cosines = torch.cat([cosines, near.values], 1)
+        cosines, order = cosines.topk(min(k, cosines.shape[1]))
+        rows = torch.cat([rows, near.indices + start], 1).gather(1, order)
+    return cosines, rows
+
+
+def _card(config: EmbeddingConfig, samples: int) -> str:
     return f"""# An index of {samples} samples
 
-Modalities: {", ".join(identity["modalities"])}. Built from the split `{identity["split"]}` of a run's tokens.
+Modalities: {", ".join(config.modalities)}. Built from the split `{config.split}` of a run's tokens.
 
     zoo retrieve query THIS_FOLDER --keys KEY --input NAME
 """
@@ -284,15 +236,13 @@ class Index:
         self.run = run or Path(record.places.get("run") or "nowhere")
         if not self.run.is_dir():
             raise CheckpointError(f"{self.folder}: its backbone was in {self.run}, which is gone; give --run RUN")
-        self.embedding = from_mapping(EmbeddingConfig, config.embedding)
-        self.fingerprint, self.split, self.search_kind = config.fingerprint, config.split, config.search
-        self.tokenizers = config.tokenizers
-        self.names = list(config.modalities)
+        self.embedding, self.fingerprint, self.tokenizers = config.embedding, config.fingerprint, config.tokenizers
+        self.split, self.names = config.embedding.split, list(config.embedding.modalities)
         try:
             self._spaces = _spaces(tensors, self.names)
         except KeyError as error:
             raise CheckpointError(f"{self.folder}: its space lacks {error}; {REBUILD}") from None
-        self._opened: dict[str, Any] = {}
+        self._vectors: dict[str, Tensor] = {}
 
     def embedder(self, model: AnyToAny) -> Embedder:
         """Return the embedder for queries. Raises CheckpointError if backbone or `via` tokenizer have changed."""
@@ -327,30 +277,46 @@ class Index:
         self, queries: Vectors, k: int, find: str = TOGETHER, exclude: Sequence[str] | None = None
     ) -> list[list[Hit]]:
         """Return the k nearest samples of each unit vector, by the modality `find`; `exclude` has a key per query."""
-        keys, index = self.keys_of(find), self.open(find)
-        if queries.shape[1] != index.d:
+        keys, vectors = self.keys_of(find), self.vectors(find)
+        if queries.shape[1] != vectors.shape[1]:
             raise CheckpointError(
-                f"{self.folder}: has vectors of {index.d} numbers, expected {queries.shape[1]}; {REBUILD}"
+                f"{self.folder}: has vectors of {vectors.shape[1]} numbers, expected {queries.shape[1]}; {REBUILD}"
             )
-        hit_count = min(k + (exclude is not None), len(keys))
-        options = {}
-        if self.search_kind == "approximate":  # all cells for a quarter of the vectors
-            probes = index.nprobe + 4 * hit_count * index.nlist // len(keys)
-            options["params"] = faiss().SearchParametersIVF(nprobe=probes)
-        cosines, rows = index.search(np.ascontiguousarray(queries, np.float32), hit_count, **options)
+        hit_count = k + (exclude is not None)
+        cosines, rows = nearest(vectors, torch.from_numpy(np.ascontiguousarray(queries, np.float32)), hit_count)
+        if not torch.isfinite(cosines).all():
+            raise CheckpointError(f"{self.folder / file_of(find)}: damaged: has numbers that are not finite; {REBUILD}")
         hits_by_query = []
         for number, (near, similar) in enumerate(zip(rows.tolist(), cosines.tolist(), strict=True)):
-            hits = [Hit(key=keys[row], cosine=cosine) for row, cosine in zip(near, similar, strict=True) if row >= 0]
+            hits = [Hit(key=keys[row], cosine=cosine) for row, cosine in zip(near, similar, strict=True)]
             hits_by_query.append([hit for hit in hits if exclude is None or hit.key != exclude[number]][:k])
         return hits_by_query
 
-    def open(self, find: str) -> Any:
-        """Return the FAISS index of a modality. Raises CheckpointError if its file is damaged."""
-        if find not in self._opened:
+    def vectors(self, find: str = TOGETHER) -> Tensor:
+        """Return the vectors of a modality, float32 `(samples, dims)`; row i is the sample `keys_of(find)[i]`.
+
+        They are mapped into memory. Raises CheckpointError if their file is damaged.
+        """
+        if find not in self._vectors:
             path = self.folder / file_of(find)
-            arrays = read_vectors(path, self.size(find), self._files.get(path.name), self.search_kind)
-            self._opened[find] = new_index(**arrays)
-        return self._opened[find]
+            self._vectors[find] = read_vectors(path, self.size(find), self._files.get(path.name))
+        return self._vectors[find]
+
+    def to_faiss(self, find: str = TOGETHER, factory: str = "Flat") -> Any:
+        """Return a FAISS index of the vectors of a modality, by inner product, in memory.
+
+        `factory` is FAISS's description of an index, such as "HNSW32" or "IVF1024,Flat". Raises ZooError if FAISS is
+        not installed.
+        """
+        try:
+            import faiss
+        except ImportError:
+            raise ZooError("to_faiss: faiss is not installed; pip install 'zoo-backbone[retrieval]'") from None
+        vectors = self.vectors(find).numpy()
+        index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        index.train(vectors)
+        index.add(vectors)
+        return index
 
 
 def file_of(name: str) -> str:

@@ -36,14 +36,14 @@ from tokenizers_zoo.io import write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.registry import Zoo
 from tokenizers_zoo.run_folder import locked
-from tokenizers_zoo.samples import TEST, spread
+from tokenizers_zoo.samples import spread
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.gallery import Shown, shown, write_gallery, write_sheet
 from zoo_backbone.generate.sources import Source, item_of_source
 from zoo_backbone.pipeline import AnyToAny
-from zoo_backbone.retrieval import EmbeddingConfig
+from zoo_backbone.retrieval import EmbeddingConfig, QueryConfig
 from zoo_backbone.retrieval.embed import Embedder, Vectors, unit
-from zoo_backbone.retrieval.index import TOGETHER, Hit, Index
+from zoo_backbone.retrieval.index import Hit, Index
 from zoo_backbone.run import Run
 
 MIN_LENGTH = 1e-6
@@ -87,29 +87,24 @@ def weighted_sum(vectors: Mapping[str, Vectors], weights: Mapping[str, float]) -
     return unit(total.astype(np.float32))
 
 
-def query_values(
-    index: Index, model: AnyToAny, sources: Mapping[str, Source], weights: Mapping[str, float], k: int,
-    find: str = TOGETHER,
-) -> list[Result]:  # fmt: skip
+def query_values(index: Index, model: AnyToAny, sources: Mapping[str, Source], query: QueryConfig) -> list[Result]:
     """Query with one sample, given as files or values as text, by modality."""
-    index.check([*sources, find])
+    index.check([*sources, query.find])
     embedder = index.embedder(model)
     vectors = {name: embedder.embed_value(name, source) for name, source in sources.items()}
-    (hits,) = index.search(weighted_sum(vectors, weights), k, find)
+    (hits,) = index.search(weighted_sum(vectors, query.weights), query.k, query.find)
     return [Result(key=None, inputs=tuple(sources), hits=hits)]
 
 
 def query_keys(
-    index: Index, model: AnyToAny, keys: Sequence[str], inputs: Sequence[str], weights: Mapping[str, float], k: int, *,
-    find: str = TOGETHER, split: str | None = None, exclude_self: bool = False,
-) -> list[Result]:  # fmt: skip
-    """Query with stored samples: `keys` of a split (default: the index's).
+    index: Index, model: AnyToAny, keys: Sequence[str], inputs: Sequence[str], query: QueryConfig
+) -> list[Result]:
+    """Query with the stored samples `keys`.
 
-    `exclude_self` excludes the query's own sample, if it is of the index's split. Raises UnknownNameError or DataError
-    for a sample that is not there, or lacks a modality.
+    Raises UnknownNameError or DataError for a sample that is not there, or lacks a modality.
     """
-    index.check([*inputs, find])
-    embedder, split = index.embedder(model), split or index.split
+    index.check([*inputs, query.find])
+    embedder, split = index.embedder(model), query.split or index.split
     split_folder = embedder.run.tokens / split
     samples = embedder.load_split(split, inputs)
     rows = []
@@ -125,8 +120,8 @@ def query_keys(
         if not has.all():
             raise DataError(f"{split_folder}: sample {keys[int(has.argmin())]!r} has no {name}")
         vectors[name] = embedder.embed(name, samples.columns[name].take(rows))
-    excluded_keys = keys if exclude_self and split == index.split else None
-    hits = index.search(weighted_sum(vectors, weights), k, find, excluded_keys)
+    excluded_keys = keys if query.exclude_self and split == index.split else None
+    hits = index.search(weighted_sum(vectors, query.weights), query.k, query.find, excluded_keys)
     return [Result(key=key, inputs=tuple(inputs), hits=key_hits) for key, key_hits in zip(keys, hits, strict=True)]
 
 
@@ -134,15 +129,15 @@ def query_keys(
 
 
 def write_results(
-    index: Index, zoo: Zoo, out: Path, results: Sequence[Result], *, sources: Mapping[str, Source], find: str,
-    split: str, weights: Mapping[str, float],
-) -> str:  # fmt: skip
+    index: Index, zoo: Zoo, out: Path, results: Sequence[Result], sources: Mapping[str, Source], query: QueryConfig
+) -> str:
     """Write OUT/hits.json, and OUT/hits.png with queries and hits, the query's own sample framed.
 
-    Hits are shown as the modality `find`, or as the modality that is best to look at. Returns why there is no picture,
-    or "".
+    Hits are shown as the modality that is searched, or as the modality that is best to look at. Returns why there is
+    no picture, or "".
     """
-    by = find or ranked_names([zoo[name].spec for name in index.names])[0]
+    split = query.split or index.split
+    by = query.find or ranked_names([zoo[name].spec for name in index.names])[0]
     data = Run.load(index.run).data
     store = ValueStore(data) if data is not None and data.is_dir() else None
     reason = ""
@@ -165,8 +160,8 @@ def write_results(
     if reason:
         (out / PICTURE).unlink(missing_ok=True)  # of an earlier query
     record = {
-        "index": str(index.folder.resolve()), "fingerprint": index.fingerprint, "find": find, "split": split,
-        "files": {name: str(source) for name, source in sources.items()}, "weights": dict(weights),
+        "index": str(index.folder.resolve()), "fingerprint": index.fingerprint, "find": query.find, "split": split,
+        "files": {name: str(source) for name, source in sources.items()}, "weights": query.weights,
         "queries": [dataclasses.asdict(result) for result in results],
     }  # fmt: skip
     write_table(out / HITS, record)
@@ -191,8 +186,8 @@ def write_hits(
 
 
 def evaluate_retrieval(
-    run: Run, zoo: Zoo, out: Path, *, embedding: EmbeddingConfig, samples: int = 1000, galleries: int = 8,
-    split: str = TEST, modalities: Sequence[str] | None = None, device: str = "cpu",
+    run: Run, zoo: Zoo, out: Path, config: EmbeddingConfig, *, samples: int = 1000, galleries: int = 8,
+    device: str = "cpu",
 ) -> dict[str, Any]:  # fmt: skip
     """Measure recall between all pairs of modalities; write OUT/retrieval.json and galleries; return the former.
 
@@ -201,8 +196,8 @@ def evaluate_retrieval(
     OUT.
     """
     started = time.perf_counter()
-    embedder = Embedder(AnyToAny.load(run, zoo, device=device), embedding)
-    names = embedder.names(modalities, split)
+    embedder = Embedder(AnyToAny.load(run, zoo, device=device), config)
+    names, split = embedder.names(), config.split
     if len(names) < 2:
         raise ConfigError(f"retrieve eval: expected at least two modalities, got {', '.join(names)}")
     token_data = embedder.load_split(split, names)
@@ -246,7 +241,8 @@ def evaluate_retrieval(
             ]
         result = {
             "identity": {
-                "fingerprint": embedder.fingerprint, "embedding": dataclasses.asdict(embedding), "split": split,
+                "fingerprint": embedder.fingerprint, "embedding": {"via": config.via, "space": config.space},
+                "split": split,
                 "tokenizers": embedder.tokenizers(token_data), "settings": {"samples": samples},
             },
             "pairs": pairs, "mean": {**_mean(pairs), "chance": _mean([pair["chance"] for pair in pairs])},
