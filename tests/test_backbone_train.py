@@ -50,7 +50,7 @@ from tokenizers_zoo.train.optim import DivergedError
 from zoo_backbone import distributed
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model, save_model
-from zoo_backbone.config import Dataset, MaskingConfig, Mixture, TrainConfig
+from zoo_backbone.config import MaskingConfig, Mixture, TrainConfig, TrainingStore
 from zoo_backbone.model import FourM
 from zoo_backbone.run import BACKBONE, Run
 from zoo_backbone.train import Trainer
@@ -380,7 +380,7 @@ def test_held_out_samples_without_a_target_are_reported_and_not_logged(
     pictures = MaskingConfig(input_budget=4, target_budget=4, mixtures=(Mixture(targets=("picture",)),))
     shutil.rmtree(tmp_path / "tokens/test/picture")
     write_store(tmp_path / "more", specs[:1], 12)
-    datasets = (Dataset(tokens=tmp_path / "more"),)
+    datasets = (TrainingStore(tokens=tmp_path / "more"),)
     run(tmp_path / "run", tmp_path / "tokens", specs, steps=2, loss=loss, masking=pictures, datasets=datasets)
     assert "held_out" not in (tmp_path / "run/metrics.jsonl").read_text()
     assert "no held-out sample has a target" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from tokenizers_zoo.registry import InstanceConfig, ZooConfig
 from tokenizers_zoo.text_vocab import VocabularyConfig
 from tokenizers_zoo.train.config import TrainConfig
 from zoo_backbone.cli import TABLES
-from zoo_backbone.config import PRESETS, Dataset, EvaluationConfig, MaskingConfig, Mixture, ModelConfig, Preview
+from zoo_backbone.config import PRESETS, EvaluationConfig, MaskingConfig, Mixture, ModelConfig, Preview, TrainingStore
 from zoo_backbone.config import TrainConfig as BackboneTrainConfig
 from zoo_backbone.generate import Guidance, TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
@@ -42,7 +42,7 @@ PAGES = [
     *sorted(ROOT.glob("plugins/*/README.md")),
 ]
 CONFIGS = [
-    BackboneTrainConfig, BlockConfig, Dataset, EmbeddingConfig, EvaluationConfig, Guidance, InstanceConfig,
+    BackboneTrainConfig, BlockConfig, TrainingStore, EmbeddingConfig, EvaluationConfig, Guidance, InstanceConfig,
     MaskingConfig, Mixture, ModelConfig, Preview, QuantizerConfig, GenerationPlan, SpatialSettings,
     TargetPlan, TokenizerConfig, TrainConfig, TransferConfig, VocabularyConfig, ZooConfig,
 ]  # fmt: skip

@@ -36,7 +36,7 @@ from zoo_backbone import generate_to_folder as outputs
 from zoo_backbone.checkpoint import layout_for, load_model
 from zoo_backbone.cli.main import backbone as command
 from zoo_backbone.cli.main import skill_table
-from zoo_backbone.config import Dataset, EvaluationConfig, MaskingConfig, Mixture, Preview, TrainConfig
+from zoo_backbone.config import EvaluationConfig, MaskingConfig, Mixture, Preview, TrainConfig, TrainingStore
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.evaluate import skill_score
 from zoo_backbone.evaluation_data import EvaluationData, pairs_of
@@ -470,7 +470,7 @@ def test_previews_use_the_store_that_has_the_modality(world: World, tmp_path: Pa
         shutil.copytree(world.tokens, tmp_path / store)
         shutil.rmtree(tmp_path / store / "test" / missing_name)
     handles = {name: world.zoo[name] for name in NAMES}
-    several = TrainConfig(datasets=(Dataset(tokens=tmp_path / "other"),), preview_every=1)
+    several = TrainConfig(datasets=(TrainingStore(tokens=tmp_path / "other"),), preview_every=1)
 
     def preview_names(config: TrainConfig, **options: Any) -> list[str]:
         previews = Previews(handles, tmp_path / "own", config, **options)

@@ -15,7 +15,7 @@ from generation_samples import PUBLISHED, SPECS, random_inputs, sharp_model
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
-from tokenizers_zoo.layouts import GridLayout
+from tokenizers_zoo.layouts import GridLayout, PatchesLayout
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate import Guidance, TargetPlan, generate
 from zoo_backbone.generate.plans import GenerationPlan, read_plan, resolved_plan, written_plan
@@ -249,12 +249,15 @@ def test_the_published_chain_from_text_to_pictures() -> None:
 
 
 def test_guidance_means_an_earlier_target_or_else_the_input_form() -> None:
-    targets = tuple(TargetPlan(name=name) for name in ("dark", "light", "letters"))
+    grids = [spec(name, GridLayout(shape=(4, 4))) for name in ("dark", "light", "letters")]
+    patches = dataclasses.replace(spec("light_patches", PatchesLayout(shape=(4, 4), dim=3)), input_form_of="light")
+    layout = EmbeddingLayout([*grids, patches])
+    targets = tuple(TargetPlan(name=grid.name) for grid in grids)
     for own, common in ((Guidance(weights={"light": 2.0}), Guidance()), (None, Guidance(weights={"light": 2.0}))):
         guided = tuple(dataclasses.replace(target, guidance=own) for target in targets)
-        plan = GenerationPlan(inputs=("light",), targets=guided, guidance=common).renamed({"light": "light_patches"})
-        assert plan.inputs == ("light_patches",)
-        weights = [target.guidance and target.guidance.weights for target in plan.target_plans()]
+        plan = GenerationPlan(targets=guided, guidance=common)
+        resolved = resolved_plan(layout, plan.target_plans(), ["light_patches"])
+        weights = [target.guidance and target.guidance.weights for target in resolved]
         assert weights == [{"light_patches": 2.0}, {"light_patches": 2.0}, {"light": 2.0}]
 
 

@@ -22,7 +22,7 @@ def test_data_from_a_visitor_is_never_a_path(model: AnyToAny, tmp_path: Path) ->
     app = pytest.importorskip("zoo_backbone.serve.app")
     boxes = [{"label": "chair", "box": [0.1, 0.1, 0.5, 0.5]}]
     (tmp_path / "secret.json").write_text(json.dumps(boxes))
-    server = app.Server(model, app.Limits())
+    server = app.Server(model, app.RequestLimits())
     assert server.value("boxes", app.Value(data=boxes)).value == boxes
     for path in (tmp_path / "secret.json", tmp_path / "missing.json"):
         with pytest.raises(InvalidValueError, match=r"^boxes: expected a list of tables"):

@@ -33,7 +33,7 @@ from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.layouts import GridLayout
 from zoo_backbone.batch import PackedBatch
 from zoo_backbone.checkpoint import load_model
-from zoo_backbone.config import Dataset, Mixture, TrainConfig
+from zoo_backbone.config import Mixture, TrainConfig, TrainingStore
 from zoo_backbone.data import Mix, Source, open_sources
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.grow import Trained
@@ -242,7 +242,9 @@ def rows_of(batch: PackedBatch) -> list[str]:
 
 
 def test_stores_take_turns_by_weight(store: Path, tmp_path: Path) -> None:
-    datasets = (Dataset(tokens=other_store(tmp_path / "other"), weight=0.5, mixtures=(Mixture(inputs=("more",)),)),)
+    datasets = (
+        TrainingStore(tokens=other_store(tmp_path / "other"), weight=0.5, mixtures=(Mixture(inputs=("more",)),)),
+    )
     config = dataclasses.replace(SHORT, datasets=datasets, batch_size=5)
     mix = Mix(open_sources(store, "train", MORE, config), EmbeddingLayout(MORE), config)
     batches = [mix.batch(step, 5) for step in range(6)]
@@ -265,24 +267,28 @@ def test_stores_take_turns_by_weight(store: Path, tmp_path: Path) -> None:
 def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
     second_store = other_store(tmp_path / "other")
 
-    def open_with(*datasets: Dataset) -> list[Source]:
+    def open_with(*datasets: TrainingStore) -> list[Source]:
         return open_sources(store, "train", MORE, dataclasses.replace(SHORT, datasets=datasets))
 
     with pytest.raises(UnknownNameError, match=r"mroe.*did you mean.*more"):
-        open_with(Dataset(tokens=second_store, modalities=("mroe",)))
+        open_with(TrainingStore(tokens=second_store, modalities=("mroe",)))
     with pytest.raises(DataError, match=r"other.train: .*words; it has more, picture"):
-        open_with(Dataset(tokens=second_store, modalities=("picture", "words")))
+        open_with(TrainingStore(tokens=second_store, modalities=("picture", "words")))
     with pytest.raises(ConfigError, match=r"datasets: .*other has more"):
-        open_with(Dataset(tokens=second_store, modalities=("more",)))
+        open_with(TrainingStore(tokens=second_store, modalities=("more",)))
     no_target = r"datasets: .*other has picture, more, and none of them are targets in its mixtures"
     with pytest.raises(ConfigError, match=no_target):
         open_with(
-            Dataset(tokens=second_store, mixtures=(Mixture(targets=("words",)), Mixture(targets=("words", "tags"))))
+            TrainingStore(
+                tokens=second_store, mixtures=(Mixture(targets=("words",)), Mixture(targets=("words", "tags")))
+            )
         )
-    assert open_with(Dataset(tokens=second_store, mixtures=(Mixture(inputs=("words",)), Mixture(inputs=("picture",)))))
+    assert open_with(
+        TrainingStore(tokens=second_store, mixtures=(Mixture(inputs=("words",)), Mixture(inputs=("picture",))))
+    )
     for path in second_store.glob("*/picture/*.json"):
         write_table(path, json.loads(json.dumps(read_table(path)).replace("codec of picture", "codec of another")))
-    codecs = (Dataset(tokens=second_store, modalities=("picture",)),)
+    codecs = (TrainingStore(tokens=second_store, modalities=("picture",)),)
     for error, message, changed in (
         (UnknownNameError, "clpi", {"loss_weights": {"clpi": 2.0}}),
         (ConfigError, "pixels: a patches modality is an input only", {"loss_weights": {"pixels": 2.0}}),
@@ -295,7 +301,7 @@ def test_bad_datasets_are_refused(store: Path, tmp_path: Path) -> None:
 
 def test_further_stores_are_found_from_any_folder(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     second_store = other_store(tmp_path / "other")
-    settings = {"specs": MORE, "steps": 1, "datasets": (Dataset(tokens=Path("other")),)}
+    settings = {"specs": MORE, "steps": 1, "datasets": (TrainingStore(tokens=Path("other")),)}
     monkeypatch.chdir(tmp_path)
     folder = run(tmp_path / "run", store, **settings)
     before = (folder / "run.json").read_bytes()

@@ -152,7 +152,7 @@ class MaskingConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Dataset(Checked):
+class TrainingStore(Checked):
     """An additional token store to train on."""
 
     tokens: Path
@@ -252,7 +252,7 @@ class TrainConfig(Checked):
     """Train only embedding rows and projections that the start backbone does not have."""
     pretrained_lr_scale: Annotated[float, Interval("(0, 1]")] = 1.0
     """Factor of the learning rate for weights of the start backbone. The default of `zoo backbone grow` is 0.3."""
-    datasets: tuple[Dataset, ...] = ()
+    datasets: tuple[TrainingStore, ...] = ()
     """Further token stores; the samples of a batch are distributed over all stores by weight."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     """Budgets and mixtures."""

@@ -21,7 +21,7 @@ from tokenizers_zoo.registry import ModalityHandle, Zoo
 from tokenizers_zoo.samples import TRAIN
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.batch import PackedBatch, RawBatch
-from zoo_backbone.config import Dataset, MaskingConfig, TrainConfig
+from zoo_backbone.config import MaskingConfig, TrainConfig, TrainingStore
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.masking import Masker
 from zoo_backbone.order import SampleOrder
@@ -200,20 +200,20 @@ class Source:
     """One split of one store, and its settings."""
 
     data: TokenData
-    dataset: Dataset
+    dataset: TrainingStore
 
 
-def datasets_of(tokens: Path, config: TrainConfig) -> tuple[Dataset, ...]:
+def datasets_of(tokens: Path, config: TrainConfig) -> tuple[TrainingStore, ...]:
     """Return all stores of a run, its own first."""
-    return Dataset(tokens=tokens), *config.datasets
+    return TrainingStore(tokens=tokens), *config.datasets
 
 
-def names_in(datasets: Sequence[Dataset]) -> list[str]:
+def names_in(datasets: Sequence[TrainingStore]) -> list[str]:
     """Return the modalities of all training splits, each once."""
     return list(dict.fromkeys(name for dataset in datasets for name in _names_read(dataset)))
 
 
-def check_tokenizers(datasets: Sequence[Dataset], handles: Iterable[ModalityHandle]) -> None:
+def check_tokenizers(datasets: Sequence[TrainingStore], handles: Iterable[ModalityHandle]) -> None:
     """Raise DataError where another tokenizer than a handle's wrote a store, or no store has the modality."""
     for handle in handles:
         stores = [dataset for dataset in datasets if handle.name in _names_read(dataset)]
@@ -265,7 +265,7 @@ def open_sources(
     return sources
 
 
-def _names_read(dataset: Dataset, split: str = TRAIN) -> list[str]:
+def _names_read(dataset: TrainingStore, split: str = TRAIN) -> list[str]:
     """Return the modalities of a split that a dataset is read for."""
     names = TokenStore(dataset.tokens).modalities(split)
     return [name for name in names if not dataset.modalities or name in dataset.modalities]

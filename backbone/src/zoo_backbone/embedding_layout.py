@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -148,6 +148,18 @@ class EmbeddingLayout:
     def readable(self) -> tuple[str, ...]:
         """Names of the modalities that can be inputs."""
         return tuple(name for name in self.names if name not in self.targets_only)
+
+    def readable_as(self, name: str, available: Collection[str] | None = None, *, prefers_form: bool = False) -> str:
+        """Return the name under which the model reads a modality: its input form, such as `rgb_patches` for `rgb`.
+
+        `available` are the names to choose from; default: all that the model reads. A modality that is available itself
+        keeps its name, unless `prefers_form`; so does one that is not available in any form.
+        """
+        available = self.readable if available is None else available
+        if name in available and not prefers_form:
+            return name
+        forms = (spec.name for spec in self.specs if spec.input_form_of == name and spec.name in available)
+        return next(forms, name)
 
     def check_targets(self, names: Iterable[str], prefix: str) -> None:
         """Raise ConfigError, starting with `prefix`, for a modality that cannot be a target."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
@@ -107,10 +107,9 @@ class EvaluationData:
 
         Raises UnknownNameError, DataError or ConfigError for names that do not fit, and DataError without any pair.
         """
-        layout, forms = self.model.layout, input_forms(self.zoo, self.model.layout.readable)
-        inputs, targets = self.config.inputs, self.config.targets
+        layout, inputs, targets = self.model.layout, self.config.inputs, self.config.targets
         if inputs is not None:
-            inputs = tuple(tuple(dict.fromkeys(forms.get(name, name) for name in names)) for names in inputs)
+            inputs = tuple(tuple(dict.fromkeys(map(layout.readable_as, names))) for names in inputs)
         named = [name for names in inputs or () for name in names]
         layout.check_inputs(named, "evaluate")
         layout.check_targets(targets or (), "evaluate")
@@ -230,12 +229,6 @@ def pair_of(entry: dict[str, Any]) -> Pair:
 def title_of(pair: Pair) -> str:
     """ "a + b to c"."""
     return f"{' + '.join(pair[0])} to {pair[1]}"
-
-
-def input_forms(zoo: Zoo, names: Collection[str]) -> dict[str, str]:
-    """Map modalities that are not among `names` to their input forms that are, such as `rgb` to `rgb_patches`."""
-    forms = {zoo[name].spec.input_form_of: name for name in names if name in zoo}
-    return {name: form for name, form in forms.items() if name and name not in names}
 
 
 def ranked_names(specs: Sequence[ModalitySpec]) -> list[str]:

@@ -74,9 +74,11 @@ class FourMFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """
         self._loaded = AnyToAny.from_pretrained(self.model, device=self.device)
         self.fingerprint_ = fingerprint(self._loaded.run.folder)
-        layout, forms = self._loaded.model.layout, self._loaded.input_forms
-        default = [*forms.values(), *ranked_names([layout.spec(name) for name in layout.readable])][0]
-        self.modality_ = default if self.modality is None else forms.get(self.modality, self.modality)
+        layout = self._loaded.model.layout
+        ranked = ranked_names([layout.spec(name) for name in layout.readable])
+        forms = [name for name in layout.readable if layout.spec(name).input_form_of]
+        name = [*forms, *ranked][0] if self.modality is None else self.modality
+        self.modality_ = layout.readable_as(name, prefers_form=True)
         self._loaded.handle(self.modality_)
         self._n_features_out = self._loaded.encoder.num_features
         self._samples(X, reset=True)

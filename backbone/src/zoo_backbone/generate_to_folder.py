@@ -65,7 +65,7 @@ def generate_to_folder(
         if overwrite and out.resolve() in file.parents:
             raise ConfigError(f"{file}: is an input and would be overwritten; give another --out")
     paths, weights = {"backbone": str(pipeline.run.folder.resolve())}, model.weights_sha256
-    written = written_plan(request.absolute_plan, {**paths, "weights sha256": weights})
+    written = written_plan(request.plan, {**paths, "weights sha256": weights})
     for line in written.splitlines():
         if line != shown_name(line):
             raise ConfigError(f"{shown_name(line)}: is not UTF-8, so {PLAN} cannot name it; rename the file or folder")

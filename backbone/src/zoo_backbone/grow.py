@@ -28,7 +28,7 @@ from zoo_backbone.checkpoint import (
     layout_for,
     model_config,
 )
-from zoo_backbone.config import Dataset, Mixture, ModelConfig, TrainConfig
+from zoo_backbone.config import Mixture, ModelConfig, TrainConfig, TrainingStore
 from zoo_backbone.data import check_tokenizers, datasets_of
 from zoo_backbone.distributed import Ranks, processes
 from zoo_backbone.evaluate import FILE as EVALUATION
@@ -109,7 +109,7 @@ class Trained:
     def names(self) -> list[str]:
         return [spec.name for spec in self.specs]
 
-    def stores(self, tokens: Path, *, skip_missing: bool = False) -> tuple[Dataset, ...]:
+    def stores(self, tokens: Path, *, skip_missing: bool = False) -> tuple[TrainingStore, ...]:
         """Return the token stores of its training, restricted to its modalities; `tokens` replaces a missing own store.
 
         With `skip_missing`, other missing stores are skipped.
@@ -154,7 +154,7 @@ def grow(
         raise DataError(f"{tokens}: {reason}; make them: {', then '.join(commands)}")
     handles = {name: zoo[name] for name in [*old_names, *added]}
     specs = grown_specs(trained, {name: handle.spec for name, handle in handles.items()}, added)
-    check_tokenizers([Dataset(tokens=tokens)], handles.values())
+    check_tokenizers([TrainingStore(tokens=tokens)], handles.values())
     check_meaning(trained.folder, handles.values())
     config = growing_config(trained, specs, tokens, table, replay, origin)
     for dataset in config.datasets:

@@ -53,9 +53,6 @@ class AnyToAny:
     def __init__(self, model: FourM, zoo: Zoo, run: Run | None = None) -> None:
         """`run` is the run or bundle that the model was loaded from."""
         self.model, self.zoo, self._run = model.eval(), zoo, run
-        forms = {name: zoo[name].spec.input_form_of for name in model.layout.readable if name in zoo}
-        self.input_forms = {name: form for form, name in forms.items() if name}
-        """Modalities that the model reads in another form, such as `rgb` as `rgb_patches`."""
 
     @classmethod
     def from_pretrained(
@@ -166,8 +163,9 @@ class AnyToAny:
         """
         crop = convert_setting(Cropping, crop, "crop")
         items = {**(inputs or {}), **values}
-        forms = {name: form for name, form in self.input_forms.items() if name not in as_tokens}
-        self.model.layout.check_inputs([forms.get(name, name) for name in items], "inputs")
+        layout = self.model.layout
+        forms = {name: name if name in as_tokens else layout.readable_as(name, prefers_form=True) for name in items}
+        layout.check_inputs(forms.values(), "inputs")
         tokens: dict[str, Any] = {}
         opened: dict[str, list[Any]] = {}
         for name, item in items.items():
@@ -179,8 +177,8 @@ class AnyToAny:
                 ids = torch.stack(ids) if isinstance(ids[0], Tensor) else ids
             elif name in self.zoo:
                 ids = token_batch(self.zoo[name].spec, item)
-            is_read = ids is not None and name in self.model.layout.readable
-            form = name if is_read else forms.get(name, name)
+            is_read = ids is not None and name in layout.readable
+            form = name if is_read else forms[name]
             if form in opened or form in tokens:
                 raise InvalidValueError(f"{name}: {form} is an input twice, once as another modality; give one of them")
             if is_read:
@@ -254,8 +252,7 @@ class AnyToAny:
         Raises ZooErrors for inputs and settings that do not fit.
         """
         tokens = self.tokenize(inputs, crop=plan.crop, as_tokens=plan.inpaint)
-        forms = {name: form for name, form in self.input_forms.items() if form in tokens}
-        targets = plan.renamed(forms).target_plans()
+        targets = plan.target_plans()
         layout, partial = self.model.layout, {}
         count = len(next(iter(tokens.values()))) if tokens else 1
         for name, region in plan.inpaint.items():
@@ -282,7 +279,7 @@ class AnyToAny:
         """
         targets = (targets,) if isinstance(targets, str) else tuple(targets)
         inputs = (inputs,) if isinstance(inputs, str) else inputs
-        names = [self.input_forms.get(name, name) for name in inputs]
+        names = [self.model.layout.readable_as(name, prefers_form=True) for name in inputs]
         config = EvaluationConfig(
             inputs=(tuple(names),), targets=targets, samples=samples, seed=seed, gallery_pairs=0, loss_samples=1
         )

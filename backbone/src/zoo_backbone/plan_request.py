@@ -27,9 +27,9 @@ SUGGESTED = 1000
 class PlanRequest(GenerationRequest):
     """A plan applied to a pipeline and a token store: tokenizers, targets, and samples with their input tokens.
 
-    `absolute_plan` is the plan with absolute paths, `plan` has input forms, too. `titles` are the inputs' names in
-    `absolute_plan`. `names` has an entry per sample. `values` are the tokens of one sample, inputs of all samples;
-    tokens of stored samples (`columns`) and of the `files` of several samples are read when they are needed.
+    `plan` has absolute paths. `titles` are the names of its inputs by the names that the model reads. `names` has an
+    entry per sample. `values` are the tokens of one sample, inputs of all samples; tokens of stored samples (`columns`)
+    and of the `files` of several samples are read when they are needed.
     """
 
     def __init__(self, plan: GenerationPlan, pipeline: AnyToAny, tokens: Path) -> None:
@@ -37,15 +37,15 @@ class PlanRequest(GenerationRequest):
         self.pipeline, model = pipeline, pipeline.model
         stored_names = TokenStore(tokens).modalities(plan.split) if plan.reads_store and tokens.is_dir() else []
         sources = sources_of(plan.inputs, pipeline.zoo, Path.cwd())
-        self.absolute_plan = plan.with_absolute_paths(Path.cwd(), sources)
-        forms = {  # token files, inpainted inputs, and stored samples without such a form stay as they are
-            name: form for name, form in pipeline.input_forms.items()
-            if name in sources and form not in sources and name not in plan.inpaint
-            and (form in stored_names if sources[name].kind == "stored" else sources[name].kind != "tokens")
-        }  # fmt: skip
-        self.plan = plan = self.absolute_plan.renamed(forms)
-        self.titles = {forms.get(name, name): name for name in sources}
-        sources = {forms.get(name, name): source for name, source in sources.items()}
+        self.plan = plan = plan.with_absolute_paths(Path.cwd(), sources)
+        self.titles: dict[str, str] = {}
+        for name, source in sources.items():
+            stored = stored_names if source.kind == "stored" else None
+            form = model.layout.readable_as(name, stored, prefers_form=True)
+            # Token files, inpainted inputs, and stored samples without such a form stay as they are.
+            stays = name in plan.inpaint or source.kind == "tokens" or form in sources
+            self.titles[name if stays else form] = name
+        sources = {form: sources[name] for form, name in self.titles.items()}
         target_plans, numbers = plan.target_plans(), plan.numbers()
         for name in plan.inpaint:
             if name not in sources:
@@ -147,7 +147,7 @@ RequestedSample = tuple[int, str, int]
 
 def _extensions(pipeline: AnyToAny, name: str) -> set[str]:
     """Return the file extensions of a modality, and of the modality whose input form it is."""
-    names = [name, *(plain for plain, form in pipeline.input_forms.items() if form == name)]
+    names = [name, pipeline.model.layout.spec(name).input_form_of or name]
     return {extension for name in names if name in pipeline.zoo for extension in pipeline.zoo[name].spec.extensions}
 
 

@@ -216,7 +216,7 @@ def stored_config(folder: Path) -> BackboneRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedModality:
+class ModalityIdentity:
     """A modality in the identity of a training."""
 
     fingerprint: str
@@ -227,7 +227,7 @@ class TrainedModality:
 class TrainingIdentity:
     """The part of run.json's identity that names the tokenizers of a training."""
 
-    modalities: Mapping[str, TrainedModality] = field(default_factory=dict)
+    modalities: Mapping[str, ModalityIdentity] = field(default_factory=dict)
 
 
 def check_stored(column: TokenColumn, fingerprint: str | None, zoo: Zoo, owner: str) -> None:

@@ -17,6 +17,7 @@ Paths in a file are relative to its folder.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -35,7 +36,7 @@ from zoo_backbone.config import expect
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate.sampling import Guidance, Passes, Schedule, TemperatureSchedule
 from zoo_backbone.generate.schemes import SCHEMES
-from zoo_backbone.generate.sources import Source, inputs_of, sources_of, written_sources
+from zoo_backbone.generate.sources import InputSource, inputs_of, sources_of, written_sources
 
 LAYOUT, LEFT_TO_RIGHT = "layout", "autoregressive"
 """Schemes of a plan: the first scheme that fits the layout, and the only scheme of sequences."""
@@ -117,7 +118,8 @@ def resolved_plan(
     """Return the targets with the defaults of the model; `partial` are modalities with some of their tokens.
 
     Raises ConfigError or UnknownNameError for a plan without targets, a modality that is there twice, an input or
-    target that the model does not support, or guidance by a modality that is not known yet.
+    target that the model does not support, or guidance by a modality that is not known yet. In guidance, a name means
+    an earlier target or an input, or else the input form of this modality that is an input.
     """
     available = [*inputs, *partial]
     layout.check_targets((target.name for target in plan), "generate")
@@ -133,10 +135,11 @@ def resolved_plan(
             raise ConfigError(f"generate {name}: a {spec.layout.kind} modality cannot be inpainted; leave it out")
         if name in inputs:
             raise ConfigError(f"generate {name}: is an input whole and in part; expected one of the two")
-    resolved = [target.resolved(layout.spec(target.name)) for target in plan]
-    for target in resolved:
-        assert target.guidance is not None
-        Passes.of(target.guidance, target.name, available)  # raises for names that are not known yet
+    resolved = []
+    for target in plan:
+        guidance = (target.guidance or Guidance()).renamed(functools.partial(layout.readable_as, available=available))
+        Passes.of(guidance, target.name, available)  # raises for names that are not known yet
+        resolved.append(replace(target.resolved(layout.spec(target.name)), guidance=guidance))
         available += [] if target.name in available or target.name in layout.targets_only else [target.name]
     return resolved
 
@@ -200,20 +203,7 @@ class GenerationPlan(Checked):
         """Return the targets, each with its guidance."""
         return [replace(target, guidance=target.guidance or self.guidance) for target in self.targets]
 
-    def renamed(self, forms: Mapping[str, str]) -> GenerationPlan:
-        """Return the plan with other names of some inputs, such as the input form `rgb_patches` of `rgb`.
-
-        In the guidance of a target, the name of an earlier target means that target.
-        """
-        inputs = {forms.get(name, name): text for name, text in written_sources(self.inputs).items()}
-        targets: list[TargetPlan] = []
-        for target in self.target_plans():
-            earlier_targets = {earlier.name: earlier.name for earlier in targets}
-            guidance = (target.guidance or self.guidance).renamed({**forms, **earlier_targets})
-            targets.append(replace(target, guidance=guidance))
-        return replace(self, inputs=tuple(inputs_of(inputs)), targets=tuple(targets))
-
-    def with_absolute_paths(self, folder: Path, sources: Mapping[str, Source]) -> GenerationPlan:
+    def with_absolute_paths(self, folder: Path, sources: Mapping[str, InputSource]) -> GenerationPlan:
         """Return the plan with the `sources` of its inputs, and with absolute paths of masks in `folder`."""
         regions = {}
         for name, region in self.inpaint.items():

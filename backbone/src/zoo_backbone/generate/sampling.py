@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -170,10 +170,10 @@ class Guidance(Checked):
         expect(self, "weights", not self.weights or self.scale == 1, "either scale or weights")
         expect(self, "always", not (self.weights and self.always), "weights or always; every pass sees the others")
 
-    def renamed(self, names: Mapping[str, str]) -> Guidance:
-        """Return the guidance with other names of some modalities."""
-        weights = {names.get(name, name): weight for name, weight in self.weights.items()}
-        return replace(self, weights=weights, always=tuple(names.get(name, name) for name in self.always))
+    def renamed(self, rename: Callable[[str], str]) -> Guidance:
+        """Return the guidance with other names of the modalities."""
+        weights = {rename(name): weight for name, weight in self.weights.items()}
+        return replace(self, weights=weights, always=tuple(map(rename, self.always)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

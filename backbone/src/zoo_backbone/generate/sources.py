@@ -25,7 +25,7 @@ from tokenizers_zoo.tar import file_key
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class InputSource:
     """The source of one input."""
 
     kind: Literal["stored", "tokens", "file", "files", "text", "json"]
@@ -37,32 +37,33 @@ class Source:
         return f'"{self.content}"' if self.kind == "text" else self.content
 
 
-def source_of(text: str, value_kind: str, folder: Path) -> Source:
+def source_of(text: str, value_kind: str, folder: Path) -> InputSource:
     """Return the source of an input whose values are arrays, texts or objects; paths are relative to `folder`.
 
     Text in quotes is text, an existing path is a path, then come patterns with files. Only for objects, "[" and "{"
     begin JSON; only for texts, several words, or one without an extension, are a text.
     """
     if not text:
-        return Source("stored")
+        return InputSource("stored")
     if len(text) > 1 and text[0] in "\"'" and text[-1] == text[0]:
-        return Source("text", text[1:-1])
+        return InputSource("text", text[1:-1])
     path = str(folder / text)
     if os.path.isfile(path):  # Path.is_file raises for names that are too long
-        return Source("tokens" if path.endswith(".json") and is_token_file(read_file(Path(path))) else "file", path)
+        is_tokens = path.endswith(".json") and is_token_file(read_file(Path(path)))
+        return InputSource("tokens" if is_tokens else "file", path)
     if os.path.isdir(path):
-        return Source("files", path)
+        return InputSource("files", path)
     parent = next((str(parent) for parent in Path(path).parents if os.path.isdir(parent)), "")
     inner = path[len(parent) :].lstrip(os.sep)  # brackets in the names of existing folders are no pattern
     if is_pattern := glob.has_magic(inner):
         path = os.path.join(glob.escape(parent), inner)
         if next(glob.iglob(path, recursive=True), None):
-            return Source("files", path)
+            return InputSource("files", path)
     if value_kind == "object" and text[0] in "[{":
-        return Source("json", text)
+        return InputSource("json", text)
     if value_kind == "text" and not (os.path.isabs(text) or re.fullmatch(r"\S+\.\w+", text)):
-        return Source("text", text)
-    return Source("files" if is_pattern else "file", path)
+        return InputSource("text", text)
+    return InputSource("files" if is_pattern else "file", path)
 
 
 def written_sources(inputs: Iterable[str]) -> dict[str, str]:
@@ -78,7 +79,7 @@ def written_sources(inputs: Iterable[str]) -> dict[str, str]:
     return sources
 
 
-def sources_of(inputs: Iterable[str], zoo: Zoo, folder: Path) -> dict[str, Source]:
+def sources_of(inputs: Iterable[str], zoo: Zoo, folder: Path) -> dict[str, InputSource]:
     """Return the source of each input, see `source_of`. Raises ConfigError."""
     return {
         name: source_of(written, zoo[name].spec.value.kind if name in zoo else "array", folder)
@@ -86,7 +87,7 @@ def sources_of(inputs: Iterable[str], zoo: Zoo, folder: Path) -> dict[str, Sourc
     }
 
 
-def inputs_of(sources: Mapping[str, Source | str]) -> list[str]:
+def inputs_of(sources: Mapping[str, InputSource | str]) -> list[str]:
     """Return the inputs of a plan that `sources_of` and `written_sources` read."""
     return [f"{name}={source}" if str(source) else name for name, source in sources.items()]
 
@@ -114,7 +115,7 @@ def files_by_name(sources: Mapping[str, str], extensions: Mapping[str, Collectio
     return files_by_modality
 
 
-def item_of_source(handle: ModalityHandle, source: Source) -> Any:
+def item_of_source(handle: ModalityHandle, source: InputSource) -> Any:
     """Return the value, text or path of a source. Raises ConfigError, InvalidValueError."""
     name, content = handle.name, source.content
     if source.kind == "text" and handle.spec.value.kind == "text":

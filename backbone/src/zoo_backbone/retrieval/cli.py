@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -110,7 +111,6 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
       zoo retrieve query INDEX --keys test-0-000001 --input depth --find rgb \\
           --out found
     """
-    from zoo_backbone.evaluation_data import input_forms
     from zoo_backbone.generate.sources import sources_of
     from zoo_backbone.pipeline import AnyToAny
     from zoo_backbone.retrieval.index import Index
@@ -128,9 +128,10 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
     index = Index(folder, run)
     opened = Run.open(index.run)
     zoo = zoo_of(opened)
-    model, forms = AnyToAny.load(opened, zoo, device=device), input_forms(zoo, index.names)
-    sources = {forms.get(name, name): source for name, source in sources_of(items, zoo, Path.cwd()).items()}
-    weights = {forms.get(name, name): weight for name, weight in query.weights.items()}
+    model = AnyToAny.load(opened, zoo, device=device)
+    indexed_as = partial(model.model.layout.readable_as, available=index.names)
+    sources = {indexed_as(name): source for name, source in sources_of(items, zoo, Path.cwd()).items()}
+    weights = {indexed_as(name): weight for name, weight in query.weights.items()}
     query = dataclasses.replace(query, weights=weights)
     if keys is None:
         results = query_values(index, model, sources, query)

@@ -30,7 +30,7 @@ from tokenizers_zoo.samples import TRAIN, spread
 from zoo_backbone.data import TokenData, stored_samples
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate import TargetPlan, generate
-from zoo_backbone.generate.sources import Source, item_of_source
+from zoo_backbone.generate.sources import InputSource, item_of_source
 from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.retrieval import EmbeddingConfig, SpaceKind
 
@@ -212,7 +212,7 @@ class Embedder:
             advance(len(rows))
         return np.concatenate(parts)
 
-    def embed_value(self, name: str, source: Source) -> Vectors:
+    def embed_value(self, name: str, source: InputSource) -> Vectors:
         """Return the vector of one value: a file, or a value as text. Raises ZooErrors."""
         handle = self.model.handle(name)
         return self.embed(name, handle.encode([handle.fitted(item_of_source(handle, source))], trusted=True))

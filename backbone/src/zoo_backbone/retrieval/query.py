@@ -39,7 +39,7 @@ from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.samples import spread
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.gallery import Shown, shown, write_gallery, write_sheet
-from zoo_backbone.generate.sources import Source, item_of_source
+from zoo_backbone.generate.sources import InputSource, item_of_source
 from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.retrieval import EmbeddingConfig, QueryConfig
 from zoo_backbone.retrieval.embed import Embedder, Vectors, unit
@@ -87,7 +87,7 @@ def weighted_sum(vectors: Mapping[str, Vectors], weights: Mapping[str, float]) -
     return unit(total.astype(np.float32))
 
 
-def query_values(index: Index, model: AnyToAny, sources: Mapping[str, Source], query: QueryConfig) -> list[Result]:
+def query_values(index: Index, model: AnyToAny, sources: Mapping[str, InputSource], query: QueryConfig) -> list[Result]:
     """Query with one sample, given as files or values as text, by modality."""
     index.check([*sources, query.find])
     embedder = index.embedder(model)
@@ -129,7 +129,7 @@ def query_keys(
 
 
 def write_results(
-    index: Index, zoo: Zoo, out: Path, results: Sequence[Result], sources: Mapping[str, Source], query: QueryConfig
+    index: Index, zoo: Zoo, out: Path, results: Sequence[Result], sources: Mapping[str, InputSource], query: QueryConfig
 ) -> str:
     """Write OUT/hits.json, and OUT/hits.png with queries and hits, the query's own sample framed.
 

@@ -10,7 +10,7 @@ import socket
 import tempfile
 import webbrowser
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, OneLineError, UnknownNameError, size_text
@@ -60,7 +62,7 @@ Strength = Annotated[float, Field(ge=-STRONGEST, le=STRONGEST)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class RequestLimits:
     """Limits on requests."""
 
     upload_bytes: int = 20_000_000
@@ -158,15 +160,15 @@ class Uploads:
 class Server:
     """A model, its held-out samples, uploads and jobs."""
 
-    def __init__(self, model: AnyToAny, limits: Limits, index: Index | None = None) -> None:
+    def __init__(self, model: AnyToAny, limits: RequestLimits, index: Index | None = None) -> None:
         self.model, self.limits, self.index = model, limits, index
         self.jobs, self.uploads = Jobs(limits.waiting, limits.seconds), Uploads()
-        forms = {form: name for name, form in model.input_forms.items()}
-        readable = {forms.get(name, name) for name in model.model.layout.readable}
-        names = {name for name in (*readable, *model.model.layout.discrete) if name in model.zoo}
+        layout = model.model.layout
+        readable = {layout.spec(name).input_form_of or name for name in layout.readable}
+        names = {name for name in (*readable, *layout.discrete) if name in model.zoo}
         ranked = ranked_names([model.zoo[name].spec for name in names])
         self.inputs = [name for name in ranked if name in readable]
-        self.targets = [name for name in ranked if name in model.model.layout.discrete]
+        self.targets = [name for name in ranked if name in layout.discrete]
         self.embedder = index.embedder(model) if index else None
         data = model.run.data
         self.values = ValueStore(data) if data is not None and data.is_dir() else None
@@ -348,7 +350,8 @@ class Server:
             no_index = "the server has no index; start it with --index FOLDER"
             errors.append(f"retrieval: {'expected at least one input' if self.index else no_index}")
         else:
-            names = [name for name in values if self.model.input_forms.get(name) not in self.index.names]
+            layout, indexed = self.model.model.layout, self.index.names
+            names = [layout.readable_as(name, indexed, prefers_form=True) for name in values]
             for name in (*names, query.find):
                 with collect_error(errors, name):
                     self.index.check([name])
@@ -393,8 +396,8 @@ async def answer_error(request: Request, error: Exception) -> border.Answer:
     return border.refusal(500, [f"unexpected {type(error).__name__}; the output of zoo serve says more"])
 
 
-def build_app(server: Server, is_local: bool = False) -> border.Border:
-    """Return the web application; `is_local`: see Border."""
+def build_app(server: Server, hosts: Sequence[str] = ("*",)) -> ASGIApp:
+    """Return the web application, which answers requests for these host names."""
     app = FastAPI(
         title="tokenizers-zoo", openapi_url="/api/schema", docs_url=None, redoc_url=None,
         default_response_class=border.Answer,
@@ -472,7 +475,7 @@ def build_app(server: Server, is_local: bool = False) -> border.Border:
         return Response(data, media_type="application/octet-stream", headers={"Content-Disposition": attached})
 
     app.mount("/page", StaticFiles(directory=PAGE))
-    return border.Border(app, server.limits.upload_bytes, is_local)
+    return TrustedHostMiddleware(border.Border(app, server.limits.upload_bytes), hosts, www_redirect=False)
 
 
 async def event_lines(job: Job) -> AsyncIterator[bytes]:
@@ -490,7 +493,7 @@ async def event_lines(job: Job) -> AsyncIterator[bytes]:
 
 
 def serve(
-    model: AnyToAny, host: str, port: int, limits: Limits, index: Index | None = None, open_browser: bool = False
+    model: AnyToAny, host: str, port: int, limits: RequestLimits, index: Index | None = None, open_browser: bool = False
 ) -> None:
     """Print the address, and serve the page until interrupted. Raises ConfigError for an address that it cannot use."""
     try:
@@ -502,7 +505,7 @@ def serve(
         raise ConfigError(f"zoo serve: cannot listen at --host {host!r:.80} --port {port}: {reason}") from None
     bound, number = listening.getsockname()[:2]
     name = f"[{bound}]:{number}" if family == socket.AF_INET6 else f"{bound}:{number}"
-    app = build_app(Server(model, limits, index), border.is_local_name(name))
+    app = build_app(Server(model, limits, index), border.answered_hosts(bound))
     echo(f"http://{name}  (stop with Ctrl-C)")
     if open_browser:
         webbrowser.open(f"http://{name}")

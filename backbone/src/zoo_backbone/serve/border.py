@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
-from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi.responses import JSONResponse
@@ -47,21 +46,17 @@ def refusal(status: int, errors: Iterable[str]) -> Answer:
 
 
 class Border:
-    """ASGI middleware that refuses requests for other hosts, from other sites, with large bodies and with wrong JSON.
+    """ASGI middleware that refuses requests from other sites, with large bodies and with wrong JSON."""
 
-    `is_local` says that the server listens at a loopback address. A web site could give its name this address, and its
-    scripts would then read the page (DNS rebinding), so only requests for local names are answered.
-    """
-
-    def __init__(self, app: ASGIApp, upload_bytes: int, is_local: bool) -> None:
-        self.app, self.upload_bytes, self.is_local = app, upload_bytes, is_local
+    def __init__(self, app: ASGIApp, upload_bytes: int) -> None:
+        self.app, self.upload_bytes = app, upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body, and pass it on or refuse the request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers, is_json = Headers(scope=scope), not scope["path"].startswith(UPLOADS)
-        error = self._origin_error(scope["method"], headers)
+        error = _origin_error(scope["method"], headers)
         body, limit, has_more = bytearray(), JSON_BYTES if is_json else self.upload_bytes, True
         while has_more:  # to its end, so that the answer arrives
             message = await receive()
@@ -82,25 +77,26 @@ class Border:
 
         return await self.app(scope, receive_body, send)
 
-    def _origin_error(self, method: str, headers: Headers) -> tuple[int, str] | None:
-        """Return status and text for a request for another host, or one from another site that is not a GET."""
-        host = headers.get("host", "").lower()
-        if self.is_local and not is_local_name(host):
-            return 400, "only requests for localhost are answered; for another host name, start it with --host 0.0.0.0"
-        is_same = headers.get("origin", f"//{host}").lower().partition("//")[2] == host
-        site = headers.get("sec-fetch-site", "same-origin" if is_same else "cross-site")  # browsers set it, not scripts
-        if method != "GET" and site not in ("same-origin", "none"):
-            return 403, "requests from other web sites are refused; open the page of this server"
-        return None
+
+def answered_hosts(address: str) -> list[str]:
+    """Return the host names for which a server at this IP address answers requests, "*" for all.
+
+    A web site could give its name a loopback address, and its scripts would then read the page (DNS rebinding), so at
+    such an address only local names are answered.
+    """
+    ip = ipaddress.ip_address(address)
+    own_name = f"[{address}]" if ip.version == 6 else address
+    return ["localhost", "127.0.0.1", "[::1]", own_name] if ip.is_loopback else ["*"]
 
 
-def is_local_name(host: str) -> bool:
-    """Return whether a host, with or without a port, is localhost or a loopback address."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+def _origin_error(method: str, headers: Headers) -> tuple[int, str] | None:
+    """Return status and text for a request from another site that is not a GET."""
+    host = headers.get("host", "").lower()
+    is_same = headers.get("origin", f"//{host}").lower().partition("//")[2] == host
+    site = headers.get("sec-fetch-site", "same-origin" if is_same else "cross-site")  # browsers set it, not scripts
+    if method != "GET" and site not in ("same-origin", "none"):
+        return 403, "requests from other web sites are refused; open the page of this server"
+    return None
 
 
 def _json_error(content_type: str, body: bytes) -> tuple[int, str] | None:

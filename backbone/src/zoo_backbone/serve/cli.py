@@ -50,7 +50,7 @@ def serve_command(
       zoo serve bundle --index index --host 0.0.0.0
     """
     try:
-        from zoo_backbone.serve.app import Limits, serve
+        from zoo_backbone.serve.app import RequestLimits, serve
     except ImportError as error:
         raise ConfigError(f'zoo serve: needs {error.name}; pip install "zoo-backbone[serve]"') from None
     from zoo_backbone.pipeline import AnyToAny
@@ -58,5 +58,5 @@ def serve_command(
 
     model = AnyToAny.load(run, zoo, device=device)
     index = None if index_folder is None else Index(index_folder, run.folder)
-    limits = Limits(upload_bytes=int(max_upload * 1e6), waiting=max_waiting, seconds=max_seconds)
+    limits = RequestLimits(upload_bytes=int(max_upload * 1e6), waiting=max_waiting, seconds=max_seconds)
     serve(model, host, port, limits, index, open_browser)

@@ -30,7 +30,6 @@ from tokenizers_zoo.train.loop import Best, train
 from tokenizers_zoo.train.loop import Task as LoopTask
 from zoo_backbone.checkpoint import layout_for, model_config
 from zoo_backbone.encoder import parameter_groups
-from zoo_backbone.evaluation_data import input_forms
 from zoo_backbone.run import Run, registry_path, stored_config
 from zoo_backbone.transfer.config import TransferConfig, head_for
 from zoo_backbone.transfer.head import Grid
@@ -98,8 +97,7 @@ class ProbeTask(LoopTask):
         self.run, self.zoo, self.config, self.seed = run, zoo, config, seed
         backbone = stored_config(run.folder)
         layout = layout_for(model_config(backbone), backbone.specs)
-        forms = input_forms(zoo, layout.readable)
-        inputs = [layout.spec(forms.get(name, name)).name for name in inputs]
+        inputs = [layout.spec(layout.readable_as(name)).name for name in inputs]
         layout.check_inputs(inputs, "--input")
         if len(set(inputs)) != len(inputs):
             raise ConfigError(f"--input {','.join(inputs)}: expected each modality once")
