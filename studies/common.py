@@ -26,6 +26,7 @@ from tokenizers_zoo.samples import TRAIN
 from zoo_backbone.config import PRESETS, EvaluationConfig, MaskingConfig, Mixture, ModelConfig, TrainConfig
 from zoo_backbone.evaluate import evaluate
 from zoo_backbone.losses import losses_of
+from zoo_backbone.measure.evaluation import PairScore
 from zoo_backbone.model import FourM
 from zoo_backbone.train import train
 
@@ -191,15 +192,13 @@ class Study:
 
     def picture_pairs(
         self, folder: Path, zoo: Zoo, tokens: Path, targets: Sequence[str] | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> tuple[PairScore, ...]:
         """The `pairs` of `zoo backbone eval` that lead from the picture to each target, by default to all."""
         samples = self.arguments.samples
         target_names = None if targets is None else tuple(targets)
         sizes = {"samples": samples, "loss_samples": samples, "gallery_pairs": 0}
         config = EvaluationConfig(inputs=((GIVEN,),), targets=target_names, **sizes)
-        result = evaluate(folder, zoo, tokens, self.data, config=config)
-        pairs: list[dict[str, Any]] = result["pairs"]
-        return pairs
+        return evaluate(folder, zoo, tokens, self.data, config=config).pairs
 
     def parameters(self, variant: Variant) -> int:
         """Parameters in the blocks of a variant's model."""

@@ -62,12 +62,12 @@ def measure_seed(study: Study, job: tuple[str, int]) -> dict[str, dict[str, floa
     run = train(folder / "backbone", tokens, [zoo[name].spec for name in names], study.model, config)
     figures: dict[str, dict[str, float | None]] = {}
     for pair in study.picture_pairs(run, zoo, tokens, targets):
-        handle = zoo[pair["target"]]
+        handle = zoo[pair.target]
         metric = handle.spec.metrics[0].name
         codebook = read_table(handle.checkpoint / EVALUATION)["codebook"]
         figures[handle.name] = {
-            USAGE: codebook["usage"], BEST: pair["reconstruction"][metric], PREDICTED: pair["score"][metric],
-            SKILL: pair["skill"],
+            USAGE: codebook["usage"], BEST: pair.reconstruction[metric], PREDICTED: pair.score[metric],
+            SKILL: pair.figure(),
         }  # fmt: skip
     return figures
 

@@ -103,7 +103,7 @@ class Growing:
     def skills(self, folder: Path, targets: Sequence[str] | None = None) -> dict[str, float | None]:
         """By target, by default all, the skill score given the picture."""
         pairs = self.study.picture_pairs(folder, self.study.zoo, self.study.tokens, targets)
-        return {pair["target"]: pair["skill"] for pair in pairs}
+        return {pair.target: pair.figure() for pair in pairs}
 
     def of_new(self, folder: Path) -> Figures:
         """Loss and skill of the new modality in a run, from the picture."""
@@ -124,10 +124,10 @@ class Growing:
             folder = self.grown(how, share, start)
             self.skills(folder)
             report = write_report(folder, before, self.study.tokens)
-            skills = {row["target"]: row for row in report["skills"] if row["inputs"] == [GIVEN]}
+            skills = {row.target: row for row in report.pairs if row.inputs == (GIVEN,) and row.metric == "skill"}
             old[named(how, share)] = {
-                measure: {name: {when: row[when] for when in ("before", "after")} for name, row in rows.items()}
-                for measure, rows in ((LOSS, report["losses"]), (SKILL, skills))
+                measure: {name: {"before": row.before, "after": row.after} for name, row in rows}
+                for measure, rows in ((LOSS, report.losses.items()), (SKILL, skills.items()))
             }
             new[named(how, share)] = self.of_new(folder)
         new[ALL] = self.of_new(self.trained(ALL))

@@ -20,9 +20,9 @@ from tokenizers_zoo.checkpoint import load_checkpoint
 from tokenizers_zoo.data.shards import ValueStore
 from tokenizers_zoo.data.tokens import TokenStore, read_tokens
 from tokenizers_zoo.io import read_lines, read_table, write_table
-from tokenizers_zoo.report.compare import record_of
 from zoo_backbone import bundle
 from zoo_backbone.checkpoint import load_model
+from zoo_backbone.measure.compare import read_compared
 from zoo_backbone.retrieval.index import Index
 from zoo_backbone.transfer import load
 
@@ -87,7 +87,9 @@ def results(golden: Path) -> dict[str, Any]:
         "tokens": {name: listed(column) for name, column in columns.items()},
         "one token file": listed(read_tokens(zoo["depth"], golden / "one.json")),
         "decoded": {name: listed(zoo[name].decode([column])[0]) for name, column in columns.items()},
-        "pairs": [[*inputs, target, pair.score] for (inputs, target), pair in record_of(golden / "run").pairs.items()],
+        "pairs": [
+            [*inputs, target, pair.score] for (inputs, target), pair in read_compared(golden / "run").pairs.items()
+        ],
         "losses": read_lines(golden / "run/metrics.jsonl"),
         "tokenizer": read_table(golden / "tokenizers/depth/evaluation.json")["metrics"],
         "hits": [hit.key for hit in index.search(index.vectors("depth")[:1].numpy(), 5, "depth")[0]],

@@ -345,10 +345,10 @@ def test_the_middle_crop_by_hand(model: AnyToAny) -> None:
 def test_score_equals_the_stored_evaluation(model: AnyToAny) -> None:
     world = the_world().put_back()
     scores = model.score(inputs=["rgb"], targets=["depth"], data=world.folder / "data", samples=4)
-    assert [(score["inputs"], score["target"], score["samples"]) for score in scores] == [(["rgb_patches"], "depth", 4)]
-    assert {"rmse", "abs_rel"} <= set(scores[0]["score"]) and "skill" in scores[0]
+    assert [(score.inputs, score.target, score.samples) for score in scores] == [(("rgb_patches",), "depth", 4)]
+    assert {"rmse", "abs_rel"} <= set(scores[0].score) and "skill" in scores[0].figures
     evaluated = read_table(world.folder / "run/evaluation/evaluation.json")["pairs"][0]
-    assert scores[0]["reconstruction"] == evaluated["reconstruction"]
+    assert scores[0].reconstruction == evaluated["reconstruction"]
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from command_world import World, the_world
 
-from tokenizers_zoo.cli.compare import sparkline
 from tokenizers_zoo.intervals import RESAMPLES, bootstrap, percentiles
 from tokenizers_zoo.io import read_table, write_table
-from tokenizers_zoo.report.compare import short_names
+from zoo_backbone.cli.report import sparkline
+from zoo_backbone.measure.compare import short_names
 
 TRAIN = "backbone train --tokens tokens --out two/backbone --config backbone.toml --set steps=9"
 EVAL = "backbone eval {} --config backbone.toml --target caption --samples 8 --set gallery_pairs=0"
@@ -33,18 +33,18 @@ def test_compare_shows_settings_losses_and_skills(world_with_two_runs: World) ->
     assert comparison["settings"] == {"train.steps": ["6", "9"]}
     assert comparison["losses"].keys() == {"loss", "caption", "depth"}
     assert [[step for step, _ in curve] for curve in comparison["losses"]["loss"]] == [[3, 6], [3, 6, 9]]
-    skills = {(*row["inputs"], row["target"]): row["runs"] for row in comparison["skills"]}
+    skills = {(*row["inputs"], row["target"]): row["runs"] for row in comparison["metrics"]["skill"]}
     assert skills.keys() == {("rgb_patches", "caption"), ("depth", "caption")}
     assert skills["depth", "caption"][0] is None
     first, second = skills["rgb_patches", "caption"]
     for scores in (first, second):
         low, high = scores["interval"]
-        assert low < scores["skill"] < high and scores["samples"] == 8
-    assert first["difference"] is None and second["difference"] == pytest.approx(second["skill"] - first["skill"])
+        assert low < scores["value"] < high and scores["samples"] == 8
+    assert first["difference"] is None and second["difference"] == pytest.approx(second["value"] - first["value"])
     low, high = second["difference_interval"]
     assert low <= second["difference"] <= high
     printed = world_with_two_runs("compare run two/backbone").printed
-    for part in ("train.steps", "two/backbone", "rgb_patches", f"{100 * first['skill']:.0f} ("):
+    for part in ("train.steps", "two/backbone", "rgb_patches", f"{first['value']:.2f} ("):
         assert part in printed
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from backbone_samples import sequence, spec
 from click.testing import CliRunner
+from golden_formats import GOLDEN
 from PIL import Image
 from retrieval_world import train
 from rich.console import Console
@@ -27,22 +28,36 @@ from tokenizers_zoo.data import shards
 from tokenizers_zoo.data.tokens import SUMMARY, TokenStore
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.io import read_table, write_table
+from tokenizers_zoo.io import as_json, read_table, write_table
 from tokenizers_zoo.layouts import EmbeddingsLayout, GridLayout, PatchesLayout
 from tokenizers_zoo.run_folder import FolderError
+from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.train.batches import permuted
 from zoo_backbone import evaluate as evaluation
 from zoo_backbone import generate_to_folder as outputs
+from zoo_backbone.bundle import card_of
 from zoo_backbone.checkpoint import layout_for, load_model
 from zoo_backbone.cli.main import backbone as command
-from zoo_backbone.cli.main import skill_table
+from zoo_backbone.cli.main import score_table
 from zoo_backbone.config import EvaluationConfig, MaskingConfig, Mixture, Preview, TrainConfig, TrainingStore
 from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.evaluate import skill_score
 from zoo_backbone.evaluation_data import EvaluationData, pairs_of
 from zoo_backbone.gallery import CELL, GAP, LINE, Previews
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.generate.plans import GenerationPlan
+from zoo_backbone.measure.compare import compare_runs, write_comparison
+from zoo_backbone.measure.evaluation import (
+    PAIR_METRICS,
+    EvaluatedModality,
+    Figure,
+    PairMetric,
+    PairPredictions,
+    PairScore,
+    read_evaluation,
+    skill_score,
+)
+from zoo_backbone.measure.growth import pair_changes
+from zoo_backbone.measure.page import write_report
 from zoo_backbone.ml4m.model import PublishedConfig
 from zoo_backbone.model import FourM
 from zoo_backbone.pipeline import AnyToAny
@@ -68,11 +83,11 @@ class World:
     data: Path
 
     def evaluate(self, run: Path, config: EvaluationConfig = SMALL, **options: Any) -> dict[str, Any]:
-        """Evaluate a run with some of `inputs` and `targets`, or with another `zoo`, `tokens` or `data`."""
+        """Evaluate a run with some of `inputs` and `targets`, or another `zoo`, `tokens` or `data`; return the JSON."""
         named = {key: tuple(options.pop(key)) for key in ("inputs", "targets") if key in options}
         zoo, tokens, data = (options.pop(name, getattr(self, name)) for name in ("zoo", "tokens", "data"))
         config = dataclasses.replace(config, **named)
-        return evaluation.evaluate(run, zoo, tokens, data, config=config, **options)
+        return as_json(evaluation.evaluate(run, zoo, tokens, data, config=config, **options))
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +144,11 @@ def entry(result: dict[str, Any], input_name: str, target: str) -> dict[str, Any
     return pair_scores
 
 
+def skill(result: dict[str, Any], input_name: str, target: str) -> float:
+    value: float = entry(result, input_name, target)["figures"]["skill"]["value"]
+    return value
+
+
 def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
     return {**result, "seconds": 0}
 
@@ -140,9 +160,9 @@ def test_a_learned_mapping_has_a_high_skill_score(world: World, result: dict[str
     assert read_table(world.run / "evaluation" / "evaluation.json") == result
     assert result["skipped"] == {} and len(result["pairs"]) == 6
     assert result["identity"]["settings"] == dataclasses.asdict(CONFIG) | {"samples": None}
-    assert entry(result, "light", "dark")["skill"] > 0.8
-    assert entry(result, "light", "letters")["skill"] > 0.8
-    assert entry(result, "dark", "letters")["skill"] < 0.5  # never trained on
+    assert skill(result, "light", "dark") > 0.8
+    assert skill(result, "light", "letters") > 0.8
+    assert skill(result, "dark", "letters") < 0.5  # never trained on
     cross_entropy = result["cross_entropy"]
     assert cross_entropy["samples"] == TEST and set(cross_entropy["modalities"]) == {"dark", "letters"}
     assert cross_entropy["modalities"]["dark"]["uniform"] == pytest.approx(math.log(LEVELS))
@@ -199,7 +219,40 @@ def test_baseline_and_reconstruction_use_the_same_samples(result: dict[str, Any]
     assert 0.5 < ceiling / (0.02 * math.sqrt(2 / math.pi)) < 1.05
     # No constant map can be nearer on average than a few tenths of uniform levels.
     assert 0.2 < floor < 0.5
-    assert pair_scores["skill"] == pytest.approx((score - floor) / (ceiling - floor))
+    assert skill(result, "letters", "dark") == pytest.approx((score - floor) / (ceiling - floor))
+
+
+def test_a_new_metric_of_pairs_is_measured_and_shown_everywhere(
+    world: World, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registration is all that a metric of the whole evaluation needs."""
+
+    def coverage(predictions: PairPredictions) -> Figure:
+        samples = zip(predictions.draws, predictions.truth, strict=True)
+        covered = [np.mean((np.min(draws, 0) <= truth) & (truth <= np.max(draws, 0))) for draws, truth in samples]
+        return Figure(value=float(np.mean(covered)), resampled=tuple(map(float, np.resize(covered, 100))))
+
+    metric = PairMetric(name="coverage", meaning="share of truths between the draws", measure=coverage)
+    monkeypatch.setitem(PAIR_METRICS, metric.name, metric)
+    shutil.copytree(run, tmp_path / "second")
+    for folder in (run, tmp_path / "second"):
+        evaluated = world.evaluate(folder, CONFIG, **LIGHT_TO_DARK)
+    value = evaluated["pairs"][0]["figures"]["coverage"]["value"]
+    assert 0 < value < 1
+    record = read_evaluation(run / "evaluation" / "evaluation.json")
+    console = Console(width=80, no_color=True)
+    with console.capture() as capture:
+        console.print(score_table(record))
+    assert "coverage" in capture.get() and f"{value:.2f}" in capture.get()
+    page = write_report(world.zoo, run).read_text(encoding="utf-8")
+    assert metric.meaning in page and f'<td class="n">{value:.2f}</td>' in page
+    rows = compare_runs([run, tmp_path / "second"])["metrics"]["coverage"]
+    assert [entry["value"] for entry in rows[0]["runs"]] == [value, value]
+    write_comparison(compare_runs([run, tmp_path / "second"]), tmp_path / "compare.html")
+    assert metric.meaning in (tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert {change.metric for change in pair_changes(run, tmp_path / "second")} == {"skill", "coverage"}
+    card = card_of(load_model(run), run, "bundle", {}, with_plugins=False)
+    assert "| light to dark | " in card and f" | {value:.2f} | " in card
 
 
 def test_galleries_show_inputs_draws_and_truth(world: World, result: dict[str, Any]) -> None:
@@ -527,14 +580,22 @@ def test_default_pairs_are_single_inputs_with_informative_pairs_first() -> None:
 
 def test_the_table_fits_80_columns() -> None:
     names = [f"modality_number_{i}" for i in range(12)]
-    pairs = [
-        {"inputs": [a], "target": b, "skill": None if i == 3 else 0.01 * i, "score": {"mae": None}}
+    mae: dict[str, None] = {"mae": None}
+    pairs = tuple(
+        PairScore(
+            inputs=(a,), target=b, samples=1, score=mae, constant_baseline=mae, reconstruction=mae,
+            figures={"skill": Figure(value=None if i == 3 else 0.01 * i)},
+        )
         for a in names for i, b in enumerate(names) if a != b
-    ]  # fmt: skip
-    result = {"pairs": pairs, "modalities": {name: {"metrics": [{"name": "mae"}]} for name in names}}
+    )  # fmt: skip
+    metrics = (Metric(name="mae", higher_is_better=False, meaning="an error"),)
+    result = dataclasses.replace(
+        read_evaluation(GOLDEN / "run/evaluation/evaluation.json"),
+        modalities=dict.fromkeys(names, EvaluatedModality(test_samples=1, metrics=metrics)), pairs=pairs,
+    )  # fmt: skip
     console = Console(width=80, no_color=True)
     with console.capture() as capture:
-        console.print(skill_table(result))
+        console.print(score_table(result))
     text = capture.get()
     assert max(map(len, text.splitlines())) <= 80
     assert all(f"{name} " in text for name in names) and "…" not in text  # no name or number is cut

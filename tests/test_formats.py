@@ -24,15 +24,15 @@ from tokenizers_zoo.data.tokens import TokenStore, read_tokens
 from tokenizers_zoo.errors import CheckpointError, OneLineError, ZooError
 from tokenizers_zoo.io import read_lines, read_numbers, read_table, write_table
 from tokenizers_zoo.pipeline.vocabulary import learned_on_others
-from tokenizers_zoo.report.compare import record_of
-from tokenizers_zoo.report.records import read_evaluation
-from tokenizers_zoo.report.transfer import read_probe
 from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.samples import TEST
 from tokenizers_zoo.testing.probe import STUMBLES
 from tokenizers_zoo.text_vocab import TextVocabulary
 from zoo_backbone import bundle
 from zoo_backbone.checkpoint import load_model
+from zoo_backbone.measure.compare import read_compared
+from zoo_backbone.measure.evaluation import read_evaluation
+from zoo_backbone.measure.probes import read_probe
 from zoo_backbone.retrieval.index import Index
 from zoo_backbone.run import Run
 from zoo_backbone.transfer import load
@@ -114,10 +114,10 @@ READERS: dict[str, Callable[[Path], Any]] = {
         learned_on_others(Zoo.from_toml(golden / "registry.toml")["caption"]),
         TextVocabulary.load(golden / "tokenizers/text"),
     ),
-    "run/config.json": lambda golden: (record_of(golden / "run"), load_model(golden / "run")),
+    "run/config.json": lambda golden: (read_compared(golden / "run"), load_model(golden / "run")),
     "run/metrics.jsonl": lambda golden: read_lines(golden / "run/metrics.jsonl"),
     "run/run.json": lambda golden: read_run(golden / "run"),
-    "run/evaluation/evaluation.json": lambda golden: record_of(golden / "run"),
+    "run/evaluation/evaluation.json": lambda golden: read_compared(golden / "run"),
     "bundle/bundle.json": lambda golden: Run.open(golden / "bundle"),
     "bundle/config.json": lambda golden: bundle.verify(
         golden / "bundle", load_model(golden / "bundle"), bundled(golden)

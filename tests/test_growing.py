@@ -25,6 +25,7 @@ from backbone_samples import (
 )
 from backbone_worker import train_in_two_processes
 from command_world import World, the_world
+from golden_formats import GOLDEN
 from test_backbone_saving import remapped
 from test_ml4m_backbone import VARIANTS, imported, published
 
@@ -43,10 +44,11 @@ from zoo_backbone.grow import (
     growing_mixtures,
     grown_specs,
     replay_mixtures,
-    skills,
     write_report,
 )
 from zoo_backbone.masking import Masker
+from zoo_backbone.measure.evaluation import Figure, read_evaluation
+from zoo_backbone.measure.growth import PairChange, pair_changes
 from zoo_backbone.ml4m.model import PublishedConfig, PublishedLayout
 from zoo_backbone.model import FourM
 from zoo_backbone.run import Run
@@ -143,8 +145,8 @@ def test_freeze_changes_only_new_rows(old_run: Path, new_tokens: Path, tmp_path:
             assert moved.any(), name
     assert last["output.text"][100:].ne(first.model.output["text"][100:]).any(), "new ids of an old vocabulary move"
     report = write_report(folder, trained, new_tokens)
-    losses = {name: row for name, row in report["losses"].items() if name not in ("words", "tags")}
-    assert len(losses) == 3 and all(row["before"] == row["after"] for row in losses.values())
+    losses = {name: row for name, row in report.losses.items() if name not in ("words", "tags")}
+    assert len(losses) == 3 and all(row.before == row.after for row in losses.values())
 
 
 def test_frozen_weights_stay_fixed_when_sequences_become_longer(
@@ -224,9 +226,9 @@ def test_replay_takes_its_share_of_the_samples(old_run: Path, new_tokens: Path, 
     assert saved_config["start"]["weights_sha256"] == load_config(old_run)["weights_sha256"]
     assert Run.load(uninterrupted).start == old_run.resolve()
     report = write_report(uninterrupted, trained, new_tokens)
-    assert set(report["losses"]) == {item.name for item in all_layouts() if not item.continuous}
-    assert any(row["before"] != row["after"] for row in report["losses"].values())
-    assert set(report["new"]) <= {"height", "global", "names"} and report["new"]["height"]["targets"] > 0
+    assert set(report.losses) == {item.name for item in all_layouts() if not item.continuous}
+    assert any(row.before != row.after for row in report.losses.values())
+    assert set(report.new) <= {"height", "global", "names"} and report.new["height"].targets > 0
 
 
 def test_mixtures_for_new_modalities_follow_the_mixtures_of_the_run() -> None:
@@ -332,7 +334,7 @@ def test_modality_without_tokens_is_not_replayed(old_run: Path, tmp_path: Path) 
         growing_config(trained, specs, tokens, {}, 0.5)
     config = growing_config(trained, specs, tokens, {"steps": 1}, 0.0)
     report = write_report(train(tmp_path / "run", tokens, specs, SMALL, config, start=old_run), trained, tokens)
-    assert report["losses"] == {} and set(report["new"]) == {"height"}
+    assert report.losses == {} and set(report.new) == {"height"}
 
 
 def test_moved_run_is_not_grown_again(
@@ -446,25 +448,25 @@ def test_backbone_grow_reports_losses_and_refuses_mistakes(world: World) -> None
 
 def test_skills_are_compared_for_pairs_in_both_evaluations(tmp_path: Path) -> None:
     """Only where the samples, values, settings and decoders are the same, and the evaluation is of these weights."""
+    golden = read_evaluation(GOLDEN / "run/evaluation/evaluation.json")
+    identity = dataclasses.replace(golden.identity, weights="1" * 64)
+    score = golden.pairs[0]
 
     def write(name: str, skill: float, samples: int = 8, **changed: Any) -> Path:
-        pair = {"inputs": ["a", "b"], "target": "x", "samples": samples, "skill": skill}
-        pair |= {"score": {}, "constant_baseline": {}, "reconstruction": {}, "resampled_skill": []}
-        identity = {"settings": {"draws": 4}, "values": {"test/x": "1"}, "decoders": {"x": "1"}, "weights": "1" * 64}
-        path = tmp_path / name / "evaluation" / "evaluation.json"
-        path.parent.mkdir(parents=True)
         config = {"class": "FourM", "architecture": "FourM", "model": {}, "specs": [], "weights_sha256": "1" * 64}
+        pair = dataclasses.replace(score, samples=samples, figures={"skill": Figure(value=skill)})
+        evaluation = dataclasses.replace(golden, identity=dataclasses.replace(identity, **changed), pairs=(pair,))
         write_table(tmp_path / name / "config.json", config)
-        modalities = {"x": {"metrics": [{"name": "error", "higher_is_better": False, "meaning": "Error."}]}}
-        evaluation = {"pairs": [pair], "galleries": [], "modalities": modalities}
-        write_table(path, {"identity": {**identity, **changed}, **evaluation})
+        write_table(tmp_path / name / "evaluation" / "evaluation.json", evaluation)
         return tmp_path / name
 
     before = write("before", 0.5)
-    assert skills(before, write("after", 0.25)) == [{"inputs": ["a", "b"], "target": "x", "before": 0.5, "after": 0.25}]
+    change = PairChange(metric="skill", inputs=score.inputs, target=score.target, before=0.5, after=0.25)
+    assert pair_changes(before, write("after", 0.25)) == (change,)
     for folder in (
-        write("fewer", 0.25, samples=7), write("likeliest", 0.25, settings={"draws": 1}), tmp_path / "none",
-        write("values", 0.25, values={"test/x": "2"}), write("decoders", 0.25, decoders={"x": "2"}),
+        write("fewer", 0.25, samples=7), write("likeliest", 0.25, settings={**identity.settings, "draws": 9}),
+        write("values", 0.25, values=dict.fromkeys(identity.values, "2")), tmp_path / "none",
+        write("decoders", 0.25, decoders=dict.fromkeys(identity.decoders, "2")),
         write("weights", 0.25, weights="2" * 64),
     ):  # fmt: skip
-        assert skills(before, folder) == []
+        assert pair_changes(before, folder) == ()

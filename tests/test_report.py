@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,31 @@ from safetensors.numpy import save_file
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import CheckpointError
 from tokenizers_zoo.io import as_json, read_lines, read_table, write_table
-from tokenizers_zoo.records import convert
 from tokenizers_zoo.report import pages
-from tokenizers_zoo.report.pages import registry_of, write_report
+from tokenizers_zoo.report.pages import read_inside
 from tokenizers_zoo.report.pictures import Pictures, cells_of, legend_of
-from tokenizers_zoo.report.records import GalleryRecord
-from tokenizers_zoo.report.samples import overview, read_galleries, read_inside
 from tokenizers_zoo.run_folder import RunRecord, write_run
+from tokenizers_zoo.spec import Metric
 from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
 from tokenizers_zoo.train.log import StepLog
-from zoo_backbone.gallery import CELL, write_sheet
+from zoo_backbone.gallery import CELL, write_gallery, write_sheet
+from zoo_backbone.measure import page as run_page
+from zoo_backbone.measure.evaluation import (
+    CrossEntropy,
+    Entropy,
+    EvaluatedModality,
+    EvaluationIdentity,
+    EvaluationRecord,
+    Figure,
+    GalleryRecord,
+    PairScore,
+)
+from zoo_backbone.measure.growth import Growth, LossChange, PairChange
+from zoo_backbone.measure.page import registry_of, write_report
+from zoo_backbone.measure.samples import overview, read_galleries
+from zoo_backbone.run import Start
 
-Run = tuple[Path, dict[str, Any]]
+Run = tuple[Path, EvaluationRecord]
 NAMES = ("rgb_patches", "depth", "caption")
 RECORD = {"kind": "backbone", "identity": {}, "finished": {}}
 """A run.json without its places."""
@@ -45,25 +59,23 @@ def plain_picture(colour: str, width: int = 64, height: int = 64) -> Image.Image
     return Image.new("RGB", (width, height), colour)
 
 
-def gallery(run: Path, inputs: list[str], target: str, rows: list[list[Image.Image | str]]) -> dict[str, Any]:
-    """Write a gallery as `zoo backbone eval` does, with two draws; return its entry."""
-    columns = [*inputs, f"{target} 1", f"{target} 2", f"true {target}"]
-    name = f"gallery/{'-and-'.join(inputs)}-to-{target}.png"
-    (run / "evaluation" / "gallery").mkdir(parents=True, exist_ok=True)
-    has_picture = write_sheet(run / "evaluation" / name, columns, rows)
-    cells = [[cell if isinstance(cell, str) else None for cell in row] for row in rows]
-    return {
-        "inputs": inputs, "target": target, "picture": name if has_picture else None, "columns": columns,
-        "rows": [{"key": f"sample {i}", "cells": row} for i, row in enumerate(cells)],
-    }  # fmt: skip
+def gallery(run: Path, name: str, target: str, rows: list[list[Image.Image | str]]) -> GalleryRecord:
+    """Write a gallery as `zoo backbone eval` does, with two draws."""
+    columns = name, f"{target} 1", f"{target} 2", f"true {target}"
+    picture = f"gallery/{name}-to-{target}.png"
+    entry = GalleryRecord(inputs=(name,), target=target, picture=picture, columns=columns, rows=())
+    return write_gallery(run / "evaluation", entry, [f"sample {i}" for i in range(len(rows))], rows)
 
 
-def pair(inputs: list[str], target: str, skill: float | None) -> dict[str, Any]:
-    return {
-        "inputs": inputs, "target": target, "samples": 8, "skill": skill,
-        "score": {"main": 0.25}, "constant_baseline": {"main": 0.5}, "reconstruction": {"main": None},
-        "resampled_skill": [],
-    }  # fmt: skip
+def pair(name: str, target: str, skill: float | None) -> PairScore:
+    return PairScore(
+        inputs=(name,), target=target, samples=8, score={"main": 0.25}, constant_baseline={"main": 0.5},
+        reconstruction={"main": None}, figures={"skill": Figure(value=skill)},
+    )  # fmt: skip
+
+
+def write_evaluation(run: Path, evaluation: EvaluationRecord) -> None:
+    write_table(run / "evaluation" / "evaluation.json", evaluation)
 
 
 def bare_run(folder: Path, zoo: Zoo, names: tuple[str, ...], **config: Any) -> Path:
@@ -99,19 +111,23 @@ def run(tmp_path: Path, zoo: Zoo) -> Run:
     lines += [{"step": 30, "held_out/loss": 5.5, "held_out/depth": 5.0, "held_out/caption": None}]
     write_log(folder, lines)
     red, green, blue = plain_picture("red"), plain_picture("green"), plain_picture("blue", 32, 16)
-    metric = {"name": "main", "unit": "m", "higher_is_better": False, "meaning": "an error"}
-    evaluation = {
-        "identity": {"settings": {}},
-        "pairs": [pair(["rgb_patches"], "depth", 0.618), pair(["rgb_patches"], "caption", -0.25)],
-        "galleries": [
-            gallery(folder, ["rgb_patches"], "depth", [[red, green, green, blue], [green, red, red, blue]]),
-            gallery(folder, ["rgb_patches"], "caption", [[red, "<script>", "two", "truth"], [green, "a", "b", "c"]]),
-        ],
-        "modalities": {name: {"metrics": [metric], "summary": "a summary"} for name in NAMES},
-        "skipped": {"normal": "no test tokens"},
-        "cross_entropy": {"samples": 4, "modalities": {"depth": {"nats": 3.21, "uniform": 5.48, "targets": 9}}},
-    }
-    write_table(folder / "evaluation" / "evaluation.json", evaluation)
+    metric = Metric(name="main", unit="m", higher_is_better=False, meaning="an error")
+    evaluation = EvaluationRecord(
+        identity=EvaluationIdentity(weights="", settings={}, tokenizers={}, samples="", values={}, decoders={}),
+        pairs=(pair("rgb_patches", "depth", 0.618), pair("rgb_patches", "caption", -0.25)),
+        galleries=(
+            gallery(folder, "rgb_patches", "depth", [[red, green, green, blue], [green, red, red, blue]]),
+            gallery(folder, "rgb_patches", "caption", [[red, "<script>", "two", "truth"], [green, "a", "b", "c"]]),
+        ),
+        modalities=dict.fromkeys((*NAMES, "rgb"), EvaluatedModality(test_samples=8, metrics=(metric,))),
+        skipped={"normal": "no test tokens"},
+        unreadable={},
+        cross_entropy=CrossEntropy(
+            samples=4, tokens_of=("depth",), modalities={"depth": Entropy(nats=3.21, uniform=5.48, targets=9)}
+        ),
+        seconds=1.0,
+    )
+    write_evaluation(folder, evaluation)
     return folder, evaluation
 
 
@@ -134,9 +150,7 @@ def test_a_sheet_is_cut_into_the_pictures_that_were_put_in(tmp_path: Path) -> No
 
 def test_gallery_columns_are_inputs_draws_and_truth(run: Run, tmp_path: Path) -> None:
     pictures = Pictures(folder=tmp_path / "pictures")
-    galleries, _ = read_galleries(
-        run[0] / "evaluation", convert(run[1]["galleries"], tuple[GalleryRecord, ...]), pictures
-    )
+    galleries, _ = read_galleries(run[0] / "evaluation", run[1].galleries, pictures)
     roles = [[(cell.role, cell.label) for cell in row] for row in galleries[0].rows]
     assert roles == [[("input", "input"), ("generated", "draw 1"), ("generated", "draw 2"), ("truth", "truth")]] * 2
     assert decoded_picture(galleries[0].rows[0][3].image or "").size == (CELL, CELL // 2)
@@ -151,12 +165,10 @@ def test_the_overview_takes_one_sample_of_the_set_with_most_galleries(tmp_path: 
     red, green = plain_picture("red"), plain_picture("green")
     rows: list[list[Image.Image | str]] = [[red, green, green, green]] * 2
     entries = [
-        gallery(tmp_path, ["z"], "a", rows), gallery(tmp_path, ["b"], "a", rows),
-        gallery(tmp_path, ["b"], "words", [[red, "1", "2", "3"]] * 2), gallery(tmp_path, ["b"], "c", rows),
+        gallery(tmp_path, "z", "a", rows), gallery(tmp_path, "b", "a", rows),
+        gallery(tmp_path, "b", "words", [[red, "1", "2", "3"]] * 2), gallery(tmp_path, "b", "c", rows),
     ]  # fmt: skip
-    galleries, _ = read_galleries(
-        tmp_path / "evaluation", convert(entries, tuple[GalleryRecord, ...]), Pictures(folder=tmp_path / "pictures")
-    )
+    galleries, _ = read_galleries(tmp_path / "evaluation", entries, Pictures(folder=tmp_path / "pictures"))
     summary = overview(galleries, {("b", "a"): 0.1, ("b", "words"): 0.9, ("b", "c"): 0.2, ("z", "a"): 1.0})
     assert summary is not None and summary["key"] == "sample 0"
     assert [cell.modality for cell in summary["inputs"]] == ["b"]
@@ -205,10 +217,9 @@ def test_the_page_shows_scores_galleries_and_tokenizers(run: Run, zoo: Zoo) -> N
 def test_the_input_in_another_form_is_not_the_best_result(run: Run, zoo: Zoo) -> None:
     folder, evaluation = run
     picture: list[Image.Image | str] = [plain_picture("red")] * 4
-    evaluation["pairs"].insert(0, pair(["rgb_patches"], "rgb", 0.9))
-    evaluation["galleries"].insert(0, gallery(folder, ["rgb_patches"], "rgb", [picture] * 2))
-    evaluation["modalities"]["rgb"] = evaluation["modalities"]["depth"]
-    write_table(folder / "evaluation" / "evaluation.json", evaluation)
+    copies = gallery(folder, "rgb_patches", "rgb", [picture] * 2)
+    pairs, galleries = (pair("rgb_patches", "rgb", 0.9), *evaluation.pairs), (copies, *evaluation.galleries)
+    write_evaluation(folder, replace(evaluation, pairs=pairs, galleries=galleries))
     text = write_report(zoo, folder).read_text(encoding="utf-8")
     assert "<b>depth</b> from <b>rgb_patches</b>" in text
     summary = text.partition('<div class="at-a-glance">')[2].partition("</div>\n\n")[0]
@@ -249,17 +260,19 @@ def test_the_page_shows_losses_before_and_after_growing(run: Run, zoo: Zoo) -> N
     write_table(folder / "config.json", {**config, "start": start})
     text = write_report(zoo, folder).read_text(encoding="utf-8")
     assert re.search(r"goes on from <code>/runs/first</code>, with caption\s+added\.", text)
-    growth = {
-        "losses": {"depth": {"before": 4.5, "after": 4.25}}, "new": {"caption": {"after": 2.0, "uniform": None}},
-        "skills": [{"inputs": ["caption", "rgb"], "target": "depth", "before": 0.5, "after": 0.625}],
-    }  # fmt: skip
+    growth = Growth(
+        start=Start(folder="/runs/first", added=("caption",)),
+        losses={"depth": LossChange(before=4.5, after=4.25, targets=9)},
+        new={"caption": LossChange(before=6.5, after=2.0, targets=9)},
+        pairs=(PairChange(metric="skill", inputs=("caption", "rgb"), target="depth", before=None, after=0.625),),
+    )
     write_table(folder / "growth.json", growth)
     text = write_report(zoo, folder).read_text(encoding="utf-8")
     rows = [re.findall("<td[^>]*>([^<]*)</td>", row) for row in re.findall("<tr><td>(?:loss|skill) .*</tr>", text)]
     assert rows == [
-        ["loss of depth", "4.500", "4.250", "−0.250"],
-        ["loss of caption (new); before: uniform prediction", "–", "2.000", "–"],
-        ["skill from caption + rgb to depth", "0.500", "0.625", "+0.125"],
+        ["loss of depth, nats", "4.500", "4.250", "−0.250"],
+        ["loss of caption (new), nats; before: uniform", "6.500", "2.000", "−4.500"],
+        ["skill from caption + rgb to depth", "–", "0.625", "–"],
     ]  # fmt: skip
 
 
@@ -268,8 +281,8 @@ def test_figures_of_another_model_are_left_out(run: Run, zoo: Zoo) -> None:
     config = read_table(folder / "config.json")
     write_table(folder / "config.json", {**config, "weights_sha256": "b" * 64})
     for weights, same_model in (("b", True), ("a", False)):
-        identified = {**evaluation, "identity": {"weights": 64 * weights, "settings": {}}}
-        write_table(folder / "evaluation" / "evaluation.json", identified)
+        identity = replace(evaluation.identity, weights=64 * weights)
+        write_evaluation(folder, replace(evaluation, identity=identity))
         text = write_report(zoo, folder).read_text(encoding="utf-8")
         assert [part in text for part in ("skill score of 0.62", "truth", "3.21")] == [same_model, True, same_model]
         assert ("other weights" in text) is not same_model
@@ -279,8 +292,9 @@ def test_figures_of_another_model_are_left_out(run: Run, zoo: Zoo) -> None:
 def test_a_gallery_without_a_sheet_in_its_folder_is_left_out(run: Run, zoo: Zoo, tmp_path: Path, picture: str) -> None:
     folder, evaluation = run
     plain_picture("red", 40, 20).save(tmp_path / "secret.png")
-    evaluation["galleries"][0]["picture"] = picture.format(tmp_path)
-    write_table(folder / "evaluation" / "evaluation.json", evaluation)
+    first, second = evaluation.galleries
+    first = replace(first, picture=picture.format(tmp_path))
+    write_evaluation(folder, replace(evaluation, galleries=(first, second)))
     text = write_report(zoo, folder).read_text(encoding="utf-8")
     assert f"{Path(picture).name} is missing" in text
     assert "rgb_patches → caption" in text and "rgb_patches → depth" not in text and ">0.62</b>" in text
@@ -302,7 +316,7 @@ def test_pages_embed_no_file_named_only_in_a_record(run: Run, zoo: Zoo, tmp_path
 
 def test_links_out_of_a_folder_are_not_embedded(run: Run, zoo: Zoo, tmp_path: Path) -> None:
     folder, evaluation = run
-    sheet = folder / "evaluation" / evaluation["galleries"][0]["picture"]
+    sheet = folder / "evaluation" / str(evaluation.galleries[0].picture)
     sheet.rename(tmp_path / "outside.png")
     sheet.symlink_to(tmp_path / "outside.png")
     assert f"{sheet.name} is missing" in write_report(zoo, folder).read_text(encoding="utf-8")
@@ -320,7 +334,8 @@ def test_pages_load_nothing_and_run_only_their_own_script(run: Run, zoo: Zoo) ->
     sources = {words[0]: words[1:] for part in policy.split("; ") if (words := part.split())}
     assert sources["script-src"] == [f"'sha256-{digest}'"] and sources["default-src"] == ["'none'"]
     assert sources["img-src"] == ["data:"] and not re.search("http|[*]", policy)
-    templates = [path.read_text(encoding="utf-8") for path in Path(pages.__file__).parents[1].glob("templates/*.j2")]
+    folders = Path(pages.__file__).parents[1] / "templates", Path(run_page.__file__).parent / "templates"
+    templates = [path.read_text(encoding="utf-8") for folder in folders for path in folder.glob("*.j2")]
     for template in templates:
         assert ("<head>" in template) == ('content="{{ policy }}"' in template)
         assert re.sub("<script>{{ script }}</script>", "", template).count("<script") == 0
@@ -349,14 +364,28 @@ def test_a_sheet_with_odd_cells_is_named(tmp_path: Path, cells: str) -> None:
         cells_of(tmp_path / "sheet.png")
 
 
-@pytest.mark.parametrize("change", [{"columns": []}, {"rows": []}])
+@pytest.mark.parametrize("change", [{"columns": ()}, {"rows": ()}])
 def test_a_gallery_that_is_not_its_sheets_is_damage(run: Run, zoo: Zoo, change: dict[str, Any]) -> None:
-    folder, _ = run
+    folder, evaluation = run
     write_report(zoo, folder)
-    path = folder / "evaluation/evaluation.json"
-    scores = read_table(path)
-    write_table(path, {**scores, "galleries": [{**entry, **change} for entry in scores["galleries"]]})
+    galleries = tuple(replace(entry, **change) for entry in evaluation.galleries)
+    write_evaluation(folder, replace(evaluation, galleries=galleries))
     with pytest.raises(CheckpointError, match=f"{folder}: its files do not fit together"):
+        write_report(zoo, folder)
+
+
+@pytest.mark.parametrize("key_path", ["extra", "pairs[1].extra", "modalities.depth.metrics[0].extra"])
+def test_an_unknown_key_in_a_record_is_named(run: Run, zoo: Zoo, key_path: str) -> None:
+    folder, evaluation = run
+    table: Any = as_json(evaluation)
+    inner = table
+    for key in re.findall(r"\w+", key_path)[:-1]:
+        inner = inner[int(key) if key.isdecimal() else key]
+    inner["extra"] = 1
+    write_table(folder / "evaluation" / "evaluation.json", table)
+    with pytest.raises(
+        CheckpointError, match=rf"evaluation.json: damaged: {re.escape(key_path)}: is unknown; expected"
+    ):
         write_report(zoo, folder)
 
 

@@ -20,11 +20,12 @@ from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.io import file_digest, read_table, write_table
 from tokenizers_zoo.ml4m.source import KNOWN_AS
-from tokenizers_zoo.report.pages import write_report, write_zoo_report
+from tokenizers_zoo.report.pages import write_zoo_report
 from tokenizers_zoo.report.pictures import Pictures
-from tokenizers_zoo.report.samples import retrieval_section
-from tokenizers_zoo.report.transfer import transfer_section
 from tokenizers_zoo.train.report import write_pictures
+from zoo_backbone.measure.page import write_report
+from zoo_backbone.measure.probes import transfer_section
+from zoo_backbone.measure.samples import retrieval_section
 from zoo_backbone.retrieval.query import mark_correct, write_hits
 from zoo_backbone.transfer.cli import transfer as command
 from zoo_backbone.transfer.results import compare
@@ -63,8 +64,9 @@ def run_with_retrieval(run: Path) -> Path:
     ]
     pairs = [pair_entry("caption", "depth", 0.4), pair_entry("depth", "caption", 0.05)]
     results: dict[str, Any] = {
-        "identity": {"embedding": {"via": "minilm", "space": "centred"}}, "pairs": pairs,
-        "mean": pair_entry("", "", 0.225), "galleries": [
+        "identity": {"embedding": {"via": "minilm", "space": "centred"}, "tokenizers": {}, "settings": {"samples": 9}},
+        "pairs": pairs, "mean": {key: pair_entry("", "", 0.225)[key] for key in ("recall", "median_rank", "chance")},
+        "seconds": 1.0, "galleries": [
             {"query": "caption", "target": "depth", "picture": "gallery/caption-finds-depth.png", "rows": rows,
              "columns": ["query: caption", "1", "2", "3"]},
             {"query": "depth", "target": "caption", "picture": None, "columns": ["query: depth", "1"],
@@ -151,7 +153,9 @@ def write_probe(run: Path, name: str, score: float | None, weights: str = "", **
         "task": task, "inputs": ["rgb"], "head": "convnext", "tuning": "frozen",
         "seed": 0, "labels": {"requested": 0.1, "train": 1400, "validation": 0, "test": 8}, "metrics": [metric],
         "settings": {"labels": 0.1, "steps": 9, "validation": 0.2, "tuning": "frozen"},
-        "backbone": {"weights_sha256": weights or file_digest(run / "model.safetensors")}, **changes,
+        "backbone": weights or file_digest(run / "model.safetensors"), "dropped": {}, "unknown_keys": 0,
+        "unseen_classes": {}, "parameters": 9, "trained_parameters": 9, "steps": 9, "training_seconds": 1.0,
+        "seconds": 1.0, **changes,
     }  # fmt: skip
     folder = run / "transfer" / name
     folder.mkdir(parents=True)

@@ -26,7 +26,7 @@ from tokenizers_zoo.checkpoint import load_config, save_checkpoint
 from tokenizers_zoo.data.token_shard import TokenMetadata
 from tokenizers_zoo.data.tokens import STORE, TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
-from tokenizers_zoo.io import file_digest, read_table, table_text, write_table
+from tokenizers_zoo.io import as_json, file_digest, read_table, table_text, write_table
 from tokenizers_zoo.layouts import VectorLayout
 from tokenizers_zoo.report.pictures import cells_of
 from tokenizers_zoo.run_folder import FolderError
@@ -35,6 +35,7 @@ from zoo_backbone.checkpoint import load_model, save_model
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import TargetPlan, generate
+from zoo_backbone.measure.retrieval import RetrievalRecord
 from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.retrieval import EmbeddingConfig, QueryConfig, query
 from zoo_backbone.retrieval import index as indexes
@@ -455,7 +456,7 @@ def test_missing_faiss_is_named(index: Index, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture(scope="module")
 def evaluated(world: World) -> tuple[Path, dict[str, Any]]:
     out = world.root / "recall"
-    return out, evaluate_retrieval(Run.load(world.run), world.zoo, out, EmbeddingConfig())
+    return out, as_json(evaluate_retrieval(Run.load(world.run), world.zoo, out, EmbeddingConfig()))
 
 
 def entry_of(result: dict[str, Any], query: str, target: str) -> dict[str, Any]:
@@ -469,7 +470,7 @@ def test_recall_and_chance_are_reported_for_every_ordered_pair(evaluated: tuple[
     assert len(result["pairs"]) == len(NAMES) * (len(NAMES) - 1)
     light_dark, letters = entry_of(result, "light", "dark"), entry_of(result, "dark", "letters")
     assert (light_dark["samples"], letters["samples"]) == (30, 28)
-    assert light_dark["chance"] == chance(30) and chance(30)["median_rank"] == 15.5
+    assert light_dark["chance"] == as_json(chance(30)) and chance(30).median_rank == 15.5
     assert light_dark["recall"]["1"] > 0.9 and light_dark["median_rank"] == 1
     mean = np.mean([entry["recall"]["5"] for entry in result["pairs"]])
     assert result["mean"]["recall"]["5"] == pytest.approx(mean, abs=1e-5)
@@ -508,7 +509,7 @@ def test_galleries_frame_the_correct_hit(evaluated: tuple[Path, dict[str, Any]])
 def test_results_never_stand_beside_pictures_of_another_evaluation(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def eval_again(space: str) -> dict[str, Any]:
+    def eval_again(space: str) -> RetrievalRecord:
         config = EmbeddingConfig(space=space, modalities=("light", "dark"))  # type: ignore[arg-type]
         return evaluate_retrieval(Run.load(world.run), world.zoo, tmp_path, config, samples=8, galleries=1)
 
@@ -521,7 +522,7 @@ def test_results_never_stand_beside_pictures_of_another_evaluation(
         patched.setattr(query, "write_gallery", write)
         eval_again("plain")
     assert not (tmp_path / "retrieval.json").exists()
-    assert json.loads(json.dumps(eval_again("plain"))) == read_table(tmp_path / "retrieval.json")
+    assert as_json(eval_again("plain")) == read_table(tmp_path / "retrieval.json")
 
 
 @pytest.mark.parametrize("change", [

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from zoo_backbone.measure.retrieval import RECALL_AT, Recall
 from zoo_backbone.retrieval import query
 from zoo_backbone.retrieval.embed import RIDGE, Affine, Vectors, fit, unit
-from zoo_backbone.retrieval.query import RECALL_AT, TIE_TOLERANCE, chance, recall
+from zoo_backbone.retrieval.query import TIE_TOLERANCE, chance, recall
 
 
 def test_centred_takes_off_each_modalitys_own_mean() -> None:
@@ -42,7 +43,7 @@ def views(samples: int, seed: int) -> dict[str, Vectors]:
 
 
 def top1_recall(space: dict[str, Affine], held_out: dict[str, Vectors]) -> float:
-    return recall(space["a"](held_out["a"]), space["c"](held_out["c"]))["recall"]["1"]
+    return recall(space["a"](held_out["a"]), space["c"](held_out["c"])).recall["1"]
 
 
 def test_the_shared_space_generalises_to_new_samples() -> None:
@@ -70,7 +71,7 @@ def test_a_modality_never_paired_with_another_is_projected_to_zero() -> None:
     space = fit("shared", {name: vectors[name] for name in "acb"})  # this order leaves a rounding error
     assert space["c"].projection is not None and not space["c"].projection.any()
     held_out = views(50, 2)
-    assert recall(space["a"](held_out["a"]), space["b"](held_out["b"]))["recall"]["1"] > 0.5
+    assert recall(space["a"](held_out["a"]), space["b"](held_out["b"])).recall["1"] > 0.5
 
 
 ANGLES = np.linspace(0, 1, 21)
@@ -87,18 +88,18 @@ SAME_FOR_ALL = np.tile(unit(np.ones((1, 3))), (40, 1))
         # All queries equal the first: the ranks are 1 to 21.
         (np.tile(CIRCLE[:1], (21, 1)), CIRCLE, {"1": 1 / 21, "5": 5 / 21, "10": 10 / 21}, 11),
         # A gallery that says nothing gives what chance gives.
-        (SAME_FOR_ALL, SAME_FOR_ALL, chance(40)["recall"], 20.5),
+        (SAME_FOR_ALL, SAME_FOR_ALL, chance(40).recall, 20.5),
     ],
 )
 def test_recall_by_hand(queries: Vectors, gallery: Vectors, shares: dict[str, float], median: float) -> None:
     result = recall(queries, gallery)
-    assert {key: result["recall"][key] for key in shares} == pytest.approx(shares, abs=1e-6)
-    assert result["median_rank"] == median
+    assert {key: result.recall[key] for key in shares} == pytest.approx(shares, abs=1e-6)
+    assert result.median_rank == median
 
 
 def test_chance_by_hand() -> None:
-    assert chance(40) == {"recall": {"1": 0.025, "5": 0.125, "10": 0.25}, "median_rank": 20.5}
-    assert chance(4)["recall"]["10"] == 1
+    assert chance(40) == Recall(recall={"1": 0.025, "5": 0.125, "10": 0.25}, median_rank=20.5)
+    assert chance(4).recall["10"] == 1
 
 
 def test_recall_in_blocks_is_recall_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,8 +114,8 @@ def test_recall_in_blocks_is_recall_of_all_at_once(monkeypatch: pytest.MonkeyPat
         (np.abs(cosines - own_cosines) <= TIE_TOLERANCE).sum(1),
     )
     assert equal.max() > 1 and closer.max() > 10
-    shares = {str(k): round(float(np.clip((k - closer) / equal, 0, 1).mean()), 6) for k in RECALL_AT}
-    expected = {"recall": shares, "median_rank": float(np.median(closer + (equal + 1) / 2))}
+    shares = {k: round(float(np.clip((int(k) - closer) / equal, 0, 1).mean()), 6) for k in RECALL_AT}
+    expected = Recall(recall=shares, median_rank=float(np.median(closer + (equal + 1) / 2)))
     for rows in (0.1, 1, 7, 100, 101, 1000):  # at least one row per block
         monkeypatch.setattr(query, "BLOCK_BYTES", int(rows * 8 * len(gallery)))
         assert recall(queries, gallery) == expected, rows

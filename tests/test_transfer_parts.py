@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.layouts import GridLayout, TokenLayout, VectorLayout
-from tokenizers_zoo.report.records import BackboneRecord
 from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 from tokenizers_zoo.train.batches import permuted
 from zoo_backbone.config import ModelConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.model import FourM
+from zoo_backbone.run import BackboneRecord
 from zoo_backbone.transfer.config import TransferConfig, transfer_config
 from zoo_backbone.transfer.head import (
     Attentive,

@@ -30,6 +30,10 @@ class Variant:
     kind: ClassVar[str]
 
 
+class Complete:
+    """Base of records that describe all of their file: `convert` refuses keys that they, or records in them, lack."""
+
+
 class Interval:
     """The range of a number in a type hint, as mathematics writes it: `Annotated[float, Interval("(0, 1]")]`."""
 
@@ -79,7 +83,20 @@ def convert(value: Any, hint: Any, *keys: str) -> Any:
         raise RecordError((*keys, *located.keys), located.reason) from None
     if _has_interval(hint):
         _check_ranges(converted, hint, keys)
+    if isinstance(hint, type) and issubclass(hint, Complete):
+        _check_known(value, hint, keys)
     return converted
+
+
+def _check_known(value: Any, hint: Any, keys: tuple[str | int, ...]) -> None:
+    """Raise RecordError for a key that a dataclass does not have, also in inner tables."""
+    for option in _options(hint):
+        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+            known = field_hints(option)
+            for key in value.keys() - known.keys():
+                raise RecordError((*keys, key), f"is unknown; expected {', '.join(known)}")
+    for key, item, item_hint in _inner_values(value, hint):
+        _check_known(item, item_hint, (*keys, key))
 
 
 def _check_ranges(value: Any, hint: Any, keys: tuple[str | int, ...]) -> None:

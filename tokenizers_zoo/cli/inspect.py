@@ -18,7 +18,6 @@ from tokenizers_zoo.cli.options import (
     JSON,
     PATH,
     WIDTH,
-    asked_registry,
     note,
     open_zoo,
     plain_table,
@@ -324,28 +323,26 @@ def doctor_command(
 
 
 @click.command("report")
-@click.argument("run", type=PATH, required=False)
 @click.option("--out", type=PATH, help="Where to write the page and its pictures. "
-              "Default: RUN/report/index.html, or report/index.html beside the tokenizers.")  # fmt: skip
-def report_command(run: Path | None, out: Path | None) -> None:
-    """Write an HTML page about a backbone, or about the whole zoo.
+              "Default: report/index.html beside the tokenizers.")  # fmt: skip
+def report_command(out: Path | None) -> None:
+    """Write an HTML page about the whole zoo.
 
-    Pages are self-contained. The page of a backbone includes its tokenizers and data, and for a grown run the losses
-    before and after. The page of the zoo shows all modalities, and links to a page per tokenizer. This page compares
+    The page is self-contained. It shows all modalities, and links to a page per tokenizer. This page compares
     the modality's checkpoints in neighbouring folders: samples, metrics, training curves and settings.
 
     \b
-    Examples:
-      zoo report runs/backbone
+    Example:
       zoo report
     """
-    from tokenizers_zoo.report.pages import registry_of, write_report, write_zoo_report
+    write_modalities_page(out)
 
-    if run is None:
-        zoo = open_zoo(strict=False)
-        with disk_errors(out or zoo.folder):
-            page = write_zoo_report(zoo, out)
-    else:
-        with disk_errors(out or run):
-            page = write_report(open_zoo(asked_registry() or registry_of(run)), run, out)
+
+def write_modalities_page(out: Path | None) -> None:
+    """Write the page of all modalities of the zoo in use."""
+    from tokenizers_zoo.report.pages import write_zoo_report
+
+    zoo = open_zoo(strict=False)
+    with disk_errors(out or zoo.folder):
+        page = write_zoo_report(zoo, out)
     echo(f"report: {page.resolve().as_uri()}")

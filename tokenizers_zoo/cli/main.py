@@ -39,7 +39,6 @@ COMMANDS = {
     "new-plugin": "tokenizers_zoo.cli.new_plugin:new_plugin",
     "init": "tokenizers_zoo.cli.init:init",
     "run": "tokenizers_zoo.cli.pipeline:run",
-    "compare": "tokenizers_zoo.cli.compare:compare",
     "env": "tokenizers_zoo.cli.environment:env",
     "completion": "tokenizers_zoo.cli.completion:completion",
 }
@@ -55,7 +54,8 @@ LOOK_INTERVAL = 0.005
 
 class ZooGroup(Group):
     """Commands are imported when used; other distributions add commands by the entry-point group
-    `tokenizers_zoo.commands`. All commands take the options of `zoo` itself, too."""
+    `tokenizers_zoo.commands`, where `report` of the backbone replaces the core's. All commands take the options of
+    `zoo` itself, too."""
 
     def _targets(self) -> dict[str, str]:
         return COMMANDS | {point.name: point.value for point in entry_points(group="tokenizers_zoo.commands")}

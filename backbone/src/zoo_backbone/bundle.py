@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.checkpoint import CARD, CONFIG, load_checkpoint, save_checkpoint
+from tokenizers_zoo.checkpoint import CARD, CONFIG, card_row, load_checkpoint, save_checkpoint
 from tokenizers_zoo.data.manifest import Dataset, Split, SplitRecord
 from tokenizers_zoo.data.shards import ValueStore, writing_shard
 from tokenizers_zoo.errors import CheckpointError, DataError, ZooError
@@ -36,15 +36,14 @@ from tokenizers_zoo.io import file_digest, read_record, read_regular, write_tabl
 from tokenizers_zoo.pipeline.tokenize import tokenize
 from tokenizers_zoo.progress import say
 from tokenizers_zoo.registry import CORE_KEYS, ModalityHandle, Zoo
-from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import replacing_folder
 from tokenizers_zoo.samples import TEST
 from tokenizers_zoo.terminal import console
 from zoo_backbone.checkpoint import CLASS, load_model, model_card
-from zoo_backbone.evaluate import FILE, FOLDER
 from zoo_backbone.evaluation_data import ranked_names, title_of
 from zoo_backbone.generate.plans import TargetPlan
 from zoo_backbone.generate.sampler import generate
+from zoo_backbone.measure.evaluation import FILE, FOLDER, PAIR_METRICS, PairScore, read_evaluation
 from zoo_backbone.model import FourM
 from zoo_backbone.run import BUNDLE, REGISTRY, TOKENIZERS, WHEELS, BundleRecord, Golden, Run
 from zoo_backbone.wheels import write_wheels
@@ -253,9 +252,9 @@ def card_of(model: FourM, run: Path, title: str, requires: Mapping[str, str], wi
 
     results, rows = [], []
     for pair, metrics in _scored_pairs(run):
-        title_of_pair = title_of((pair.inputs, pair.target))
-        skill = "-" if pair.skill is None else f"{pair.skill:.2f}"
-        rows.append(f"| {title_of_pair} | {skill} | {metrics[0]} {pair.score[metrics[0]]:.3g} | {pair.samples} |")
+        title_of_pair = title_of(pair.pair)
+        figures = [metric.text(pair.figure(name)) for name, metric in PAIR_METRICS.items()]
+        rows.append(card_row(title_of_pair, *figures, f"{metrics[0]} {pair.score[metrics[0]]:.3g}", pair.samples))
         results += [
             EvalResult(task_type="any-to-any", dataset_type="held-out", dataset_name="held-out samples",
                        metric_type=metric, metric_name=f"{title_of_pair}: {metric}", metric_value=pair.score[metric])
@@ -266,17 +265,18 @@ def card_of(model: FourM, run: Path, title: str, requires: Mapping[str, str], wi
         eval_results=results or None,
     )  # fmt: skip
     install = f"{shlex.quote(title)}/{WHEELS}/*.whl" if with_plugins else " ".join(sorted(requires))
-    table = "\n".join(["", "## Evaluation", "", "Skill score: 0 is the best constant prediction, 1 the tokenizer's "
-                       "reconstruction.", "", "| inputs and target | skill | metric | samples |", "|---|---|---|---|",
-                       *rows, ""]) if rows else ""  # fmt: skip
+    meanings = [f"{metric.name}: {metric.meaning}." for metric in PAIR_METRICS.values()]
+    header = card_row("inputs and target", *PAIR_METRICS, "metric", "samples")
+    lines = ["", "## Evaluation", "", *meanings, "", header, "|---" * (len(PAIR_METRICS) + 3) + "|", *rows, ""]
+    table = "\n".join(lines) if rows else ""
     return f"---\n{data.to_yaml()}\n---\n\n{model_card(model)}\n    pip install {install}\n{table}"
 
 
-def _scored_pairs(run: Path) -> Iterator[tuple[records.PairScore, list[str]]]:
+def _scored_pairs(run: Path) -> Iterator[tuple[PairScore, list[str]]]:
     """Yield the scored pairs of a run's evaluation, each with the names of its metrics, the main one first."""
     file = run / FOLDER / FILE
     if file.is_file():
-        evaluation = records.read_evaluation(file)
+        evaluation = read_evaluation(file)
         for pair in evaluation.pairs:
             names = [metric.name for metric in evaluation.modalities[pair.target].metrics]
             if pair.score.get(names[0]) is not None:

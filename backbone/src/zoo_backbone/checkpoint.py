@@ -31,7 +31,6 @@ from tokenizers_zoo.errors import CheckpointError, ConfigError, count_of
 from tokenizers_zoo.io import difference
 from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.registry import ModalityHandle
-from tokenizers_zoo.report.records import BackboneRecord, Start
 from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.text_vocab import Special, TextVocabulary
 from zoo_backbone.config import ModelConfig
@@ -39,6 +38,7 @@ from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.ml4m.model import PublishedFourM
 from zoo_backbone.model import FourM, check_handle
 from zoo_backbone.optim import TOKEN_TABLE
+from zoo_backbone.run import BackboneRecord, Start
 
 CLASS = "FourM"
 ARCHITECTURES: dict[str, type[FourM]] = {"FourM": FourM, "PublishedFourM": PublishedFourM}

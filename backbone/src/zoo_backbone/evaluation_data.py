@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,21 +23,12 @@ from tokenizers_zoo.spec import ModalitySpec
 from tokenizers_zoo.train.batches import permuted
 from zoo_backbone.config import EvaluationConfig
 from zoo_backbone.embedding_layout import EmbeddingLayout
+from zoo_backbone.measure.evaluation import EvaluationIdentity, Measured, Pair
 from zoo_backbone.model import FourM
 from zoo_backbone.run import check_stored
 
 CACHED = 4
 """Sets of samples, and of their true values, that are kept in memory."""
-Pair = tuple[tuple[str, ...], str]
-"""Input modalities and a target."""
-
-
-class Measured(NamedTuple):
-    """Scores of predictions; None for a number that is not finite."""
-
-    scores: dict[str, float | None]
-    resampled: list[float | None]
-    """The main metric over bootstrap resamples of the samples."""
 
 
 class EvaluationData:
@@ -86,21 +77,23 @@ class EvaluationData:
         self._rows = cache(lambda name: self.values.rows(TEST, [name]))
         self._readable = cache(lambda name, position: any(True for _ in self._read(name, TEST, [position])))
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> EvaluationIdentity:
         """Return everything that the scores depend on."""
         available = {split: self.values.modalities(split) for split in (TEST, TRAIN)}
-        return {
-            "weights": self.model.weights_sha256,
-            # Pairs can be added, and scored again over another number of samples.
-            "settings": {**dataclasses.asdict(self.config), "inputs": None, "targets": None, "samples": None},
-            "tokenizers": {name: column.fingerprint for name, column in self.columns.items()},
-            "samples": samples_digest(self.columns),
-            "values": {
+        # Pairs can be added, and scored again over another number of samples.
+        settings = {**dataclasses.asdict(self.config), "inputs": None, "targets": None, "samples": None}
+        return EvaluationIdentity(
+            weights=self.model.weights_sha256,
+            settings=settings,
+            tokenizers={name: column.fingerprint for name, column in self.columns.items()},
+            samples=samples_digest(self.columns),
+            values={
                 f"{split}/{name}": self.values.contents(split, name) if name in names else ""
-                for split, names in available.items() for name in self.handles
+                for split, names in available.items()
+                for name in self.handles
             },
-            "decoders": {name: _decoder_of(handle) for name, handle in self.handles.items()},
-        }  # fmt: skip
+            decoders={name: _decoder_of(handle) for name, handle in self.handles.items()},
+        )
 
     def pairs(self) -> list[Pair]:
         """Return the pairs to evaluate.
@@ -219,11 +212,6 @@ def left_out_text(reasons: Mapping[str, str]) -> str:
 
 
 # --- pairs of inputs and target
-
-
-def pair_of(entry: dict[str, Any]) -> Pair:
-    """Return the pair of an entry of evaluation.json."""
-    return tuple(entry["inputs"]), entry["target"]
 
 
 def title_of(pair: Pair) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from zoo_backbone.config import ModelConfig, Preview, TrainConfig
 from zoo_backbone.data import datasets_of
 from zoo_backbone.evaluation_data import pairs_of, title_of
 from zoo_backbone.generate import TargetPlan, generate
+from zoo_backbone.measure.evaluation import GalleryRecord, GalleryRow
 from zoo_backbone.model import FourM
 
 Shown = Image.Image | str
@@ -95,15 +97,17 @@ def write_sheet(path: Path, headers: Sequence[str], rows: Sequence[Sequence[Show
 
 
 def write_gallery(
-    folder: Path, picture: str, headers: Sequence[str], keys: Sequence[str], rows: Sequence[Sequence[Shown]]
-) -> dict[str, Any]:
-    """Write the sheet folder/`picture`, a row per sample key; return its fields of a `GalleryRecord`."""
-    is_pictured = write_sheet(folder / picture, headers, rows)
-    texts = [[cell if isinstance(cell, str) else None for cell in row] for row in rows]
-    return {
-        "picture": picture if is_pictured else None, "columns": list(headers),
-        "rows": [{"key": key, "cells": cells} for key, cells in zip(keys, texts, strict=True)],
-    }  # fmt: skip
+    folder: Path, gallery: GalleryRecord, keys: Sequence[str], rows: Sequence[Sequence[Shown]]
+) -> GalleryRecord:
+    """Write the sheet of a gallery into a folder, a row per sample key, and return the gallery with its rows."""
+    assert gallery.picture is not None
+    is_pictured = write_sheet(folder / gallery.picture, gallery.columns, rows)
+    texts = [tuple(cell if isinstance(cell, str) else None for cell in row) for row in rows]
+    return replace(
+        gallery,
+        picture=gallery.picture if is_pictured else None,
+        rows=tuple(GalleryRow(key=key, cells=cells) for key, cells in zip(keys, texts, strict=True)),
+    )
 
 
 def _cell_image(cell: Shown, width: int) -> Image.Image:

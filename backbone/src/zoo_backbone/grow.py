@@ -15,9 +15,7 @@ from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.io import write_table
-from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.registry import ModalityHandle, Zoo
-from tokenizers_zoo.report import records
 from tokenizers_zoo.run_folder import RUN
 from tokenizers_zoo.samples import TRAIN
 from tokenizers_zoo.spec import ModalitySpec
@@ -31,14 +29,12 @@ from zoo_backbone.checkpoint import (
 from zoo_backbone.config import Mixture, ModelConfig, TrainConfig, TrainingStore
 from zoo_backbone.data import check_tokenizers, datasets_of
 from zoo_backbone.distributed import Ranks, processes
-from zoo_backbone.evaluate import FILE as EVALUATION
-from zoo_backbone.evaluate import FOLDER
 from zoo_backbone.gallery import Previews
 from zoo_backbone.losses import losses_of
+from zoo_backbone.measure.growth import GROWTH, Growth, LossChange, pair_changes
 from zoo_backbone.run import Run, check_stored, training_fingerprints
 from zoo_backbone.train import train
 
-REPORT = "growth.json"
 PRETRAINED_LR_SCALE = 0.3
 """Default `pretrained_lr_scale` when growing: at the full rate, pretrained weights forget more."""
 NEW_TARGETS = 8.0
@@ -307,15 +303,8 @@ def growing_config(
     return dataclasses.replace(config, datasets=config.datasets + replayed)
 
 
-def write_report(folder: Path, trained: Trained, tokens: Path, device: str = AUTO) -> dict[str, Any]:
-    """Compare the backbone in `folder` with `trained`, write FOLDER/growth.json and return its content.
-
-    {"start": {"folder", "weights_sha256", "knows", "added"},
-     "losses": {name: {"before", "after", "targets"}}: nats per target token of held-out samples of old modalities, with
-         the same masks and vocabularies before and after,
-     "new": {name: {"after", "uniform", "targets"}}: losses of added modalities, and the loss of a uniform prediction,
-     "skills": [{"inputs", "target", "before", "after"}]: skill scores where zoo backbone eval has measured both}
-    """
+def write_report(folder: Path, trained: Trained, tokens: Path, device: str = AUTO) -> Growth:
+    """Compare the backbone in `folder` with `trained`, write FOLDER/growth.json and return its content."""
     config = backbone_config(folder)
     start, specs = config.start, config.specs
     assert start is not None
@@ -334,45 +323,17 @@ def write_report(folder: Path, trained: Trained, tokens: Path, device: str = AUT
         )
     grown_losses = losses_of(folder, specs, tokens, new_config, trained.names, torch_device, max_batch_size)
     sizes = {spec.name: spec.vocab_size for spec in specs}
-    result = {
-        "start": as_dicts(start),
-        "losses": {
-            name: {"before": loss, "after": after[name][0], "targets": count} for name, (loss, count) in before.items()
+    growth = Growth(
+        start=start,
+        losses={
+            name: LossChange(before=loss, after=after[name][0], targets=count) for name, (loss, count) in before.items()
         },
-        "new": {
-            name: {"after": grown_losses[name][0], "uniform": math.log(sizes[name]), "targets": grown_losses[name][1]}
-            for name in start.added if name in grown_losses
+        new={
+            name: LossChange(before=math.log(sizes[name]), after=grown_losses[name][0], targets=grown_losses[name][1])
+            for name in start.added
+            if name in grown_losses
         },
-        "skills": skills(trained.folder, folder),
-    }  # fmt: skip
-    write_table(folder / REPORT, result)
-    return result
-
-
-def skills(before: Path, after: Path) -> list[dict[str, Any]]:
-    """Return the skill scores of pairs that both backbones were evaluated on, with the same settings and data.
-
-    An evaluation of other weights than the folder has now does not count.
-    """
-    (skills_before, digests_before), (skills_after, digests_after) = map(_measured, (before, after))
-    # A name in only one evaluation belongs to no shared pair.
-    if any(digests_before[name] != digests_after[name] for name in digests_before.keys() & digests_after.keys()):
-        return []
-    return [
-        {"inputs": list(inputs), "target": target, "before": skill, "after": skills_after[inputs, target, samples]}
-        for (inputs, target, samples), skill in skills_before.items() if (inputs, target, samples) in skills_after
-    ]  # fmt: skip
-
-
-def _measured(folder: Path) -> tuple[dict[Any, Any], dict[str, Any]]:
-    """Return the skill scores of a backbone by pair and number of samples, and digests of what they depend on."""
-    path = folder / FOLDER / EVALUATION
-    if not path.is_file():
-        return {}, {}
-    evaluation = records.read_evaluation(path)
-    identity = evaluation.identity
-    if identity.weights != backbone_config(folder).weights_sha256:
-        return {}, {}
-    dependencies = {"decoders": identity.decoders, "values": identity.values, "settings": identity.settings}
-    digests = {f"{key} {name}": value for key, table in dependencies.items() for name, value in table.items()}
-    return {(pair.inputs, pair.target, pair.samples): pair.skill for pair in evaluation.pairs}, digests
+        pairs=pair_changes(trained.folder, folder),
+    )
+    write_table(folder / GROWTH, growth)
+    return growth

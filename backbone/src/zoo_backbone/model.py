@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.layouts import TokenLayout
 from tokenizers_zoo.registry import ModalityHandle
-from tokenizers_zoo.report.records import BackboneRecord
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
 from zoo_backbone.config import ModelConfig
@@ -25,6 +24,7 @@ from zoo_backbone.embedding_layout import (
     position_table,
     rotation_table,
 )
+from zoo_backbone.run import BackboneRecord
 from zoo_backbone.transformer import DecoderBlock, EncoderBlock, KeyValueCache, initialise, layer_norm
 
 OUTPUT_STD = 0.02

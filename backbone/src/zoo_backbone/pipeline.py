@@ -28,6 +28,7 @@ from zoo_backbone.evaluate import evaluate
 from zoo_backbone.generate.inpainting import partial_of
 from zoo_backbone.generate.plans import TOP_P, Cropping, GenerationPlan, TargetPlan, resolved_plan
 from zoo_backbone.generate.sampler import OnStep
+from zoo_backbone.measure.evaluation import PairScore
 from zoo_backbone.model import FourM
 from zoo_backbone.request import BATCH, Generated, GenerationRequest, Sample, blocks, taken
 from zoo_backbone.run import Run
@@ -269,12 +270,10 @@ class AnyToAny:
     def score(
         self, *, inputs: str | Sequence[str], targets: str | Sequence[str], data: str | Path, samples: int = 80,
         seed: int = 0,
-    ) -> list[dict[str, Any]]:  # fmt: skip
-        """Score predictions for held-out samples of a folder that `zoo data make` wrote.
+    ) -> list[PairScore]:  # fmt: skip
+        """Score predictions for held-out samples of a folder that `zoo data make` wrote, one `PairScore` per target.
 
-        Each target is predicted from all `inputs` together. Returns a table per target: "inputs", "target", "samples",
-        "score", "constant_baseline" and "reconstruction" (raw metrics by name), and "skill": 0 is the best constant
-        prediction, 1 the tokenizer's own reconstruction. The held-out split is tokenized first. `zoo backbone eval`
+        Each target is predicted from all `inputs` together. The held-out split is tokenized first. `zoo backbone eval`
         computes the same, with all settings.
         """
         targets = (targets,) if isinstance(targets, str) else tuple(targets)
@@ -288,12 +287,11 @@ class AnyToAny:
             tokenize(
                 self.zoo, Path(data), tokens, modalities=[*names, *targets], splits=[TEST], device=str(self.device)
             )
-            result = evaluate(
+            record = evaluate(
                 self.run.folder, self.zoo, tokens, Path(data), config=config, device=str(self.device),
                 out=Path(temporary_folder) / "scores",
             )  # fmt: skip
-        pairs: list[dict[str, Any]] = result["pairs"]
-        return pairs
+        return list(record.pairs)
 
     # ------------------------------------------------------------------ features
 

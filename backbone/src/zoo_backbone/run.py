@@ -1,4 +1,4 @@
-"""A run folder: the trained backbone, where its tokens, values and registry are, and its tokenizers."""
+"""A run folder: the record of the trained backbone, where its tokens, values and registry are, and its tokenizers."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import Distribution, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, config_record, fingerprint, hub_folder
+from tokenizers_zoo.checkpoint import CARD, CONFIG, WEIGHTS, CheckpointRecord, config_record, fingerprint, hub_folder
 from tokenizers_zoo.config import load_toml
 from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import CheckpointError, OtherTokenizerError
 from tokenizers_zoo.io import as_record, file_digest, read_record
 from tokenizers_zoo.registry import HUB_ID, ModalityHandle, Zoo
-from tokenizers_zoo.report.records import BackboneRecord
 from tokenizers_zoo.run_folder import RUN, RunKind, RunRecord, read_run, write_run
+from tokenizers_zoo.spec import ModalitySpec
 
 TOKENIZERS = "tokenizers"
 """Folder of the tokenizers in a bundle."""
@@ -38,6 +38,52 @@ BACKBONE = RunKind(
     results=(WEIGHTS, CONFIG),
     keeps_state=True,
 )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The trained backbone that a training started from."""
+
+    folder: str
+    weights_sha256: str = ""
+    knows: tuple[str, ...] = ()
+    added: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedBackbone:
+    """The published checkpoint that a backbone was imported from."""
+
+    config: Mapping[str, Any]
+    modalities: tuple[Mapping[str, Any], ...]
+    names: Mapping[str, str]
+    """Our modalities by published name."""
+    absent: tuple[str, ...] = ()
+    """Biases of zeros that the published file does not have."""
+    same_as: Mapping[str, str] = field(default_factory=dict)
+    """Tensors that share their numbers with another one."""
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    """Types of tensors that are not float32."""
+    file_metadata: Mapping[str, str] | None = None
+    """Metadata of the published safetensors file, unless they are the usual ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneRecord(CheckpointRecord):
+    """config.json of a backbone."""
+
+    architecture: Literal["FourM", "PublishedFourM"]
+    model: Mapping[str, Any]
+    specs: tuple[ModalitySpec, ...]
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of the tokenizers at its training, by modality; empty if they are unknown."""
+    train: Mapping[str, Any] = field(default_factory=dict)
+    training_seconds: float | None = None
+    start: Start | None = None
+    ml4m: PublishedBackbone | None = None
+    asked: tuple[Mapping[str, Any], ...] = ()
+    """The mixtures that a grown backbone uses when it grows again. Its own training mostly had new modalities as
+    targets."""
 
 
 @dataclass(frozen=True, kw_only=True)

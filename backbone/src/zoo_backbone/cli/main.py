@@ -34,6 +34,7 @@ from tokenizers_zoo.cli.options import (
 from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError, UnknownNameError, count_of
 from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.terminal import echo
 from zoo_backbone.cli import CONFIG_OPTION, read_tables, run_argument, with_options
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tokenizers_zoo.registry import Zoo
-    from tokenizers_zoo.report.records import BackboneRecord
-    from zoo_backbone.run import Run
+    from zoo_backbone.measure.evaluation import EvaluationRecord
+    from zoo_backbone.run import BackboneRecord, Run
 
 
 @click.group(cls=Group)
@@ -223,7 +224,8 @@ def grow_command(
       zoo backbone grow RUN --add audio --tokens tokens --out grown --freeze
     """
     from zoo_backbone.distributed import leave
-    from zoo_backbone.grow import REPORT, Trained, check_same_model, grow, write_report
+    from zoo_backbone.grow import Trained, check_same_model, grow, write_report
+    from zoo_backbone.measure.growth import GROWTH
 
     if out.resolve() == run.folder.resolve():
         raise click.UsageError(f"--out {out}: is RUN itself; give another folder")
@@ -238,36 +240,31 @@ def grow_command(
         leave(first=False)
         report = write_report(out, trained, tokens, device)
     if as_json:
-        show_json(report)
+        show_json(as_dicts(report))
         leave()
         return
-    rows = [(f"loss of {name}, nats", row["before"], row["after"]) for name, row in report["losses"].items()]
-    rows += [
-        (f"loss of {name} (new), nats; before: uniform", row["uniform"], row["after"])
-        for name, row in report["new"].items()
-    ]
-    rows += [(f"skill from {' + '.join(row['inputs'])} to {row['target']}", row["before"], row["after"])
-             for row in report["skills"]]  # fmt: skip
     table = plain_table("held-out", ">before", ">after", ">change")
-    for name, before, after in rows:
+    for name, before, after in report.rows():
         change = "" if before is None or after is None else f"{after - before:+.3f}"
         table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in (before, after)), change)
     show_table(table)
     modalities = count_of(len(trained.specs) + len(add), "modality", "modalities")
-    echo(f"backbone: {modalities}, {len(add)} of them new, in {out}; details: {out / REPORT}")
+    echo(f"backbone: {modalities}, {len(add)} of them new, in {out}; details: {out / GROWTH}")
     next_command("backbone", "eval", out)
     leave()
 
 
-def skill_table(result: dict[str, Any]) -> Table:
-    """Return a table with a row for each pair: skill score and main metric; a dash marks a missing number."""
-    table = plain_table("inputs", "target", ">skill", ">score", "metric")
-    for entry in result["pairs"]:
-        metric = result["modalities"][entry["target"]]["metrics"][0]["name"]
-        skill, score = entry["skill"], entry["score"].get(metric)
+def score_table(evaluation: EvaluationRecord) -> Table:
+    """Return a table with a row for each pair: pair metrics and main metric; a dash marks a missing number."""
+    from zoo_backbone.measure.evaluation import PAIR_METRICS
+
+    table = plain_table("inputs", "target", *(f">{name}" for name in PAIR_METRICS), ">score", "metric")
+    for pair in evaluation.pairs:
+        main = evaluation.main_metric(pair.target).name
+        figures = (metric.text(pair.figure(name)) for name, metric in PAIR_METRICS.items())
+        score = pair.score.get(main)
         table.add_row(
-            " + ".join(entry["inputs"]), entry["target"], "-" if skill is None else f"{skill:z.2f}",
-            "-" if score is None else f"{score:.3g}", metric,
+            " + ".join(pair.inputs), pair.target, *figures, "-" if score is None else f"{score:.3g}", main
         )  # fmt: skip
     return table
 
@@ -323,8 +320,9 @@ def evaluate_command(
     """
     from tokenizers_zoo.data.tokens import TokenStore
     from zoo_backbone.config import EvaluationConfig
-    from zoo_backbone.evaluate import FILE, FOLDER, evaluate
+    from zoo_backbone.evaluate import evaluate
     from zoo_backbone.evaluation_data import left_out_text
+    from zoo_backbone.measure.evaluation import FILE, FOLDER, PAIR_METRICS
 
     table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")
     options = {"samples": samples, "inputs": [split_names(names) for names in inputs] or None, "targets": targets}
@@ -343,17 +341,17 @@ def evaluate_command(
             overwrite=overwrite,
         )  # fmt: skip
     if as_json:
-        show_json(result)
+        show_json(as_dicts(result))
         return
-    for column, reasons in result["unreadable"].items():
+    for column, reasons in result.unreadable.items():
         key, reason = next(iter(reasons.items()))
         echo(f"{column}: {count_of(len(reasons), 'value')} left out, first: {key}: {reason}", err=True)
-    left_out = result["skipped"]
-    if left_out and (config.inputs is None or config.targets is None):
-        echo(left_out_text(left_out), err=True)
-    echo("skill (0 = best constant prediction, 1 = tokenizer reconstruction), then the raw metric")
-    show_table(skill_table(result))
-    if not result["pairs"]:
+    if result.skipped and (config.inputs is None or config.targets is None):
+        echo(left_out_text(result.skipped), err=True)
+    meanings = ", ".join(f"{name} ({metric.meaning})" for name, metric in PAIR_METRICS.items())
+    echo(f"{meanings}, then the raw metric")
+    show_table(score_table(result))
+    if not result.pairs:
         echo("no pairs: no modality can be predicted from another one")
     echo(f"all scores: {(out or run.folder / FOLDER) / FILE}")
     next_command("report", run.folder)

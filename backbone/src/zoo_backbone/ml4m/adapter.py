@@ -16,7 +16,6 @@ from tokenizers_zoo.checkpoint import checkpoint_errors, load_config, load_recor
 from tokenizers_zoo.config import from_mapping
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.ml4m.source import PLAIN_METADATA, PublishedCheckpoint
-from tokenizers_zoo.report.records import BackboneRecord
 from tokenizers_zoo.spec import ModalitySpec
 from zoo_backbone.checkpoint import (
     CLASS,
@@ -29,6 +28,7 @@ from zoo_backbone.checkpoint import (
 from zoo_backbone.config import Biased
 from zoo_backbone.ml4m.modalities import PublishedModality, misfit, published_modalities
 from zoo_backbone.ml4m.model import PublishedConfig, PublishedFourM
+from zoo_backbone.run import BackboneRecord
 
 ACTIVATIONS = {"SiLU": "silu", "GELU": "gelu"}
 BIASES: dict[str, Biased] = {"qkv_bias": "qkv", "proj_bias": "out", "mlp_bias": "mlp", "norm_bias": "norm"}

@@ -22,6 +22,7 @@ from tokenizers_zoo.cli.options import (
 )
 from tokenizers_zoo.errors import count_of
 from tokenizers_zoo.io import disk_errors
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.run_folder import locked
 from tokenizers_zoo.terminal import echo
 from zoo_backbone.cli import collected, input_items, numbers_of, run_argument, zoo_of
@@ -179,21 +180,21 @@ def eval_command(run: Run, zoo: Zoo, out: Path | None, config: EmbeddingConfig, 
           --out here
     """
     from tokenizers_zoo.samples import TEST, TRAIN
-    from zoo_backbone.retrieval.query import FILE, FOLDER, RECALL_AT, evaluate_retrieval
+    from zoo_backbone.measure.retrieval import FILE, FOLDER, RECALL_AT
+    from zoo_backbone.retrieval.query import evaluate_retrieval
 
     out = out or run.folder / (FOLDER if config.split == TEST else f"{FOLDER}-{config.split}")
     with disk_errors(out):
         result = evaluate_retrieval(run, zoo, out, config, samples=samples, galleries=galleries, device=device)
     if as_json:
-        show_json(result)
+        show_json(as_dicts(result))
         return
     echo("R@k: % found among the first k hits / by chance")
     table = plain_table("query", "target", *(f">R@{k}" for k in RECALL_AT), ">median", ">of")
-    for entry in [*result["pairs"], {"query": "[mean]", "target": "", "samples": "", **result["mean"]}]:
-        random = entry["chance"]
-        shares = [f"{100 * entry['recall'][str(k)]:.1f}/{100 * random['recall'][str(k)]:.1f}" for k in RECALL_AT]
-        median = f"{entry['median_rank']:.0f}/{random['median_rank']:.0f}"
-        table.add_row(entry["query"], entry["target"], *shares, median, str(entry["samples"]))
+    rows = [(entry.query, entry.target, entry, str(entry.samples)) for entry in result.pairs]
+    for query, target, entry, count in [*rows, ("[mean]", "", result.mean, "")]:
+        shares = [f"{100 * entry.recall[k]:.1f}/{100 * entry.chance.recall[k]:.1f}" for k in RECALL_AT]
+        table.add_row(query, target, *shares, f"{entry.median_rank:.0f}/{entry.chance.median_rank:.0f}", count)
     show_table(table)
     if config.split == TRAIN:
         echo("these are training samples of the backbone: not held-out figures")

@@ -6,15 +6,7 @@ OUT/hits.json of a query:
     find, split, files, weights
     queries             [{"key", "inputs", "hits": [{"key", "cosine"}]}]
 
-OUT/retrieval.json of an evaluation, with galleries of queries and hits:
-
-    identity    {"fingerprint", "embedding", "split", "tokenizers", "settings"}
-    pairs       [{"query", "target", "samples", "recall": {"1", "5", "10"}, "median_rank", "chance": {"recall",
-                "median_rank"}}]. Samples with both modalities are searched by their query among all targets.
-    mean        {"recall", "median_rank", "chance"}: means over pairs.
-    galleries   [{"query", "target", "picture": path relative to OUT, or null if all cells are text, "columns",
-                "rows": [{"key", "hits": [keys], "cells": [text, or null for an image]}]}]
-    seconds
+Recall is written as a `RetrievalRecord`.
 """
 
 from __future__ import annotations
@@ -40,6 +32,16 @@ from tokenizers_zoo.samples import spread
 from zoo_backbone.evaluation_data import ranked_names
 from zoo_backbone.gallery import Shown, shown, write_gallery, write_sheet
 from zoo_backbone.generate.sources import InputSource, item_of_source
+from zoo_backbone.measure.evaluation import GalleryRecord
+from zoo_backbone.measure.retrieval import (
+    FILE,
+    RECALL_AT,
+    MeanRecall,
+    PairRecall,
+    Recall,
+    RetrievalIdentity,
+    RetrievalRecord,
+)
 from zoo_backbone.pipeline import AnyToAny
 from zoo_backbone.retrieval import EmbeddingConfig, QueryConfig
 from zoo_backbone.retrieval.embed import Embedder, Vectors, unit
@@ -52,10 +54,9 @@ HITS, PICTURE = "hits.json", "hits.png"
 HITS_SHOWN, QUERIES_SHOWN = 10, 100
 FRAME = 20
 """Size of a picture over the width of the frame around a correct hit."""
-FOLDER, FILE, GALLERY = "retrieval", "retrieval.json", "gallery"
+GALLERY = "gallery"
 QUERIES, NEAREST = 4, 5
 """Queries in a gallery of an evaluation, and their hits."""
-RECALL_AT = (1, 5, 10)
 TIE_TOLERANCE = 1e-6
 """Cosines that differ by less are ties."""
 BLOCK_BYTES = 64 << 20
@@ -188,7 +189,7 @@ def write_hits(
 def evaluate_retrieval(
     run: Run, zoo: Zoo, out: Path, config: EmbeddingConfig, *, samples: int = 1000, galleries: int = 8,
     device: str = "cpu",
-) -> dict[str, Any]:  # fmt: skip
+) -> RetrievalRecord:  # fmt: skip
     """Measure recall between all pairs of modalities; write OUT/retrieval.json and galleries; return the former.
 
     Up to `samples` samples of the split are evenly spread; `galleries` pairs get a picture. Raises ConfigError for
@@ -216,11 +217,19 @@ def evaluate_retrieval(
                 embedded = embedder.embed_stored(token_data, name, indices[has[name]], advance)
                 vectors[name] = np.zeros((len(indices), embedded.shape[1]), np.float32)
                 vectors[name][has[name]] = embedded
-        pairs = [
-            {"query": query, "target": target, "samples": len(rows),
-             **recall(vectors[query][rows], vectors[target][rows]), "chance": chance(len(rows))}
-            for (query, target), rows in rows_by_pair.items()
-        ]  # fmt: skip
+        pairs = []
+        for (query, target), rows in rows_by_pair.items():
+            measured = recall(vectors[query][rows], vectors[target][rows])
+            pairs.append(
+                PairRecall(
+                    query=query,
+                    target=target,
+                    samples=len(rows),
+                    recall=measured.recall,
+                    median_rank=measured.median_rank,
+                    chance=chance(len(rows)),
+                )
+            )
         all_keys = token_data.sample_keys()
         keys = [all_keys[sample] for sample in indices]
         gallery_entries = []
@@ -239,20 +248,24 @@ def evaluate_retrieval(
                 _gallery(out, pair, vectors, rows_by_pair[pair], keys, show)
                 for pair in [pair for pair in ordered if pair in rows_by_pair][:galleries]
             ]
-        result = {
-            "identity": {
-                "fingerprint": embedder.fingerprint, "embedding": {"via": config.via, "space": config.space},
-                "split": split,
-                "tokenizers": embedder.tokenizers(token_data), "settings": {"samples": samples},
-            },
-            "pairs": pairs, "mean": {**_mean(pairs), "chance": _mean([pair["chance"] for pair in pairs])},
-            "galleries": gallery_entries, "seconds": round(time.perf_counter() - started, 3),
-        }  # fmt: skip
+        mean = _mean(pairs)
+        result = RetrievalRecord(
+            identity=RetrievalIdentity(
+                fingerprint=embedder.fingerprint, embedding={"via": config.via, "space": config.space}, split=split,
+                tokenizers=embedder.tokenizers(token_data), settings={"samples": samples},
+            ),
+            pairs=tuple(pairs),
+            mean=MeanRecall(
+                recall=mean.recall, median_rank=mean.median_rank, chance=_mean([pair.chance for pair in pairs])
+            ),
+            galleries=tuple(gallery_entries),
+            seconds=round(time.perf_counter() - started, 3),
+        )  # fmt: skip
         write_table(out / FILE, result)
     return result
 
 
-def recall(queries: Vectors, targets: Vectors) -> dict[str, Any]:
+def recall(queries: Vectors, targets: Vectors) -> Recall:
     """Return recall and median rank of unit vectors `(samples, dim)`; row i of `targets` is correct for query i.
 
     Ties are in random order on average: equal vectors give the recall of chance.
@@ -267,25 +280,26 @@ def recall(queries: Vectors, targets: Vectors) -> dict[str, Any]:
         closer[block] = (cosines > correct + TIE_TOLERANCE).sum(1)
         equal[block] = (np.abs(cosines - correct) <= TIE_TOLERANCE).sum(1)  # includes the correct one
     ranks = closer + (equal + 1) / 2
-    shares = {str(k): round(float(np.clip((k - closer) / equal, 0, 1).mean()), 6) for k in RECALL_AT}
-    return {"recall": shares, "median_rank": float(np.median(ranks))}
+    shares = {k: round(float(np.clip((int(k) - closer) / equal, 0, 1).mean()), 6) for k in RECALL_AT}
+    return Recall(recall=shares, median_rank=float(np.median(ranks)))
 
 
-def chance(samples: int) -> dict[str, Any]:
+def chance(samples: int) -> Recall:
     """Return recall and median rank of random order."""
-    return {"recall": {str(k): round(min(1.0, k / samples), 6) for k in RECALL_AT}, "median_rank": (samples + 1) / 2}
+    shares = {k: round(min(1.0, int(k) / samples), 6) for k in RECALL_AT}
+    return Recall(recall=shares, median_rank=(samples + 1) / 2)
 
 
-def _mean(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    shares = {str(k): round(float(np.mean([entry["recall"][str(k)] for entry in entries])), 6) for k in RECALL_AT}
-    return {"recall": shares, "median_rank": float(np.mean([entry["median_rank"] for entry in entries]))}
+def _mean(recalls: Sequence[Recall]) -> Recall:
+    shares = {k: round(float(np.mean([entry.recall[k] for entry in recalls])), 6) for k in RECALL_AT}
+    return Recall(recall=shares, median_rank=float(np.mean([entry.median_rank for entry in recalls])))
 
 
 def _gallery(
     out: Path, pair: tuple[str, str], vectors: Mapping[str, Vectors], rows: Any, keys: Sequence[str],
     show: Callable[[str, int], Shown],
-) -> dict[str, Any]:  # fmt: skip
-    """Write a picture of queries and their hits; return its entry of "galleries"."""
+) -> GalleryRecord:  # fmt: skip
+    """Write a picture of queries and their hits, and return its record."""
     query, target = pair
     query_rows = rows[spread(len(rows), QUERIES)]
     cosines = vectors[query][query_rows] @ vectors[target][rows].T
@@ -294,9 +308,10 @@ def _gallery(
         [show(query, row), *(mark_correct(show(target, hit)) if hit == row else show(target, hit) for hit in hit_rows)]
         for row, hit_rows in zip(query_rows, nearest, strict=True)
     ]
-    headers = [f"query: {query}", *map(str, range(1, nearest.shape[1] + 1))]
-    picture, query_keys = f"{GALLERY}/{query}-finds-{target}.png", [keys[row] for row in query_rows]
-    gallery = write_gallery(out, picture, headers, query_keys, rows_shown)
-    for entry, hit_rows in zip(gallery["rows"], nearest, strict=True):
-        entry["hits"] = [keys[hit] for hit in hit_rows]
-    return {"query": query, "target": target, **gallery}
+    headers = f"query: {query}", *map(str, range(1, nearest.shape[1] + 1))
+    picture = f"{GALLERY}/{query}-finds-{target}.png"
+    gallery = GalleryRecord(query=query, target=target, picture=picture, columns=headers, rows=())
+    gallery = write_gallery(out, gallery, [keys[row] for row in query_rows], rows_shown)
+    hits = [tuple(keys[hit] for hit in hit_rows) for hit_rows in nearest]
+    rows_with_hits = (dataclasses.replace(row, hits=row_hits) for row, row_hits in zip(gallery.rows, hits, strict=True))
+    return dataclasses.replace(gallery, rows=tuple(rows_with_hits))

@@ -26,7 +26,8 @@ from tokenizers_zoo.cli.options import (
     show_table,
 )  # fmt: skip
 from tokenizers_zoo.config import Origin
-from tokenizers_zoo.io import disk_errors, read_table, short_name
+from tokenizers_zoo.io import disk_errors, read_record, short_name
+from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.terminal import echo
 from zoo_backbone.cli import CONFIG_OPTION, read_tables, run_argument, with_options
 from zoo_backbone.transfer.config import TUNING, HeadName, TransferConfig, Tuning, transfer_config
@@ -89,7 +90,7 @@ def train_command(run: Run, zoo: Zoo, task: str, inputs: list[str], out: Path | 
           --tuning full --labels 0.1 --seed 1
       zoo transfer train RUN --task mine.csv --input caption --head linear
     """
-    from tokenizers_zoo.report.transfer import METRICS
+    from zoo_backbone.measure.probes import METRICS, ProbeScores
     from zoo_backbone.transfer.results import score_table, summary
     from zoo_backbone.transfer.train import FOLDER, train_probe
 
@@ -107,12 +108,12 @@ def train_command(run: Run, zoo: Zoo, task: str, inputs: list[str], out: Path | 
     with disk_errors(out):
         train_probe(run, zoo, task, inputs, out, config, seed=seed, as_classes=as_classes, data=data,
                     overwrite=overwrite, device=device)  # fmt: skip
-    metrics = read_table(out / METRICS)
+    scores = read_record(out / METRICS, ProbeScores)
     if as_json:
-        show_json(metrics)
+        show_json(as_dicts(scores))
         return
-    show_table(score_table(metrics["metrics"]))
-    for line in summary(metrics):
+    show_table(score_table(scores.metrics))
+    for line in summary(scores):
         echo(line)
     echo(f"written to {out}")
 
@@ -145,7 +146,7 @@ def eval_command(
     test = stores.samples(probe.task, TEST, probe.target)
     metrics, unseen = probe.score(test), probe.unseen_classes(test.labels)
     if as_json:
-        show_json({"samples": len(test), "metrics": metrics, "unseen_classes": unseen})
+        show_json({"samples": len(test), "metrics": as_dicts(metrics), "unseen_classes": unseen})
         return
     show_table(score_table(metrics))
     if text := unseen_text(unseen):

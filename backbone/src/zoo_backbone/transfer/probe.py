@@ -4,7 +4,7 @@ A probe's folder holds
 
     model.safetensors   `head.*`; `encoder.*`: all weights (full, scratch), the adapters (lora), or none (frozen)
     config.json         see `ProbeRecord`
-    metrics.json        see results.py
+    metrics.json        see `ProbeScores`
     run.json            see `RunFolder`; "places" has the task as given, "run", "tokens", "data" and "registry"
 
 Frozen and LoRA probes load the encoder from the run, whose weights must not have changed.
@@ -42,17 +42,16 @@ from tokenizers_zoo.io import as_record, difference, write_table
 from tokenizers_zoo.progress import progress_bar
 from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.report.records import BackboneRecord
-from tokenizers_zoo.report.transfer import METRICS
 from tokenizers_zoo.run_folder import RUN, read_run, replacing_folder
 from tokenizers_zoo.samples import spread
 from tokenizers_zoo.tar import key_problem
 from zoo_backbone.checkpoint import architecture_for, load_model, model_config
 from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.gallery import shown, write_sheet
+from zoo_backbone.measure.probes import METRICS, ProbeMetric, ProbeScores
 from zoo_backbone.model import FourM
 from zoo_backbone.packing import spans_of
-from zoo_backbone.run import stored_config, training_zoo
+from zoo_backbone.run import BackboneRecord, stored_config, training_zoo
 from zoo_backbone.transfer.config import HEADS, HeadName, TransferConfig
 from zoo_backbone.transfer.head import Grid, Head, build_head
 from zoo_backbone.transfer.targets import Target
@@ -229,21 +228,20 @@ class Probe(nn.Module):
                 advance(len(batch))
         return predicted
 
-    def score(self, samples: Samples) -> list[dict[str, Any]]:
-        """Return the "metrics" of metrics.json for all samples."""
+    def score(self, samples: Samples) -> tuple[ProbeMetric, ...]:
+        """Return the metrics of all samples, and of the constant baseline."""
         task, target = self.task, self.target
         labels = list(samples.labels)
         scores = task.score(target, self.predict_samples(samples, range(len(samples))), labels)
         baseline = task.score(target, [self.constant_baseline] * len(labels), labels)
-        return [
-            {
-                "name": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better,
-                "meaning": metric.meaning,
-                **{key: number[metric.name] if math.isfinite(number[metric.name]) else None
-                   for key, number in (("score", scores), ("baseline", baseline))},
-            }
+
+        def finite(number: float) -> float | None:
+            return number if math.isfinite(number) else None
+
+        return tuple(
+            ProbeMetric(**vars(metric), score=finite(scores[metric.name]), baseline=finite(baseline[metric.name]))
             for metric in task.metrics(target)
-        ]  # fmt: skip
+        )
 
     def unseen_classes(self, labels: Iterable[Any]) -> dict[str, int]:
         """Return the number of labels of each class without a training label; empty for other kinds of targets."""
@@ -278,13 +276,13 @@ class Probe(nn.Module):
             specs=[self.network.encoder.layout.spec(name) for name in self.inputs],
         )  # fmt: skip
 
-    def save(self, folder: Path, metrics: Mapping[str, Any], card: str) -> None:
+    def save(self, folder: Path, scores: ProbeScores, card: str) -> None:
         """Write the files of the probe. A constant baseline that is an array becomes a tensor."""
         tensors, constant = self.network.stored(), self.constant_baseline
         if isinstance(constant, np.ndarray):
             tensors[BASELINE], constant = torch.from_numpy(np.array(constant, order="C")), None
         save_checkpoint(folder, tensors, replace(self.config, constant_baseline=constant).table(), card)
-        write_table(folder / METRICS, metrics)
+        write_table(folder / METRICS, scores)
 
 
 def load(

@@ -1,19 +1,4 @@
-"""Results of finished probes: metrics.json, its summary and model card, and the comparison of several probes.
-
-metrics.json:
-
-    task            {"name", "kind"}; also "inputs", "head", "tuning", "seed", "settings", "steps"
-    labels          {"requested", "train", "validation", "test"}: numbers of samples
-    metrics         [{"name", "unit", "higher_is_better", "meaning", "score", "baseline"}], the main metric first; null
-                    if not finite. The baseline is the constant prediction that is best on the training labels.
-    dropped         {"train": {"no_input", "no_label"}, "test": ..., "unknown_keys"}: numbers of samples
-    unseen_classes  number of test labels of each class without a training label
-    backbone        {"weights_sha256"}
-    parameters      {"trained", "all"}
-    best_step       the step whose weights were kept; only with validation
-    validation      {"name", "score"} of the main metric at that step
-    seconds         {"training", "all"}
-"""
+"""Results of finished probes: the summary and model card of one probe, and the comparison of several."""
 
 from __future__ import annotations
 
@@ -27,8 +12,7 @@ from tokenizers_zoo.checkpoint import card_row
 from tokenizers_zoo.cli.options import plain_table
 from tokenizers_zoo.errors import ConfigError, and_others
 from tokenizers_zoo.intervals import SPREAD
-from tokenizers_zoo.report.transfer import compare_probes, read_probe, row_texts
-from tokenizers_zoo.samples import TEST, TRAIN
+from zoo_backbone.measure.probes import ProbeMetric, ProbeScores, compare_probes, read_probe, row_texts
 
 CLASSES_SHOWN = 5
 FIXED_COLUMNS = "task", "inputs", "tuning", "labels", "metric", "score", "baseline"
@@ -38,13 +22,13 @@ FIXED_COLUMNS = "task", "inputs", "tuning", "labels", "metric", "score", "baseli
 # ---------------------------------------------------------------- one probe
 
 
-def score_table(metrics: Sequence[Mapping[str, Any]]) -> Table:
+def score_table(metrics: Sequence[ProbeMetric]) -> Table:
     """Return a table of scores and baselines for the terminal."""
     table = plain_table("metric", ">score", ">constant baseline", "better")
     for metric in metrics:
-        unit = f" ({metric['unit']})" if metric["unit"] else ""
-        numbers = [number_text(metric[key]) for key in ("score", "baseline")]
-        table.add_row(metric["name"] + unit, *numbers, "higher" if metric["higher_is_better"] else "lower")
+        unit = f" ({metric.unit})" if metric.unit else ""
+        numbers = number_text(metric.score), number_text(metric.baseline)
+        table.add_row(metric.name + unit, *numbers, "higher" if metric.higher_is_better else "lower")
     return table
 
 
@@ -62,46 +46,46 @@ def unseen_text(unseen: Mapping[str, int]) -> str:
     return f"{sum(unseen.values())} test labels are of classes without a training label: {listed}"
 
 
-def summary(metrics: Mapping[str, Any]) -> list[str]:
+def summary(scores: ProbeScores) -> list[str]:
     """Return lines about dropped samples, unseen classes, the kept step and the setup."""
-    words = {"no_input": "without all inputs", "no_label": "without a label"}
-    counts = {
-        f"of {split} {words[reason]}": count
-        for split in (TRAIN, TEST) for reason, count in metrics["dropped"][split].items()
-    }  # fmt: skip
-    counts["keys of the table that are in no split"] = metrics["dropped"]["unknown_keys"]
+    counts = {"keys of the table that are in no split": scores.unknown_keys}
+    for split, samples in scores.dropped.items():
+        counts[f"of {split} without all inputs"] = samples.no_input
+        counts[f"of {split} without a label"] = samples.no_label
     dropped = [f"{count} {description}" for description, count in counts.items() if count]
-    labels, best = metrics["labels"], metrics.get("validation")
+    labels, best = scores.labels, ""
+    if scores.best_step is not None:
+        best = (
+            f"weights of step {scores.best_step} of {scores.steps}, the best on {labels.validation} "
+            f"validation samples ({scores.metrics[0].name} {number_text(scores.best_score)})"
+        )
     lines = [
         f"dropped samples: {', '.join(dropped)}" if dropped else "",
-        unseen_text(metrics["unseen_classes"]),
-        best
-        and f"weights of step {metrics['best_step']} of {metrics['steps']}, the best on {labels['validation']} "
-        f"validation samples ({best['name']} {number_text(best['score'])})",
-        f"probe: {metrics['task']['kind']} from {' + '.join(metrics['inputs'])}, head {metrics['head']}, "
-        f"{metrics['tuning']}, {labels['train'] + labels['validation']} labels, {labels['test']} held-out samples",
+        unseen_text(scores.unseen_classes),
+        best,
+        f"probe: {scores.task.kind} from {' + '.join(scores.inputs)}, head {scores.head}, "
+        f"{scores.tuning}, {labels.train + labels.validation} labels, {labels.test} held-out samples",
     ]
     return [line for line in lines if line]
 
 
-def probe_card(metrics: Mapping[str, Any]) -> str:
+def probe_card(scores: ProbeScores) -> str:
     """Return the README.md of a probe."""
     rows = [
         card_row(
-            row["name"], number_text(row["score"]), number_text(row["baseline"]), row["unit"] or "-",
-            "higher" if row["higher_is_better"] else "lower", row["meaning"],
+            metric.name, number_text(metric.score), number_text(metric.baseline), metric.unit or "-",
+            "higher" if metric.higher_is_better else "lower", metric.meaning,
         )
-        for row in metrics["metrics"]
+        for metric in scores.metrics
     ]  # fmt: skip
-    labels, parameters = metrics["labels"], metrics["parameters"]
-    notes = summary(metrics)
-    if metrics["tuning"] not in ("full", "scratch"):
+    notes = summary(scores)
+    if scores.tuning not in ("full", "scratch"):
         notes.append("the encoder's weights are loaded from the run of its training")
-    return f"""# {metrics["task"]["name"]} from {", ".join(metrics["inputs"])}
+    return f"""# {scores.task.name} from {", ".join(scores.inputs)}
 
-A 4M encoder ({metrics["tuning"]}) with the head {metrics["head"]}, which predicts {metrics["task"]["kind"]}.
-{parameters["trained"]:,} of {parameters["all"]:,} parameters were trained on {labels["train"]} labels,
-with the seed {metrics["seed"]}.
+A 4M encoder ({scores.tuning}) with the head {scores.head}, which predicts {scores.task.kind}.
+{scores.trained_parameters:,} of {scores.parameters:,} parameters were trained on {scores.labels.train} labels,
+with the seed {scores.seed}.
 
 {chr(10).join(f"- {note}" for note in notes)}
 
@@ -109,10 +93,10 @@ with the seed {metrics["seed"]}.
 from zoo_backbone.transfer import load
 
 probe = load("this folder")
-predictions = probe.predict_values({{{", ".join(f'"{name}": values' for name in metrics["inputs"])}}})
+predictions = probe.predict_values({{{", ".join(f'"{name}": values' for name in scores.inputs)}}})
 ```
 
-On {labels["test"]} held-out samples:
+On {scores.labels.test} held-out samples:
 
 | metric | score | constant baseline | unit | better | meaning |
 |---|---|---|---|---|---|
@@ -128,7 +112,7 @@ def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
     Raises CheckpointError for a folder that is not a finished probe, ConfigError for two probes that differ in nothing.
     """
-    rows = compare_probes([(folder, read_probe(folder)) for folder in folders])
+    rows = compare_probes([read_probe(folder) for folder in folders])
     for row in rows:
         if len(row["folders"]) > len(row["seeds"]):
             raise ConfigError(

@@ -26,6 +26,7 @@ from tokenizers_zoo.samples import TEST, TRAIN, spread
 from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.train.batches import permuted
 from zoo_backbone.data import TokenData, stored_samples
+from zoo_backbone.measure.probes import DroppedSamples
 from zoo_backbone.transfer.config import MIN_VALIDATION, TransferConfig
 from zoo_backbone.transfer.targets import Classes, ClassMap, Numbers, Target
 
@@ -240,8 +241,7 @@ class Samples:
     """Their numbers in the split of the token store, ascending."""
     read: Callable[[int], Any]
     """Return the label of the sample with this number."""
-    dropped: Mapping[str, int]
-    """Number of samples without inputs ("no_input") or label ("no_label")."""
+    dropped: DroppedSamples
 
     @cached_property
     def labels(self) -> LazyValues:
@@ -322,7 +322,7 @@ class Stores:
                     f"--task {task.text}: sample {inputs.split.key(number)!r} has the label {str(label)[:40]!r}, "
                     "expected a number as in the training split; remove it, or train with --classes"
                 )
-        dropped = {"no_input": no_input, "no_label": len(inputs) - len(numbers)}
+        dropped = DroppedSamples(no_input=no_input, no_label=len(inputs) - len(numbers))
         read_label = read if task.value_modality is not None else labels.__getitem__
         return Samples(inputs=inputs, numbers=np.array(numbers, np.int64), read=read_label, dropped=dropped)
 

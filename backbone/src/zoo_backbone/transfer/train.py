@@ -21,7 +21,6 @@ from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.progress import progress_bar, say
 from tokenizers_zoo.records import as_dicts
 from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.report.transfer import METRICS
 from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
 from tokenizers_zoo.samples import TEST, TRAIN, TrainingSamples, spread
 from tokenizers_zoo.terminal import console
@@ -30,6 +29,7 @@ from tokenizers_zoo.train.loop import Best, train
 from tokenizers_zoo.train.loop import Task as LoopTask
 from zoo_backbone.checkpoint import layout_for, model_config
 from zoo_backbone.encoder import parameter_groups
+from zoo_backbone.measure.probes import METRICS, LabelCounts, PredictedLabels, ProbeScores
 from zoo_backbone.run import Run, registry_path, stored_config
 from zoo_backbone.transfer.config import TransferConfig, head_for
 from zoo_backbone.transfer.head import Grid
@@ -119,7 +119,7 @@ class ProbeTask(LoopTask):
             raise ConfigError(f"patience: needs validation samples; {self.split.reason or 'leave patience out'}")
         self.target = parsed.fit(self.split.samples.labels)
         self.test = stores.samples(parsed, TEST, self.target)
-        self.dropped = {TRAIN: labelled.dropped, TEST: self.test.dropped, "unknown_keys": unknown_keys}
+        self.unknown_keys, self.dropped = unknown_keys, {TRAIN: labelled.dropped, TEST: self.test.dropped}
         self.head = head_for(self.target.kind, config)
         if self.target.kind.endswith("map"):
             Grid.of(layout, inputs)  # raises before anything is written
@@ -229,24 +229,31 @@ class ProbeTask(LoopTask):
         target = self.target
         baseline = self.task.constant_baseline(target, self.split.samples.labels)
         probe = Probe(self.network, self.task, self.zoo, self.record, self.sources, baseline)
-        best_metrics = {} if best is None else {
-            "best_step": best.step, "validation": {"name": self.spec.metrics[0].name, "score": best.score}
-        }  # fmt: skip
-        metrics = {
-            "task": {"name": self.task.title, "kind": target.kind},
-            "inputs": self.record.inputs, "head": self.head, "tuning": self.config.tuning, "seed": self.seed,
-            "labels": {"requested": self.config.labels, "train": len(self.split.training),
-                       "validation": len(self.split.validation), "test": len(self.test)},
-            "metrics": probe.score(self.test),
-            "settings": self.record.settings,
-            "dropped": self.dropped,
-            "unseen_classes": probe.unseen_classes(self.test.labels),
-            "backbone": {"weights_sha256": self.record.backbone.weights_sha256},
-            "parameters": {"trained": self.trained_parameters, "all": sum(p.numel() for p in probe.parameters())},
-            "steps": steps, **best_metrics,
-            "seconds": {"training": round(seconds, 1), "all": round(time.perf_counter() - self.started, 1)},
-        }  # fmt: skip
-        probe.save(run.path, metrics, probe_card(metrics))
+        scores = ProbeScores(
+            task=PredictedLabels(name=self.task.title, kind=target.kind),
+            inputs=self.record.inputs,
+            head=self.head,
+            tuning=self.config.tuning,
+            seed=self.seed,
+            labels=LabelCounts(
+                requested=self.config.labels, train=len(self.split.training),
+                validation=len(self.split.validation), test=len(self.test),
+            ),
+            metrics=probe.score(self.test),
+            settings=as_dicts(self.config),
+            dropped=self.dropped,
+            unknown_keys=self.unknown_keys,
+            unseen_classes=probe.unseen_classes(self.test.labels),
+            backbone=self.record.backbone.weights_sha256,
+            parameters=sum(parameter.numel() for parameter in probe.parameters()),
+            trained_parameters=self.trained_parameters,
+            steps=steps,
+            best_step=None if best is None else best.step,
+            best_score=None if best is None else best.score,
+            training_seconds=round(seconds, 1),
+            seconds=round(time.perf_counter() - self.started, 1),
+        )  # fmt: skip
+        probe.save(run.path, scores, probe_card(scores))
         run.finish(steps=steps)
 
 

@@ -1,4 +1,4 @@
-"""Comparison of runs: settings that differ, loss curves, and skill scores with bootstrap intervals."""
+"""Comparison of runs: settings that differ, loss curves, and pair metrics with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -12,34 +12,25 @@ from typing import Any
 from tokenizers_zoo.checkpoint import CONFIG
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.intervals import percentiles
-from tokenizers_zoo.io import as_record, read_record, read_table
-from tokenizers_zoo.report import records
-from tokenizers_zoo.report.pages import (
-    FOLDER,
-    LOSS,
-    chart_of,
-    curve_of,
-    flatten_table,
-    held_out_prefix,
-    registry_of,
-    write_page,
-)
+from tokenizers_zoo.io import as_record, read_table
+from tokenizers_zoo.report.pages import chart_of, curve_of, flatten_table, write_page
 from tokenizers_zoo.report.pictures import pictures_beside
 from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.train.log import read_metrics
-
-Pair = tuple[tuple[str, ...], str]
+from zoo_backbone.measure.evaluation import FILE, FOLDER, PAIR_METRICS, Figure, Pair, PairScore, read_evaluation
+from zoo_backbone.measure.page import LOSS, PACKAGE, held_out_prefix, registry_of
+from zoo_backbone.run import BackboneRecord
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecord:
+class ComparedRun:
     """The files of a run that a comparison reads."""
 
     path: Path
     settings: dict[str, str]
     lines: list[dict[str, Any]]
     """metrics.jsonl."""
-    pairs: dict[Pair, records.PairScore]
+    pairs: dict[Pair, PairScore]
     """Pairs of evaluation.json; empty if it belongs to other weights, or is missing."""
     error: str = ""
     """The reason why there are no pairs."""
@@ -52,28 +43,28 @@ class RunRecord:
         return {name: points for name, points in curves.items() if points}
 
 
-def record_of(path: Path) -> RunRecord:
-    """Read the record of a finished run. Raises CheckpointError if `path` is none."""
+def read_compared(path: Path) -> ComparedRun:
+    """Read the files of a finished run. Raises CheckpointError if `path` is none."""
     registry_of(path)
     table = read_table(path / CONFIG)
-    config = as_record(table, records.BackboneRecord, path / CONFIG)
+    config = as_record(table, BackboneRecord, path / CONFIG)
     settings = {
         key: value for key, value in table.items() if key in ("architecture", "model", "train", "start", "lengthened")
     }
     settings["modalities"] = ", ".join(spec.name for spec in config.specs)
     settings["tokenizers"] = {name: fingerprint[:12] for name, fingerprint in config.fingerprints.items()}
     settings["tokens"] = run.places.get("tokens") if (run := read_run(path)) else None
-    pairs, error, scores = {}, "", path / FOLDER / "evaluation.json"
+    pairs, error, scores = {}, "", path / FOLDER / FILE
     if not scores.is_file():
         error = f"was not evaluated: zoo backbone eval {shlex.quote(str(path))}"
     else:
-        evaluation = read_record(scores, records.Evaluation)
+        evaluation = read_evaluation(scores)
         if evaluation.identity.weights != config.weights_sha256:
             error = f"was evaluated with other weights: zoo backbone eval {shlex.quote(str(path))} --overwrite"
         else:
             settings["eval"] = evaluation.identity.settings
-            pairs = {(pair.inputs, pair.target): pair for pair in evaluation.pairs}
-    return RunRecord(path=path, settings=flatten_table(settings), lines=read_metrics(path), pairs=pairs, error=error)
+            pairs = {score.pair: score for score in evaluation.pairs}
+    return ComparedRun(path=path, settings=flatten_table(settings), lines=read_metrics(path), pairs=pairs, error=error)
 
 
 def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
@@ -82,14 +73,15 @@ def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
     runs      [{"name", "path", "problem"}]
     settings  {key: [text or null per run]} for settings that differ
     losses    {"loss" or modality: [[[step, nats per token]] per run]}: held-out losses
-    skills    [{"inputs", "target", "runs": [null, or {"skill", "interval", "samples", "difference",
-              "difference_interval"}]}]: 95 % bootstrap intervals over held-out samples; differences from the first run
+    metrics   {name of a pair metric: [{"inputs", "target", "runs": [null, or {"value", "interval", "samples",
+              "difference", "difference_interval"}]}]}: 95 % bootstrap intervals over held-out samples; differences
+              from the first run
 
     Raises CheckpointError if a path is not a finished run.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("zoo compare: the same run twice; expected different ones")
-    runs = [record_of(path) for path in paths]
+    runs = [read_compared(path) for path in paths]
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     settings = {key: [run.settings.get(key) for run in runs] for key in keys}
     curves = [run.losses() for run in runs]
@@ -102,32 +94,51 @@ def compare_runs(paths: Sequence[Path]) -> dict[str, Any]:
         ],
         "settings": {key: values for key, values in settings.items() if len(set(values)) > 1},
         "losses": {name: [run.get(name, []) for run in curves] for name in loss_names},
-        "skills": [
-            {"inputs": list(pair[0]), "target": pair[1], "runs": _skills([run.pairs.get(pair) for run in runs])}
-            for pair in pairs
-        ],
+        "metrics": {
+            name: [
+                {
+                    "inputs": list(pair[0]),
+                    "target": pair[1],
+                    "runs": _entries(name, [run.pairs.get(pair) for run in runs]),
+                }
+                for pair in pairs
+            ]
+            for name in PAIR_METRICS
+            if any(name in score.figures for run in runs for score in run.pairs.values())
+        },
     }
 
 
-def _skills(entries: Sequence[records.PairScore | None]) -> list[dict[str, Any] | None]:
-    """Return the skill of a pair in each run, with its difference from the first run."""
-    first, skills = entries[0], list[dict[str, Any] | None]()
-    for entry in entries:
-        if entry is None:
-            skills.append(None)
+def _entries(metric: str, scores: Sequence[PairScore | None]) -> list[dict[str, Any] | None]:
+    """Return the value of a pair metric in each run, with its difference from the first run."""
+    figures = [None if score is None else score.figures.get(metric) for score in scores]
+    entries: list[dict[str, Any] | None] = []
+    for score, figure in zip(scores, figures, strict=True):
+        if score is None or figure is None:
+            entries.append(None)
             continue
-        skill = {
-            "skill": entry.skill, "interval": percentiles(entry.resampled_skill), "samples": entry.samples,
-            "difference": None, "difference_interval": None,
-        }  # fmt: skip
-        if first is not None and entry is not first and entry.skill is not None and first.skill is not None:
-            skill["difference"] = entry.skill - first.skill
-            if len(entry.resampled_skill) == len(first.resampled_skill):
-                resamples = zip(entry.resampled_skill, first.resampled_skill, strict=True)
-                differences = (None if old is None or new is None else new - old for new, old in resamples)
-                skill["difference_interval"] = percentiles(differences)
-        skills.append(skill)
-    return skills
+        difference, interval = (None, None) if figure is figures[0] else _difference(figure, figures[0])
+        entries.append(
+            {
+                "value": figure.value,
+                "interval": percentiles(figure.resampled),
+                "samples": score.samples,
+                "difference": difference,
+                "difference_interval": interval,
+            }
+        )
+    return entries
+
+
+def _difference(figure: Figure, first: Figure | None) -> tuple[float | None, tuple[float, float] | None]:
+    """Return the difference from the first run's figure, with its interval if both have the same resamples."""
+    if first is None or figure.value is None or first.value is None:
+        return None, None
+    interval = None
+    if len(figure.resampled) == len(first.resampled):
+        resamples = zip(figure.resampled, first.resampled, strict=True)
+        interval = percentiles(None if old is None or new is None else new - old for new, old in resamples)
+    return figure.value - first.value, interval
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -155,5 +166,6 @@ def write_comparison(comparison: Mapping[str, Any], page: Path) -> Path:
         for loss, run_curves in comparison["losses"].items():
             title = "Held-out loss" if loss == "loss" else f"Held-out loss of {loss}"
             charts += chart_of(pictures, f"compare-{loss}", title, LOSS, dict(zip(names, run_curves, strict=True)))
-        write_page(page, "compare.html.j2", {**comparison, "names": names, "curves": charts})
+        content = {**comparison, "names": names, "curves": charts, "pair_metrics": PAIR_METRICS}
+        write_page(page, "compare.html.j2", content, PACKAGE)
     return page

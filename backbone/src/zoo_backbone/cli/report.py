@@ -1,21 +1,60 @@
-"""zoo compare: settings, losses and skill scores of several runs."""
+"""zoo report and zoo compare: pages about backbones, and settings, losses and scores of several runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tokenizers_zoo.cli.options import JSON, PATH, plain_table, show_facts, show_json, show_table
+from tokenizers_zoo.cli.inspect import write_modalities_page
+from tokenizers_zoo.cli.options import (
+    JSON,
+    PATH,
+    asked_registry,
+    open_zoo,
+    plain_table,
+    show_facts,
+    show_json,
+    show_table,
+)
 from tokenizers_zoo.io import disk_errors
 from tokenizers_zoo.terminal import echo
+
+if TYPE_CHECKING:
+    from zoo_backbone.measure.evaluation import PairMetric
 
 BARS = "▁▂▃▄▅▆▇█"
 POINTS = 36
 """Characters of the loss curves in a line."""
 RUNS = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command("report")
+@click.argument("run", type=PATH, required=False)
+@click.option("--out", type=PATH, help="Where to write the page and its pictures. "
+              "Default: RUN/report/index.html, or report/index.html beside the tokenizers.")  # fmt: skip
+def report(run: Path | None, out: Path | None) -> None:
+    """Write an HTML page about a backbone, or about the whole zoo.
+
+    Pages are self-contained. The page of a backbone includes its tokenizers and data, and for a grown run the losses
+    before and after. The page of the zoo shows all modalities, and links to a page per tokenizer. This page compares
+    the modality's checkpoints in neighbouring folders: samples, metrics, training curves and settings.
+
+    \b
+    Examples:
+      zoo report runs/backbone
+      zoo report
+    """
+    if run is None:
+        write_modalities_page(out)
+        return
+    from zoo_backbone.measure.page import registry_of, write_report
+
+    with disk_errors(out or run):
+        page = write_report(open_zoo(asked_registry() or registry_of(run)), run, out)
+    echo(f"report: {page.resolve().as_uri()}")
 
 
 @click.command("compare")
@@ -25,9 +64,9 @@ RUNS = click.Path(exists=True, file_okay=False, path_type=Path)
 def compare(runs: tuple[Path, ...], as_json: bool, out: Path | None) -> None:
     """Compare settings, losses and scores of backbones.
 
-    Skill scores are in percent (0 = best constant prediction, 100 = tokenizer
-    reconstruction), with 95 % bootstrap intervals over the held-out samples. + and -
-    mark skills that are higher and lower than the first run's, where the interval of
+    Skill scores (0 = best constant prediction, 1 = tokenizer reconstruction) and other
+    metrics of a pair have 95 % bootstrap intervals over the held-out samples. + and -
+    mark figures that are higher and lower than the first run's, where the interval of
     the difference excludes 0. Scores are those of zoo backbone eval.
 
     \b
@@ -35,7 +74,7 @@ def compare(runs: tuple[Path, ...], as_json: bool, out: Path | None) -> None:
       zoo compare runs/a runs/b
       zoo compare runs/a runs/b runs/c --out compare.html
     """
-    from tokenizers_zoo.report.compare import compare_runs, write_comparison
+    from zoo_backbone.measure.compare import compare_runs, write_comparison
 
     if len(runs) < 2:
         raise click.UsageError("expected two runs or more")
@@ -76,34 +115,35 @@ def show(comparison: Mapping[str, Any]) -> None:
     for run in comparison["runs"]:
         if run["problem"]:
             echo(f"\n{run['name']} {run['problem']}", err=True)
-    if comparison["skills"]:
-        echo("\nskill in percent, with 95 % interval")
+    from zoo_backbone.measure.evaluation import PAIR_METRICS
+
+    for name, rows in comparison["metrics"].items():
+        metric = PAIR_METRICS[name]
+        echo(f"\n{name}, with 95 % interval ({metric.meaning})")
         difference = [">difference"] if len(names) == 2 else []
-        table = plain_table("inputs", "target", *(f">{name}" for name in names), *difference)
-        for row in comparison["skills"]:
-            cells = [skill_cell(entry) for entry in row["runs"]]
+        table = plain_table("inputs", "target", *(f">{run}" for run in names), *difference)
+        for row in rows:
+            cells = [figure_cell(metric, entry) for entry in row["runs"]]
             if difference:
                 last = row["runs"][1]
-                cells.append(percent(last["difference"], last["difference_interval"], "+") if last else "-")
+                cells.append(figure_text(metric, last["difference"], last["difference_interval"], "+") if last else "-")
             table.add_row(" + ".join(row["inputs"]), row["target"], *cells)
         show_table(table)
 
 
-def skill_cell(entry: Mapping[str, Any] | None) -> str:
-    """Return a skill with its interval, and a mark if it differs from the first run's."""
+def figure_cell(metric: PairMetric, entry: Mapping[str, Any] | None) -> str:
+    """Return a figure with its interval, and a mark if it differs from the first run's."""
     if entry is None:
         return "-"
     low, high = entry["difference_interval"] or (0, 0)
     mark = " +" if low > 0 else " -" if high < 0 else ""
-    return percent(entry["skill"], entry["interval"]) + mark
+    return figure_text(metric, entry["value"], entry["interval"]) + mark
 
 
-def percent(value: float | None, interval: Sequence[float] | None, sign: str = "") -> str:
-    """Return `62 (55..68)`."""
-    if value is None:
-        return "-"
-    limits = "" if interval is None else f" ({'..'.join(f'{100 * limit:z.0f}' for limit in interval)})"
-    return f"{100 * value:{sign}z.0f}{limits}"
+def figure_text(metric: PairMetric, value: float | None, interval: Sequence[float] | None, sign: str = "") -> str:
+    """Return `0.62 (0.55..0.68)`."""
+    limits = "" if value is None or interval is None else f" ({'..'.join(map(metric.text, interval))})"
+    return metric.text(value, sign) + limits
 
 
 def sparkline(values: Sequence[float], low: float, high: float, points: int) -> str:

@@ -1,32 +1,25 @@
-"""Samples in the report: inputs, generated or found values and truth; values with their reconstructions."""
+"""Samples on the page of a backbone: inputs, generated or found values, and truth; and the section on retrieval."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from tokenizers_zoo.io import read_record, read_regular
+from tokenizers_zoo.io import read_record
 from tokenizers_zoo.ml4m.source import known_fingerprint
-from tokenizers_zoo.records import as_dicts
-from tokenizers_zoo.report import records
+from tokenizers_zoo.report.pages import read_inside
 from tokenizers_zoo.report.pictures import Pictures, cells_of, range_text
-from tokenizers_zoo.report.records import GalleryRecord, GalleryRow
 from tokenizers_zoo.samples import TRAIN
 from tokenizers_zoo.tar import key_problem
-from tokenizers_zoo.train.report import EVALUATION, PICTURES
-
-if TYPE_CHECKING:
-    from tokenizers_zoo.registry import ModalityHandle
+from zoo_backbone.measure.evaluation import GalleryRecord, GalleryRow
+from zoo_backbone.measure.retrieval import FILE, FOLDER, RetrievalRecord
 
 Role = Literal["input", "generated", "truth"]
-RECALL = "retrieval/retrieval.json"
-SAMPLES_PER_TOKENIZER = 3
-"""Reconstructions per tokenizer."""
-REMEDY = "zoo tokenizer eval writes it anew"
+RECALL = f"{FOLDER}/{FILE}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +82,6 @@ def read_galleries(
     return loaded, missing_sheets
 
 
-def read_inside(folder: Path, path: Path) -> bytes | None:
-    """Return the content of a file in a folder. None if it is missing, or if a link leads out of the folder."""
-    return read_regular(path) if path.resolve().is_relative_to(folder.resolve()) else None
-
-
 def _columns(entry: GalleryRecord, row: GalleryRow) -> Iterator[tuple[Role, str, str]]:
     """Yield role, modality and label of a row's cells: inputs, draws, truth; or a query and its hits."""
     target, inputs = entry.target, entry.inputs
@@ -144,7 +132,7 @@ def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
     """
     if not (run / RECALL).is_file():
         return None
-    scores = read_record(run / RECALL, records.Retrieval)
+    scores = read_record(run / RECALL, RetrievalRecord)
     identity = scores.identity
     another = identity.fingerprint != known_fingerprint(run)
     if another or identity.split == TRAIN:
@@ -162,37 +150,3 @@ def retrieval_section(run: Path, pictures: Pictures) -> dict[str, Any] | None:
         "galleries": galleries,
         "missing_sheets": missing_sheets,
     }
-
-
-def tokenizer_card(handle: ModalityHandle, pictures: Pictures, limit: int = SAMPLES_PER_TOKENIZER) -> dict[str, Any]:
-    """Return the template's card of a tokenizer, from its checkpoint: up to `limit` samples, metrics, codes in use.
-
-    Modalities that share a checkpoint store them in subfolders by name. Raises CheckpointError if evaluation.json is
-    damaged.
-    """
-    folder = handle.checkpoint
-    folder = folder / handle.name if handle.spec.shares_checkpoint else folder
-    path = folder / EVALUATION
-    figures = read_record(path, records.TokenizerScores, remedy=REMEDY) if path.is_file() else records.TokenizerScores()
-    in_training = figures.codebook or records.Codes()
-    codes = as_dicts(figures if figures.usage is not None else in_training)
-    # Pairs of input and reconstruction are numbered, other sheets are not.
-    images, texts = (
-        [data for path in sorted((folder / PICTURES).glob(f"[0-9]*.{end}"))[:limit]
-         if (data := read_inside(folder, path)) is not None]
-        for end in ("png", "txt")
-    )  # fmt: skip
-    name = handle.name if folder.name == handle.name else f"{handle.name}-{folder.name}"
-    return {
-        "spec": handle.spec, "metrics": figures.metrics, "samples": figures.samples,
-        "images": [pictures.add(f"tokenizer-{name}-{n}", png) for n, png in enumerate(images)],
-        "texts": [pair_of_texts(text.decode(errors="replace")) for text in texts],
-        "codes": {key: number for key, number in codes.items() if number is not None},
-        "code_count": in_training.size or handle.spec.vocab_size,
-    }  # fmt: skip
-
-
-def pair_of_texts(written: str) -> tuple[str, str]:
-    """Input and reconstruction from a text file of samples/."""
-    before, _, after = written.removesuffix("\n").partition("\nreconstruction: ")
-    return before.removeprefix("input:").strip(), after

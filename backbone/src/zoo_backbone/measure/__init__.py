@@ -1,0 +1,1 @@
+"""Figures of backbones: the records of evaluations, and the pages and comparisons that show them."""
