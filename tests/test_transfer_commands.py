@@ -22,7 +22,15 @@ from token_stores import note_source, rewrite_tokens, stored_tokens
 from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, set_paths, train, with_run
 
 from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, OneLineError, UnknownNameError, ZooError
+from tokenizers_zoo.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    OneLineError,
+    ReadError,
+    UnknownNameError,
+    ZooError,
+)
 from tokenizers_zoo.io import read_table, write_table
 from tokenizers_zoo.run_folder import FolderError
 from zoo_backbone.transfer import load
@@ -171,7 +179,7 @@ BAD = [
     ("zones letters", ConfigError, "--input letters"),
     ("facts light", ConfigError, "zoo backbone grow"),
     ("letters light", ConfigError, "zoo backbone grow"),
-    ("nowhere.csv light", DataError, "nowhere.csv"),
+    ("nowhere.csv light", ReadError, "nowhere.csv"),
     ("zones light --set patience=2 --labels 9", ConfigError, "patience"),
     ("zones light --set patience=2 --set validation=0", ConfigError, "patience"),
     ("zones light --data nowhere", DataError, "nowhere"),
