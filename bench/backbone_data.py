@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tokenizers_zoo.layouts import GridLayout, PatchesLayout, SequenceLayout, TokenLayout, VectorLayout
-from tokenizers_zoo.spec import ModalitySpec, ValueSpec
-from zoo_backbone.batch import RawBatch
+from tokenizers_zoo.contract.layouts import GridLayout, PatchesLayout, SequenceLayout, TokenLayout, VectorLayout
+from tokenizers_zoo.contract.spec import ModalitySpec, ValueSpec
+from zoo_backbone.model.batch import RawBatch
 
 TEXT = SequenceLayout(max_length=256, end=1, sentinel_start=2, num_sentinels=200)
 

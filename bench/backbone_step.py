@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from zoo_backbone.config import PRESETS, MaskingConfig, Mixture, TrainConfig, preset
-from zoo_backbone.masking import Masker
-from zoo_backbone.model import FourM
-from zoo_backbone.optim import EPSILON, Optimizer
+from zoo_backbone.learn.masking import Masker
+from zoo_backbone.learn.optim import EPSILON, Optimizer
+from zoo_backbone.model.config import PRESETS, MaskingConfig, Mixture, TrainConfig, preset
+from zoo_backbone.model.fourm import FourM
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 

@@ -15,10 +15,10 @@ from typing import Any
 from pages import publish
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.io import read_table
-from tokenizers_zoo.pipeline.derive import derive_data
-from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers, usable_modalities
+from tokenizers_zoo.build.derive import derive_data
+from tokenizers_zoo.build.make import make_data
+from tokenizers_zoo.build.tokenizers import TokenizerJob, train_tokenizers, usable_modalities
+from tokenizers_zoo.records.io import read_table
 from tokenizers_zoo.train.report import EVALUATION
 
 SOURCES = "scenes", "bouncing", "terrain"

@@ -19,13 +19,13 @@ from backbone_data import seconds
 from rich.console import Console
 from rich.table import Table
 
-from tokenizers_zoo.layouts import GridLayout, SequenceLayout, TokenLayout
-from tokenizers_zoo.spec import ModalitySpec, ValueSpec
-from zoo_backbone.batch import PackedTargets
-from zoo_backbone.config import PRESETS, preset
+from tokenizers_zoo.contract.layouts import GridLayout, SequenceLayout, TokenLayout
+from tokenizers_zoo.contract.spec import ModalitySpec, ValueSpec
 from zoo_backbone.generate import TargetPlan, generate
-from zoo_backbone.model import FourM
-from zoo_backbone.packing import EncoderInputs
+from zoo_backbone.model.batch import PackedTargets
+from zoo_backbone.model.config import PRESETS, preset
+from zoo_backbone.model.fourm import FourM
+from zoo_backbone.model.packing import EncoderInputs
 
 LENGTH = 64
 TEXT = SequenceLayout(max_length=LENGTH, end=1, sentinel_start=2, num_sentinels=200)

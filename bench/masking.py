@@ -18,10 +18,10 @@ from backbone_data import modalities, samples, seconds
 from rich.console import Console
 from rich.table import Table
 
-from zoo_backbone.batch import RawBatch
-from zoo_backbone.config import MaskingConfig, Mixture
-from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.masking import Masker
+from zoo_backbone.learn.masking import Masker
+from zoo_backbone.model.batch import RawBatch
+from zoo_backbone.model.config import MaskingConfig, Mixture
+from zoo_backbone.model.embedding_layout import EmbeddingLayout
 
 MIXTURE = tuple(Mixture(input_alpha=alpha, target_alpha=alpha) for alpha in (0.01, 0.1, 1.0, 10.0))
 

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import track
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.quantizers.config import KIND_DEFAULTS
-from tokenizers_zoo.samples import TrainingSamples
-from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.contract.samples import TrainingSamples
+from tokenizers_zoo.contract.spec import Crop
+from tokenizers_zoo.tokenizers.quantizers.config import KIND_DEFAULTS
 
 SEVERAL = [kind for kind, fields in KIND_DEFAULTS.items() if "num_codebooks" in fields]
 EQUAL: dict[str, dict[str, Any]] = {

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from tokenizers_zoo.data.manifest import Dataset, Split, SplitRecord
-from tokenizers_zoo.data.shards import writing_shard
+from tokenizers_zoo.stores.manifest import Dataset, Split, SplitRecord
+from tokenizers_zoo.stores.shards import writing_shard
 
 NAMES = ("a", "b", "c")
 TEST = 1000

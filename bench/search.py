@@ -19,8 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from zoo_backbone.retrieval.embed import unit
-from zoo_backbone.retrieval.index import nearest, read_vectors, write_vectors
+from zoo_backbone.use.retrieval.embed import unit
+from zoo_backbone.use.retrieval.index import nearest, read_vectors, write_vectors
 
 
 def measure(count: int, dims: int, queries: int, repeats: int) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from pages import publish
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo_backbone.batch import PackedBatch
-from zoo_backbone.config import MaskingConfig, Mixture, preset
-from zoo_backbone.masking import Masker
-from zoo_backbone.model import FourM
+from zoo_backbone.learn.masking import Masker
+from zoo_backbone.model.batch import PackedBatch
+from zoo_backbone.model.config import MaskingConfig, Mixture, preset
+from zoo_backbone.model.fourm import FourM
 
 BUDGETS = (64, 128, 256)
 NOTE = (

@@ -19,8 +19,8 @@ from plugin_readmes import plugin_readmes
 from settings_page import settings_page
 from sizes_page import sizes_page
 
-from tokenizers_zoo import hookspecs
 from tokenizers_zoo.cli.main import zoo
+from tokenizers_zoo.contract import hookspecs
 
 ROOT = Path(__file__).parent.parent
 ERRORS = """\
@@ -92,7 +92,7 @@ def commands_page() -> str:
 
 def hooks_page() -> str:
     """Return the contract, hook by hook."""
-    parts = ["# The plugin contract\n\nGenerated from `tokenizers_zoo/hookspecs.py` by `make docs`.\n"]
+    parts = ["# The plugin contract\n\nGenerated from `tokenizers_zoo/contract/hookspecs.py` by `make docs`.\n"]
     parts.append(inspect.getdoc(hookspecs) or "")
     for owner, required in (
         (hookspecs.ModalityHooks, hookspecs.REQUIRED),

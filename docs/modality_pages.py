@@ -13,12 +13,12 @@ import numpy as np
 from settings_page import preset_sections, settings_tables, table
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.contract.handle import ModalityHandle
+from tokenizers_zoo.contract.validation import expected_value
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.testing.probe import Probe, outcome_of
 from tokenizers_zoo.testing.probes import OTHER, probed_files
-from tokenizers_zoo.text_vocab import VocabularyConfig
-from tokenizers_zoo.validation import expected_value
+from tokenizers_zoo.tokenizers.text_vocab import VocabularyConfig
 
 ALIKE = 0.6
 """Two refusals with at least this share of common words at their ends are shown as one."""

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from tokenizers_zoo.config import ITS_TABLE, REQUIRED, UNSET, Table, tables_of, toml_text
-from tokenizers_zoo.layouts import GridLayout
-from tokenizers_zoo.limits import Limits
-from tokenizers_zoo.registry import InstanceConfig, ZooConfig
-from tokenizers_zoo.spec import ModalitySpec, ValueSpec
-from zoo_backbone.config import PRESETS, EvaluationConfig, ModelConfig, TrainConfig
+from tokenizers_zoo.contract.layouts import GridLayout
+from tokenizers_zoo.contract.registry import InstanceConfig, ZooConfig
+from tokenizers_zoo.contract.spec import ModalitySpec, ValueSpec
+from tokenizers_zoo.records.config import ITS_TABLE, REQUIRED, UNSET, Table, tables_of, toml_text
+from tokenizers_zoo.records.limits import Limits
 from zoo_backbone.generate.plans import GenerationPlan
 from zoo_backbone.generate.schemes import SCHEMES
-from zoo_backbone.model import FourM
-from zoo_backbone.transfer.config import TUNING, TransferConfig
+from zoo_backbone.model.config import PRESETS, EvaluationConfig, ModelConfig, TrainConfig
+from zoo_backbone.model.fourm import FourM
+from zoo_backbone.use.transfer.config import TUNING, TransferConfig
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

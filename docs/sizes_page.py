@@ -14,11 +14,11 @@ from modality_pages import declared
 from settings_page import ANY, table
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.contract.spec import ModalitySpec
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.spec import ModalitySpec
-from zoo_backbone.config import PRESETS, ModelConfig
-from zoo_backbone.model import FourM
-from zoo_backbone.optim import block_matrices
+from zoo_backbone.learn.optim import block_matrices
+from zoo_backbone.model.config import PRESETS, ModelConfig
+from zoo_backbone.model.fourm import FourM
 
 PAGE = Path(__file__).parent / "sizes.md"
 SIZES = ((64, 8), (128, 8), (128, 16), (224, 16), (256, 16))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from common import GIVEN_PICTURE, Study, Variant, begin, compare
 
-from zoo_backbone.config import Mixture
+from zoo_backbone.model.config import Mixture
 
 ALPHAS = 0.01, 0.1, 1.0, 10.0
 

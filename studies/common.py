@@ -17,18 +17,18 @@ from rich.console import Console
 from rich.table import Table
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.build.workers import cores, run_jobs
+from tokenizers_zoo.contract.intervals import interval as mean_and_half
+from tokenizers_zoo.contract.samples import TRAIN
 from tokenizers_zoo.errors import DataError, OneLineError
-from tokenizers_zoo.intervals import interval as mean_and_half
-from tokenizers_zoo.io import write_table
-from tokenizers_zoo.pipeline.workers import cores, run_jobs
-from tokenizers_zoo.samples import TRAIN
-from zoo_backbone.config import PRESETS, EvaluationConfig, MaskingConfig, Mixture, ModelConfig, TrainConfig
-from zoo_backbone.evaluate import evaluate
-from zoo_backbone.losses import losses_of
+from tokenizers_zoo.records.io import write_table
+from tokenizers_zoo.stores.tokens import TokenStore
+from zoo_backbone.learn.losses import losses_of
+from zoo_backbone.learn.train import train
+from zoo_backbone.measure.evaluate import evaluate
 from zoo_backbone.measure.evaluation import PairScore
-from zoo_backbone.model import FourM
-from zoo_backbone.train import train
+from zoo_backbone.model.config import PRESETS, EvaluationConfig, MaskingConfig, Mixture, ModelConfig, TrainConfig
+from zoo_backbone.model.fourm import FourM
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

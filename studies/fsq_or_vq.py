@@ -16,12 +16,12 @@ from common import GIVEN, Study, begin, cell, over_seeds
 from rich.table import Table
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.io import read_table
-from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers
+from tokenizers_zoo.build.tokenize import tokenize
+from tokenizers_zoo.build.tokenizers import TokenizerJob, train_tokenizers
+from tokenizers_zoo.records.io import read_table
 from tokenizers_zoo.train.report import EVALUATION
-from zoo_backbone.config import Mixture
-from zoo_backbone.train import train
+from zoo_backbone.learn.train import train
+from zoo_backbone.model.config import Mixture
 
 TARGETS = "depth", "normal", "semseg"
 KINDS: dict[str, dict[str, Any]] = {"fsq": {"levels": [8, 6, 5]}, "vq": {"codebook_size": 240}}

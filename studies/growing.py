@@ -21,11 +21,11 @@ from common import GIVEN, Study, begin, cell, format_mean, over_seeds
 from rich.table import Table
 from transfer import generalist, picture_question
 
+from tokenizers_zoo.contract.spec import ModalitySpec
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
-from tokenizers_zoo.spec import ModalitySpec
-from zoo_backbone.checkpoint import ids_in_use, initial_model
-from zoo_backbone.grow import Trained, growing_config, grown_specs, replay_mixtures, write_report
-from zoo_backbone.train import train
+from zoo_backbone.learn.checkpoint import ids_in_use, initial_model
+from zoo_backbone.learn.train import train
+from zoo_backbone.measure.grow import Trained, growing_config, grown_specs, replay_mixtures, write_report
 
 SHARES = "0.2"
 WORST, SOONEST = -0.01, 0.2

@@ -18,7 +18,7 @@ from common import GIVEN, Study, Variant, begin, format_mean, interval
 from rich.table import Table
 from transfer import generalist, picture_question, sets_of, specialist, target_names
 
-from zoo_backbone.optim import for_width
+from zoo_backbone.learn.optim import for_width
 
 AS_IT_IS = "as it is"
 COLUMNS = 4

@@ -20,13 +20,13 @@ from common import begin, positive
 from rich.console import Console
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.build.workers import cores, run_jobs
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.io import write_table
-from tokenizers_zoo.pipeline.workers import cores, run_jobs
-from zoo_backbone.run import Run
-from zoo_backbone.transfer.config import TransferConfig, transfer_config
-from zoo_backbone.transfer.results import compare, comparison_table
-from zoo_backbone.transfer.train import train_probe
+from tokenizers_zoo.records.io import write_table
+from zoo_backbone.model.run import Run
+from zoo_backbone.use.transfer.config import TransferConfig, transfer_config
+from zoo_backbone.use.transfer.results import compare, comparison_table
+from zoo_backbone.use.transfer.train import train_probe
 
 TUNINGS = "frozen", "full", "scratch"
 LONGER = 3

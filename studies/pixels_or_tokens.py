@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from common import GIVEN, Study, Variant, begin, compare
 
-from zoo_backbone.config import Mixture
+from zoo_backbone.model.config import Mixture
 
 TOKENS = "rgb"
 TARGETS = "depth", "normal", "semseg"

@@ -16,8 +16,8 @@ from common import Study, Variant, begin, format_mean, interval
 from rich.table import Table
 
 from tokenizers_zoo.errors import ConfigError
-from zoo_backbone.config import PRESETS, ModelConfig
-from zoo_backbone.optim import for_width
+from zoo_backbone.learn.optim import for_width
+from zoo_backbone.model.config import PRESETS, ModelConfig
 
 SIZES = "nano,tiny,small"
 HEAD = PRESETS["nano"].dim // PRESETS["nano"].heads

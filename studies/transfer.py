@@ -15,7 +15,7 @@ from typing import Any
 from common import GIVEN, Study, Variant, begin, format_mean, interval
 from rich.table import Table
 
-from zoo_backbone.config import Mixture
+from zoo_backbone.model.config import Mixture
 
 ORDER = GIVEN, "depth", "semseg", "normal", "caption", "boxes", "metadata"
 """Which come first in the smaller sets; others follow by name."""

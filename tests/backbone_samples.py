@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from token_stores import metadata_of, write_tokens
 
-from tokenizers_zoo.io import read_lines
-from tokenizers_zoo.layouts import (
+from tokenizers_zoo.contract.layouts import (
     EmbeddingsLayout,
     GridLayout,
     PatchesLayout,
@@ -21,12 +20,13 @@ from tokenizers_zoo.layouts import (
     TokenLayout,
     VectorLayout,
 )
-from tokenizers_zoo.spec import ModalitySpec, ValueSpec
-from zoo_backbone.batch import PackedBatch, RawBatch
-from zoo_backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
-from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.masking import Masker
-from zoo_backbone.train import Trainer, train
+from tokenizers_zoo.contract.spec import ModalitySpec, ValueSpec
+from tokenizers_zoo.records.io import read_lines
+from zoo_backbone.learn.masking import Masker
+from zoo_backbone.learn.train import Trainer, train
+from zoo_backbone.model.batch import PackedBatch, RawBatch
+from zoo_backbone.model.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
+from zoo_backbone.model.embedding_layout import EmbeddingLayout
 
 SMALL = ModelConfig(dim=32, encoder_depth=2, decoder_depth=2, heads=2)
 TRAINING = TrainConfig(

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from backbone_samples import ADDED, SMALL, TRAINING, all_layouts
 
-from tokenizers_zoo.process import Interrupted
-from zoo_backbone.distributed import leave
-from zoo_backbone.train import Trainer, train
+from tokenizers_zoo.machine.process import Interrupted
+from zoo_backbone.learn.distributed import leave
+from zoo_backbone.learn.train import Trainer, train
 
 
 def train_in_two_processes(
@@ -29,7 +29,7 @@ def train_in_two_processes(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["zoo_backbone.train"])
+    context.set_forkserver_preload(["zoo_backbone.learn.train"])
     saved = context.SimpleQueue()
     arguments = (port, folder, tokens, changes, start, interrupt_after, saved)
     workers = [context.Process(target=work, args=(rank, *arguments), daemon=True) for rank in range(2)]

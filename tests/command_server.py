@@ -28,18 +28,48 @@ from types import SimpleNamespace
 from typing import Any
 
 HEAVY = (
-    "jinja2", "matplotlib.figure", "msgspec.yaml", "pandas", "PIL.ImageDraw", "rich.columns",
-    "rich.markdown", "rich.progress", "rich.table", "scipy.ndimage", "skimage.metrics", "tokenizers",
-    "tokenizers_zoo.autoencoder.losses", "tokenizers_zoo.autoencoder.model", "tokenizers_zoo.autoencoder.task",
-    "tokenizers_zoo.autoencoder.tokenizer", "tokenizers_zoo.cli.data", "tokenizers_zoo.cli.inspect",
-    "tokenizers_zoo.cli.tokenizer", "tokenizers_zoo.cli.tokens", "tokenizers_zoo.pipeline.evaluate",
-    "tokenizers_zoo.pipeline.stores", "tokenizers_zoo.pipeline.tokenize", "tokenizers_zoo.pipeline.tokenizers",
-    "tokenizers_zoo.quantizers.quantizer", "tokenizers_zoo.report.pages", "tokenizers_zoo.train.loop",
-    "torch._dynamo", "torch.utils.tensorboard", "vector_quantize_pytorch", "zoo_backbone.cli.main",
-    "zoo_backbone.evaluate", "zoo_backbone.generate_to_folder", "zoo_backbone.grow", "zoo_backbone.retrieval.cli",
-    "zoo_backbone.retrieval.query", "zoo_backbone.train", "zoo_backbone.transfer.cli",
-    "zoo_backbone.transfer.results", "zoo_backbone.transfer.train", "zoo_photos",
-)  # fmt: skip
+    "jinja2",
+    "matplotlib.figure",
+    "msgspec.yaml",
+    "pandas",
+    "PIL.ImageDraw",
+    "rich.columns",
+    "rich.markdown",
+    "rich.progress",
+    "rich.table",
+    "scipy.ndimage",
+    "skimage.metrics",
+    "tokenizers",
+    "tokenizers_zoo.tokenizers.autoencoder.losses",
+    "tokenizers_zoo.tokenizers.autoencoder.model",
+    "tokenizers_zoo.tokenizers.autoencoder.task",
+    "tokenizers_zoo.tokenizers.autoencoder.tokenizer",
+    "tokenizers_zoo.cli.data",
+    "tokenizers_zoo.cli.inspect",
+    "tokenizers_zoo.cli.tokenizer",
+    "tokenizers_zoo.cli.tokens",
+    "tokenizers_zoo.tokenizers.evaluate",
+    "tokenizers_zoo.build.stores",
+    "tokenizers_zoo.build.tokenize",
+    "tokenizers_zoo.build.tokenizers",
+    "tokenizers_zoo.tokenizers.quantizers.quantizer",
+    "tokenizers_zoo.report.pages",
+    "tokenizers_zoo.train.loop",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "vector_quantize_pytorch",
+    "zoo_backbone.cli.main",
+    "zoo_backbone.measure.evaluate",
+    "zoo_backbone.use.generate_to_folder",
+    "zoo_backbone.measure.grow",
+    "zoo_backbone.cli.retrieve",
+    "zoo_backbone.use.retrieval.query",
+    "zoo_backbone.learn.train",
+    "zoo_backbone.cli.transfer",
+    "zoo_backbone.use.transfer.results",
+    "zoo_backbone.use.transfer.train",
+    "zoo_photos",
+)
 
 
 def arm(mishap: dict[str, Any], renames: list[str]) -> None:
@@ -64,7 +94,7 @@ def arm(mishap: dict[str, Any], renames: list[str]) -> None:
 
     os.replace, os.fsync = counted_replace, counted_fsync
     if "shard_size" in mishap:
-        importlib.import_module("tokenizers_zoo.pipeline.make").SHARD_SIZES = {0: mishap["shard_size"]}
+        importlib.import_module("tokenizers_zoo.build.make").SHARD_SIZES = {0: mishap["shard_size"]}
     if mishap.get("no_locks"):
         fcntl.flock = no_lock
     if "largest" in mishap:
@@ -88,7 +118,7 @@ def fork_processes() -> None:
 
         return fork.Process(target=work)
 
-    importlib.import_module("tokenizers_zoo.pipeline.workers").CONTEXT = SimpleNamespace(
+    importlib.import_module("tokenizers_zoo.build.workers").CONTEXT = SimpleNamespace(
         RawArray=fork.RawArray, RawValue=fork.RawValue, Pipe=pipe, Process=process
     )
     importlib.import_module("tokenizers_zoo.cli.pipeline").subprocess = SimpleNamespace(Popen=ForkedProgram)

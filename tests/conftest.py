@@ -41,7 +41,7 @@ def fast_machine() -> Iterator[None]:
     """
     from worker_server import CONTEXT
 
-    from tokenizers_zoo.plugins import installed_claims
+    from tokenizers_zoo.contract.plugins import installed_claims
 
     claims_at = functools.cache(lambda folders: installed_claims())
 
@@ -49,8 +49,8 @@ def fast_machine() -> Iterator[None]:
         return claims_at(tuple((path, os.stat(path).st_mtime_ns) for path in sys.path if os.path.isdir(path)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tokenizers_zoo.pipeline.workers.CONTEXT", CONTEXT)
-        patch.setattr("tokenizers_zoo.plugins.installed_claims", cached_claims)
+        patch.setattr("tokenizers_zoo.build.workers.CONTEXT", CONTEXT)
+        patch.setattr("tokenizers_zoo.contract.plugins.installed_claims", cached_claims)
         patch.setattr(os, "fsync", lambda file: None)
         yield
 

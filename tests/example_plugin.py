@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-from tokenizers_zoo.layouts import GridLayout
-from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.contract.layouts import GridLayout
+from tokenizers_zoo.contract.spec import Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.files.checkpoint import load_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

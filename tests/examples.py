@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.samples import TrainingSamples
+from tokenizers_zoo.contract.samples import TrainingSamples
 
 PLUGINS = {
     path.parent: tomllib.loads(path.read_text())["project"]

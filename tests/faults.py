@@ -677,7 +677,7 @@ def write_published(folder: Path) -> None:
     from test_ml4m_backbone import VARIANTS, published
     from test_ml4m_folders import text_file
 
-    from tokenizers_zoo.ml4m import write_published as write
+    from tokenizers_zoo.files.published import write_published as write
 
     write(published(VARIANTS["gated"]), folder / "4M_B")
     text_file(folder / "words.json")

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from backbone_samples import spec
 
-from tokenizers_zoo.layouts import EmbeddingsLayout, GridLayout, PatchesLayout, SequenceLayout, VectorLayout
-from tokenizers_zoo.spec import ModalitySpec
-from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
-from zoo_backbone.checkpoint import architecture_for
-from zoo_backbone.config import ModelConfig
+from tokenizers_zoo.contract.layouts import EmbeddingsLayout, GridLayout, PatchesLayout, SequenceLayout, VectorLayout
+from tokenizers_zoo.contract.spec import ModalitySpec
 from zoo_backbone.generate.sampling import draw
-from zoo_backbone.ml4m.model import PublishedConfig
-from zoo_backbone.model import FourM
-from zoo_backbone.packing import EncoderInputs
+from zoo_backbone.learn.checkpoint import architecture_for
+from zoo_backbone.model.batch import PackedBatch, PackedInputs, PackedTargets
+from zoo_backbone.model.config import ModelConfig
+from zoo_backbone.model.fourm import FourM
+from zoo_backbone.model.packing import EncoderInputs
+from zoo_backbone.model.published import PublishedConfig
 
 SHAPE: dict[str, Any] = {"dim": 32, "encoder_depth": 2, "decoder_depth": 2, "heads": 2, "rotary": True}
 CONFIG, PUBLISHED = ModelConfig(**SHAPE), PublishedConfig(**SHAPE)

@@ -16,15 +16,15 @@ import numpy as np
 from command_world import STAGES, World, new_world
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.checkpoint import load_checkpoint
-from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tokens import TokenStore, read_tokens
-from tokenizers_zoo.io import read_lines, read_table, write_table
-from zoo_backbone import bundle
-from zoo_backbone.checkpoint import load_model
+from tokenizers_zoo.files.checkpoint import load_checkpoint
+from tokenizers_zoo.records.io import read_lines, read_table, write_table
+from tokenizers_zoo.stores.shards import ValueStore
+from tokenizers_zoo.stores.tokens import TokenStore, read_tokens
+from zoo_backbone.learn.checkpoint import load_model
 from zoo_backbone.measure.compare import read_compared
-from zoo_backbone.retrieval.index import Index
-from zoo_backbone.transfer import load
+from zoo_backbone.use import bundle
+from zoo_backbone.use.retrieval.index import Index
+from zoo_backbone.use.transfer import load
 
 GOLDEN = Path(__file__).with_name("golden") / "formats"
 EXPECTED = "expected.json"

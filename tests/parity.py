@@ -23,7 +23,7 @@ from parity_backbone import backbone_results
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
+from tokenizers_zoo.files.published import PublishedCheckpoint, read_published, write_published
 
 TOLERANCE = {torch.float64: 2e-5, torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 """Largest allowed difference of a float, relative to the key's largest magnitude, by stored dtype."""

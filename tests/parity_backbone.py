@@ -11,14 +11,14 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tokenizers_zoo.layouts import PatchesLayout, SequenceLayout
-from tokenizers_zoo.ml4m.source import PublishedCheckpoint
-from tokenizers_zoo.registry import Zoo
-from zoo_backbone.batch import PackedInputs, PackedTargets
-from zoo_backbone.checkpoint import load_model
-from zoo_backbone.ml4m.adapter import import_backbone
-from zoo_backbone.ml4m.modalities import published_modalities, specs_of
-from zoo_backbone.model import FourM
+from tokenizers_zoo.contract.layouts import PatchesLayout, SequenceLayout
+from tokenizers_zoo.contract.registry import Zoo
+from tokenizers_zoo.files.published import PublishedCheckpoint
+from zoo_backbone.learn.checkpoint import load_model
+from zoo_backbone.model.batch import PackedInputs, PackedTargets
+from zoo_backbone.model.fourm import FourM
+from zoo_backbone.use.ml4m.adapter import import_backbone
+from zoo_backbone.use.ml4m.modalities import published_modalities, specs_of
 
 
 @torch.inference_mode()

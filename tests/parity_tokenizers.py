@@ -18,20 +18,20 @@ from einops import rearrange
 from torch import Tensor
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.autoencoder.importer import NotThisKind
-from tokenizers_zoo.config import Origin, Settings
+from tokenizers_zoo.contract.handle import ModalityHandle
+from tokenizers_zoo.contract.hookspecs import REQUIRED
+from tokenizers_zoo.contract.plugins import MODALITIES, Claim, Plugins
+from tokenizers_zoo.contract.tokenizer_files import TokenizerFiles
 from tokenizers_zoo.families.features import FeatureMapModality
 from tokenizers_zoo.families.objects import SpelledSettings
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
 from tokenizers_zoo.families.vectors import VectorModality
-from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.hookspecs import REQUIRED
-from tokenizers_zoo.ml4m import PublishedCheckpoint
-from tokenizers_zoo.ml4m.architecture import Architecture, read_architecture
-from tokenizers_zoo.plugins import MODALITIES, Claim, Plugins
-from tokenizers_zoo.quantizers.kinds import MemoryCodes, MovingAverage
-from tokenizers_zoo.quantizers.quantizer import Quantizer
-from tokenizers_zoo.tokenizer_files import TokenizerFiles
+from tokenizers_zoo.files.published import PublishedCheckpoint
+from tokenizers_zoo.records.config import Origin, Settings
+from tokenizers_zoo.tokenizers.autoencoder.importer import NotThisKind
+from tokenizers_zoo.tokenizers.ml4m.architecture import Architecture, read_architecture
+from tokenizers_zoo.tokenizers.quantizers.kinds import MemoryCodes, MovingAverage
+from tokenizers_zoo.tokenizers.quantizers.quantizer import Quantizer
 
 NEUTRAL = "neutral"
 

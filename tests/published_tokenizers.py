@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizers_zoo.ml4m import PublishedCheckpoint
-from tokenizers_zoo.ml4m.architecture import UNETS, VITS, UnetSize
+from tokenizers_zoo.files.published import PublishedCheckpoint
+from tokenizers_zoo.tokenizers.ml4m.architecture import UNETS, VITS, UnetSize
 
 VITS["vit_t"] = (32, 2, 2)
 UNETS["unet_tiny"] = UnetSize(patch_size=4, width=32, multipliers=(1, 2), depth=1, attention=1)

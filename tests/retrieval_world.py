@@ -13,12 +13,12 @@ import torch
 from small_modalities import EXAMPLE, LETTERS, LEVELS, VECTORS, sample, small_zoo, write
 
 from tokenizers_zoo import Zoo
-from zoo_backbone.checkpoint import save_model
-from zoo_backbone.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
-from zoo_backbone.data import TokenData
-from zoo_backbone.masking import Masker
-from zoo_backbone.model import FourM
-from zoo_backbone.run import Run
+from zoo_backbone.learn.checkpoint import save_model
+from zoo_backbone.learn.data import TokenData
+from zoo_backbone.learn.masking import Masker
+from zoo_backbone.model.config import MaskingConfig, Mixture, ModelConfig, TrainConfig
+from zoo_backbone.model.fourm import FourM
+from zoo_backbone.model.run import Run
 
 NAMES = ("light", "dark", "letters", "gist", "raw")
 TRAIN, TEST = 160, 30

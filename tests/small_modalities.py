@@ -16,18 +16,18 @@ from stores import writing_values
 from token_stores import write_tokens
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.token_shard import TokenMetadata
+from tokenizers_zoo.contract.samples import TrainingSamples
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.samples import TrainingSamples
+from tokenizers_zoo.stores.token_shard import TokenMetadata
 
 EXAMPLE = Path(__file__).with_name("example_plugin.py").read_text(encoding="utf-8")
 LETTERS = '''
 from pathlib import Path
 import numpy as np
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-from tokenizers_zoo.layouts import SequenceLayout
-from tokenizers_zoo.spec import ModalitySpec, ValueSpec
+from tokenizers_zoo.files.checkpoint import load_checkpoint, save_checkpoint
+from tokenizers_zoo.contract.layouts import SequenceLayout
+from tokenizers_zoo.contract.spec import ModalitySpec, ValueSpec
 
 class Letters:
     """Text of up to 4 letters a-f, one token each."""
@@ -57,9 +57,9 @@ VECTORS = '''
 from pathlib import Path
 import numpy as np
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-from tokenizers_zoo.layouts import PatchesLayout, VectorLayout
-from tokenizers_zoo.spec import ModalitySpec, ValueSpec
+from tokenizers_zoo.files.checkpoint import load_checkpoint, save_checkpoint
+from tokenizers_zoo.contract.layouts import PatchesLayout, VectorLayout
+from tokenizers_zoo.contract.spec import ModalitySpec, ValueSpec
 
 class Numbers:
     """Four numbers in [0, 1]: as a vector of tokens, one a number, or as one patch of four."""

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tokenizers_zoo.config import Settings
-from tokenizers_zoo.pictures import crop_and_resize
-from tokenizers_zoo.samples import TrainingSamples
-from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.contract.pictures import crop_and_resize
+from tokenizers_zoo.contract.samples import TrainingSamples
+from tokenizers_zoo.contract.spec import Crop
+from tokenizers_zoo.records.config import Settings
 from tokenizers_zoo.train.loop import train
 from zoo_geometry import depth, normal
 from zoo_images import rgb

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.data.manifest import Dataset, SourceRecord, Split, SplitRecord
-from tokenizers_zoo.data.shards import ValueStore, writing_shard
+from tokenizers_zoo.stores.manifest import Dataset, SourceRecord, Split, SplitRecord
+from tokenizers_zoo.stores.shards import ValueStore, writing_shard
 
 Values = Mapping[str, tuple[bytes, str]]
 """Map each key to the bytes of its value and their file extension."""

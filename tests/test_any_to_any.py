@@ -24,18 +24,18 @@ import torch
 from command_world import the_world
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.checkpoint import fingerprint
+from tokenizers_zoo.contract.spec import Crop
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, PluginError, UnknownNameError
-from tokenizers_zoo.io import read_table, write_table
-from tokenizers_zoo.run_folder import FolderError
-from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.files.checkpoint import fingerprint
+from tokenizers_zoo.files.run_folder import FolderError
+from tokenizers_zoo.records.io import read_table, write_table
 from zoo_backbone import AnyToAny, FourM
-from zoo_backbone.bundle import as_dtype
-from zoo_backbone.config import ModelConfig
-from zoo_backbone.encoder import FourMEncoder
 from zoo_backbone.generate import Guidance, TargetPlan
-from zoo_backbone.run import Run
-from zoo_backbone.wheels import write_wheels
+from zoo_backbone.learn.encoder import FourMEncoder
+from zoo_backbone.model.config import ModelConfig
+from zoo_backbone.model.run import Run
+from zoo_backbone.use.bundle import as_dtype
+from zoo_backbone.use.wheels import write_wheels
 
 COMMIT = "abc123" + "0" * 34
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.records.config import Settings
 from tokenizers_zoo.testing.media import wav
 from zoo_audio import audio, mel
 

@@ -15,15 +15,12 @@ from token_stores import metadata_of, write_tokens
 from torch import nn
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.tokens import whole_samples
+from tokenizers_zoo.contract.layouts import GridLayout, PatchesLayout, VectorLayout
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.layouts import GridLayout, PatchesLayout, VectorLayout
+from tokenizers_zoo.stores.tokens import whole_samples
 from tokenizers_zoo.train.batches import prefetched, sample_order
-from zoo_backbone.batch import PackedBatch
-from zoo_backbone.config import TrainConfig
-from zoo_backbone.data import TokenData
-from zoo_backbone.model import FourM
-from zoo_backbone.optim import (
+from zoo_backbone.learn.data import TokenData
+from zoo_backbone.learn.optim import (
     MOMENTUM,
     TOKEN_TABLE,
     Muon,
@@ -34,8 +31,11 @@ from zoo_backbone.optim import (
     orthogonal,
     peak_rate,
 )
-from zoo_backbone.run import check_stored
-from zoo_backbone.transformer import FusedLinear
+from zoo_backbone.model.batch import PackedBatch
+from zoo_backbone.model.config import TrainConfig
+from zoo_backbone.model.fourm import FourM
+from zoo_backbone.model.run import check_stored
+from zoo_backbone.model.transformer import FusedLinear
 
 
 @pytest.fixture(scope="module")

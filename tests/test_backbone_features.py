@@ -16,17 +16,17 @@ import torch
 from backbone_samples import END, all_layouts, raw_batch, sequence
 from torch import Tensor
 
+from tokenizers_zoo.contract.layouts import GridLayout, VectorLayout
+from tokenizers_zoo.contract.registry import ModalityHandle, Zoo
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError, UnknownNameError
-from tokenizers_zoo.layouts import GridLayout, VectorLayout
-from tokenizers_zoo.registry import ModalityHandle, Zoo
-from tokenizers_zoo.run_folder import RunRecord, write_run
+from tokenizers_zoo.files.run_folder import RunRecord, write_run
 from zoo_backbone import AnyToAny, FourM, FourMEncoder
-from zoo_backbone.batch import PackedInputs
-from zoo_backbone.checkpoint import architecture_for, save_model
-from zoo_backbone.config import ModelConfig
-from zoo_backbone.encoder import parameter_groups
-from zoo_backbone.ml4m.model import PublishedConfig, PublishedLayout
-from zoo_backbone.run import Run, training_fingerprints
+from zoo_backbone.learn.checkpoint import architecture_for, save_model
+from zoo_backbone.learn.encoder import parameter_groups
+from zoo_backbone.model.batch import PackedInputs
+from zoo_backbone.model.config import ModelConfig
+from zoo_backbone.model.published import PublishedConfig, PublishedLayout
+from zoo_backbone.model.run import Run, training_fingerprints
 
 SPECS = all_layouts()
 BATCH = 3

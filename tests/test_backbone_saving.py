@@ -10,17 +10,17 @@ import pytest
 import torch
 from backbone_samples import SMALL, TRAINING, all_layouts, packed_batch, sequence, spec
 
-from tokenizers_zoo.checkpoint import load_checkpoint, load_config, save_checkpoint
+from tokenizers_zoo.contract.layouts import EmbeddingsLayout, GridLayout, VectorLayout
+from tokenizers_zoo.contract.spec import ModalitySpec, ValueSpec
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.io import as_json
-from tokenizers_zoo.layouts import EmbeddingsLayout, GridLayout, VectorLayout
-from tokenizers_zoo.records import convert
-from tokenizers_zoo.spec import ModalitySpec, ValueSpec
-from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
-from zoo_backbone.checkpoint import load_model, save_model
-from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.model import FourM
-from zoo_backbone.optim import Optimizer
+from tokenizers_zoo.files.checkpoint import load_checkpoint, load_config, save_checkpoint
+from tokenizers_zoo.records.io import as_json
+from tokenizers_zoo.records.typed import convert
+from zoo_backbone.learn.checkpoint import load_model, save_model
+from zoo_backbone.learn.optim import Optimizer
+from zoo_backbone.model.batch import PackedBatch, PackedInputs, PackedTargets
+from zoo_backbone.model.embedding_layout import EmbeddingLayout
+from zoo_backbone.model.fourm import FourM
 
 
 def remapped(batch: PackedBatch, old: EmbeddingLayout, new: EmbeddingLayout) -> PackedBatch:

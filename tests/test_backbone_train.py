@@ -39,21 +39,21 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.nn.modules.module import register_module_forward_hook
 
-from tokenizers_zoo.checkpoint import load_config
-from tokenizers_zoo.config import Origin, from_mapping
+from tokenizers_zoo.contract.layouts import GridLayout
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, ReadError
-from tokenizers_zoo.layouts import GridLayout
-from tokenizers_zoo.process import Interrupted
-from tokenizers_zoo.run_folder import FolderError, RunFolder
+from tokenizers_zoo.files.checkpoint import load_config
+from tokenizers_zoo.files.run_folder import FolderError, RunFolder
+from tokenizers_zoo.machine.process import Interrupted
+from tokenizers_zoo.records.config import Origin, from_mapping
 from tokenizers_zoo.train.log import read_metrics
 from tokenizers_zoo.train.optim import DivergedError
-from zoo_backbone import distributed
-from zoo_backbone.batch import PackedBatch
-from zoo_backbone.checkpoint import load_model, save_model
-from zoo_backbone.config import MaskingConfig, Mixture, TrainConfig, TrainingStore
-from zoo_backbone.model import FourM
-from zoo_backbone.run import BACKBONE, Run
-from zoo_backbone.train import Trainer
+from zoo_backbone.learn import distributed
+from zoo_backbone.learn.checkpoint import load_model, save_model
+from zoo_backbone.learn.train import Trainer
+from zoo_backbone.model.batch import PackedBatch
+from zoo_backbone.model.config import MaskingConfig, Mixture, TrainConfig, TrainingStore
+from zoo_backbone.model.fourm import FourM
+from zoo_backbone.model.run import BACKBONE, Run
 
 GOLDEN = Path(__file__).parent / "golden" / "backbone_losses.json"
 STATE = BACKBONE.state
@@ -165,7 +165,7 @@ def test_kill_during_a_state_write_is_harmless(
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("zoo_backbone.distributed.save", dying)
+        patch.setattr("zoo_backbone.learn.distributed.save", dying)
         run(tmp_path, store)
     assert len(list((tmp_path / STATE).iterdir())) == 2
     (tmp_path / STATE / ".step-00000009.tmp").mkdir()
@@ -390,7 +390,7 @@ def test_one_of_several_processes_exits_without_interpreter_shutdown() -> None:
     """Only the first of several processes prints results."""
     script = """
 import atexit, os
-from zoo_backbone.distributed import leave
+from zoo_backbone.learn.distributed import leave
 atexit.register(print, "at exit")
 os.environ["RANK"] = "1"
 if os.fork() == 0:

@@ -13,9 +13,9 @@ import pytest
 from command_world import REGISTRY, STAGES, World, results, the_world
 from stores import write_values
 
-from tokenizers_zoo.io import read_table, write_table
-from tokenizers_zoo.pipeline.stores import describe_data
-from tokenizers_zoo.validation import array_bytes
+from tokenizers_zoo.build.stores import describe_data
+from tokenizers_zoo.contract.validation import array_bytes
+from tokenizers_zoo.records.io import read_table, write_table
 
 Install = Callable[..., Path]
 

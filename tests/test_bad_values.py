@@ -21,12 +21,12 @@ from PIL import Image
 from pose_people import standing
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.contract.validation import array_bytes
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.testing import media
 from tokenizers_zoo.testing.media import NUMBERS, SIZE, WORDS, readable_picture
 from tokenizers_zoo.testing.probe import Probe, bars, npy
 from tokenizers_zoo.testing.probes import PICTURE, example_array, probed_files, with_number
-from tokenizers_zoo.validation import array_bytes
 from zoo_geometry import body
 from zoo_motion.flow import flo_bytes
 from zoo_motion.imu import NAMES

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tokenizers_zoo.autoencoder.model import build_decoder, build_encoder
-from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
-from tokenizers_zoo.nn.conv import ConvNextBlock, ResidualBlock, scale_factors, stages
-from tokenizers_zoo.nn.layers import from_patches, shuffle, to_patches, unshuffle
-from tokenizers_zoo.nn.vit import REFERENCE_GRID, Attention, Block, sincos_positions
+from tokenizers_zoo.tokenizers.autoencoder.model import build_decoder, build_encoder
+from tokenizers_zoo.tokenizers.nn.config import BlockConfig, MlpConfig
+from tokenizers_zoo.tokenizers.nn.conv import ConvNextBlock, ResidualBlock, scale_factors, stages
+from tokenizers_zoo.tokenizers.nn.layers import from_patches, shuffle, to_patches, unshuffle
+from tokenizers_zoo.tokenizers.nn.vit import REFERENCE_GRID, Attention, Block, sincos_positions
 
 VIT = BlockConfig(kind="vit", width=32, depth=2, heads=2)
 CONFIGS: dict[str, BlockConfig | MlpConfig] = {

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_tokenizers import BINS, load, round_trip, samples, settings_of
 
+from tokenizers_zoo.contract.spec import Crop
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.object_tokens import box_overlaps
-from tokenizers_zoo.spec import Crop
 from zoo_semantics.boxes import plugin as boxes
 from zoo_semantics.boxes_3d import NONE_FOUND, Boxes3dSettings, corners, numbers_of, plugin, wrap_angle
 

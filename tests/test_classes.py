@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.checkpoint import CONFIG
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.handle import ModalityHandle
+from tokenizers_zoo.contract.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.classes import ClassSettings
-from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.io import read_table, write_table
-from tokenizers_zoo.samples import TrainingSamples
+from tokenizers_zoo.files.checkpoint import CONFIG
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.records.io import read_table, write_table
 from tokenizers_zoo.testing import check_modality
 
 NAME = "scene_class"

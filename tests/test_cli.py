@@ -17,16 +17,16 @@ import torch
 from command_world import the_world
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.cli import main as cli
 from tokenizers_zoo.cli.main import RESUMES, SAVED, STARTS_AGAIN
 from tokenizers_zoo.cli.main import zoo as group
 from tokenizers_zoo.cli.options import parse_assignments
-from tokenizers_zoo.config import tables_of
-from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.io import read_table, write_table
-from zoo_backbone.run import Run as BackboneRun
+from tokenizers_zoo.files.checkpoint import fingerprint
+from tokenizers_zoo.records.config import tables_of
+from tokenizers_zoo.records.io import read_table, write_table
+from tokenizers_zoo.stores.tokens import TokenStore
+from zoo_backbone.model.run import Run as BackboneRun
 
 ROOT = Path(__file__).parent.parent
 REGISTRY = """[zoo]

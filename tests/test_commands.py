@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 from command_world import STAGES, Files, World, results, the_world
 
-from tokenizers_zoo.run_folder import locked, replacing_folder
+from tokenizers_zoo.files.run_folder import locked, replacing_folder
 
 STEPS = "--set steps=2 --set batch_size=4"
 SMALL = f"backbone train --tokens tokens --out small --modalities depth,rgb_patches --config backbone.toml {STEPS}"

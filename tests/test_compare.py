@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from command_world import World, the_world
 
-from tokenizers_zoo.intervals import RESAMPLES, bootstrap, percentiles
-from tokenizers_zoo.io import read_table, write_table
+from tokenizers_zoo.contract.intervals import RESAMPLES, bootstrap, percentiles
+from tokenizers_zoo.records.io import read_table, write_table
 from zoo_backbone.cli.report import sparkline
 from zoo_backbone.measure.compare import short_names
 

@@ -17,12 +17,12 @@ from stores import writing_values
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.io import read_table
-from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
+from tokenizers_zoo.records.io import read_table
 from tokenizers_zoo.testing import CheckResult, check_modality, conformance_results
 from tokenizers_zoo.testing.checks import CHECKS
 from tokenizers_zoo.testing.results import Skipped
 from tokenizers_zoo.testing.subject import Subject
+from tokenizers_zoo.tokenizers.evaluate import evaluate_tokenizer
 
 ROOT = Path(__file__).parent.parent
 SMALL = Zoo.from_tables(

@@ -14,11 +14,11 @@ import click
 import pytest
 from command_world import STAGES, World, the_world
 
-from tokenizers_zoo import progress
 from tokenizers_zoo.cli.main import zoo as group
 from tokenizers_zoo.cli.options import command_paths
-from tokenizers_zoo.device import resolve_device
-from tokenizers_zoo.io import read_table, write_table
+from tokenizers_zoo.machine import progress
+from tokenizers_zoo.machine.device import resolve_device
+from tokenizers_zoo.records.io import read_table, write_table
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -163,8 +163,8 @@ def test_quiet_prints_results_only(world: World) -> None:
 
 def test_quiet_reaches_the_workers(zoo: Run) -> None:
     """The level of a command ends with it, and each new process gets it."""
-    from tokenizers_zoo.pipeline.workers import run_jobs
-    from tokenizers_zoo.registry import Zoo
+    from tokenizers_zoo.build.workers import run_jobs
+    from tokenizers_zoo.contract.registry import Zoo
 
     zoo("list", "--quiet")
     assert progress.verbosity() == progress.QUIET
@@ -343,7 +343,7 @@ def test_nothing_is_imported_before_an_interrupt_is_one_line() -> None:
     subprocess.run([sys.executable, "-S", "-c", program], cwd=root, check=True)
 
 
-@pytest.mark.parametrize("module", ["tokenizers_zoo.cli.main", "tokenizers_zoo.registry"])
+@pytest.mark.parametrize("module", ["tokenizers_zoo.cli.main", "tokenizers_zoo.contract.registry"])
 def test_an_interrupt_while_a_module_is_imported_is_one_line(module: str) -> None:
     program = f"""
 import sys

@@ -19,10 +19,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stores import write_tar, write_values
 
-from tokenizers_zoo.config import load_toml
-from tokenizers_zoo.data import shards as shards_module
-from tokenizers_zoo.data.folder import FolderSettings, open_folder
-from tokenizers_zoo.data.manifest import (
+from tokenizers_zoo.contract.file_samples import FileSamples
+from tokenizers_zoo.contract.source import FileBytes, ModalityNames
+from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
+from tokenizers_zoo.files.tar import Dropped, Member, read_member, scan_tar
+from tokenizers_zoo.records.config import load_toml
+from tokenizers_zoo.records.io import (
+    disk_problem,
+    file_digest,
+    open_regular,
+    read_json,
+    read_regular,
+    read_table,
+    write_table,
+)
+from tokenizers_zoo.records.limits import Limits
+from tokenizers_zoo.stores import shards as shards_module
+from tokenizers_zoo.stores.folder import FolderSettings, open_folder
+from tokenizers_zoo.stores.manifest import (
     Dataset,
     FileRecord,
     Split,
@@ -38,13 +52,7 @@ from tokenizers_zoo.data.manifest import (
     verify,
     write_manifest,
 )
-from tokenizers_zoo.data.shards import LazyValues, Location, ValueStore, writing_shard
-from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
-from tokenizers_zoo.file_samples import FileSamples
-from tokenizers_zoo.io import disk_problem, file_digest, open_regular, read_json, read_regular, read_table, write_table
-from tokenizers_zoo.limits import Limits
-from tokenizers_zoo.source import FileBytes, ModalityNames
-from tokenizers_zoo.tar import Dropped, Member, read_member, scan_tar
+from tokenizers_zoo.stores.shards import LazyValues, Location, ValueStore, writing_shard
 from tokenizers_zoo.train.batches import permuted
 
 BLOCK = 512

@@ -14,16 +14,16 @@ from PIL import Image
 from spatial_samples import PLUGINS, TINY, rgb, settings, train_killed, values
 from stores import writing_values
 
-from tokenizers_zoo.autoencoder.config import DiffusionConfig
-from tokenizers_zoo.autoencoder.diffusion import DiffusionAutoencoder, noise_of, noise_schedule, sampler_of
-from tokenizers_zoo.autoencoder.tokenizer import CHUNK_NUMBERS, AutoencoderTokenizer
-from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, load_config
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.registry import Zoo
+from tokenizers_zoo.contract.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.io import read_table
-from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
-from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.samples import TrainingSamples
+from tokenizers_zoo.files.checkpoint import fingerprint, load_checkpoint, load_config
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.records.io import read_table
+from tokenizers_zoo.tokenizers.autoencoder.config import DiffusionConfig
+from tokenizers_zoo.tokenizers.autoencoder.diffusion import DiffusionAutoencoder, noise_of, noise_schedule, sampler_of
+from tokenizers_zoo.tokenizers.autoencoder.tokenizer import CHUNK_NUMBERS, AutoencoderTokenizer
+from tokenizers_zoo.tokenizers.evaluate import evaluate_tokenizer
 from tokenizers_zoo.train.batches import seeded
 
 SMALL = {"width": 16, "multipliers": [1, 2], "sampling_steps": 4}

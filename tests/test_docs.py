@@ -17,21 +17,29 @@ from examples import OURS, PLUGINS
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.main import zoo as zoo_command
-from tokenizers_zoo.config import field_docstrings, from_mapping, load_toml
+from tokenizers_zoo.contract.registry import InstanceConfig, ZooConfig
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
-from tokenizers_zoo.nn.config import BlockConfig
-from tokenizers_zoo.quantizers.config import QuantizerConfig
-from tokenizers_zoo.registry import InstanceConfig, ZooConfig
-from tokenizers_zoo.text_vocab import VocabularyConfig
+from tokenizers_zoo.records.config import field_docstrings, from_mapping, load_toml
+from tokenizers_zoo.tokenizers.nn.config import BlockConfig
+from tokenizers_zoo.tokenizers.quantizers.config import QuantizerConfig
+from tokenizers_zoo.tokenizers.text_vocab import VocabularyConfig
 from tokenizers_zoo.train.config import TrainConfig
 from zoo_backbone.cli import TABLES
-from zoo_backbone.config import PRESETS, EvaluationConfig, MaskingConfig, Mixture, ModelConfig, Preview, TrainingStore
-from zoo_backbone.config import TrainConfig as BackboneTrainConfig
 from zoo_backbone.generate import Guidance, TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
-from zoo_backbone.optim import peak_rate
-from zoo_backbone.retrieval import EmbeddingConfig
-from zoo_backbone.transfer.config import TransferConfig
+from zoo_backbone.learn.optim import peak_rate
+from zoo_backbone.model.config import (
+    PRESETS,
+    EvaluationConfig,
+    MaskingConfig,
+    Mixture,
+    ModelConfig,
+    Preview,
+    TrainingStore,
+)
+from zoo_backbone.model.config import TrainConfig as BackboneTrainConfig
+from zoo_backbone.use.retrieval import EmbeddingConfig
+from zoo_backbone.use.transfer.config import TransferConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

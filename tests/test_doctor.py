@@ -16,8 +16,8 @@ from skimage.feature import canny
 from stores import write_values, writing_values
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.contract.samples import TrainingSamples
 from tokenizers_zoo.errors import DataError
-from tokenizers_zoo.samples import TrainingSamples
 from tokenizers_zoo.testing import CheckResult
 from tokenizers_zoo.testing.doctor import GATES, examinable, examine
 from tokenizers_zoo.testing.geometry import shift_between

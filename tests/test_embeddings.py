@@ -12,21 +12,21 @@ import pytest
 import torch
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.autoencoder.task import moments
-from tokenizers_zoo.checkpoint import load_checkpoint
-from tokenizers_zoo.config import Settings
-from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tokens import TokenStore, whole_samples
+from tokenizers_zoo.build.derive import derive_data
+from tokenizers_zoo.build.make import make_data
+from tokenizers_zoo.build.tokenize import tokenize
+from tokenizers_zoo.build.tokenizers import train_tokenizer
+from tokenizers_zoo.contract.layouts import EmbeddingsLayout
+from tokenizers_zoo.contract.pretrained import PretrainedError
+from tokenizers_zoo.contract.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError
 from tokenizers_zoo.families.continuous import mean_and_deviation
-from tokenizers_zoo.io import read_table
-from tokenizers_zoo.layouts import EmbeddingsLayout
-from tokenizers_zoo.pipeline.derive import derive_data
-from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
-from tokenizers_zoo.pretrained import PretrainedError
-from tokenizers_zoo.samples import TrainingSamples
+from tokenizers_zoo.files.checkpoint import load_checkpoint
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.records.io import read_table
+from tokenizers_zoo.stores.shards import ValueStore
+from tokenizers_zoo.stores.tokens import TokenStore, whole_samples
+from tokenizers_zoo.tokenizers.autoencoder.task import moments
 from zoo_images import rgb
 from zoo_language.caption import t5_caption
 

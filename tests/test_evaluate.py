@@ -23,28 +23,22 @@ from token_stores import note_source, reversed_tokens, stored_tokens, write_toke
 from toy_plugins import snapshot
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
-from tokenizers_zoo.data import shards
-from tokenizers_zoo.data.tokens import SUMMARY, TokenStore
+from tokenizers_zoo.contract.handle import ModalityHandle
+from tokenizers_zoo.contract.layouts import EmbeddingsLayout, GridLayout, PatchesLayout
+from tokenizers_zoo.contract.spec import Metric
 from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.io import as_json, read_table, write_table
-from tokenizers_zoo.layouts import EmbeddingsLayout, GridLayout, PatchesLayout
-from tokenizers_zoo.run_folder import FolderError
-from tokenizers_zoo.spec import Metric
+from tokenizers_zoo.files.checkpoint import load_checkpoint, save_checkpoint
+from tokenizers_zoo.files.run_folder import FolderError
+from tokenizers_zoo.records.io import as_json, read_table, write_table
+from tokenizers_zoo.stores import shards
+from tokenizers_zoo.stores.tokens import SUMMARY, TokenStore
 from tokenizers_zoo.train.batches import permuted
-from zoo_backbone import evaluate as evaluation
-from zoo_backbone import generate_to_folder as outputs
-from zoo_backbone.bundle import card_of
-from zoo_backbone.checkpoint import layout_for, load_model
 from zoo_backbone.cli.main import backbone as command
 from zoo_backbone.cli.main import score_table
-from zoo_backbone.config import EvaluationConfig, MaskingConfig, Mixture, Preview, TrainConfig, TrainingStore
-from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.evaluation_data import EvaluationData, pairs_of
-from zoo_backbone.gallery import CELL, GAP, LINE, Previews
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.generate.plans import GenerationPlan
+from zoo_backbone.learn.checkpoint import layout_for, load_model
+from zoo_backbone.measure import evaluate as evaluation
 from zoo_backbone.measure.compare import compare_runs, write_comparison
 from zoo_backbone.measure.evaluation import (
     PAIR_METRICS,
@@ -56,13 +50,19 @@ from zoo_backbone.measure.evaluation import (
     read_evaluation,
     skill_score,
 )
+from zoo_backbone.measure.evaluation_data import EvaluationData, pairs_of
+from zoo_backbone.measure.gallery import CELL, GAP, LINE, Previews
 from zoo_backbone.measure.growth import pair_changes
 from zoo_backbone.measure.page import write_report
-from zoo_backbone.ml4m.model import PublishedConfig
-from zoo_backbone.model import FourM
-from zoo_backbone.pipeline import AnyToAny
-from zoo_backbone.plan_request import PlanRequest
-from zoo_backbone.run import Run
+from zoo_backbone.model.config import EvaluationConfig, MaskingConfig, Mixture, Preview, TrainConfig, TrainingStore
+from zoo_backbone.model.embedding_layout import EmbeddingLayout
+from zoo_backbone.model.fourm import FourM
+from zoo_backbone.model.published import PublishedConfig
+from zoo_backbone.model.run import Run
+from zoo_backbone.use import generate_to_folder as outputs
+from zoo_backbone.use.any_to_any import AnyToAny
+from zoo_backbone.use.bundle import card_of
+from zoo_backbone.use.plan_request import PlanRequest
 
 NAMES = ("light", "dark", "letters")
 TRAIN, TEST = 96, 24
@@ -300,7 +300,7 @@ def test_interrupted_evaluation_resumes(
             raise KeyboardInterrupt
         return generate(model, inputs, plan, *rest, **options)
 
-    monkeypatch.setattr("zoo_backbone.request.generate", cut_off)
+    monkeypatch.setattr("zoo_backbone.generate.request.generate", cut_off)
     with pytest.raises(KeyboardInterrupt):
         world.evaluate(run, CONFIG)
     before = read_table(run / "evaluation" / "unfinished.json")

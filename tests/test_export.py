@@ -15,9 +15,11 @@ from command_world import the_world
 from torch import nn
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo import export as exporting
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.export import (
+from tokenizers_zoo.records.io import read_table
+from tokenizers_zoo.testing.subject import Subject
+from tokenizers_zoo.tokenizers import export as exporting
+from tokenizers_zoo.tokenizers.export import (
     ExportError,
     Network,
     Port,
@@ -26,12 +28,10 @@ from tokenizers_zoo.export import (
     export_tokenizer,
     run_export,
 )
-from tokenizers_zoo.io import read_table
-from tokenizers_zoo.quantizers.config import QuantizerConfig
-from tokenizers_zoo.quantizers.quantizer import ADAPTERS, Quantizer
-from tokenizers_zoo.testing.subject import Subject
+from tokenizers_zoo.tokenizers.quantizers.config import QuantizerConfig
+from tokenizers_zoo.tokenizers.quantizers.quantizer import ADAPTERS, Quantizer
 from zoo_backbone import FourMEncoder
-from zoo_backbone.export import export_encoder
+from zoo_backbone.use.export import export_encoder
 
 pytest.importorskip("onnxruntime")
 FORMATS = [("onnx", ".onnx"), ("torch", ".pt2")]

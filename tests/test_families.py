@@ -20,7 +20,10 @@ from stores import writing_values
 from torch.nn import functional as F
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.build.make import make_data
+from tokenizers_zoo.contract.samples import TrainingSamples
+from tokenizers_zoo.contract.spec import Crop, Metric, ValueSpec
+from tokenizers_zoo.contract.validation import array_bytes
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.continuous import EmbeddingsModality, PatchesModality
 from tokenizers_zoo.families.features import FeatureMapModality
@@ -28,12 +31,9 @@ from tokenizers_zoo.families.object_tokens import Axis, ObjectGrammar, levels_of
 from tokenizers_zoo.families.objects import ObjectModality
 from tokenizers_zoo.families.temporal import ClipModality, SeriesModality
 from tokenizers_zoo.families.vectors import VectorModality
-from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.samples import TrainingSamples
-from tokenizers_zoo.spec import Crop, Metric, ValueSpec
+from tokenizers_zoo.records.config import Settings
 from tokenizers_zoo.testing import check_modality
 from tokenizers_zoo.testing.doctor import examine
-from tokenizers_zoo.validation import array_bytes
 
 MAE = Metric(name="mae", higher_is_better=False, meaning="mean absolute error")
 TINY = {"steps": 4, "eval_every": 2, "batch_size": 4, "width": 16, "depth": 1}

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.layouts import VectorLayout
+from tokenizers_zoo.contract.samples import TrainingSamples
+from tokenizers_zoo.contract.spec import Crop
+from tokenizers_zoo.contract.validation import in_declared_width
 from tokenizers_zoo.families.features import FeatureMapModality, agreement, central_value, main_colours
 from tokenizers_zoo.families.vectors import NUMBER_METRICS, VectorModality
-from tokenizers_zoo.layouts import VectorLayout
-from tokenizers_zoo.samples import TrainingSamples
-from tokenizers_zoo.spec import Crop
-from tokenizers_zoo.validation import in_declared_width
+from tokenizers_zoo.records.config import Settings
 
 TINY = {"width": 32, "batch_size": 16, "eval_every": 60, "eval_samples": 16, "codebook_size": 64, "warmup_steps": 5}
 

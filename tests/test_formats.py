@@ -16,26 +16,26 @@ import pytest
 from golden_formats import EXPECTED, GOLDEN, PROBE, SHORT, STATES, bundled, checksums, results
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.cli import run as zoo_command
-from tokenizers_zoo.data.manifest import verify
-from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tokens import TokenStore, read_tokens
+from tokenizers_zoo.contract.samples import TEST
 from tokenizers_zoo.errors import CheckpointError, OneLineError, ZooError
-from tokenizers_zoo.io import read_lines, read_numbers, read_table, write_table
-from tokenizers_zoo.pipeline.vocabulary import learned_on_others
-from tokenizers_zoo.run_folder import read_run
-from tokenizers_zoo.samples import TEST
+from tokenizers_zoo.files.checkpoint import load_checkpoint, save_checkpoint
+from tokenizers_zoo.files.run_folder import read_run
+from tokenizers_zoo.records.io import read_lines, read_numbers, read_table, write_table
+from tokenizers_zoo.stores.manifest import verify
+from tokenizers_zoo.stores.shards import ValueStore
+from tokenizers_zoo.stores.tokens import TokenStore, read_tokens
 from tokenizers_zoo.testing.probe import STUMBLES
-from tokenizers_zoo.text_vocab import TextVocabulary
-from zoo_backbone import bundle
-from zoo_backbone.checkpoint import load_model
+from tokenizers_zoo.tokenizers.text_vocab import TextVocabulary
+from tokenizers_zoo.tokenizers.vocabulary import learned_on_others
+from zoo_backbone.learn.checkpoint import load_model
 from zoo_backbone.measure.compare import read_compared
 from zoo_backbone.measure.evaluation import read_evaluation
 from zoo_backbone.measure.probes import read_probe
-from zoo_backbone.retrieval.index import Index
-from zoo_backbone.run import Run
-from zoo_backbone.transfer import load
+from zoo_backbone.model.run import Run
+from zoo_backbone.use import bundle
+from zoo_backbone.use.retrieval.index import Index
+from zoo_backbone.use.transfer import load
 
 
 @pytest.fixture

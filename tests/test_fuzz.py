@@ -27,17 +27,17 @@ from hypothesis import strategies as st
 from test_limits import at_most
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tokens import TokenStore, read_tokens
+from tokenizers_zoo.contract.spec import Crop
 from tokenizers_zoo.errors import InvalidValueError, OneLineError, ZooError
-from tokenizers_zoo.io import read_lines, table_text
-from tokenizers_zoo.run_folder import read_run
-from tokenizers_zoo.spec import Crop
-from tokenizers_zoo.tar import Dropped, read_member, scan_tar
+from tokenizers_zoo.files.run_folder import read_run
+from tokenizers_zoo.files.tar import Dropped, read_member, scan_tar
+from tokenizers_zoo.records.io import read_lines, table_text
+from tokenizers_zoo.stores.shards import ValueStore
+from tokenizers_zoo.stores.tokens import TokenStore, read_tokens
 from tokenizers_zoo.testing.probe import STUMBLES, File
 from tokenizers_zoo.testing.probes import probed_files
-from zoo_backbone.checkpoint import load_model
-from zoo_backbone.retrieval.index import TOGETHER, Index
+from zoo_backbone.learn.checkpoint import load_model
+from zoo_backbone.use.retrieval.index import TOGETHER, Index
 
 FUZZ, SEED = int(os.environ.get("FUZZ", "10")), int(os.environ.get("FUZZ_SEED", "0"))
 SECONDS, BYTES = 5, 1 << 30

@@ -15,17 +15,17 @@ import pytest
 import torch
 from command_world import World, the_world
 
-from tokenizers_zoo.checkpoint import load_config
-from tokenizers_zoo.data.tokens import TokenColumn
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.io import read_table, write_table
-from zoo_backbone import generate_to_folder as outputs
-from zoo_backbone.checkpoint import load_model, save_model
-from zoo_backbone.gallery import write_sheet
+from tokenizers_zoo.files.checkpoint import load_config
+from tokenizers_zoo.records.io import read_table, write_table
+from tokenizers_zoo.stores.tokens import TokenColumn
 from zoo_backbone.generate import TargetPlan
 from zoo_backbone.generate.plans import GenerationPlan
-from zoo_backbone.pipeline import AnyToAny
-from zoo_backbone.plan_request import PlanRequest
+from zoo_backbone.learn.checkpoint import load_model, save_model
+from zoo_backbone.measure.gallery import write_sheet
+from zoo_backbone.use import generate_to_folder as outputs
+from zoo_backbone.use.any_to_any import AnyToAny
+from zoo_backbone.use.plan_request import PlanRequest
 
 MAKE = "backbone generate run --out new"
 DIGITS = "9" * 5000

@@ -12,7 +12,6 @@ import torch
 from generation_samples import WORDS, draw_one, full_logits, only, random_inputs, sharp_model, whole_inputs
 
 from tokenizers_zoo.errors import ConfigError
-from zoo_backbone.batch import PackedInputs
 from zoo_backbone.generate import Guidance, TargetPlan, generate, sampler
 from zoo_backbone.generate.sampler import rows_of
 from zoo_backbone.generate.sampling import (
@@ -26,7 +25,8 @@ from zoo_backbone.generate.sampling import (
     tokens_per_step,
 )
 from zoo_backbone.generate.schemes import SCHEMES, Scheme
-from zoo_backbone.model import Context, FourM
+from zoo_backbone.model.batch import PackedInputs
+from zoo_backbone.model.fourm import Context, FourM
 
 GuidancePasses = Sequence[tuple[float, Sequence[str]]]
 """The passes of a guidance: the weight of their logits, and the inputs that they see."""

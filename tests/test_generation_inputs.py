@@ -24,19 +24,19 @@ from generation_samples import (
 )
 from PIL import Image
 
+from tokenizers_zoo.contract.layouts import GridLayout
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
-from tokenizers_zoo.layouts import GridLayout
-from zoo_backbone.batch import PackedInputs, RawBatch
-from zoo_backbone.config import MaskingConfig, Mixture
-from zoo_backbone.embedding_layout import EmbeddingLayout
 from zoo_backbone.generate import Guidance, TargetPlan, generate
 from zoo_backbone.generate.inpainting import add_partial, checked_partial, partial_of, region_mask, with_gaps_filled
 from zoo_backbone.generate.sampling import IDS, Noise
 from zoo_backbone.generate.schemes import SCHEMES
-from zoo_backbone.masking import Masker
-from zoo_backbone.ml4m.model import PublishedLayout
-from zoo_backbone.model import FourM
-from zoo_backbone.packing import EncoderInputs
+from zoo_backbone.learn.masking import Masker
+from zoo_backbone.model.batch import PackedInputs, RawBatch
+from zoo_backbone.model.config import MaskingConfig, Mixture
+from zoo_backbone.model.embedding_layout import EmbeddingLayout
+from zoo_backbone.model.fourm import FourM
+from zoo_backbone.model.packing import EncoderInputs
+from zoo_backbone.model.published import PublishedLayout
 
 LEFT, TEXT, RIGHT, BAG = SPECS[:4]
 TABLES = EmbeddingLayout(SPECS)

@@ -13,14 +13,14 @@ from backbone_samples import spec
 from generation_samples import PUBLISHED, SPECS, random_inputs, sharp_model
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.config import from_mapping
+from tokenizers_zoo.contract.layouts import GridLayout, PatchesLayout
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, UnknownNameError
-from tokenizers_zoo.layouts import GridLayout, PatchesLayout
-from zoo_backbone.embedding_layout import EmbeddingLayout
+from tokenizers_zoo.records.config import from_mapping
 from zoo_backbone.generate import Guidance, TargetPlan, generate
 from zoo_backbone.generate.plans import GenerationPlan, read_plan, resolved_plan, written_plan
 from zoo_backbone.generate.sampling import temperatures, tokens_per_step
 from zoo_backbone.generate.sources import inputs_of, sources_of, written_sources
+from zoo_backbone.model.embedding_layout import EmbeddingLayout
 
 PLANS = sorted((Path(__file__).parent.parent / "configs" / "plans").glob("*.toml"))
 PLAN = """

@@ -12,11 +12,9 @@ import torch
 from backbone_samples import spec
 from generation_samples import draw_one
 
+from tokenizers_zoo.contract.layouts import GridLayout
+from tokenizers_zoo.contract.spec import ValueSpec
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.layouts import GridLayout
-from tokenizers_zoo.spec import ValueSpec
-from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
-from zoo_backbone.config import ModelConfig
 from zoo_backbone.generate import TargetPlan, generate
 from zoo_backbone.generate.sampling import (
     CONFIDENCE,
@@ -29,8 +27,10 @@ from zoo_backbone.generate.sampling import (
     temperatures,
     tokens_per_step,
 )
-from zoo_backbone.generate_to_folder import Agreement, best_first, cosine
-from zoo_backbone.model import FourM
+from zoo_backbone.model.batch import PackedBatch, PackedInputs, PackedTargets
+from zoo_backbone.model.config import ModelConfig
+from zoo_backbone.model.fourm import FourM
+from zoo_backbone.use.generate_to_folder import Agreement, best_first, cosine
 
 
 def test_schedules_by_hand() -> None:

@@ -29,16 +29,17 @@ from golden_formats import GOLDEN
 from test_backbone_saving import remapped
 from test_ml4m_backbone import VARIANTS, imported, published
 
-from tokenizers_zoo.checkpoint import load_config
+from tokenizers_zoo.contract.layouts import GridLayout, PatchesLayout, VectorLayout
+from tokenizers_zoo.contract.spec import ModalitySpec
 from tokenizers_zoo.errors import ConfigError, DataError
-from tokenizers_zoo.io import read_table, write_table
-from tokenizers_zoo.layouts import GridLayout, PatchesLayout, VectorLayout
-from tokenizers_zoo.run_folder import FolderError
-from tokenizers_zoo.spec import ModalitySpec
-from zoo_backbone.batch import PackedBatch
-from zoo_backbone.checkpoint import freeze, initial_model, load_model
-from zoo_backbone.config import MaskingConfig, Mixture, TrainConfig
-from zoo_backbone.grow import (
+from tokenizers_zoo.files.checkpoint import load_config
+from tokenizers_zoo.files.run_folder import FolderError
+from tokenizers_zoo.records.io import read_table, write_table
+from zoo_backbone.learn.checkpoint import freeze, initial_model, load_model
+from zoo_backbone.learn.masking import Masker
+from zoo_backbone.learn.train import Trainer, train
+from zoo_backbone.measure.evaluation import Figure, read_evaluation
+from zoo_backbone.measure.grow import (
     Trained,
     growing_config,
     growing_mixtures,
@@ -46,13 +47,12 @@ from zoo_backbone.grow import (
     replay_mixtures,
     write_report,
 )
-from zoo_backbone.masking import Masker
-from zoo_backbone.measure.evaluation import Figure, read_evaluation
 from zoo_backbone.measure.growth import PairChange, pair_changes
-from zoo_backbone.ml4m.model import PublishedConfig, PublishedLayout
-from zoo_backbone.model import FourM
-from zoo_backbone.run import Run
-from zoo_backbone.train import Trainer, train
+from zoo_backbone.model.batch import PackedBatch
+from zoo_backbone.model.config import MaskingConfig, Mixture, TrainConfig
+from zoo_backbone.model.fourm import FourM
+from zoo_backbone.model.published import PublishedConfig, PublishedLayout
+from zoo_backbone.model.run import Run
 
 LONGER = 120
 NEW = [

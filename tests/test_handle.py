@@ -22,7 +22,10 @@ from examples import only, trained, values, write_registry
 from small_modalities import LETTERS, installed
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.checkpoint import (
+from tokenizers_zoo.contract.samples import TrainingSamples
+from tokenizers_zoo.contract.spec import Crop
+from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, PluginError
+from tokenizers_zoo.files.checkpoint import (
     fingerprint,
     float32_by_default,
     is_complete,
@@ -30,10 +33,7 @@ from tokenizers_zoo.checkpoint import (
     resolve_folder,
     save_checkpoint,
 )  # fmt: skip
-from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, PluginError
-from tokenizers_zoo.io import replacing_file
-from tokenizers_zoo.samples import TrainingSamples
-from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.records.io import replacing_file
 
 Install = Callable[..., Path]
 DEPTHS = np.random.default_rng(0).uniform(1, 5, (4, 1, 16, 16)).astype(np.float32)
@@ -160,7 +160,7 @@ def test_threads_see_one_default_dtype() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
 def test_a_process_forked_during_a_load_can_load() -> None:
     script = (
-        "import os, threading; from tokenizers_zoo.checkpoint import loading; import signal, torch\n"
+        "import os, threading; from tokenizers_zoo.files.checkpoint import loading; import signal, torch\n"
         "holds, done = threading.Event(), threading.Event()\n"
         "def hold():\n with loading(): holds.set(); done.wait()\n"
         "thread = threading.Thread(target=hold); thread.start(); holds.wait()\n"

@@ -21,11 +21,11 @@ from PIL import Image
 from stores import write_tar
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.build.make import make_data
+from tokenizers_zoo.contract.source import FileBytes
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.io import read_table
-from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.source import FileBytes
+from tokenizers_zoo.records.io import read_table
+from tokenizers_zoo.stores.shards import ValueStore
 
 datasets = pytest.importorskip("datasets")
 hf = pytest.importorskip("zoo_hub_data.hf")

@@ -15,10 +15,10 @@ from PIL import Image
 from stores import write_tar
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.config import load_toml
-from tokenizers_zoo.data.manifest import ValueManifest, read_manifest, write_manifest
-from tokenizers_zoo.pipeline.stores import describe_data
-from tokenizers_zoo.terminal import UNSAFE
+from tokenizers_zoo.build.stores import describe_data
+from tokenizers_zoo.machine.terminal import UNSAFE
+from tokenizers_zoo.records.config import load_toml
+from tokenizers_zoo.stores.manifest import ValueManifest, read_manifest, write_manifest
 
 Run = Callable[..., tuple[int, str, str]]
 

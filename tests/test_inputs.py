@@ -19,7 +19,7 @@ def model() -> AnyToAny:
 
 def test_data_from_a_visitor_is_never_a_path(model: AnyToAny, tmp_path: Path) -> None:
     """Else `zoo serve` would read the files of its machine for everyone."""
-    app = pytest.importorskip("zoo_backbone.serve.app")
+    app = pytest.importorskip("zoo_backbone.use.serve.app")
     boxes = [{"label": "chair", "box": [0.1, 0.1, 0.5, 0.5]}]
     (tmp_path / "secret.json").write_text(json.dumps(boxes))
     server = app.Server(model, app.RequestLimits())

@@ -13,13 +13,13 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from tokenizers_zoo import ModalityHandle, Zoo
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.layouts import SequenceLayout
+from tokenizers_zoo.contract.pictures import crop_and_resize
+from tokenizers_zoo.contract.samples import TrainingSamples
+from tokenizers_zoo.contract.spec import Crop
+from tokenizers_zoo.contract.validation import array_bytes as npy
 from tokenizers_zoo.families.object_tokens import levels_of, numbers_of
-from tokenizers_zoo.layouts import SequenceLayout
-from tokenizers_zoo.pictures import crop_and_resize
-from tokenizers_zoo.samples import TrainingSamples
-from tokenizers_zoo.spec import Crop
-from tokenizers_zoo.validation import array_bytes as npy
+from tokenizers_zoo.records.config import Settings
 from zoo_images.edges import sam_edge as edge_plugin
 from zoo_semantics import instance_maps
 from zoo_semantics.instance_maps import distinct_masks, instances_of, map_of_masks, shape_of

@@ -14,14 +14,14 @@ import torch
 from click.testing import CliRunner
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.build.derive import derive_data
+from tokenizers_zoo.build.make import make_data
 from tokenizers_zoo.cli.main import zoo as zoo_command
-from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.contract.pictures import rgb_image
+from tokenizers_zoo.contract.pretrained import PretrainedError
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.families.images import angle_degrees
-from tokenizers_zoo.pictures import rgb_image
-from tokenizers_zoo.pipeline.derive import derive_data
-from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.stores.shards import ValueStore
 from zoo_geometry.normal import normals_of_depth
 from zoo_semantics.labellers import (
     InstanceLabeller,

@@ -10,16 +10,16 @@ import pytest
 from toy_plugins import SOURCE, WORDS, Install, snapshot
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.manifest import ValueManifest, read_manifest
-from tokenizers_zoo.data.token_shard import TokenManifest
-from tokenizers_zoo.data.tokens import STORE
+from tokenizers_zoo.build.derive import derive_data
+from tokenizers_zoo.build.make import make_data
+from tokenizers_zoo.build.outcomes import RunResult
+from tokenizers_zoo.build.tokenize import tokenize
+from tokenizers_zoo.build.tokenizers import train_tokenizer
+from tokenizers_zoo.build.workers import WorkerError
 from tokenizers_zoo.errors import PluginError
-from tokenizers_zoo.pipeline.derive import derive_data
-from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.pipeline.outcomes import RunResult
-from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
-from tokenizers_zoo.pipeline.workers import WorkerError
+from tokenizers_zoo.stores.manifest import ValueManifest, read_manifest
+from tokenizers_zoo.stores.token_shard import TokenManifest
+from tokenizers_zoo.stores.tokens import STORE
 
 HARM = '''
 """Harm at the calls that the folder $HARM lists: a file per call, with the kind of harm and how often it happens."""

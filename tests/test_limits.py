@@ -19,14 +19,14 @@ import tomli_w
 from hostile import EMPTY_SCAN, HOSTILE, edited, jpeg_with
 from PIL import Image
 
-from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.build.make import make_data
+from tokenizers_zoo.contract.registry import Zoo
+from tokenizers_zoo.contract.validation import array_bytes
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.io import read_table, write_table
-from tokenizers_zoo.limits import Limits, limited, limits
-from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.validation import array_bytes
-from zoo_backbone.run import BUNDLE, Run
+from tokenizers_zoo.records.io import read_table, write_table
+from tokenizers_zoo.records.limits import Limits, limited, limits
+from tokenizers_zoo.stores.shards import ValueStore
+from zoo_backbone.model.run import BUNDLE, Run
 from zoo_hub_data.hf import FileRoots
 from zoo_raster.tiff import tiff_bytes
 

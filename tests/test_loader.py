@@ -12,12 +12,12 @@ import torch
 from backbone_samples import TRAINING, all_layouts, write_splits
 
 from tokenizers_zoo.errors import DataError, MachineError
-from zoo_backbone.batch import PackedBatch
-from zoo_backbone.config import TrainConfig
-from zoo_backbone.data import Mix, open_sources
-from zoo_backbone.distributed import Ranks
-from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.loader import training_batches
+from zoo_backbone.learn.data import Mix, open_sources
+from zoo_backbone.learn.distributed import Ranks
+from zoo_backbone.learn.loader import training_batches
+from zoo_backbone.model.batch import PackedBatch
+from zoo_backbone.model.config import TrainConfig
+from zoo_backbone.model.embedding_layout import EmbeddingLayout
 
 CONFIG = dataclasses.replace(TRAINING, steps=5)
 

@@ -15,7 +15,7 @@ from command_world import the_world
 from small_modalities import write_metadata
 
 from tokenizers_zoo.errors import PluginError, UnknownNameError
-from tokenizers_zoo.io import read_lines
+from tokenizers_zoo.records.io import read_lines
 from tokenizers_zoo.train.loggers import Logger, new_loggers
 
 MINE = '''

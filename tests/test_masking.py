@@ -12,15 +12,15 @@ from backbone_samples import END, FIRST_WORD, SENTINEL, all_layouts, raw_batch, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenizers_zoo.contract.layouts import GridLayout, PatchesLayout, SequenceLayout, VectorLayout
+from tokenizers_zoo.contract.spec import ModalitySpec
 from tokenizers_zoo.errors import ConfigError, UnknownNameError
-from tokenizers_zoo.layouts import GridLayout, PatchesLayout, SequenceLayout, VectorLayout
-from tokenizers_zoo.spec import ModalitySpec
-from zoo_backbone.batch import PackedBatch, RawBatch
-from zoo_backbone.config import MaskingConfig, Mixture
-from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.masking import Masker, fill, fill_with_limit
-from zoo_backbone.ml4m.model import PublishedConfig, PublishedLayout
-from zoo_backbone.spans import Spans, choose, mask_spans, ragged
+from zoo_backbone.learn.masking import Masker, fill, fill_with_limit
+from zoo_backbone.model.batch import PackedBatch, RawBatch
+from zoo_backbone.model.config import MaskingConfig, Mixture
+from zoo_backbone.model.embedding_layout import EmbeddingLayout
+from zoo_backbone.model.published import PublishedConfig, PublishedLayout
+from zoo_backbone.model.spans import Spans, choose, mask_spans, ragged
 
 CASES = settings(max_examples=60, deadline=None, derandomize=True)
 

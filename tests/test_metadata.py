@@ -23,8 +23,8 @@ from text_tokenizers import (
 )  # fmt: skip
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.config import Settings, from_mapping
 from tokenizers_zoo.errors import InvalidValueError
+from tokenizers_zoo.records.config import Settings, from_mapping
 from zoo_metadata.derived import occlusion_edges
 from zoo_metadata.fields import MetadataField
 from zoo_metadata.metadata import FIELDS, TableSettings

@@ -18,18 +18,18 @@ from parity import drawn
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tokenizers_zoo.contract.layouts import GridLayout, SequenceLayout
+from tokenizers_zoo.contract.registry import Zoo
+from tokenizers_zoo.contract.spec import ModalitySpec
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.io import metadata_of
-from tokenizers_zoo.layouts import GridLayout, SequenceLayout
-from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
-from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.spec import ModalitySpec
-from zoo_backbone.checkpoint import load_model, save_model
-from zoo_backbone.ml4m.adapter import export_backbone, import_backbone
-from zoo_backbone.ml4m.modalities import published_modalities, specs_of
-from zoo_backbone.model import FourM
-from zoo_backbone.packing import padded
-from zoo_backbone.train import train
+from tokenizers_zoo.files.published import PublishedCheckpoint, read_published, write_published
+from tokenizers_zoo.records.io import metadata_of
+from zoo_backbone.learn.checkpoint import load_model, save_model
+from zoo_backbone.learn.train import train
+from zoo_backbone.model.fourm import FourM
+from zoo_backbone.model.packing import padded
+from zoo_backbone.use.ml4m.adapter import export_backbone, import_backbone
+from zoo_backbone.use.ml4m.modalities import published_modalities, specs_of
 
 DIM, HEADS, SIDE, PATCH, WORDS, CODES = 24, 3, 4, 8, 30_000, 50
 BASE: dict[str, Any] = {

@@ -25,22 +25,22 @@ from test_ml4m_backbone import VARIANTS, published
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tokenizers_zoo.cli.main import zoo as command
+from tokenizers_zoo.contract.registry import Zoo
 from tokenizers_zoo.errors import CheckpointError, ConfigError, OneLineError, UnknownNameError
-from tokenizers_zoo.io import read_table, write_table
-from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
-from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.run_folder import FolderError
+from tokenizers_zoo.files.published import PublishedCheckpoint, read_published, write_published
+from tokenizers_zoo.files.run_folder import FolderError
+from tokenizers_zoo.records.io import read_table, write_table
 from tokenizers_zoo.testing.probe import STUMBLES
-from tokenizers_zoo.text_vocab import Coordinate, TextVocabulary, VocabularyConfig
-from zoo_backbone.checkpoint import load_model, save_model
-from zoo_backbone.encoder import FourMEncoder
-from zoo_backbone.evaluation_data import pairs_of
-from zoo_backbone.ml4m import folders
-from zoo_backbone.ml4m.commands import export_command, import_command
-from zoo_backbone.ml4m.folders import TableRow, export_folder, import_folders, modality_of
-from zoo_backbone.ml4m.modalities import size_in
-from zoo_backbone.model import FourM
-from zoo_backbone.run import Run
+from tokenizers_zoo.tokenizers.text_vocab import Coordinate, TextVocabulary, VocabularyConfig
+from zoo_backbone.cli.ml4m import export_command, import_command
+from zoo_backbone.learn.checkpoint import load_model, save_model
+from zoo_backbone.learn.encoder import FourMEncoder
+from zoo_backbone.measure.evaluation_data import pairs_of
+from zoo_backbone.model.fourm import FourM
+from zoo_backbone.model.run import Run
+from zoo_backbone.use.ml4m import folders
+from zoo_backbone.use.ml4m.folders import TableRow, export_folder, import_folders, modality_of
+from zoo_backbone.use.ml4m.modalities import size_in
 
 WORDS = ["a", "red", "dog", "##s", "sit", "##ting", "hot", "on", "it", ",", "'", "[", "]", "s", "_", "0", "v0", "=",
          "5"]  # fmt: skip

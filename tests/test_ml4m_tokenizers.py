@@ -17,16 +17,16 @@ from stores import write_tar, writing_values
 from torch import Tensor
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.autoencoder.diffusion import noise_schedule
-from tokenizers_zoo.checkpoint import ORIGIN
-from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.build.make import make_data
+from tokenizers_zoo.contract.handle import ModalityHandle
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.io import read_table, write_table
-from tokenizers_zoo.ml4m import PublishedCheckpoint, read_published, write_published
-from tokenizers_zoo.ml4m.architecture import read_architecture
-from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
-from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.files.checkpoint import ORIGIN
+from tokenizers_zoo.files.published import PublishedCheckpoint, read_published, write_published
+from tokenizers_zoo.records.io import read_table, write_table
+from tokenizers_zoo.stores.shards import ValueStore
+from tokenizers_zoo.tokenizers.autoencoder.diffusion import noise_schedule
+from tokenizers_zoo.tokenizers.evaluate import evaluate_tokenizer
+from tokenizers_zoo.tokenizers.ml4m.architecture import read_architecture
 
 TOLERANCE = 2e-5
 VIT: dict[str, Any] = {

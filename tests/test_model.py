@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from backbone_samples import SMALL, all_layouts, packed_batch, sequence, spec
 from torch import Tensor
 
+from tokenizers_zoo.contract.layouts import EmbeddingsLayout, GridLayout, PatchesLayout, SequenceLayout
+from tokenizers_zoo.contract.spec import ModalitySpec, OrderedIds
 from tokenizers_zoo.errors import ConfigError, PluginError, UnknownNameError
-from tokenizers_zoo.layouts import EmbeddingsLayout, GridLayout, PatchesLayout, SequenceLayout
-from tokenizers_zoo.spec import ModalitySpec, OrderedIds
-from zoo_backbone.batch import PackedBatch, PackedInputs, PackedTargets
-from zoo_backbone.checkpoint import architecture_for
-from zoo_backbone.config import ModelConfig, preset
-from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.ml4m.model import PublishedConfig, PublishedFourM, PublishedLayout
-from zoo_backbone.model import EMBEDDING_STD, OUTPUT_STD, FourM
-from zoo_backbone.transformer import ALIGNED, DecoderBlock, FusedLinear
+from zoo_backbone.learn.checkpoint import architecture_for
+from zoo_backbone.model.batch import PackedBatch, PackedInputs, PackedTargets
+from zoo_backbone.model.config import ModelConfig, preset
+from zoo_backbone.model.embedding_layout import EmbeddingLayout
+from zoo_backbone.model.fourm import EMBEDDING_STD, OUTPUT_STD, FourM
+from zoo_backbone.model.published import PublishedConfig, PublishedFourM, PublishedLayout
+from zoo_backbone.model.transformer import ALIGNED, DecoderBlock, FusedLinear
 
 CONFIGS = {
     "default": SMALL,

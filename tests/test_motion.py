@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.spec import Crop
+from tokenizers_zoo.contract.validation import array_bytes as npy
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.limits import Limits, limited
-from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.records.limits import Limits, limited
 from tokenizers_zoo.testing.media import save_picture
-from tokenizers_zoo.validation import array_bytes as npy
 from zoo_motion import flow, imu, video
 
 

@@ -20,10 +20,10 @@ from small_modalities import write_metadata
 
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.new_plugin import FAMILIES, write_distribution
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.samples import TrainingSamples
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.run_folder import FolderError
-from tokenizers_zoo.samples import TrainingSamples
+from tokenizers_zoo.files.run_folder import FolderError
+from tokenizers_zoo.records.config import Settings
 from tokenizers_zoo.testing import check_modality
 
 ROOT = Path(__file__).parent.parent

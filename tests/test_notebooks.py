@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from page_shell import Shell
 
-from zoo_backbone.run import BUNDLES
+from zoo_backbone.model.run import BUNDLES
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES, TOOL = ROOT / "examples", ROOT / "tools" / "notebooks.py"

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from zoo_backbone.order import SampleOrder
+from zoo_backbone.learn.order import SampleOrder
 
 
 def starts_of(sizes: list[int]) -> npt.NDArray[np.int64]:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.stores.shards import ValueStore
 
 Run = Callable[..., tuple[int, str, str]]
 REGISTRY = """[zoo]

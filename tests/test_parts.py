@@ -10,13 +10,13 @@ import torch
 from backbone_samples import SMALL, TRAINING, all_layouts, packed_batch, raw_batch, write_splits
 from torch import Tensor
 
-from tokenizers_zoo.samples import TEST
-from zoo_backbone.batch import PackedBatch
-from zoo_backbone.config import MaskingConfig
-from zoo_backbone.data import Mix, open_sources
-from zoo_backbone.losses import GradAccumulation, held_out_losses
-from zoo_backbone.masking import Masker
-from zoo_backbone.model import FourM, Losses
+from tokenizers_zoo.contract.samples import TEST
+from zoo_backbone.learn.data import Mix, open_sources
+from zoo_backbone.learn.losses import GradAccumulation, held_out_losses
+from zoo_backbone.learn.masking import Masker
+from zoo_backbone.model.batch import PackedBatch
+from zoo_backbone.model.config import MaskingConfig
+from zoo_backbone.model.fourm import FourM, Losses
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from hypothesis import given, settings, strategies
 from pose_people import METRES, answer_by_hand, landmarks_around, network_files, seen, standing
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.contract.pretrained import PretrainedError
 from zoo_geometry import body
 from zoo_geometry.body import ADULT, JOINTS, PARENTS, half_sizes, look_at_rotation, offset_of, rotations_of
 from zoo_geometry.pose_labeller import (

@@ -19,18 +19,19 @@ from examples import only, write_registry
 from stores import write_tar, write_values
 from toy_plugins import Install, Toy, derived, make_toy, scaled, snapshot
 
-from tokenizers_zoo import Zoo, pretrained
-from tokenizers_zoo.data.manifest import Dataset, ValueManifest, read_manifest
-from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tokens import SUMMARY
+from tokenizers_zoo import Zoo
+from tokenizers_zoo.build.derive import derive_data
+from tokenizers_zoo.build.make import make_data
+from tokenizers_zoo.build.outcomes import RunResult
+from tokenizers_zoo.build.stores import describe_data, repair_store, verify_store
+from tokenizers_zoo.build.tokenize import tokenize
+from tokenizers_zoo.build.tokenizers import train_tokenizer
+from tokenizers_zoo.contract import pretrained
 from tokenizers_zoo.errors import ConfigError, DataError, InvalidValueError, MachineError, PluginError, ReadError
-from tokenizers_zoo.io import read_table, write_table
-from tokenizers_zoo.pipeline.derive import derive_data
-from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.pipeline.outcomes import RunResult
-from tokenizers_zoo.pipeline.stores import describe_data, repair_store, verify_store
-from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
+from tokenizers_zoo.records.io import read_table, write_table
+from tokenizers_zoo.stores.manifest import Dataset, ValueManifest, read_manifest
+from tokenizers_zoo.stores.shards import ValueStore
+from tokenizers_zoo.stores.tokens import SUMMARY
 
 
 def processes_of(session: int) -> list[int]:

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, strategies
 
 from tokenizers_zoo import ModalityHandle, Zoo
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.layouts import SequenceLayout
+from tokenizers_zoo.contract.samples import TrainingSamples
+from tokenizers_zoo.contract.spec import Crop
 from tokenizers_zoo.families.object_tokens import numbers_of
-from tokenizers_zoo.io import read_table
-from tokenizers_zoo.layouts import SequenceLayout
-from tokenizers_zoo.samples import TrainingSamples
-from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.records.io import read_table
 from zoo_geometry import body
 from zoo_geometry.human_poses import person_error, plugin
 from zoo_geometry.people import MISSED

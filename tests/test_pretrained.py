@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tokenizers_zoo import pretrained
-from tokenizers_zoo.autoencoder import losses as perceptual
-from tokenizers_zoo.autoencoder.tokenizer import checkpoint_errors
-from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError, forget_networks
+from tokenizers_zoo.contract import pretrained
+from tokenizers_zoo.contract.pretrained import PretrainedConfig, PretrainedError, forget_networks
+from tokenizers_zoo.tokenizers.autoencoder import losses as perceptual
+from tokenizers_zoo.tokenizers.autoencoder.tokenizer import checkpoint_errors
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

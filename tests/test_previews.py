@@ -11,12 +11,12 @@ import pytest
 from small_modalities import EXAMPLE, LETTERS, VECTORS_ALONE, changed, installed, sample, write
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.contract.samples import TEST, TrainingSamples
 from tokenizers_zoo.errors import MachineError, PluginError
-from tokenizers_zoo.samples import TEST, TrainingSamples
-from zoo_backbone import gallery
-from zoo_backbone.config import ModelConfig, Preview, TrainConfig
-from zoo_backbone.gallery import Previews, write_sheet
-from zoo_backbone.model import FourM
+from zoo_backbone.measure import gallery
+from zoo_backbone.measure.gallery import Previews, write_sheet
+from zoo_backbone.model.config import ModelConfig, Preview, TrainConfig
+from zoo_backbone.model.fourm import FourM
 
 SOURCES = {"brightness": changed(EXAMPLE, VECTORS_ALONE), "light": EXAMPLE, "letters": LETTERS}
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.contract.handle import ModalityHandle
 from tokenizers_zoo.errors import DataError, MachineError, PluginError
-from tokenizers_zoo.handle import ModalityHandle
 from tokenizers_zoo.testing import conformance_results
 from tokenizers_zoo.testing.media import picture_probes, tone, wav
 from tokenizers_zoo.testing.probe import File, Outcome, Probe, bars, npy, outcome_of
@@ -24,10 +24,10 @@ Install = Callable[..., Path]
 SCORE = "    @hookimpl\n    def score("
 READ = "    @hookimpl\n    def read_value(self, data, extension, settings):\n        import io\n        {}\n\n"
 PICTURES = (
-    READ.format("""from tokenizers_zoo.pictures import read_array, read_grey
+    READ.format("""from tokenizers_zoo.contract.pictures import read_array, read_grey
         return read_array(data, extension) if extension == "npy" else read_grey(data, extension)""")
     + "    @hookimpl\n    def write_value(self, value):\n"
-    "        from PIL import Image\n        from tokenizers_zoo.pictures import png_bytes\n"
+    "        from PIL import Image\n        from tokenizers_zoo.contract.pictures import png_bytes\n"
     "        return png_bytes(Image.fromarray((value[0] * 255).astype(np.uint8))), 'png'\n\n"
 )
 

@@ -18,20 +18,20 @@ from test_ml4m_tokenizers import body_at_rest
 from tokenizers import Tokenizer
 
 from tokenizers_zoo import ModalityHandle, Zoo
-from tokenizers_zoo.checkpoint import load_config
+from tokenizers_zoo.build.tokenizers import train_tokenizer
 from tokenizers_zoo.cli.main import zoo as command
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.samples import TrainingSamples
+from tokenizers_zoo.contract.spec import Crop
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.io import read_table
-from tokenizers_zoo.ml4m import PublishedCheckpoint
-from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
-from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
-from tokenizers_zoo.samples import TrainingSamples
-from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.files.checkpoint import load_config
+from tokenizers_zoo.files.published import PublishedCheckpoint
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.records.io import read_table
 from tokenizers_zoo.testing import conformance_results
-from tokenizers_zoo.text_vocab import TextVocabulary
-from zoo_backbone.checkpoint import load_model
-from zoo_backbone.ml4m.commands import export_command, import_command
+from tokenizers_zoo.tokenizers.evaluate import evaluate_tokenizer
+from tokenizers_zoo.tokenizers.text_vocab import TextVocabulary
+from zoo_backbone.cli.ml4m import export_command, import_command
+from zoo_backbone.learn.checkpoint import load_model
 from zoo_geometry import body
 from zoo_geometry.human_poses import plugin as poses
 from zoo_semantics.instance_maps import Instance, point_within

@@ -16,11 +16,11 @@ from torch import nn
 from torch.nn import functional
 
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError
-from tokenizers_zoo.quantizers import kinds
-from tokenizers_zoo.quantizers.config import KIND_DEFAULTS, QuantizerConfig, QuantizerKind
-from tokenizers_zoo.quantizers.kinds import DIVERSITY, MemoryCodes, entropy_loss, spread_loss
-from tokenizers_zoo.quantizers.quantizer import ADAPTERS, Quantizer, Residual, SideBySide
-from tokenizers_zoo.quantizers.usage import CodebookUsage
+from tokenizers_zoo.tokenizers.quantizers import kinds
+from tokenizers_zoo.tokenizers.quantizers.config import KIND_DEFAULTS, QuantizerConfig, QuantizerKind
+from tokenizers_zoo.tokenizers.quantizers.kinds import DIVERSITY, MemoryCodes, entropy_loss, spread_loss
+from tokenizers_zoo.tokenizers.quantizers.quantizer import ADAPTERS, Quantizer, Residual, SideBySide
+from tokenizers_zoo.train.usage import CodebookUsage
 
 DIM = 24
 CONFIGS = {

@@ -11,11 +11,11 @@ import tifffile
 import torch
 from PIL import Image
 
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.validation import array_bytes as npy
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.images import angle_degrees
+from tokenizers_zoo.records.config import Settings
 from tokenizers_zoo.testing.media import save_picture
-from tokenizers_zoo.validation import array_bytes as npy
 from zoo_raster import heightmap, multispectral
 
 read_tiff, tiff_bytes = multispectral.read_tiff, multispectral.tiff_bytes

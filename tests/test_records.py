@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from tokenizers_zoo.config import Checked, Origin, from_mapping, load_toml
 from tokenizers_zoo.errors import CheckpointError, ConfigError, ReadError, SettingError
-from tokenizers_zoo.io import (
+from tokenizers_zoo.files.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from tokenizers_zoo.records.config import Checked, Origin, from_mapping, load_toml
+from tokenizers_zoo.records.io import (
     as_json,
     line_text,
     read_lines,
@@ -31,7 +31,15 @@ from tokenizers_zoo.io import (
     write_state,
     write_table,
 )
-from tokenizers_zoo.records import OPTIONAL, Interval, NonNegativeFloat, PositiveInt, RecordError, as_dicts, convert
+from tokenizers_zoo.records.typed import (
+    OPTIONAL,
+    Interval,
+    NonNegativeFloat,
+    PositiveInt,
+    RecordError,
+    as_dicts,
+    convert,
+)
 from tokenizers_zoo.train.log import StepLog
 
 TABLE = {"a": [1, 2.5, None], "b": {"c": 'é "checksum": "x"'}}

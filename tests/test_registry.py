@@ -17,12 +17,12 @@ from stores import writing_values
 from toy_plugins import SOURCE, derived
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.checkpoint import fingerprint, is_complete
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.build.tokenizers import TokenizerJob, overrides_of_each, train_tokenizer, train_tokenizers
+from tokenizers_zoo.contract.samples import TrainingSamples
 from tokenizers_zoo.errors import ConfigError, DataError, PluginError, UnknownNameError
 from tokenizers_zoo.families.spatial import SpatialSettings, TokenizerConfig
-from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, overrides_of_each, train_tokenizer, train_tokenizers
-from tokenizers_zoo.samples import TrainingSamples
+from tokenizers_zoo.files.checkpoint import fingerprint, is_complete
+from tokenizers_zoo.records.config import Settings
 
 Install = Callable[..., Path]
 PAGE = Path(__file__).parent.parent / "docs" / "writing-a-plugin.md"

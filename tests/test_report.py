@@ -18,16 +18,15 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.contract.spec import Metric
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.io import as_json, read_lines, read_table, write_table
+from tokenizers_zoo.files.run_folder import RunRecord, write_run
+from tokenizers_zoo.records.io import as_json, read_lines, read_table, write_table
 from tokenizers_zoo.report import pages
 from tokenizers_zoo.report.pages import read_inside
 from tokenizers_zoo.report.pictures import Pictures, cells_of, legend_of
-from tokenizers_zoo.run_folder import RunRecord, write_run
-from tokenizers_zoo.spec import Metric
-from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
+from tokenizers_zoo.tokenizers.text_vocab import TextVocabulary, VocabularyConfig
 from tokenizers_zoo.train.log import StepLog
-from zoo_backbone.gallery import CELL, write_gallery, write_sheet
 from zoo_backbone.measure import page as run_page
 from zoo_backbone.measure.evaluation import (
     CrossEntropy,
@@ -39,10 +38,11 @@ from zoo_backbone.measure.evaluation import (
     GalleryRecord,
     PairScore,
 )
+from zoo_backbone.measure.gallery import CELL, write_gallery, write_sheet
 from zoo_backbone.measure.growth import Growth, LossChange, PairChange
 from zoo_backbone.measure.page import registry_of, write_report
 from zoo_backbone.measure.samples import overview, read_galleries
-from zoo_backbone.run import Start
+from zoo_backbone.model.run import Start
 
 Run = tuple[Path, EvaluationRecord]
 NAMES = ("rgb_patches", "depth", "caption")

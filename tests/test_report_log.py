@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenizers_zoo import Zoo, progress
+from tokenizers_zoo import Zoo
 from tokenizers_zoo.cli.options import plain_table, show_table
-from tokenizers_zoo.io import read_lines
+from tokenizers_zoo.machine import progress
+from tokenizers_zoo.records.io import read_lines
 from tokenizers_zoo.train.config import TrainConfig
 from tokenizers_zoo.train.log import StepLog
 from tokenizers_zoo.train.report import Evaluation, TrainingReport
 from zoo_backbone import FourM
-from zoo_backbone.config import ModelConfig
-from zoo_backbone.config import TrainConfig as BackboneConfig
-from zoo_backbone.train import TrainingLog
+from zoo_backbone.learn.train import TrainingLog
+from zoo_backbone.model.config import ModelConfig
+from zoo_backbone.model.config import TrainConfig as BackboneConfig
 
 
 def log_of(folder: Path, done: int = 0) -> StepLog:

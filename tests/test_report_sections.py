@@ -16,19 +16,19 @@ from PIL import Image
 from test_report import bare_run, write_log
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.checkpoint import fingerprint
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.io import file_digest, read_table, write_table
-from tokenizers_zoo.ml4m.source import KNOWN_AS
+from tokenizers_zoo.files.checkpoint import fingerprint
+from tokenizers_zoo.files.published import KNOWN_AS
+from tokenizers_zoo.records.io import file_digest, read_table, write_table
 from tokenizers_zoo.report.pages import write_zoo_report
 from tokenizers_zoo.report.pictures import Pictures
 from tokenizers_zoo.train.report import write_pictures
+from zoo_backbone.cli.transfer import transfer as command
 from zoo_backbone.measure.page import write_report
 from zoo_backbone.measure.probes import transfer_section
 from zoo_backbone.measure.samples import retrieval_section
-from zoo_backbone.retrieval.query import mark_correct, write_hits
-from zoo_backbone.transfer.cli import transfer as command
-from zoo_backbone.transfer.results import compare
+from zoo_backbone.use.retrieval.query import mark_correct, write_hits
+from zoo_backbone.use.transfer.results import compare
 
 
 @pytest.fixture

@@ -22,28 +22,28 @@ from safetensors.torch import load, save
 from small_modalities import command_result, installed, refusal, write
 from token_stores import reversed_tokens, stored_tokens, write_tokens
 
-from tokenizers_zoo.checkpoint import load_config, save_checkpoint
-from tokenizers_zoo.data.token_shard import TokenMetadata
-from tokenizers_zoo.data.tokens import STORE, TokenStore
+from tokenizers_zoo.contract.layouts import VectorLayout
+from tokenizers_zoo.contract.spec import ModalitySpec, ValueSpec
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, UnknownNameError, ZooError
-from tokenizers_zoo.io import as_json, file_digest, read_table, table_text, write_table
-from tokenizers_zoo.layouts import VectorLayout
+from tokenizers_zoo.files.checkpoint import load_config, save_checkpoint
+from tokenizers_zoo.files.run_folder import FolderError
+from tokenizers_zoo.records.io import as_json, file_digest, read_table, table_text, write_table
 from tokenizers_zoo.report.pictures import cells_of
-from tokenizers_zoo.run_folder import FolderError
-from tokenizers_zoo.spec import ModalitySpec, ValueSpec
-from zoo_backbone.checkpoint import load_model, save_model
-from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.encoder import FourMEncoder
+from tokenizers_zoo.stores.token_shard import TokenMetadata
+from tokenizers_zoo.stores.tokens import STORE, TokenStore
+from zoo_backbone.cli.retrieve import retrieve
 from zoo_backbone.generate import TargetPlan, generate
+from zoo_backbone.learn.checkpoint import load_model, save_model
+from zoo_backbone.learn.encoder import FourMEncoder
 from zoo_backbone.measure.retrieval import RetrievalRecord
-from zoo_backbone.pipeline import AnyToAny
-from zoo_backbone.retrieval import EmbeddingConfig, QueryConfig, query
-from zoo_backbone.retrieval import index as indexes
-from zoo_backbone.retrieval.cli import retrieve
-from zoo_backbone.retrieval.embed import Embedder, check_via, unit
-from zoo_backbone.retrieval.index import Index, build
-from zoo_backbone.retrieval.query import CORRECT, chance, evaluate_retrieval, query_keys, weighted_sum
-from zoo_backbone.run import Run
+from zoo_backbone.model.embedding_layout import EmbeddingLayout
+from zoo_backbone.model.run import Run
+from zoo_backbone.use.any_to_any import AnyToAny
+from zoo_backbone.use.retrieval import EmbeddingConfig, QueryConfig, query
+from zoo_backbone.use.retrieval import index as indexes
+from zoo_backbone.use.retrieval.embed import Embedder, check_via, unit
+from zoo_backbone.use.retrieval.index import Index, build
+from zoo_backbone.use.retrieval.query import CORRECT, chance, evaluate_retrieval, query_keys, weighted_sum
 
 VECTORS = "together.safetensors"
 zoo, refused = partial(command_result, retrieve), partial(refusal, retrieve)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from zoo_backbone.measure.retrieval import RECALL_AT, Recall
-from zoo_backbone.retrieval import query
-from zoo_backbone.retrieval.embed import RIDGE, Affine, Vectors, fit, unit
-from zoo_backbone.retrieval.query import TIE_TOLERANCE, chance, recall
+from zoo_backbone.use.retrieval import query
+from zoo_backbone.use.retrieval.embed import RIDGE, Affine, Vectors, fit, unit
+from zoo_backbone.use.retrieval.query import TIE_TOLERANCE, chance, recall
 
 
 def test_centred_takes_off_each_modalitys_own_mean() -> None:

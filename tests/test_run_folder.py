@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.io import absolute_place, read_table, relative_place, write_table
-from tokenizers_zoo.run_folder import (
+from tokenizers_zoo.files.run_folder import (
     LOCK,
     RUN,
     TOKENIZER,
@@ -29,6 +28,7 @@ from tokenizers_zoo.run_folder import (
     replacing,
     replacing_folder,
 )
+from tokenizers_zoo.records.io import absolute_place, read_table, relative_place, write_table
 
 STATE = TOKENIZER.state
 SEED_0, SEED_1 = {"seed": 0, "data": {"train": [1, 2]}}, {"seed": 1, "data": {"train": [1, 3]}}

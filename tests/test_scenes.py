@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import zoo_scenes
-from tokenizers_zoo.config import Settings, field_docstrings
+from tokenizers_zoo.records.config import Settings, field_docstrings
 from zoo_scenes import captions, observe, people, textures
 from zoo_scenes import stage as stages
 from zoo_scenes.compose import compose

@@ -29,14 +29,14 @@ from starlette.testclient import TestClient
 from tokenizers_zoo import Zoo
 from tokenizers_zoo.errors import ConfigError
 from zoo_backbone import AnyToAny, FourM
-from zoo_backbone.checkpoint import save_model
-from zoo_backbone.config import ModelConfig
-from zoo_backbone.retrieval import EmbeddingConfig
-from zoo_backbone.retrieval.index import build
-from zoo_backbone.run import Run
-from zoo_backbone.serve import app, border
-from zoo_backbone.serve import jobs as queue
-from zoo_backbone.serve.jobs import BusyError, Job, Jobs
+from zoo_backbone.learn.checkpoint import save_model
+from zoo_backbone.model.config import ModelConfig
+from zoo_backbone.model.run import Run
+from zoo_backbone.use.retrieval import EmbeddingConfig
+from zoo_backbone.use.retrieval.index import build
+from zoo_backbone.use.serve import app, border
+from zoo_backbone.use.serve import jobs as queue
+from zoo_backbone.use.serve.jobs import BusyError, Job, Jobs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PART = {"targets": ["depth"], "inputs": {"depth": {"sample": "test00"}}}

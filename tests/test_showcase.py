@@ -11,12 +11,12 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.checkpoint import CARD
-from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.samples import TEST
+from tokenizers_zoo.contract.samples import TEST
+from tokenizers_zoo.files.checkpoint import CARD
+from tokenizers_zoo.stores.shards import ValueStore
 from tokenizers_zoo.testing import check_modality
 from zoo_backbone import AnyToAny
-from zoo_backbone.bundle import SAMPLES
+from zoo_backbone.use.bundle import SAMPLES
 from zoo_showcase import FOLDER
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

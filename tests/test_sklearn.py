@@ -17,12 +17,12 @@ from command_world import the_world
 from small_modalities import VECTORS, changed, installed
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.contract.samples import TrainingSamples
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError, UnknownNameError
-from tokenizers_zoo.samples import TrainingSamples
 from zoo_backbone import AnyToAny, FourM
-from zoo_backbone.checkpoint import save_model
-from zoo_backbone.config import ModelConfig
-from zoo_backbone.run import Run
+from zoo_backbone.learn.checkpoint import save_model
+from zoo_backbone.model.config import ModelConfig
+from zoo_backbone.model.run import Run
 
 pytest.importorskip("sklearn")
 from sklearn.base import clone

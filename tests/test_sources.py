@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import ConfigError, DataError
+from tokenizers_zoo.records.config import Settings
 from zoo_photos.photos import PHOTOS, _load
 
 ZOO = Zoo.installed()

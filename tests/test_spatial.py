@@ -14,11 +14,11 @@ from PIL import Image, ImageOps
 from spatial_samples import PLUGINS, canny, depth, normal, rgb, semseg, settings, values
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.pictures import FORMATS, IMAGE_EXTENSIONS, ORIENTATION, crop_and_resize, open_image
+from tokenizers_zoo.contract.spec import Crop
+from tokenizers_zoo.contract.validation import array_bytes as npy
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.pictures import FORMATS, IMAGE_EXTENSIONS, ORIENTATION, crop_and_resize, open_image
-from tokenizers_zoo.spec import Crop
-from tokenizers_zoo.validation import array_bytes as npy
+from tokenizers_zoo.records.config import Settings
 
 
 def png(array: np.ndarray, mode: str | None = None, **options: Any) -> bytes:

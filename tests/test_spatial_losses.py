@@ -12,18 +12,18 @@ from spatial_samples import PLUGINS, TINY, rgb, semseg, settings, train_killed, 
 from torch import nn
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.autoencoder.losses import (
+from tokenizers_zoo.contract.samples import TrainingSamples
+from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.files.checkpoint import load_checkpoint
+from tokenizers_zoo.records.io import read_lines, read_table
+from tokenizers_zoo.tokenizers.autoencoder.losses import (
     RECONSTRUCTION_LOSSES,
     PatchDiscriminator,
     adaptive_weight,
     adversarial_losses,
     ordinal,
 )
-from tokenizers_zoo.autoencoder.task import frequency_weights
-from tokenizers_zoo.checkpoint import load_checkpoint
-from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.io import read_lines, read_table
-from tokenizers_zoo.samples import TrainingSamples
+from tokenizers_zoo.tokenizers.autoencoder.task import frequency_weights
 from tokenizers_zoo.train.loop import train
 
 EVERYTHING = {"l1_weight": 0.5, "adversarial_weight": 0.5, "adversarial_start": 0.4}
@@ -213,7 +213,7 @@ def test_the_discriminator_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
 
 def test_perceptual_distance_grows_with_noise() -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
-    from tokenizers_zoo.autoencoder.losses import PerceptualDistance
+    from tokenizers_zoo.tokenizers.autoencoder.losses import PerceptualDistance
 
     network = PerceptualDistance().train()
     assert not network.network.training and not any(p.requires_grad for p in network.parameters())

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from command_world import the_world
 
-from tokenizers_zoo.io import read_table
+from tokenizers_zoo.records.io import read_table
 
 ROOT = Path(__file__).parent.parent
 STUDIES = {path.stem for path in (ROOT / "studies").glob("*.py")} - {"common"}

@@ -13,8 +13,8 @@ from command_world import World, the_world
 from rich.table import Table
 from test_imports import files, packages
 
-from tokenizers_zoo.data.manifest import ValueManifest, read_manifest, write_manifest
-from tokenizers_zoo.terminal import UNSAFE, console, echo, printable, show
+from tokenizers_zoo.machine.terminal import UNSAFE, console, echo, printable, show
+from tokenizers_zoo.stores.manifest import ValueManifest, read_manifest, write_manifest
 
 EVIL = "\x1b[31mX\x1b]0;t\x07\x9b2J\r\u202eX\u2028"
 SHOWN = printable(EVIL)
@@ -52,14 +52,16 @@ def test_our_own_styles_reach_a_terminal() -> None:
 def test_only_one_file_prints(package: str) -> None:
     printing_calls = []
     for path in files(package):
-        if path.parts[-2:] in (("tokenizers_zoo", "terminal.py"), ("cli", "__init__.py")):
+        if path.parts[-2:] in (("machine", "terminal.py"), ("cli", "__init__.py")):
             continue  # the latter has a constant line for an interrupt before anything is imported
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and (
                 ast.unparse(node.func) in ("print", "Console", "rich.print", "click.echo", "click.secho", "pprint")
                 or ast.unparse(node.func).endswith(("stdout.write", "stderr.write", "print_exc", "click.prompt"))
             ):
-                printing_calls.append(f"{path}:{node.lineno}: {ast.unparse(node.func)}; use tokenizers_zoo.terminal")
+                printing_calls.append(
+                    f"{path}:{node.lineno}: {ast.unparse(node.func)}; use tokenizers_zoo.machine.terminal"
+                )
     assert not printing_calls, "\n".join(printing_calls)
 
 

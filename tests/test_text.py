@@ -26,12 +26,12 @@ from text_tokenizers import (
     web_text,
 )  # fmt: skip
 
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.samples import TrainingSamples
+from tokenizers_zoo.contract.spec import Crop
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
 from tokenizers_zoo.families.text import fitting_groups, map_values, printable, words_of
-from tokenizers_zoo.samples import TrainingSamples
-from tokenizers_zoo.spec import Crop
-from tokenizers_zoo.text_vocab import Special, TextVocabulary
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.tokenizers.text_vocab import Special, TextVocabulary
 from zoo_images.palette import Palette, lab, main_colours, pairing
 from zoo_language.plain import best_words, bleu_2, word_f1
 

@@ -19,12 +19,24 @@ import pytest
 from cachetools import LRUCache, cached
 from token_stores import plain_metadata, write_tokens
 
-from tokenizers_zoo.checkpoint import save_checkpoint
-from tokenizers_zoo.config import Origin
-from tokenizers_zoo.data import token_shard
-from tokenizers_zoo.data.manifest import verify
-from tokenizers_zoo.data.token_shard import write_token_shard
-from tokenizers_zoo.data.tokens import (
+from tokenizers_zoo.contract.layouts import (
+    EmbeddingsLayout,
+    GridLayout,
+    PatchesLayout,
+    SequenceLayout,
+    TokenLayout,
+    VectorLayout,
+)
+from tokenizers_zoo.contract.registry import ModalityHandle
+from tokenizers_zoo.contract.tokenizer_files import TokenizerFiles
+from tokenizers_zoo.errors import DataError, OtherLayoutError, OtherTokenizerError, ReadError
+from tokenizers_zoo.files.checkpoint import save_checkpoint
+from tokenizers_zoo.records.config import Origin
+from tokenizers_zoo.records.io import read_table, write_table
+from tokenizers_zoo.stores import token_shard
+from tokenizers_zoo.stores.manifest import verify
+from tokenizers_zoo.stores.token_shard import write_token_shard
+from tokenizers_zoo.stores.tokens import (
     STORE,
     SUMMARY,
     UNFINISHED,
@@ -35,18 +47,6 @@ from tokenizers_zoo.data.tokens import (
     samples_digest,
     whole_samples,
 )
-from tokenizers_zoo.errors import DataError, OtherLayoutError, OtherTokenizerError, ReadError
-from tokenizers_zoo.io import read_table, write_table
-from tokenizers_zoo.layouts import (
-    EmbeddingsLayout,
-    GridLayout,
-    PatchesLayout,
-    SequenceLayout,
-    TokenLayout,
-    VectorLayout,
-)
-from tokenizers_zoo.registry import ModalityHandle
-from tokenizers_zoo.tokenizer_files import TokenizerFiles
 
 LAYOUTS: dict[str, TokenLayout] = {
     "grid": GridLayout(shape=(2, 3)),

@@ -16,17 +16,17 @@ from stores import writing_values
 from toy_plugins import Install, Toy, make_toy, scaled, snapshot
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.shards import ValueStore, writing_shard
-from tokenizers_zoo.data.tokens import TokenStore, whole_samples
+from tokenizers_zoo.build.derive import derive_data
+from tokenizers_zoo.build.outcomes import RunResult
+from tokenizers_zoo.build.stores import describe_data
+from tokenizers_zoo.build.tokenize import random_crop, tokenize
+from tokenizers_zoo.build.tokenizers import train_tokenizer, training_samples
+from tokenizers_zoo.contract.spec import Crop
 from tokenizers_zoo.errors import CheckpointError, DataError, MachineError, ReadError
-from tokenizers_zoo.io import difference, read_table, write_table
-from tokenizers_zoo.pipeline.derive import derive_data
-from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
-from tokenizers_zoo.pipeline.outcomes import RunResult
-from tokenizers_zoo.pipeline.stores import describe_data
-from tokenizers_zoo.pipeline.tokenize import random_crop, tokenize
-from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, training_samples
-from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.records.io import difference, read_table, write_table
+from tokenizers_zoo.stores.shards import ValueStore, writing_shard
+from tokenizers_zoo.stores.tokens import TokenStore, whole_samples
+from tokenizers_zoo.tokenizers.evaluate import evaluate_tokenizer
 
 # ---------------------------------------------------------------------- tokenizers
 

@@ -15,14 +15,14 @@ import pytest
 from command_world import World, shared_server
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.checkpoint import fingerprint
+from tokenizers_zoo.build import tokenizers, workers
+from tokenizers_zoo.build.make import make_data
+from tokenizers_zoo.build.tokenizers import TokenizerJob, train_tokenizers
+from tokenizers_zoo.build.workers import WorkerError, Workers, run_jobs
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.io import read_lines, read_numbers
-from tokenizers_zoo.pipeline import tokenizers, workers
-from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizers
-from tokenizers_zoo.pipeline.workers import WorkerError, Workers, run_jobs
-from tokenizers_zoo.run_folder import TOKENIZER
+from tokenizers_zoo.files.checkpoint import fingerprint
+from tokenizers_zoo.files.run_folder import TOKENIZER
+from tokenizers_zoo.records.io import read_lines, read_numbers
 
 REGISTRY = """[zoo]
 image_size = 32

@@ -21,16 +21,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tokenizers_zoo.checkpoint import load_checkpoint
+from tokenizers_zoo.contract.layouts import VectorLayout
+from tokenizers_zoo.contract.samples import TrainingSamples
+from tokenizers_zoo.contract.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.errors import CheckpointError, ReadError
-from tokenizers_zoo.io import read_lines, read_table
-from tokenizers_zoo.layouts import VectorLayout
-from tokenizers_zoo.process import Interrupted, deferred_signals
-from tokenizers_zoo.quantizers.config import QuantizerConfig
-from tokenizers_zoo.quantizers.quantizer import Quantizer
-from tokenizers_zoo.run_folder import TOKENIZER, FolderError
-from tokenizers_zoo.samples import TrainingSamples
-from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.files.checkpoint import load_checkpoint
+from tokenizers_zoo.files.run_folder import TOKENIZER, FolderError
+from tokenizers_zoo.machine.process import Interrupted, deferred_signals
+from tokenizers_zoo.records.io import read_lines, read_table
+from tokenizers_zoo.tokenizers.quantizers.config import QuantizerConfig
+from tokenizers_zoo.tokenizers.quantizers.quantizer import Quantizer
 from tokenizers_zoo.train.batches import seeded
 from tokenizers_zoo.train.config import TrainConfig
 from tokenizers_zoo.train.log import read_metrics
@@ -517,7 +517,7 @@ def test_freed_memory_is_reused_in_training_and_returned_afterwards() -> None:
     """Also at the end of an inner block, such as the previews of a training."""
     script = """
 import ctypes, resource
-from tokenizers_zoo.process import LIBC, kept_memory
+from tokenizers_zoo.machine.process import LIBC, kept_memory
 LIBC.malloc.restype = ctypes.c_void_p
 
 def new_pages():

@@ -28,19 +28,19 @@ from backbone_samples import (
 from command_world import the_world
 from PIL import Image
 
+from tokenizers_zoo.contract.layouts import GridLayout
 from tokenizers_zoo.errors import ConfigError, DataError, UnknownNameError
-from tokenizers_zoo.io import read_table, write_table
-from tokenizers_zoo.layouts import GridLayout
-from zoo_backbone.batch import PackedBatch
-from zoo_backbone.checkpoint import load_model
-from zoo_backbone.config import Mixture, TrainConfig, TrainingStore
-from zoo_backbone.data import Mix, Source, open_sources
-from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.grow import Trained
-from zoo_backbone.losses import LossBalance
-from zoo_backbone.model import FourM
-from zoo_backbone.optim import learning_rate
-from zoo_backbone.train import Trainer, train
+from tokenizers_zoo.records.io import read_table, write_table
+from zoo_backbone.learn.checkpoint import load_model
+from zoo_backbone.learn.data import Mix, Source, open_sources
+from zoo_backbone.learn.losses import LossBalance
+from zoo_backbone.learn.optim import learning_rate
+from zoo_backbone.learn.train import Trainer, train
+from zoo_backbone.measure.grow import Trained
+from zoo_backbone.model.batch import PackedBatch
+from zoo_backbone.model.config import Mixture, TrainConfig, TrainingStore
+from zoo_backbone.model.embedding_layout import EmbeddingLayout
+from zoo_backbone.model.fourm import FourM
 
 SHORT = dataclasses.replace(TRAINING, steps=6, save_every=2, eval_every=3)
 KINDS = ["modality", "token"]

@@ -21,22 +21,22 @@ from torch import nn
 from transfer_world import SOURCES, TEST, TRAIN, World, make_world, read, set_paths, train, with_run
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tokens import TokenStore
+from tokenizers_zoo.build.tokenize import tokenize
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
-from tokenizers_zoo.io import as_json, file_digest, read_table, write_table
-from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.run_folder import TOKENIZER, FolderError
-from zoo_backbone.checkpoint import load_model, save_model
-from zoo_backbone.encoder import FourMEncoder
-from zoo_backbone.ml4m.model import PublishedConfig, PublishedFourM
-from zoo_backbone.run import Run
-from zoo_backbone.transfer import load, probe
-from zoo_backbone.transfer import train as probes
-from zoo_backbone.transfer.config import transfer_config
-from zoo_backbone.transfer.head import Attentive
-from zoo_backbone.transfer.task import LabelSplit, Stores, Task, split_labels
-from zoo_backbone.transfer.train import ProbeTask
+from tokenizers_zoo.files.run_folder import TOKENIZER, FolderError
+from tokenizers_zoo.records.io import as_json, file_digest, read_table, write_table
+from tokenizers_zoo.stores.shards import ValueStore
+from tokenizers_zoo.stores.tokens import TokenStore
+from zoo_backbone.learn.checkpoint import load_model, save_model
+from zoo_backbone.learn.encoder import FourMEncoder
+from zoo_backbone.model.published import PublishedConfig, PublishedFourM
+from zoo_backbone.model.run import Run
+from zoo_backbone.use.transfer import load, probe
+from zoo_backbone.use.transfer import train as probes
+from zoo_backbone.use.transfer.config import transfer_config
+from zoo_backbone.use.transfer.head import Attentive
+from zoo_backbone.use.transfer.task import LabelSplit, Stores, Task, split_labels
+from zoo_backbone.use.transfer.train import ProbeTask
 
 
 @pytest.fixture(scope="module")

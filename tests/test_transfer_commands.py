@@ -21,7 +21,6 @@ from small_modalities import command_result, installed, refusal, registry_of
 from token_stores import note_source, rewrite_tokens, stored_tokens
 from transfer_world import SEEN, SOURCES, TRAIN, World, make_world, read, set_paths, train, with_run
 
-from tokenizers_zoo.checkpoint import load_checkpoint, save_checkpoint
 from tokenizers_zoo.errors import (
     CheckpointError,
     ConfigError,
@@ -31,11 +30,12 @@ from tokenizers_zoo.errors import (
     UnknownNameError,
     ZooError,
 )
-from tokenizers_zoo.io import read_table, write_table
-from tokenizers_zoo.run_folder import FolderError
-from zoo_backbone.transfer import load
-from zoo_backbone.transfer.cli import transfer
-from zoo_backbone.transfer.task import read_csv
+from tokenizers_zoo.files.checkpoint import load_checkpoint, save_checkpoint
+from tokenizers_zoo.files.run_folder import FolderError
+from tokenizers_zoo.records.io import read_table, write_table
+from zoo_backbone.cli.transfer import transfer
+from zoo_backbone.use.transfer import load
+from zoo_backbone.use.transfer.task import read_csv
 
 zoo, refused = partial(command_result, transfer), partial(refusal, transfer)
 

@@ -13,16 +13,16 @@ from backbone_samples import all_layouts
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, r2_score
 from torch.nn import functional as F
 
+from tokenizers_zoo.contract.layouts import GridLayout, TokenLayout, VectorLayout
+from tokenizers_zoo.contract.spec import ModalitySpec, ValueSpec
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.layouts import GridLayout, TokenLayout, VectorLayout
-from tokenizers_zoo.spec import ModalitySpec, ValueSpec
 from tokenizers_zoo.train.batches import permuted
-from zoo_backbone.config import ModelConfig
-from zoo_backbone.embedding_layout import EmbeddingLayout
-from zoo_backbone.model import FourM
-from zoo_backbone.run import BackboneRecord
-from zoo_backbone.transfer.config import TransferConfig, transfer_config
-from zoo_backbone.transfer.head import (
+from zoo_backbone.model.config import ModelConfig
+from zoo_backbone.model.embedding_layout import EmbeddingLayout
+from zoo_backbone.model.fourm import FourM
+from zoo_backbone.model.run import BackboneRecord
+from zoo_backbone.use.transfer.config import TransferConfig, transfer_config
+from zoo_backbone.use.transfer.head import (
     Attentive,
     Grid,
     MapConvNeXt,
@@ -30,14 +30,14 @@ from zoo_backbone.transfer.head import (
     PooledLinear,
     build_head,
 )  # fmt: skip
-from zoo_backbone.transfer.probe import Network, ProbeRecord, StoredTask
-from zoo_backbone.transfer.targets import (
+from zoo_backbone.use.transfer.probe import Network, ProbeRecord, StoredTask
+from zoo_backbone.use.transfer.targets import (
     IGNORED,
     Classes,
     ClassMap,
     Numbers,
 )  # fmt: skip
-from zoo_backbone.transfer.task import Task, kind_of_values, select_labels, select_validation
+from zoo_backbone.use.transfer.task import Task, kind_of_values, select_labels, select_validation
 
 DIM = 8
 ONE = VectorLayout(length=1)

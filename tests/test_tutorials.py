@@ -20,16 +20,16 @@ from page_shell import BLOCK, Shell, page_files, page_steps
 from PIL import Image
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.build.make import make_data
+from tokenizers_zoo.contract.pictures import png_bytes
+from tokenizers_zoo.contract.spec import Crop
+from tokenizers_zoo.contract.validation import array_bytes
 from tokenizers_zoo.errors import InvalidValueError, PluginError
 from tokenizers_zoo.families.spatial import SpatialModality
 from tokenizers_zoo.families.temporal import SeriesModality, TemporalModality
-from tokenizers_zoo.io import read_table
-from tokenizers_zoo.pictures import png_bytes
-from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.records.io import read_table
+from tokenizers_zoo.stores.shards import ValueStore
 from tokenizers_zoo.testing import check_modality
-from tokenizers_zoo.validation import array_bytes
 from zoo_raster.tiff import tiff_bytes
 
 Install = Callable[..., Path]

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tokenizers_zoo.errors import InvalidValueError, PluginError
-from tokenizers_zoo.layouts import (
+from tokenizers_zoo.contract.layouts import (
     EmbeddingsLayout,
     GridLayout,
     PatchesLayout,
@@ -20,9 +19,9 @@ from tokenizers_zoo.layouts import (
     TokenLayout,
     VectorLayout,
 )
-from tokenizers_zoo.plugins import Defaults
-from tokenizers_zoo.spec import DTYPES, EXACT, ModalitySpec, ValueSpec
-from tokenizers_zoo.validation import (
+from tokenizers_zoo.contract.plugins import Defaults
+from tokenizers_zoo.contract.spec import DTYPES, EXACT, ModalitySpec, ValueSpec
+from tokenizers_zoo.contract.validation import (
     array_bytes,
     array_of,
     batch_problem,
@@ -32,6 +31,7 @@ from tokenizers_zoo.validation import (
     is_batched,
     value_problem,
 )
+from tokenizers_zoo.errors import InvalidValueError, PluginError
 
 HOOKS = Defaults()
 FLOAT = ValueSpec(shape=(1, "height", "width"), unit="metres", low=0, high=100)

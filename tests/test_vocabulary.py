@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_plugins import snapshot
 
-from tokenizers_zoo.config import Settings
 from tokenizers_zoo.errors import CheckpointError, ConfigError, InvalidValueError
-from tokenizers_zoo.io import read_table, write_table
-from tokenizers_zoo.run_folder import FolderError
-from tokenizers_zoo.text_vocab import (
+from tokenizers_zoo.files.run_folder import FolderError
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.records.io import read_table, write_table
+from tokenizers_zoo.tokenizers.text_vocab import (
     PAD,
     Coordinate,
     Special,
@@ -29,7 +29,7 @@ from tokenizers_zoo.text_vocab import (
     coordinate_fraction,
     coordinate_level,
 )
-from tokenizers_zoo.wordpieces import ALPHABET, CONTINUES, LONGEST_WORD, byte_characters
+from tokenizers_zoo.tokenizers.wordpieces import ALPHABET, CONTINUES, LONGEST_WORD, byte_characters
 
 CONFIG = VocabularyConfig(size=2048, sentinels=8, coordinate_axes=4, coordinate_bins=64)
 TEXTS = [
@@ -208,7 +208,7 @@ def test_an_interrupted_growth_leaves_the_old_vocabulary(tmp_path: Path, monkeyp
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tokenizers_zoo.checkpoint.table_text", interrupted)
+    monkeypatch.setattr("tokenizers_zoo.files.checkpoint.table_text", interrupted)
     with pytest.raises(KeyboardInterrupt):
         TextVocabulary.grow_folder(tmp_path, CONFIG, ["<c>"])
     monkeypatch.undo()
@@ -295,7 +295,7 @@ def test_an_altered_checkpoint_is_refused(tmp_path: Path, change: dict[str, obje
 
 TRAIN = """
 import random, sys
-from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
+from tokenizers_zoo.tokenizers.text_vocab import TextVocabulary, VocabularyConfig
 draw = random.Random(0)
 words = ["".join(draw.choice("abcdeé日") for _ in range(draw.randint(1, 7))) for _ in range(300)]
 texts = [" ".join(draw.choices(words, k=9)) for _ in range(300)]

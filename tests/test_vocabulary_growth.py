@@ -13,27 +13,27 @@ from token_stores import write_tokens
 from toy_plugins import Install, snapshot
 
 from tokenizers_zoo import Zoo
+from tokenizers_zoo.build.derive import derive_data
+from tokenizers_zoo.build.make import make_data
+from tokenizers_zoo.build.tokenize import tokenize
+from tokenizers_zoo.build.tokenizers import train_tokenizer
 from tokenizers_zoo.cli.main import main
-from tokenizers_zoo.data.token_shard import TokenMetadata
-from tokenizers_zoo.data.tokens import TokenStore
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError, InvalidValueError
-from tokenizers_zoo.pipeline.derive import derive_data
-from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.pipeline.tokenize import tokenize
-from tokenizers_zoo.pipeline.tokenizers import train_tokenizer
-from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, grow_vocabulary, text_vocabularies
-from tokenizers_zoo.text_vocab import TextVocabulary
-from zoo_backbone.checkpoint import freeze, ids_in_use, initial_model, load_model, save_model
-from zoo_backbone.config import MaskingConfig, ModelConfig, TrainConfig
-from zoo_backbone.data import TokenData, stored_samples
+from tokenizers_zoo.stores.token_shard import TokenMetadata
+from tokenizers_zoo.stores.tokens import TokenStore
+from tokenizers_zoo.tokenizers.text_vocab import TextVocabulary
+from tokenizers_zoo.tokenizers.vocabulary import describe_vocabulary, grow_vocabulary, text_vocabularies
 from zoo_backbone.generate.plans import GenerationPlan, TargetPlan
-from zoo_backbone.generate_to_folder import generate_to_folder
-from zoo_backbone.model import FourM
-from zoo_backbone.pipeline import AnyToAny
-from zoo_backbone.retrieval import EmbeddingConfig
-from zoo_backbone.retrieval.embed import Embedder
-from zoo_backbone.run import Run
-from zoo_backbone.train import train
+from zoo_backbone.learn.checkpoint import freeze, ids_in_use, initial_model, load_model, save_model
+from zoo_backbone.learn.data import TokenData, stored_samples
+from zoo_backbone.learn.train import train
+from zoo_backbone.model.config import MaskingConfig, ModelConfig, TrainConfig
+from zoo_backbone.model.fourm import FourM
+from zoo_backbone.model.run import Run
+from zoo_backbone.use.any_to_any import AnyToAny
+from zoo_backbone.use.generate_to_folder import generate_to_folder
+from zoo_backbone.use.retrieval import EmbeddingConfig
+from zoo_backbone.use.retrieval.embed import Embedder
 
 REGISTRY = """[zoo]
 checkpoints = "tokenizers"
@@ -50,8 +50,8 @@ MOOD = '''
 from dataclasses import dataclass
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.families.text import TextModality
-from tokenizers_zoo.spec import ValueSpec
-from tokenizers_zoo.text_vocab import Special
+from tokenizers_zoo.contract.spec import ValueSpec
+from tokenizers_zoo.tokenizers.text_vocab import Special
 
 @dataclass(frozen=True, kw_only=True)
 class MoodSettings:

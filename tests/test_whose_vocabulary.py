@@ -12,19 +12,19 @@ from stores import writing_values
 from toy_plugins import Install, Toy
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.build import tokenizers
+from tokenizers_zoo.build.tokenizers import TokenizerJob, train_tokenizer, train_tokenizers, training_samples
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.pipeline import tokenizers
-from tokenizers_zoo.pipeline.tokenizers import TokenizerJob, train_tokenizer, train_tokenizers, training_samples
-from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary, text_vocabularies
-from tokenizers_zoo.text_vocab import TextVocabulary
+from tokenizers_zoo.stores.shards import ValueStore
+from tokenizers_zoo.tokenizers.text_vocab import TextVocabulary
+from tokenizers_zoo.tokenizers.vocabulary import describe_vocabulary, text_vocabularies
 
 NOTES = '''
 """Texts over the vocabulary `VOCABULARY`."""
 from dataclasses import dataclass
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.families.text import TextModality
-from tokenizers_zoo.spec import ValueSpec
+from tokenizers_zoo.contract.spec import ValueSpec
 
 @dataclass(frozen=True, kw_only=True)
 class NotesSettings:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.build.make import make_data
+from tokenizers_zoo.contract.registry import Zoo
+from tokenizers_zoo.contract.source import SourceSpec
 from tokenizers_zoo.errors import ConfigError, PluginError
-from tokenizers_zoo.pipeline.make import make_data
-from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.source import SourceSpec
+from tokenizers_zoo.records.config import Settings
 from zoo_worlds import camera, land, physics, sources
 
 SMALL = {"image_size": 32, "frames": 2, "sample_rate": 4000}

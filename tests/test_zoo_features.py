@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from stores import writing_values
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.pipeline.derive import derive_data
-from tokenizers_zoo.pretrained import PretrainedError
+from tokenizers_zoo.build.derive import derive_data
+from tokenizers_zoo.contract.pretrained import PretrainedError
+from tokenizers_zoo.stores.shards import ValueStore
 
 pytest.importorskip("zoo_features.pictures")
 

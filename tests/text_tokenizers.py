@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.samples import TrainingSamples
 from tokenizers_zoo.families.text import TextModality, TextTokenizer
-from tokenizers_zoo.samples import TrainingSamples
+from tokenizers_zoo.records.config import Settings
 from zoo_images.palette import plugin as palette
 from zoo_language.caption import plugin as caption
 from zoo_language.plain import web_text

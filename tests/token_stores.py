@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tokenizers_zoo.data.token_shard import TokenMetadata, write_token_shard
-from tokenizers_zoo.data.tokens import STORE, TokenSplit, TokenStore, TokenSummary, whole_samples, write_store
-from tokenizers_zoo.layouts import EmbeddingsLayout, PatchesLayout, TokenLayout
-from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.contract.layouts import EmbeddingsLayout, PatchesLayout, TokenLayout
+from tokenizers_zoo.contract.spec import ModalitySpec
+from tokenizers_zoo.stores.token_shard import TokenMetadata, write_token_shard
+from tokenizers_zoo.stores.tokens import STORE, TokenSplit, TokenStore, TokenSummary, whole_samples, write_store
 
 
 def metadata_of(spec: ModalitySpec) -> TokenMetadata:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.pipeline.make import make_data
+from tokenizers_zoo.build.make import make_data
 
 Toy = Callable[..., Zoo]
 """Makes a zoo of toy modalities."""
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers_zoo import hookimpl
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.source import SourceSpec
+from tokenizers_zoo.contract.source import SourceSpec
 
 @dataclass(frozen=True, kw_only=True)
 class ToySettings:
@@ -66,9 +66,9 @@ WORDS = '''
 from pathlib import Path
 import numpy as np
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.checkpoint import save_checkpoint
-from tokenizers_zoo.layouts import SequenceLayout
-from tokenizers_zoo.spec import ModalitySpec, ValueSpec
+from tokenizers_zoo.files.checkpoint import save_checkpoint
+from tokenizers_zoo.contract.layouts import SequenceLayout
+from tokenizers_zoo.contract.spec import ModalitySpec, ValueSpec
 
 class Words:
     @hookimpl

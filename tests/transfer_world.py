@@ -11,21 +11,21 @@ import numpy as np
 from small_modalities import EXAMPLE, LETTERS, LEVELS, VECTORS, sample, small_zoo, write, write_values
 
 from tokenizers_zoo import Zoo
-from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.data.tokens import TokenStore, whole_samples
-from tokenizers_zoo.io import read_table, write_table
-from zoo_backbone.checkpoint import save_model
-from zoo_backbone.config import ModelConfig, TrainConfig
-from zoo_backbone.model import FourM
-from zoo_backbone.run import Run
-from zoo_backbone.transfer.config import transfer_config
-from zoo_backbone.transfer.train import train_probe
+from tokenizers_zoo.records.io import read_table, write_table
+from tokenizers_zoo.stores.shards import ValueStore
+from tokenizers_zoo.stores.tokens import TokenStore, whole_samples
+from zoo_backbone.learn.checkpoint import save_model
+from zoo_backbone.model.config import ModelConfig, TrainConfig
+from zoo_backbone.model.fourm import FourM
+from zoo_backbone.model.run import Run
+from zoo_backbone.use.transfer.config import transfer_config
+from zoo_backbone.use.transfer.train import train_probe
 
 UNTRAINED = """
 import numpy as np
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.layouts import GridLayout, VectorLayout
-from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.contract.layouts import GridLayout, VectorLayout
+from tokenizers_zoo.contract.spec import Metric, ModalitySpec, ValueSpec
 
 class Untrained:
     @hookimpl

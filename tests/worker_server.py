@@ -12,8 +12,8 @@ from typing import Any
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload(
     [
-        "PIL.Image", "pyarrow.ipc", "torch", "tokenizers_zoo.pipeline.derive", "tokenizers_zoo.pipeline.make",
-        "tokenizers_zoo.pipeline.tokenize", "tokenizers_zoo.pipeline.tokenizers",
+        "PIL.Image", "pyarrow.ipc", "torch", "tokenizers_zoo.build.derive", "tokenizers_zoo.build.make",
+        "tokenizers_zoo.build.tokenize", "tokenizers_zoo.build.tokenizers",
     ]
 )  # fmt: skip
 

@@ -6,8 +6,8 @@ TYPE_CHECKING = False  # an import of typing takes long enough to be interrupted
 if TYPE_CHECKING:
     from typing import Any
 
-    from tokenizers_zoo.hookspecs import hookimpl
-    from tokenizers_zoo.registry import ModalityHandle, Zoo
+    from tokenizers_zoo.contract.hookspecs import hookimpl
+    from tokenizers_zoo.contract.registry import ModalityHandle, Zoo
 
     __version__: str
 
@@ -17,11 +17,11 @@ __all__ = ["ModalityHandle", "Zoo", "__version__", "hookimpl"]
 def __getattr__(name: str) -> Any:
     """Load a public name at its first use, so that importing the package or a plugin stays cheap."""
     if name in ("Zoo", "ModalityHandle"):
-        from tokenizers_zoo import registry
+        from tokenizers_zoo.contract import registry
 
         return getattr(registry, name)
     if name == "hookimpl":
-        from tokenizers_zoo.hookspecs import hookimpl
+        from tokenizers_zoo.contract.hookspecs import hookimpl
 
         return hookimpl
     if name == "__version__":

@@ -19,10 +19,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from tokenizers_zoo.data.shards import ValueStore
-from tokenizers_zoo.samples import TEST
+from tokenizers_zoo.contract.samples import TEST
+from tokenizers_zoo.stores.shards import ValueStore
 from zoo_backbone import AnyToAny
-from zoo_backbone.request import Sample
+from zoo_backbone.generate.request import Sample
 
 Array = np.ndarray[Any, Any]
 ROOT = Path(__file__).parent.parent

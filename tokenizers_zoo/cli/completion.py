@@ -10,10 +10,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.machine.terminal import echo
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.registry import Zoo
+    from tokenizers_zoo.contract.registry import Zoo
 
 LINES = {
     "bash": 'eval "$(_ZOO_COMPLETE=bash_source zoo)"',
@@ -47,7 +47,7 @@ class ZooName(click.types.StringParamType):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Return the names that the last part of `incomplete` begins, without those before it."""
-        from tokenizers_zoo.registry import Zoo
+        from tokenizers_zoo.contract.registry import Zoo
 
         registry: Path = (ctx.find_root().obj or {}).get("registry") or Path("registry.toml")
         try:

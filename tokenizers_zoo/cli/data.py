@@ -34,11 +34,11 @@ from tokenizers_zoo.cli.options import (
     show_table,
 )
 from tokenizers_zoo.errors import DataError, and_others, count_of
-from tokenizers_zoo.records import as_dicts
-from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.machine.terminal import echo
+from tokenizers_zoo.records.typed import as_dicts
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.registry import SourceHandle
+    from tokenizers_zoo.contract.registry import SourceHandle
 
 COUNT = click.IntRange(min=0, max=1_000_000_000)
 
@@ -160,7 +160,7 @@ def make(
       zoo data make scenes data/scenes --train 4000 --test 400 --seed 0
       zoo data make folder data/mine --set path=/my/pictures
     """
-    from tokenizers_zoo.pipeline.make import make_data
+    from tokenizers_zoo.build.make import make_data
 
     result = make_data(
         open_zoo(), source_name, data_dir, train=train, test=test, seed=seed,
@@ -194,7 +194,7 @@ def derive(
     Example:
       zoo data derive data/scenes
     """
-    from tokenizers_zoo.pipeline.derive import derive_data
+    from tokenizers_zoo.build.derive import derive_data
 
     show_result(
         derive_data(open_zoo(), data_dir, modalities=modalities, workers=workers, device=device, dry_run=dry_run)
@@ -215,7 +215,7 @@ def data_info(data_dir: Path, as_json: bool) -> None:
       zoo data info data/scenes
       zoo data info runs/tokens
     """
-    from tokenizers_zoo.pipeline.stores import describe_data
+    from tokenizers_zoo.build.stores import describe_data
 
     description = describe_data(data_dir)
     if as_json:
@@ -251,7 +251,7 @@ def verify(data_dir: Path, as_json: bool) -> None:
     Example:
       zoo data verify data/scenes
     """
-    from tokenizers_zoo.pipeline.stores import verify_store
+    from tokenizers_zoo.build.stores import verify_store
 
     reasons: dict[str, str] = {}
     for damage in verify_store(data_dir):
@@ -281,7 +281,7 @@ def repair(data_dir: Path, workers: int | None, device: str) -> None:
     Example:
       zoo data repair data/scenes
     """
-    from tokenizers_zoo.pipeline.stores import repair_store
+    from tokenizers_zoo.build.stores import repair_store
 
     for line in repair_store(open_zoo(), data_dir, workers=workers, device=device):
         echo(line)

@@ -14,7 +14,7 @@ import click
 
 from tokenizers_zoo.cli.options import JSON, open_zoo, plain_table, registry_in_use, show_facts, show_json, show_table
 from tokenizers_zoo.errors import ZooError
-from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.machine.terminal import echo
 
 GROUP = "tokenizers_zoo"
 """Entry-point groups with this name, or below it, are ours."""

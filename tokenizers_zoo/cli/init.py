@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 import click
 
 from tokenizers_zoo.cli.options import FOLLOW_LINKS, asked_registry, command_line, note, parse_assignments
+from tokenizers_zoo.contract.samples import OWN_FILES, TEST, TRAIN, spread
 from tokenizers_zoo.errors import ConfigError, DataError, close_names, count_of
-from tokenizers_zoo.io import disk_errors, replacing_file
-from tokenizers_zoo.samples import OWN_FILES, TEST, TRAIN, spread
-from tokenizers_zoo.terminal import echo, printable
+from tokenizers_zoo.machine.terminal import echo, printable
+from tokenizers_zoo.records.io import disk_errors, replacing_file
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.file_samples import FileSamples
-    from tokenizers_zoo.registry import Zoo
+    from tokenizers_zoo.contract.file_samples import FileSamples
+    from tokenizers_zoo.contract.registry import Zoo
 
 SIZES = {64: 8, 128: 8, 224: 16}
 """Sizes of pictures to choose from, in pixels, each with the size of its patches."""
@@ -65,7 +65,7 @@ def init(folder: Path, overwrite: bool, follow_links: bool) -> None:
       zoo init my-pictures
       zoo --registry other.toml init my-pictures --overwrite
     """
-    from tokenizers_zoo.registry import Zoo
+    from tokenizers_zoo.contract.registry import Zoo
 
     path = asked_registry() or Path("registry.toml")
     if path.exists() and not overwrite:
@@ -122,8 +122,8 @@ def next_commands(data: Path, settings: Mapping[str, str], follow_links: bool) -
 
 def values_in(zoo: Zoo, folder: Path) -> Findings:
     """Return the values that `zoo data make` wrote."""
-    from tokenizers_zoo.data.manifest import Dataset
-    from tokenizers_zoo.pipeline.stores import describe_data
+    from tokenizers_zoo.build.stores import describe_data
+    from tokenizers_zoo.stores.manifest import Dataset
 
     findings, rows = Findings(), describe_data(folder).rows
     for name in sorted({row.modality for row in rows}):
@@ -142,8 +142,8 @@ def values_in(zoo: Zoo, folder: Path) -> Findings:
 
 def files_in(zoo: Zoo, folder: Path, follow_links: bool) -> Findings:
     """Return the modalities of files, as the source `folder` names them. Raises DataError if there are none."""
-    from tokenizers_zoo.file_samples import FileSamples
-    from tokenizers_zoo.pipeline.make_shard import open_samples
+    from tokenizers_zoo.build.make_shard import open_samples
+    from tokenizers_zoo.contract.file_samples import FileSamples
 
     path = {"path": str(folder)}
     if str(folder).startswith("~") or parse_assignments([f"path={folder}"]) != path:
@@ -198,7 +198,7 @@ def fitting_size(picture_sizes: list[tuple[int, int]]) -> int:
 
 def derivable_from(zoo: Zoo, names: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Return the modalities that can be derived from others, and those that need a network; each with a comment."""
-    from tokenizers_zoo.pretrained import networks_of
+    from tokenizers_zoo.contract.pretrained import networks_of
 
     handles = {handle.name: handle for handle in zoo.handles() if handle.name not in names}
     graph = {name: set(handle.spec.derived_from) for name, handle in sorted(handles.items())}

@@ -27,12 +27,12 @@ from tokenizers_zoo.cli.options import (
     show_table,
 )
 from tokenizers_zoo.errors import CheckpointError, count_of
-from tokenizers_zoo.io import disk_errors
-from tokenizers_zoo.records import as_dicts
-from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.machine.terminal import echo
+from tokenizers_zoo.records.io import disk_errors
+from tokenizers_zoo.records.typed import as_dicts
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.registry import ModalityHandle
+    from tokenizers_zoo.contract.registry import ModalityHandle
     from tokenizers_zoo.testing import CheckResult
 
 Facts = TypeVar("Facts")
@@ -42,7 +42,7 @@ def is_trained(handle: ModalityHandle) -> bool:
     """Return whether a modality has a tokenizer whose vocabulary has the modality's own special tokens."""
     if not handle.has_tokenizer or not handle.vocabulary_tokens():
         return handle.has_tokenizer
-    from tokenizers_zoo.pipeline.vocabulary import missing_special_tokens
+    from tokenizers_zoo.tokenizers.vocabulary import missing_special_tokens
 
     return not missing_special_tokens(handle)
 
@@ -51,7 +51,7 @@ def learned_on_others(handle: ModalityHandle) -> tuple[str, ...] | None:
     """Return the modalities that a trained vocabulary was learned on, if the modality's own text was not among them."""
     if not handle.spec.shared_vocabulary:
         return None
-    from tokenizers_zoo.pipeline import vocabulary
+    from tokenizers_zoo.tokenizers import vocabulary
 
     return vocabulary.learned_on_others(handle)
 

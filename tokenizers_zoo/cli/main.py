@@ -17,10 +17,10 @@ import click
 from tokenizers_zoo import __version__
 from tokenizers_zoo.cli.options import CommandContext, Group, global_options
 from tokenizers_zoo.errors import OneLineError, is_of_the_machine, shortened
-from tokenizers_zoo.io import disk_problem
-from tokenizers_zoo.process import Interrupted
-from tokenizers_zoo.progress import NORMAL, set_verbosity
-from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.machine.process import Interrupted
+from tokenizers_zoo.machine.progress import NORMAL, set_verbosity
+from tokenizers_zoo.machine.terminal import echo
+from tokenizers_zoo.records.io import disk_problem
 
 NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())  # its text is the help, which older clicks print
 COMMANDS = {
@@ -197,7 +197,7 @@ def _error_text(error: BaseException) -> str:
         return disk_error
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return "a path has a NUL character, which no file's name has; correct the setting or the record that names it"
-    from tokenizers_zoo.plugins import call_error, error_text
+    from tokenizers_zoo.contract.plugins import call_error, error_text
 
     if is_of_the_machine(error):
         return str(call_error("the command", error))

@@ -14,12 +14,12 @@ import click
 
 from tokenizers_zoo import __version__
 from tokenizers_zoo.cli.options import PATH, note, registry_in_use
-from tokenizers_zoo.config import Origin, load_toml
+from tokenizers_zoo.contract.plugins import MODALITIES, SOURCES, installed_claims
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.io import disk_errors
-from tokenizers_zoo.plugins import MODALITIES, SOURCES, installed_claims
-from tokenizers_zoo.run_folder import replacing_folder
-from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.files.run_folder import replacing_folder
+from tokenizers_zoo.machine.terminal import echo
+from tokenizers_zoo.records.config import Origin, load_toml
+from tokenizers_zoo.records.io import disk_errors
 
 FAMILIES = {
     "spatial": "{} as a grid of tokens",
@@ -76,7 +76,7 @@ def new_plugin(name: str, family: str, out: Path | None) -> None:
 
 def check_name(name: str) -> None:
     """Raise ConfigError if the name is invalid or taken."""
-    from tokenizers_zoo.registry import Zoo
+    from tokenizers_zoo.contract.registry import Zoo
 
     if not re.fullmatch(NAME, name) or len(name) > LONGEST:
         expected = f"up to {LONGEST} lower-case letters and digits, words joined by single underscores, a letter first"

@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from tokenizers_zoo import config
 from tokenizers_zoo.cli.completion import MODALITY
-from tokenizers_zoo.device import AUTO, resolve_device
 from tokenizers_zoo.errors import ConfigError, close_names
-from tokenizers_zoo.progress import NORMAL, QUIET, VERBOSE, set_verbosity, verbosity
-from tokenizers_zoo.terminal import echo, show
+from tokenizers_zoo.machine.device import AUTO, resolve_device
+from tokenizers_zoo.machine.progress import NORMAL, QUIET, VERBOSE, set_verbosity, verbosity
+from tokenizers_zoo.machine.terminal import echo, show
+from tokenizers_zoo.records import config
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tokenizers_zoo.pipeline.outcomes import RunResult
-    from tokenizers_zoo.registry import Zoo
+    from tokenizers_zoo.build.outcomes import RunResult
+    from tokenizers_zoo.contract.registry import Zoo
 
 WIDTH, UNLIMITED = 80, 10_000
 INDENT = "  "
@@ -151,7 +151,7 @@ def open_zoo(registry: Path | None = None, *, strict: bool = True) -> Zoo:
 
     With `strict` a mistake in the file raises ConfigError; otherwise the caller shows all problems.
     """
-    from tokenizers_zoo.registry import Zoo
+    from tokenizers_zoo.contract.registry import Zoo
 
     registry = registry or registry_in_use()
     zoo = Zoo.at(registry) if registry else Zoo.installed()

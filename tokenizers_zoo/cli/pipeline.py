@@ -19,11 +19,11 @@ from typing import Any
 import click
 
 from tokenizers_zoo.cli.options import DRY_RUN, NO_NEXT, CheckedCommand, asked_registry
-from tokenizers_zoo.config import PIPELINE, Origin, from_mapping, load_toml, reject_unknown
+from tokenizers_zoo.contract.registry import TABLES as REGISTRY
 from tokenizers_zoo.errors import ConfigError, ZooError
-from tokenizers_zoo.process import Interrupted
-from tokenizers_zoo.registry import TABLES as REGISTRY
-from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.machine.process import Interrupted
+from tokenizers_zoo.machine.terminal import echo
+from tokenizers_zoo.records.config import PIPELINE, Origin, from_mapping, load_toml, reject_unknown
 
 STEPS = {
     "data": "data make SOURCE FOLDER/data",

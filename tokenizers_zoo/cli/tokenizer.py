@@ -27,12 +27,12 @@ from tokenizers_zoo.cli.options import (
     show_json,
     show_table,
 )
-from tokenizers_zoo.config import preset_of
 from tokenizers_zoo.errors import count_of
-from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.machine.terminal import echo
+from tokenizers_zoo.records.config import preset_of
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.registry import ModalityHandle
+    from tokenizers_zoo.contract.registry import ModalityHandle
 
 DATA_OPTION = click.option("--data", "data_dir", type=PATH, required=True, help="A folder of value shards.")
 
@@ -79,7 +79,7 @@ def train(names: tuple[str, ...], everything: bool, data_dir: Path, out: Path | 
       zoo tokenizer train depth --data data --set quantizer=vq --out depth_vq
       zoo tokenizer train --all --data data/scenes --workers 2
     """
-    from tokenizers_zoo.pipeline.tokenizers import (
+    from tokenizers_zoo.build.tokenizers import (
         TokenizerJob,
         overrides_of_each,
         plan_of,
@@ -157,7 +157,7 @@ def evaluate(name: str, data_dir: Path, checkpoint: Path | None, split: str, sam
       zoo tokenizer eval depth --data data/scenes
       zoo tokenizer eval depth --data data --checkpoint vq --set quantizer=vq
     """
-    from tokenizers_zoo.pipeline.evaluate import evaluate_tokenizer
+    from tokenizers_zoo.tokenizers.evaluate import evaluate_tokenizer
 
     handle, overrides = open_zoo()[name], parse_assignments(assignments)
     if checkpoint is not None:

@@ -18,10 +18,10 @@ from tokenizers_zoo.cli.options import (
     open_zoo,
     show_result,
 )
+from tokenizers_zoo.contract.spec import Crop
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.io import disk_errors, replacing_file
-from tokenizers_zoo.spec import Crop
-from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.machine.terminal import echo
+from tokenizers_zoo.records.io import disk_errors, replacing_file
 
 
 @click.command("tokenize")
@@ -59,7 +59,7 @@ def tokenize_command(
     Example:
       zoo tokenize data/scenes --out runs/tokens
     """
-    from tokenizers_zoo.pipeline.tokenize import tokenize
+    from tokenizers_zoo.build.tokenize import tokenize
 
     result = tokenize(
         open_zoo(), data_dir, out, modalities=modalities, batch_size=batch_size, crops=crops, seed=seed,
@@ -83,7 +83,7 @@ def encode_command(name: str, file: Path, out: Path | None, device: str) -> None
     Example:
       zoo encode depth depth.npy --out depth.json
     """
-    from tokenizers_zoo.data.tokens import token_text
+    from tokenizers_zoo.stores.tokens import token_text
 
     check_not_input(file, out)
     handle = open_zoo()[name]
@@ -112,7 +112,7 @@ def decode_command(name: str, file: Path, out: Path | None, picture: Path | None
     Example:
       zoo decode depth depth.json --out depth_back --picture depth.png
     """
-    from tokenizers_zoo.data.tokens import read_tokens
+    from tokenizers_zoo.stores.tokens import read_tokens
 
     handle = open_zoo()[name]
     handle.device = device

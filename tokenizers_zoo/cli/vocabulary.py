@@ -8,11 +8,11 @@ import click
 
 from tokenizers_zoo.cli.options import JSON, Group, open_zoo, plain_table, show_json, show_table
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.machine.terminal import echo
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.pipeline.vocabulary import VocabularyUse
-    from tokenizers_zoo.registry import Zoo
+    from tokenizers_zoo.contract.registry import Zoo
+    from tokenizers_zoo.tokenizers.vocabulary import VocabularyUse
 
 NAME = click.argument("name", required=False)
 
@@ -37,7 +37,7 @@ def show(name: str | None, as_json: bool) -> None:
     Example:
       zoo vocabulary show text
     """
-    from tokenizers_zoo.pipeline.vocabulary import describe_vocabulary
+    from tokenizers_zoo.tokenizers.vocabulary import describe_vocabulary
 
     zoo = open_zoo()
     uses = [describe_vocabulary(zoo, vocabulary_name) for vocabulary_name in _vocabulary_names(zoo, name)]
@@ -59,7 +59,7 @@ def grow(name: str | None) -> None:
     Example:
       zoo vocabulary grow text
     """
-    from tokenizers_zoo.pipeline.vocabulary import grow_vocabulary
+    from tokenizers_zoo.tokenizers.vocabulary import grow_vocabulary
 
     zoo = open_zoo()
     for vocabulary_name in _vocabulary_names(zoo, name):
@@ -76,7 +76,7 @@ def grow(name: str | None) -> None:
 
 def _vocabulary_names(zoo: Zoo, name: str | None) -> list[str]:
     """Return the vocabulary of this name, or all. Raises ConfigError if there is none."""
-    from tokenizers_zoo.pipeline.vocabulary import text_vocabularies
+    from tokenizers_zoo.tokenizers.vocabulary import text_vocabularies
 
     names = [name] if name is not None else list(text_vocabularies(zoo))
     if not names:

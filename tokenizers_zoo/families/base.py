@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from tokenizers_zoo.autoencoder.codec import ValueCodec
-from tokenizers_zoo.autoencoder.config import AutoencoderConfig, LossName, ValueKind
-from tokenizers_zoo.config import Settings
-from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.layouts import GridLayout, TokenLayout
-from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.contract.hookspecs import hookimpl
+from tokenizers_zoo.contract.layouts import GridLayout, TokenLayout
+from tokenizers_zoo.contract.spec import Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.tokenizers.autoencoder.codec import ValueCodec
+from tokenizers_zoo.tokenizers.autoencoder.config import AutoencoderConfig, LossName, ValueKind
 
 if TYPE_CHECKING:
     import torch
 
-    from tokenizers_zoo.autoencoder.task import AutoencoderTask
-    from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer
-    from tokenizers_zoo.ml4m import PublishedCheckpoint
-    from tokenizers_zoo.ml4m.architecture import Architecture
-    from tokenizers_zoo.samples import TrainingSamples
+    from tokenizers_zoo.contract.samples import TrainingSamples
+    from tokenizers_zoo.files.published import PublishedCheckpoint
+    from tokenizers_zoo.tokenizers.autoencoder.task import AutoencoderTask
+    from tokenizers_zoo.tokenizers.autoencoder.tokenizer import AutoencoderTokenizer
+    from tokenizers_zoo.tokenizers.ml4m.architecture import Architecture
 
 
 class PluginBase:
@@ -176,7 +176,7 @@ class TrainedModality(PluginBase):
         return ValueCodec(self, settings, model)
 
     def task(self, settings: Settings) -> AutoencoderTask:
-        from tokenizers_zoo.autoencoder.task import AutoencoderTask, DiffusionTask
+        from tokenizers_zoo.tokenizers.autoencoder.task import AutoencoderTask, DiffusionTask
 
         codec = self.codec(settings)
         return AutoencoderTask(codec) if codec.diffusion is None else DiffusionTask(codec)
@@ -199,7 +199,7 @@ class TrainedModality(PluginBase):
     @hookimpl
     def load_tokenizer(self, checkpoint: Path, device: str, settings: Settings) -> AutoencoderTokenizer:
         """Load the trained autoencoder, checked against the settings. Raises CheckpointError."""
-        from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer, load_autoencoder
+        from tokenizers_zoo.tokenizers.autoencoder.tokenizer import AutoencoderTokenizer, load_autoencoder
 
         codec = self.codec(settings)
         module = load_autoencoder(checkpoint, codec, codec.diffusion)
@@ -220,13 +220,13 @@ class TrainedModality(PluginBase):
     @hookimpl
     def import_published(self, published: PublishedCheckpoint, out_dir: Path, settings: Settings) -> Mapping[str, Any]:
         """Write a published tokenizer as a checkpoint, and return the settings for it. Raises CheckpointError."""
-        from tokenizers_zoo.autoencoder.importer import import_tokenizer
+        from tokenizers_zoo.tokenizers.autoencoder.importer import import_tokenizer
 
         return import_tokenizer(self, published, out_dir, settings)
 
     @hookimpl
     def export_published(self, checkpoint: Path) -> PublishedCheckpoint:
         """Return the published tokenizer that a checkpoint was imported from. Raises CheckpointError."""
-        from tokenizers_zoo.autoencoder.importer import export_tokenizer
+        from tokenizers_zoo.tokenizers.autoencoder.importer import export_tokenizer
 
         return export_tokenizer(checkpoint, self.checkpoint_class)

@@ -11,15 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from tokenizers_zoo.checkpoint import CONFIG, Ancestor, CheckpointRecord, fingerprint, load_record, save_checkpoint
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.hookspecs import hookimpl
+from tokenizers_zoo.contract.layouts import VectorLayout
+from tokenizers_zoo.contract.spec import Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.contract.validation import text_of
 from tokenizers_zoo.errors import CheckpointError, InvalidValueError, count_of
 from tokenizers_zoo.families.base import PluginBase
-from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.layouts import VectorLayout
-from tokenizers_zoo.records import as_dicts
-from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
-from tokenizers_zoo.validation import text_of
+from tokenizers_zoo.files.checkpoint import (
+    CONFIG,
+    Ancestor,
+    CheckpointRecord,
+    fingerprint,
+    load_record,
+    save_checkpoint,
+)
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.records.typed import as_dicts
 
 if TYPE_CHECKING:
     from torch import Tensor

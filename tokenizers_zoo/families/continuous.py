@@ -13,28 +13,28 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from tokenizers_zoo.autoencoder.codec import stack_values
-from tokenizers_zoo.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from tokenizers_zoo.config import Checked, Settings
+from tokenizers_zoo.contract.hookspecs import hookimpl
+from tokenizers_zoo.contract.layouts import EmbeddingsLayout, PatchesLayout
+from tokenizers_zoo.contract.pictures import Array
+from tokenizers_zoo.contract.plugins import hook_calls
+from tokenizers_zoo.contract.pretrained import PretrainedError
+from tokenizers_zoo.contract.samples import spread
+from tokenizers_zoo.contract.spec import Metric, ModalitySpec, ValueSpec
+from tokenizers_zoo.contract.validation import array_bytes, is_batched
 from tokenizers_zoo.errors import CheckpointError, DataError, InvalidValueError, count_of
 from tokenizers_zoo.families.base import PluginBase
 from tokenizers_zoo.families.images import ImageSettings, ImageValues
-from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.layouts import EmbeddingsLayout, PatchesLayout
-from tokenizers_zoo.ml4m import PublishedCheckpoint
-from tokenizers_zoo.pictures import Array
-from tokenizers_zoo.plugins import hook_calls
-from tokenizers_zoo.pretrained import PretrainedError
-from tokenizers_zoo.records import PositiveInt
-from tokenizers_zoo.run_folder import TOKENIZER, RunFolder
-from tokenizers_zoo.samples import spread
-from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
-from tokenizers_zoo.validation import array_bytes, is_batched
+from tokenizers_zoo.files.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from tokenizers_zoo.files.published import PublishedCheckpoint
+from tokenizers_zoo.files.run_folder import TOKENIZER, RunFolder
+from tokenizers_zoo.records.config import Checked, Settings
+from tokenizers_zoo.records.typed import PositiveInt
+from tokenizers_zoo.tokenizers.autoencoder.codec import stack_values
 
 if TYPE_CHECKING:
     import torch
 
-    from tokenizers_zoo.samples import TrainingSamples
+    from tokenizers_zoo.contract.samples import TrainingSamples
 RENDERED_SAMPLES = 8
 
 
@@ -63,7 +63,7 @@ class PatchesTokenizer(Standardiser):
 
     def networks(self) -> dict[str, Any]:
         """Return encoder and decoder as modules, for export."""
-        from tokenizers_zoo.nn.layers import FunctionModule
+        from tokenizers_zoo.tokenizers.nn.layers import FunctionModule
 
         return {
             "encoder": FunctionModule(lambda values: self.modality.encode(self, values)),
@@ -177,7 +177,7 @@ def mean_and_deviation(values: Iterable[Array]) -> tuple[Array, Array]:
     """
     import torch
 
-    from tokenizers_zoo.autoencoder.task import least_deviation, moments
+    from tokenizers_zoo.tokenizers.autoencoder.task import least_deviation, moments
 
     mean, deviations = moments(torch.from_numpy(np.array(value, np.float64, order="C")) for value in values)
     deviations = deviations.clamp_min(least_deviation(mean, deviations))

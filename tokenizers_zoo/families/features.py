@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.autoencoder.config import PUBLISHED_VIT, LossName, TokenizerConfig
-from tokenizers_zoo.config import Checked, Settings, Sides, height_width
+from tokenizers_zoo.contract.hookspecs import hookimpl
+from tokenizers_zoo.contract.pictures import Array, read_array, to_bytes
+from tokenizers_zoo.contract.spec import Metric
+from tokenizers_zoo.contract.validation import array_bytes
 from tokenizers_zoo.families.spatial import SpatialModality
-from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.pictures import Array, read_array, to_bytes
-from tokenizers_zoo.quantizers.config import QuantizerKind
-from tokenizers_zoo.spec import Metric
-from tokenizers_zoo.validation import array_bytes
+from tokenizers_zoo.records.config import Checked, Settings, Sides, height_width
+from tokenizers_zoo.tokenizers.autoencoder.config import PUBLISHED_VIT, LossName, TokenizerConfig
+from tokenizers_zoo.tokenizers.quantizers.config import QuantizerKind
 
 if TYPE_CHECKING:
     import PIL.Image
 
-    from tokenizers_zoo.ml4m.architecture import Architecture
+    from tokenizers_zoo.tokenizers.ml4m.architecture import Architecture
 LARGEST = 65504.0
 """The largest number of float16, as which maps are stored."""
 CONSTANT_SAMPLES = 4096

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.config import Checked, Settings, Sides, height_width
+from tokenizers_zoo.contract.hookspecs import hookimpl
+from tokenizers_zoo.contract.pictures import Array, crop_and_resize, png_bytes, read_array
+from tokenizers_zoo.contract.spec import Crop, Metric, ValueSpec
+from tokenizers_zoo.contract.validation import array_bytes, commonest_classes
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.base import PluginBase
-from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.limits import limits
-from tokenizers_zoo.pictures import Array, crop_and_resize, png_bytes, read_array
-from tokenizers_zoo.records import PositiveInt
-from tokenizers_zoo.spec import Crop, Metric, ValueSpec
-from tokenizers_zoo.validation import array_bytes, commonest_classes
+from tokenizers_zoo.records.config import Checked, Settings, Sides, height_width
+from tokenizers_zoo.records.limits import limits
+from tokenizers_zoo.records.typed import PositiveInt
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -9,11 +9,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.contract.pictures import Array
+from tokenizers_zoo.contract.spec import Crop, OrderedIds
 from tokenizers_zoo.errors import CheckpointError, ConfigError
 from tokenizers_zoo.families.text import fitting_groups
-from tokenizers_zoo.pictures import Array
-from tokenizers_zoo.spec import Crop, OrderedIds
-from tokenizers_zoo.text_vocab import Coordinate, Piece, TextVocabulary, VocabularyConfig
+from tokenizers_zoo.tokenizers.text_vocab import Coordinate, Piece, TextVocabulary, VocabularyConfig
 
 BINS = 1000
 """Levels of each coordinate in published sequences."""

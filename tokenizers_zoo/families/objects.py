@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from tokenizers_zoo.autoencoder.codec import ValueCodec
-from tokenizers_zoo.autoencoder.config import AutoencoderConfig, QuantizedTrainConfig
-from tokenizers_zoo.config import Checked, Settings
+from tokenizers_zoo.contract.hookspecs import hookimpl
+from tokenizers_zoo.contract.pictures import Array
+from tokenizers_zoo.contract.spec import Crop, ModalitySpec
 from tokenizers_zoo.errors import CheckpointError, ConfigError, DataError
 from tokenizers_zoo.families.base import TrainedModality
 from tokenizers_zoo.families.images import ValueHooks
@@ -25,18 +25,18 @@ from tokenizers_zoo.families.object_tokens import (
     numbers_of,
 )
 from tokenizers_zoo.families.text import TextModality, map_values, sequence_layout
-from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.nn.config import BlockConfig, MlpConfig
-from tokenizers_zoo.pictures import Array
-from tokenizers_zoo.records import Interval, PositiveInt
-from tokenizers_zoo.spec import Crop, ModalitySpec
-from tokenizers_zoo.text_vocab import TextVocabulary, VocabularyConfig
+from tokenizers_zoo.records.config import Checked, Settings
+from tokenizers_zoo.records.typed import Interval, PositiveInt
+from tokenizers_zoo.tokenizers.autoencoder.codec import ValueCodec
+from tokenizers_zoo.tokenizers.autoencoder.config import AutoencoderConfig, QuantizedTrainConfig
+from tokenizers_zoo.tokenizers.nn.config import BlockConfig, MlpConfig
+from tokenizers_zoo.tokenizers.text_vocab import TextVocabulary, VocabularyConfig
 
 if TYPE_CHECKING:
     import torch
 
-    from tokenizers_zoo.autoencoder.tokenizer import AutoencoderTokenizer
-    from tokenizers_zoo.ml4m.architecture import Architecture
+    from tokenizers_zoo.tokenizers.autoencoder.tokenizer import AutoencoderTokenizer
+    from tokenizers_zoo.tokenizers.ml4m.architecture import Architecture
 Fitted = Mapping[str, Array]
 VOCABULARY = TextModality.vocabulary_name
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.hookspecs import hookimpl
+from tokenizers_zoo.contract.samples import LazySequence
+from tokenizers_zoo.contract.source import Sample, SourceSpec
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.samples import LazySequence
-from tokenizers_zoo.source import Sample, SourceSpec
+from tokenizers_zoo.records.config import Settings
 
 
 class MadeSamples(LazySequence[Sample]):

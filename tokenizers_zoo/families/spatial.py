@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tokenizers_zoo.autoencoder.config import PUBLISHED_DIFFUSION, PUBLISHED_VIT, LossName, TokenizerConfig
 from tokenizers_zoo.families.base import TrainedModality
 from tokenizers_zoo.families.images import ImageSettings, ImageValues
+from tokenizers_zoo.tokenizers.autoencoder.config import PUBLISHED_DIFFUSION, PUBLISHED_VIT, LossName, TokenizerConfig
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.ml4m.architecture import Architecture
+    from tokenizers_zoo.tokenizers.ml4m.architecture import Architecture
 
 __all__ = ["ImageSettings", "ImageValues", "SpatialModality", "SpatialSettings", "TokenizerConfig", "published"]
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.autoencoder.config import LossName, TokenizerConfig
-from tokenizers_zoo.config import Checked, Settings
+from tokenizers_zoo.contract.hookspecs import hookimpl
+from tokenizers_zoo.contract.pictures import canvas, read_array
+from tokenizers_zoo.contract.spec import Crop
+from tokenizers_zoo.contract.validation import text_of
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.base import TrainedModality, token_grid
 from tokenizers_zoo.families.images import ImageSettings, ImageValues
-from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.pictures import canvas, read_array
-from tokenizers_zoo.records import Interval, PositiveInt
-from tokenizers_zoo.spec import Crop
-from tokenizers_zoo.validation import text_of
+from tokenizers_zoo.records.config import Checked, Settings
+from tokenizers_zoo.records.typed import Interval, PositiveInt
+from tokenizers_zoo.tokenizers.autoencoder.config import LossName, TokenizerConfig
 
 if TYPE_CHECKING:
     import PIL.Image

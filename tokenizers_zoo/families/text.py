@@ -16,16 +16,16 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.hookspecs import hookimpl
+from tokenizers_zoo.contract.layouts import SequenceLayout
+from tokenizers_zoo.contract.plugins import hook_calls
+from tokenizers_zoo.contract.samples import TrainingSamples
+from tokenizers_zoo.contract.spec import ModalitySpec, ValueSpec
+from tokenizers_zoo.contract.validation import json_of
 from tokenizers_zoo.errors import CONTROL, ConfigError, InvalidValueError
 from tokenizers_zoo.families.base import PluginBase
-from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.layouts import SequenceLayout
-from tokenizers_zoo.plugins import hook_calls
-from tokenizers_zoo.samples import TrainingSamples
-from tokenizers_zoo.spec import ModalitySpec, ValueSpec
-from tokenizers_zoo.text_vocab import Piece, TextVocabulary, VocabularyConfig
-from tokenizers_zoo.validation import json_of
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.tokenizers.text_vocab import Piece, TextVocabulary, VocabularyConfig
 
 S = TypeVar("S")
 R = TypeVar("R")

@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from tokenizers_zoo.autoencoder.config import PUBLISHED_TRAINING, AutoencoderConfig, LossName, QuantizedTrainConfig
+from tokenizers_zoo.contract.hookspecs import hookimpl
+from tokenizers_zoo.contract.layouts import TokenLayout, VectorLayout
+from tokenizers_zoo.contract.pictures import Array, image_of, to_bytes
+from tokenizers_zoo.contract.spec import Metric, ValueSpec
 from tokenizers_zoo.families.base import TrainedModality
 from tokenizers_zoo.families.features import FEATURE_METRICS, agreement, central_value
-from tokenizers_zoo.hookspecs import hookimpl
-from tokenizers_zoo.layouts import TokenLayout, VectorLayout
-from tokenizers_zoo.nn.config import MlpConfig
-from tokenizers_zoo.pictures import Array, image_of, to_bytes
-from tokenizers_zoo.quantizers.config import QuantizerKind
-from tokenizers_zoo.records import PositiveInt
-from tokenizers_zoo.spec import Metric, ValueSpec
+from tokenizers_zoo.records.typed import PositiveInt
+from tokenizers_zoo.tokenizers.autoencoder.config import (
+    PUBLISHED_TRAINING,
+    AutoencoderConfig,
+    LossName,
+    QuantizedTrainConfig,
+)
+from tokenizers_zoo.tokenizers.nn.config import MlpConfig
+from tokenizers_zoo.tokenizers.quantizers.config import QuantizerKind
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_zoo import __version__
-from tokenizers_zoo.checkpoint import CONFIG, is_complete
 from tokenizers_zoo.errors import ZooError, count_of
-from tokenizers_zoo.io import read_record, read_regular, read_table, replacing_file
-from tokenizers_zoo.records import as_dicts
+from tokenizers_zoo.files.checkpoint import CONFIG, is_complete
+from tokenizers_zoo.records.io import read_record, read_regular, read_table, replacing_file
+from tokenizers_zoo.records.typed import as_dicts
 from tokenizers_zoo.report.pictures import (
     PICTURES,
     Pictures,
@@ -29,7 +29,7 @@ from tokenizers_zoo.train.report import EVALUATION, mean_and_least, mean_of
 from tokenizers_zoo.train.report import PICTURES as SAMPLES
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.registry import ModalityHandle, Zoo
+    from tokenizers_zoo.contract.registry import ModalityHandle, Zoo
 
 
 SAMPLES_PER_PAGE, SAMPLES_PER_CARD = 8, 3
@@ -213,7 +213,7 @@ def _checkpoints(zoo: Zoo, handle: ModalityHandle) -> dict[str, ModalityHandle]:
 
     The others belong to instances of the same plugin, or are the modality's checkpoints in neighbouring folders.
     """
-    from tokenizers_zoo.pipeline.tokenizers import trained_for
+    from tokenizers_zoo.build.tokenizers import trained_for
 
     instances = [handle, *(instance for instance in zoo.handles() if instance.plugin_name == handle.plugin_name)]
     checkpoints = {instance.name: instance for instance in instances if is_complete(instance.checkpoint)}

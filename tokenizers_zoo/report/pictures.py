@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenizers_zoo.errors import CheckpointError, ConfigError
-from tokenizers_zoo.io import replacing_file
-from tokenizers_zoo.run_folder import locked
+from tokenizers_zoo.files.run_folder import locked
+from tokenizers_zoo.records.io import replacing_file
 
 if TYPE_CHECKING:
     import PIL.Image
     from matplotlib.figure import Figure
 
-    from tokenizers_zoo.handle import ModalityHandle
+    from tokenizers_zoo.contract.handle import ModalityHandle
 
 PICTURES = "pictures"
 FREE_SIDE = 8

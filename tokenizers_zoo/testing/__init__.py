@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from tokenizers_zoo.device import AUTO
 from tokenizers_zoo.errors import OneLineError, ZooError
+from tokenizers_zoo.machine.device import AUTO
 from tokenizers_zoo.testing.results import CheckResult
 
 if TYPE_CHECKING:
     import pytest
 
-    from tokenizers_zoo.registry import Zoo
+    from tokenizers_zoo.contract.registry import Zoo
 
 __all__ = ["CheckResult", "check_modality", "conformance_results"]
 
@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         return
     import pytest
 
-    from tokenizers_zoo.registry import Zoo
+    from tokenizers_zoo.contract.registry import Zoo
     from tokenizers_zoo.testing.checks import CHECKS
     from tokenizers_zoo.testing.subject import Subject
 

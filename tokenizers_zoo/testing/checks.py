@@ -13,21 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from tokenizers_zoo import checkpoint as checkpoints
-from tokenizers_zoo.device import resolve_device
+from tokenizers_zoo.contract.handle import ModalityHandle
+from tokenizers_zoo.contract.pretrained import PretrainedError
+from tokenizers_zoo.contract.spec import Crop
+from tokenizers_zoo.contract.validation import describe, is_batched
 from tokenizers_zoo.errors import InvalidValueError, ZooError
-from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.io import as_json
-from tokenizers_zoo.pretrained import PretrainedError
-from tokenizers_zoo.records import convert
-from tokenizers_zoo.run_folder import TOKENIZER, FolderError, check_replaceable
-from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.files import checkpoint as checkpoints
+from tokenizers_zoo.files.run_folder import TOKENIZER, FolderError, check_replaceable
+from tokenizers_zoo.machine.device import resolve_device
+from tokenizers_zoo.records.io import as_json
+from tokenizers_zoo.records.typed import convert
 from tokenizers_zoo.testing.geometry import check_crop_geometry
 from tokenizers_zoo.testing.probe import CLOSE, outcome_of
 from tokenizers_zoo.testing.probes import OTHER, probed_files
 from tokenizers_zoo.testing.results import Checks, Failed, Skipped, expect
 from tokenizers_zoo.testing.subject import Subject, equal, per_sample, unchanged_copy
-from tokenizers_zoo.validation import describe, is_batched
 
 FLIPS_ALLOWED = 1e-3
 """Share of the tokens that may differ between a batch and single samples, because rounding decides ties."""

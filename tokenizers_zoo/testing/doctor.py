@@ -11,18 +11,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.data.shards import ValueStore
+from tokenizers_zoo.build.tokenizers import train_tokenizer, usable_modalities
+from tokenizers_zoo.contract.registry import Zoo
+from tokenizers_zoo.contract.samples import TEST, spread
+from tokenizers_zoo.contract.spec import Crop, Metric
+from tokenizers_zoo.contract.validation import bounds, values_equal
 from tokenizers_zoo.errors import ZooError, count_of
-from tokenizers_zoo.pipeline.tokenizers import train_tokenizer, usable_modalities
-from tokenizers_zoo.progress import progress_bar
-from tokenizers_zoo.quantizers.usage import COLLAPSED, CodebookUsage, reachable_usage
-from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.samples import TEST, spread
-from tokenizers_zoo.spec import Crop, Metric
+from tokenizers_zoo.machine.progress import progress_bar
+from tokenizers_zoo.stores.shards import ValueStore
 from tokenizers_zoo.testing.geometry import CROPS, MIN_SIDE, Shift, check_crop_geometry, is_picture, shift_between
 from tokenizers_zoo.testing.results import CheckResult, Checks, Failed, Skipped, expect
 from tokenizers_zoo.testing.subject import Subject
-from tokenizers_zoo.validation import bounds, values_equal
+from tokenizers_zoo.train.usage import COLLAPSED, CodebookUsage, reachable_usage
 
 SAMPLES = 64
 """Default number of held-out samples."""

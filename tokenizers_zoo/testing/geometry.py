@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.contract.handle import ModalityHandle
+from tokenizers_zoo.contract.spec import Crop
 from tokenizers_zoo.testing.results import Failed, Skipped
 
 TOLERANCE = 1

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.pictures import IMAGE_EXTENSIONS, ORIENTATION
+from tokenizers_zoo.contract.handle import ModalityHandle
+from tokenizers_zoo.contract.pictures import IMAGE_EXTENSIONS, ORIENTATION
 from tokenizers_zoo.testing.probe import Array, File, Probe, bars, read_or_none
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tokenizers_zoo.contract.handle import ModalityHandle
+from tokenizers_zoo.contract.spec import Crop
+from tokenizers_zoo.contract.validation import array_bytes, bounds, describe
 from tokenizers_zoo.errors import InvalidValueError, MachineError, ZooError
-from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing.subject import equal
-from tokenizers_zoo.validation import array_bytes, bounds, describe
 
 LONGEST_LINE = 500
 """Maximal characters of a refusal."""

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from tokenizers_zoo.contract.handle import ModalityHandle
+from tokenizers_zoo.contract.pictures import IMAGE_EXTENSIONS
+from tokenizers_zoo.contract.spec import Crop
+from tokenizers_zoo.contract.validation import bounds
 from tokenizers_zoo.errors import DataError, MachineError
-from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.pictures import IMAGE_EXTENSIONS
-from tokenizers_zoo.spec import Crop
 from tokenizers_zoo.testing.media import (
     animation,
     moving_probes,
@@ -28,7 +29,6 @@ from tokenizers_zoo.testing.media import (
     sound_probes,
 )
 from tokenizers_zoo.testing.probe import Array, File, Probe, bars, fits, npy, read_or_none, span_of
-from tokenizers_zoo.validation import bounds
 
 FREE = 3
 """Size of an axis of free size."""

@@ -65,7 +65,7 @@ class Checks(dict[str, Check[AnySubject]], Generic[AnySubject]):
 
     def result(self, name: str, subject: AnySubject) -> CheckResult:
         """Run one check."""
-        from tokenizers_zoo.pretrained import prefer_device
+        from tokenizers_zoo.contract.pretrained import prefer_device
 
         try:
             with prefer_device(subject.device):

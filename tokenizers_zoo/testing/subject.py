@@ -15,16 +15,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tokenizers_zoo.device import AUTO
+from tokenizers_zoo.build.tokenizers import train_vocabulary
+from tokenizers_zoo.contract.handle import ModalityHandle
+from tokenizers_zoo.contract.pretrained import PretrainedError
+from tokenizers_zoo.contract.registry import Zoo
+from tokenizers_zoo.contract.samples import TRAIN, TrainingSamples
+from tokenizers_zoo.contract.spec import Crop, ValueSpec
+from tokenizers_zoo.contract.validation import bounds, values_equal
 from tokenizers_zoo.errors import DataError, InvalidValueError, PluginError, ZooError
-from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.pipeline.tokenizers import train_vocabulary
-from tokenizers_zoo.pretrained import PretrainedError
-from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.samples import TRAIN, TrainingSamples
-from tokenizers_zoo.spec import Crop, ValueSpec
+from tokenizers_zoo.machine.device import AUTO
 from tokenizers_zoo.testing.results import Skipped, expect
-from tokenizers_zoo.validation import bounds, values_equal
 
 COUNT = 8
 """Sample values per modality."""
@@ -121,7 +121,7 @@ class Subject:
 
     def _stored(self, data_dir: Path, modalities: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Yield the readable samples of value shards. Raises the first error if none is readable."""
-        from tokenizers_zoo.data.shards import ValueStore
+        from tokenizers_zoo.stores.shards import ValueStore
 
         store = ValueStore(data_dir)
         first_error: ZooError | None = None

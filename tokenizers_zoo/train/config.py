@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tokenizers_zoo.config import Checked
-from tokenizers_zoo.records import Interval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from tokenizers_zoo.records.config import Checked
+from tokenizers_zoo.records.typed import Interval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Batches = Annotated[int, Interval("[1, 1000000]")]
 """A batch size, or the number of batches per step: larger numbers are mistakes that would never end."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tokenizers_zoo.io import LARGEST, as_json, line_text, read_lines, start_lines
-from tokenizers_zoo.progress import Lines, clock, progress_of, say
-from tokenizers_zoo.run_folder import read_run
-from tokenizers_zoo.terminal import console
+from tokenizers_zoo.files.run_folder import read_run
+from tokenizers_zoo.machine.progress import Lines, clock, progress_of, say
+from tokenizers_zoo.machine.terminal import console
+from tokenizers_zoo.records.io import LARGEST, as_json, line_text, read_lines, start_lines
 from tokenizers_zoo.train.loggers import new_loggers
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from uuid import uuid4
 import numpy as np
 
 from tokenizers_zoo.errors import ConfigError, PluginError, UnknownNameError
-from tokenizers_zoo.io import read_regular
+from tokenizers_zoo.records.io import read_regular
 
 if TYPE_CHECKING:
     import PIL.Image

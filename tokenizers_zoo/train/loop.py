@@ -17,19 +17,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tokenizers_zoo.checkpoint import fingerprint
-from tokenizers_zoo.device import AUTO, resolve_device
+from tokenizers_zoo.contract.samples import TrainingSamples, spread
+from tokenizers_zoo.contract.spec import Metric, ModalitySpec
 from tokenizers_zoo.errors import CheckpointError, DataError, first_line
-from tokenizers_zoo.io import read_numbers, write_state
-from tokenizers_zoo.process import Interrupted, deferred_signals, kept_memory
-from tokenizers_zoo.quantizers.usage import CodebookUsage
-from tokenizers_zoo.run_folder import TOKENIZER, RunFolder, RunKind
-from tokenizers_zoo.samples import TrainingSamples, spread
-from tokenizers_zoo.spec import Metric, ModalitySpec
+from tokenizers_zoo.files.checkpoint import fingerprint
+from tokenizers_zoo.files.run_folder import TOKENIZER, RunFolder, RunKind
+from tokenizers_zoo.machine.device import AUTO, resolve_device
+from tokenizers_zoo.machine.process import Interrupted, deferred_signals, kept_memory
+from tokenizers_zoo.records.io import read_numbers, write_state
 from tokenizers_zoo.train.batches import prefetched, sample_order, seeded, to_device
 from tokenizers_zoo.train.config import TrainConfig
 from tokenizers_zoo.train.optim import EMA, check_finite
 from tokenizers_zoo.train.report import Evaluation, TrainingReport, finish_run
+from tokenizers_zoo.train.usage import CodebookUsage
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizers_zoo.checkpoint import card_row, save_checkpoint
+from tokenizers_zoo.contract.spec import ModalitySpec
 from tokenizers_zoo.errors import count_of
-from tokenizers_zoo.io import replacing_file, write_table
-from tokenizers_zoo.quantizers.usage import COLLAPSED
-from tokenizers_zoo.records import as_dicts
-from tokenizers_zoo.run_folder import RunFolder
-from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.files.checkpoint import card_row, save_checkpoint
+from tokenizers_zoo.files.run_folder import RunFolder
+from tokenizers_zoo.records.io import replacing_file, write_table
+from tokenizers_zoo.records.typed import as_dicts
 from tokenizers_zoo.train.log import StepLog
+from tokenizers_zoo.train.usage import COLLAPSED
 
 if TYPE_CHECKING:
     import PIL.Image

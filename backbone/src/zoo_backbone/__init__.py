@@ -6,13 +6,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoo_backbone.encoder import FourMEncoder
-    from zoo_backbone.features import FourMFeatures
-    from zoo_backbone.model import FourM
-    from zoo_backbone.pipeline import AnyToAny
+    from zoo_backbone.learn.encoder import FourMEncoder
+    from zoo_backbone.model.fourm import FourM
+    from zoo_backbone.use.any_to_any import AnyToAny
+    from zoo_backbone.use.features import FourMFeatures
 
 __all__ = ["AnyToAny", "FourM", "FourMEncoder", "FourMFeatures"]
-_MODULES = {"AnyToAny": "pipeline", "FourM": "model", "FourMEncoder": "encoder", "FourMFeatures": "features"}
+_MODULES = {
+    "AnyToAny": "use.any_to_any",
+    "FourM": "model.fourm",
+    "FourMEncoder": "learn.encoder",
+    "FourMFeatures": "use.features",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,12 +13,12 @@ import click
 
 from tokenizers_zoo.cli.completion import complete_paths
 from tokenizers_zoo.cli.options import asked_registry, assigned, open_zoo, parse_assignments, split_names
-from tokenizers_zoo.config import PIPELINE, Origin, from_mapping, load_toml, reject_unknown
 from tokenizers_zoo.errors import ConfigError
+from tokenizers_zoo.records.config import PIPELINE, Origin, from_mapping, load_toml, reject_unknown
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.registry import Zoo
-    from zoo_backbone.run import Run
+    from tokenizers_zoo.contract.registry import Zoo
+    from zoo_backbone.model.run import Run
 
 
 def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,7 +31,7 @@ def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.argument("source", metavar="RUN", shell_complete=complete_paths)
     @wraps(command)
     def with_run(source: str, **options: Any) -> Any:
-        from zoo_backbone.run import Run
+        from zoo_backbone.model.run import Run
 
         if options.get("print_config"):
             return command(run=None, zoo=None, **options)
@@ -62,7 +62,7 @@ def collected(record: type, parameter: str) -> Callable[[Callable[..., Any]], Ca
 
 def zoo_of(run: Run) -> Zoo:
     """Return the zoo of --registry, of the run, or of ./registry.toml. Raises CheckpointError if the run's is gone."""
-    from zoo_backbone.run import check_registry
+    from zoo_backbone.model.run import check_registry
 
     if (registry := asked_registry()) is None:
         check_registry(registry := run.registry, run.folder)
@@ -89,8 +89,8 @@ def read_tables(config_file: Path | None) -> dict[str, dict[str, Any]]:
 
     Raises ConfigError, also for tables that are used only hours later.
     """
-    from zoo_backbone.config import EvaluationConfig, TrainConfig
-    from zoo_backbone.transfer.config import transfer_config
+    from zoo_backbone.model.config import EvaluationConfig, TrainConfig
+    from zoo_backbone.use.transfer.config import transfer_config
 
     tables = load_toml(config_file) if config_file else {}
     origin = Origin(path=config_file)

@@ -9,11 +9,11 @@ import click
 
 from tokenizers_zoo.cli.options import PATH, names_option, open_zoo, plain_table, show_table
 from tokenizers_zoo.errors import CheckpointError, ConfigError, close_names
-from tokenizers_zoo.io import disk_errors
-from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.machine.terminal import echo
+from tokenizers_zoo.records.io import disk_errors
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.export import Format
+    from tokenizers_zoo.tokenizers.export import Format
 
 
 @click.command("export-onnx")
@@ -37,7 +37,7 @@ def export_onnx(source: str, out: Path, inputs: list[str] | None, format: Format
       zoo export-onnx runs/backbone --inputs rgb_patches --out encoder_onnx
       zoo export-onnx depth --out depth_pt2 --format torch
     """
-    from tokenizers_zoo.export import check_library, export_tokenizer
+    from tokenizers_zoo.tokenizers.export import check_library, export_tokenizer
 
     check_library(format)
     zoo = open_zoo()
@@ -45,10 +45,10 @@ def export_onnx(source: str, out: Path, inputs: list[str] | None, format: Format
         with disk_errors(out):
             record = export_tokenizer(zoo[source], out, format, overwrite=overwrite)
     else:
-        from zoo_backbone.checkpoint import load_model
-        from zoo_backbone.encoder import FourMEncoder
-        from zoo_backbone.export import export_encoder
-        from zoo_backbone.run import Run
+        from zoo_backbone.learn.checkpoint import load_model
+        from zoo_backbone.learn.encoder import FourMEncoder
+        from zoo_backbone.model.run import Run
+        from zoo_backbone.use.export import export_encoder
 
         try:
             run = Run.open(source)

@@ -10,15 +10,15 @@ import click
 
 from tokenizers_zoo.cli.completion import MODALITY
 from tokenizers_zoo.cli.options import DEVICE, PATH, assigned, names_option, parse_assignments, settings_option
-from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import count_of
-from tokenizers_zoo.io import disk_errors
-from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.machine.terminal import echo
+from tokenizers_zoo.records.config import Origin, from_mapping
+from tokenizers_zoo.records.io import disk_errors
 from zoo_backbone.cli import input_items, numbers_of, pairs_of, run_argument
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.registry import Zoo
-    from zoo_backbone.run import Run
+    from tokenizers_zoo.contract.registry import Zoo
+    from zoo_backbone.model.run import Run
 
 
 @click.command("generate")
@@ -82,8 +82,8 @@ def generate_command(
     """
     from zoo_backbone.generate.plans import GenerationPlan, read_plan
     from zoo_backbone.generate.sources import inputs_of, written_sources
-    from zoo_backbone.generate_to_folder import SHEET, generate_to_folder
-    from zoo_backbone.pipeline import AnyToAny
+    from zoo_backbone.use.any_to_any import AnyToAny
+    from zoo_backbone.use.generate_to_folder import SHEET, generate_to_folder
 
     if (targets is None) == (plan_file is None):
         raise click.UsageError("expected either --target NAMES or --plan FILE")

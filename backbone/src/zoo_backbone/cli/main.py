@@ -31,22 +31,22 @@ from tokenizers_zoo.cli.options import (
     show_table,
     split_names,
 )
-from tokenizers_zoo.config import Origin, from_mapping
 from tokenizers_zoo.errors import ConfigError, UnknownNameError, count_of
-from tokenizers_zoo.io import disk_errors
-from tokenizers_zoo.records import as_dicts
-from tokenizers_zoo.run_folder import read_run
-from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.files.run_folder import read_run
+from tokenizers_zoo.machine.terminal import echo
+from tokenizers_zoo.records.config import Origin, from_mapping
+from tokenizers_zoo.records.io import disk_errors
+from tokenizers_zoo.records.typed import as_dicts
 from zoo_backbone.cli import CONFIG_OPTION, read_tables, run_argument, with_options
 from zoo_backbone.cli.generate import generate_command
-from zoo_backbone.config import PRESETS, ModelConfig, TrainConfig
+from zoo_backbone.model.config import PRESETS, ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tokenizers_zoo.registry import Zoo
+    from tokenizers_zoo.contract.registry import Zoo
     from zoo_backbone.measure.evaluation import EvaluationRecord
-    from zoo_backbone.run import BackboneRecord, Run
+    from zoo_backbone.model.run import BackboneRecord, Run
 
 
 @click.group(cls=Group)
@@ -86,7 +86,7 @@ def _training(
     tables, start_config = read_tables(config_file), None
     size = PRESETS[preset or "nano"]
     if start is not None:
-        from zoo_backbone.checkpoint import backbone_config, model_config
+        from zoo_backbone.learn.checkpoint import backbone_config, model_config
 
         start_config = backbone_config(start)
         size = size if preset else model_config(start_config)
@@ -137,9 +137,9 @@ def train(
       zoo backbone train --tokens runs/tokens --out runs/b --steps 5000
       zoo backbone train --tokens more --out runs/c --from runs/b
     """
-    from zoo_backbone.data import datasets_of, names_in
-    from zoo_backbone.distributed import leave
-    from zoo_backbone.grow import train_run
+    from zoo_backbone.learn.data import datasets_of, names_in
+    from zoo_backbone.learn.distributed import leave
+    from zoo_backbone.measure.grow import train_run
 
     settings = _training(
         preset=preset, config_file=config_file, start=start, steps=steps, seed=seed, assignments=assignments
@@ -223,8 +223,8 @@ def grow_command(
       zoo backbone grow RUN --add heightmap --tokens tokens --out grown
       zoo backbone grow RUN --add audio --tokens tokens --out grown --freeze
     """
-    from zoo_backbone.distributed import leave
-    from zoo_backbone.grow import Trained, check_same_model, grow, write_report
+    from zoo_backbone.learn.distributed import leave
+    from zoo_backbone.measure.grow import Trained, check_same_model, grow, write_report
     from zoo_backbone.measure.growth import GROWTH
 
     if out.resolve() == run.folder.resolve():
@@ -318,11 +318,11 @@ def evaluate_command(
       zoo backbone eval runs/backbone --input caption,boxes --target depth,semseg
       zoo backbone eval runs/backbone --tokens other --out other-scores
     """
-    from tokenizers_zoo.data.tokens import TokenStore
-    from zoo_backbone.config import EvaluationConfig
-    from zoo_backbone.evaluate import evaluate
-    from zoo_backbone.evaluation_data import left_out_text
+    from tokenizers_zoo.stores.tokens import TokenStore
+    from zoo_backbone.measure.evaluate import evaluate
     from zoo_backbone.measure.evaluation import FILE, FOLDER, PAIR_METRICS
+    from zoo_backbone.measure.evaluation_data import left_out_text
+    from zoo_backbone.model.config import EvaluationConfig
 
     table, origin = read_tables(config_file)["eval"], Origin(path=config_file, table="eval")
     options = {"samples": samples, "inputs": [split_names(names) for names in inputs] or None, "targets": targets}
@@ -382,7 +382,7 @@ def export(
       zoo backbone export runs/backbone bundle
       zoo backbone export runs/backbone bundle --dtype float16 --samples 8
     """
-    from zoo_backbone.bundle import export_bundle
+    from zoo_backbone.use.bundle import export_bundle
 
     with disk_errors(out):
         export_bundle(run, zoo, out, dtype, samples, overwrite, device, with_plugins)
@@ -404,7 +404,7 @@ def verify_command(run: Run, zoo: Zoo, device: str, as_json: bool) -> None:
     Example:
       zoo backbone verify bundle
     """
-    from zoo_backbone.pipeline import AnyToAny
+    from zoo_backbone.use.any_to_any import AnyToAny
 
     shares = AnyToAny.load(run, zoo, device=device).verify()
     if as_json:

@@ -19,8 +19,8 @@ from tokenizers_zoo.cli.options import (
     show_json,
     show_table,
 )
-from tokenizers_zoo.io import disk_errors
-from tokenizers_zoo.terminal import echo
+from tokenizers_zoo.machine.terminal import echo
+from tokenizers_zoo.records.io import disk_errors
 
 if TYPE_CHECKING:
     from zoo_backbone.measure.evaluation import PairMetric

@@ -33,15 +33,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tokenizers_zoo.contract.layouts import SequenceLayout
+from tokenizers_zoo.contract.pictures import open_image
+from tokenizers_zoo.contract.spec import ModalitySpec
+from tokenizers_zoo.contract.validation import array_of
 from tokenizers_zoo.errors import ConfigError, InvalidValueError, count_of, size_text
-from tokenizers_zoo.layouts import SequenceLayout
-from tokenizers_zoo.limits import read_file
-from tokenizers_zoo.pictures import open_image
-from tokenizers_zoo.spec import ModalitySpec
-from tokenizers_zoo.validation import array_of
-from zoo_backbone.embedding_layout import EmbeddingLayout
+from tokenizers_zoo.records.limits import read_file
 from zoo_backbone.generate.plans import is_count, ranges
-from zoo_backbone.packing import EncoderInputs, checked_batch
+from zoo_backbone.model.embedding_layout import EmbeddingLayout
+from zoo_backbone.model.packing import EncoderInputs, checked_batch
 
 UNKNOWN = -1
 

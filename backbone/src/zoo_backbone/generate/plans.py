@@ -26,17 +26,17 @@ from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 
-from tokenizers_zoo.config import Checked, Origin, default_of, from_mapping, load_toml
+from tokenizers_zoo.contract.registry import Zoo
+from tokenizers_zoo.contract.samples import TEST
+from tokenizers_zoo.contract.spec import ModalitySpec
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.records import Interval, NonNegativeFloat, NonNegativeInt, PositiveInt
-from tokenizers_zoo.registry import Zoo
-from tokenizers_zoo.samples import TEST
-from tokenizers_zoo.spec import ModalitySpec
-from zoo_backbone.config import expect
-from zoo_backbone.embedding_layout import EmbeddingLayout
+from tokenizers_zoo.records.config import Checked, Origin, default_of, from_mapping, load_toml
+from tokenizers_zoo.records.typed import Interval, NonNegativeFloat, NonNegativeInt, PositiveInt
 from zoo_backbone.generate.sampling import Guidance, Passes, Schedule, TemperatureSchedule
 from zoo_backbone.generate.schemes import SCHEMES
 from zoo_backbone.generate.sources import InputSource, inputs_of, sources_of, written_sources
+from zoo_backbone.model.config import expect
+from zoo_backbone.model.embedding_layout import EmbeddingLayout
 
 LAYOUT, LEFT_TO_RIGHT = "layout", "autoregressive"
 """Schemes of a plan: the first scheme that fits the layout, and the only scheme of sequences."""

@@ -12,8 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from tokenizers_zoo.contract.layouts import SequenceLayout
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.layouts import SequenceLayout
 from zoo_backbone.generate.inpainting import (
     UNKNOWN,
     Ids,
@@ -36,9 +36,9 @@ from zoo_backbone.generate.sampling import (
     tokens_per_step,
 )
 from zoo_backbone.generate.schemes import SCHEMES
-from zoo_backbone.model import Context, FourM
-from zoo_backbone.packing import EncoderInputs, checked_batch
-from zoo_backbone.transformer import KeyValueCache
+from zoo_backbone.model.fourm import Context, FourM
+from zoo_backbone.model.packing import EncoderInputs, checked_batch
+from zoo_backbone.model.transformer import KeyValueCache
 
 OnStep = Callable[[str, Any], None]
 

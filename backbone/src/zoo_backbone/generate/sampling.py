@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizers_zoo.config import Checked
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.records import Interval
-from zoo_backbone.config import expect
+from tokenizers_zoo.records.config import Checked
+from tokenizers_zoo.records.typed import Interval
+from zoo_backbone.model.config import expect
 
 Schedule = Literal["cosine", "linear", "s-curve"]
 TemperatureSchedule = Literal["constant", "linear", "inverse"]

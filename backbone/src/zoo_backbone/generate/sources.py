@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers_zoo.data.tokens import is_token_file
+from tokenizers_zoo.contract.registry import ModalityHandle, Zoo
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.limits import read_file
-from tokenizers_zoo.registry import ModalityHandle, Zoo
-from tokenizers_zoo.tar import file_key
+from tokenizers_zoo.files.tar import file_key
+from tokenizers_zoo.records.limits import read_file
+from tokenizers_zoo.stores.tokens import is_token_file
 
 
 @dataclass(frozen=True, slots=True)

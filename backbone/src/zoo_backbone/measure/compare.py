@@ -9,17 +9,17 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.checkpoint import CONFIG
+from tokenizers_zoo.contract.intervals import percentiles
 from tokenizers_zoo.errors import ConfigError
-from tokenizers_zoo.intervals import percentiles
-from tokenizers_zoo.io import as_record, read_table
+from tokenizers_zoo.files.checkpoint import CONFIG
+from tokenizers_zoo.files.run_folder import read_run
+from tokenizers_zoo.records.io import as_record, read_table
 from tokenizers_zoo.report.pages import chart_of, curve_of, flatten_table, write_page
 from tokenizers_zoo.report.pictures import pictures_beside
-from tokenizers_zoo.run_folder import read_run
 from tokenizers_zoo.train.log import read_metrics
 from zoo_backbone.measure.evaluation import FILE, FOLDER, PAIR_METRICS, Figure, Pair, PairScore, read_evaluation
 from zoo_backbone.measure.page import LOSS, PACKAGE, held_out_prefix, registry_of
-from zoo_backbone.run import BackboneRecord
+from zoo_backbone.model.run import BackboneRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tokenizers_zoo.contract.handle import ModalityHandle
+from tokenizers_zoo.contract.spec import Metric
 from tokenizers_zoo.errors import CheckpointError
-from tokenizers_zoo.handle import ModalityHandle
-from tokenizers_zoo.io import REMEDY, read_record
-from tokenizers_zoo.records import OPTIONAL, Complete
-from tokenizers_zoo.spec import Metric
+from tokenizers_zoo.records.io import REMEDY, read_record
+from tokenizers_zoo.records.typed import OPTIONAL, Complete
 
 FOLDER, FILE = "evaluation", "evaluation.json"
 Number = int | float | None

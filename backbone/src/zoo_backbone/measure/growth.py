@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.records import Complete
+from tokenizers_zoo.records.typed import Complete
 from zoo_backbone.measure.evaluation import FILE, FOLDER, PAIR_METRICS, EvaluationRecord, Number, read_evaluation
-from zoo_backbone.run import Start, stored_config
+from zoo_backbone.model.run import Start, stored_config
 
 GROWTH = "growth.json"
 

@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_zoo.checkpoint import CONFIG, COPY_AGAIN, WEIGHTS, checkpoint_errors, is_complete
-from tokenizers_zoo.config import TOML
+from tokenizers_zoo.contract.samples import TRAIN
 from tokenizers_zoo.errors import CheckpointError, ZooError, count_of
-from tokenizers_zoo.io import as_record, open_regular, read_record, read_regular, read_table
+from tokenizers_zoo.files.checkpoint import CONFIG, COPY_AGAIN, WEIGHTS, checkpoint_errors, is_complete
+from tokenizers_zoo.files.run_folder import RUN, read_run
+from tokenizers_zoo.records.config import TOML
+from tokenizers_zoo.records.io import as_record, open_regular, read_record, read_regular, read_table
 from tokenizers_zoo.report.pages import DEFAULTS, chart_of, curve_of, tokenizer_card, with_name, write_page
 from tokenizers_zoo.report.pictures import Pictures, legend_of, pictures_beside
-from tokenizers_zoo.run_folder import RUN, read_run
-from tokenizers_zoo.samples import TRAIN
 from tokenizers_zoo.train.log import read_metrics
 from zoo_backbone.measure.evaluation import FILE, FOLDER, PAIR_METRICS, read_evaluation
 from zoo_backbone.measure.growth import GROWTH, Growth
 from zoo_backbone.measure.probes import transfer_section
 from zoo_backbone.measure.samples import overview, read_galleries, retrieval_section
-from zoo_backbone.run import BackboneRecord
+from zoo_backbone.model.run import BackboneRecord
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.registry import ModalityHandle, Zoo
+    from tokenizers_zoo.contract.registry import ModalityHandle, Zoo
 
 
 EXPORT_PREFIX = "ml4m."
@@ -198,7 +198,7 @@ def held_out_prefix(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def _data(data: Path | None) -> dict[str, Any]:
     """Return counts and reasons of the values, a row per split and modality; only a reason if the data are gone."""
-    from tokenizers_zoo.pipeline.stores import StoreDescription, describe_data
+    from tokenizers_zoo.build.stores import StoreDescription, describe_data
 
     description, reason = StoreDescription(), "" if data else "the run does not say where its values are"
     try:

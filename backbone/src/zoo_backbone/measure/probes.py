@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenizers_zoo.intervals import SPREAD, interval
-from tokenizers_zoo.io import read_record
-from tokenizers_zoo.records import OPTIONAL, Complete
-from tokenizers_zoo.run_folder import read_run
-from tokenizers_zoo.spec import Metric
+from tokenizers_zoo.contract.intervals import SPREAD, interval
+from tokenizers_zoo.contract.spec import Metric
+from tokenizers_zoo.files.run_folder import read_run
+from tokenizers_zoo.records.io import read_record
+from tokenizers_zoo.records.typed import OPTIONAL, Complete
 
 METRICS = "metrics.json"
 PROBES = f"transfer/*/{METRICS}"

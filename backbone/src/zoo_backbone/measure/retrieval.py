@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tokenizers_zoo.records import Complete
+from tokenizers_zoo.records.typed import Complete
 from zoo_backbone.measure.evaluation import GalleryRecord
 
 FOLDER, FILE = "retrieval", "retrieval.json"

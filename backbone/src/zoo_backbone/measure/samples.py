@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tokenizers_zoo.io import read_record
-from tokenizers_zoo.ml4m.source import known_fingerprint
+from tokenizers_zoo.contract.samples import TRAIN
+from tokenizers_zoo.files.published import known_fingerprint
+from tokenizers_zoo.files.tar import key_problem
+from tokenizers_zoo.records.io import read_record
 from tokenizers_zoo.report.pages import read_inside
 from tokenizers_zoo.report.pictures import Pictures, cells_of, range_text
-from tokenizers_zoo.samples import TRAIN
-from tokenizers_zoo.tar import key_problem
 from zoo_backbone.measure.evaluation import GalleryRecord, GalleryRow
 from zoo_backbone.measure.retrieval import FILE, FOLDER, RetrievalRecord
 

@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Checked, Settings
+from tokenizers_zoo.contract.pictures import read_array
+from tokenizers_zoo.contract.spec import Crop, Metric
+from tokenizers_zoo.contract.validation import CountedReads
 from tokenizers_zoo.families.base import token_grid
 from tokenizers_zoo.families.temporal import TemporalModality, TemporalTokenizer, check_patch
-from tokenizers_zoo.limits import limits
-from tokenizers_zoo.pictures import read_array
-from tokenizers_zoo.quantizers.config import QuantizerKind
-from tokenizers_zoo.records import Interval, PositiveInt
-from tokenizers_zoo.spec import Crop, Metric
-from tokenizers_zoo.validation import CountedReads
+from tokenizers_zoo.records.config import Checked, Settings
+from tokenizers_zoo.records.limits import limits
+from tokenizers_zoo.records.typed import Interval, PositiveInt
+from tokenizers_zoo.tokenizers.quantizers.config import QuantizerKind
 
 if TYPE_CHECKING:
     import torch

@@ -9,12 +9,12 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.pictures import image_of, read_grey, to_bytes
+from tokenizers_zoo.contract.pretrained import PretrainedConfig
+from tokenizers_zoo.contract.spec import Metric
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.pictures import image_of, read_grey, to_bytes
-from tokenizers_zoo.pretrained import PretrainedConfig
-from tokenizers_zoo.records import Interval
-from tokenizers_zoo.spec import Metric
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.records.typed import Interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.pretrained import PretrainedConfig
 from tokenizers_zoo.families.vectors import VectorModality, VectorSettings
-from tokenizers_zoo.pretrained import PretrainedConfig
+from tokenizers_zoo.records.config import Settings
 
 if TYPE_CHECKING:
     import tokenizers

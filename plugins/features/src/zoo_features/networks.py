@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from tokenizers_zoo.contract.pretrained import PretrainedError, files_of, pretrained_errors
 from tokenizers_zoo.errors import size_text
-from tokenizers_zoo.nn.vit import resized_positions
-from tokenizers_zoo.pretrained import PretrainedError, files_of, pretrained_errors
+from tokenizers_zoo.tokenizers.nn.vit import resized_positions
 
 if TYPE_CHECKING:
     from jaxtyping import Float

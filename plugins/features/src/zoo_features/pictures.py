@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.pretrained import PretrainedConfig, PretrainedError, files_of
 from tokenizers_zoo.errors import ZooError
 from tokenizers_zoo.families.features import FeatureMapModality, MapSettings, published_map
 from tokenizers_zoo.families.vectors import VectorModality, VectorSettings
-from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError, files_of
+from tokenizers_zoo.records.config import Settings
 
 if TYPE_CHECKING:
     import torch
 
-    from tokenizers_zoo.ml4m.architecture import Architecture
+    from tokenizers_zoo.tokenizers.ml4m.architecture import Architecture
     from zoo_features.networks import PictureFeatures
 
 ColoursName = Literal["clip", "imagenet"]
@@ -300,7 +300,7 @@ class EfficientnetNetwork(PretrainedConfig):
 
 def load_efficientnet(folder: Path, device: str) -> torch.nn.Module:
     """The network in eval mode. Raises PretrainedError where its code is not installed or the weights are others."""
-    from tokenizers_zoo.autoencoder.losses import read_lite_network
+    from tokenizers_zoo.tokenizers.autoencoder.losses import read_lite_network
 
     try:
         return read_lite_network(files_of(folder, EfficientnetNetwork.files[0])[0]).to(device)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.records import Interval
+from tokenizers_zoo.records.typed import Interval
 
 Array = NDArray[Any]
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import SHOWN, Settings
+from tokenizers_zoo.contract.pictures import Array, image_of, png_bytes, read_array, read_numbers
+from tokenizers_zoo.contract.pretrained import LabellerConfig, PretrainedError
+from tokenizers_zoo.contract.spec import Metric
+from tokenizers_zoo.contract.validation import array_bytes
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.pictures import Array, image_of, png_bytes, read_array, read_numbers
-from tokenizers_zoo.pretrained import LabellerConfig, PretrainedError
-from tokenizers_zoo.records import PositiveFloat
-from tokenizers_zoo.spec import Metric
-from tokenizers_zoo.validation import array_bytes
+from tokenizers_zoo.records.config import SHOWN, Settings
+from tokenizers_zoo.records.typed import PositiveFloat
 
 if TYPE_CHECKING:
     import torch

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.autoencoder.config import PUBLISHED_TRAINING
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.object_tokens import BINS, Axis, Spelling, box_seen_through, by_area
 from tokenizers_zoo.families.objects import ObjectModality, ObjectTokenizerConfig, SpelledSettings
 from tokenizers_zoo.families.text import read_json
-from tokenizers_zoo.quantizers.config import QuantizerKind
-from tokenizers_zoo.records import Interval, PositiveInt
-from tokenizers_zoo.spec import Crop, Metric, ValueSpec
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.records.typed import Interval, PositiveInt
+from tokenizers_zoo.tokenizers.autoencoder.config import PUBLISHED_TRAINING
+from tokenizers_zoo.tokenizers.quantizers.config import QuantizerKind
 from zoo_geometry import body, published_people
 from zoo_geometry.body import Array
 from zoo_geometry.people import MISSED, draw_people, example_person, joint_errors
@@ -28,7 +28,7 @@ from zoo_geometry.pose_labeller import PoseLabeller
 if TYPE_CHECKING:
     import PIL.Image
 
-    from tokenizers_zoo.ml4m.architecture import Architecture
+    from tokenizers_zoo.tokenizers.ml4m.architecture import Architecture
 
 Person = dict[str, Any]
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.pictures import Array, bands_of, crop_and_resize, open_image, read_array, rgb_image
+from tokenizers_zoo.contract.spec import Crop, Metric, ModalitySpec
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.families.images import angle_degrees
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.pictures import Array, bands_of, crop_and_resize, open_image, read_array, rgb_image
-from tokenizers_zoo.spec import Crop, Metric, ModalitySpec
+from tokenizers_zoo.records.config import Settings
 from zoo_geometry.body import FieldOfView, half_sizes
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenizers_zoo.contract.pictures import canvas
 from tokenizers_zoo.families.object_tokens import best_pairs, box_overlaps
-from tokenizers_zoo.pictures import canvas
 from zoo_geometry import body
 from zoo_geometry.body import JOINTS, PARENTS
 

@@ -13,9 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
+from tokenizers_zoo.contract.pretrained import PretrainedConfig, PretrainedError, files_of, pretrained_errors
 from tokenizers_zoo.families.object_tokens import box_overlaps
-from tokenizers_zoo.pretrained import PretrainedConfig, PretrainedError, files_of, pretrained_errors
-from tokenizers_zoo.records import Interval
+from tokenizers_zoo.records.typed import Interval
 from zoo_geometry import body
 from zoo_geometry.body import Array, direction, half_sizes, look_at_rotation, offset_of, rotations_of
 

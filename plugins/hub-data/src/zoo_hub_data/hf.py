@@ -19,7 +19,10 @@ from urllib.parse import unquote
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.file_samples import is_in_split
+from tokenizers_zoo.contract.samples import TEST, TRAIN, LazySequence
+from tokenizers_zoo.contract.source import FileBytes, ModalityNames, OwnData, Sample, SourceSpec
+from tokenizers_zoo.contract.validation import array_bytes
 from tokenizers_zoo.errors import (
     ConfigError,
     DataError,
@@ -28,12 +31,9 @@ from tokenizers_zoo.errors import (
     UnknownNameError,
     is_of_the_machine,
 )
-from tokenizers_zoo.file_samples import is_in_split
-from tokenizers_zoo.limits import limits
-from tokenizers_zoo.samples import TEST, TRAIN, LazySequence
-from tokenizers_zoo.source import FileBytes, ModalityNames, OwnData, Sample, SourceSpec
-from tokenizers_zoo.tar import read_member, regular_member
-from tokenizers_zoo.validation import array_bytes
+from tokenizers_zoo.files.tar import read_member, regular_member
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.records.limits import limits
 
 KINDS = {"Image": "png", "Audio": "wav", "Video": "mp4"}
 """Types of columns of files, and an extension of such files."""

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.file_samples import FileSamples, is_in_split
+from tokenizers_zoo.contract.samples import TEST
+from tokenizers_zoo.contract.source import ModalityNames, OwnData, SourceSpec
 from tokenizers_zoo.errors import ConfigError, DataError, ReadError, count_of
-from tokenizers_zoo.file_samples import FileSamples, is_in_split
-from tokenizers_zoo.io import disk_errors, replacing_file
-from tokenizers_zoo.samples import TEST
-from tokenizers_zoo.source import ModalityNames, OwnData, SourceSpec
-from tokenizers_zoo.tar import TARS, Dropped, scan_tar, split_suffixes
+from tokenizers_zoo.files.tar import TARS, Dropped, scan_tar, split_suffixes
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.records.io import disk_errors, replacing_file
 
 RANGE = re.compile(r"\{(\d{1,99})\.\.(\d{1,99})\}")
 MOST_SHARDS = 1_000_000

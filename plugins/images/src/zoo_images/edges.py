@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.pictures import crop_and_resize, image_of, png_bytes, read_grey
+from tokenizers_zoo.contract.spec import Crop, Metric
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.pictures import crop_and_resize, image_of, png_bytes, read_grey
-from tokenizers_zoo.records import Interval
-from tokenizers_zoo.spec import Crop, Metric
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.records.typed import Interval
 
 ONE = 1 / 255, 1 / 65535
 """How bright the number 1 is in pictures of 8 and of 16 bits."""

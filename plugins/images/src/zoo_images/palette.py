@@ -12,13 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Checked, Settings
+from tokenizers_zoo.contract.pictures import image_of
+from tokenizers_zoo.contract.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.errors import ConfigError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer
-from tokenizers_zoo.pictures import image_of
-from tokenizers_zoo.records import Interval
-from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
-from tokenizers_zoo.text_vocab import Coordinate, Piece, VocabularyConfig, coordinate_fraction, coordinate_level
+from tokenizers_zoo.records.config import Checked, Settings
+from tokenizers_zoo.records.typed import Interval
+from tokenizers_zoo.tokenizers.text_vocab import (
+    Coordinate,
+    Piece,
+    VocabularyConfig,
+    coordinate_fraction,
+    coordinate_level,
+)
 
 if TYPE_CHECKING:
     import PIL.Image

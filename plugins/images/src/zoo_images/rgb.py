@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.pictures import IMAGE_EXTENSIONS, read_array, read_rgb, rgb_image
+from tokenizers_zoo.contract.spec import Metric
 from tokenizers_zoo.families.continuous import PatchesModality
 from tokenizers_zoo.families.images import PSNR, psnr
 from tokenizers_zoo.families.spatial import ImageValues, SpatialModality, SpatialSettings, TokenizerConfig, published
-from tokenizers_zoo.pictures import IMAGE_EXTENSIONS, read_array, read_rgb, rgb_image
-from tokenizers_zoo.spec import Metric
+from tokenizers_zoo.records.config import Settings
 
 SIGMA, RADIUS = 1.5, 5
 """Deviation of the window in which pictures are compared, and how far scikit-image has it reach, pixels."""

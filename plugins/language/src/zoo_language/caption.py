@@ -13,12 +13,12 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.pretrained import LabellerConfig, PretrainedConfig
+from tokenizers_zoo.contract.spec import Crop
 from tokenizers_zoo.errors import DataError
 from tokenizers_zoo.families.continuous import EmbeddingsModality, EmbeddingsSettings
-from tokenizers_zoo.pretrained import LabellerConfig, PretrainedConfig
-from tokenizers_zoo.records import PositiveInt
-from tokenizers_zoo.spec import Crop
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.records.typed import PositiveInt
 from zoo_language.plain import PlainText, PlainTextSettings
 
 

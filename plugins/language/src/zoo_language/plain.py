@@ -10,13 +10,13 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeVar
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Checked, Settings
+from tokenizers_zoo.contract.spec import Metric, ValueSpec
+from tokenizers_zoo.contract.validation import text_of
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer, control_character, printable, read_json, words_of
-from tokenizers_zoo.records import PositiveInt
-from tokenizers_zoo.spec import Metric, ValueSpec
-from tokenizers_zoo.text_vocab import Piece
-from tokenizers_zoo.validation import text_of
+from tokenizers_zoo.records.config import Checked, Settings
+from tokenizers_zoo.records.typed import PositiveInt
+from tokenizers_zoo.tokenizers.text_vocab import Piece
 
 WORD_F1 = Metric(
     name="word_f1",

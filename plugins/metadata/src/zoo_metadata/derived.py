@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.spec import ModalitySpec
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.families.text import words_of
-from tokenizers_zoo.spec import ModalitySpec
+from tokenizers_zoo.records.config import Settings
 from zoo_metadata.fields import MetadataField, Number
 from zoo_metadata.metadata import MetadataModality, MetadataSettings
 

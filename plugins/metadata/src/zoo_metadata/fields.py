@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from tokenizers_zoo.errors import InvalidValueError
-from tokenizers_zoo.text_vocab import coordinate_fraction, coordinate_level
+from tokenizers_zoo.tokenizers.text_vocab import coordinate_fraction, coordinate_level
 
 Number = float | int | str
 SLACK = 1e-6

@@ -11,11 +11,11 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeVar
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.spec import Metric, ModalitySpec, ValueSpec
 from tokenizers_zoo.errors import ConfigError, InvalidValueError
 from tokenizers_zoo.families.text import TextModality, TextTokenizer, read_json
-from tokenizers_zoo.spec import Metric, ModalitySpec, ValueSpec
-from tokenizers_zoo.text_vocab import Coordinate, Piece, Special, VocabularyConfig
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.tokenizers.text_vocab import Coordinate, Piece, Special, VocabularyConfig
 from zoo_metadata.fields import MetadataField, Number
 
 

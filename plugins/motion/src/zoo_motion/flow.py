@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
+from tokenizers_zoo.contract.pictures import crop_and_resize, image_of, read_array
+from tokenizers_zoo.contract.spec import Crop, Metric
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.pictures import crop_and_resize, image_of, read_array
-from tokenizers_zoo.spec import Crop, Metric
 
 MAGIC = b"PIEH"
 """How .flo files begin: 202021.25 as float32."""

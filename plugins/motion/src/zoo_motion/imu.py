@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.pictures import canvas
+from tokenizers_zoo.contract.spec import Metric
 from tokenizers_zoo.families.temporal import SeriesModality, SeriesSettings, TemporalTokenizer
-from tokenizers_zoo.pictures import canvas
-from tokenizers_zoo.records import PositiveFloat
-from tokenizers_zoo.spec import Metric
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.records.typed import PositiveFloat
 
 NAMES = ("acceleration_x", "acceleration_y", "acceleration_z", "rate_x", "rate_y", "rate_z")
 MIRRORED_SIGNS = np.array([[-1], [1], [1], [1], [-1], [-1]], np.float32)

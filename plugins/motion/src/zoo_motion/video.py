@@ -12,11 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.errors import first_line
-from tokenizers_zoo.families.images import PSNR, psnr
-from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
-from tokenizers_zoo.limits import limits
-from tokenizers_zoo.pictures import (
+from tokenizers_zoo.contract.pictures import (
     bounded_pictures,
     fractions,
     open_undecoded,
@@ -25,9 +21,13 @@ from tokenizers_zoo.pictures import (
     rgb_image,
     to_bytes,
 )
-from tokenizers_zoo.records import PositiveFloat
-from tokenizers_zoo.spec import Metric
-from tokenizers_zoo.validation import array_bytes
+from tokenizers_zoo.contract.spec import Metric
+from tokenizers_zoo.contract.validation import array_bytes
+from tokenizers_zoo.errors import first_line
+from tokenizers_zoo.families.images import PSNR, psnr
+from tokenizers_zoo.families.temporal import ClipModality, ClipSettings
+from tokenizers_zoo.records.limits import limits
+from tokenizers_zoo.records.typed import PositiveFloat
 
 if TYPE_CHECKING:
     import PIL.Image

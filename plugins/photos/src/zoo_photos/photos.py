@@ -15,11 +15,11 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
-from tokenizers_zoo.config import Checked
+from tokenizers_zoo.contract.source import Sample, SourceSpec
 from tokenizers_zoo.errors import ConfigError, DataError
 from tokenizers_zoo.families.sources import MadeSource
-from tokenizers_zoo.records import Interval, PositiveInt
-from tokenizers_zoo.source import Sample, SourceSpec
+from tokenizers_zoo.records.config import Checked
+from tokenizers_zoo.records.typed import Interval, PositiveInt
 
 PHOTOS: Mapping[str, tuple[str, ...]] = {
     "train": (

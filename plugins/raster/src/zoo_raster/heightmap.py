@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
+from tokenizers_zoo.contract.pictures import image_of, read_array, read_numbers
+from tokenizers_zoo.contract.spec import Metric
 from tokenizers_zoo.families.images import angle_degrees
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings
-from tokenizers_zoo.pictures import image_of, read_array, read_numbers
-from tokenizers_zoo.records import PositiveFloat
-from tokenizers_zoo.spec import Metric
+from tokenizers_zoo.records.typed import PositiveFloat
 from zoo_raster.tiff import Raster, read_tiff, tiff_bytes
 
 if TYPE_CHECKING:

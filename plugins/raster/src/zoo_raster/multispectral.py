@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizers_zoo import hookimpl
+from tokenizers_zoo.contract.pictures import read_array, rgb_image
+from tokenizers_zoo.contract.spec import Metric
+from tokenizers_zoo.contract.validation import array_bytes
 from tokenizers_zoo.families.images import PSNR, angle_degrees, psnr
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig
-from tokenizers_zoo.pictures import read_array, rgb_image
-from tokenizers_zoo.records import Interval, PositiveFloat
-from tokenizers_zoo.spec import Metric
-from tokenizers_zoo.validation import array_bytes
+from tokenizers_zoo.records.typed import Interval, PositiveFloat
 from zoo_raster.tiff import Raster, bands_first, read_tiff, tiff_bytes
 
 BANDS: dict[str, int] = {

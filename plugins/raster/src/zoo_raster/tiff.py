@@ -15,9 +15,9 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenizers_zoo.contract.pictures import check_directories
 from tokenizers_zoo.errors import InvalidValueError, first_line, size_text
-from tokenizers_zoo.limits import limits
-from tokenizers_zoo.pictures import check_directories
+from tokenizers_zoo.records.limits import limits
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # the error describes the problem
 

@@ -20,8 +20,8 @@ from __future__ import annotations
 import random
 from types import MappingProxyType
 
+from tokenizers_zoo.contract.source import Sample, SourceSpec
 from tokenizers_zoo.families.sources import MadeSource
-from tokenizers_zoo.source import Sample, SourceSpec
 from zoo_scenes.scene import CLASSES, SceneSettings
 
 MODALITIES = (

@@ -10,8 +10,8 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenizers_zoo.config import Checked
-from tokenizers_zoo.records import Interval
+from tokenizers_zoo.records.config import Checked
+from tokenizers_zoo.records.typed import Interval
 
 Colour = tuple[float, float, float]
 

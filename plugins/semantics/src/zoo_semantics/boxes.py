@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Checked, Settings
+from tokenizers_zoo.contract.pictures import Array, canvas
+from tokenizers_zoo.contract.spec import Crop, Metric, ValueSpec
 from tokenizers_zoo.families.object_tokens import box_overlaps, box_seen_through, by_area
-from tokenizers_zoo.pictures import Array, canvas
-from tokenizers_zoo.records import Interval, PositiveInt
-from tokenizers_zoo.spec import Crop, Metric, ValueSpec
-from tokenizers_zoo.text_vocab import coordinate_fraction, coordinate_level
+from tokenizers_zoo.records.config import Checked, Settings
+from tokenizers_zoo.records.typed import Interval, PositiveInt
+from tokenizers_zoo.tokenizers.text_vocab import coordinate_fraction, coordinate_level
 from zoo_semantics.labelled_boxes import (
     GROUND,
     LABEL_F1,

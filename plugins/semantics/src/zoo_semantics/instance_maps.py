@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokenizers_zoo.limits import limits
-from tokenizers_zoo.pictures import Array, crop_and_resize
-from tokenizers_zoo.spec import Crop
-from tokenizers_zoo.validation import json_of
+from tokenizers_zoo.contract.pictures import Array, crop_and_resize
+from tokenizers_zoo.contract.spec import Crop
+from tokenizers_zoo.contract.validation import json_of
+from tokenizers_zoo.records.limits import limits
 
 MOST_IDS = 65535  # the range of a 16-bit PNG
 SAME = 0.8

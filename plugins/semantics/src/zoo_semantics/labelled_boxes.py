@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.pictures import Array
+from tokenizers_zoo.contract.spec import Metric
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.object_tokens import best_pairs
 from tokenizers_zoo.families.text import TextModality, TextTokenizer, control_character, printable, read_json
-from tokenizers_zoo.pictures import Array
-from tokenizers_zoo.spec import Metric
-from tokenizers_zoo.text_vocab import Coordinate, Piece, Special
+from tokenizers_zoo.records.config import Settings
+from tokenizers_zoo.tokenizers.text_vocab import Coordinate, Piece, Special
 
 if TYPE_CHECKING:
     import PIL.ImageDraw

@@ -9,12 +9,12 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from tokenizers_zoo.config import SHOWN
+from tokenizers_zoo.contract.pictures import Array
+from tokenizers_zoo.contract.pretrained import LabellerConfig, PretrainedError
 from tokenizers_zoo.errors import and_others
 from tokenizers_zoo.families.object_tokens import box_overlaps
-from tokenizers_zoo.pictures import Array
-from tokenizers_zoo.pretrained import LabellerConfig, PretrainedError
-from tokenizers_zoo.records import Interval, PositiveInt
+from tokenizers_zoo.records.config import SHOWN
+from tokenizers_zoo.records.typed import Interval, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings, Sides, height_width
+from tokenizers_zoo.contract.pictures import Array, crop_and_resize, image_of, png_bytes, read_numbers
+from tokenizers_zoo.contract.spec import Crop, Metric, ValueSpec
+from tokenizers_zoo.contract.validation import array_bytes, array_of
 from tokenizers_zoo.errors import InvalidValueError
 from tokenizers_zoo.families.object_tokens import BINS, Axis, Part, Spelling
 from tokenizers_zoo.families.objects import ObjectModality, ObjectTokenizerConfig, SpelledSettings
 from tokenizers_zoo.families.spatial import published
-from tokenizers_zoo.limits import limits
-from tokenizers_zoo.pictures import Array, crop_and_resize, image_of, png_bytes, read_numbers
-from tokenizers_zoo.records import PositiveInt
-from tokenizers_zoo.spec import Crop, Metric, ValueSpec
-from tokenizers_zoo.text_vocab import Coordinate
-from tokenizers_zoo.validation import array_bytes, array_of
+from tokenizers_zoo.records.config import Settings, Sides, height_width
+from tokenizers_zoo.records.limits import limits
+from tokenizers_zoo.records.typed import PositiveInt
+from tokenizers_zoo.tokenizers.text_vocab import Coordinate
 from zoo_semantics.instance_maps import (
     MOST_IDS,
     Instance,
@@ -38,7 +38,7 @@ from zoo_semantics.labellers import InstanceLabeller
 if TYPE_CHECKING:
     import PIL.Image
 
-    from tokenizers_zoo.ml4m.architecture import Architecture
+    from tokenizers_zoo.tokenizers.ml4m.architecture import Architecture
 
 
 FRAME = 224

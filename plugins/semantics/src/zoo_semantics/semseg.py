@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tokenizers_zoo import hookimpl
-from tokenizers_zoo.config import Settings
+from tokenizers_zoo.contract.pictures import image_of, png_bytes, read_array, read_numbers
+from tokenizers_zoo.contract.spec import Metric
 from tokenizers_zoo.families.classes import ClassModality, ClassSettings
 from tokenizers_zoo.families.spatial import SpatialModality, SpatialSettings, TokenizerConfig, published
-from tokenizers_zoo.pictures import image_of, png_bytes, read_array, read_numbers
-from tokenizers_zoo.spec import Metric
+from tokenizers_zoo.records.config import Settings
 from zoo_semantics.labellers import ClassLabeller
 
 if TYPE_CHECKING:
-    from tokenizers_zoo.ml4m.architecture import Architecture
+    from tokenizers_zoo.tokenizers.ml4m.architecture import Architecture
 
 
 COCO_CLASSES = (

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import numpy as np
 
-from tokenizers_zoo.config import Checked
+from tokenizers_zoo.contract.source import Sample, SourceSpec
 from tokenizers_zoo.families.sources import MadeSource
-from tokenizers_zoo.records import Interval
-from tokenizers_zoo.source import Sample, SourceSpec
+from tokenizers_zoo.records.config import Checked
+from tokenizers_zoo.records.typed import Interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,8 +94,8 @@ class TerrainSettings(Checked):
 
 def raise_land(settings: TerrainSettings, split: str, seed: int, number: int) -> Sample:
     """Both modalities of one sample; the landscape does not depend on the picture's size."""
-    from tokenizers_zoo.pictures import crop_and_resize
-    from tokenizers_zoo.spec import Crop
+    from tokenizers_zoo.contract.pictures import crop_and_resize
+    from tokenizers_zoo.contract.spec import Crop
     from zoo_worlds.land import raise_relief, reflectance
 
     key, rng = generator("terrain", split, seed, number)

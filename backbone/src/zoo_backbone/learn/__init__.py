@@ -1,0 +1,1 @@
+"""Training of the backbone: data, masking, losses, optimizers, checkpoints."""

@@ -1,0 +1,1 @@
+"""The backbone: configuration, embeddings, Transformer, batches, and the folder of a run."""

@@ -1,0 +1,1 @@
+"""Bulk work: make, derive and tokenize values, train the tokenizers that a registry asks for."""

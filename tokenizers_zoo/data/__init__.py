@@ -1,3 +1,0 @@
-"""Values and tokens on disk: tar shards of values, shards of token blocks, both aligned by key."""
-
-from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Folders and files of results: runs, checkpoints, tar shards, published checkpoints."""

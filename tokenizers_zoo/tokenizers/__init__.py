@@ -1,0 +1,1 @@
+"""Tokenizers: networks, quantizers, autoencoders, text vocabularies, their scores and exports."""

@@ -1,0 +1,1 @@
+"""Tokenizers that 4M published: architectures, names of tensors, words."""
