@@ -118,10 +118,11 @@ def _derivation_order(
     missing: dict[str, str] = {}
     for name in order:  # stored values of an input are used if it cannot be derived again
         missing_inputs = [
-            input_name for input_name in derivable[name].spec.derived_from
+            input_name
+            for input_name in derivable[name].spec.derived_from
             if input_name not in source_names
             and (input_name not in graph or (input_name in missing and input_name not in derived_names))
-        ]  # fmt: skip
+        ]
         if missing_inputs and name not in source_names:
             missing[name] = f"derived from {', '.join(missing_inputs)}, which {store.root / split} lacks"
     if modalities is None:
@@ -245,9 +246,10 @@ def derive_shard(zoo: Zoo, job: DeriveShard) -> tuple[int, Manifest]:
             return handle.write(value, trusted=True)
 
     with (
-        prefer_device(job.device), disk_errors(job.split.folder),
+        prefer_device(job.device),
+        disk_errors(job.split.folder),
         writing_shard(job.split.folder / job.modality, shard) as writer,
-    ):  # fmt: skip
+    ):
         for row in suspects():
             with contextlib.suppress(ZooError):
                 derive_row(row)

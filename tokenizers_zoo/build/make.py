@@ -91,9 +91,14 @@ def make_data(
             new_size = max(size for least, size in SHARD_SIZES.items() if least <= count)
             default_size = recorded.shard_size if recorded else new_size
             plan = _Plan(
-                source=source, samples=samples, handles=handles_by_split[split], seed=seed, options=options, crop=crop,
+                source=source,
+                samples=samples,
+                handles=handles_by_split[split],
+                seed=seed,
+                options=options,
+                crop=crop,
                 split=Split(out, split, count, shard_size or default_size),
-            )  # fmt: skip
+            )
             plan.check(recorded)
             plans.append(plan)
         if not dry_run:
@@ -272,10 +277,13 @@ class _Plan:
             for name, outcome in outcomes.items():
                 sources = {name, *pictures} if name in cropped else {name}  # pictures decide the crop, or are refused
                 inputs = inputs_digest(
-                    made={modality: digests[modality] for modality in sources}, split=split.name,
-                    shard=shard, start=split.number(shard, 0), rows=split.rows(shard),
+                    made={modality: digests[modality] for modality in sources},
+                    split=split.name,
+                    shard=shard,
+                    start=split.number(shard, 0),
+                    rows=split.rows(shard),
                     files=files_digest(files, {names[modality] for modality in sources}) if files else "",
-                )  # fmt: skip
+                )
                 if keys and (finished := up_to_date(split.folder / name, shard, inputs, keys)) is not None:
                     outcome.add(split, shard, finished, unchanged=True)
                 else:
@@ -285,13 +293,20 @@ class _Plan:
             return list(outcomes.values())
         jobs = (
             MakeShard(
-                split=split, shard=shard, source=self.source.name, seed=self.seed,
-                options=json.dumps(self.options, sort_keys=True, default=str), inputs=inputs,
-                made_with={name: records[name] for name in inputs}, pictures=pictures, names=names,
-                crop=self.crop or "whole", files=shard_files(shard),
+                split=split,
+                shard=shard,
+                source=self.source.name,
+                seed=self.seed,
+                options=json.dumps(self.options, sort_keys=True, default=str),
+                inputs=inputs,
+                made_with={name: records[name] for name in inputs},
+                pictures=pictures,
+                names=names,
+                crop=self.crop or "whole",
+                files=shard_files(shard),
             )
             for shard, inputs in todo.items()
-        )  # fmt: skip
+        )
         with progress_bar(f"make {split.name}", sum(map(split.rows, todo))) as advance:
             for shard, manifests in workers.run(make_shard, jobs, advance):
                 for name, manifest in manifests.items():

@@ -173,18 +173,31 @@ def _rebuild(zoo: Zoo, root: Path, name: str, modalities: set[str], workers: int
         crops, seed = store.split(name).crops, store.split(name).seed
         names = store.modalities(name) if KEYS in modalities else sorted(modalities)
         result = tokenize(
-            zoo, store.data, root, modalities=names, splits=[name], crops=crops, seed=seed,
-            workers=0 if workers == 0 else 1, device=resolve_device(device),
-        )  # fmt: skip
+            zoo,
+            store.data,
+            root,
+            modalities=names,
+            splits=[name],
+            crops=crops,
+            seed=seed,
+            workers=0 if workers == 0 else 1,
+            device=resolve_device(device),
+        )
         yield result.summary()
         return
     record = Dataset.read(root).splits[name]
     if source := record.source:
         counts = {split: record.samples if split == name else 0 for split in (TRAIN, TEST)}
         result = make_data(
-            zoo, source.source, root, train=counts[TRAIN], test=counts[TEST], seed=source.seed,
-            options=source.options, workers=workers,
-        )  # fmt: skip
+            zoo,
+            source.source,
+            root,
+            train=counts[TRAIN],
+            test=counts[TEST],
+            seed=source.seed,
+            options=source.options,
+            workers=workers,
+        )
         yield result.summary()
     if derivable := sorted(modality for modality in modalities if modality in zoo and zoo[modality].spec.derived_from):
         result = derive_data(zoo, root, modalities=derivable, splits=[name], workers=workers, device=device)

@@ -107,9 +107,14 @@ def tokenize(
             samples = store.split(split)
             views = crops if split == TRAIN else 1
             target = TokenSplit(
-                out, split, samples.samples, samples.shard_size, crops=views, seed=seed if views > 1 else 0,
+                out,
+                split,
+                samples.samples,
+                samples.shard_size,
+                crops=views,
+                seed=seed if views > 1 else 0,
                 source=store.source(split),
-            )  # fmt: skip
+            )
             _check_same_samples(store, target, [handle.name for handle in handles], overwrite)
             for handle in handles:
                 handle.device = "cpu" if workers else device
@@ -265,10 +270,14 @@ class _Plan:
 
     def _inputs(self, shard: int, fingerprint: str) -> str:
         return inputs_digest(
-            values=self._contents(shard), tokenizer=fingerprint, settings=self.metadata.settings,
-            layout=as_dicts(self.metadata.layout), crops=self.split.crops, seed=self.split.seed,
+            values=self._contents(shard),
+            tokenizer=fingerprint,
+            settings=self.metadata.settings,
+            layout=as_dicts(self.metadata.layout),
+            crops=self.split.crops,
+            seed=self.split.seed,
             **self.handle.limits.identity(),
-        )  # fmt: skip
+        )
 
     def plan(self, overwrite: bool) -> None:
         """Fill `todo` with the shards that are missing or of other inputs, and count the others."""
@@ -296,12 +305,18 @@ class _Plan:
         """Write the shards of `todo`."""
         jobs = (
             TokenizeShard(
-                data=self.values.root, split=self.split, modality=self.handle.name, shard=shard, metadata=self.metadata,
-                inputs=self._inputs(shard, self.metadata.fingerprint), values=self._contents(shard),
-                batch_size=batch_size, device=device,
+                data=self.values.root,
+                split=self.split,
+                modality=self.handle.name,
+                shard=shard,
+                metadata=self.metadata,
+                inputs=self._inputs(shard, self.metadata.fingerprint),
+                values=self._contents(shard),
+                batch_size=batch_size,
+                device=device,
             )
             for shard in self.todo
-        )  # fmt: skip
+        )
         crops, title = self.split.crops, f"tokenize {self.split.name}/{self.handle.name}"
         with progress_bar(title, sum(map(self.split.rows, self.todo)) * crops) as advance:
             for shard, manifest in workers.run(tokenize_shard, jobs, advance):
@@ -363,9 +378,16 @@ def tokenize_shard(zoo: Zoo, job: TokenizeShard) -> tuple[int, Manifest]:
     rows = [None if row in dropped else encoded.get(row) for row in range(split.rows(job.shard))]
     with disk_errors(split.folder):
         manifest = write_token_shard(
-            split.folder / job.modality, job.shard, metadata, rows, keys=split.write_keys(job.shard, keys),
-            crops=split.crops, dropped=dropped, inputs="" if retry else job.inputs, values=job.values,
-        )  # fmt: skip
+            split.folder / job.modality,
+            job.shard,
+            metadata,
+            rows,
+            keys=split.write_keys(job.shard, keys),
+            crops=split.crops,
+            dropped=dropped,
+            inputs="" if retry else job.inputs,
+            values=job.values,
+        )
     return job.shard, manifest
 
 

@@ -78,9 +78,13 @@ def facts_as_json(handle: SourceHandle) -> dict[str, Any]:
     """Return a source as JSON types."""
     spec = handle.spec
     return {
-        "name": handle.name, "summary": spec.summary, "modalities": list(spec.modalities), "licence": spec.licence,
-        "distribution": handle.distribution, "classes": {name: list(classes) for name, classes in spec.classes.items()},
-    }  # fmt: skip
+        "name": handle.name,
+        "summary": spec.summary,
+        "modalities": list(spec.modalities),
+        "licence": spec.licence,
+        "distribution": handle.distribution,
+        "classes": {name: list(classes) for name, classes in spec.classes.items()},
+    }
 
 
 @source.command("info")
@@ -136,19 +140,28 @@ def _options(assignments: tuple[str, ...], follow_links: bool) -> dict[str, Any]
 @data.command(cls=CheckedCommand, check=_check_source)
 @click.argument("source_name", metavar="SOURCE", type=SOURCE)
 @DATA
-@click.option("--train", type=COUNT, help="Training samples. Default: all that the source has; one "
-              "without an end needs a number.")  # fmt: skip
-@click.option("--test", type=COUNT, help="Held-out samples. Default: all that the source has; one "
-              "without an end needs a number.")  # fmt: skip
+@click.option(
+    "--train", type=COUNT, help="Training samples. Default: all that the source has; one without an end needs a number."
+)
+@click.option(
+    "--test", type=COUNT, help="Held-out samples. Default: all that the source has; one without an end needs a number."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=0), help=f"{WORKERS} Default: one per core.")
 @FOLLOW_LINKS
 @DRY_RUN
 @settings_option("A setting of the source, such as image_size=128; zoo source info SOURCE lists them.")
 def make(
-    source_name: str, data_dir: Path, train: int | None, test: int | None, seed: int, workers: int | None,
-    follow_links: bool, dry_run: bool, assignments: tuple[str, ...],
-) -> None:  # fmt: skip
+    source_name: str,
+    data_dir: Path,
+    train: int | None,
+    test: int | None,
+    seed: int,
+    workers: int | None,
+    follow_links: bool,
+    dry_run: bool,
+    assignments: tuple[str, ...],
+) -> None:
     """Write the samples of SOURCE to DATA.
 
     It writes every enabled modality of the source. Run again, also after a kill, it resumes: it skips finished shards
@@ -163,9 +176,16 @@ def make(
     from tokenizers_zoo.build.make import make_data
 
     result = make_data(
-        open_zoo(), source_name, data_dir, train=train, test=test, seed=seed,
-        options=_options(assignments, follow_links), workers=workers, dry_run=dry_run,
-    )  # fmt: skip
+        open_zoo(),
+        source_name,
+        data_dir,
+        train=train,
+        test=test,
+        seed=seed,
+        options=_options(assignments, follow_links),
+        workers=workers,
+        dry_run=dry_run,
+    )
     show_result(result)
     if not dry_run:
         echo(f"values in {data_dir}")
@@ -179,13 +199,12 @@ def make(
     help="Modalities to derive; networks that they lack are downloaded. Default: all that are absent and can be "
     "derived without a download.",
 )
-@click.option("--workers", type=click.IntRange(min=0),
-              help=f"{WORKERS} Default: one per core; one with a network on a GPU.")  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(min=0), help=f"{WORKERS} Default: one per core; one with a network on a GPU."
+)
 @DEVICE
 @DRY_RUN
-def derive(
-    data_dir: Path, modalities: list[str] | None, workers: int | None, device: str, dry_run: bool
-) -> None:  # fmt: skip
+def derive(data_dir: Path, modalities: list[str] | None, workers: int | None, device: str, dry_run: bool) -> None:
     """Compute modalities from others in DATA.
 
     Run again, it makes only the shards whose inputs, settings or plugin have changed.

@@ -43,8 +43,11 @@ def env(as_json: bool) -> None:
     echo()
     table = plain_table("distribution", "version", "provides")
     for name, entry in plugins.items():
-        table.add_row(name, entry["version"], "; ".join(f"{kind}: {', '.join(entry[kind])}" for kind in entry
-                                                        if kind != "version"))  # fmt: skip
+        table.add_row(
+            name,
+            entry["version"],
+            "; ".join(f"{kind}: {', '.join(entry[kind])}" for kind in entry if kind != "version"),
+        )
     show_table(table)
     echo()
     show_facts({"libraries": ", ".join(f"{name} {version}" for name, version in libraries.items())})

@@ -83,8 +83,12 @@ def init(folder: Path, overwrite: bool, follow_links: bool) -> None:
     text = registry_text(zoo, folder, findings)
     with disk_errors(path), replacing_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    echo(one_line(f"{path}: {count_of(len(findings.modalities), 'modality', 'modalities')} of {folder}, "
-                  f"{count_of(findings.samples, 'sample')}: {', '.join(findings.modalities)}"))  # fmt: skip
+    echo(
+        one_line(
+            f"{path}: {count_of(len(findings.modalities), 'modality', 'modalities')} of {folder}, "
+            f"{count_of(findings.samples, 'sample')}: {', '.join(findings.modalities)}"
+        )
+    )
     for name in findings.unknown:
         echo(one_line(f"not used: {_unused_reason(zoo, name)}"), err=True)
     data = folder if is_dataset else Path("data")
@@ -240,10 +244,20 @@ def registry_text(zoo: Zoo, folder: Path, findings: Findings) -> str:
         **{f'    # "{name}",': comment for name, comment in later.items()},
     }
     unused = {"image_size", "patch_size"} - setting_names
-    return "\n".join([
-        one_line(f"# {count_of(findings.samples, 'sample')} of {folder}, as found by zoo init."), "",
-        *(f"{line:<31} # {one_line(comment)}" if comment else line
-          for line, comment in lines.items() if line.partition(" ")[0] not in unused),
-        "]", "", f"# Settings of one modality; zoo info {first} --settings explains them.",
-        f"# [modalities.{first}]", "# tokenizer = { steps = 1000 }", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            one_line(f"# {count_of(findings.samples, 'sample')} of {folder}, as found by zoo init."),
+            "",
+            *(
+                f"{line:<31} # {one_line(comment)}" if comment else line
+                for line, comment in lines.items()
+                if line.partition(" ")[0] not in unused
+            ),
+            "]",
+            "",
+            f"# Settings of one modality; zoo info {first} --settings explains them.",
+            f"# [modalities.{first}]",
+            "# tokenizer = { steps = 1000 }",
+            "",
+        ]
+    )

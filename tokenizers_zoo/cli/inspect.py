@@ -272,8 +272,11 @@ def conclude(results: Mapping[str, Sequence[CheckResult]], as_json: bool) -> Non
 @click.option("--data", "data_dir", type=PATH, required=True, help="A folder of value shards.")
 @click.option("--split", default="test", show_default=True, help="Split to examine.")
 @click.option("--samples", type=click.IntRange(min=2), default=64, show_default=True, help="Values at most.")
-@click.option("--steps", type=click.IntRange(min=1), help="Steps of a temporary tokenizer. Default: use the existing "
-              "tokenizer, else 100.")  # fmt: skip
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Steps of a temporary tokenizer. Default: use the existing tokenizer, else 100.",
+)
 @DEVICE
 @JSON
 def doctor_command(
@@ -323,8 +326,11 @@ def doctor_command(
 
 
 @click.command("report")
-@click.option("--out", type=PATH, help="Where to write the page and its pictures. "
-              "Default: report/index.html beside the tokenizers.")  # fmt: skip
+@click.option(
+    "--out",
+    type=PATH,
+    help="Where to write the page and its pictures. Default: report/index.html beside the tokenizers.",
+)
 def report_command(out: Path | None) -> None:
     """Write an HTML page about the whole zoo.
 

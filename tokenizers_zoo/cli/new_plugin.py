@@ -123,11 +123,15 @@ def write_distribution(name: str, family: str, folder: Path) -> None:
     )
     words = name.replace("_", " ")
     facts: dict[str, Any] = {
-        "name": name, "words": words, "camel": "".join(word.capitalize() for word in name.split("_")),
-        "package": f"zoo_{name}", "distribution": f"zoo-{name.replace('_', '-')}",
-        "summary": FAMILIES[family].format(words), "folder": folder.name,
+        "name": name,
+        "words": words,
+        "camel": "".join(word.capitalize() for word in name.split("_")),
+        "package": f"zoo_{name}",
+        "distribution": f"zoo-{name.replace('_', '-')}",
+        "summary": FAMILIES[family].format(words),
+        "folder": folder.name,
         "version": ".".join(__version__.split(".")[:2]),
-    }  # fmt: skip
+    }
     written = environment.get_template(f"plugin/{family}.j2").render(facts)
     _, *parts = re.split(r"^=== (.+)\n", written, flags=re.MULTILINE)
     with replacing_folder(folder) as temporary:

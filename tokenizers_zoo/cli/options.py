@@ -101,14 +101,17 @@ def global_options(*, hidden: bool = False) -> list[click.Parameter]:
     """Return the options that every command takes. Only the ones of `zoo` itself read the environment."""
     option = partial(click.Option, expose_value=False, callback=_keep_global_option, hidden=hidden)
     return [
-        option(["--registry"], type=click.Path(dir_okay=False, path_type=Path),
-               envvar=None if hidden else "ZOO_REGISTRY",
-               help="The registry.toml to use. Default: $ZOO_REGISTRY, else a given run's, else ./registry.toml, "
-               "else all that is installed."),
+        option(
+            ["--registry"],
+            type=click.Path(dir_okay=False, path_type=Path),
+            envvar=None if hidden else "ZOO_REGISTRY",
+            help="The registry.toml to use. Default: $ZOO_REGISTRY, else a given run's, else ./registry.toml, "
+            "else all that is installed.",
+        ),
         option(["-q", "--quiet"], is_flag=True, help="Print results and problems only: no progress, no advice."),
         option(["-v", "--verbose"], is_flag=True, help="Print details, such as each skipped modality."),
         option(["--debug"], is_flag=True, help="Show the traceback of an error."),
-    ]  # fmt: skip
+    ]
 
 
 def _available_device(context: click.Context, parameter: click.Parameter, device: str) -> str:
@@ -121,15 +124,20 @@ def _available_device(context: click.Context, parameter: click.Parameter, device
         raise click.UsageError(f"{error}; leave --device out", context) from None
 
 
-DEVICE = click.option("--device", default=AUTO, show_default=True, metavar="DEVICE",
-                      callback=_available_device,
-                      help="Where the networks run: cpu, cuda, cuda:1, mps.")  # fmt: skip
+DEVICE = click.option(
+    "--device",
+    default=AUTO,
+    show_default=True,
+    metavar="DEVICE",
+    callback=_available_device,
+    help="Where the networks run: cpu, cuda, cuda:1, mps.",
+)
 WORKERS = "Worker processes. 0: work in this process, for debuggers; a value that crashes ends the command."
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
-FOLLOW_LINKS = click.option("--follow-links", is_flag=True,
-                            help="Follow links out of your folder; otherwise they are errors.")  # fmt: skip
-PRINT_CONFIG = click.option("--print-config", is_flag=True,
-                            help="Print all settings and their origins, and stop.")  # fmt: skip
+FOLLOW_LINKS = click.option(
+    "--follow-links", is_flag=True, help="Follow links out of your folder; otherwise they are errors."
+)
+PRINT_CONFIG = click.option("--print-config", is_flag=True, help="Print all settings and their origins, and stop.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -231,8 +239,15 @@ def names_option(
     def parse_names(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[str] | None:
         return [name for names in values for name in split_names(names)] or None
 
-    return click.option(*declarations, multiple=True, required=required, metavar=metavar, callback=parse_names,
-                        type=MODALITY if metavar == "NAME,..." else None, help=f"{help} Repeatable.")  # fmt: skip
+    return click.option(
+        *declarations,
+        multiple=True,
+        required=required,
+        metavar=metavar,
+        callback=parse_names,
+        type=MODALITY if metavar == "NAME,..." else None,
+        help=f"{help} Repeatable.",
+    )
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:

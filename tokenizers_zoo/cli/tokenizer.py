@@ -55,19 +55,41 @@ def tokenizer() -> None:
 @click.option("--out", type=PATH, help="Checkpoint folder, for one modality. Default: where registry.toml says.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps. Default: the modality's setting.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Tokenizers trained at a time; they share the cores.")  # fmt: skip
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Tokenizers trained at a time; they share the cores.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing tokenizer. Not needed to resume after a kill.")
-@click.option("--strict", is_flag=True, help="With --all: fail at a tokenizer that was trained with other settings or "
-              "data, instead of leaving it.")  # fmt: skip
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="With --all: fail at a tokenizer that was trained with other settings or data, instead of leaving it.",
+)
 @DEVICE
 @DRY_RUN
 @PRINT_CONFIG
-@settings_option("A key of the tokenizer table, such as quantizer=vq; zoo info NAME --settings lists them. With --all, "
-                 "for those that have it.")  # fmt: skip
-def train(names: tuple[str, ...], everything: bool, data_dir: Path, out: Path | None, steps: int | None, seed: int,
-          workers: int, overwrite: bool, strict: bool, device: str, dry_run: bool, print_config: bool,
-          assignments: tuple[str, ...]) -> None:  # fmt: skip
+@settings_option(
+    "A key of the tokenizer table, such as quantizer=vq; zoo info NAME --settings lists them. With --all, "
+    "for those that have it."
+)
+def train(
+    names: tuple[str, ...],
+    everything: bool,
+    data_dir: Path,
+    out: Path | None,
+    steps: int | None,
+    seed: int,
+    workers: int,
+    overwrite: bool,
+    strict: bool,
+    device: str,
+    dry_run: bool,
+    print_config: bool,
+    assignments: tuple[str, ...],
+) -> None:
     """Train the tokenizers of modalities NAMES on DATA. After a kill, the same command resumes.
 
     Shows loss, held-out metric and codebook usage while it runs, logs to TensorBoard, draws pictures early, and ends
@@ -146,8 +168,16 @@ def _print_config(handle: ModalityHandle, overrides: Mapping[str, Any], steps: i
 @DEVICE
 @JSON
 @settings_option("A key of the tokenizer table that CHECKPOINT was trained with, such as quantizer=vq.")
-def evaluate(name: str, data_dir: Path, checkpoint: Path | None, split: str, samples: int | None, device: str,
-             as_json: bool, assignments: tuple[str, ...]) -> None:  # fmt: skip
+def evaluate(
+    name: str,
+    data_dir: Path,
+    checkpoint: Path | None,
+    split: str,
+    samples: int | None,
+    device: str,
+    as_json: bool,
+    assignments: tuple[str, ...],
+) -> None:
     """Score the reconstruction of held-out values. Gives metrics with units, codebook usage and perplexity.
 
     The results are stored in the tokenizer's folder.

@@ -29,11 +29,15 @@ from tokenizers_zoo.records.io import disk_errors, replacing_file
 @click.option("--out", type=PATH, required=True, help="Folder of the token store.")
 @names_option("--modalities", help="Modalities. Default: all enabled ones that DATA holds.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=128, show_default=True)
-@click.option("--crops", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Views per training sample: the whole, then random crops that all modalities share.")  # fmt: skip
+@click.option(
+    "--crops",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Views per training sample: the whole, then random crops that all modalities share.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the crops.")
-@click.option("--workers", type=click.IntRange(min=0), default=1, show_default=True,
-              help=WORKERS)  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=0), default=1, show_default=True, help=WORKERS)
 @DEVICE
 @DRY_RUN
 @click.option(
@@ -62,9 +66,18 @@ def tokenize_command(
     from tokenizers_zoo.build.tokenize import tokenize
 
     result = tokenize(
-        open_zoo(), data_dir, out, modalities=modalities, batch_size=batch_size, crops=crops, seed=seed,
-        workers=workers, overwrite=overwrite, device=device, dry_run=dry_run,
-    )  # fmt: skip
+        open_zoo(),
+        data_dir,
+        out,
+        modalities=modalities,
+        batch_size=batch_size,
+        crops=crops,
+        seed=seed,
+        workers=workers,
+        overwrite=overwrite,
+        device=device,
+        dry_run=dry_run,
+    )
     show_result(result)
     if not dry_run:
         echo(f"tokens in {out}")

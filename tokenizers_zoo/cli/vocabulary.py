@@ -87,12 +87,15 @@ def _vocabulary_names(zoo: Zoo, name: str | None) -> list[str]:
 def _facts(use: VocabularyUse) -> dict[str, Any]:
     vocabulary = use.vocabulary
     return {
-        "folder": use.folder, "size": vocabulary.config.size, "used": vocabulary.used,
+        "folder": use.folder,
+        "size": vocabulary.config.size,
+        "used": vocabulary.used,
         "fingerprint": vocabulary.fingerprint,
         "parts": {part: {"first": first, "ids": count} for part, (first, count) in vocabulary.parts.items()},
         "modalities": {name: list(special_tokens) for name, special_tokens in use.needs.items()},
-        "missing": list(use.missing), "unused": list(use.unused),
-    }  # fmt: skip
+        "missing": list(use.missing),
+        "unused": list(use.unused),
+    }
 
 
 def _show(use: VocabularyUse) -> None:

@@ -113,8 +113,9 @@ class FileSamples(LazySequence[tuple[str, Mapping[str, FileBytes | ZooError]]]):
         among = f"FROM members WHERE modality IN ({', '.join('?' * len(names))})"
         together = self.execute(
             f"SELECT DISTINCT modality {among} AND key IN (SELECT key {among} GROUP BY key HAVING COUNT(*) > 1)",
-            *names, *names,
-        )  # fmt: skip
+            *names,
+            *names,
+        )
         first = self.execute(f"SELECT modality, MIN(key) {among} GROUP BY modality", *names)
         return {name: key for name, key in first if (name,) not in together}
 

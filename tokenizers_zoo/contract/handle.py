@@ -264,9 +264,13 @@ class ModalityHandle:
         config = self._overridden(tokenizer_overrides)
         with float32_by_default():
             path = self._call(
-                "train_tokenizer", config=config, samples=samples, out_dir=Path(out_dir), seed=seed,
+                "train_tokenizer",
+                config=config,
+                samples=samples,
+                out_dir=Path(out_dir),
+                seed=seed,
                 device=resolve_device(device),
-            )  # fmt: skip
+            )
         if not isinstance(path, Path) or not is_complete(path):
             raise self._contract_error("train_tokenizer", path, f"the Path of a folder of {WEIGHTS} and {CONFIG}")
         self.forget_tokenizer()

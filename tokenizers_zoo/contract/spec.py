@@ -12,8 +12,19 @@ from tokenizers_zoo.contract.layouts import TokenLayout
 from tokenizers_zoo.errors import PluginError
 
 DTYPES = (
-    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
-)  # fmt: skip
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float16",
+    "float32",
+    "float64",
+)
 """Types of an array's numbers, as numpy and torch name them."""
 ITEMS: dict[str, Any] = {"table": dict, "list": list, "text": str, "number": int | float}
 """Types of an object's items."""

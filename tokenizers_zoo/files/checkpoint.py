@@ -87,9 +87,13 @@ def loading() -> Iterator[None]:
     import torch
 
     with (
-        _torch_state_lock, float32_by_default(), torch.device("cpu"),
-        torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]),
-    ):  # fmt: skip
+        _torch_state_lock,
+        float32_by_default(),
+        torch.device("cpu"),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+    ):
         yield
 
 
@@ -219,8 +223,15 @@ def checkpoint_errors(folder: Path | str) -> Iterator[None]:
     try:
         yield
     except (
-        ArithmeticError, AttributeError, ConfigError, LookupError, RuntimeError, StopIteration, TypeError, ValueError
-    ) as error:  # fmt: skip
+        ArithmeticError,
+        AttributeError,
+        ConfigError,
+        LookupError,
+        RuntimeError,
+        StopIteration,
+        TypeError,
+        ValueError,
+    ) as error:
         if is_of_the_machine(error) or (isinstance(error, OneLineError) and not isinstance(error, ConfigError)):
             raise
         kind = f"{type(error).__name__} " if isinstance(error, LookupError) or not str(error) else ""

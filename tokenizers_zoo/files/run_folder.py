@@ -191,9 +191,12 @@ class RunFolder:
 
     def _write(self) -> None:
         record = RunRecord(
-            kind=self.kind.name, identity=self.identity, places=self.places, finished=self.finished,
+            kind=self.kind.name,
+            identity=self.identity,
+            places=self.places,
+            finished=self.finished,
             lengthened=self.lengthened,
-        )  # fmt: skip
+        )
         if read_run(self.path) != record:
             write_run(self.path, record)
 

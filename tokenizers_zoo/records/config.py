@@ -433,10 +433,16 @@ def _tables(cls: type, name: str, *, default: Any, used: Any, kind: Kind, absent
         value = default_value if used is None else getattr(used, field.name)
         inner_class, inner_kind = inner_table(hints[field.name])
         type_text = in_words(hints[field.name]) if inner_class is None else TABLES[inner_kind]
-        keys.append(Key(
-            name=field.name, type=type_text, default=_text(default_value, inner_class), used=_text(value, inner_class),
-            meaning=meanings.get(field.name, ""), inner=inner_class is not None,
-        ))  # fmt: skip
+        keys.append(
+            Key(
+                name=field.name,
+                type=type_text,
+                default=_text(default_value, inner_class),
+                used=_text(value, inner_class),
+                meaning=meanings.get(field.name, ""),
+                inner=inner_class is not None,
+            )
+        )
         if inner_class is not None:
             inner.append(
                 _tables(

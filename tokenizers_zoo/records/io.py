@@ -166,8 +166,11 @@ def write_tensors(
     folder = _scratch_folder(temporary)
     folder.mkdir()
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                  folder / temporary.name, None if metadata is None else dict(metadata))  # fmt: skip
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            folder / temporary.name,
+            None if metadata is None else dict(metadata),
+        )
         if metadata:
             with open(folder / temporary.name, "r+b") as file:
                 header = _header(file)
@@ -291,9 +294,14 @@ def read_record(
 
 
 def as_record(
-    table: Mapping[str, Any], record_class: type[T], path: Path, *, remedy: str = REMEDY,
-    error: type[ZooError] = CheckpointError, keys: Sequence[str] = (),
-) -> T:  # fmt: skip
+    table: Mapping[str, Any],
+    record_class: type[T],
+    path: Path,
+    *,
+    remedy: str = REMEDY,
+    error: type[ZooError] = CheckpointError,
+    keys: Sequence[str] = (),
+) -> T:
     """Return a table of the file at `path`, to which `keys` lead, as a record of its class. Raises `error`."""
     try:
         return cast(T, convert(table, record_class, *keys))

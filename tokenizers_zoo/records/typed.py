@@ -158,9 +158,10 @@ def as_dicts(record: Any) -> Any:
         fields = {field.name: field for field in dataclasses.fields(record)}
         kind: dict[str, str] = {"kind": record.kind} if isinstance(record, Variant) else {}
         return kind | {
-            name: as_dicts(value) for name, field in fields.items()
+            name: as_dicts(value)
+            for name, field in fields.items()
             if (value := getattr(record, name)) != field.default or "optional" not in field.metadata
-        }  # fmt: skip
+        }
     if isinstance(record, Mapping):
         return {key: as_dicts(value) for key, value in record.items()}
     return type(record)(map(as_dicts, record)) if isinstance(record, (list, tuple)) else record

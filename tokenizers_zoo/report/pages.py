@@ -127,18 +127,23 @@ def tokenizer_card(handle: ModalityHandle, pictures: Pictures, limit: int = SAMP
     codes = as_dicts(figures if figures.usage is not None else in_training)
     # Pairs of input and reconstruction are numbered, other sheets are not.
     images, texts = (
-        [data for path in sorted((folder / SAMPLES).glob(f"[0-9]*.{end}"))[:limit]
-         if (data := read_inside(folder, path)) is not None]
+        [
+            data
+            for path in sorted((folder / SAMPLES).glob(f"[0-9]*.{end}"))[:limit]
+            if (data := read_inside(folder, path)) is not None
+        ]
         for end in ("png", "txt")
-    )  # fmt: skip
+    )
     name = handle.name if folder.name == handle.name else f"{handle.name}-{folder.name}"
     return {
-        "spec": handle.spec, "metrics": figures.metrics, "samples": figures.samples,
+        "spec": handle.spec,
+        "metrics": figures.metrics,
+        "samples": figures.samples,
         "images": [pictures.add(f"tokenizer-{name}-{n}", png) for n, png in enumerate(images)],
         "texts": [pair_of_texts(text.decode(errors="replace")) for text in texts],
         "codes": {key: number for key, number in codes.items() if number is not None},
         "code_count": in_training.size or handle.spec.vocab_size,
-    }  # fmt: skip
+    }
 
 
 def pair_of_texts(written: str) -> tuple[str, str]:
@@ -164,16 +169,23 @@ def write_zoo_report(zoo: Zoo, out: Path | None = None) -> Path:
                 trained = handle.has_tokenizer
                 row = {
                     "fingerprint": handle.fingerprint if trained and handle.checkpoint.is_dir() else "",
-                    "trained": trained, "distribution": handle.distribution,
-                    "page": _write_tokenizer_page(page, zoo, handle, pictures), **tokenizer_card(handle, pictures),
-                }  # fmt: skip
+                    "trained": trained,
+                    "distribution": handle.distribution,
+                    "page": _write_tokenizer_page(page, zoo, handle, pictures),
+                    **tokenizer_card(handle, pictures),
+                }
             except ZooError as error:
                 errors.append(with_name(handle.name, error))
                 continue
             rows.append(row)
             families.setdefault(handle.spec.family or "of its own", []).append(row)
-        content = {"families": dict(sorted(families.items())), "rows": rows, "problems": errors,
-                   "registry": zoo.path or DEFAULTS, "pictures_folder": PICTURES}  # fmt: skip
+        content = {
+            "families": dict(sorted(families.items())),
+            "rows": rows,
+            "problems": errors,
+            "registry": zoo.path or DEFAULTS,
+            "pictures_folder": PICTURES,
+        }
         write_page(page, "zoo.html.j2", content)
     return page
 
@@ -202,8 +214,16 @@ def _write_tokenizer_page(index: Path, zoo: Zoo, handle: ModalityHandle, picture
         curves += chart_of(pictures, f"{handle.name}-{key}", *labels, points)
     keys = dict.fromkeys(key for item in cards.values() for key in item["settings"])
     rows = {key: [item["settings"].get(key, "–") for item in cards.values()] for key in keys}
-    content = {"spec": handle.spec, "distribution": handle.distribution, "checkpoints": cards, "problems": errors,
-               "legend": legend_of(handle), "curves": curves, "settings": rows, "index": index.name}  # fmt: skip
+    content = {
+        "spec": handle.spec,
+        "distribution": handle.distribution,
+        "checkpoints": cards,
+        "problems": errors,
+        "legend": legend_of(handle),
+        "curves": curves,
+        "settings": rows,
+        "index": index.name,
+    }
     write_page(index.parent / "tokenizers" / f"{handle.name}.html", "tokenizer.html.j2", content)
     return f"tokenizers/{handle.name}.html"
 

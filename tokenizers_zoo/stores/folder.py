@@ -61,8 +61,10 @@ class FolderSource:
         return SourceSpec(
             name=OWN_FILES,
             summary="your own files: a folder of pictures, one folder per modality, or tar files, aligned by key",
-            modalities=(), licence="that of your files", settings=FolderSettings,
-        )  # fmt: skip
+            modalities=(),
+            licence="that of your files",
+            settings=FolderSettings,
+        )
 
     @hookimpl
     def samples(

@@ -119,9 +119,12 @@ def writing_shard(folder: Path, shard: int) -> Iterator[ShardWriter]:
             yield (writer := ShardWriter(tar))
         index.write_bytes(np.array(writer.index, INDEX).tobytes())  # tofile hides a full disk
         writer.manifest = ValueManifest(
-            rows=len(writer.index), count=writer.count, dropped=writer.dropped, **writer.finished,
+            rows=len(writer.index),
+            count=writer.count,
+            dropped=writer.dropped,
+            **writer.finished,
             files={"tar": FileRecord.of(values), "index": FileRecord.of(index)},
-        )  # fmt: skip
+        )
         manifest_path(folder, shard).unlink(missing_ok=True)  # remove the old manifest before replacing any file
     write_manifest(folder, shard, writer.manifest)
 

@@ -60,10 +60,15 @@ class TokenMetadata:
         """Return the metadata of tokens that this handle's tokenizer writes now."""
         spec = handle.spec
         return cls(
-            modality=handle.name, vocabulary=spec.vocabulary, vocab_size=spec.vocab_size, layout=spec.layout,
-            fingerprint=handle.fingerprint, distribution=handle.distribution, settings=dict(settings),
+            modality=handle.name,
+            vocabulary=spec.vocabulary,
+            vocab_size=spec.vocab_size,
+            layout=spec.layout,
+            fingerprint=handle.fingerprint,
+            distribution=handle.distribution,
+            settings=dict(settings),
             levels=_levels(handle),
-        )  # fmt: skip
+        )
 
     def __post_init__(self) -> None:
         limit = float(np.finfo(np.float32).max)
@@ -231,13 +236,23 @@ def write_token_shard(
     longest = max((view.size for view in views), default=0) // metadata.dim
     last_id = max((int(view.max()) for view in views if view.size and metadata.vocab_size), default=-1)
     record = TokenRecord(
-        writer=metadata, crops=crops, values=values, longest=longest, needed_vocab_size=last_id + 1, block_samples=size,
+        writer=metadata,
+        crops=crops,
+        values=values,
+        longest=longest,
+        needed_vocab_size=last_id + 1,
+        block_samples=size,
         blocks=tuple(block for _, block in encoded),
-    )  # fmt: skip
+    )
     manifest = TokenManifest(
-        rows=len(rows), count=sum(block.count for block in record.blocks), keys=keys, inputs=inputs, files=files,
-        dropped=dict(dropped or {}), record=record,
-    )  # fmt: skip
+        rows=len(rows),
+        count=sum(block.count for block in record.blocks),
+        keys=keys,
+        inputs=inputs,
+        files=files,
+        dropped=dict(dropped or {}),
+        record=record,
+    )
     write_manifest(folder, shard, manifest)
     return manifest
 
@@ -258,9 +273,12 @@ def _encode_block(metadata: TokenMetadata, rows: Sequence[Sequence[Array] | None
     if metadata.layout.variable:
         data = lengths.astype(LENGTH).tobytes() + data
     record = BlockRecord(
-        size=len(data), sha256=hashlib.sha256(data).hexdigest(), tokens=int(lengths.sum()), count=int(present.sum()),
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        tokens=int(lengths.sum()),
+        count=int(present.sum()),
         present="" if present.all() or not present.any() else np.packbits(present).tobytes().hex(),
-    )  # fmt: skip
+    )
     return data, record
 
 

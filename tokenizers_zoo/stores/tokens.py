@@ -160,9 +160,15 @@ class TokenSummary:
         if writer is None:
             raise DataError(f"{folder}: has no sample")
         return cls(
-            samples=split.samples, crops=split.crops, count=count, longest=longest, needed_vocab_size=needed_vocab_size,
-            keys=keys.hexdigest(), contents=contents.hexdigest(), writer=writer,
-        )  # fmt: skip
+            samples=split.samples,
+            crops=split.crops,
+            count=count,
+            longest=longest,
+            needed_vocab_size=needed_vocab_size,
+            keys=keys.hexdigest(),
+            contents=contents.hexdigest(),
+            writer=writer,
+        )
 
     def write(self, folder: Path) -> None:
         """Write the file into a modality's folder, unless it is unchanged."""
@@ -271,9 +277,10 @@ class TokenColumn:
         shards, within = np.divmod(indices[order], self.split.shard_size * self.split.crops)
         starts = np.flatnonzero(np.diff(shards, prepend=-1)).tolist()
         parts = [
-            part for first, end in pairwise([*starts, len(indices)])
+            part
+            for first, end in pairwise([*starts, len(indices)])
             for part in self._open_shard(int(shards[first])).take(within[first:end])
-        ]  # fmt: skip
+        ]
         positions = np.argsort(order)
         if layout.variable:
             return [metadata.from_stored(parts[position]) for position in positions.tolist()]

@@ -86,9 +86,14 @@ class Patient(Subject):
         """Train a tokenizer on the data folder."""
         overrides = {} if self.planned_steps is None else {"steps": self.steps or STEPS}
         return train_tokenizer(
-            self.zoo, self.name, self.store.root, out=folder, overrides=overrides, limit=MAX_TRAINING_SAMPLES,
+            self.zoo,
+            self.name,
+            self.store.root,
+            out=folder,
+            overrides=overrides,
+            limit=MAX_TRAINING_SAMPLES,
             device=self.handle.device,
-        )  # fmt: skip
+        )
 
     @cached_property
     def tokenizer_error(self) -> str:

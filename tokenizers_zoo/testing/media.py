@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     import PIL.Image
 
 WORDS = {
-    "RGB": "8-bit RGB", "L": "8-bit grey", "P": "8-bit indexed colours", "1": "1-bit black and white",
-    "I;16": "16-bit grey", "F": "grey of floats",
-}  # fmt: skip
+    "RGB": "8-bit RGB",
+    "L": "8-bit grey",
+    "P": "8-bit indexed colours",
+    "1": "1-bit black and white",
+    "I;16": "16-bit grey",
+    "F": "grey of floats",
+}
 NUMERIC = ("I;16", "F")
 """Modes of pictures that may hold numbers without a range."""
 GREY = (51, 204)

@@ -136,9 +136,14 @@ def _trace(network: Network, format: Format) -> Callable[[Path], object]:
         torch.export.save(program, file)
         return lambda path: path.write_bytes(file.getvalue())
     exported = torch.onnx.export(
-        program, (), dynamo=True, verbose=False, input_names=inputs, output_names=outputs,
+        program,
+        (),
+        dynamo=True,
+        verbose=False,
+        input_names=inputs,
+        output_names=outputs,
         dynamic_shapes=({0: "batch"},) * len(examples),
-    )  # fmt: skip
+    )
     assert exported is not None
     for node in exported.model.graph:
         for value in node.outputs:  # are called after operations, and an operation may be called as an input or output
@@ -247,16 +252,24 @@ def export_tokenizer(
         )
     low, high = bounds(spec.value)
     value = Port(
-        name="values", shape=tuple(int(size) for size in spec.value.shape), dtype=spec.value.dtype,
-        unit=spec.value.unit, low=low, high=high, meaning=spec.value.description,
-    )  # fmt: skip
+        name="values",
+        shape=tuple(int(size) for size in spec.value.shape),
+        dtype=spec.value.dtype,
+        unit=spec.value.unit,
+        low=low,
+        high=high,
+        meaning=spec.value.description,
+    )
     values = example_values(value, max(CHECKED))
     with torch.no_grad():
         tokens = modules["encoder"](values)
     token = Port(
-        name="tokens", shape=tuple(tokens.shape[1:]), dtype=str(tokens.dtype).removeprefix("torch."),
-        low=None if spec.continuous else 0, high=None if spec.continuous else spec.vocab_size - 1,
-    )  # fmt: skip
+        name="tokens",
+        shape=tuple(tokens.shape[1:]),
+        dtype=str(tokens.dtype).removeprefix("torch."),
+        low=None if spec.continuous else 0,
+        high=None if spec.continuous else spec.vocab_size - 1,
+    )
     ports = {"encoder": (values, value, token), "decoder": (tokens, token, value)}
     networks = [
         Network(name=name, module=modules[name], examples=(batch,), inputs=(source,), outputs=(target,))

@@ -91,7 +91,7 @@ class WeightsAndBiases(Logger):
             config=dict(config),
             id=(read_regular(id_file) or b"").decode(),
             resume="allow",
-        )  # fmt: skip
+        )
         # Their own step only grows, and a resumed training logs some steps again.
         self.run.define_metric("*", step_metric="step")
 

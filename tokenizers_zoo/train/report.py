@@ -86,9 +86,14 @@ class TrainingReport(StepLog):
     ) -> None:
         samples = config.batch_size * config.grad_accum_steps
         super().__init__(
-            out_dir, title, steps=config.steps, done=done, samples_per_step=samples, loggers=config.loggers,
+            out_dir,
+            title,
+            steps=config.steps,
+            done=done,
+            samples_per_step=samples,
+            loggers=config.loggers,
             config={"modality": spec.name, "train": as_dicts(config)},
-        )  # fmt: skip
+        )
         self.spec, self.split_name = spec, "validation" if validates else "held_out"
         self.window = window
         """Losses of the steps since the last line."""

@@ -53,10 +53,13 @@ class CodebookUsage:
         """Return the figures by name, with `codebook_summary`. `reachable`: see `reachable_usage`, for all tokens."""
         count = int(self.counts.sum()) // self.num_codebooks
         return {
-            "size": self.codebook_size, "usage": self.usage, "perplexity": self.perplexity,
-            "entropy_bits": self.entropy_bits, "reachable": reachable_usage(count, self.codebook_size),
+            "size": self.codebook_size,
+            "usage": self.usage,
+            "perplexity": self.perplexity,
+            "entropy_bits": self.entropy_bits,
+            "reachable": reachable_usage(count, self.codebook_size),
             **self.codebook_summary(),
-        }  # fmt: skip
+        }
 
     def codebook_summary(self) -> dict[str, float]:
         """Return figures of several codebooks; empty for a single one. `codebooks`: their number; `least_usage`: the

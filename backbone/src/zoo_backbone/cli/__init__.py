@@ -79,8 +79,12 @@ class ConfigFile(click.Path):
         return path
 
 
-CONFIG_OPTION = click.option("--config", "config_file", type=ConfigFile(exists=True, dir_okay=False, path_type=Path),
-                             help="TOML file with tables [model], [train], [eval], [transfer].")  # fmt: skip
+CONFIG_OPTION = click.option(
+    "--config",
+    "config_file",
+    type=ConfigFile(exists=True, dir_okay=False, path_type=Path),
+    help="TOML file with tables [model], [train], [eval], [transfer].",
+)
 TABLES = "model", "train", "eval", "transfer"
 
 

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="MODALITY|RUN")
 @click.option("--out", type=PATH, required=True, help="Folder of the files.")
 @names_option("--inputs", help="Modalities that the encoder of a RUN reads.")
-@click.option("--format", type=click.Choice(["onnx", "torch"]), default="onnx", show_default=True,
-              help="onnx, or torch: .pt2 files of torch.export.")  # fmt: skip
+@click.option(
+    "--format",
+    type=click.Choice(["onnx", "torch"]),
+    default="onnx",
+    show_default=True,
+    help="onnx, or torch: .pt2 files of torch.export.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the export that is in the folder.")
 def export_onnx(source: str, out: Path, inputs: list[str] | None, format: Format, overwrite: bool) -> None:
     """Export a tokenizer or an encoder to ONNX.
@@ -69,8 +74,12 @@ def export_onnx(source: str, out: Path, inputs: list[str] | None, format: Format
             shape = ", ".join(map(str, ("batch", *port["shape"])))
             share = " of ids" if port["dtype"].startswith(("int", "bool")) else ""
             difference = file["largest_difference"][port["name"]]
-            table.add_row(name, port["name"], f"{port['dtype']} ({shape})",
-                          f"{difference:.2%}{share}" if share else f"{difference:.2g}")  # fmt: skip
+            table.add_row(
+                name,
+                port["name"],
+                f"{port['dtype']} ({shape})",
+                f"{difference:.2%}{share}" if share else f"{difference:.2g}",
+            )
     show_table(table)
     for name, reason in record["skipped"].items():
         echo(f"left out: {name}: {reason}", err=True)

@@ -23,20 +23,36 @@ if TYPE_CHECKING:
 
 @click.command("generate")
 @run_argument
-@click.option("--input", "inputs", multiple=True, metavar="NAMES", type=MODALITY,
-              help="Modalities of stored samples, comma-separated; or NAME=FILE, NAME=FOLDER or 'NAME=a text'. "
-              "Repeatable.")  # fmt: skip
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAMES",
+    type=MODALITY,
+    help="Modalities of stored samples, comma-separated; or NAME=FILE, NAME=FOLDER or 'NAME=a text'. Repeatable.",
+)
 @names_option("--target", "targets", help="Modalities to generate, in this order.")
-@click.option("--plan", "plan_file", type=click.Path(path_type=Path), metavar="FILE",
-              help="TOML file of inputs, targets and their settings.")  # fmt: skip
-@click.option("--inpaint", multiple=True, metavar="NAME=REGION",
-              help="Region of an input to generate anew: box:T,L,B,R, cells:..., mask:FILE, after, tokens:0-3, gaps:N, "
-              "not:REGION. Repeatable.")  # fmt: skip
-@click.option("--guide", multiple=True, metavar="WEIGHTS",
-              help="Guidance scale: 3, or NAME=WEIGHT,... Repeatable.")  # fmt: skip
+@click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="TOML file of inputs, targets and their settings.",
+)
+@click.option(
+    "--inpaint",
+    multiple=True,
+    metavar="NAME=REGION",
+    help="Region of an input to generate anew: box:T,L,B,R, cells:..., mask:FILE, after, tokens:0-3, gaps:N, "
+    "not:REGION. Repeatable.",
+)
+@click.option("--guide", multiple=True, metavar="WEIGHTS", help="Guidance scale: 3, or NAME=WEIGHT,... Repeatable.")
 @click.option("--out", type=PATH, metavar="FOLDER", required=True, help="For values, pictures, tokens and the plan.")
-@click.option("--crop", type=click.Choice(["middle", "whole"]), help="Part of input pictures from files that is used; "
-              "whole pictures are squeezed.  [default: middle]")  # fmt: skip
+@click.option(
+    "--crop",
+    type=click.Choice(["middle", "whole"]),
+    help="Part of input pictures from files that is used; whole pictures are squeezed.  [default: middle]",
+)
 @click.option("--samples", metavar="NUMBERS", help="How many samples, or which: 4, 0-7.  [default: 4]")
 @names_option("--keys", metavar="KEYS", help="Keys of stored samples, instead of --samples.")
 @click.option("--split", metavar="NAME", help="Split of the stored samples.  [default: test]")

@@ -79,9 +79,15 @@ class _Training:
 
 
 def _training(
-    *, preset: str | None, config_file: Path | None, start: Path | None, steps: int | None, seed: int | None,
-    assignments: tuple[str, ...], **others: Any,
-) -> _Training:  # fmt: skip
+    *,
+    preset: str | None,
+    config_file: Path | None,
+    start: Path | None,
+    steps: int | None,
+    seed: int | None,
+    assignments: tuple[str, ...],
+    **others: Any,
+) -> _Training:
     """Return the settings of `zoo backbone train`. Raises ConfigError, and CheckpointError for a wrong --from."""
     tables, start_config = read_tables(config_file), None
     size = PRESETS[preset or "nano"]
@@ -263,17 +269,20 @@ def score_table(evaluation: EvaluationRecord) -> Table:
         main = evaluation.main_metric(pair.target).name
         figures = (metric.text(pair.figure(name)) for name, metric in PAIR_METRICS.items())
         score = pair.score.get(main)
-        table.add_row(
-            " + ".join(pair.inputs), pair.target, *figures, "-" if score is None else f"{score:.3g}", main
-        )  # fmt: skip
+        table.add_row(" + ".join(pair.inputs), pair.target, *figures, "-" if score is None else f"{score:.3g}", main)
     return table
 
 
 @backbone.command("eval")
 @run_argument
-@click.option("--input", "inputs", multiple=True, metavar="NAMES", type=MODALITY,
-              help="Comma-separated modalities that are inputs together; repeat for more sets. Default: each "
-              "modality alone.")  # fmt: skip
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAMES",
+    type=MODALITY,
+    help="Comma-separated modalities that are inputs together; repeat for more sets. Default: each modality alone.",
+)
 @names_option("--target", "targets", help="Modalities to predict. Default: all.")
 @CONFIG_OPTION
 @click.option("--samples", type=click.IntRange(min=1), help="Held-out samples per pair of inputs and target.")
@@ -337,9 +346,15 @@ def evaluate_command(
         run = dataclasses.replace(run, tokens=tokens, data=TokenStore(tokens).data)
     with disk_errors(out or run.folder):
         result = evaluate(
-            run.folder, zoo, run.tokens, data_dir or run.values(), config=config, device=device, out=out,
+            run.folder,
+            zoo,
+            run.tokens,
+            data_dir or run.values(),
+            config=config,
+            device=device,
+            out=out,
             overwrite=overwrite,
-        )  # fmt: skip
+        )
     if as_json:
         show_json(as_dicts(result))
         return
@@ -360,17 +375,30 @@ def evaluate_command(
 @backbone.command()
 @run_argument
 @click.argument("out", type=PATH)
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True,
-              help="Type of the stored weights.")  # fmt: skip
-@click.option("--samples", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Held-out samples to include, for the page of zoo serve.")  # fmt: skip
-@click.option("--with-plugins", is_flag=True,
-              help="Include wheels of the distributions that it needs, for plugins that are on no index.")  # fmt: skip
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Type of the stored weights.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Held-out samples to include, for the page of zoo serve.",
+)
+@click.option(
+    "--with-plugins",
+    is_flag=True,
+    help="Include wheels of the distributions that it needs, for plugins that are on no index.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the bundle that is in the folder.")
 @DEVICE
 def export(
     run: Run, zoo: Zoo, out: Path, dtype: str, samples: int, with_plugins: bool, overwrite: bool, device: str
-) -> None:  # fmt: skip
+) -> None:
     """Write a bundle: one folder with the model and all that it needs.
 
     It holds the tokenizers, the registry, a model card with the scores of

@@ -33,8 +33,12 @@ RUNS = click.Path(exists=True, file_okay=False, path_type=Path)
 
 @click.command("report")
 @click.argument("run", type=PATH, required=False)
-@click.option("--out", type=PATH, help="Where to write the page and its pictures. "
-              "Default: RUN/report/index.html, or report/index.html beside the tokenizers.")  # fmt: skip
+@click.option(
+    "--out",
+    type=PATH,
+    help="Where to write the page and its pictures. "
+    "Default: RUN/report/index.html, or report/index.html beside the tokenizers.",
+)
 def report(run: Path | None, out: Path | None) -> None:
     """Write an HTML page about a backbone, or about the whole zoo.
 

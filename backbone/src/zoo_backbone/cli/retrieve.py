@@ -37,13 +37,22 @@ def embedding_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of vectors; the command gets them as the record `config`."""
     for option in (
         collected(EmbeddingConfig, "config"),
-        click.option("--space", type=click.Choice(get_args(SpaceKind)), default="shared", show_default=True,
-                     help="How modalities are aligned, fitted to training samples."),
-        click.option("--via", default="", metavar="NAME", help="A vector modality that is predicted and compared. "
-                     "Default: encoder features are compared."),
+        click.option(
+            "--space",
+            type=click.Choice(get_args(SpaceKind)),
+            default="shared",
+            show_default=True,
+            help="How modalities are aligned, fitted to training samples.",
+        ),
+        click.option(
+            "--via",
+            default="",
+            metavar="NAME",
+            help="A vector modality that is predicted and compared. Default: encoder features are compared.",
+        ),
         names_option("--modalities", help="Default: all of the run that its tokens have."),
         click.option("--split", default="test", show_default=True, help="Split of the run's tokens."),
-    ):  # fmt: skip
+    ):
         command = option(command)
     return command
 
@@ -86,13 +95,23 @@ def build_command(run: Run, zoo: Zoo, out: Path, config: EmbeddingConfig, device
 @retrieve.command("query")
 @click.argument("folder", metavar="INDEX", type=PATH)
 @click.option("--run", type=PATH, help="The backbone, if it was moved.")
-@click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", help="A file to query with, 'NAME=a text' or "
-              "JSON. With --keys: NAMES of modalities (default: from --weights, else all). Repeatable.")  # fmt: skip
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="A file to query with, 'NAME=a text' or "
+    "JSON. With --keys: NAMES of modalities (default: from --weights, else all). Repeatable.",
+)
 @names_option("--keys", metavar="KEYS", help="Stored samples to query with.")
 @click.option("--split", default="", metavar="NAME", help="Split of --keys. Default: the index's.")
-@click.option("--weights", multiple=True, callback=lambda _context, _option, texts: numbers_of("--weights", texts),
-              metavar="NAME=NUMBER,...", help="Weights of the inputs; a negative weight searches for the "
-              "opposite. Default: 1. Repeatable.")  # fmt: skip
+@click.option(
+    "--weights",
+    multiple=True,
+    callback=lambda _context, _option, texts: numbers_of("--weights", texts),
+    metavar="NAME=NUMBER,...",
+    help="Weights of the inputs; a negative weight searches for the opposite. Default: 1. Repeatable.",
+)
 @click.option("--find", metavar="NAME", default="", help="The modality to search. Default: all together.")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Hits per query.")
 @click.option("--exclude-self", is_flag=True, help="Exclude the query's own sample.")
@@ -100,8 +119,16 @@ def build_command(run: Run, zoo: Zoo, out: Path, config: EmbeddingConfig, device
 @DEVICE
 @click.option("--out", type=PATH, help="Folder for hits.json and a picture.")
 @JSON
-def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys: list[str] | None, query: QueryConfig,
-                  device: str, out: Path | None, as_json: bool) -> None:  # fmt: skip
+def query_command(
+    folder: Path,
+    run: Path | None,
+    inputs: tuple[str, ...],
+    keys: list[str] | None,
+    query: QueryConfig,
+    device: str,
+    out: Path | None,
+    as_json: bool,
+) -> None:
     """Find the stored samples that are most similar to the inputs.
 
     \b
@@ -158,16 +185,28 @@ def query_command(folder: Path, run: Path | None, inputs: tuple[str, ...], keys:
 
 @retrieve.command("eval")
 @run_argument
-@click.option("--out", type=PATH, help="Default: RUN/retrieval, which zoo report shows; RUN/retrieval-SPLIT for other "
-              "splits than test.")  # fmt: skip
+@click.option(
+    "--out",
+    type=PATH,
+    help="Default: RUN/retrieval, which zoo report shows; RUN/retrieval-SPLIT for other splits than test.",
+)
 @embedding_options
-@click.option("--samples", type=click.IntRange(min=2), default=1000, show_default=True,
-              help="Maximum number of samples.")  # fmt: skip
+@click.option(
+    "--samples", type=click.IntRange(min=2), default=1000, show_default=True, help="Maximum number of samples."
+)
 @click.option("--galleries", type=click.IntRange(min=0), default=8, show_default=True, help="Pairs with a picture.")
 @DEVICE
 @JSON
-def eval_command(run: Run, zoo: Zoo, out: Path | None, config: EmbeddingConfig, samples: int, galleries: int,
-                 device: str, as_json: bool) -> None:  # fmt: skip
+def eval_command(
+    run: Run,
+    zoo: Zoo,
+    out: Path | None,
+    config: EmbeddingConfig,
+    samples: int,
+    galleries: int,
+    device: str,
+    as_json: bool,
+) -> None:
     """Measure recall from every modality to every other.
 
     Each sample is searched by one modality among another modality of all samples.

@@ -24,7 +24,7 @@ from tokenizers_zoo.cli.options import (
     show_config,
     show_json,
     show_table,
-)  # fmt: skip
+)
 from tokenizers_zoo.machine.terminal import echo
 from tokenizers_zoo.records.config import Origin
 from tokenizers_zoo.records.io import disk_errors, read_record, short_name
@@ -61,11 +61,19 @@ def transfer() -> None:
 @click.option("--out", type=PATH, help="Folder of the probe. Default: RUN/transfer/NAME.")
 @click.option("--tuning", type=click.Choice(get_args(Tuning)), help="Encoder weights to train. Default: frozen.")
 @click.option("--head", type=click.Choice(get_args(HeadName)), help="Default: depends on the kind of label.")
-@click.option("--labels", metavar="SHARE|COUNT", help="Training labels used: a share such as 0.1, or a number of "
-              "samples. Default: 1.0 (all).")  # fmt: skip
+@click.option(
+    "--labels",
+    metavar="SHARE|COUNT",
+    help="Training labels used: a share such as 0.1, or a number of samples. Default: 1.0 (all).",
+)
 @click.option("--classes", "as_classes", is_flag=True, help="Treat each distinct label as a class, also numbers.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Seed of weights, order and choice of labels.")  # fmt: skip
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of weights, order and choice of labels.",
+)
 @click.option("--data", type=PATH, help="Values with the labels. Default: the values of RUN.")
 @CONFIG_OPTION
 @click.option("--overwrite", is_flag=True, help="Replace another probe in the folder. Not needed to resume.")
@@ -73,10 +81,25 @@ def transfer() -> None:
 @JSON
 @PRINT_CONFIG
 @settings_option("A key of [transfer], such as steps=500; docs/settings.md lists them.")
-def train_command(run: Run, zoo: Zoo, task: str, inputs: list[str], out: Path | None, tuning: str | None,
-                  head: str | None, labels: str | None, as_classes: bool, seed: int, data: Path | None,
-                  config_file: Path | None, overwrite: bool, device: str, as_json: bool, print_config: bool,
-                  assignments: tuple[str, ...]) -> None:  # fmt: skip
+def train_command(
+    run: Run,
+    zoo: Zoo,
+    task: str,
+    inputs: list[str],
+    out: Path | None,
+    tuning: str | None,
+    head: str | None,
+    labels: str | None,
+    as_classes: bool,
+    seed: int,
+    data: Path | None,
+    config_file: Path | None,
+    overwrite: bool,
+    device: str,
+    as_json: bool,
+    print_config: bool,
+    assignments: tuple[str, ...],
+) -> None:
     """Train a probe: a head on the encoder of RUN.
 
     Inputs are the run's stored tokens. Labels are a table, or values of any
@@ -106,8 +129,19 @@ def train_command(run: Run, zoo: Zoo, task: str, inputs: list[str], out: Path | 
         return
     out = out or run.folder / FOLDER / default_name(task, inputs, config, seed)
     with disk_errors(out):
-        train_probe(run, zoo, task, inputs, out, config, seed=seed, as_classes=as_classes, data=data,
-                    overwrite=overwrite, device=device)  # fmt: skip
+        train_probe(
+            run,
+            zoo,
+            task,
+            inputs,
+            out,
+            config,
+            seed=seed,
+            as_classes=as_classes,
+            data=data,
+            overwrite=overwrite,
+            device=device,
+        )
     scores = read_record(out / METRICS, ProbeScores)
     if as_json:
         show_json(as_dicts(scores))
@@ -157,16 +191,30 @@ def eval_command(
 @transfer.command("predict")
 @click.argument("folder", metavar="PROBE", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder for predictions and a picture.")
-@click.option("--samples", type=click.IntRange(min=1), default=8, show_default=True,
-              help="Number of samples, spread evenly over the split.")  # fmt: skip
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Number of samples, spread evenly over the split.",
+)
 @names_option("--keys", metavar="KEYS", help="Keys of samples, instead of --samples.")
 @click.option("--split", default="test", show_default=True, help="Split of the tokens.")
 @TOKENS_OPTION
 @DATA_OPTION
 @RUN_OPTION
 @DEVICE
-def predict_command(folder: Path, out: Path, samples: int, keys: list[str] | None, split: str, tokens: Path | None,
-                    data: Path | None, run: Path | None, device: str) -> None:  # fmt: skip
+def predict_command(
+    folder: Path,
+    out: Path,
+    samples: int,
+    keys: list[str] | None,
+    split: str,
+    tokens: Path | None,
+    data: Path | None,
+    run: Path | None,
+    device: str,
+) -> None:
     """Predict stored samples.
 
     OUT gets files in the modality's format, or a table. OUT/predictions.png shows inputs, prediction and label of

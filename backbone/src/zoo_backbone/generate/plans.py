@@ -182,15 +182,22 @@ class GenerationPlan(Checked):
 
     @classmethod
     def of(
-        cls, targets: str | Sequence[str | TargetPlan], *, guidance: float | Mapping[str, float] = 1.0,
-        steps: int = 0, temperature: float = 1.0, top_p: float = TOP_P, **settings: Any,
-    ) -> Self:  # fmt: skip
+        cls,
+        targets: str | Sequence[str | TargetPlan],
+        *,
+        guidance: float | Mapping[str, float] = 1.0,
+        steps: int = 0,
+        temperature: float = 1.0,
+        top_p: float = TOP_P,
+        **settings: Any,
+    ) -> Self:
         """Return the plan of a call from Python; a target that is only a name takes the settings of the call."""
         plans = tuple(
-            target if isinstance(target, TargetPlan)
+            target
+            if isinstance(target, TargetPlan)
             else TargetPlan(name=target, steps=steps, temperature=temperature, top_p=top_p)
             for target in ([targets] if isinstance(targets, str) else targets)
-        )  # fmt: skip
+        )
         shared = Guidance(weights=guidance) if isinstance(guidance, Mapping) else Guidance(scale=guidance)
         return cls(targets=plans, guidance=shared, **settings)
 

@@ -161,9 +161,16 @@ class GenerationRequest:
         for part in blocks(range(self.draws), self.batch):
             numbers = [self.numbers[row] + draw * self.stride for row in rows for draw in part]
             generated = generate(
-                self.model, inputs, self.targets, self.seed, numbers, partial=partial, draws=len(part),
-                once=single_ids, on_step=on_step,
-            )  # fmt: skip
+                self.model,
+                inputs,
+                self.targets,
+                self.seed,
+                numbers,
+                partial=partial,
+                draws=len(part),
+                once=single_ids,
+                on_step=on_step,
+            )
             for name, ids in generated.items():
                 handle = self.handles[name]
                 values = chain.from_iterable(handle.decode(batch, trusted=True) for batch in blocks(ids, BATCH))

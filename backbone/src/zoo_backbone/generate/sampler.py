@@ -103,10 +103,13 @@ def generate(
         for target in resolved:
             assert target.guidance is not None
             decoding = Decoding(
-                model=model, inputs=encoded, plan=target, on_step=on_step,
+                model=model,
+                inputs=encoded,
+                plan=target,
+                on_step=on_step,
                 noise=Noise(seed, [numbers[row] for row in draw_rows], target.name),
                 passes=Passes.of(target.guidance, target.name, encoded.names),
-            )  # fmt: skip
+            )
             known_tokens = rows_of(partial[target.name], sample_rows) if target.name in partial else None
             if layout.spec(target.name).layout.causal:
                 generated[target.name] = decode_sequence(decoding, known_tokens, once.get(target.name, ()))
@@ -244,9 +247,13 @@ def decode_sequence(decoding: Decoding, partial: Sequence[Ids] | None, once: Col
         ranks = torch.full((len(alive), 1), done, device=inputs.device)
         logits = decoding.logits(contexts, last.unsqueeze(1) + start, ranks, caches).squeeze(1)
         sampled = draw(
-            filling.allowed(logits, alive), uniform[alive, done].unsqueeze(1),
-            plan.temperature, plan.top_k, plan.top_p, plan.filter_before_temperature,
-        ).squeeze(1)  # fmt: skip
+            filling.allowed(logits, alive),
+            uniform[alive, done].unsqueeze(1),
+            plan.temperature,
+            plan.top_k,
+            plan.top_p,
+            plan.filter_before_temperature,
+        ).squeeze(1)
         last = filling.append(sampled, alive, done)
         done += 1
         if decoding.on_step:

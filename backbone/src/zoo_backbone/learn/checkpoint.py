@@ -111,9 +111,11 @@ def save_model(
 def stored_config(config: ModelConfig, specs: Sequence[ModalitySpec]) -> dict[str, Any]:
     """Return the config.json of a backbone."""
     return {
-        "class": CLASS, "architecture": architecture_for(config).__name__, "model": as_dicts(config),
+        "class": CLASS,
+        "architecture": architecture_for(config).__name__,
+        "model": as_dicts(config),
         "specs": as_dicts(list(specs)),
-    }  # fmt: skip
+    }
 
 
 def load_model(
@@ -147,10 +149,10 @@ def _load(
                 raise CheckpointError(f"{folder}: {reason}; {remedy}")
         lengths = {spec.name: spec.layout.length for spec in checkpoint_specs} | dict(shape.position_lengths)
         changed_lengths = {
-            spec.name: lengths[spec.name] for spec in specs
-            if spec.layout.variable
-            and lengths.get(spec.name, spec.layout.length) != spec.layout.length
-        }  # fmt: skip
+            spec.name: lengths[spec.name]
+            for spec in specs
+            if spec.layout.variable and lengths.get(spec.name, spec.layout.length) != spec.layout.length
+        }
         shape = dataclasses.replace(shape, position_lengths=changed_lengths)
         model = architecture_for(shape).seeded(shape, specs, seed)
         sizes = {name: len(tensor) if tensor.ndim else 1 for name, tensor in model.state_dict().items()}
@@ -186,11 +188,14 @@ def model_card(model: FourM) -> str:
     """Return README.md of a backbone."""
     rows = [
         card_row(
-            spec.name, f"{spec.layout.kind} of {spec.layout.length}", spec.vocabulary if spec.vocab_size else "-",
-            spec.vocab_size or "-", spec.summary,
+            spec.name,
+            f"{spec.layout.kind} of {spec.layout.length}",
+            spec.vocabulary if spec.vocab_size else "-",
+            spec.vocab_size or "-",
+            spec.summary,
         )
         for spec in model.layout.specs
-    ]  # fmt: skip
+    ]
     config, millions = model.config, model.transformer_parameters() / 1e6
     return f"""# A 4M backbone over {count_of(len(rows), "modality", "modalities")}
 
@@ -275,17 +280,23 @@ def initial_model(
             if name in model.modality_rows and pretrained_rows[name].any():
                 table[~pretrained_rows[name]] = table[pretrained_rows[name]].mean(0)
     record = Start(
-        folder=str(Path(start).resolve()), weights_sha256=start_record.weights_sha256,
-        knows=tuple(spec.name for spec in specs if spec.name in old), added=tuple(spec.name for spec in added),
-    )  # fmt: skip
+        folder=str(Path(start).resolve()),
+        weights_sha256=start_record.weights_sha256,
+        knows=tuple(spec.name for spec in specs if spec.name in old),
+        added=tuple(spec.name for spec in added),
+    )
     shapes = {spec.name: spec.grid_shape for spec in trained}
     return InitialModel(
-        model=model, pretrained_rows=pretrained_rows, unused=unused, record=record, extra_tensors=extra_tensors,
-        reshaped=tuple(spec.name for spec in specs
-                       if shapes.get(spec.name, ()) not in ((), spec.grid_shape)),
-        without_rows=tuple(spec for spec in added
-                           if spec.name in ids and ids[spec.name] <= used.get(model.layout.table_of(spec), -1)),
-    )  # fmt: skip
+        model=model,
+        pretrained_rows=pretrained_rows,
+        unused=unused,
+        record=record,
+        extra_tensors=extra_tensors,
+        reshaped=tuple(spec.name for spec in specs if shapes.get(spec.name, ()) not in ((), spec.grid_shape)),
+        without_rows=tuple(
+            spec for spec in added if spec.name in ids and ids[spec.name] <= used.get(model.layout.table_of(spec), -1)
+        ),
+    )
 
 
 def _ids_by_table(model: FourM, specs: Iterable[ModalitySpec], ids: Mapping[str, int]) -> dict[str, int]:

@@ -132,9 +132,12 @@ class TokenData:
         """Return the key of every sample; views of one sample have the same key."""
         column = next(iter(self.columns.values()))
         return [
-            keys[number] for shard in range(self.split.shards) for keys in [column.keys(shard)]
-            for number in np.flatnonzero(self._usable_in(shard)).tolist() for _ in range(self._views)
-        ]  # fmt: skip
+            keys[number]
+            for shard in range(self.split.shards)
+            for keys in [column.keys(shard)]
+            for number in np.flatnonzero(self._usable_in(shard)).tolist()
+            for _ in range(self._views)
+        ]
 
     def batch(self, samples: npt.NDArray[np.int64]) -> RawBatch:
         """Return all tokens of the samples numbered `samples`."""
@@ -161,9 +164,15 @@ def _opened(
 
 
 def stored_samples(
-    tokens: Path, split: str, specs: Sequence[ModalitySpec], trained_on: Mapping[str, str], zoo: Zoo, owner: str, *,
+    tokens: Path,
+    split: str,
+    specs: Sequence[ModalitySpec],
+    trained_on: Mapping[str, str],
+    zoo: Zoo,
+    owner: str,
+    *,
     aligned: bool = False,
-) -> TokenData:  # fmt: skip
+) -> TokenData:
     """Return the stored samples of a split, seen whole, for a model that was trained with the tokenizers `trained_on`.
 
     `aligned` keeps samples that have every modality; `owner` is the model's name in messages. Raises DataError where

@@ -235,8 +235,10 @@ def parameter_groups(
             groups.setdefault((layer, decays), []).append(parameter)
     return [
         {
-            "params": parameters, "lr": learning_rate * decay ** (depth + 1 - layer),
-            "weight_decay": weight_decay if decays else 0.0, "layer": layer,
+            "params": parameters,
+            "lr": learning_rate * decay ** (depth + 1 - layer),
+            "weight_decay": weight_decay if decays else 0.0,
+            "layer": layer,
         }
         for (layer, decays), parameters in sorted(groups.items())
-    ]  # fmt: skip
+    ]

@@ -47,10 +47,14 @@ def _shares(
     """Yield the shares of all loader processes in the batch of the first step, then of the next one, and so on."""
     warnings.filterwarnings("ignore", "This DataLoader will create")  # the user has decided
     loader = DataLoader(
-        _Shares(mix, config.batch_size, ranks.rank, ranks.size, steps), batch_size=None, prefetch_factor=AHEAD,
-        num_workers=config.loader_workers, multiprocessing_context="spawn", worker_init_fn=_ignore_interrupts,
+        _Shares(mix, config.batch_size, ranks.rank, ranks.size, steps),
+        batch_size=None,
+        prefetch_factor=AHEAD,
+        num_workers=config.loader_workers,
+        multiprocessing_context="spawn",
+        worker_init_fn=_ignore_interrupts,
         timeout=config.loader_seconds,
-    )  # fmt: skip
+    )
     try:
         for share in loader:
             if isinstance(share, ZooError):

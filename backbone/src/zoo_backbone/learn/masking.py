@@ -138,10 +138,14 @@ class Masker:
         lengths = raw.lengths[:, self._sequences].ravel()
         longest = max(int(lengths.max(initial=0)), 1)
         masked = mask_spans(
-            lengths, inputs[:, self._sequences].ravel(), np.tile(self._num_sentinels, len(raw)),
-            self.config.span_length, draws.span_rounding.ravel(), draws.cuts[:, :longest],
+            lengths,
+            inputs[:, self._sequences].ravel(),
+            np.tile(self._num_sentinels, len(raw)),
+            self.config.span_length,
+            draws.span_rounding.ravel(),
+            draws.cuts[:, :longest],
             draws.positions[:, : longest + 1],
-        )  # fmt: skip
+        )
         spans = self.layout.span_class.of(masked)  # a row is `sample * sequences + sequence`
         target_shares = deferred_shares(log_shares[:, 1], self._fallbacks[component])
         targets, selected = self._share_targets(
@@ -175,11 +179,17 @@ class Masker:
         log_shares = np.log(gamma) + np.log1p(-power) / self._alphas[:, :, None]
         spans = keys[:, fixed:-1].reshape(batch * sequences, 3 * width + 1)
         return Draws(
-            component=uniform[:, 0], budget=uniform[:, 1], single_input=keys[:, -1] / float(WORD),
-            rounding=uniform[:, 2:5], log_shares=log_shares, span_rounding=uniform[:, 5 : 5 + sequences],
-            orders=keys[:, :fixed], cuts=spans[:, :width], positions=spans[:, width : 2 * width + 1],
+            component=uniform[:, 0],
+            budget=uniform[:, 1],
+            single_input=keys[:, -1] / float(WORD),
+            rounding=uniform[:, 2:5],
+            log_shares=log_shares,
+            span_rounding=uniform[:, 5 : 5 + sequences],
+            orders=keys[:, :fixed],
+            cuts=spans[:, :width],
+            positions=spans[:, width : 2 * width + 1],
             turns=spans[:, 2 * width + 1 :],
-        )  # fmt: skip
+        )
 
     def _choose_component(self, raw: RawBatch, draws: Draws) -> Ints:
         """Draw a component per sample, preferring those with targets, then with inputs, then with first targets."""
@@ -260,9 +270,15 @@ class Masker:
         )
 
     def _pack_group(
-        self, raw: RawBatch, group: Ints, length: int, keys: Keys, inputs: _Side, targets: _Side,
+        self,
+        raw: RawBatch,
+        group: Ints,
+        length: int,
+        keys: Keys,
+        inputs: _Side,
+        targets: _Side,
         vectors: dict[str, tuple[torch.Tensor, torch.Tensor]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Pack modalities of one fixed length: inputs from the front of a random order, then targets."""
         size = len(group)
         tokens = np.zeros((len(raw), size, length), np.int64)
@@ -302,8 +318,9 @@ class Masker:
         kept_rows, kept_rank, kept_ids = spans.input_tokens(flat, lengths, quota, sentinel)
         rows, rank = ragged(targets.counts[:, order].ravel())
         for side, row, column, ids in (
-            (inputs, kept_rows, kept_rank, kept_ids), (targets, rows, rank, predicted[rows, rank])
-        ):  # fmt: skip
+            (inputs, kept_rows, kept_rank, kept_ids),
+            (targets, rows, rank, predicted[rows, rank]),
+        ):
             kinds = order[row % size]
             start = self._position_start[kinds]
             slots = side.put(row // size, kinds, column, ids + self._token_start[kinds], start + column)

@@ -115,9 +115,14 @@ def peak_rate(config: TrainConfig, width: int) -> float:
 def learning_rate(config: TrainConfig, step: int, peak: float) -> float:
     """Return the learning rate of step `step`, counted from 0."""
     return learning_rate_at(
-        step, steps=config.steps, peak=peak, warmup_steps=config.warmup_steps, minimum=config.min_learning_rate,
-        schedule=config.schedule, decay_fraction=config.decay_fraction,
-    )  # fmt: skip
+        step,
+        steps=config.steps,
+        peak=peak,
+        warmup_steps=config.warmup_steps,
+        minimum=config.min_learning_rate,
+        schedule=config.schedule,
+        decay_fraction=config.decay_fraction,
+    )
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -189,8 +194,9 @@ class Optimizer:
     ) -> None:
         self.config = config
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.frozen = {self.parameters[name]: rows_like(self.parameters[name], rows)
-                       for name, rows in (frozen or {}).items()}  # fmt: skip
+        self.frozen = {
+            self.parameters[name]: rows_like(self.parameters[name], rows) for name, rows in (frozen or {}).items()
+        }
         pretrained = set[Tensor]()
         """Parameters that the start backbone has completely."""
         self.pretrained_rows: dict[Tensor, Tensor] = {}

@@ -114,18 +114,24 @@ def train(
             del settings[name]
         modalities = {
             spec.name: {
-                "layout": as_dicts(spec.layout), "vocabulary": spec.vocabulary, "vocab_size": spec.vocab_size,
+                "layout": as_dicts(spec.layout),
+                "vocabulary": spec.vocabulary,
+                "vocab_size": spec.vocab_size,
                 "fingerprint": fingerprints.get(spec.name, ""),
             }
             for spec in specs
-        }  # fmt: skip
-        identity = as_json({
-            "model": dataclasses.asdict(model_config), "modalities": modalities, "order": list(modalities),
-            "train": settings | {"datasets": [{**dataset, "tokens": None} for dataset in settings["datasets"]]},
-            "start": before.weights_sha256 if before else None,
-            "samples": [len(source.data) for source in sources],
-            "contents": [source.data.contents() for source in sources],
-        })  # fmt: skip
+        }
+        identity = as_json(
+            {
+                "model": dataclasses.asdict(model_config),
+                "modalities": modalities,
+                "order": list(modalities),
+                "train": settings | {"datasets": [{**dataset, "tokens": None} for dataset in settings["datasets"]]},
+                "start": before.weights_sha256 if before else None,
+                "samples": [len(source.data) for source in sources],
+                "contents": [source.data.contents() for source in sources],
+            }
+        )
         run_record = dataclasses.replace(run or Run(tokens=tokens), start=start)
         run_folder = RunFolder(folder, BACKBONE, identity, run_record.paths())
         if ranks.first:
@@ -142,8 +148,11 @@ def train(
         trainer = Trainer(folder, sources, held_out, initial, train_config, ranks, show)
         seconds = trainer.train()
         datasets = [{**dataset, "tokens": dataset["tokens"].resolve()} for dataset in settings["datasets"]]
-        extra = {"train": as_json(settings | {"datasets": datasets}), "fingerprints": fingerprints,
-                 "training_seconds": seconds}  # fmt: skip
+        extra = {
+            "train": as_json(settings | {"datasets": datasets}),
+            "fingerprints": fingerprints,
+            "training_seconds": seconds,
+        }
         extra |= {"start": as_dicts(initial.record)} if initial.record else {}
         extra |= {"lengthened": record.lengthened} if record and record.lengthened else {}
         if start and before and before.ml4m:
@@ -216,9 +225,11 @@ class Trainer:
         started = time.perf_counter()
         log = TrainingLog(self.folder, config, first, self.model) if self.ranks.first else None
         with (
-            log or contextlib.nullcontext(), self.accumulation,
-            training_batches(self.mix, config, self.ranks, first) as batches, deferred_signals() as self.signals,
-        ):  # fmt: skip
+            log or contextlib.nullcontext(),
+            self.accumulation,
+            training_batches(self.mix, config, self.ranks, first) as batches,
+            deferred_signals() as self.signals,
+        ):
             if config.compile:
                 batch = self.mix.batch(first, config.batch_size, self.ranks.rank, self.ranks.size).trimmed()
                 compile_error = compile_blocks(self.model, lambda: self.gradients(batch))
@@ -316,9 +327,14 @@ class TrainingLog(StepLog):
     def __init__(self, folder: Path, config: TrainConfig, done: int, model: FourM) -> None:
         title = f"backbone, {count_of(len(model.layout), 'modality', 'modalities')}"
         super().__init__(
-            folder, title, steps=config.steps, done=done, samples_per_step=config.batch_size, loggers=config.loggers,
+            folder,
+            title,
+            steps=config.steps,
+            done=done,
+            samples_per_step=config.batch_size,
+            loggers=config.loggers,
             config={"model": dataclasses.asdict(model.config), "train": dataclasses.asdict(config)},
-        )  # fmt: skip
+        )
         self.by_modality: Mapping[str, float] = {}
         """The last held-out losses."""
 

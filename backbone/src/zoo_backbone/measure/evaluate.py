@@ -107,9 +107,10 @@ class _Evaluation:
             self.cross_entropy, self._started = earlier.cross_entropy, self._started - earlier.seconds
             self.pairs = {score.pair: score for score in earlier.pairs}
             self.galleries = {
-                gallery.pair: gallery for gallery in earlier.galleries
+                gallery.pair: gallery
+                for gallery in earlier.galleries
                 if gallery.picture is None or (folder / gallery.picture).is_file()
-            }  # fmt: skip
+            }
 
     def record(self) -> EvaluationRecord:
         """Return everything that is known so far."""
@@ -191,10 +192,16 @@ class _Evaluation:
         """Return values of the target, with `draws` consecutive draws per sample."""
         data = self.data
         request = GenerationRequest(
-            model=data.model, handles=data.handles, targets=[plan], numbers=range(0, len(samples) * draws, draws),
+            model=data.model,
+            handles=data.handles,
+            targets=[plan],
+            numbers=range(0, len(samples) * draws, draws),
             tokens_of=lambda rows: ({name: data.tokens(name, [samples[row] for row in rows]) for name in inputs}, {}),
-            seed=self.config.seed, draws=draws, stride=1, batch=self.config.batch_size * draws,
-        )  # fmt: skip
+            seed=self.config.seed,
+            draws=draws,
+            stride=1,
+            batch=self.config.batch_size * draws,
+        )
         return [sample.value for sample in request.generate()[plan.name]]
 
     def _score(self, inputs: Sequence[str], target: str) -> PairScore:
@@ -207,9 +214,14 @@ class _Evaluation:
         values = [handle.constant_baseline(of_sample) for of_sample in draws] if count > 1 else drawn
         baseline, reconstruction = data.bounds(target, samples)
         predictions = PairPredictions(
-            handle=handle, draws=draws, values=values, truth=data.truth(target, samples),
-            score=data.score(target, values, samples), constant_baseline=baseline, reconstruction=reconstruction,
-        )  # fmt: skip
+            handle=handle,
+            draws=draws,
+            values=values,
+            truth=data.truth(target, samples),
+            score=data.score(target, values, samples),
+            constant_baseline=baseline,
+            reconstruction=reconstruction,
+        )
         return PairScore(
             inputs=tuple(inputs),
             target=target,
@@ -231,9 +243,12 @@ class _Evaluation:
         handles = [data.handles[name] for name in (*inputs, *[target] * (draws + 1))]
         rendered = (map(handle.render, column) for handle, column in zip(handles, columns.values(), strict=True))
         gallery = GalleryRecord(
-            inputs=tuple(inputs), target=target, picture=f"{GALLERY}/{sheet_name(inputs, target)}",
-            columns=tuple(columns), rows=(),
-        )  # fmt: skip
+            inputs=tuple(inputs),
+            target=target,
+            picture=f"{GALLERY}/{sheet_name(inputs, target)}",
+            columns=tuple(columns),
+            rows=(),
+        )
         keys = list(map(data.split.key, samples))
         return write_gallery(self.folder, gallery, keys, list(zip(*rendered, strict=True)))
 

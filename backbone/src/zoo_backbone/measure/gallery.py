@@ -152,9 +152,14 @@ class Previews:
     """
 
     def __init__(
-        self, handles: Mapping[str, ModalityHandle], tokens: Path, config: TrainConfig, *,
-        model: ModelConfig | None = None, inherited: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        handles: Mapping[str, ModalityHandle],
+        tokens: Path,
+        config: TrainConfig,
+        *,
+        model: ModelConfig | None = None,
+        inherited: bool = False,
+    ) -> None:
         self.handles, self.config = handles, config
         specs = [handle.spec for handle in handles.values()]
         layout = layout_for(model or ModelConfig(), specs)

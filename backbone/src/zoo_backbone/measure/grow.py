@@ -66,12 +66,19 @@ def train_run(
     if start is not None:
         check_meaning(start, handles.values())
     return train(
-        out, tokens, [handle.spec for handle in handles.values()], model_config, config, start=start,
+        out,
+        tokens,
+        [handle.spec for handle in handles.values()],
+        model_config,
+        config,
+        start=start,
         run=Run(tokens=tokens, data=TokenStore(tokens).data, registry=registry),
         ids=None if start is None else ids_in_use(start, handles.values()),
         show=Previews(handles, tokens, config, model=model_config) if config.preview_every else None,
-        fingerprints=training_fingerprints(out, handles.values()), overwrite=overwrite, device=device,
-    )  # fmt: skip
+        fingerprints=training_fingerprints(out, handles.values()),
+        overwrite=overwrite,
+        device=device,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +104,13 @@ class Trained:
             mixtures = tuple(from_mapping(Mixture, mixture) for mixture in config.asked)
             train = dataclasses.replace(train, masking=dataclasses.replace(train.masking, mixtures=mixtures))
         return cls(
-            folder=Path(folder), specs=config.specs, model=model_config(config), train=train,
-            fingerprints=config.fingerprints, run=Run.load(folder) if (folder / RUN).is_file() else None,
-        )  # fmt: skip
+            folder=Path(folder),
+            specs=config.specs,
+            model=model_config(config),
+            train=train,
+            fingerprints=config.fingerprints,
+            run=Run.load(folder) if (folder / RUN).is_file() else None,
+        )
 
     @property
     def names(self) -> list[str]:
@@ -163,12 +174,20 @@ def grow(
         preview_handles = {name: zoo[name] for name in [*trained.names, *added] if name in zoo}
         previews = Previews(preview_handles, tokens, config, model=trained.model, inherited="previews" not in table)
     train(
-        out, tokens, specs, trained.model, config, start=trained.folder,
+        out,
+        tokens,
+        specs,
+        trained.model,
+        config,
+        start=trained.folder,
         fingerprints={**trained.fingerprints, **training_fingerprints(out, handles.values())},
         ids=ids_in_use(trained.folder, handles.values()),
-        run=Run(tokens=tokens, data=store.data, registry=zoo.location), show=previews,
-        replay_mixtures=replay_mixtures(trained, specs, table), overwrite=overwrite, device=device,
-    )  # fmt: skip
+        run=Run(tokens=tokens, data=store.data, registry=zoo.location),
+        show=previews,
+        replay_mixtures=replay_mixtures(trained, specs, table),
+        overwrite=overwrite,
+        device=device,
+    )
 
 
 def replay_mixtures(trained: Trained, specs: Sequence[ModalitySpec], table: Mapping[str, Any]) -> tuple[Mixture, ...]:

@@ -74,10 +74,17 @@ def pair_changes(before: Path, after: Path) -> tuple[PairChange, ...]:
         return ()
     scores = {(score.pair, score.samples): score for score in second.pairs}
     return tuple(
-        PairChange(metric=metric, inputs=score.inputs, target=score.target, before=score.figure(metric),
-                   after=scores[score.pair, score.samples].figure(metric))
-        for metric in PAIR_METRICS for score in first.pairs if (score.pair, score.samples) in scores
-    )  # fmt: skip
+        PairChange(
+            metric=metric,
+            inputs=score.inputs,
+            target=score.target,
+            before=score.figure(metric),
+            after=scores[score.pair, score.samples].figure(metric),
+        )
+        for metric in PAIR_METRICS
+        for score in first.pairs
+        if (score.pair, score.samples) in scores
+    )
 
 
 def _evaluation(folder: Path) -> EvaluationRecord | None:

@@ -127,11 +127,12 @@ def _content(zoo: Zoo, run: Path, pictures: Pictures) -> dict[str, Any]:
         "config": config,
         "evaluation": evaluation,
         "configurations": {
-            "Model and training settings": json.dumps(settings, indent=2), "registry.toml": registry or DEFAULTS
+            "Model and training settings": json.dumps(settings, indent=2),
+            "registry.toml": registry or DEFAULTS,
         },
         "run": str(run),
         "pictures_folder": pictures.folder.name,
-    }  # fmt: skip
+    }
 
 
 def _registry_text(path: Path, zoo: Zoo) -> str:
@@ -208,5 +209,11 @@ def _data(data: Path | None) -> dict[str, Any]:
     splits = sorted({row.split for row in description.rows}, key=lambda split: (split != TRAIN, split))
     reasons = [f"{row.split}/{row.modality}/{reason}" for row in description.rows for reason in row.reasons]
     unlisted = max(0, sum(row.dropped for row in description.rows) - REASONS)
-    return {"splits": splits, "rows": description.rows, "aligned": description.aligned, "problem": reason,
-            "reasons": reasons[:REASONS], "more": unlisted}  # fmt: skip
+    return {
+        "splits": splits,
+        "rows": description.rows,
+        "aligned": description.aligned,
+        "problem": reason,
+        "reasons": reasons[:REASONS],
+        "more": unlisted,
+    }

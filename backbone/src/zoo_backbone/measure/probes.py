@@ -151,27 +151,36 @@ def _row(group: Sequence[FinishedProbe], probes: Sequence[FinishedProbe]) -> dic
     first = group[0].scores
     task, main = first.task, first.metrics[0]
     same_task = [
-        probe for probe in probes
-        if (probe.scores.task.name, probe.scores.metrics[0].name) == (task.name, main.name)
-    ]  # fmt: skip
+        probe for probe in probes if (probe.scores.task.name, probe.scores.metrics[0].name) == (task.name, main.name)
+    ]
     title = group[0].task if len({probe.task for probe in same_task}) > 1 else task.name
     title += f" as {task.kind}" if len({probe.scores.task.kind for probe in same_task}) > 1 else ""
     comparable = [probe.scores.used_settings() for probe in probes if probe.scores.tuning == first.tuning]
     differing = [
-        f"{key}={value}" for key, value in first.used_settings().items()
+        f"{key}={value}"
+        for key, value in first.used_settings().items()
         if any(settings.get(key) != value for settings in comparable)
-    ]  # fmt: skip
+    ]
     metrics = {probe.scores.seed: probe.scores.metrics[0] for probe in group}
     mean, half = finite_interval([metric.score for metric in metrics.values()])
     return {
-        "task": title, "kind": task.kind, "metric": main.name,
-        "unit": main.unit, "higher_is_better": main.higher_is_better,
-        "inputs": list(first.inputs), "tuning": first.tuning, "head": first.head, **_counts(first),
-        "settings": ", ".join(differing), "backbone": first.backbone, "mean": mean, "half": half,
+        "task": title,
+        "kind": task.kind,
+        "metric": main.name,
+        "unit": main.unit,
+        "higher_is_better": main.higher_is_better,
+        "inputs": list(first.inputs),
+        "tuning": first.tuning,
+        "head": first.head,
+        **_counts(first),
+        "settings": ", ".join(differing),
+        "backbone": first.backbone,
+        "mean": mean,
+        "half": half,
         "baseline": finite_interval([metric.baseline for metric in metrics.values()])[0],
         "seeds": {str(seed): metric.score for seed, metric in sorted(metrics.items())},
         "folders": [str(probe.folder) for probe in group],
-    }  # fmt: skip
+    }
 
 
 def finite_interval(numbers: Sequence[float | None]) -> tuple[float | None, float | None]:
@@ -185,12 +194,16 @@ def row_texts(row: Mapping[str, Any]) -> dict[str, str]:
     unit, arrow = f" in {row['unit']}" if row["unit"] else "", "↑" if row["higher_is_better"] else "↓"
     spread = "" if row["half"] is None else f" ± {row['half']:.2g}"
     return {
-        **{key: row[key] for key in ("task", "tuning", "head", "settings")}, "inputs": " + ".join(row["inputs"]),
-        "labels": f"{row['labels']:,}", "held_out": f"{row['held_out']:,}", "seeds": str(len(row["seeds"])),
-        "metric": f"{row['metric']}{unit} {arrow}", "backbone": row["backbone"][:8],
+        **{key: row[key] for key in ("task", "tuning", "head", "settings")},
+        "inputs": " + ".join(row["inputs"]),
+        "labels": f"{row['labels']:,}",
+        "held_out": f"{row['held_out']:,}",
+        "seeds": str(len(row["seeds"])),
+        "metric": f"{row['metric']}{unit} {arrow}",
+        "backbone": row["backbone"][:8],
         "score": "-" if row["mean"] is None else f"{row['mean']:.3g}{spread}",
         "baseline": "-" if row["baseline"] is None else f"{row['baseline']:.3g}",
-    }  # fmt: skip
+    }
 
 
 def transfer_section(run: Path, weights: str) -> dict[str, Any] | None:

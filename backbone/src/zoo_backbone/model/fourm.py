@@ -78,8 +78,9 @@ class FourM(nn.Module):
     table_rows: ClassVar[Mapping[str, str]] = {"token_embedding.weight": "tokens"}
     """Entries of the state dict with all embedding tables, and their names on disk (`checkpoint.model_tensors`)."""
     modality_rows: ClassVar[Mapping[str, str]] = {
-        "modality_embedding.weight": "modalities", "mask_embedding.weight": "masks",
-    }  # fmt: skip
+        "modality_embedding.weight": "modalities",
+        "mask_embedding.weight": "masks",
+    }
     """Entries with one row per modality."""
     stored_rows: ClassVar[Mapping[str, str]] = {}
     """Entries with one row per stored position."""

@@ -143,12 +143,13 @@ class EncoderInputs:
     def _block(self, name: str, content: Tensor, ranks: Tensor, mask: Tensor | None = None) -> _Block:
         continuous = self.layout.spec(name).continuous
         return _Block(
-            name=name, ids=torch.zeros_like(ranks) if continuous else content + self.layout.token_rows(name).start,
+            name=name,
+            ids=torch.zeros_like(ranks) if continuous else content + self.layout.token_rows(name).start,
             positions=ranks + self.layout.positions[name].start,
             modalities=torch.full_like(ranks, self.layout.index(name)),
             mask=torch.ones_like(ranks, dtype=torch.bool) if mask is None else mask,
             vectors=content if continuous else None,
-        )  # fmt: skip
+        )
 
     def remove(self, name: str) -> None:
         """Remove a modality's tokens."""
@@ -166,10 +167,13 @@ class EncoderInputs:
         joined, column_slices = _joined(self._blocks)
         rows = joined["ids"].shape[1] * torch.arange(self.batch, device=self.device).unsqueeze(1)
         vectors = {
-            block.name: ((rows + columns.start + torch.arange(block.ids.shape[1], device=self.device)).flatten(),
-                         block.vectors.flatten(0, 1))
-            for block, columns in zip(self._blocks, column_slices, strict=True) if block.vectors is not None
-        }  # fmt: skip
+            block.name: (
+                (rows + columns.start + torch.arange(block.ids.shape[1], device=self.device)).flatten(),
+                block.vectors.flatten(0, 1),
+            )
+            for block, columns in zip(self._blocks, column_slices, strict=True)
+            if block.vectors is not None
+        }
         return PackedInputs(**joined, vectors=vectors)
 
     def packed(self, hidden: Collection[str] = (), marked: bool = False) -> PackedInputs:

@@ -133,11 +133,13 @@ class PublishedFourM(FourM):
     config: PublishedConfig
     table_rows: ClassVar[Mapping[str, str]] = {**FourM.table_rows, "read_embedding.weight": "read"}
     modality_rows: ClassVar[Mapping[str, str]] = {
-        "modality_embedding.weight": "modalities", "target_modality_embedding.weight": "target_modalities",
-    }  # fmt: skip
+        "modality_embedding.weight": "modalities",
+        "target_modality_embedding.weight": "target_modalities",
+    }
     stored_rows: ClassVar[Mapping[str, str]] = {
-        "fixed_positions": "input_positions", "target_positions": "target_positions",
-    }  # fmt: skip
+        "fixed_positions": "input_positions",
+        "target_positions": "target_positions",
+    }
 
     decoder_only = FourM.decoder_only | {"read_embedding", "target_modality_embedding", "target_positions"}
 

@@ -40,12 +40,23 @@ BUNDLES = "tokenizers_zoo.bundles"
 """Entry-point group of installed bundles; each is a str or Path, the folder."""
 BACKBONE = RunKind(
     name="backbone",
-    files=(WEIGHTS, CONFIG, CARD, "metrics.jsonl", "tensorboard", "logs", "last", "previews", "growth.json",
-           "evaluation", "report"),
+    files=(
+        WEIGHTS,
+        CONFIG,
+        CARD,
+        "metrics.jsonl",
+        "tensorboard",
+        "logs",
+        "last",
+        "previews",
+        "growth.json",
+        "evaluation",
+        "report",
+    ),
     state="training_state",
     results=(WEIGHTS, CONFIG),
     keeps_state=True,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,9 +103,14 @@ class AnyToAny:
         return bundle.verify(self.run.folder, self.model, self.zoo)
 
     def save_pretrained(
-        self, folder: str | Path, *, dtype: str = "float32", samples: int = 0, overwrite: bool = False,
+        self,
+        folder: str | Path,
+        *,
+        dtype: str = "float32",
+        samples: int = 0,
+        overwrite: bool = False,
         with_plugins: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Write a bundle: the model as it was loaded, its tokenizers and its registry. See `zoo backbone export`."""
         bundle.export_bundle(
             self.run, self.zoo, Path(folder), dtype, samples, overwrite, str(self.device), with_plugins
@@ -151,9 +156,14 @@ class AnyToAny:
     # ------------------------------------------------------------------ inputs
 
     def tokenize(
-        self, inputs: Mapping[str, Any] | None = None, /, *, crop: Cropping = "middle", as_tokens: Collection[str] = (),
+        self,
+        inputs: Mapping[str, Any] | None = None,
+        /,
+        *,
+        crop: Cropping = "middle",
+        as_tokens: Collection[str] = (),
         **values: Any,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """Return the tokens of inputs, a batch per modality, under the names that the model reads.
 
         Modalities `as_tokens` do not use their input form.
@@ -242,9 +252,16 @@ class AnyToAny:
         if (num_samples := convert_setting(int, num_samples, "num_samples")) < 1:
             raise ConfigError(f"num_samples {num_samples}: expected 1 or more")
         plan = GenerationPlan.of(
-            targets, steps=steps, temperature=temperature, top_p=top_p, guidance=guidance,
-            inpaint=inpaint or {}, crop=crop, seed=seed, draws=num_samples,
-        )  # fmt: skip
+            targets,
+            steps=steps,
+            temperature=temperature,
+            top_p=top_p,
+            guidance=guidance,
+            inpaint=inpaint or {},
+            crop=crop,
+            seed=seed,
+            draws=num_samples,
+        )
         return self.request(plan, {**(inputs or {}), **values}).generate(on_step)
 
     def request(self, plan: GenerationPlan, inputs: Mapping[str, Any]) -> GenerationRequest:
@@ -262,15 +279,24 @@ class AnyToAny:
             partial[name] = partial_of(layout.spec(name), tokens.pop(name), region)
         resolved_plan(layout, targets, tokens, partial)
         return GenerationRequest(
-            model=self.model, handles={target.name: self.handle(target.name) for target in targets}, targets=targets,
-            numbers=range(count), tokens_of=lambda rows: (taken(tokens, rows), taken(partial, rows)),
-            seed=plan.seed, draws=plan.draws,
-        )  # fmt: skip
+            model=self.model,
+            handles={target.name: self.handle(target.name) for target in targets},
+            targets=targets,
+            numbers=range(count),
+            tokens_of=lambda rows: (taken(tokens, rows), taken(partial, rows)),
+            seed=plan.seed,
+            draws=plan.draws,
+        )
 
     def score(
-        self, *, inputs: str | Sequence[str], targets: str | Sequence[str], data: str | Path, samples: int = 80,
+        self,
+        *,
+        inputs: str | Sequence[str],
+        targets: str | Sequence[str],
+        data: str | Path,
+        samples: int = 80,
         seed: int = 0,
-    ) -> list[PairScore]:  # fmt: skip
+    ) -> list[PairScore]:
         """Score predictions for held-out samples of a folder that `zoo data make` wrote, one `PairScore` per target.
 
         Each target is predicted from all `inputs` together. The held-out split is tokenized first. `zoo backbone eval`
@@ -288,9 +314,14 @@ class AnyToAny:
                 self.zoo, Path(data), tokens, modalities=[*names, *targets], splits=[TEST], device=str(self.device)
             )
             record = evaluate(
-                self.run.folder, self.zoo, tokens, Path(data), config=config, device=str(self.device),
+                self.run.folder,
+                self.zoo,
+                tokens,
+                Path(data),
+                config=config,
+                device=str(self.device),
                 out=Path(temporary_folder) / "scores",
-            )  # fmt: skip
+            )
         return list(record.pairs)
 
     # ------------------------------------------------------------------ features

@@ -57,9 +57,15 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def export_bundle(
-    run: Run, zoo: Zoo, out: Path, dtype: str = "float32", samples: int = 0, overwrite: bool = False,
-    device: str = "cpu", with_plugins: bool = False,
-) -> None:  # fmt: skip
+    run: Run,
+    zoo: Zoo,
+    out: Path,
+    dtype: str = "float32",
+    samples: int = 0,
+    overwrite: bool = False,
+    device: str = "cpu",
+    with_plugins: bool = False,
+) -> None:
     """Write the model of a run, its tokenizers and its registry into the folder `out`.
 
     `dtype` is the type of stored weights, `samples` the number of held-out samples to include. The golden sample is
@@ -256,14 +262,24 @@ def card_of(model: FourM, run: Path, title: str, requires: Mapping[str, str], wi
         figures = [metric.text(pair.figure(name)) for name, metric in PAIR_METRICS.items()]
         rows.append(card_row(title_of_pair, *figures, f"{metrics[0]} {pair.score[metrics[0]]:.3g}", pair.samples))
         results += [
-            EvalResult(task_type="any-to-any", dataset_type="held-out", dataset_name="held-out samples",
-                       metric_type=metric, metric_name=f"{title_of_pair}: {metric}", metric_value=pair.score[metric])
-            for metric in metrics if pair.score[metric] is not None
-        ]  # fmt: skip
+            EvalResult(
+                task_type="any-to-any",
+                dataset_type="held-out",
+                dataset_name="held-out samples",
+                metric_type=metric,
+                metric_name=f"{title_of_pair}: {metric}",
+                metric_value=pair.score[metric],
+            )
+            for metric in metrics
+            if pair.score[metric] is not None
+        ]
     data = ModelCardData(
-        model_name=title, library_name="tokenizers-zoo", pipeline_tag="any-to-any", tags=["4m", "multimodal"],
+        model_name=title,
+        library_name="tokenizers-zoo",
+        pipeline_tag="any-to-any",
+        tags=["4m", "multimodal"],
         eval_results=results or None,
-    )  # fmt: skip
+    )
     install = f"{shlex.quote(title)}/{WHEELS}/*.whl" if with_plugins else " ".join(sorted(requires))
     meanings = [f"{metric.name}: {metric.meaning}." for metric in PAIR_METRICS.values()]
     header = card_row("inputs and target", *PAIR_METRICS, "metric", "samples")

@@ -71,9 +71,10 @@ def export_encoder(
     )
     network = Network(name="encoder", module=module, examples=examples, inputs=tuple(ports), outputs=outputs)
     about = {
-        "fingerprint": fingerprint(run), "modalities": {spec.name: as_dicts(spec.layout) for spec in specs},
+        "fingerprint": fingerprint(run),
+        "modalities": {spec.name: as_dicts(spec.layout) for spec in specs},
         "tokenizers": {name: encoder.model.trained_on.get(name) for name in inputs},
-    }  # fmt: skip
+    }
     return export_networks([network], out, format, about, overwrite=overwrite)
 
 
@@ -89,5 +90,14 @@ def ports_of(encoder: FourMEncoder, spec: ModalitySpec) -> list[Port]:
         tokens = Port(name=spec.name, shape=shape, dtype="int64", low=0, high=spec.vocab_size - 1, meaning=meaning)
     if not layout.variable:
         return [tokens]
-    return [tokens, Port(name=spec.name + USED, shape=(layout.length,), dtype="bool", low=0, high=1,
-                         meaning="true for tokens, which come first")]  # fmt: skip
+    return [
+        tokens,
+        Port(
+            name=spec.name + USED,
+            shape=(layout.length,),
+            dtype="bool",
+            low=0,
+            high=1,
+            meaning="true for tokens, which come first",
+        ),
+    ]

@@ -152,6 +152,8 @@ def _check_same_modalities(samples: Sequence[Any]) -> None:
             pair = modalities[0], names
             expected, actual = ("no dict" if keys is None else ", ".join(keys) or "none" for keys in pair)
             raise InvalidValueError.expected(
-                f"FourMFeatures: sample {number}", f"the modalities of sample 0 ({expected})", actual,
+                f"FourMFeatures: sample {number}",
+                f"the modalities of sample 0 ({expected})",
+                actual,
                 "transform samples with other modalities separately",
-            )  # fmt: skip
+            )

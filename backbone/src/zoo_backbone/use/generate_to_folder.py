@@ -76,9 +76,12 @@ def generate_to_folder(
         targets = [target.name for target in request.targets]
         scorer = Agreement(model, plan.rank, request.handles[plan.rank].decode, request.input_names, targets)
     identity = {
-        "plan": dataclasses.asdict(request.plan), "weights": weights, "device": str(pipeline.device),
-        "scorer": scored_by, "inputs": request.digest(BATCH),
-    }  # fmt: skip
+        "plan": dataclasses.asdict(request.plan),
+        "weights": weights,
+        "device": str(pipeline.device),
+        "scorer": scored_by,
+        "inputs": request.digest(BATCH),
+    }
     with RunFolder(out, GENERATION, identity, paths).open(overwrite) as state:
         if state.finished is None:
             lines = {*((read_regular(out / DONE) or b"") if state.resuming else b"").splitlines(keepends=True)}

@@ -102,9 +102,14 @@ class PlanRequest(GenerationRequest):
             choices = [(number, f"sample-{number:03}", 0) for number in numbers]
         chosen_numbers, self.names, self._rows = map(list, zip(*choices, strict=True))
         super().__init__(
-            model=model, handles=handles, targets=target_plans, numbers=chosen_numbers, tokens_of=self._read_tokens,
-            seed=plan.seed, draws=plan.draws,
-        )  # fmt: skip
+            model=model,
+            handles=handles,
+            targets=target_plans,
+            numbers=chosen_numbers,
+            tokens_of=self._read_tokens,
+            seed=plan.seed,
+            draws=plan.draws,
+        )
         self.partial: dict[str, Any] = {}
         for name, region in plan.inpaint.items():
             inputs, _ = self._read_tokens(range(len(self.names)), [name])

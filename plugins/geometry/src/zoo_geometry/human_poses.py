@@ -61,10 +61,14 @@ class PoseTokenizer(ObjectTokenizerConfig):
 
     kind_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "product_vq": {  # a batch has few people: nothing to start from, and slow averages
-            "codebook_size": 256, "num_codebooks": 4, "kmeans_iterations": 0, "decay": 0.98, "revive_below": 0.4,
+            "codebook_size": 256,
+            "num_codebooks": 4,
+            "kmeans_iterations": 0,
+            "decay": 0.98,
+            "revive_below": 0.4,
         },
         "memcodes": {"codebook_size": 256, "num_codebooks": 4},
-    }  # fmt: skip
+    }
 
     quantizer: QuantizerKind = "product_vq"
     steps: int = 2000

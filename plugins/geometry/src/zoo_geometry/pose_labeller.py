@@ -225,14 +225,26 @@ class PoseNetworks:
 
 NOSE, LEFT_EYE, RIGHT_EYE, LEFT_EAR, RIGHT_EAR = 0, 2, 5, 7, 8
 SAME = {
-    "left_shoulder": 11, "right_shoulder": 12, "left_elbow": 13, "right_elbow": 14, "left_wrist": 15,
-    "right_wrist": 16, "left_hip": 23, "right_hip": 24, "left_knee": 25, "right_knee": 26, "left_ankle": 27,
+    "left_shoulder": 11,
+    "right_shoulder": 12,
+    "left_elbow": 13,
+    "right_elbow": 14,
+    "left_wrist": 15,
+    "right_wrist": 16,
+    "left_hip": 23,
+    "right_hip": 24,
+    "left_knee": 25,
+    "right_knee": 26,
+    "left_ankle": 27,
     "right_ankle": 28,
-}  # fmt: skip
+}
 """Joints that are landmarks."""
 BETWEEN = {
-    "left_hand": (17, 19, 0.5), "right_hand": (18, 20, 0.5), "left_foot": (29, 31, 0.7), "right_foot": (30, 32, 0.7),
-}  # fmt: skip
+    "left_hand": (17, 19, 0.5),
+    "right_hand": (18, 20, 0.5),
+    "left_foot": (29, 31, 0.7),
+    "right_foot": (30, 32, 0.7),
+}
 """Joints between two landmarks, and how far along: knuckles of little finger and index; heel and tip of the toe."""
 HEAD = 0.55
 """How far the base of the skull is on the way from the base of the neck to the middle of the ears."""

@@ -38,15 +38,26 @@ from tokenizers_zoo.records.limits import limits
 KINDS = {"Image": "png", "Audio": "wav", "Video": "mp4"}
 """Types of columns of files, and an extension of such files."""
 SUFFIXES = {
-    ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json",
-}  # fmt: skip
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+}
 """Kinds of single files, as `datasets` names them."""
 HELD_OUT = ("test", "validation", "valid", "val", "dev")
 """Splits that are taken for testing if `splits` says nothing, the first that is there."""
 MAGIC = {
-    b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"\xff\xfb": "mp3", b"\xff\xf3": "mp3",
-    b"\xff\xf2": "mp3", b"\x1a\x45\xdf\xa3": "webm",
-}  # fmt: skip
+    b"RIFF": "wav",
+    b"fLaC": "flac",
+    b"OggS": "ogg",
+    b"ID3": "mp3",
+    b"\xff\xfb": "mp3",
+    b"\xff\xf3": "mp3",
+    b"\xff\xf2": "mp3",
+    b"\x1a\x45\xdf\xa3": "webm",
+}
 """First bytes of sounds and videos, for files without a name. WebP pictures begin with RIFF, too."""
 
 
@@ -82,9 +93,12 @@ class HubSource:
     def source_spec(self) -> SourceSpec:
         """Return the spec; `modalities` is empty, as the samples name them."""
         return SourceSpec(
-            name="hf", summary="a dataset of the Hugging Face hub, or local parquet, arrow, csv and json files",
-            modalities=(), licence="that of the dataset", settings=HubSettings,
-        )  # fmt: skip
+            name="hf",
+            summary="a dataset of the Hugging Face hub, or local parquet, arrow, csv and json files",
+            modalities=(),
+            licence="that of the dataset",
+            settings=HubSettings,
+        )
 
     @hookimpl
     def samples(
@@ -98,9 +112,13 @@ class HubSource:
         if table.features is None:  # of a stream; reads its first rows
             table = table._resolve_features()
         rows: HubRows | StreamedRows = (StreamedRows if config.streaming else HubRows)(
-            table, columns_of(table, config, names),
-            prefix=source_split, split=split, test_fraction=test_fraction, file_roots=FileRoots.of(config),
-        )  # fmt: skip
+            table,
+            columns_of(table, config, names),
+            prefix=source_split,
+            split=split,
+            test_fraction=test_fraction,
+            file_roots=FileRoots.of(config),
+        )
         rows.limit(count)
         return rows
 
@@ -264,9 +282,15 @@ class _Rows(LazySequence[Sample]):
     """Rows of a table as samples."""
 
     def __init__(
-        self, table: Any, columns: Mapping[str, str],
-        *, prefix: str, split: str, test_fraction: float | None, file_roots: FileRoots,
-    ) -> None:  # fmt: skip
+        self,
+        table: Any,
+        columns: Mapping[str, str],
+        *,
+        prefix: str,
+        split: str,
+        test_fraction: float | None,
+        file_roots: FileRoots,
+    ) -> None:
         """With `test_fraction` None all rows belong to `split`."""
         from datasets import ClassLabel
 

@@ -59,9 +59,12 @@ class WebDatasetSource:
     def source_spec(self) -> SourceSpec:
         """Return the spec; `modalities` is empty, as the samples name them."""
         return SourceSpec(
-            name="webdataset", summary="tar files in the layout of WebDataset, local or at a URL",
-            modalities=(), licence="that of the files", settings=WebDatasetSettings,
-        )  # fmt: skip
+            name="webdataset",
+            summary="tar files in the layout of WebDataset, local or at a URL",
+            modalities=(),
+            licence="that of the files",
+            settings=WebDatasetSettings,
+        )
 
     @hookimpl
     def samples(

@@ -87,9 +87,14 @@ def ssim(first: np.ndarray, second: np.ndarray) -> float:
     reach = (0, 0), (RADIUS, RADIUS), (RADIUS, RADIUS)
     wide = (np.pad(picture.astype(np.float64), reach, mode="reflect") for picture in (first, second))
     _, everywhere = structural_similarity(
-        *wide, data_range=1.0, channel_axis=0, gaussian_weights=True, sigma=SIGMA, use_sample_covariance=False,
+        *wide,
+        data_range=1.0,
+        channel_axis=0,
+        gaussian_weights=True,
+        sigma=SIGMA,
+        use_sample_covariance=False,
         full=True,
-    )  # fmt: skip
+    )
     return float(everywhere[:, RADIUS:-RADIUS, RADIUS:-RADIUS].mean())
 
 

@@ -265,8 +265,11 @@ class SemanticMetadata(DerivedMetadata[SemanticMetadataSettings]):
     settings_class = SemanticMetadataSettings
     default_fields = SEMANTIC_FIELDS
     measures: ClassVar = {
-        "boxes": of_boxes, "sam_instance": of_instances, "semseg": of_classes, "caption": of_caption,
-    }  # fmt: skip
+        "boxes": of_boxes,
+        "sam_instance": of_instances,
+        "semseg": of_classes,
+        "caption": of_caption,
+    }
 
 
 geometric = GeometricMetadata()

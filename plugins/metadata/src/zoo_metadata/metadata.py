@@ -104,10 +104,11 @@ class MetadataModality(TextModality[S]):
     def names(self, tokenizer: TextTokenizer[S]) -> dict[Piece, str]:
         """Map the piece that names each field, a special token or the field's number on axis v1, to the field."""
         return {
-            Special(declared.token(name, tokenizer.bins)) if declared.number is None
+            Special(declared.token(name, tokenizer.bins))
+            if declared.number is None
             else Coordinate(1, declared.number): name
             for name, declared in self.table(tokenizer.settings).items()
-        }  # fmt: skip
+        }
 
     @hookimpl
     def single_ids(self, tokenizer: TextTokenizer[S]) -> Sequence[int]:
@@ -267,13 +268,28 @@ def _published() -> dict[str, dict[str, Any]]:
         return {"low": 0, "high": high, **extra, "bins": 50, "rounding": "down", "clip": True}
 
     table: dict[str, dict[str, Any]] = {
-        "original_width": pixels, "original_height": pixels, "caption_n_chars": count, "caption_n_words": count,
-        "caption_n_sentences": count, "n_humans": count, "n_sam_instances": count, "n_coco_instances": count,
-        "coco_instance_diversity": count, "colorfulness": steps(150), "brightness": steps(255), "contrast": steps(127),
-        "saturation": steps(255), "entropy": steps(10, unit="bit"), "walkability": steps(1), "objectness": steps(1),
-        "semantic_diversity": count, "geometric_complexity": steps(0.75), "occlusion_score": steps(0.25),
-        "watermark_score": watermark, "aesthetic_score": beauty,
-    }  # fmt: skip
+        "original_width": pixels,
+        "original_height": pixels,
+        "caption_n_chars": count,
+        "caption_n_words": count,
+        "caption_n_sentences": count,
+        "n_humans": count,
+        "n_sam_instances": count,
+        "n_coco_instances": count,
+        "coco_instance_diversity": count,
+        "colorfulness": steps(150),
+        "brightness": steps(255),
+        "contrast": steps(127),
+        "saturation": steps(255),
+        "entropy": steps(10, unit="bit"),
+        "walkability": steps(1),
+        "objectness": steps(1),
+        "semantic_diversity": count,
+        "geometric_complexity": steps(0.75),
+        "occlusion_score": steps(0.25),
+        "watermark_score": watermark,
+        "aesthetic_score": beauty,
+    }
     return {name: {**declared, "number": number} for number, (name, declared) in enumerate(table.items())}
 
 

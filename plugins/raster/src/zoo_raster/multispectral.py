@@ -19,9 +19,19 @@ from tokenizers_zoo.records.typed import Interval, PositiveFloat
 from zoo_raster.tiff import Raster, bands_first, read_tiff, tiff_bytes
 
 BANDS: dict[str, int] = {
-    "B01": 443, "B02": 490, "B03": 560, "B04": 665, "B05": 705, "B06": 740,
-    "B07": 783, "B08": 842, "B8A": 865, "B09": 945, "B11": 1610, "B12": 2190,
-}  # fmt: skip
+    "B01": 443,
+    "B02": 490,
+    "B03": 560,
+    "B04": 665,
+    "B05": 705,
+    "B06": 740,
+    "B07": 783,
+    "B08": 842,
+    "B8A": 865,
+    "B09": 945,
+    "B11": 1610,
+    "B12": 2190,
+}
 """Names and central wavelengths, nm, in the order of the channels. Surface products have no B10."""
 TRUE_COLOUR = ("B04", "B03", "B02")
 GAIN = 3.0

@@ -25,9 +25,18 @@ from tokenizers_zoo.families.sources import MadeSource
 from zoo_scenes.scene import CLASSES, SceneSettings
 
 MODALITIES = (
-    "rgb", "depth", "normal", "semseg", "sam_instance", "boxes", "caption", "human_poses", "metadata", "scene_class",
+    "rgb",
+    "depth",
+    "normal",
+    "semseg",
+    "sam_instance",
+    "boxes",
+    "caption",
+    "human_poses",
+    "metadata",
+    "scene_class",
     "boxes_3d",
-)  # fmt: skip
+)
 
 
 def make_sample(settings: SceneSettings, split: str, seed: int, number: int) -> Sample:

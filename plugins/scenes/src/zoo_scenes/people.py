@@ -103,13 +103,22 @@ def joint_positions(rotations: Array, scale: float = 1.0) -> Array:
 
 
 _STAND: dict[str, Vector] = {
-    "left_shoulder": (0, 0, -75), "right_shoulder": (0, 0, 75), "left_elbow": (0, -12, 0), "right_elbow": (0, 12, 0),
-}  # fmt: skip
+    "left_shoulder": (0, 0, -75),
+    "right_shoulder": (0, 0, 75),
+    "left_elbow": (0, -12, 0),
+    "right_elbow": (0, 12, 0),
+}
 _POSES: dict[str, dict[str, Vector]] = {
     "standing": _STAND,
     "walking": {
-        **_STAND, "left_hip": (-28, 0, 0), "left_knee": (14, 0, 0), "right_hip": (22, 0, 0), "right_knee": (28, 0, 0),
-        "left_shoulder": (22, 0, -74), "right_shoulder": (-22, 0, 74), "left_elbow": (0, -30, 0),
+        **_STAND,
+        "left_hip": (-28, 0, 0),
+        "left_knee": (14, 0, 0),
+        "right_hip": (22, 0, 0),
+        "right_knee": (28, 0, 0),
+        "left_shoulder": (22, 0, -74),
+        "right_shoulder": (-22, 0, 74),
+        "left_elbow": (0, -30, 0),
         "right_elbow": (0, 30, 0),
     },
     "raising both arms": {"left_shoulder": (0, 0, 62), "right_shoulder": (0, 0, -62), "left_elbow": (0, 0, 12)},
@@ -117,11 +126,16 @@ _POSES: dict[str, dict[str, Vector]] = {
     "stretching out the arms": {"left_shoulder": (0, 0, 3), "right_shoulder": (0, 0, -3)},
     "pointing": {**_STAND, "right_shoulder": (0, 84, 8), "head": (6, 0, 0)},
     "sitting": {
-        "left_hip": (-86, 0, 6), "right_hip": (-86, 0, -6), "left_knee": (84, 0, 0), "right_knee": (84, 0, 0),
-        "left_shoulder": (-24, 0, -70), "right_shoulder": (-24, 0, 70), "left_elbow": (0, -52, 0),
+        "left_hip": (-86, 0, 6),
+        "right_hip": (-86, 0, -6),
+        "left_knee": (84, 0, 0),
+        "right_knee": (84, 0, 0),
+        "left_shoulder": (-24, 0, -70),
+        "right_shoulder": (-24, 0, 70),
+        "left_elbow": (0, -52, 0),
         "right_elbow": (0, 52, 0),
     },
-}  # fmt: skip
+}
 """By name, the rotations of joints, degrees; the others are 0."""
 UPRIGHT_POSES = tuple(name for name in _POSES if name != "sitting")
 

@@ -16,9 +16,26 @@ from tokenizers_zoo.records.typed import Interval
 Colour = tuple[float, float, float]
 
 CLASSES = (
-    "void", "floor", "wall", "ceiling", "window", "door", "picture", "rug", "table", "chair", "sofa", "shelf", "books",
-    "box", "ball", "cylinder", "lamp", "plant", "person",
-)  # fmt: skip
+    "void",
+    "floor",
+    "wall",
+    "ceiling",
+    "window",
+    "door",
+    "picture",
+    "rug",
+    "table",
+    "chair",
+    "sofa",
+    "shelf",
+    "books",
+    "box",
+    "ball",
+    "cylinder",
+    "lamp",
+    "plant",
+    "person",
+)
 CLASS_IDS = {name: index for index, name in enumerate(CLASSES)}
 
 # sRGB in [0, 1]. The names are the words that captions use.

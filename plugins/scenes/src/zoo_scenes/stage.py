@@ -114,9 +114,11 @@ def _compose_frames(outer: Array, inner: Array) -> Array:
     turned = matrices(outer[:, 3:]).reshape(-1, 3, 3) @ inner[:, :3, None]
     (w, x, y, z), (a, b, c, d) = outer[:, 3:].T, inner[:, 3:].T
     turns = [
-        w * a - x * b - y * c - z * d, w * b + x * a + y * d - z * c, w * c - x * d + y * a + z * b,
+        w * a - x * b - y * c - z * d,
+        w * b + x * a + y * d - z * c,
+        w * c - x * d + y * a + z * b,
         w * d + x * c - y * b + z * a,
-    ]  # fmt: skip
+    ]
     return np.concatenate([outer[:, :3] + turned[:, :, 0], np.stack(turns, axis=1)], axis=1)
 
 

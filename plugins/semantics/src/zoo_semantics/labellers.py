@@ -22,8 +22,10 @@ class ClassLabeller(LabellerConfig):
     """A segmentation network: SegFormer, DPT, Mask2Former, MaskFormer, and others of their output."""
 
     architectures: ClassVar[tuple[str, ...]] = (
-        "ForSemanticSegmentation", "Mask2FormerForUniversalSegmentation", "MaskFormerForInstanceSegmentation",
-    )  # fmt: skip
+        "ForSemanticSegmentation",
+        "Mask2FormerForUniversalSegmentation",
+        "MaskFormerForInstanceSegmentation",
+    )
 
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Classes of the network's labels: { "armchair" = "chair", ... }. A label that is missing here becomes the class of

@@ -34,18 +34,33 @@ MATERIALS: dict[str, Material] = {
         density=60.0, bounce=0.85, modes=(95.0, 190.0, 280.0), decay=0.07, click=0.3, colour=None, gloss=0.15
     ),
     "wood": Material(
-        density=200.0, bounce=0.6, modes=(310.0, 790.0, 1290.0, 1870.0), decay=0.06, click=0.8,
-        colour=(0.62, 0.42, 0.22), gloss=0.1,
+        density=200.0,
+        bounce=0.6,
+        modes=(310.0, 790.0, 1290.0, 1870.0),
+        decay=0.06,
+        click=0.8,
+        colour=(0.62, 0.42, 0.22),
+        gloss=0.1,
     ),
     "metal": Material(
-        density=500.0, bounce=0.7, modes=(640.0, 1040.0, 1750.0, 2490.0, 3330.0), decay=0.6, click=0.4,
-        colour=(0.55, 0.57, 0.62), gloss=0.6,
+        density=500.0,
+        bounce=0.7,
+        modes=(640.0, 1040.0, 1750.0, 2490.0, 3330.0),
+        decay=0.6,
+        click=0.4,
+        colour=(0.55, 0.57, 0.62),
+        gloss=0.6,
     ),
     "glass": Material(
-        density=300.0, bounce=0.65, modes=(1650.0, 2900.0, 4300.0, 6100.0), decay=0.25, click=0.5,
-        colour=(0.62, 0.86, 0.86), gloss=0.9,
+        density=300.0,
+        bounce=0.65,
+        modes=(1650.0, 2900.0, 4300.0, 6100.0),
+        decay=0.25,
+        click=0.5,
+        colour=(0.62, 0.86, 0.86),
+        gloss=0.9,
     ),
-}  # fmt: skip
+}
 
 
 GRAVITY = 9.81
@@ -121,10 +136,16 @@ def throw(rng: np.random.Generator, max_balls: int) -> list[Ball]:
         if all(math.hypot(x - b.x, y - b.y) > radius + b.radius + 0.05 for b in balls):
             balls.append(
                 Ball(
-                    material=MATERIALS[names[int(rng.integers(len(names)))]], radius=radius, hue=rng.random(), x=x, y=y,
-                    vx=rng.uniform(-3.5, 3.5), vy=rng.uniform(-2.0, 3.0), spin=rng.uniform(-4, 4),
+                    material=MATERIALS[names[int(rng.integers(len(names)))]],
+                    radius=radius,
+                    hue=rng.random(),
+                    x=x,
+                    y=y,
+                    vx=rng.uniform(-3.5, 3.5),
+                    vy=rng.uniform(-2.0, 3.0),
+                    spin=rng.uniform(-4, 4),
                 )
-            )  # fmt: skip
+            )
     return balls
 
 

@@ -33,11 +33,22 @@ from zoo_backbone.use.ml4m.modalities import PublishedModality, misfit, publishe
 ACTIVATIONS = {"SiLU": "silu", "GELU": "gelu"}
 BIASES: dict[str, Biased] = {"qkv_bias": "qkv", "proj_bias": "out", "mlp_bias": "mlp", "norm_bias": "norm"}
 DEFAULTS: dict[str, Any] = {
-    "encoder_depth": 12, "decoder_depth": 12, "num_heads": 12, "mlp_ratio": 4.0, "qkv_bias": True, "proj_bias": True,
-    "mlp_bias": True, "norm_bias": True, "act_layer": "GELU", "gated_mlp": False, "qk_norm": False,
-    "num_register_tokens": 0, "share_modality_embeddings": True, "decoder_causal_mask": False,
+    "encoder_depth": 12,
+    "decoder_depth": 12,
+    "num_heads": 12,
+    "mlp_ratio": 4.0,
+    "qkv_bias": True,
+    "proj_bias": True,
+    "mlp_bias": True,
+    "norm_bias": True,
+    "act_layer": "GELU",
+    "gated_mlp": False,
+    "qk_norm": False,
+    "num_register_tokens": 0,
+    "share_modality_embeddings": True,
+    "decoder_causal_mask": False,
     "decoder_sep_mask": True,
-}  # fmt: skip
+}
 """Defaults of ml-4m for keys that a published configuration lacks."""
 TRAINING_KEYS = ("shared_drop_path", "drop_path_rate_encoder", "drop_path_rate_decoder", "use_act_checkpoint")
 SHAPE_KEYS = ("domains_in", "domains_out", "image_size", "patch_size", "dim")
@@ -46,8 +57,10 @@ ABSENT = "absent"
 EXTRA = f"{PUBLISHED}."
 """Prefix of published tensors that our model does not have; they are stored to be exported again."""
 MLP: dict[str, tuple[tuple[str, ...], Biased]] = {
-    "mlp_norm": (("norm2",), "norm"), "mlp.up": (("mlp.fc1", "mlp.fc3"), "mlp"), "mlp.down": (("mlp.fc2",), "mlp"),
-}  # fmt: skip
+    "mlp_norm": (("norm2",), "norm"),
+    "mlp.up": (("mlp.fc1", "mlp.fc3"), "mlp"),
+    "mlp.down": (("mlp.fc2",), "mlp"),
+}
 
 
 def _attention(ours: str, theirs: str, *projections: str) -> dict[str, tuple[tuple[str, ...], Biased]]:
@@ -59,11 +72,14 @@ def _attention(ours: str, theirs: str, *projections: str) -> dict[str, tuple[tup
 BLOCKS: dict[str, dict[str, tuple[tuple[str, ...], Biased]]] = {
     "encoder": {"attention_norm": (("norm1",), "norm"), **_attention("attention", "attn", "qkv"), **MLP},
     "decoder": {
-        "self_norm": (("norm1",), "norm"), **_attention("self_attention", "self_attn", "qkv"),
-        "query_norm": (("query_norm",), "norm"), "context_norm": (("context_norm",), "norm"),
-        **_attention("cross_attention", "cross_attn", "q", "kv"), **MLP,
+        "self_norm": (("norm1",), "norm"),
+        **_attention("self_attention", "self_attn", "qkv"),
+        "query_norm": (("query_norm",), "norm"),
+        "context_norm": (("context_norm",), "norm"),
+        **_attention("cross_attention", "cross_attn", "q", "kv"),
+        **MLP,
     },
-}  # fmt: skip
+}
 """Modules of a block: the published modules that they concatenate, and the key that gives them a bias."""
 
 
@@ -143,8 +159,9 @@ def zero_biases(config: PublishedConfig) -> dict[str, int]:
     head_size = config.dim // config.heads
     return {
         f"{theirs[0]}.bias": head_size if theirs[0].endswith((".q_norm", ".k_norm")) else config.dim
-        for _, theirs, bias in _modules(config) if bias == "norm" and not config.biased("norm")
-    }  # fmt: skip
+        for _, theirs, bias in _modules(config)
+        if bias == "norm" and not config.biased("norm")
+    }
 
 
 def config_of(
@@ -166,13 +183,16 @@ def config_of(
     tokens = [item for item in modalities if item.kind == "tokens"]
     same = "encoder_depth", "decoder_depth", "mlp_ratio", "gated_mlp", "qk_norm", "share_modality_embeddings"
     ours = {
-        **{key: table[key] for key in same}, "dim": table.get("dim", 768), "heads": table["num_heads"],
+        **{key: table[key] for key in same},
+        "dim": table.get("dim", 768),
+        "heads": table["num_heads"],
         "activation": ACTIVATIONS[table["act_layer"]],
-        "bias": tuple(part for key, part in BIASES.items() if table[key]), "registers": table["num_register_tokens"],
+        "bias": tuple(part for key, part in BIASES.items() if table[key]),
+        "registers": table["num_register_tokens"],
         "stored_positions": {names[item.published]: item.positions for item in modalities},
         "inputs_only": tuple(names[item.published] for item in tokens if not item.made),
         "targets_only": tuple(names[item.published] for item in tokens if not item.read),
-    }  # fmt: skip
+    }
     try:
         return from_mapping(PublishedConfig, ours)
     except ConfigError as error:
@@ -213,16 +233,21 @@ def import_backbone(checkpoint: PublishedCheckpoint, specs: Mapping[str, Modalit
     tensors |= {name: torch.zeros(shape) for name, shape in shapes.items() if name not in tensors}
     tensors |= {
         EXTRA + name: tensor.clone()
-        for name, tensor in extra.items() if name not in zeros and name not in checkpoint.same_as
-    }  # fmt: skip
+        for name, tensor in extra.items()
+        if name not in zeros and name not in checkpoint.same_as
+    }
     absent = sorted(zeros.keys() - checkpoint.tensors.keys())
     origin = {
-        "config": dict(checkpoint.config), "modalities": [dataclasses.asdict(item) for item in modalities],
-        "names": names, "same_as": dict(checkpoint.same_as), **checkpoint.extra_metadata(),
+        "config": dict(checkpoint.config),
+        "modalities": [dataclasses.asdict(item) for item in modalities],
+        "names": names,
+        "same_as": dict(checkpoint.same_as),
+        **checkpoint.extra_metadata(),
         **({ABSENT: absent} if absent else {}),
-        "dtypes": {name: str(tensor.dtype) for name, tensor in checkpoint.tensors.items()
-                   if tensor.dtype != torch.float32},
-    }  # fmt: skip
+        "dtypes": {
+            name: str(tensor.dtype) for name, tensor in checkpoint.tensors.items() if tensor.dtype != torch.float32
+        },
+    }
     config_json = stored_config(config, model.layout.specs)
     config_json |= {"fingerprints": {}, PUBLISHED: origin}
     return save_checkpoint(folder, tensors, config_json, model_card(model))
@@ -259,13 +284,17 @@ def export_backbone(folder: Path) -> PublishedCheckpoint:
         if is_trained and config.share_modality_embeddings:  # trained: the second copy follows the decoder
             published[name] = published.get(name.replace("encoder_", "decoder_", 1), published[name]).clone()
     same_as = {
-        name: original for name, original in origin.same_as.items()
+        name: original
+        for name, original in origin.same_as.items()
         if name not in published or torch.equal(published[name], published[original])  # else training separated them
-    }  # fmt: skip
+    }
     published |= {name: published[original] for name, original in same_as.items()}
     for name, dtype in origin.dtypes.items():
         published[name] = published[name].to(getattr(torch, dtype.removeprefix("torch.")))
     return PublishedCheckpoint(
-        config=origin.config, tensors=published, same_as=same_as,
-        metadata=PLAIN_METADATA if origin.file_metadata is None else origin.file_metadata, path=str(folder),
-    )  # fmt: skip
+        config=origin.config,
+        tensors=published,
+        same_as=same_as,
+        metadata=PLAIN_METADATA if origin.file_metadata is None else origin.file_metadata,
+        path=str(folder),
+    )

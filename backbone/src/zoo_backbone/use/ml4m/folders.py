@@ -135,8 +135,9 @@ def import_folders(source: Path, out: Path, name: str | None, title: str | None 
         raise ConfigError(f"--as {name}: is for one tokenizer, and {source} holds more; give the tokenizer's folder")
     owners = {
         folder: name or modality_of(titles[folder], config, installed)
-        for folder, config in configs.items() if folder not in backbones
-    }  # fmt: skip
+        for folder, config in configs.items()
+        if folder not in backbones
+    }
     with locked(out):
         tables: dict[str, Any] = load_toml(registry) if registry.is_file() else {"zoo": {"checkpoints": TOKENIZERS}}
         Zoo.from_tables(tables, registry)  # check it before anything is added
@@ -297,8 +298,9 @@ def import_model(folder: Path, title: str, out: Path, tables: dict[str, Any], in
     resized = {name: new_entries[name] for name in resizable & new_entries.keys()}
     size_notes = {
         name: f"{size_text(entry)}, as this backbone has it; it was {size_text(entries[name])}"
-        for name, entry in resized.items() if entry != entries[name]
-    }  # fmt: skip
+        for name, entry in resized.items()
+        if entry != entries[name]
+    }
     enable(tables, new_entries)
     tables["zoo"] = published_tables["zoo"] | tables["zoo"]
     tables["vocabularies"] = published_tables["vocabularies"] | tables.get("vocabularies", {})

@@ -118,10 +118,18 @@ def published_modalities(checkpoint: PublishedCheckpoint) -> list[PublishedModal
             if pixels and weight.shape[1] % pixels:
                 grid = f"{positions} patches of {size} x {size} pixels have {pixels} each"
                 raise error(f"{name} has {weight.shape[1]} numbers per patch, and {grid}")
-        modalities.append(PublishedModality(
-            published=name, read=read, made=predicted, kind=kind, ids=len(weight) if kind == "tokens" else 0,
-            dim=0 if kind == "tokens" else weight.shape[1], positions=positions, pixels=pixels,
-        ))  # fmt: skip
+        modalities.append(
+            PublishedModality(
+                published=name,
+                read=read,
+                made=predicted,
+                kind=kind,
+                ids=len(weight) if kind == "tokens" else 0,
+                dim=0 if kind == "tokens" else weight.shape[1],
+                positions=positions,
+                pixels=pixels,
+            )
+        )
     return modalities
 
 
@@ -148,10 +156,13 @@ def specs_of(
     """
     config, entries, ours = checkpoint.config, entries or {}, by_published_name(installed)
     tables: dict[str, Any] = {
-        "zoo": {**{key: config[key] for key in ("image_size", "patch_size") if key in config},
-                "checkpoints": TOKENIZERS},
-        "vocabularies": {TEXT: {"preset": PRESET}}, "modalities": {},
-    }  # fmt: skip
+        "zoo": {
+            **{key: config[key] for key in ("image_size", "patch_size") if key in config},
+            "checkpoints": TOKENIZERS,
+        },
+        "vocabularies": {TEXT: {"preset": PRESET}},
+        "modalities": {},
+    }
     specs: dict[str, ModalitySpec] = {}
     notes: dict[str, str] = {}
     instances = set[str]()
@@ -242,13 +253,21 @@ def plain_spec(item: PublishedModality, used_names: Collection[str]) -> Modality
         layout = GridLayout(shape=shape) if item.size else VectorLayout(length=item.positions)
     else:
         vocabulary = TEXT
-        layout = SequenceLayout(max_length=item.positions - 1, end=WORDS.end, sentinel_start=WORDS.sentinel_start,
-                                num_sentinels=WORDS.sentinels)  # fmt: skip
+        layout = SequenceLayout(
+            max_length=item.positions - 1,
+            end=WORDS.end,
+            sentinel_start=WORDS.sentinel_start,
+            num_sentinels=WORDS.sentinels,
+        )
     return ModalitySpec(
-        name=name, summary=f"tokens of {item.published}, as published",
-        value=ValueSpec(kind="object", description=NO_TOKENIZER), layout=layout, vocab_size=item.ids,
-        vocabulary=vocabulary, aliases=(item.published,),
-    )  # fmt: skip
+        name=name,
+        summary=f"tokens of {item.published}, as published",
+        value=ValueSpec(kind="object", description=NO_TOKENIZER),
+        layout=layout,
+        vocab_size=item.ids,
+        vocabulary=vocabulary,
+        aliases=(item.published,),
+    )
 
 
 # --- sizes of tokenizers: as stated in the registry, else from the name, else as built

@@ -161,10 +161,14 @@ def write_results(
     if reason:
         (out / PICTURE).unlink(missing_ok=True)  # of an earlier query
     record = {
-        "index": str(index.folder.resolve()), "fingerprint": index.fingerprint, "find": query.find, "split": split,
-        "files": {name: str(source) for name, source in sources.items()}, "weights": query.weights,
+        "index": str(index.folder.resolve()),
+        "fingerprint": index.fingerprint,
+        "find": query.find,
+        "split": split,
+        "files": {name: str(source) for name, source in sources.items()},
+        "weights": query.weights,
         "queries": [dataclasses.asdict(result) for result in results],
-    }  # fmt: skip
+    }
     write_table(out / HITS, record)
     return reason
 
@@ -187,9 +191,15 @@ def write_hits(
 
 
 def evaluate_retrieval(
-    run: Run, zoo: Zoo, out: Path, config: EmbeddingConfig, *, samples: int = 1000, galleries: int = 8,
+    run: Run,
+    zoo: Zoo,
+    out: Path,
+    config: EmbeddingConfig,
+    *,
+    samples: int = 1000,
+    galleries: int = 8,
     device: str = "cpu",
-) -> RetrievalRecord:  # fmt: skip
+) -> RetrievalRecord:
     """Measure recall between all pairs of modalities; write OUT/retrieval.json and galleries; return the former.
 
     Up to `samples` samples of the split are evenly spread; `galleries` pairs get a picture. Raises ConfigError for
@@ -251,8 +261,11 @@ def evaluate_retrieval(
         mean = _mean(pairs)
         result = RetrievalRecord(
             identity=RetrievalIdentity(
-                fingerprint=embedder.fingerprint, embedding={"via": config.via, "space": config.space}, split=split,
-                tokenizers=embedder.tokenizers(token_data), settings={"samples": samples},
+                fingerprint=embedder.fingerprint,
+                embedding={"via": config.via, "space": config.space},
+                split=split,
+                tokenizers=embedder.tokenizers(token_data),
+                settings={"samples": samples},
             ),
             pairs=tuple(pairs),
             mean=MeanRecall(
@@ -260,7 +273,7 @@ def evaluate_retrieval(
             ),
             galleries=tuple(gallery_entries),
             seconds=round(time.perf_counter() - started, 3),
-        )  # fmt: skip
+        )
         write_table(out / FILE, result)
     return result
 
@@ -296,9 +309,13 @@ def _mean(recalls: Sequence[Recall]) -> Recall:
 
 
 def _gallery(
-    out: Path, pair: tuple[str, str], vectors: Mapping[str, Vectors], rows: Any, keys: Sequence[str],
+    out: Path,
+    pair: tuple[str, str],
+    vectors: Mapping[str, Vectors],
+    rows: Any,
+    keys: Sequence[str],
     show: Callable[[str, int], Shown],
-) -> GalleryRecord:  # fmt: skip
+) -> GalleryRecord:
     """Write a picture of queries and their hits, and return its record."""
     query, target = pair
     query_rows = rows[spread(len(rows), QUERIES)]

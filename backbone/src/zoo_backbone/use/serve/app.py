@@ -190,21 +190,26 @@ class Server:
             spec = self.handle(name).spec
             grid = () if spec.continuous else spec.grid_shape
             modalities[name] = {
-                "summary": spec.summary, "kind": kind_of(spec),
-                "value": str(spec.value), "layout": str(spec.layout),
+                "summary": spec.summary,
+                "kind": kind_of(spec),
+                "value": str(spec.value),
+                "layout": str(spec.layout),
                 "grid": list(grid) if len(grid) == 2 else None,
-                "input": name in self.inputs, "target": name in self.targets,
+                "input": name in self.inputs,
+                "target": name in self.targets,
                 "inpaint": name in self.targets and name in self.inputs and spec.layout.spatial,
                 "fields": dict(spec.value.fields),
                 "choices": list(spec.value.classes) if spec.value.kind == "text" else [],
-            }  # fmt: skip
+            }
         folder = self.model.run.folder.absolute()
         return {
             "title": "/".join(folder.parts[-1:] if (folder / BUNDLE).is_file() else folder.parts[-2:]),
-            "device": str(self.model.device), "modalities": modalities,
-            "samples": self.keys, "retrieval": self.index.names if self.index else [],
+            "device": str(self.model.device),
+            "modalities": modalities,
+            "samples": self.keys,
+            "retrieval": self.index.names if self.index else [],
             "limits": {"upload_bytes": self.limits.upload_bytes, "samples": DRAWS},
-        }  # fmt: skip
+        }
 
     def value(self, name: str, origin: Value) -> Any:
         """Return an input for AnyToAny. Raises ZooErrors."""
@@ -301,8 +306,12 @@ class Server:
         samples_by_target = {name: list(samples) for name, samples in request.generate(on_step).items()}
         for name, samples in samples_by_target.items():
             values = [self.display(name, sample.value) for sample in samples]
-            job.add_event({"target": name, "values": [{**value, "result": f"{job.id}/{name}/{number}"}
-                                                 for number, value in enumerate(values)]})  # fmt: skip
+            job.add_event(
+                {
+                    "target": name,
+                    "values": [{**value, "result": f"{job.id}/{name}/{number}"} for number, value in enumerate(values)],
+                }
+            )
         return samples_by_target
 
     def partial(self, name: str, tokens: Any) -> list[dict[str, Any]]:
@@ -399,12 +408,15 @@ async def answer_error(request: Request, error: Exception) -> border.Answer:
 def build_app(server: Server, hosts: Sequence[str] = ("*",)) -> ASGIApp:
     """Return the web application, which answers requests for these host names."""
     app = FastAPI(
-        title="tokenizers-zoo", openapi_url="/api/schema", docs_url=None, redoc_url=None,
+        title="tokenizers-zoo",
+        openapi_url="/api/schema",
+        docs_url=None,
+        redoc_url=None,
         default_response_class=border.Answer,
         exception_handlers=dict.fromkeys(
             (OneLineError, RequestValidationError, HTTPException, Exception), answer_error
         ),
-    )  # fmt: skip
+    )
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:

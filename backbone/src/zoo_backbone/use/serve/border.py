@@ -24,9 +24,12 @@ POLICY = (
 )
 """Content-Security-Policy: nothing comes from, or goes to, another host."""
 HEADERS = [
-    ("Content-Security-Policy", POLICY), ("Cross-Origin-Resource-Policy", "same-origin"), ("Cache-Control", "no-store"),
-    ("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer"),
-]  # fmt: skip
+    ("Content-Security-Policy", POLICY),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Cache-Control", "no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+]
 """Headers of every answer; uvicorn adds them."""
 UPLOADS, JSON_BYTES, MOST_KEYS = "/api/uploads/", 1_000_000, 10_000
 """The path of uploads; the size of other bodies, which are JSON, and the keys of one of their objects."""

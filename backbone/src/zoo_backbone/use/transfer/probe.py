@@ -271,10 +271,13 @@ class Probe(nn.Module):
                     "give the tokens of these values with --tokens TOKENS"
                 )
         return Stores(
-            tokens=store.root, values=ValueStore(data_folder) if data_folder else None, zoo=self.zoo,
-            owner=f"the probe of {self.task.text}", trained_on=self.network.encoder.model.trained_on,
+            tokens=store.root,
+            values=ValueStore(data_folder) if data_folder else None,
+            zoo=self.zoo,
+            owner=f"the probe of {self.task.text}",
+            trained_on=self.network.encoder.model.trained_on,
             specs=[self.network.encoder.layout.spec(name) for name in self.inputs],
-        )  # fmt: skip
+        )
 
     def save(self, folder: Path, scores: ProbeScores, card: str) -> None:
         """Write the files of the probe. A constant baseline that is an array becomes a tensor."""

@@ -73,11 +73,15 @@ def probe_card(scores: ProbeScores) -> str:
     """Return the README.md of a probe."""
     rows = [
         card_row(
-            metric.name, number_text(metric.score), number_text(metric.baseline), metric.unit or "-",
-            "higher" if metric.higher_is_better else "lower", metric.meaning,
+            metric.name,
+            number_text(metric.score),
+            number_text(metric.baseline),
+            metric.unit or "-",
+            "higher" if metric.higher_is_better else "lower",
+            metric.meaning,
         )
         for metric in scores.metrics
-    ]  # fmt: skip
+    ]
     notes = summary(scores)
     if scores.tuning not in ("full", "scratch"):
         notes.append("the encoder's weights are loaded from the run of its training")
@@ -125,10 +129,18 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return the rows of `compare` as a table for a terminal, without columns that are equal in all rows."""
     texts = [row_texts(row) for row in rows]
     columns = {
-        "task": "task", "inputs": "inputs", "tuning": "tuning", "head": "head", "settings": "settings",
-        "backbone": "backbone", "labels": ">labels", "held_out": ">held-out", "metric": "metric", "score": ">score",
+        "task": "task",
+        "inputs": "inputs",
+        "tuning": "tuning",
+        "head": "head",
+        "settings": "settings",
+        "backbone": "backbone",
+        "labels": ">labels",
+        "held_out": ">held-out",
+        "metric": "metric",
+        "score": ">score",
         "baseline": ">constant baseline",
-    }  # fmt: skip
+    }
     visible = [key for key in columns if key in FIXED_COLUMNS or len({text[key] for text in texts}) > 1]
     table = plain_table(*(columns[key] for key in visible))
     for text in texts:

@@ -166,9 +166,13 @@ class Task:
         """Return a spec with the task's name and metrics, for the training loop."""
         name = re.sub(r"[^a-z0-9_]+", "_", self.title.lower()).lstrip("_0123456789") or "labels"
         return ModalitySpec(
-            name=name, summary=f"labels of {self.title}", value=ValueSpec(kind="object"),
-            layout=VectorLayout(length=1), vocab_size=1, metrics=self.metrics(target),
-        )  # fmt: skip
+            name=name,
+            summary=f"labels of {self.title}",
+            value=ValueSpec(kind="object"),
+            layout=VectorLayout(length=1),
+            vocab_size=1,
+            metrics=self.metrics(target),
+        )
 
 
 def is_number(label: Any) -> bool:

@@ -63,10 +63,20 @@ CACHE_BATCH = 16
 
 @float32_by_default()
 def train_probe(
-    run: Run, zoo: Zoo, task: str, inputs: Sequence[str], out: Path, config: TransferConfig, *, seed: int = 0,
-    as_classes: bool = False, data: Path | None = None, overwrite: bool = False,
-    on_step: Callable[[int], None] | None = None, device: str = AUTO,
-) -> Path:  # fmt: skip
+    run: Run,
+    zoo: Zoo,
+    task: str,
+    inputs: Sequence[str],
+    out: Path,
+    config: TransferConfig,
+    *,
+    seed: int = 0,
+    as_classes: bool = False,
+    data: Path | None = None,
+    overwrite: bool = False,
+    on_step: Callable[[int], None] | None = None,
+    device: str = AUTO,
+) -> Path:
     """Train a probe on the run's stored tokens of `inputs`, write it to `out`, and return `out`.
 
     Labels are values in `data` (default: the run's), or a table. An input that the run reads in another form, such as
@@ -88,9 +98,17 @@ class ProbeTask(LoopTask):
     codebook_size = 0
 
     def __init__(
-        self, run: Run, zoo: Zoo, task: str, inputs: Sequence[str], config: TransferConfig, seed: int,
-        as_classes: bool, data: Path | None, device: str,
-    ) -> None:  # fmt: skip
+        self,
+        run: Run,
+        zoo: Zoo,
+        task: str,
+        inputs: Sequence[str],
+        config: TransferConfig,
+        seed: int,
+        as_classes: bool,
+        data: Path | None,
+        device: str,
+    ) -> None:
         self.started = time.perf_counter()
         if not 0 <= seed < 2**63:
             raise ConfigError(f"--seed {seed}: expected 0 or more, below 2^63")
@@ -109,9 +127,13 @@ class ProbeTask(LoopTask):
         values = None if parsed.handle is None else ValueStore(data or run.values())
         data = data or run.data
         stores = Stores(
-            tokens=run.tokens, values=values, zoo=zoo, owner=str(run.folder),
-            specs=[layout.spec(name) for name in inputs], trained_on=backbone.fingerprints,
-        )  # fmt: skip
+            tokens=run.tokens,
+            values=values,
+            zoo=zoo,
+            owner=str(run.folder),
+            specs=[layout.spec(name) for name in inputs],
+            trained_on=backbone.fingerprints,
+        )
         unknown_keys = stores.unknown_keys(parsed)
         labelled = stores.samples(parsed, TRAIN)
         self.split = split_labels(parsed, labelled, config, seed)
@@ -134,14 +156,23 @@ class ProbeTask(LoopTask):
         labels = self.split.samples.labels
         train_classes = set(map(str, labels)) if self.target.kind == "classes" else ()
         self.record = ProbeRecord(
-            task=StoredTask(name=parsed.title, as_classes=as_classes), target=self.target, value=parsed.value,
-            inputs=tuple(inputs), head=self.head, settings=config, seed=seed, backbone=backbone,
+            task=StoredTask(name=parsed.title, as_classes=as_classes),
+            target=self.target,
+            value=parsed.value,
+            inputs=tuple(inputs),
+            head=self.head,
+            settings=config,
+            seed=seed,
+            backbone=backbone,
             train_classes=tuple(sorted(train_classes)),
-        )  # fmt: skip
+        )
         self.sources = ProbePlaces(
-            task=parsed.text, run=str(run.folder.resolve()), tokens=str(run.tokens),
-            data=None if data is None else str(data.resolve()), registry=registry_path(zoo.location),
-        )  # fmt: skip
+            task=parsed.text,
+            run=str(run.folder.resolve()),
+            tokens=str(run.tokens),
+            data=None if data is None else str(data.resolve()),
+            registry=registry_path(zoo.location),
+        )
         self.places = as_dicts(self.sources)
         self.device = device
         self.frozen = config.tuning == "frozen"
@@ -236,8 +267,10 @@ class ProbeTask(LoopTask):
             tuning=self.config.tuning,
             seed=self.seed,
             labels=LabelCounts(
-                requested=self.config.labels, train=len(self.split.training),
-                validation=len(self.split.validation), test=len(self.test),
+                requested=self.config.labels,
+                train=len(self.split.training),
+                validation=len(self.split.validation),
+                test=len(self.test),
             ),
             metrics=probe.score(self.test),
             settings=as_dicts(self.config),
@@ -252,7 +285,7 @@ class ProbeTask(LoopTask):
             best_score=None if best is None else best.score,
             training_seconds=round(seconds, 1),
             seconds=round(time.perf_counter() - self.started, 1),
-        )  # fmt: skip
+        )
         probe.save(run.path, scores, probe_card(scores))
         run.finish(steps=steps)
 
