@@ -20,14 +20,6 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 
 CORE = {"tokenizers_zoo": ROOT / "tokenizers_zoo", "zoo_backbone": ROOT / "backbone" / "src" / "zoo_backbone"}
-ROOMS = {
-    "tokenizers_zoo": [
-        *("errors", "machine", "records", "files", "contract", "stores", "train", "tokenizers", "families"),
-        *("build", "report", "testing", "cli"),
-    ],
-    "zoo_backbone": ["model", "learn", "generate", "measure", "use", "cli"],
-}
-"""The rooms of both packages in the order of the data. A module imports from its own room and earlier ones."""
 ALLOWED = {"tokenizers_zoo": {"tokenizers_zoo"}, "zoo_backbone": {"zoo_backbone", "tokenizers_zoo"}}
 DISTRIBUTIONS = {
     "PIL": "pillow",
@@ -122,17 +114,27 @@ def test_no_circular_imports(package: str) -> None:
     TopologicalSorter(graph(package)).prepare()  # raises CycleError, which names the modules
 
 
+def rooms_of(package: str) -> list[str]:
+    """Return the folders of a package in the order of docs/architecture.md."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    _, _, table = page.partition(f"| `{package}/` | holds |\n")
+    return re.findall(r"^\| `(\w+)/` \|", table.partition("\n\n")[0], re.MULTILINE)
+
+
 @pytest.mark.parametrize("package", CORE)
 def test_rooms_import_earlier_rooms_only(package: str) -> None:
-    place = {f"{package}.{room}": number for number, room in enumerate(ROOMS[package])}
-    room_of = {module: ".".join(module.split(".")[:2]) for module in graph(package) if module != package}
-    assert set(room_of.values()) == set(place), "rooms that ROOMS does not name, or that are gone"
-    violations = [
-        f"{module} imports {name}"
-        for module, imported in graph(package).items()
-        for name in imported & set(room_of)
-        if module != package and place[room_of[name]] > place[room_of[module]]
-    ]
+    """From the package itself they import its version only: its other public names are those of later rooms."""
+    rooms, root = rooms_of(package), CORE[package].parent
+    position = {"__version__": -1, "errors": -1} | {room: number for number, room in enumerate(rooms)}
+    violations, seen = [], set()
+    for path in files(package):
+        room = (module_name(path, root) + ".").split(".")[1]
+        seen.add(room)
+        for line, name in imports_of(path, root) if room else ():
+            top, _, inner = name.partition(".")
+            if top == package and position.get(inner.split(".")[0], len(rooms)) > position.get(room, -1):
+                violations.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert seen - {"", "errors"} == set(rooms), "docs/architecture.md misses a folder, or names one that is gone"
     assert not violations, "\n".join(violations)
 
 

@@ -1,1 +1,1 @@
-"""The pages that people read: of a run, of the zoo; HTML and PNG."""
+"""The pages that people read of the zoo and of each tokenizer; HTML and PNG."""

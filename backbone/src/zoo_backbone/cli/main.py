@@ -86,7 +86,7 @@ def _training(
     steps: int | None,
     seed: int | None,
     assignments: tuple[str, ...],
-    **others: Any,
+    **other_options: Any,
 ) -> _Training:
     """Return the settings of `zoo backbone train`. Raises ConfigError, and CheckpointError for a wrong --from."""
     tables, start_config = read_tables(config_file), None
